@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+
+package bpf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// CensusResult is what one census found.
+type CensusResult struct {
+	Counts     CensusCounts
+	Namespaces int // visited
+	// Unvisited is how many namespaces could not be entered, or went away.
+	Unvisited int
+	Err       error // why the last of them could not, nil if they went away
+}
+
+// Census visits every TCP socket of every network namespace that [netnsPaths]
+// finds, counts them all, and calls visit for each connection whose class is
+// in classes. visit runs on another goroutine, but not after Census returns.
+// One census runs at a time.
+func (k *Kernel) Census(ctx context.Context, classes []uint8, visit func(*Conn)) (CensusResult, error) {
+	k.census.Lock()
+	defer k.census.Unlock()
+	var res CensusResult
+	paths, err := netnsPaths()
+	if err != nil {
+		return res, fmt.Errorf("find network namespaces: %w", err)
+	}
+	var write uint32
+	for _, c := range classes {
+		write |= 1 << c
+	}
+	if err := errors.Join(k.objs.CensusWrite.Set(write), k.objs.CensusCounts.Put(uint32(0), &CensusCounts{})); err != nil {
+		return res, fmt.Errorf("set up census: %w", err)
+	}
+
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		home, err := k.visitNamespaces(ctx, paths, &res, visit)
+		if home {
+			runtime.UnlockOSThread() // else the thread ends with the goroutine
+		}
+		done <- err
+	}()
+	if err := <-done; err != nil {
+		return res, fmt.Errorf("census: %w", err)
+	}
+	if err := k.objs.CensusCounts.Lookup(uint32(0), &res.Counts); err != nil {
+		return res, fmt.Errorf("read census: %w", err)
+	}
+	return res, nil
+}
+
+// visitNamespaces runs on a locked thread. home tells whether the thread is
+// back in the namespace that it came from.
+func (k *Kernel) visitNamespaces(ctx context.Context, paths map[uint64]string, res *CensusResult, visit func(*Conn)) (home bool, err error) {
+	from, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return true, err
+	}
+	defer from.Close()
+	defer func() { home = unix.Setns(int(from.Fd()), unix.CLONE_NEWNET) == nil }()
+	var c Conn
+	record := bytesOf(&c)
+	for ino, path := range paths {
+		if err := ctx.Err(); err != nil {
+			return false, err
+		}
+		switch err := enter(path, ino); {
+		case errors.Is(err, os.ErrNotExist), errors.Is(err, errNotSame):
+			res.Unvisited++
+			continue
+		case err != nil:
+			res.Unvisited++
+			res.Err = fmt.Errorf("enter network namespace %d: %w", ino, err)
+			continue
+		}
+		if err := k.pass("census", record, func() { visit(&c) }); err != nil {
+			return false, err
+		}
+		res.Namespaces++
+	}
+	return false, nil
+}
+
+var errNotSame = errors.New("another namespace by now")
+
+// enter moves the calling thread into the network namespace of the path, which
+// must still be the one of that inode.
+func enter(path string, ino uint64) error {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	if st.Ino != ino {
+		return errNotSame
+	}
+	return unix.Setns(fd, unix.CLONE_NEWNET)
+}

@@ -1,0 +1,1028 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+//go:build ignore
+
+/*
+ * halfopen's kernel programs. What they are for:
+ *
+ *   timer softirq                     any context
+ *   call_timer_fn()                   tcp_retransmit_skb   counts by type
+ *     timer_expire_entry  remember    tcp_retransmit_synack counts
+ *     tcp_keepalive_timer()           tcp_receive_reset    remember
+ *       or tcp_write_timer()          tcp_send_reset       remember, correct
+ *         ... set_state(CLOSE) ...    inet_sock_set_state  cookie, death
+ *     timer_expire_exit   compare
+ *
+ *   read by user space: census (iter/tcp), watch (iter/bpf_map_elem),
+ *   owners and learn (iter/task_file)
+ *
+ * Two rules. A healthy connection costs counters only: no event, no map
+ * insert. And nothing is guessed: a solicitation is a counter of the socket
+ * that grew while its timer ran, a cause is what was running at that moment.
+ */
+#include "kernel.h"
+#include "halfopen.h"
+#include "libbpf/bpf_helpers.h"
+#include "libbpf/bpf_core_read.h"
+#include "libbpf/bpf_tracing.h"
+
+#define WATCH_MAX 32768
+#define REMEMBER_MAX 4096
+#define WANTED_MAX 16384
+#define EVENTS_BYTES (4 << 20)
+
+/*
+ * Details are bounded, counters are exact: at most this many events of a kind
+ * in each window, on each CPU.
+ */
+#define RATE_WINDOW_NS 100000000ULL
+#define RATE_PER_WINDOW 1000
+
+/* How long a reset that was received explains a death. */
+#define RESET_FRESH_NS 1000000000ULL
+
+/* Set once before anything is loaded: what this kernel's tracepoints pass. */
+const volatile bool retransmit_has_err = false;
+
+/*
+ * Set before anything is attached: the addresses of the kernel's two timer
+ * functions and jiffies a second, as learn() found them.
+ */
+volatile __u64 keepalive_timer_fn = 0;
+volatile __u64 write_timer_fn = 0;
+
+/* The socket that learn() looks for, and what it found there. */
+volatile __u64 learn_cookie = 0;
+volatile __u32 learn_keepalive_time = 0;
+
+/* Knobs. May change at any time. */
+volatile __u32 idle_after = 0; /* jiffies */
+volatile __u32 middlebox_timeout = 0; /* jiffies */
+volatile __u32 events_from = 2; /* unanswered: the first are not worth an event */
+volatile __u32 census_write = 0; /* 1 << enum class: what a pass writes out */
+volatile __u32 idle_bounds[IDLE_BUCKETS] = {}; /* jiffies, ascending */
+
+/*
+ * Events for user space. 4 MiB hold some 30,000; when it is full the event is
+ * dropped and counted (counters.lost), and the census repairs the picture.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, EVENTS_BYTES);
+} events SEC(".maps");
+
+/* Inserted: never. Read: user space, at every scrape. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct counters);
+} counts SEC(".maps");
+
+/*
+ * Sockets under suspicion: something unanswered, or a closed window.
+ * The key is the socket's address, because a timer knows nothing else that a
+ * map takes; the cookie tells a reused address. Inserted: at a solicitation,
+ * and by the census. Deleted: at death, and by the watch pass when it finds an
+ * answer or the socket gone. Preallocated, since it is filled in softirq. When it is
+ * full the socket is found by the census instead (FAULT_WATCH_FULL).
+ */
+struct watch {
+	__u64 cookie;
+	__u32 solicited; /* jiffies */
+	__u8 known; /* solicited is known: we saw it */
+	__u8 told; /* user space knows of it, so the answer is news, too */
+	__u8 evidence; /* enum evidence of the last solicitation */
+	__u8 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, WATCH_MAX);
+	__type(key, __u64);
+	__type(value, struct watch);
+} watched SEC(".maps");
+
+/*
+ * The TCP timer that is running on this CPU, and its socket as it was before:
+ * death clears the fields that say why (tcp_write_queue_purge).
+ */
+struct timer_slot {
+	__u64 timer; /* 0: none is running */
+	__u64 sk;
+	__u64 cookie;
+	__u64 fn;
+	__u32 snd_wnd;
+	__u32 packets_out;
+	__u8 pending;
+	__u8 probes_out;
+	__u8 retransmits;
+	__u8 dead; /* set_state(CLOSE) came while it ran */
+	__u8 reset; /* it sent a reset */
+	__u8 pad[3];
+	struct conn before; /* only where there is something unanswered */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct timer_slot);
+} timer_slots SEC(".maps");
+
+/*
+ * Write timers that found their socket owned by its process: the kernel runs
+ * them later in tcp_release_cb(), outside any timer event. Keyed by address;
+ * LRU, since nothing tells that the deferred run is over. Rare.
+ */
+struct deferred {
+	__u64 cookie;
+	__u32 snd_wnd;
+	__u8 pending;
+	__u8 pad[3];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, REMEMBER_MAX);
+	__type(key, __u64);
+	__type(value, struct deferred);
+} deferred SEC(".maps");
+
+/*
+ * Sockets that a reset was just received for, by address: the reset is handled
+ * in process context too, where the CPU may change before the state does. LRU,
+ * since a reset for a socket already closed kills nothing.
+ */
+struct reset {
+	__u64 at; /* ns, CLOCK_MONOTONIC */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, REMEMBER_MAX);
+	__type(key, __u64);
+	__type(value, struct reset);
+} resets SEC(".maps");
+
+/* Cookies whose owners user space wants to know. It fills and empties it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, WANTED_MAX);
+	__type(key, __u64);
+	__type(value, __u8);
+} wanted SEC(".maps");
+
+/* What a census pass counted. User space clears it before and reads it after. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct census);
+} census_counts SEC(".maps");
+
+/* Event rate limit, for each kind: windows of RATE_WINDOW_NS. */
+struct rate {
+	__u64 since; /* ns, CLOCK_MONOTONIC */
+	__u64 count;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 32); /* deaths by cause, then solicitations */
+	__type(key, __u32);
+	__type(value, struct rate);
+} rates SEC(".maps");
+#define RATE_SOLICITATION 16
+
+/* The types that bpf2go makes Go types of. */
+const struct event *unused_event __attribute__((unused));
+const struct owner *unused_owner __attribute__((unused));
+const enum evidence *unused_evidence __attribute__((unused));
+const enum cause *unused_cause __attribute__((unused));
+const enum class *unused_class __attribute__((unused));
+const enum risk *unused_risk __attribute__((unused));
+const enum conn_flag *unused_conn_flag __attribute__((unused));
+const enum event_type *unused_event_type __attribute__((unused));
+const enum retransmit_type *unused_retransmit_type __attribute__((unused));
+const enum fault *unused_fault __attribute__((unused));
+const enum tcp_state *unused_tcp_state __attribute__((unused));
+
+static __always_inline struct counters *count(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&counts, &zero);
+}
+
+/* Atomic: process context may be interrupted by softirq on the same CPU. */
+#define COUNT(field)                                                           \
+	do {                                                                   \
+		struct counters *count_ = count();                             \
+		if (count_)                                                    \
+			__sync_fetch_and_add(&count_->field, 1);               \
+	} while (0)
+
+static __always_inline struct timer_slot *timer_slot(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&timer_slots, &zero);
+}
+
+/* The slot, if the timer that runs here is one of this socket's. */
+static __always_inline struct timer_slot *running_timer(const void *sk)
+{
+	struct timer_slot *slot = timer_slot();
+
+	if (!slot || !slot->timer || slot->sk != (__u64)sk)
+		return NULL;
+	return slot;
+}
+
+/*
+ * struct sock has held the keepalive timer in sk_timer for ever; 7.0 moved it
+ * to inet_connection_sock (and 6.1.y and 6.12.y took that over), while
+ * sk_timer still exists there and means another timer. So the new place is
+ * asked for first.
+ */
+static __always_inline __u32 keepalive_timer_offset(void)
+{
+	if (bpf_core_field_exists(struct inet_connection_sock___keepalive_timer,
+				  icsk_keepalive_timer))
+		return bpf_core_field_offset(struct inet_connection_sock___keepalive_timer,
+					     icsk_keepalive_timer);
+	return bpf_core_field_offset(struct sock___sk_timer, sk_timer);
+}
+
+/* 7.0 moved icsk_retransmit_timer to struct sock, as tcp_retransmit_timer. */
+static __always_inline __u32 write_timer_offset(void)
+{
+	if (bpf_core_field_exists(struct sock___rtx_timer, tcp_retransmit_timer))
+		return bpf_core_field_offset(struct sock___rtx_timer, tcp_retransmit_timer);
+	return bpf_core_field_offset(struct inet_connection_sock___retransmit_timer,
+				     icsk_retransmit_timer);
+}
+
+/*
+ * Reads a field. Where the verifier knows what p points to, a plain load; in
+ * timer context and for watched sockets, p is but a number and the read has to
+ * be a probe.
+ */
+#define FIELD(p, f) (probe ? BPF_CORE_READ((p), f) : (p)->f)
+#define COOKIE(tp) ((__u64)FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_cookie.counter))
+#define STATE(tp) ((__u8)FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_state))
+
+/* Jiffies from a stamp to now; the 32 bits wrap. */
+static __always_inline __u32 age(__u32 now, __u32 stamp)
+{
+	__s32 d = now - stamp;
+
+	/* Another CPU may have stamped it after we read the clock. */
+	return d < 0 && d > -1000 ? 0 : (__u32)d;
+}
+
+/*
+ * Describes a socket as it is now. tp is any full TCP socket; probe says how
+ * it has to be read and is a constant. seen is what the watch knows, or NULL.
+ */
+static __always_inline void describe(struct conn *c, const struct tcp_sock *tp,
+				     const struct watch *seen, const bool probe)
+{
+	const struct net *net = FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_net.net);
+	__u32 heard, heard_data, sent, window_closed, now, v;
+	unsigned long flags;
+	bool idle, retransmitting, probing;
+
+	__builtin_memset(c, 0, sizeof(*c));
+	c->cookie = COOKIE(tp);
+	c->at = bpf_ktime_get_ns();
+	c->netns = FIELD(net, ns.inum);
+	c->uid = FIELD(tp, inet_conn.icsk_inet.sk.sk_uid.val);
+	c->family = FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_family);
+	c->state = STATE(tp);
+	c->lport = __builtin_bswap16(FIELD(tp, inet_conn.icsk_inet.inet_sport));
+	c->rport = __builtin_bswap16(FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_dport));
+	if (c->family == AF_INET6) {
+		BPF_CORE_READ_INTO(&c->laddr, tp,
+				   inet_conn.icsk_inet.sk.__sk_common.skc_v6_rcv_saddr);
+		BPF_CORE_READ_INTO(&c->raddr, tp,
+				   inet_conn.icsk_inet.sk.__sk_common.skc_v6_daddr);
+	} else {
+		*(__u32 *)c->laddr =
+			FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_rcv_saddr);
+		*(__u32 *)c->raddr = FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_daddr);
+	}
+
+	c->probes_out = FIELD(tp, inet_conn.icsk_probes_out);
+	c->retransmits = FIELD(tp, inet_conn.icsk_retransmits);
+	c->user_timeout = FIELD(tp, inet_conn.icsk_user_timeout);
+	c->packets_out = FIELD(tp, packets_out);
+	c->send_window = FIELD(tp, snd_wnd);
+	c->send_queue = FIELD(tp, write_seq) - FIELD(tp, snd_una);
+	c->srtt = FIELD(tp, srtt_us) >> 3;
+	c->total_retrans = FIELD(tp, total_retrans);
+
+	v = FIELD(tp, keepalive_time);
+	if (v)
+		c->flags |= CONN_KEEPALIVE_PER_SOCKET;
+	c->keepalive_time = v ?: FIELD(net, ipv4.sysctl_tcp_keepalive_time);
+	v = FIELD(tp, keepalive_intvl);
+	if (v)
+		c->flags |= CONN_KEEPALIVE_PER_SOCKET;
+	c->keepalive_intvl = v ?: FIELD(net, ipv4.sysctl_tcp_keepalive_intvl);
+	v = FIELD(tp, keepalive_probes);
+	if (v)
+		c->flags |= CONN_KEEPALIVE_PER_SOCKET;
+	c->keepalive_probes = v ?: FIELD(net, ipv4.sysctl_tcp_keepalive_probes);
+
+	flags = FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_flags);
+	if (flags & (1 << SOCK_KEEPOPEN))
+		c->flags |= CONN_KEEPALIVE;
+	if (flags & (1 << SOCK_DEAD))
+		c->flags |= CONN_ORPHAN;
+	else if (!FIELD(tp, inet_conn.icsk_inet.sk.sk_socket))
+		c->flags |= CONN_UNACCEPTED;
+
+	heard = FIELD(tp, rcv_tstamp);
+	heard_data = FIELD(tp, inet_conn.icsk_ack.lrcvtime);
+	sent = FIELD(tp, lsndtime);
+	window_closed = FIELD(tp, inet_conn.icsk_probes_tstamp);
+	/* After the stamps, so that none of them lies in the future. */
+	now = (__u32)bpf_jiffies64();
+
+	/* A stamp of 0 was never set: a connection that is still being made. */
+	c->silent = heard ? age(now, heard) : AGE_NONE;
+	v = heard_data ? age(now, heard_data) : AGE_NONE;
+	if (v < c->silent)
+		c->silent = v;
+	c->idle = v;
+	v = sent ? age(now, sent) : AGE_NONE;
+	if (v < c->idle)
+		c->idle = v;
+	c->solicited = seen && seen->known ? age(now, seen->solicited) : AGE_NONE;
+	c->window_closed = window_closed ? age(now, window_closed) : AGE_NONE;
+
+	/*
+	 * Nothing to send is no reason to call a window closed, and before the
+	 * handshake there is none.
+	 */
+	if (!c->send_window && c->send_queue && c->state != TCP_SYN_SENT &&
+	    c->state != TCP_SYN_RECV)
+		c->flags |= CONN_WINDOW_CLOSED;
+
+	/*
+	 * icsk_probes_out is shared by keepalive and zero-window probes, and an
+	 * answer that carries only data can leave it behind (the fast path of
+	 * tcp_rcv_established() skips tcp_ack()). A keepalive probe goes out
+	 * only after keepalive_time of silence, so a shorter silence means an
+	 * answer; and so does any sign of life since we saw the last one go.
+	 */
+	probing = c->send_queue && !c->packets_out;
+	if (c->probes_out && !probing &&
+	    (!(c->flags & CONN_KEEPALIVE) || c->silent < c->keepalive_time))
+		c->probes_out = 0;
+	retransmitting = c->packets_out && c->retransmits;
+	if (c->solicited != AGE_NONE && c->silent < c->solicited) {
+		c->probes_out = 0;
+		retransmitting = false;
+	}
+	c->unanswered = c->probes_out + (retransmitting ? c->retransmits : 0);
+	if (retransmitting)
+		c->evidence = EVIDENCE_RETRANSMIT;
+	else if (c->probes_out)
+		c->evidence = probing ? EVIDENCE_WINDOW_PROBE : EVIDENCE_KEEPALIVE;
+	else if (c->flags & CONN_WINDOW_CLOSED)
+		c->evidence = EVIDENCE_WINDOW_PROBE;
+
+	idle = c->idle != AGE_NONE && c->idle >= idle_after;
+	if (c->unanswered || (c->flags & CONN_WINDOW_CLOSED))
+		c->flags |= CONN_TROUBLE;
+	if (!idle)
+		c->class = CLASS_ACTIVE;
+	else if ((c->flags & (CONN_KEEPALIVE | CONN_ORPHAN)) || c->packets_out)
+		c->class = CLASS_IDLE;
+	else
+		c->class = CLASS_UNGUARDED;
+
+	if (c->state == TCP_ESTABLISHED && !(c->flags & CONN_KEEPALIVE))
+		c->risks |= 1 << RISK_NO_KEEPALIVE;
+	if (c->flags & CONN_KEEPALIVE) {
+		if (c->keepalive_time > middlebox_timeout)
+			c->risks |= 1 << RISK_KEEPALIVE_SLOWER_THAN_MIDDLEBOX;
+		if (c->user_timeout)
+			c->risks |= 1 << RISK_USER_TIMEOUT_OVERRIDES_KEEPCNT;
+		if (c->packets_out)
+			c->risks |= 1 << RISK_KEEPALIVE_MASKED_BY_UNACKED_DATA;
+	}
+	if (c->state == TCP_CLOSE_WAIT && idle && !(c->flags & CONN_ORPHAN))
+		c->risks |= 1 << RISK_CLOSE_WAIT_LEAK;
+}
+
+/* False when this kind of event is over its rate and has been counted so. */
+static __always_inline bool within_rate(__u32 kind, __u32 type)
+{
+	struct rate *r = bpf_map_lookup_elem(&rates, &kind);
+	__u64 now = bpf_ktime_get_ns();
+
+	if (!r)
+		return false;
+	if (now - r->since > RATE_WINDOW_NS) {
+		r->since = now;
+		r->count = 0;
+	}
+	if (r->count++ < RATE_PER_WINDOW)
+		return true;
+	COUNT(suppressed[type & 3]);
+	return false;
+}
+
+static __always_inline struct event *reserve(__u32 type)
+{
+	struct event *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+
+	if (!e) {
+		COUNT(lost[type & 3]);
+		return NULL;
+	}
+	COUNT(events[type & 3]);
+	e->type = type;
+	e->cause = 0;
+	e->during = 0;
+	__builtin_memset(e->pad, 0, sizeof(e->pad));
+	e->err = 0;
+	return e;
+}
+
+/* Puts a socket under watch: user space looks after it twice a second. */
+static __always_inline void watch(__u64 sk, const struct watch *w)
+{
+	if (bpf_map_update_elem(&watched, &sk, w, BPF_ANY))
+		COUNT(faults[FAULT_WATCH_FULL]);
+}
+
+/*
+ * A live peer must answer what this socket just sent. The first of a row is
+ * only watched: nearly always it is answered within a round trip.
+ */
+static __always_inline void solicited(const struct tcp_sock *tp, __u8 evidence, const bool probe)
+{
+	__u32 unanswered = (__u32)FIELD(tp, inet_conn.icsk_probes_out) +
+			   FIELD(tp, inet_conn.icsk_retransmits);
+	struct watch now = {
+		.cookie = COOKIE(tp),
+		.solicited = (__u32)bpf_jiffies64(),
+		.known = 1,
+		.told = unanswered >= events_from,
+		.evidence = evidence,
+	};
+	struct event *e;
+
+	if (!now.cookie) {
+		COUNT(faults[FAULT_NO_COOKIE]);
+		return;
+	}
+	watch((__u64)tp, &now);
+	if (!now.told || !within_rate(RATE_SOLICITATION, EVENT_SOLICITATION))
+		return;
+	e = reserve(EVENT_SOLICITATION);
+	if (!e)
+		return;
+	describe(&e->conn, tp, &now, probe);
+	bpf_ringbuf_submit(e, 0);
+}
+
+/* Timer softirq, every timer of the system: leave at once if it is not TCP's. */
+static __always_inline int timer_entry(struct timer_list *timer)
+{
+	__u64 fn = (__u64)timer->function;
+	const struct tcp_sock *tp;
+	struct timer_slot *slot;
+	bool probe = true;
+	__u32 offset;
+
+	if (fn == keepalive_timer_fn)
+		offset = keepalive_timer_offset();
+	else if (fn == write_timer_fn)
+		offset = write_timer_offset();
+	else
+		return 0;
+	slot = timer_slot();
+	if (!slot)
+		return 0;
+	tp = (const void *)((__u64)timer - offset);
+	slot->timer = (__u64)timer;
+	slot->sk = (__u64)tp;
+	slot->fn = fn;
+	slot->dead = 0;
+	slot->reset = 0;
+	slot->cookie = COOKIE(tp);
+	slot->pending = FIELD(tp, inet_conn.icsk_pending);
+	slot->probes_out = FIELD(tp, inet_conn.icsk_probes_out);
+	slot->retransmits = FIELD(tp, inet_conn.icsk_retransmits);
+	slot->snd_wnd = FIELD(tp, snd_wnd);
+	slot->packets_out = FIELD(tp, packets_out);
+	/* It may die of this: keep what it looks like now. */
+	if (slot->probes_out || slot->retransmits)
+		describe(&slot->before, tp, NULL, true);
+	else
+		slot->before.cookie = 0;
+	return 0;
+}
+
+/*
+ * The timer may have been freed by now, the socket as well: nothing is read
+ * through the timer, and what is read of the socket counts only if its cookie
+ * is still the same.
+ */
+static __always_inline int timer_exit(struct timer_list *timer)
+{
+	struct timer_slot *slot = timer_slot();
+	const struct tcp_sock *tp;
+	bool probe = true;
+
+	if (!slot || slot->timer != (__u64)timer)
+		return 0;
+	slot->timer = 0;
+	tp = (const void *)slot->sk;
+	if (slot->dead || slot->cookie != COOKIE(tp) || STATE(tp) == TCP_CLOSE)
+		return 0;
+
+	if (FIELD(tp, inet_conn.icsk_probes_out) > slot->probes_out) {
+		__u8 evidence = EVIDENCE_WINDOW_PROBE;
+
+		if (slot->fn == keepalive_timer_fn) {
+			evidence = EVIDENCE_KEEPALIVE;
+			COUNT(probes_sent);
+		}
+		solicited(tp, evidence, true);
+	} else if (slot->fn == write_timer_fn && slot->pending == ICSK_TIME_RETRANS &&
+		   FIELD(tp, inet_conn.icsk_retransmits) > slot->retransmits) {
+		solicited(tp, EVIDENCE_RETRANSMIT, true);
+	} else if (slot->fn == write_timer_fn &&
+		   (FIELD(tp, inet_conn.icsk_inet.sk.sk_tsq_flags) &
+		    (1UL << bpf_core_enum_value(enum tsq_enum, TCP_WRITE_TIMER_DEFERRED)))) {
+		struct deferred d = {
+			.cookie = slot->cookie,
+			.snd_wnd = slot->snd_wnd,
+			.pending = slot->pending,
+		};
+
+		if (bpf_map_update_elem(&deferred, &slot->sk, &d, BPF_ANY))
+			COUNT(faults[FAULT_DEFERRED_FULL]);
+	}
+	return 0;
+}
+
+/* What the write timer had to do, whether it runs now or was deferred. */
+static __always_inline bool write_timer_of(const struct sock *sk, struct deferred *out)
+{
+	struct timer_slot *slot = running_timer(sk);
+	__u64 key = (__u64)sk;
+	struct deferred *d;
+
+	if (slot) {
+		if (slot->fn != write_timer_fn)
+			return false;
+		out->pending = slot->pending;
+		out->snd_wnd = slot->snd_wnd;
+		return true;
+	}
+	d = bpf_map_lookup_elem(&deferred, &key);
+	if (!d || d->cookie != (__u64)sk->__sk_common.skc_cookie.counter)
+		return false;
+	*out = *d;
+	return true;
+}
+
+/* Softirq and process context. */
+static __always_inline int retransmitted(const struct sock *sk)
+{
+	__u32 type = RETRANSMIT_FAST;
+	struct deferred d = {};
+
+	if (sk->__sk_common.skc_state == TCP_SYN_SENT) {
+		type = RETRANSMIT_SYN;
+	} else if (write_timer_of(sk, &d)) {
+		if (d.pending == ICSK_TIME_RETRANS)
+			type = RETRANSMIT_TIMEOUT;
+		else if (d.pending == ICSK_TIME_LOSS_PROBE)
+			type = RETRANSMIT_TAIL_LOSS_PROBE;
+	}
+	COUNT(retransmits[type & (RETRANSMIT_MAX - 1)]);
+	/* Within its timer, timer_exit() sees it; a deferred run only we do. */
+	if (type == RETRANSMIT_TIMEOUT && !running_timer(sk)) {
+		const struct tcp_sock *tp = bpf_skc_to_tcp_sock((void *)sk);
+		__u64 key = (__u64)sk;
+
+		bpf_map_delete_elem(&deferred, &key);
+		if (tp)
+			solicited(tp, EVIDENCE_RETRANSMIT, false);
+	}
+	return 0;
+}
+
+/* tcp_write_err(): the write timer gave up, in its softirq or deferred. */
+static __always_inline __u32 write_timeout_cause(const struct tcp_sock *tp,
+						 const struct deferred *d, bool known,
+						 bool orphan, __u8 *during)
+{
+	bool user_timeout = tp->inet_conn.icsk_user_timeout;
+
+	/* tcp_rtx_probe0_timed_out(): the window shrank under data in flight. */
+	if (known && d->pending == ICSK_TIME_RETRANS && !d->snd_wnd && !orphan) {
+		*during = EVIDENCE_WINDOW_PROBE;
+		return user_timeout ? CAUSE_USER_TIMEOUT : CAUSE_WINDOW_PROBE_TIMEOUT;
+	}
+	if (tp->inet_conn.icsk_retransmits) {
+		*during = EVIDENCE_RETRANSMIT;
+		if (user_timeout)
+			return CAUSE_USER_TIMEOUT;
+		return orphan ? CAUSE_ORPHAN_TIMEOUT : CAUSE_RETRANSMIT_TIMEOUT;
+	}
+	if (tp->inet_conn.icsk_probes_tstamp) {
+		*during = EVIDENCE_WINDOW_PROBE;
+		if (user_timeout)
+			return CAUSE_USER_TIMEOUT;
+		return orphan ? CAUSE_ORPHAN_TIMEOUT : CAUSE_WINDOW_PROBE_TIMEOUT;
+	}
+	return CAUSE_UNKNOWN;
+}
+
+/* True once for a reset that was received for this socket just now. */
+static __always_inline bool was_reset(const struct sock *sk)
+{
+	__u64 key = (__u64)sk;
+	struct reset *r = bpf_map_lookup_elem(&resets, &key);
+
+	return r && bpf_ktime_get_ns() - r->at < RESET_FRESH_NS;
+}
+
+/*
+ * Why a socket that goes to CLOSE does so: sk_err is set by now, and what is
+ * running on this CPU says who set it (docs/architecture.md has the table).
+ */
+static __always_inline __u32 cause_of(const struct sock *sk, const struct tcp_sock *tp,
+				      int oldstate, __u8 *during)
+{
+	bool orphan = sk->__sk_common.skc_flags & (1 << SOCK_DEAD);
+	struct timer_slot *slot = running_timer(sk);
+	struct deferred d = {};
+	int err = sk->sk_err;
+	bool write_timer;
+
+	if (slot && slot->fn == keepalive_timer_fn) {
+		if (!err) /* FIN_WAIT2 expires: in a reset, or in a time_wait socket */
+			return slot->reset ? CAUSE_ORPHAN_TIMEOUT : CAUSE_CLOSED;
+		*during = EVIDENCE_KEEPALIVE;
+		return tp->inet_conn.icsk_user_timeout ? CAUSE_USER_TIMEOUT :
+							 CAUSE_KEEPALIVE_TIMEOUT;
+	}
+	write_timer = write_timer_of(sk, &d);
+	if (err == ETIMEDOUT || (slot && err)) {
+		if (oldstate == TCP_SYN_SENT || oldstate == TCP_SYN_RECV)
+			return CAUSE_CONNECT_TIMEOUT;
+		return write_timeout_cause(tp, &d, write_timer, orphan, during);
+	}
+	if (slot) /* tcp_out_of_resources(), or the namespace is going */
+		return slot->reset ? CAUSE_OUT_OF_MEMORY : CAUSE_UNKNOWN;
+	if (err == ECONNRESET || err == EPIPE || err == ECONNREFUSED) {
+		if (was_reset(sk))
+			return oldstate == TCP_SYN_SENT ? CAUSE_REFUSED : CAUSE_RESET_BY_PEER;
+	}
+	if (err == ECONNABORTED)
+		return CAUSE_DESTROYED;
+	if (err)
+		return oldstate == TCP_SYN_SENT ? CAUSE_UNREACHABLE : CAUSE_UNKNOWN;
+	switch (oldstate) {
+	case TCP_LAST_ACK:
+	case TCP_CLOSING:
+	case TCP_FIN_WAIT2:
+		return CAUSE_CLOSED;
+	}
+	return CAUSE_ABORTED;
+}
+
+static __always_inline void died(const struct sock *sk, const struct tcp_sock *tp, int oldstate)
+{
+	struct timer_slot *slot = running_timer(sk);
+	__u64 key = (__u64)sk;
+	struct watch *seen;
+	struct event *e;
+	__u8 during = EVIDENCE_NONE;
+	__u32 cause = cause_of(sk, tp, oldstate, &during) & 15;
+
+	COUNT(deaths[cause]);
+	if (slot)
+		slot->dead = 1;
+	seen = bpf_map_lookup_elem(&watched, &key);
+	/* A healthy end of a healthy connection is nothing to tell. */
+	if (cause == CAUSE_CLOSED && !seen)
+		return;
+	if (!within_rate(cause, EVENT_DEATH))
+		goto forget;
+	e = reserve(EVENT_DEATH);
+	if (!e)
+		goto forget;
+	e->cause = cause;
+	e->during = cause == CAUSE_USER_TIMEOUT ? during : EVIDENCE_NONE;
+	e->err = sk->sk_err;
+	if (slot && slot->before.cookie)
+		e->conn = slot->before;
+	else
+		describe(&e->conn, tp, seen, false);
+	e->conn.state = oldstate;
+	bpf_ringbuf_submit(e, 0);
+forget:
+	if (seen)
+		bpf_map_delete_elem(&watched, &key);
+}
+
+/*
+ * Once for every transition of every connection: the hot path. A connection
+ * gets its cookie here, because in timer context nobody can give it one.
+ */
+static __always_inline int state_changed(const struct sock *sk, int oldstate, int newstate)
+{
+	const struct tcp_sock *tp;
+
+	if (newstate == TCP_ESTABLISHED || newstate == TCP_SYN_SENT) {
+		bpf_get_socket_cookie((void *)sk);
+		return 0;
+	}
+	if (newstate != TCP_CLOSE || oldstate == TCP_LISTEN || oldstate == TCP_CLOSE)
+		return 0;
+	tp = bpf_skc_to_tcp_sock((void *)sk);
+	if (tp)
+		died(sk, tp, oldstate);
+	return 0;
+}
+
+static __always_inline int reset_received(const struct sock *sk)
+{
+	struct reset r = { .at = bpf_ktime_get_ns() };
+	__u64 key = (__u64)sk;
+
+	bpf_map_update_elem(&resets, &key, &r, BPF_ANY);
+	return 0;
+}
+
+static __always_inline int reset_sent(const struct sock *sk)
+{
+	struct timer_slot *slot;
+
+	COUNT(resets_sent);
+	if (!sk)
+		return 0;
+	slot = running_timer(sk);
+	if (slot)
+		slot->reset = 1;
+	return 0;
+}
+
+static __always_inline void count_idle(struct census *n, __u32 idle)
+{
+	__u32 i;
+
+	n->idle_sum += idle;
+	for (i = 0; i < IDLE_BUCKETS - 1; i++)
+		if (idle <= idle_bounds[i])
+			break;
+	if (i < IDLE_BUCKETS)
+		n->idle[i]++;
+}
+
+static __always_inline void risks_counted(struct census *n, __u8 risks)
+{
+	__u32 i;
+
+	for (i = 0; i < RISK_MAX; i++)
+		if (risks & (1 << i))
+			n->risks[i]++;
+}
+
+/*
+ * Process context, one socket after the other of the reader's network
+ * namespace; the kernel holds the socket's lock on most versions.
+ */
+static __always_inline int visit(struct bpf_iter__tcp *ctx)
+{
+	struct sock_common *skc = ctx->sk_common;
+	__u32 zero = 0, state, class = CLASS_NONE;
+	const struct tcp_sock *tp;
+	struct census *n;
+	struct watch *seen = NULL;
+	struct conn c;
+	__u64 key;
+
+	if (!skc)
+		return 0;
+	n = bpf_map_lookup_elem(&census_counts, &zero);
+	if (!n)
+		return 0;
+	state = skc->skc_state & (TCP_MAX_STATES - 1);
+	tp = bpf_skc_to_tcp_sock(skc); /* NULL for time_wait and request sockets */
+	if (!tp || state == TCP_LISTEN || state == TCP_CLOSE) {
+		n->sockets[state][CLASS_NONE]++;
+		return 0;
+	}
+	bpf_get_socket_cookie(skc);
+	key = (__u64)tp;
+	seen = bpf_map_lookup_elem(&watched, &key);
+	if (seen && seen->cookie != (__u64)skc->skc_cookie.counter)
+		seen = NULL;
+	describe(&c, tp, seen, false);
+	class = c.flags & CONN_TROUBLE ? CLASS_TROUBLE : c.class & (CLASS_MAX - 1);
+	n->sockets[state][class]++;
+	if (state == TCP_ESTABLISHED && c.idle != AGE_NONE)
+		count_idle(n, c.idle);
+	risks_counted(n, c.risks);
+	if (class == CLASS_TROUBLE && !seen) {
+		struct watch found = { .cookie = c.cookie, .told = 1, .evidence = c.evidence };
+
+		watch(key, &found);
+	}
+	if ((census_write & (1 << class)) && bpf_seq_write(ctx->meta->seq, &c, sizeof(c)) < 0)
+		COUNT(faults[FAULT_SEQ_OVERFLOW]);
+	return 0;
+}
+
+/*
+ * Process context: how the watched sockets are now, wherever they are. An
+ * answer ends the watch; user space hears of it if it knew of the question.
+ */
+static __always_inline int look_after(struct bpf_iter__bpf_map_elem *ctx)
+{
+	struct watch *value = ctx->value, seen;
+	const struct tcp_sock *tp;
+	__u64 *sk = ctx->key, key;
+	bool told, over;
+	struct conn c;
+
+	if (!sk || !value)
+		return 0;
+	seen = *value;
+	key = *sk;
+	tp = (const void *)key;
+	describe(&c, tp, &seen, true);
+	told = seen.told;
+	over = !(c.flags & CONN_TROUBLE);
+	if (c.cookie != seen.cookie || c.state == TCP_CLOSE) {
+		__builtin_memset(&c, 0, sizeof(c));
+		c.cookie = seen.cookie;
+		c.flags = CONN_GONE;
+		over = true;
+	} else if (over) {
+		c.flags |= CONN_ANSWERED;
+		if (seen.evidence == EVIDENCE_KEEPALIVE)
+			COUNT(probes_answered);
+	} else {
+		value->told = 1;
+	}
+	if (over)
+		bpf_map_delete_elem(&watched, &key);
+	if ((told || !over) && bpf_seq_write(ctx->meta->seq, &c, sizeof(c)) < 0)
+		COUNT(faults[FAULT_SEQ_OVERFLOW]);
+	return 0;
+}
+
+/*
+ * The socket behind a file, or NULL. By reading: bpf_sock_from_file() is
+ * younger than what we run on.
+ */
+static __always_inline struct sock *file_sock(struct file *file)
+{
+	if ((file->f_inode->i_mode & S_IFMT) != S_IFSOCK)
+		return NULL;
+	return BPF_CORE_READ((struct socket *)file->private_data, sk);
+}
+
+/* Process context: every file descriptor of every process. */
+static __always_inline int owner_of(struct bpf_iter__task_file *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct file *file = ctx->file;
+	struct owner o = {};
+	struct sock *sk;
+
+	if (!task || !file)
+		return 0;
+	sk = file_sock(file);
+	if (!sk)
+		return 0;
+	o.cookie = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
+	if (!o.cookie || !bpf_map_lookup_elem(&wanted, &o.cookie))
+		return 0;
+	o.pid = task->tgid;
+	o.fd = ctx->fd;
+	BPF_CORE_READ_INTO(&o.comm, task, group_leader, comm);
+	if (bpf_seq_write(ctx->meta->seq, &o, sizeof(o)) < 0)
+		COUNT(faults[FAULT_SEQ_OVERFLOW]);
+	return 0;
+}
+
+/*
+ * Learns from a socket of our own what cannot be had otherwise without
+ * kallsyms and the kernel's configuration: the two timer functions, which
+ * tcp_init_sock() has set, and jiffies a second, from a TCP_KEEPIDLE of known
+ * length.
+ */
+static __always_inline int learn_from(struct bpf_iter__task_file *ctx)
+{
+	struct file *file = ctx->file;
+	struct timer_list *timer;
+	struct tcp_sock *tp;
+	void *fn = NULL;
+
+	if (!file)
+		return 0;
+	tp = (void *)file_sock(file);
+	if (!tp || !learn_cookie ||
+	    (__u64)BPF_CORE_READ(tp, inet_conn.icsk_inet.sk.__sk_common.skc_cookie.counter) !=
+		    learn_cookie)
+		return 0;
+	timer = (void *)tp + keepalive_timer_offset();
+	BPF_CORE_READ_INTO(&fn, timer, function);
+	keepalive_timer_fn = (__u64)fn;
+	timer = (void *)tp + write_timer_offset();
+	BPF_CORE_READ_INTO(&fn, timer, function);
+	write_timer_fn = (__u64)fn;
+	learn_keepalive_time = BPF_CORE_READ(tp, keepalive_time);
+	return 0;
+}
+
+/* Since 4.16. The one place where a socket's state and error are both known. */
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(inet_sock_set_state, const struct sock *sk, int oldstate, int newstate)
+{
+	return sk->sk_protocol == IPPROTO_TCP ? state_changed(sk, oldstate, newstate) : 0;
+}
+
+/* Since 4.15. From 6.17 on also for segments that could not be sent. */
+SEC("tp_btf/tcp_retransmit_skb")
+int BPF_PROG(tcp_retransmit_skb, const struct sock *sk, const struct sk_buff *skb)
+{
+	if (retransmit_has_err && (int)ctx[2])
+		return 0;
+	return retransmitted(sk);
+}
+
+/* Since 4.15. sk is the listener. */
+SEC("tp_btf/tcp_retransmit_synack")
+int BPF_PROG(tcp_retransmit_synack, const struct sock *sk, const struct request_sock *req)
+{
+	COUNT(retransmits[RETRANSMIT_SYNACK]);
+	return 0;
+}
+
+/* Since 2.6; the timer wheel's softirq. */
+SEC("tp_btf/timer_expire_entry")
+int BPF_PROG(timer_expire_entry, struct timer_list *timer)
+{
+	return timer_entry(timer);
+}
+
+SEC("tp_btf/timer_expire_exit")
+int BPF_PROG(timer_expire_exit, struct timer_list *timer)
+{
+	return timer_exit(timer);
+}
+
+/* Since 4.15. Also where the socket is closed already: not a death by itself. */
+SEC("tp_btf/tcp_receive_reset")
+int BPF_PROG(tcp_receive_reset, const struct sock *sk)
+{
+	return reset_received(sk);
+}
+
+/* Since 4.15. sk is NULL where no socket is concerned. */
+SEC("tp_btf/tcp_send_reset")
+int BPF_PROG(tcp_send_reset, const struct sock *sk)
+{
+	return reset_sent(sk);
+}
+
+SEC("iter/tcp")
+int census_pass(struct bpf_iter__tcp *ctx)
+{
+	return visit(ctx);
+}
+
+SEC("iter/bpf_map_elem")
+int watch_pass(struct bpf_iter__bpf_map_elem *ctx)
+{
+	return look_after(ctx);
+}
+
+SEC("iter/task_file")
+int owners_pass(struct bpf_iter__task_file *ctx)
+{
+	return owner_of(ctx);
+}
+
+SEC("iter/task_file")
+int learn_pass(struct bpf_iter__task_file *ctx)
+{
+	return learn_from(ctx);
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

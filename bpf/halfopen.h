@@ -1,0 +1,180 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What the kernel programs and the Go side share. The Go types are generated
+ * from here (gen.go). Layout rules: natural alignment, padding spelt out,
+ * everything zeroed before it is filled, host byte order but for addresses.
+ * No kernel address is in any of it.
+ */
+#ifndef HALFOPEN_H
+#define HALFOPEN_H
+
+/* What the silence was asked with; contract: evidence. */
+enum evidence {
+	EVIDENCE_NONE,
+	EVIDENCE_KEEPALIVE,
+	EVIDENCE_RETRANSMIT,
+	EVIDENCE_WINDOW_PROBE,
+	EVIDENCE_MAX,
+};
+
+/* How a connection ended; contract: cause. */
+enum cause {
+	CAUSE_UNKNOWN,
+	CAUSE_KEEPALIVE_TIMEOUT,
+	CAUSE_USER_TIMEOUT,
+	CAUSE_RETRANSMIT_TIMEOUT,
+	CAUSE_WINDOW_PROBE_TIMEOUT,
+	CAUSE_CONNECT_TIMEOUT,
+	CAUSE_ORPHAN_TIMEOUT,
+	CAUSE_RESET_BY_PEER,
+	CAUSE_REFUSED,
+	CAUSE_UNREACHABLE,
+	CAUSE_ABORTED,
+	CAUSE_DESTROYED,
+	CAUSE_OUT_OF_MEMORY,
+	CAUSE_CLOSED,
+	CAUSE_MAX,
+};
+
+/*
+ * What the census counts a socket as. Only trouble needs history and therefore
+ * user space; the others follow from the socket's fields alone, so the kernel
+ * counts them and nobody has to remember them.
+ */
+enum class {
+	CLASS_NONE, /* no connection: listen, time_wait, syn_recv, close */
+	CLASS_ACTIVE,
+	CLASS_IDLE,
+	CLASS_UNGUARDED,
+	CLASS_TROUBLE, /* CONN_TROUBLE, whatever else; only as an index */
+	CLASS_MAX = 8,
+};
+
+/* Contract: risk. Bits of struct conn's risks, and indices of struct census. */
+enum risk {
+	RISK_NO_KEEPALIVE,
+	RISK_KEEPALIVE_SLOWER_THAN_MIDDLEBOX,
+	RISK_USER_TIMEOUT_OVERRIDES_KEEPCNT,
+	RISK_KEEPALIVE_MASKED_BY_UNACKED_DATA,
+	RISK_CLOSE_WAIT_LEAK,
+	RISK_MAX = 8,
+};
+
+/* Bits of struct conn's flags. */
+enum conn_flag {
+	CONN_KEEPALIVE = 1 << 0, /* SO_KEEPALIVE is on */
+	CONN_KEEPALIVE_PER_SOCKET = 1 << 1, /* a TCP_KEEP* option is set */
+	CONN_ORPHAN = 1 << 2, /* closed by the application */
+	CONN_UNACCEPTED = 1 << 3, /* still in the listener's queue */
+	CONN_WINDOW_CLOSED = 1 << 4, /* data to send, the peer's window is 0 */
+	CONN_ANSWERED = 1 << 5, /* watch pass only: it was in trouble, and is not now */
+	CONN_GONE = 1 << 6, /* watch pass only: the socket is no more */
+	CONN_TROUBLE = 1 << 7, /* something unanswered, or the peer's window closed */
+};
+
+/* Ages are in jiffies; this one stands for "never". */
+#define AGE_NONE 0xffffffffu
+
+/* One connection as it was at one moment. */
+struct conn {
+	__u64 cookie;
+	__u64 at; /* ns, CLOCK_MONOTONIC */
+	__u32 netns; /* inode number */
+	__u32 uid;
+	__u8 laddr[16]; /* IPv4 in the first four */
+	__u8 raddr[16];
+	__u16 family; /* AF_INET, AF_INET6 */
+	__u16 lport;
+	__u16 rport;
+	__u8 state; /* enum tcp_state */
+	__u8 class; /* active, idle or unguarded, trouble aside */
+	__u8 evidence; /* enum evidence */
+	__u8 flags; /* enum conn_flag */
+	__u8 risks; /* 1 << enum risk */
+	__u8 probes_out; /* the kernel's icsk_probes_out */
+	__u8 retransmits; /* the kernel's icsk_retransmits */
+	__u8 keepalive_probes; /* in force: socket's or sysctl's */
+	__u16 unanswered; /* solicitations in a row */
+	__u32 idle; /* jiffies since data moved either way */
+	__u32 silent; /* jiffies since the peer was heard */
+	__u32 solicited; /* jiffies since the last solicitation, AGE_NONE unknown */
+	__u32 window_closed; /* jiffies since the first probe of a closed window */
+	__u32 keepalive_time; /* jiffies, in force */
+	__u32 keepalive_intvl; /* jiffies, in force */
+	__u32 user_timeout; /* ms, 0 off */
+	__u32 packets_out; /* segments in flight */
+	__u32 send_queue; /* bytes not acknowledged or not sent */
+	__u32 send_window; /* bytes */
+	__u32 srtt; /* us */
+	__u32 total_retrans;
+};
+_Static_assert(sizeof(struct conn) == 120, "struct conn has holes");
+
+enum event_type {
+	EVENT_SOLICITATION,
+	EVENT_DEATH,
+	EVENT_MAX,
+};
+
+/* What goes through the ring buffer. */
+struct event {
+	__u8 type; /* enum event_type */
+	__u8 cause; /* death: enum cause */
+	__u8 during; /* death: enum evidence, where the cause is a user timeout */
+	__u8 pad[3];
+	__u16 err; /* death: errno the application gets, 0 none */
+	struct conn conn; /* at that moment; of a death, just before it */
+};
+_Static_assert(sizeof(struct event) == 128, "struct event has holes");
+
+enum retransmit_type {
+	RETRANSMIT_TIMEOUT,
+	RETRANSMIT_FAST,
+	RETRANSMIT_TAIL_LOSS_PROBE,
+	RETRANSMIT_SYN,
+	RETRANSMIT_SYNACK,
+	RETRANSMIT_MAX = 8,
+};
+
+/* What can go wrong inside the programs; each is a metric. */
+enum fault {
+	FAULT_WATCH_FULL, /* no room to watch a socket; the census still sees it */
+	FAULT_NO_COOKIE, /* a timer fired for a socket that has no cookie yet */
+	FAULT_DEFERRED_FULL, /* no room to note a deferred write timer */
+	FAULT_SEQ_OVERFLOW, /* a census record did not fit its buffer */
+	FAULT_MAX = 8,
+};
+
+/* Per-CPU; summed up when somebody asks. Only ever grow. */
+struct counters {
+	__u64 deaths[16]; /* by cause */
+	__u64 retransmits[RETRANSMIT_MAX];
+	__u64 probes_sent; /* keepalive probes */
+	__u64 probes_answered;
+	__u64 resets_sent;
+	__u64 events[4]; /* by event type: written to the ring buffer */
+	__u64 lost[4]; /* by event type: the ring buffer was full */
+	__u64 suppressed[4]; /* by event type: over the rate limit */
+	__u64 faults[FAULT_MAX];
+};
+
+#define IDLE_BUCKETS 24
+
+/* What one census pass counts. Only the reader of the pass touches it. */
+struct census {
+	__u64 sockets[TCP_MAX_STATES][CLASS_MAX];
+	__u64 risks[RISK_MAX];
+	__u64 idle[IDLE_BUCKETS]; /* established: idle time <= bound, not cumulative */
+	__u64 idle_sum; /* jiffies */
+};
+
+/* One file descriptor of one process that holds a wanted socket. */
+struct owner {
+	__u64 cookie;
+	__u32 pid;
+	__u32 fd;
+	__u8 comm[16]; /* of the thread group's leader; any bytes */
+};
+_Static_assert(sizeof(struct owner) == 32, "struct owner has holes");
+
+#endif /* HALFOPEN_H */

@@ -1,0 +1,440 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"sync"
+	"time"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/ringbuf"
+	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
+)
+
+// What ReadEvent returns besides events.
+var (
+	ErrFlushed     = ringbuf.ErrFlushed // once for each call of Flush
+	ErrUndecodable = errors.New("event of an unexpected size")
+)
+
+// What [Load] can fail with for a reason the user can mend.
+var (
+	ErrPrivileges = errors.New("not permitted to load BPF programs: run as root, or with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN, CAP_SYS_ADMIN and CAP_SYS_PTRACE; lockdown=confidentiality forbids it altogether")
+	ErrNoBTF      = errors.New("this kernel has no BTF (/sys/kernel/btf/vmlinux): one built with CONFIG_DEBUG_INFO_BTF=y is needed, as distributions have shipped since 5.10")
+)
+
+// Options say what to load. The zero value of a field is its default.
+type Options struct {
+	// Observe attaches the tracepoints. Without it the kernel only answers
+	// questions (Census, Owners).
+	Observe bool
+	// IdleAfter is how long a connection without data is active (default 5m).
+	IdleAfter time.Duration
+	// MiddleboxTimeout is how long a NAT or load balancer remembers a silent
+	// flow (default 350s).
+	MiddleboxTimeout time.Duration
+	// EventsFrom is from how many unanswered solicitations in a row on each is
+	// an event (default 2: the first are nearly always answered).
+	EventsFrom uint32
+	// IdleBounds are the upper bounds of the idle-time counts, ascending; at
+	// most IdleBuckets.
+	IdleBounds []time.Duration
+}
+
+func (o *Options) setDefaults() error {
+	if o.IdleAfter == 0 {
+		o.IdleAfter = 5 * time.Minute
+	}
+	if o.MiddleboxTimeout == 0 {
+		o.MiddleboxTimeout = 350 * time.Second
+	}
+	if o.EventsFrom == 0 {
+		o.EventsFrom = 2
+	}
+	if len(o.IdleBounds) > IdleBuckets {
+		return fmt.Errorf("%d bounds of idle time, at most %d are possible", len(o.IdleBounds), IdleBuckets)
+	}
+	return nil
+}
+
+// Kernel is the loaded programs. It is safe for concurrent use; ReadEvent has
+// one reader.
+type Kernel struct {
+	// Referenced until Close: the garbage collector would detach them.
+	objs    halfopenObjects
+	links   map[string]link.Link
+	iters   map[string]*link.Iter
+	events  *ringbuf.Reader
+	record  ringbuf.Record
+	hz      uint32
+	census  sync.Mutex // one census pass at a time: it counts in one place
+	owners  sync.Mutex // likewise, for the map of wanted cookies
+	closing sync.Once
+}
+
+// Load loads the programs into the kernel and, with Observe, attaches them.
+// A verifier's refusal is an *ebpf.VerifierError.
+func Load(opts Options) (_ *Kernel, err error) {
+	if err := opts.setDefaults(); err != nil {
+		return nil, err
+	}
+	if _, err := os.Stat("/sys/kernel/btf/vmlinux"); errors.Is(err, os.ErrNotExist) {
+		return nil, ErrNoBTF
+	}
+	if err := rlimit.RemoveMemlock(); err != nil && !errors.Is(err, unix.EPERM) {
+		return nil, fmt.Errorf("raise memlock limit: %w", err)
+	}
+	spec, err := loadHalfopen()
+	if err != nil {
+		return nil, fmt.Errorf("read BPF object: %w", err)
+	}
+	hasErr, err := retransmitHasErr()
+	if err != nil {
+		return nil, err
+	}
+	if err := spec.Variables["retransmit_has_err"].Set(hasErr); err != nil {
+		return nil, fmt.Errorf("set up BPF object: %w", err)
+	}
+
+	k := &Kernel{links: make(map[string]link.Link), iters: make(map[string]*link.Iter)}
+	defer func() {
+		if err != nil {
+			k.Close()
+		}
+	}()
+	if err := spec.LoadAndAssign(&k.objs, nil); err != nil {
+		if errors.Is(err, unix.EPERM) {
+			return nil, fmt.Errorf("%w (%w)", ErrPrivileges, err)
+		}
+		return nil, fmt.Errorf("load BPF programs: %w", err)
+	}
+	if err := k.openIterators(); err != nil {
+		return nil, err
+	}
+	if err := k.learn(); err != nil {
+		return nil, fmt.Errorf("learn the kernel's TCP timers: %w", err)
+	}
+	if err := k.configure(opts); err != nil {
+		return nil, fmt.Errorf("set up BPF programs: %w", err)
+	}
+	if opts.Observe {
+		if err := k.attach(); err != nil {
+			return nil, err
+		}
+	}
+	return k, nil
+}
+
+// retransmitHasErr tells whether tcp_retransmit_skb passes the result of the
+// transmission; it does since 6.17, and is then called for failures as well.
+func retransmitHasErr() (bool, error) {
+	kernel, err := btf.LoadKernelSpec()
+	if err != nil {
+		return false, fmt.Errorf("read the kernel's BTF: %w", err)
+	}
+	var def *btf.Typedef
+	if err := kernel.TypeByName("btf_trace_tcp_retransmit_skb", &def); err != nil {
+		return false, fmt.Errorf("find tracepoint tcp_retransmit_skb: %w", err)
+	}
+	proto, ok := btf.UnderlyingType(def).(*btf.Pointer)
+	if !ok {
+		return false, fmt.Errorf("tracepoint tcp_retransmit_skb: unexpected type %v", def.Type)
+	}
+	fn, ok := proto.Target.(*btf.FuncProto)
+	if !ok {
+		return false, fmt.Errorf("tracepoint tcp_retransmit_skb: unexpected type %v", proto.Target)
+	}
+	return len(fn.Params) > 3, nil // void *, sk, skb, err
+}
+
+func (k *Kernel) openIterators() error {
+	for name, opts := range map[string]link.IterOptions{
+		"census": {Program: k.objs.CensusPass},
+		"watch":  {Program: k.objs.WatchPass, Map: k.objs.Watched},
+		"owners": {Program: k.objs.OwnersPass},
+		"learn":  {Program: k.objs.LearnPass},
+	} {
+		it, err := link.AttachIter(opts)
+		if err != nil {
+			return fmt.Errorf("attach iterator %s: %w", name, err)
+		}
+		k.iters[name] = it
+	}
+	return nil
+}
+
+// learnSeconds is the TCP_KEEPIDLE by which a socket of ours tells how many
+// jiffies make a second.
+const learnSeconds = 1000
+
+func (k *Kernel) learn() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+	if errors.Is(err, unix.EAFNOSUPPORT) {
+		fd, err = unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+	}
+	if err != nil {
+		return fmt.Errorf("open TCP socket: %w", err)
+	}
+	defer unix.Close(fd)
+	if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, learnSeconds); err != nil {
+		return fmt.Errorf("set TCP_KEEPIDLE: %w", err)
+	}
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
+	if err != nil {
+		return fmt.Errorf("get SO_COOKIE: %w", err)
+	}
+	if err := k.objs.LearnCookie.Set(cookie); err != nil {
+		return err
+	}
+	if err := k.pass("learn", nil, nil); err != nil {
+		return err
+	}
+	var keepalive, write uint64
+	var jiffies uint32
+	if err := errors.Join(k.objs.KeepaliveTimerFn.Get(&keepalive), k.objs.WriteTimerFn.Get(&write),
+		k.objs.LearnKeepaliveTime.Get(&jiffies)); err != nil {
+		return err
+	}
+	if keepalive == 0 || write == 0 || keepalive == write {
+		return errors.New("our own socket shows no timer functions; please report this kernel")
+	}
+	k.hz = jiffies / learnSeconds
+	if k.hz == 0 || jiffies%learnSeconds != 0 {
+		return fmt.Errorf("a TCP_KEEPIDLE of %d s is %d jiffies; please report this kernel", learnSeconds, jiffies)
+	}
+	return nil
+}
+
+func (k *Kernel) configure(opts Options) error {
+	var bounds [IdleBuckets + 1]uint32
+	for i := range bounds {
+		bounds[i] = AgeNone
+		if i < len(opts.IdleBounds) {
+			bounds[i] = k.jiffies(opts.IdleBounds[i])
+		}
+	}
+	return errors.Join(
+		k.objs.IdleAfter.Set(k.jiffies(opts.IdleAfter)),
+		k.objs.MiddleboxTimeout.Set(k.jiffies(opts.MiddleboxTimeout)),
+		k.objs.EventsFrom.Set(opts.EventsFrom),
+		k.objs.IdleBounds.Set(bounds),
+	)
+}
+
+// observers are the programs on tracepoints, by tracepoint.
+func (k *Kernel) observers() map[string]*ebpf.Program {
+	return map[string]*ebpf.Program{
+		"inet_sock_set_state":   k.objs.InetSockSetState,
+		"tcp_retransmit_skb":    k.objs.TcpRetransmitSkb,
+		"tcp_retransmit_synack": k.objs.TcpRetransmitSynack,
+		"timer_expire_entry":    k.objs.TimerExpireEntry,
+		"timer_expire_exit":     k.objs.TimerExpireExit,
+		"tcp_receive_reset":     k.objs.TcpReceiveReset,
+		"tcp_send_reset":        k.objs.TcpSendReset,
+	}
+}
+
+func (k *Kernel) attach() error {
+	var err error
+	if k.events, err = ringbuf.NewReader(k.objs.Events); err != nil {
+		return fmt.Errorf("open ring buffer: %w", err)
+	}
+	for name, prog := range k.observers() {
+		l, err := link.AttachTracing(link.TracingOptions{Program: prog, AttachType: ebpf.AttachTraceRawTp})
+		if err != nil {
+			return fmt.Errorf("attach to tracepoint %s: %w", name, err)
+		}
+		k.links[name] = l
+	}
+	return nil
+}
+
+// Close detaches and unloads everything. ReadEvent returns.
+func (k *Kernel) Close() error {
+	var errs []error
+	k.closing.Do(func() {
+		if k.events != nil {
+			errs = append(errs, k.events.Close())
+		}
+		for _, l := range k.links {
+			errs = append(errs, l.Close())
+		}
+		for _, it := range k.iters {
+			errs = append(errs, it.Close())
+		}
+		errs = append(errs, k.objs.Close())
+	})
+	return errors.Join(errs...)
+}
+
+// Duration translates an age or interval of the kernel.
+func (k *Kernel) Duration(jiffies uint32) time.Duration {
+	return time.Duration(jiffies) * time.Second / time.Duration(k.hz)
+}
+
+func (k *Kernel) jiffies(d time.Duration) uint32 {
+	return uint32(min(d*time.Duration(k.hz)/time.Second, time.Duration(AgeNone-1)))
+}
+
+// HZ is how many jiffies the kernel counts in a second.
+func (k *Kernel) HZ() int { return int(k.hz) }
+
+// Attached tells for each tracepoint program whether it is attached.
+func (k *Kernel) Attached() map[string]bool {
+	attached := make(map[string]bool)
+	for name := range k.observers() {
+		attached[name] = k.links[name] != nil
+	}
+	return attached
+}
+
+// SetEventsFrom changes [Options].EventsFrom.
+func (k *Kernel) SetEventsFrom(n uint32) error { return k.objs.EventsFrom.Set(n) }
+
+// ReadEvent waits for the next event and stores it. After Close it returns
+// os.ErrClosed.
+func (k *Kernel) ReadEvent(e *Event) error {
+	if k.events == nil {
+		return os.ErrClosed
+	}
+	if err := k.events.ReadInto(&k.record); err != nil {
+		return err
+	}
+	if len(k.record.RawSample) < int(unsafe.Sizeof(*e)) {
+		return ErrUndecodable
+	}
+	*e = *(*Event)(unsafe.Pointer(unsafe.SliceData(k.record.RawSample)))
+	return nil
+}
+
+// Flush makes ReadEvent return what is there now and then [ErrFlushed].
+func (k *Kernel) Flush() error {
+	if k.events == nil {
+		return nil
+	}
+	return k.events.Flush()
+}
+
+// Counters sums the counters up. They only ever grow.
+func (k *Kernel) Counters() (Counters, error) {
+	var perCPU []Counters
+	var sum Counters
+	if err := k.objs.Counts.Lookup(uint32(0), &perCPU); err != nil {
+		return sum, fmt.Errorf("read counters: %w", err)
+	}
+	into := words(&sum)
+	for i := range perCPU {
+		for j, v := range words(&perCPU[i]) {
+			into[j] += v
+		}
+	}
+	return sum, nil
+}
+
+// words sees the counters as what they are: nothing but uint64.
+func words(c *Counters) []uint64 {
+	return unsafe.Slice((*uint64)(unsafe.Pointer(c)), unsafe.Sizeof(*c)/8)
+}
+
+// Missed tells how often each program did not run because it was already
+// running on that CPU (kernel/trace/bpf_trace.c). Zero before 5.12.
+func (k *Kernel) Missed() (map[string]uint64, error) {
+	missed := make(map[string]uint64)
+	for name, prog := range k.observers() {
+		stats, err := prog.Stats()
+		if err != nil {
+			return nil, fmt.Errorf("read statistics of %s: %w", name, err)
+		}
+		missed[name] = stats.RecursionMisses
+	}
+	return missed, nil
+}
+
+// Owners finds who holds the sockets of the given cookies: every descriptor of
+// every process. A socket nobody holds is not in the result.
+func (k *Kernel) Owners(cookies []uint64) (map[uint64][]Owner, error) {
+	k.owners.Lock()
+	defer k.owners.Unlock()
+	found := make(map[uint64][]Owner)
+	room := int(k.objs.Wanted.MaxEntries())
+	for chunk := range slices.Chunk(cookies, room) {
+		for _, c := range chunk {
+			if err := k.objs.Wanted.Put(c, uint8(1)); err != nil {
+				return nil, fmt.Errorf("ask for owners: %w", err)
+			}
+		}
+		var o Owner
+		err := k.pass("owners", bytesOf(&o), func() { found[o.Cookie] = append(found[o.Cookie], o) })
+		for _, c := range chunk {
+			if derr := k.objs.Wanted.Delete(c); derr != nil && !errors.Is(derr, ebpf.ErrKeyNotExist) {
+				err = errors.Join(err, derr)
+			}
+		}
+		if err != nil {
+			return nil, fmt.Errorf("find owners: %w", err)
+		}
+	}
+	return found, nil
+}
+
+// Watch tells how the watched sockets are now. A record with ConnAnswered or
+// ConnGone is the last of its socket.
+func (k *Kernel) Watch(visit func(*Conn)) error {
+	var c Conn
+	if err := k.pass("watch", bytesOf(&c), func() { visit(&c) }); err != nil {
+		return fmt.Errorf("look after watched sockets: %w", err)
+	}
+	return nil
+}
+
+func bytesOf[T Conn | Owner](v *T) []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(v)), unsafe.Sizeof(*v))
+}
+
+// pass runs an iterator once in the caller's network namespace, and calls visit
+// for each record, which it has put into record.
+func (k *Kernel) pass(name string, record []byte, visit func()) error {
+	r, err := k.iters[name].Open()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	return readRecords(r, record, visit)
+}
+
+// readRecords reads records of one size up to the end. The kernel returns
+// EAGAIN after a million objects that it had nothing to say about
+// (kernel/bpf/bpf_iter.c bpf_seq_read), which only means: go on.
+func readRecords(r io.Reader, record []byte, visit func()) error {
+	buf := make([]byte, 64<<10)
+	have := 0
+	for {
+		n, err := r.Read(buf[have:])
+		have += max(n, 0)
+		used := 0
+		for len(record) > 0 && have-used >= len(record) {
+			used += copy(record, buf[used:have])
+			visit()
+		}
+		have = copy(buf, buf[used:have])
+		switch {
+		case errors.Is(err, io.EOF):
+			if have > 0 {
+				return fmt.Errorf("iterator ended in the middle of a record: %w", io.ErrUnexpectedEOF)
+			}
+			return nil
+		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR):
+		case err != nil:
+			return err
+		}
+	}
+}

@@ -1,0 +1,260 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The kernel's types, as far as halfopen reads them, and every difference
+ * between kernels that it knows of.
+ *
+ * Only the fields used are declared; preserve_access_index lets the loader
+ * rewrite each access for the running kernel (CO-RE), so the order and the
+ * neighbours of a field do not matter here, its name and size do. Anonymous
+ * unions and structs of the kernel are flattened: CO-RE looks through them.
+ *
+ * A difference is told by what the kernel has (a field, an enum value, a
+ * tracepoint argument), never by its version: distributions backport.
+ */
+#ifndef HALFOPEN_KERNEL_H
+#define HALFOPEN_KERNEL_H
+
+typedef unsigned char __u8;
+typedef signed short __s16;
+typedef unsigned short __u16;
+typedef signed int __s32;
+typedef unsigned int __u32;
+typedef signed long long __s64;
+typedef unsigned long long __u64;
+typedef __u16 __be16;
+typedef __u32 __be32;
+typedef __u64 __be64;
+typedef __u32 __wsum;
+typedef __u16 __sum16;
+typedef _Bool bool;
+
+#define NULL ((void *)0)
+#define true 1
+#define false 0
+
+/* include/uapi/linux/bpf.h: the few values the programs name. */
+enum bpf_map_type {
+	BPF_MAP_TYPE_HASH = 1,
+	BPF_MAP_TYPE_ARRAY = 2,
+	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+	BPF_MAP_TYPE_LRU_HASH = 9,
+	BPF_MAP_TYPE_RINGBUF = 27,
+};
+
+/* bpf_map_update_elem() flags. */
+enum {
+	BPF_ANY = 0,
+};
+
+/* include/uapi/linux/in.h, include/linux/socket.h, include/uapi/linux/stat.h */
+#define IPPROTO_TCP 6
+#define AF_INET 2
+#define AF_INET6 10
+#define S_IFMT 0170000
+#define S_IFSOCK 0140000
+
+/* include/uapi/asm-generic/errno.h; the same on amd64, arm64 and riscv64. */
+#define EPIPE 32
+#define ECONNABORTED 103
+#define ECONNRESET 104
+#define ETIMEDOUT 110
+#define ECONNREFUSED 111
+
+/* include/net/tcp_states.h */
+enum tcp_state {
+	TCP_ESTABLISHED = 1,
+	TCP_SYN_SENT,
+	TCP_SYN_RECV,
+	TCP_FIN_WAIT1,
+	TCP_FIN_WAIT2,
+	TCP_TIME_WAIT,
+	TCP_CLOSE,
+	TCP_CLOSE_WAIT,
+	TCP_LAST_ACK,
+	TCP_LISTEN,
+	TCP_CLOSING,
+	TCP_NEW_SYN_RECV, /* a request socket; users see syn_recv */
+	TCP_MAX_STATES = 16,
+};
+
+/* include/net/sock.h enum sock_flags, bits of skc_flags; 5.10 to 7.x alike. */
+#define SOCK_DEAD 0
+#define SOCK_KEEPOPEN 3
+
+/* include/net/inet_connection_sock.h, icsk_pending; 5.10 to 7.x alike. */
+#define ICSK_TIME_RETRANS 1
+#define ICSK_TIME_PROBE0 3
+#define ICSK_TIME_LOSS_PROBE 5
+#define ICSK_TIME_REO_TIMEOUT 6
+
+/* include/linux/tcp.h; the number moved over time, the name did not. */
+enum tsq_enum {
+	TCP_WRITE_TIMER_DEFERRED = 3,
+};
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+struct timer_list {
+	void (*function)(struct timer_list *);
+};
+
+struct ns_common {
+	unsigned int inum;
+};
+
+/* Sysctls of a namespace: what applies where the socket has no value itself. */
+struct netns_ipv4 {
+	int sysctl_tcp_keepalive_time; /* jiffies */
+	int sysctl_tcp_keepalive_intvl; /* jiffies */
+	__u8 sysctl_tcp_keepalive_probes;
+};
+
+struct net {
+	struct ns_common ns;
+	struct netns_ipv4 ipv4;
+};
+
+typedef struct {
+	struct net *net;
+} possible_net_t;
+
+struct in6_addr {
+	__u8 s6_addr[16];
+};
+
+typedef struct {
+	__s64 counter;
+} atomic64_t;
+
+typedef struct {
+	__u32 val;
+} kuid_t;
+
+struct sock_common {
+	__be32 skc_daddr;
+	__be32 skc_rcv_saddr;
+	__be16 skc_dport;
+	__u16 skc_num;
+	unsigned short skc_family;
+	volatile unsigned char skc_state;
+	possible_net_t skc_net;
+	struct in6_addr skc_v6_daddr;
+	struct in6_addr skc_v6_rcv_saddr;
+	atomic64_t skc_cookie; /* 0 until somebody asks for it */
+	/* A union with a pointer: flags only in a full socket. */
+	unsigned long skc_flags;
+};
+
+struct socket;
+
+struct sock {
+	struct sock_common __sk_common;
+	struct socket *sk_socket; /* NULL: orphaned, or not accepted yet */
+	unsigned long sk_tsq_flags;
+	int sk_err;
+	__u16 sk_protocol;
+	kuid_t sk_uid;
+};
+
+/* Where the keepalive timer lives, before (see keepalive_timer_offset). */
+struct sock___sk_timer {
+	struct timer_list sk_timer;
+};
+
+/* Where the retransmit timer lives from 7.0 on. */
+struct sock___rtx_timer {
+	struct timer_list tcp_retransmit_timer;
+};
+
+struct inet_sock {
+	struct sock sk;
+	/* skc_num and skc_dport are 0 by the time of some state changes. */
+	__be16 inet_sport;
+};
+
+struct inet_connection_sock {
+	struct inet_sock icsk_inet;
+	__u8 icsk_retransmits;
+	__u8 icsk_pending;
+	__u8 icsk_backoff;
+	__u8 icsk_probes_out;
+	struct {
+		__u32 lrcvtime; /* jiffies: when data last came */
+	} icsk_ack;
+	__u32 icsk_probes_tstamp; /* jiffies: first zero-window probe */
+	__u32 icsk_user_timeout; /* ms */
+};
+
+struct inet_connection_sock___keepalive_timer {
+	struct timer_list icsk_keepalive_timer;
+};
+
+struct inet_connection_sock___retransmit_timer {
+	struct timer_list icsk_retransmit_timer;
+};
+
+struct tcp_sock {
+	struct inet_connection_sock inet_conn;
+	__u32 snd_una;
+	__u32 snd_nxt;
+	__u32 write_seq;
+	__u32 snd_wnd;
+	__u32 lsndtime; /* jiffies: when data was last sent */
+	__u32 rcv_tstamp; /* jiffies: when an ACK last came */
+	__u32 packets_out;
+	__u32 srtt_us; /* eight times the smoothed round-trip time */
+	__u32 total_retrans;
+	unsigned int keepalive_time; /* jiffies, 0: the sysctl applies */
+	unsigned int keepalive_intvl; /* jiffies, 0: the sysctl applies */
+	__u8 keepalive_probes; /* 0: the sysctl applies */
+};
+
+struct request_sock;
+struct sk_buff;
+
+struct inode {
+	unsigned short i_mode;
+};
+
+struct file {
+	struct inode *f_inode;
+	void *private_data;
+};
+
+struct socket {
+	struct sock *sk;
+};
+
+struct task_struct {
+	int tgid;
+	struct task_struct *group_leader;
+	char comm[16];
+};
+
+struct seq_file;
+
+struct bpf_iter_meta {
+	struct seq_file *seq;
+};
+
+struct bpf_iter__tcp {
+	struct bpf_iter_meta *meta;
+	struct sock_common *sk_common;
+};
+
+struct bpf_iter__task_file {
+	struct bpf_iter_meta *meta;
+	struct task_struct *task;
+	__u32 fd;
+	struct file *file;
+};
+
+struct bpf_iter__bpf_map_elem {
+	struct bpf_iter_meta *meta;
+	void *key;
+	void *value;
+};
+
+#pragma clang attribute pop
+
+#endif /* HALFOPEN_KERNEL_H */

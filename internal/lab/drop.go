@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// tableName is the nftables table of a namespace's rules, of family inet. Each
+// call of Drop has a base chain of its own in it, so that one batch adds a rule
+// and one removes it.
+const tableName = "halfopen_lab"
+
+// A Direction says which packets a rule sees, from where the namespace stands.
+type Direction int
+
+// The directions.
+const (
+	Both Direction = iota
+	In             // packets the namespace receives
+	Out            // packets the namespace sends
+)
+
+// A Rule says which packets are lost.
+type Rule struct {
+	Port      uint16    // TCP source or destination port; 0 is every TCP packet
+	Direction Direction // zero is both
+	Percent   int       // share of packets lost at random, 1 to 100
+}
+
+// Validate reports the first field that is out of range.
+func (r Rule) Validate() error {
+	if r.Direction < Both || r.Direction > Out {
+		return fmt.Errorf("unknown direction %d", r.Direction)
+	}
+	if r.Percent < 1 || r.Percent > 100 {
+		return fmt.Errorf("percent %d is not in 1 to 100", r.Percent)
+	}
+	return nil
+}
+
+// Drop loses the TCP packets that match r, in silence: no ICMP, no RST, and no
+// error to the sender. The rule is in force when Drop returns; several rules add
+// up. remove takes the rule away again; it may be called twice, and after Close.
+//
+// Packets are lost where they arrive: those In at this namespace's input hook,
+// those Out at its peer's. The output hook would not do. There a drop is no loss
+// on the way but an error to the sender's TCP, -EPERM from ip_queue_xmit: it
+// takes the segment as never sent and polls with the zero-window probe timer
+// (tcp_write_xmit, tcp_check_probe_timer) instead of retransmitting.
+//
+// A big segment that no link has cut up counts as one packet.
+func (n *Namespace) Drop(r Rule) (remove func() error, err error) {
+	if err := r.Validate(); err != nil {
+		return nil, fmt.Errorf("drop rule: %w", err)
+	}
+	var undo []func() error
+	remove = sync.OnceValue(func() error {
+		var errs []error
+		for _, f := range undo {
+			errs = append(errs, f())
+		}
+		return errors.Join(errs...)
+	})
+	for _, a := range n.arrivals(r.Direction) {
+		f, err := a.at.lose(r, a.link)
+		if err != nil {
+			return nil, errors.Join(err, remove())
+		}
+		undo = append(undo, f)
+	}
+	return remove, nil
+}
+
+// An arrival is where the packets of a direction come in: a link of a namespace,
+// or all its links.
+type arrival struct {
+	at   *Namespace
+	link string // empty for every link
+}
+
+func (n *Namespace) arrivals(d Direction) []arrival {
+	var list []arrival
+	if d == Out {
+		list = append(list, arrival{n, "lo"})
+	} else {
+		list = append(list, arrival{n, ""})
+	}
+	if d != In && n.peer != nil {
+		list = append(list, arrival{n.peer, linkName})
+	}
+	return list
+}
+
+// lose puts r at the namespace's input hook, for packets from a link.
+func (n *Namespace) lose(r Rule, link string) (undo func() error, err error) {
+	n.mu.Lock()
+	n.drops++
+	name := fmt.Sprintf("drop%d", n.drops)
+	n.mu.Unlock()
+
+	table := &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}
+	chain := &nftables.Chain{
+		Name:     name,
+		Table:    table,
+		Type:     nftables.ChainTypeFilter,
+		Hooknum:  nftables.ChainHookInput,
+		Priority: nftables.ChainPriorityFilter,
+	}
+	err = n.nft(func(conn *nftables.Conn) {
+		conn.AddTable(table)
+		conn.AddChain(chain)
+		for _, exprs := range r.exprs(link) {
+			conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: exprs})
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("add drop rule: %w", err)
+	}
+	return func() error {
+		err := n.nft(func(conn *nftables.Conn) { conn.DelChain(chain) }) // and its rules
+		if err != nil && !errors.Is(err, ErrClosed) {
+			return fmt.Errorf("remove drop rule: %w", err)
+		}
+		return nil
+	}, nil
+}
+
+// nft sends one batch to the namespace's nftables: all of it holds, or nothing.
+func (n *Namespace) nft(batch func(*nftables.Conn)) error {
+	return n.Do(func() error {
+		conn, err := nftables.New()
+		if err != nil {
+			return err
+		}
+		batch(conn)
+		return conn.Flush()
+	})
+}
+
+// exprs returns the rules of one chain, in the kernel's terms: one for every TCP
+// packet, or one each for the source and the destination port.
+func (r Rule) exprs(link string) [][]expr.Any {
+	match := slices.Concat(matchLink(link), matchTCP())
+	if r.Port == 0 {
+		return [][]expr.Any{slices.Concat(match, r.verdict())}
+	}
+	return [][]expr.Any{
+		slices.Concat(match, matchPort(0, r.Port), r.verdict()),
+		slices.Concat(match, matchPort(2, r.Port), r.verdict()),
+	}
+}
+
+func matchLink(name string) []expr.Any {
+	if name == "" {
+		return nil
+	}
+	padded := make([]byte, unix.IFNAMSIZ)
+	copy(padded, name)
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: padded},
+	}
+}
+
+func matchTCP() []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
+	}
+}
+
+// matchPort matches the port at an offset of the TCP header: 0 is the source, 2
+// the destination.
+func matchPort(offset uint32, port uint16) []expr.Any {
+	return []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: 2},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.BigEndian.PutUint16(port)},
+	}
+}
+
+// verdict draws the lot, counts the packet and drops it.
+func (r Rule) verdict() []expr.Any {
+	drop := []expr.Any{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}}
+	if r.Percent == 100 {
+		return drop
+	}
+	return append([]expr.Any{
+		&expr.Numgen{Register: 1, Type: unix.NFT_NG_RANDOM, Modulus: 100},
+		// cmp orders registers as bytes, most significant first.
+		&expr.Byteorder{SourceRegister: 1, DestRegister: 1, Op: expr.ByteorderHton, Len: 4, Size: 4},
+		&expr.Cmp{Op: expr.CmpOpLt, Register: 1, Data: binaryutil.BigEndian.PutUint32(uint32(r.Percent))},
+	}, drop...)
+}

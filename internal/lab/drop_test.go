@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// silence is how long nothing may arrive for a direction to count as cut. The
+// first retransmission comes within 200 ms.
+const silence = 500 * time.Millisecond
+
+func mustDrop(t *testing.T, n *Namespace, r Rule) (remove func()) {
+	t.Helper()
+	f, err := n.Drop(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		t.Helper()
+		for range 2 {
+			if err := f(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+func receiveNothing(t *testing.T, c net.Conn) {
+	t.Helper()
+	c.SetReadDeadline(time.Now().Add(silence))
+	buf := make([]byte, 64)
+	if n, err := c.Read(buf); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("received %q, want silence (%v)", buf[:n], err)
+	}
+}
+
+// tcpStat returns a counter of the Tcp lines of the namespace's /proc/net/snmp.
+func tcpStat(t *testing.T, n *Namespace, name string) int {
+	t.Helper()
+	var snmp []byte
+	err := n.Do(func() (err error) {
+		snmp, err = os.ReadFile("/proc/thread-self/net/snmp")
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for line := range strings.Lines(string(snmp)) {
+		fields := strings.Fields(line)
+		if fields[0] != "Tcp:" {
+			continue
+		}
+		if names == nil {
+			names = fields
+			continue
+		}
+		for i := range names {
+			if names[i] == name {
+				value, err := strconv.Atoi(fields[i])
+				if err != nil {
+					t.Fatal(err)
+				}
+				return value
+			}
+		}
+	}
+	t.Fatalf("no counter %s in %s", name, snmp)
+	return 0
+}
+
+func TestDropSilencesADirection(t *testing.T) {
+	l := newLab(t)
+	for _, tt := range []struct {
+		name               string
+		at                 *Namespace
+		direction          Direction
+		toServer, toClient bool // what still passes
+	}{
+		{"what the client sends", l.Client, Out, false, true},
+		{"what the client receives", l.Client, In, true, false},
+		{"all of the client", l.Client, Both, false, false},
+		{"what the server sends", l.Server, Out, true, false},
+		{"what the server receives", l.Server, In, false, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			families(t, l, func(t *testing.T, server netip.Addr) {
+				client, accepted := connect(t, l, netip.AddrPortFrom(server, 5432))
+				resets := tcpStat(t, l.Client, "OutRsts") + tcpStat(t, l.Server, "OutRsts")
+				remove := mustDrop(t, l.Client, Rule{Port: 5431, Percent: 100})
+				send(t, client, "before")
+				receive(t, accepted, "before")
+				remove()
+
+				remove = mustDrop(t, tt.at, Rule{Port: 5432, Direction: tt.direction, Percent: 100})
+				send(t, client, "question")
+				send(t, accepted, "answer")
+				for _, dir := range []struct {
+					passes bool
+					to     net.Conn
+					text   string
+				}{{tt.toServer, accepted, "question"}, {tt.toClient, client, "answer"}} {
+					if dir.passes {
+						receive(t, dir.to, dir.text)
+					} else {
+						receiveNothing(t, dir.to)
+					}
+				}
+				for _, n := range []*Namespace{l.Client, l.Server} {
+					out, err := n.Output("ss", "-Htno", "state", "established", "( sport = :5432 or dport = :5432 )")
+					if err != nil {
+						t.Fatal(err)
+					}
+					// Both ends miss the acknowledgement of what they sent; a
+					// loss shows as retransmission, not as a local error would,
+					// as a zero-window probe.
+					if strings.Count(string(out), "\n") != 1 || !strings.Contains(string(out), "timer:(on,") {
+						t.Errorf("want one established connection that retransmits, not %q", out)
+					}
+				}
+
+				remove()
+				if !tt.toServer {
+					receive(t, accepted, "question")
+				}
+				if !tt.toClient {
+					receive(t, client, "answer")
+				}
+				if n := tcpStat(t, l.Client, "OutRsts") + tcpStat(t, l.Server, "OutRsts") - resets; n != 0 {
+					t.Errorf("%d resets were sent", n)
+				}
+				// Bury the connection, so that the next one is alone under ss.
+				client.Close()
+				accepted.Close()
+			})
+		})
+	}
+}
+
+func TestDropSparesOtherPorts(t *testing.T) {
+	l := newLab(t)
+	client, accepted := connect(t, l, netip.AddrPortFrom(l.Server.Addr4(), 5432))
+	spared, sparedEnd := connect(t, l, netip.AddrPortFrom(l.Server.Addr4(), 5433))
+	mustDrop(t, l.Client, Rule{Port: 5432, Percent: 100})
+	send(t, client, "lost")
+	for i := range 23 {
+		send(t, spared, fmt.Sprintf("question %d", i))
+		receive(t, sparedEnd, fmt.Sprintf("question %d", i))
+	}
+	receiveNothing(t, accepted)
+
+	mustDrop(t, l.Client, Rule{Percent: 100}) // port 0 spares none
+	send(t, spared, "lost")
+	receiveNothing(t, sparedEnd)
+}
+
+func TestRulesAddUp(t *testing.T) {
+	l := newLab(t)
+	client, accepted := connect(t, l, netip.AddrPortFrom(l.Server.Addr4(), 5432))
+	removeFirst := mustDrop(t, l.Client, Rule{Port: 5432, Percent: 100})
+	removeSecond := mustDrop(t, l.Client, Rule{Percent: 100})
+	removeThird := mustDrop(t, l.Server, Rule{Direction: In, Percent: 100})
+	send(t, client, "question")
+	removeSecond()
+	removeThird()
+	receiveNothing(t, accepted)
+	removeFirst()
+	receive(t, accepted, "question")
+}
+
+func TestDropOnLoopback(t *testing.T) {
+	n := newNamespace(t)
+	l := &Lab{Client: n, Server: n}
+	for _, direction := range []Direction{In, Out, Both} {
+		client, accepted := connect(t, l, netip.MustParseAddrPort("[::1]:5432"))
+		remove := mustDrop(t, n, Rule{Port: 5432, Direction: direction, Percent: 100})
+		send(t, client, "question")
+		receiveNothing(t, accepted)
+		remove()
+		receive(t, accepted, "question")
+		client.Close()
+		accepted.Close()
+	}
+}
+
+// TestDropPercent sends bare segments past the client's TCP, so that each is one
+// packet and none is sent again. Of 10007 independent packets, 25 % lost has a
+// standard deviation of 43; the tolerance is 7 of them.
+func TestDropPercent(t *testing.T) {
+	const (
+		packets   = 10007
+		percent   = 25
+		expected  = packets * percent / 100
+		tolerance = 300
+	)
+	l := newLab(t)
+	mustDrop(t, l.Client, Rule{Port: 5432, Direction: Out, Percent: percent})
+	before := tcpStat(t, l.Server, "InSegs")
+	err := l.Client.Do(func() error { return sendResets(l.Server.Addr4(), 5432, packets) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	// What is not lost is counted by the server's TCP, and all is accounted for.
+	var lost, arrived int
+	eventually(t, "every packet is either lost or arrived", func() bool {
+		lost, arrived = droppedBy(t, l.Server), tcpStat(t, l.Server, "InSegs")-before
+		return lost+arrived == packets
+	})
+	if lost < expected-tolerance || lost > expected+tolerance {
+		t.Errorf("%d of %d packets were lost, want %d ± %d", lost, packets, expected, tolerance)
+	}
+}
+
+// sendResets sends RST segments, which nobody answers, from the calling thread's
+// namespace. It paces itself by a socket buffer of few packets, so that the
+// backlog of the receiving CPU never overflows.
+func sendResets(to netip.Addr, port uint16, count int) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 1); err != nil {
+		return err
+	}
+	segment := make([]byte, 20)
+	binary.BigEndian.PutUint16(segment[0:], 40000)
+	binary.BigEndian.PutUint16(segment[2:], port)
+	segment[12] = 5 << 4 // header length in words
+	segment[13] = 1 << 2 // RST
+	for range count {
+		if err := unix.Sendto(fd, segment, 0, &unix.SockaddrInet4{Addr: to.As4()}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// droppedBy sums the counters of the namespace's rules.
+func droppedBy(t *testing.T, n *Namespace) int {
+	t.Helper()
+	var packets uint64
+	err := n.Do(func() error {
+		conn, err := nftables.New()
+		if err != nil {
+			return err
+		}
+		chains, err := conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
+		if err != nil {
+			return err
+		}
+		for _, chain := range chains {
+			rules, err := conn.GetRules(chain.Table, chain)
+			if err != nil {
+				return err
+			}
+			for _, rule := range rules {
+				for _, e := range rule.Exprs {
+					if counter, ok := e.(*expr.Counter); ok {
+						packets += counter.Packets
+					}
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return int(packets)
+}
+
+func TestRuleValidate(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		rule Rule
+		ok   bool
+	}{
+		{"a share of everything is fine", Rule{Percent: 1}, true},
+		{"all of a port is fine", Rule{Port: 5432, Direction: Out, Percent: 100}, true},
+		{"nothing lost is no rule", Rule{}, false},
+		{"more than everything cannot be lost", Rule{Percent: 101}, false},
+		{"less than nothing cannot be lost", Rule{Percent: -1}, false},
+		{"there is no fourth direction", Rule{Direction: Out + 1, Percent: 100}, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if err := tt.rule.Validate(); (err == nil) != tt.ok {
+				t.Errorf("error is %v", err)
+			}
+		})
+	}
+	if _, err := newNamespace(t).Drop(Rule{}); err == nil {
+		t.Error("Drop took a rule that is not valid")
+	}
+}

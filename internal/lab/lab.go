@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// linkName is the name of the veth in each namespace.
+const linkName = "eth0"
+
+// linkTimeout bounds the wait for the veth to carry packets, which takes
+// milliseconds.
+const linkTimeout = 10 * time.Second
+
+// A Lab is two namespaces joined by a veth pair.
+type Lab struct {
+	Client *Namespace // 10.77.0.1/24, fd77::1/64
+	Server *Namespace // 10.77.0.2/24, fd77::2/64
+}
+
+// New makes a lab. Traffic passes both ways, on IPv4 and IPv6, when it returns.
+// The error is [ErrPrivilege] when the process may not make namespaces.
+func New() (*Lab, error) {
+	client, err := NewNamespace()
+	if err != nil {
+		return nil, err
+	}
+	server, err := NewNamespace()
+	if err != nil {
+		return nil, errors.Join(err, client.Close())
+	}
+	l := &Lab{Client: client, Server: server}
+	if err := l.join(); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
+}
+
+// Close removes both namespaces and everything in them. It may be called again.
+func (l *Lab) Close() error {
+	return errors.Join(l.Client.Close(), l.Server.Close())
+}
+
+// join connects the namespaces and gives them their addresses.
+func (l *Lab) join() error {
+	err := l.Client.Do(func() error {
+		return netlink.LinkAdd(&netlink.Veth{
+			LinkAttrs:     netlink.LinkAttrs{Name: linkName},
+			PeerName:      linkName,
+			PeerNamespace: netlink.NsFd(l.Server.ns),
+		})
+	})
+	if err != nil {
+		return fmt.Errorf("create veth: %w", err)
+	}
+	l.Client.peer, l.Server.peer = l.Server, l.Client
+
+	// Both ends go up before either is waited for: a veth has no carrier until
+	// its peer is up.
+	for _, n := range []*Namespace{l.Client, l.Server} {
+		if err := n.Do(func() error { return linkUp(linkName) }); err != nil {
+			return err
+		}
+	}
+	err = l.Client.addAddrs(netip.MustParsePrefix("10.77.0.1/24"), netip.MustParsePrefix("fd77::1/64"))
+	if err != nil {
+		return err
+	}
+	return l.Server.addAddrs(netip.MustParsePrefix("10.77.0.2/24"), netip.MustParsePrefix("fd77::2/64"))
+}
+
+// addAddrs waits for the veth to be operational, then gives it its addresses; no
+// IPv6 address on a kernel booted without IPv6.
+func (n *Namespace) addAddrs(addr4, addr6 netip.Prefix) error {
+	prefixes := []netip.Prefix{addr4, addr6}
+	// A host may hand its own disable_ipv6 down to new namespaces
+	// (net.core.devconf_inherit_init_net).
+	err := n.Sysctl("net.ipv6.conf.all.disable_ipv6", "0")
+	if errors.Is(err, os.ErrNotExist) {
+		prefixes = prefixes[:1]
+	} else if err != nil {
+		return err
+	}
+	err = n.Do(func() error {
+		link, err := waitLink(linkName)
+		if err != nil {
+			return err
+		}
+		for _, prefix := range prefixes {
+			addr := &netlink.Addr{IPNet: &net.IPNet{
+				IP:   prefix.Addr().AsSlice(),
+				Mask: net.CIDRMask(prefix.Bits(), prefix.Addr().BitLen()),
+			}}
+			if prefix.Addr().Is6() {
+				// Without this the address is unusable for the second or so
+				// that duplicate address detection takes.
+				addr.Flags = unix.IFA_F_NODAD
+			}
+			if err := netlink.AddrAdd(link, addr); err != nil {
+				return fmt.Errorf("add address %s: %w", prefix, err)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	n.addr4 = addr4.Addr()
+	if len(prefixes) > 1 {
+		n.addr6 = addr6.Addr()
+	}
+	return nil
+}
+
+// linkUp sets a link of the calling thread's namespace up.
+func linkUp(name string) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("find link %s: %w", name, err)
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		return fmt.Errorf("set link %s up: %w", name, err)
+	}
+	return nil
+}
+
+// waitLink waits until a link of the calling thread's namespace is operational.
+// The kernel gets there by itself, on a work queue, once both ends are up; until
+// then it discards what is sent.
+func waitLink(name string) (netlink.Link, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), linkTimeout)
+	defer cancel()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			return nil, fmt.Errorf("find link %s: %w", name, err)
+		}
+		if link.Attrs().OperState == netlink.OperUp {
+			return link, nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("link %s is %s after %s", name, link.Attrs().OperState, linkTimeout)
+		}
+	}
+}

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Listen opens a listening socket inside the namespace; network is "tcp", "tcp4"
+// or "tcp6". SO_KEEPALIVE is left off, for the connections it accepts too, and
+// it speaks plain TCP, not Go's default of MPTCP.
+func (n *Namespace) Listen(network string, addr netip.AddrPort) (*net.TCPListener, error) {
+	config := net.ListenConfig{KeepAlive: -1}
+	config.SetMultipathTCP(false)
+	var ln net.Listener
+	err := n.Do(func() (err error) {
+		ln, err = config.Listen(context.Background(), network, addr.String())
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return ln.(*net.TCPListener), nil
+}
+
+// Dial connects a socket created inside the namespace. SO_KEEPALIVE is left off.
+// Options change the dialer first, for instance its LocalAddr, or its Control to
+// set socket options before the SYN. The error is that of
+// [net.Dialer.DialContext], or [ErrClosed].
+func (n *Namespace) Dial(ctx context.Context, addr netip.AddrPort, opts ...func(*net.Dialer)) (*net.TCPConn, error) {
+	dialer := net.Dialer{KeepAlive: -1}
+	dialer.SetMultipathTCP(false)
+	for _, opt := range opts {
+		opt(&dialer)
+	}
+	var conn net.Conn
+	// For a single literal address the dialer creates the socket in the calling
+	// goroutine, hence in the namespace.
+	err := n.Do(func() (err error) {
+		conn, err = dialer.DialContext(ctx, "tcp", addr.String())
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.TCPConn), nil
+}
+
+// SetKeepalive turns SO_KEEPALIVE on: the first probe after idle, the next ones
+// every interval, death after count probes without an answer. Durations are
+// rounded up to whole seconds, which is all the kernel knows; what is zero is
+// left to the namespace's sysctl.
+func SetKeepalive(c syscall.Conn, idle, interval time.Duration, count int) error {
+	return setsockopts(c, "set keepalive",
+		sockopt{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, ceil(idle, time.Second), idle == 0},
+		sockopt{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, ceil(interval, time.Second), interval == 0},
+		sockopt{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, count, count == 0},
+		sockopt{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1, false},
+	)
+}
+
+// SetUserTimeout sets TCP_USER_TIMEOUT, rounded up to whole milliseconds; zero
+// turns it off.
+func SetUserTimeout(c syscall.Conn, d time.Duration) error {
+	return setsockopts(c, "set user timeout",
+		sockopt{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, ceil(d, time.Millisecond), false})
+}
+
+// Cookie returns the kernel's cookie of the socket (SO_COOKIE), unique until the
+// next boot.
+func Cookie(c syscall.Conn) (uint64, error) {
+	var cookie uint64
+	err := control(c, func(fd int) (err error) {
+		cookie, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("get socket cookie: %w", err)
+	}
+	return cookie, nil
+}
+
+type sockopt struct {
+	level, name, value int
+	skip               bool
+}
+
+func setsockopts(c syscall.Conn, what string, opts ...sockopt) error {
+	err := control(c, func(fd int) error {
+		for _, o := range opts {
+			if o.skip {
+				continue
+			}
+			if err := unix.SetsockoptInt(fd, o.level, o.name, o.value); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
+}
+
+// control runs f on the descriptor of c.
+func control(c syscall.Conn, f func(fd int) error) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var ferr error
+	if err := raw.Control(func(fd uintptr) { ferr = f(int(fd)) }); err != nil {
+		return err
+	}
+	return ferr
+}
+
+// ceil returns d in units, rounded up; what is negative stays so, for the kernel
+// to refuse.
+func ceil(d, unit time.Duration) int {
+	n := int(d / unit)
+	if d%unit > 0 {
+		n++
+	}
+	return n
+}
