@@ -1,0 +1,688 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package collector
+
+import (
+	"cmp"
+	"container/heap"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/halfopen/halfopen/bpf"
+)
+
+const (
+	// watchInterval is how often the sockets under watch are looked at: an
+	// answer is noticed within it, and so is a silence that got long enough.
+	watchInterval = 500 * time.Millisecond
+	// ownersInterval is how often at most the owners are looked for.
+	ownersInterval = 2 * time.Second
+	// ownersAgain is when an owner that was not found, or may have changed, is
+	// looked for again.
+	ownersAgain = 30 * time.Second
+	// censusShare of one core is what the census may take: its interval
+	// stretches accordingly.
+	censusShare = 0.01
+	// flushTimeout bounds the wait for the event reader to catch up.
+	flushTimeout = time.Second
+)
+
+// IdleBounds are the upper bounds of Stats.Idle, for bpf.Options: round times,
+// and among them the usual limits of middleboxes (240 s, 350 s, 10 min, 15 min,
+// 20 min) and Linux's keepalive time (2 h).
+var IdleBounds = []time.Duration{
+	time.Second, 5 * time.Second, 15 * time.Second, 30 * time.Second, time.Minute, 2 * time.Minute,
+	4 * time.Minute, 5 * time.Minute, 350 * time.Second, 10 * time.Minute, 15 * time.Minute,
+	20 * time.Minute, 30 * time.Minute, time.Hour, 2 * time.Hour, 4 * time.Hour, 12 * time.Hour,
+	24 * time.Hour, 5 * 24 * time.Hour,
+}
+
+// Options are what the user can set. The zero value of a field is its default.
+type Options struct {
+	// IdleAfter without data a connection is idle or unguarded (default 5m).
+	// It is counted in the kernel: give bpf.Options the same value.
+	IdleAfter time.Duration
+	// StalledAfter with a closed window a connection is stalled (default 10s).
+	StalledAfter time.Duration
+	// ZombieUnanswered solicitations in a row, and ZombieSilence, make a zombie
+	// (default 3 and 10s).
+	ZombieUnanswered int
+	ZombieSilence    time.Duration
+	// CensusInterval between two censuses (default 15s).
+	CensusInterval time.Duration
+	Logger         *slog.Logger
+}
+
+func (o *Options) setDefaults() {
+	o.IdleAfter = cmp.Or(o.IdleAfter, 5*time.Minute)
+	o.StalledAfter = cmp.Or(o.StalledAfter, 10*time.Second)
+	o.ZombieUnanswered = cmp.Or(o.ZombieUnanswered, 3)
+	o.ZombieSilence = cmp.Or(o.ZombieSilence, 10*time.Second)
+	o.CensusInterval = cmp.Or(o.CensusInterval, 15*time.Second)
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+}
+
+// Collector correlates what the kernel tells: it knows every connection in
+// trouble, and can look at all others. Safe for concurrent use.
+type Collector struct {
+	kernel *bpf.Kernel
+	opts   Options
+	log    *slog.Logger
+	ready  atomic.Bool
+
+	mu     sync.Mutex // of all below
+	table  *Table
+	census CensusStats
+	counts bpf.CensusCounts
+	subs   map[*Subscription]struct{}
+
+	reader struct { // the reading of events
+		sync.Mutex
+		running bool
+		flushed *sync.Cond // a flush came through, or the reading ended
+		flushes uint64
+	}
+	undecodable atomic.Uint64
+}
+
+// New makes a collector of loaded programs. Run makes it collect; without Run,
+// Connections looks once by itself (bpf.Options.Observe is not needed then).
+func New(k *bpf.Kernel, opts Options) *Collector {
+	opts.setDefaults()
+	c := &Collector{kernel: k, opts: opts, log: opts.Logger, subs: make(map[*Subscription]struct{})}
+	c.reader.flushed = sync.NewCond(&c.reader)
+	c.table = NewTable(Rules{
+		IdleAfter:        opts.IdleAfter,
+		StalledAfter:     opts.StalledAfter,
+		ZombieUnanswered: opts.ZombieUnanswered,
+		ZombieSilence:    opts.ZombieSilence,
+		HZ:               k.HZ(),
+	}, c.publish)
+	c.census.Interval = opts.CensusInterval
+	return c
+}
+
+// Run collects until the context ends (nil) or the kernel side fails.
+func (c *Collector) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	c.reader.Lock()
+	c.reader.running = true
+	c.reader.Unlock()
+	stop := context.AfterFunc(ctx, func() { _ = c.kernel.Flush() })
+	defer stop()
+	g.Go(func() error { return c.readEvents(ctx) })
+	g.Go(func() error { return every(ctx, watchInterval, c.lookAfter) })
+	g.Go(func() error { return every(ctx, ownersInterval, c.findOwners) })
+	g.Go(func() error { return c.takeCensuses(ctx) })
+	err := g.Wait()
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// every calls f now and then at intervals, until the context ends or f fails.
+func every(ctx context.Context, interval time.Duration, f func() error) error {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		if err := f(); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+// wall translates the kernel's clock (CLOCK_MONOTONIC, ns), as of now.
+func wall(mono uint64) time.Time {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
+		return time.Now()
+	}
+	return time.Now().Add(time.Duration(int64(mono) - ts.Nano()))
+}
+
+func (c *Collector) readEvents(ctx context.Context) error {
+	defer func() {
+		c.reader.Lock()
+		c.reader.running = false
+		c.reader.flushed.Broadcast()
+		c.reader.Unlock()
+	}()
+	var e bpf.Event
+	for {
+		err := c.kernel.ReadEvent(&e)
+		switch {
+		case errors.Is(err, bpf.ErrFlushed):
+			c.reader.Lock()
+			c.reader.flushes++
+			c.reader.flushed.Broadcast()
+			c.reader.Unlock()
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+		case errors.Is(err, os.ErrClosed):
+			return nil
+		case errors.Is(err, bpf.ErrUndecodable):
+			c.undecodable.Add(1)
+		case err != nil:
+			return fmt.Errorf("read events: %w", err)
+		default:
+			at := wall(e.Conn.At)
+			c.mu.Lock()
+			c.table.Event(&e, at)
+			c.mu.Unlock()
+		}
+	}
+}
+
+// catchUp waits until every event that the kernel has sent so far is taken in.
+func (c *Collector) catchUp() {
+	c.reader.Lock()
+	defer c.reader.Unlock()
+	if !c.reader.running {
+		return
+	}
+	seen := c.reader.flushes
+	if c.kernel.Flush() != nil {
+		return
+	}
+	expired := false
+	timer := time.AfterFunc(flushTimeout, func() {
+		c.reader.Lock()
+		expired = true
+		c.reader.flushed.Broadcast()
+		c.reader.Unlock()
+	})
+	defer timer.Stop()
+	for c.reader.running && c.reader.flushes == seen && !expired {
+		c.reader.flushed.Wait()
+	}
+}
+
+func (c *Collector) lookAfter() error {
+	var conns []bpf.Conn
+	if err := c.kernel.Watch(func(conn *bpf.Conn) { conns = append(conns, *conn) }); err != nil {
+		return err
+	}
+	now := time.Now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i := range conns {
+		at := now
+		if conns[i].At != 0 {
+			at = wall(conns[i].At)
+		}
+		c.table.Watched(&conns[i], at)
+	}
+	c.table.Sweep(now)
+	return nil
+}
+
+func (c *Collector) takeCensuses(ctx context.Context) error {
+	for {
+		interval, err := c.takeCensus(ctx)
+		if err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(interval):
+		}
+	}
+}
+
+// takeCensus takes one census and tells when the next is due.
+func (c *Collector) takeCensus(ctx context.Context) (time.Duration, error) {
+	began := time.Now()
+	var troubled []bpf.Conn
+	res, err := c.kernel.Census(ctx, []uint8{bpf.ClassTrouble}, func(conn *bpf.Conn) {
+		troubled = append(troubled, *conn)
+	})
+	if err != nil {
+		return 0, err
+	}
+	if res.Err != nil {
+		c.log.Warn("Some network namespaces were not visited", "namespaces", res.Unvisited, "err", res.Err)
+	}
+	ended := time.Now()
+	took := ended.Sub(began)
+	var sockets uint64
+	for _, classes := range res.Counts.Sockets {
+		for _, n := range classes {
+			sockets += n
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.table.Census(&res.Counts, troubled, began, ended)
+	c.counts = res.Counts
+	c.census = CensusStats{
+		At:         ended,
+		Duration:   took,
+		Interval:   max(c.opts.CensusInterval, time.Duration(float64(took)/censusShare)),
+		Sockets:    sockets,
+		Namespaces: res.Namespaces,
+		Unvisited:  res.Unvisited,
+	}
+	if !c.ready.Swap(true) {
+		c.log.Info("First census taken", "sockets", sockets, "namespaces", res.Namespaces, "duration", took)
+	}
+	return c.census.Interval, nil
+}
+
+// findOwners finds who holds the connections in trouble.
+func (c *Collector) findOwners() error {
+	now := time.Now()
+	var wanted []uint64
+	c.mu.Lock()
+	for cookie, m := range c.table.members {
+		if m.verdict > Unguarded && now.Sub(m.looked) > ownersAgain && m.conn.Flags&bpf.ConnOrphan == 0 {
+			wanted = append(wanted, cookie)
+			m.looked = now
+		}
+	}
+	c.mu.Unlock()
+	if len(wanted) == 0 {
+		return nil
+	}
+	owners, err := c.kernel.Owners(wanted)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, cookie := range wanted {
+		if m := c.table.members[cookie]; m != nil {
+			m.process = processOf(owners[cookie])
+		}
+	}
+	return nil
+}
+
+// processOf picks one of the descriptors that hold a socket: the oldest
+// process that does, as far as pids tell.
+func processOf(owners []bpf.Owner) *Process {
+	if len(owners) == 0 {
+		return nil
+	}
+	o := slices.MinFunc(owners, func(a, b bpf.Owner) int {
+		return cmp.Or(cmp.Compare(a.Pid, b.Pid), cmp.Compare(a.Fd, b.Fd))
+	})
+	return &Process{PID: o.Pid, Comm: unix.ByteSliceToString(o.Comm[:]), FD: o.Fd}
+}
+
+// Ready tells whether the first census is done.
+func (c *Collector) Ready() bool { return c.ready.Load() }
+
+// Query selects connections: within a field any, between fields all. The zero
+// value selects every connection (listeners and time_wait are none).
+type Query struct {
+	Verdicts []Verdict
+	States   []State
+	Ports    []uint16 // local or remote
+	PIDs     []uint32
+	Limit    int // 0: no limit
+}
+
+func (q *Query) matches(conn *Connection) bool {
+	return anyOf(q.Verdicts, conn.Verdict) && anyOf(q.States, conn.State) &&
+		(len(q.Ports) == 0 || slices.Contains(q.Ports, conn.Local.Port()) || slices.Contains(q.Ports, conn.Remote.Port()))
+}
+
+func anyOf[T comparable](wanted []T, v T) bool { return len(wanted) == 0 || slices.Contains(wanted, v) }
+
+// classes are those that the census has to write out for the query.
+func (q *Query) classes() []uint8 {
+	classes := []uint8{bpf.ClassTrouble}
+	for _, class := range []uint8{bpf.ClassActive, bpf.ClassIdle, bpf.ClassUnguarded} {
+		if anyOf(q.Verdicts, ofClass(class)) {
+			classes = append(classes, class)
+		}
+	}
+	return classes
+}
+
+// Connections looks at the connections now, worst first, and returns at most
+// q.Limit of them and how many there are. Process is filled in.
+func (c *Collector) Connections(ctx context.Context, q Query) (total int, conns []Connection, err error) {
+	c.catchUp()
+	keep := q.Limit
+	if len(q.PIDs) > 0 {
+		keep = 0 // who owns them is known only afterwards
+	}
+	var worst worstFirst
+	_, err = c.kernel.Census(ctx, q.classes(), func(k *bpf.Conn) {
+		at := wall(k.At)
+		c.mu.Lock()
+		conn := c.table.view(k, at, c.table.members[k.Cookie])
+		c.mu.Unlock()
+		if !q.matches(&conn) {
+			return
+		}
+		total++
+		if keep > 0 && len(worst) >= keep {
+			if compare(&conn, &worst[0]) >= 0 {
+				return
+			}
+			heap.Pop(&worst)
+		}
+		heap.Push(&worst, conn)
+	})
+	if err != nil {
+		return 0, nil, err
+	}
+	conns = worst
+	slices.SortFunc(conns, func(a, b Connection) int { return compare(&a, &b) })
+	if err := c.fillOwners(conns); err != nil {
+		return 0, nil, err
+	}
+	if len(q.PIDs) > 0 {
+		conns = slices.DeleteFunc(conns, func(conn Connection) bool {
+			return conn.Process == nil || !slices.Contains(q.PIDs, conn.Process.PID)
+		})
+		total = len(conns)
+		if q.Limit > 0 {
+			conns = conns[:min(len(conns), q.Limit)]
+		}
+	}
+	return total, conns, nil
+}
+
+func (c *Collector) fillOwners(conns []Connection) error {
+	var wanted []uint64
+	for i := range conns {
+		if conns[i].Process == nil && !conns[i].Orphaned && conns[i].Accepted {
+			wanted = append(wanted, conns[i].Cookie)
+		}
+	}
+	if len(wanted) == 0 {
+		return nil
+	}
+	owners, err := c.kernel.Owners(wanted)
+	if err != nil {
+		return err
+	}
+	for i := range conns {
+		if conns[i].Process == nil {
+			conns[i].Process = processOf(owners[conns[i].Cookie])
+		}
+	}
+	return nil
+}
+
+// compare orders connections worst first: by verdict, then by silence (of
+// healthy ones: by idleness), then by cookie so that the order is stable.
+func compare(a, b *Connection) int {
+	silence := func(c *Connection) time.Duration {
+		if c.Verdict >= Suspect {
+			return c.Silent
+		}
+		return c.Idle
+	}
+	return cmp.Or(cmp.Compare(b.Verdict, a.Verdict), cmp.Compare(silence(b), silence(a)), cmp.Compare(a.Cookie, b.Cookie))
+}
+
+// worstFirst is a heap whose root is the least bad.
+type worstFirst []Connection
+
+func (h worstFirst) Len() int           { return len(h) }
+func (h worstFirst) Less(i, j int) bool { return compare(&h[i], &h[j]) > 0 }
+func (h worstFirst) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
+
+// Push and Pop implement heap.Interface.
+func (h *worstFirst) Push(x any) { *h = append(*h, x.(Connection)) }
+
+// Pop implements heap.Interface.
+func (h *worstFirst) Pop() any {
+	old := *h
+	last := old[len(old)-1]
+	*h = old[:len(old)-1]
+	return last
+}
+
+// Connection returns one connection and its recent events, oldest first.
+// ok is false when there is no such connection.
+func (c *Collector) Connection(ctx context.Context, cookie uint64) (conn Connection, events []Event, ok bool, err error) {
+	c.catchUp()
+	_, err = c.kernel.Census(ctx, (&Query{}).classes(), func(k *bpf.Conn) {
+		if k.Cookie != cookie {
+			return
+		}
+		at := wall(k.At)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		conn, ok = c.table.view(k, at, c.table.members[cookie]), true
+		if s := c.table.stories[cookie]; s != nil {
+			events = slices.Clone(s.events)
+		}
+	})
+	if err != nil || !ok {
+		return conn, nil, false, err
+	}
+	one := []Connection{conn}
+	err = c.fillOwners(one)
+	return one[0], events, true, err
+}
+
+// Deaths returns the latest deaths, newest first, at most limit (0: all that
+// are kept), of the given causes (none: any), and how many are kept of them.
+func (c *Collector) Deaths(causes []Cause, limit int) (total int, deaths []Death) {
+	c.catchUp()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.table.eachDeath(func(d *Death) bool {
+		if !anyOf(causes, d.Cause) {
+			return true
+		}
+		total++
+		if limit <= 0 || len(deaths) < limit {
+			deaths = append(deaths, *d)
+		}
+		return true
+	})
+	return total, deaths
+}
+
+// NoticeKind is the kind of a [Notice].
+type NoticeKind uint8
+
+// The kinds of notices.
+const (
+	NoticeSolicitation NoticeKind = iota
+	NoticeVerdict
+	NoticeDeath
+)
+
+// Notice is what subscribers are told, as it happens.
+type Notice struct {
+	Kind       NoticeKind
+	At         time.Time
+	Connection Connection // as it is after the notice
+	From       Verdict    // NoticeVerdict: the verdict before
+	Death      *Death     // NoticeDeath
+}
+
+// Subscription delivers notices on C until it is closed. A subscriber that
+// does not keep up loses notices, and Dropped counts them.
+type Subscription struct {
+	C       <-chan Notice
+	c       chan Notice
+	of      *Collector
+	dropped atomic.Uint64
+}
+
+// Close ends the subscription. C is not closed.
+func (s *Subscription) Close() {
+	s.of.mu.Lock()
+	defer s.of.mu.Unlock()
+	delete(s.of.subs, s)
+}
+
+// Dropped is how many notices did not fit the buffer.
+func (s *Subscription) Dropped() uint64 { return s.dropped.Load() }
+
+// Subscribe delivers what happens from now on, through a buffer of that size.
+func (c *Collector) Subscribe(buffer int) *Subscription {
+	s := &Subscription{c: make(chan Notice, buffer), of: c}
+	s.C = s.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.subs[s] = struct{}{}
+	return s
+}
+
+// publish runs under the lock: it must not wait.
+func (c *Collector) publish(n Notice) {
+	for s := range c.subs {
+		select {
+		case s.c <- n:
+		default:
+			s.dropped.Add(1)
+		}
+	}
+}
+
+// Histogram counts observations: Counts[i] those <= Bounds[i] and above the
+// bound before, the last those above every bound.
+type Histogram struct {
+	Bounds []float64 // seconds
+	Counts []uint64  // one more than Bounds
+	Sum    float64   // seconds
+}
+
+// Owner is a series of Stats.ZombiesByOwner.
+type Owner struct {
+	Name       string // any bytes; "" where nothing holds the socket
+	RemotePort string // "" where the peer is a client
+}
+
+// Stats is everything the metrics need, from one moment.
+type Stats struct {
+	Connections    [States][Verdicts]uint64 // of states that are Judged
+	Unjudged       [States]uint64           // of the others
+	ZombieOldest   time.Duration            // 0: there is none
+	AtRisk         [Risks]uint64
+	Idle           Histogram // of the established connections at the last census
+	ZombieSeconds  Histogram // of zombies that died or recovered
+	ZombiesByOwner map[Owner]int
+	Watched        int
+	Census         CensusStats
+	Kernel         bpf.Counters
+	Missed         map[string]uint64 // by program: did not run, since it was running
+	Attached       map[string]bool   // by program
+	EventsLost     map[string]uint64 // by type, beyond Kernel.Lost
+}
+
+// CensusStats tells about the last census.
+type CensusStats struct {
+	At         time.Time // zero: there was none yet
+	Duration   time.Duration
+	Interval   time.Duration // until the next
+	Sockets    uint64
+	Namespaces int
+	Unvisited  int // namespaces that could not be entered
+}
+
+// Stats reads everything the metrics need. The kernel's counters are read
+// first and their events taken in before the rest: what has been counted as a
+// death is no longer among the connections.
+func (c *Collector) Stats() (Stats, error) {
+	counters, err := c.kernel.Counters()
+	if err != nil {
+		return Stats{}, err
+	}
+	missed, err := c.kernel.Missed()
+	if err != nil {
+		return Stats{}, err
+	}
+	c.catchUp()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now()
+	s := Stats{
+		Idle:           idleHistogram(&c.counts, c.table.rules.HZ),
+		ZombieSeconds:  c.table.zombieSeconds,
+		ZombiesByOwner: make(map[Owner]int),
+		Watched:        len(c.table.members),
+		Census:         c.census,
+		Kernel:         counters,
+		Missed:         missed,
+		Attached:       c.kernel.Attached(),
+		EventsLost: map[string]uint64{
+			"undecodable": c.undecodable.Load(),
+			"table_full":  c.table.overflowed,
+			"unexplained": c.table.unexplained,
+		},
+	}
+	s.ZombieSeconds.Counts = slices.Clone(s.ZombieSeconds.Counts)
+	for state := range States {
+		for verdict, n := range c.table.counts[state] {
+			s.Connections[state][verdict] = uint64(n)
+		}
+	}
+	for state, classes := range c.counts.Sockets {
+		if st := stateOf(uint8(state)); int(st) < States && !st.Judged() {
+			for _, n := range classes {
+				s.Unjudged[st] += n
+			}
+		}
+	}
+	copy(s.AtRisk[:], c.counts.Risks[:])
+	for _, m := range c.table.members {
+		if m.verdict != Zombie {
+			continue
+		}
+		s.ZombieOldest = max(s.ZombieOldest, now.Sub(m.since))
+		o := Owner{RemotePort: servicePort(m.conn.Rport)}
+		if m.process != nil {
+			o.Name = m.process.Comm
+		}
+		s.ZombiesByOwner[o]++
+	}
+	return s, nil
+}
+
+// ephemeralFrom is where Linux's default ip_local_port_range begins.
+const ephemeralFrom = 32768
+
+// servicePort is a remote port fit for a label: that of a service, "" for that
+// of a client.
+func servicePort(port uint16) string {
+	if port >= ephemeralFrom {
+		return ""
+	}
+	return strconv.Itoa(int(port))
+}
+
+func idleHistogram(counts *bpf.CensusCounts, hz int) Histogram {
+	h := Histogram{Sum: float64(counts.IdleSum) / float64(hz)}
+	for i, bound := range IdleBounds {
+		h.Bounds = append(h.Bounds, bound.Seconds())
+		h.Counts = append(h.Counts, counts.Idle[i])
+	}
+	var above uint64
+	for _, n := range counts.Idle[len(IdleBounds):] {
+		above += n
+	}
+	h.Counts = append(h.Counts, above)
+	return h
+}
