@@ -26,6 +26,19 @@ type CensusResult struct {
 // in classes. visit runs on another goroutine, but not after Census returns.
 // One census runs at a time.
 func (k *Kernel) Census(ctx context.Context, classes []uint8, visit func(*Conn)) (CensusResult, error) {
+	var write uint32
+	for _, c := range classes {
+		write |= 1 << c
+	}
+	return k.visitAll(ctx, write, 0, visit)
+}
+
+// Find is a census that calls visit for the one connection of that cookie.
+func (k *Kernel) Find(ctx context.Context, cookie uint64, visit func(*Conn)) (CensusResult, error) {
+	return k.visitAll(ctx, ^uint32(0), cookie, visit)
+}
+
+func (k *Kernel) visitAll(ctx context.Context, write uint32, cookie uint64, visit func(*Conn)) (CensusResult, error) {
 	k.census.Lock()
 	defer k.census.Unlock()
 	var res CensusResult
@@ -33,11 +46,8 @@ func (k *Kernel) Census(ctx context.Context, classes []uint8, visit func(*Conn))
 	if err != nil {
 		return res, fmt.Errorf("find network namespaces: %w", err)
 	}
-	var write uint32
-	for _, c := range classes {
-		write |= 1 << c
-	}
-	if err := errors.Join(k.objs.CensusWrite.Set(write), k.objs.CensusCounts.Put(uint32(0), &CensusCounts{})); err != nil {
+	if err := errors.Join(k.objs.CensusWrite.Set(write), k.objs.CensusCookie.Set(cookie),
+		k.objs.CensusCounts.Put(uint32(0), &CensusCounts{})); err != nil {
 		return res, fmt.Errorf("set up census: %w", err)
 	}
 

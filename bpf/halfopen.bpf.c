@@ -59,6 +59,8 @@ volatile __u32 idle_after = 0; /* jiffies */
 volatile __u32 middlebox_timeout = 0; /* jiffies */
 volatile __u32 events_from = 2; /* unanswered: the first are not worth an event */
 volatile __u32 census_write = 0; /* 1 << enum class: what a pass writes out */
+volatile __u64 census_cookie = 0; /* if not 0, only this socket */
+volatile __u32 hz = 0; /* jiffies a second */
 volatile __u32 idle_bounds[IDLE_BUCKETS] = {}; /* jiffies, ascending */
 
 /*
@@ -88,11 +90,14 @@ struct {
  */
 struct watch {
 	__u64 cookie;
-	__u32 solicited; /* jiffies */
-	__u8 known; /* solicited is known: we saw it */
+	__u32 solicited; /* jiffies: the last solicitation */
+	__u32 heard; /* jiffies: when the peer had last been heard then */
+	__u8 known; /* the two above are: we saw it */
 	__u8 told; /* user space knows of it, so the answer is news, too */
 	__u8 evidence; /* enum evidence of the last solicitation */
-	__u8 pad;
+	__u8 uncounted; /* unanswered ones that no counter of the socket shows */
+	__u8 before; /* what its counters showed before the last sign of life */
+	__u8 pad[3];
 };
 
 struct {
@@ -112,7 +117,7 @@ struct timer_slot {
 	__u64 cookie;
 	__u64 fn;
 	__u32 snd_wnd;
-	__u32 packets_out;
+	__u32 total_retrans;
 	__u8 pending;
 	__u8 probes_out;
 	__u8 retransmits;
@@ -272,6 +277,27 @@ static __always_inline __u32 write_timer_offset(void)
 #define COOKIE(tp) ((__u64)FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_cookie.counter))
 #define STATE(tp) ((__u8)FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_state))
 
+/*
+ * Jiffies since the window was first probed with data in flight, or AGE_NONE.
+ * There icsk_probes_tstamp is not set; like tcp_rtx_probe0_timed_out() we take
+ * the first retransmission, whose stamp is in ms, or in us (tcp_usec_ts, 6.8).
+ */
+static __always_inline __u32 retransmitting_for(const struct tcp_sock *tp)
+{
+	const struct tcp_sock___usec_ts *usec = (const void *)tp;
+	__u32 stamp = BPF_CORE_READ(tp, retrans_stamp);
+	__u64 now = bpf_ktime_get_ns();
+	__u32 elapsed, second = 1000;
+
+	if (!stamp)
+		return AGE_NONE;
+	if (bpf_core_field_exists(usec->tcp_usec_ts) &&
+	    BPF_CORE_READ_BITFIELD_PROBED(usec, tcp_usec_ts))
+		second = 1000000;
+	elapsed = (__u32)(now / (1000000000 / second)) - stamp;
+	return (__s32)elapsed < 0 ? 0 : (__u64)elapsed * hz / second;
+}
+
 /* Jiffies from a stamp to now; the 32 bits wrap. */
 static __always_inline __u32 age(__u32 now, __u32 stamp)
 {
@@ -291,7 +317,7 @@ static __always_inline void describe(struct conn *c, const struct tcp_sock *tp,
 	const struct net *net = FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_net.net);
 	__u32 heard, heard_data, sent, window_closed, now, v;
 	unsigned long flags;
-	bool idle, retransmitting, probing;
+	bool idle, retransmitting, probing, answered;
 
 	__builtin_memset(c, 0, sizeof(*c));
 	c->cookie = COOKIE(tp);
@@ -360,39 +386,53 @@ static __always_inline void describe(struct conn *c, const struct tcp_sock *tp,
 	if (v < c->idle)
 		c->idle = v;
 	c->solicited = seen && seen->known ? age(now, seen->solicited) : AGE_NONE;
-	c->window_closed = window_closed ? age(now, window_closed) : AGE_NONE;
+	/* Any sign of life since we saw the last solicitation go is an answer. */
+	answered = seen && seen->known && c->silent != AGE_NONE &&
+		   now - c->silent != seen->heard;
 
 	/*
 	 * Nothing to send is no reason to call a window closed, and before the
 	 * handshake there is none.
 	 */
+	c->window_closed = AGE_NONE;
 	if (!c->send_window && c->send_queue && c->state != TCP_SYN_SENT &&
-	    c->state != TCP_SYN_RECV)
+	    c->state != TCP_SYN_RECV) {
 		c->flags |= CONN_WINDOW_CLOSED;
+		if (c->packets_out)
+			c->window_closed = retransmitting_for(tp);
+		else if (window_closed)
+			c->window_closed = age(now, window_closed);
+	}
 
 	/*
 	 * icsk_probes_out is shared by keepalive and zero-window probes, and an
 	 * answer that carries only data can leave it behind (the fast path of
 	 * tcp_rcv_established() skips tcp_ack()). A keepalive probe goes out
 	 * only after keepalive_time of silence, so a shorter silence means an
-	 * answer; and so does any sign of life since we saw the last one go.
+	 * answer.
 	 */
 	probing = c->send_queue && !c->packets_out;
 	if (c->probes_out && !probing &&
 	    (!(c->flags & CONN_KEEPALIVE) || c->silent < c->keepalive_time))
 		c->probes_out = 0;
 	retransmitting = c->packets_out && c->retransmits;
-	if (c->solicited != AGE_NONE && c->silent < c->solicited) {
+	if (answered) {
 		c->probes_out = 0;
 		retransmitting = false;
 	}
 	c->unanswered = c->probes_out + (retransmitting ? c->retransmits : 0);
-	if (retransmitting)
+	if (seen && !answered) {
+		/* icsk_retransmits counts on while duplicate ACKs come in. */
+		if (c->unanswered > seen->before)
+			c->unanswered -= seen->before;
+		c->unanswered += seen->uncounted;
+	}
+	if (c->flags & CONN_WINDOW_CLOSED)
+		c->evidence = EVIDENCE_WINDOW_PROBE;
+	else if (retransmitting)
 		c->evidence = EVIDENCE_RETRANSMIT;
 	else if (c->probes_out)
 		c->evidence = probing ? EVIDENCE_WINDOW_PROBE : EVIDENCE_KEEPALIVE;
-	else if (c->flags & CONN_WINDOW_CLOSED)
-		c->evidence = EVIDENCE_WINDOW_PROBE;
 
 	idle = c->idle != AGE_NONE && c->idle >= idle_after;
 	if (c->unanswered || (c->flags & CONN_WINDOW_CLOSED))
@@ -462,32 +502,54 @@ static __always_inline void watch(__u64 sk, const struct watch *w)
 
 /*
  * A live peer must answer what this socket just sent. The first of a row is
- * only watched: nearly always it is answered within a round trip.
+ * only watched: nearly always it is answered within a round trip. uncounted:
+ * neither icsk_probes_out nor icsk_retransmits shows it.
  */
-static __always_inline void solicited(const struct tcp_sock *tp, __u8 evidence, const bool probe)
+static __always_inline void solicited(const struct tcp_sock *tp, __u8 evidence, bool uncounted,
+				      const bool probe)
 {
-	__u32 unanswered = (__u32)FIELD(tp, inet_conn.icsk_probes_out) +
-			   FIELD(tp, inet_conn.icsk_retransmits);
-	struct watch now = {
+	__u32 heard = FIELD(tp, rcv_tstamp), heard_data = FIELD(tp, inet_conn.icsk_ack.lrcvtime);
+	__u32 counted = (__u32)FIELD(tp, inet_conn.icsk_probes_out) +
+			FIELD(tp, inet_conn.icsk_retransmits);
+	struct watch next = {
 		.cookie = COOKIE(tp),
 		.solicited = (__u32)bpf_jiffies64(),
+		.heard = (__s32)(heard_data - heard) > 0 ? heard_data : heard,
 		.known = 1,
-		.told = unanswered >= events_from,
 		.evidence = evidence,
+		.uncounted = uncounted,
+		.told = events_from <= 1,
 	};
+	__u64 key = (__u64)tp;
+	struct watch *seen;
 	struct event *e;
 
-	if (!now.cookie) {
+	if (!next.cookie) {
 		COUNT(faults[FAULT_NO_COOKIE]);
 		return;
 	}
-	watch((__u64)tp, &now);
-	if (!now.told || !within_rate(RATE_SOLICITATION, EVENT_SOLICITATION))
+	seen = bpf_map_lookup_elem(&watched, &key);
+	if (seen && seen->cookie == next.cookie) {
+		if (!seen->known || seen->heard == next.heard) {
+			next.before = seen->before;
+			if (seen->uncounted < 255 - uncounted)
+				next.uncounted += seen->uncounted;
+		} else if (!uncounted) {
+			next.before = counted - 1;
+		} else {
+			next.before = counted;
+		}
+		next.told |= seen->told;
+	}
+	next.told |= counted - next.before + next.uncounted >= events_from;
+	watch(key, &next);
+	if (counted - next.before + next.uncounted < events_from ||
+	    !within_rate(RATE_SOLICITATION, EVENT_SOLICITATION))
 		return;
 	e = reserve(EVENT_SOLICITATION);
 	if (!e)
 		return;
-	describe(&e->conn, tp, &now, probe);
+	describe(&e->conn, tp, &next, probe);
 	bpf_ringbuf_submit(e, 0);
 }
 
@@ -520,7 +582,7 @@ static __always_inline int timer_entry(struct timer_list *timer)
 	slot->probes_out = FIELD(tp, inet_conn.icsk_probes_out);
 	slot->retransmits = FIELD(tp, inet_conn.icsk_retransmits);
 	slot->snd_wnd = FIELD(tp, snd_wnd);
-	slot->packets_out = FIELD(tp, packets_out);
+	slot->total_retrans = FIELD(tp, total_retrans);
 	/* It may die of this: keep what it looks like now. */
 	if (slot->probes_out || slot->retransmits)
 		describe(&slot->before, tp, NULL, true);
@@ -554,10 +616,15 @@ static __always_inline int timer_exit(struct timer_list *timer)
 			evidence = EVIDENCE_KEEPALIVE;
 			COUNT(probes_sent);
 		}
-		solicited(tp, evidence, true);
+		solicited(tp, evidence, false, true);
 	} else if (slot->fn == write_timer_fn && slot->pending == ICSK_TIME_RETRANS &&
 		   FIELD(tp, inet_conn.icsk_retransmits) > slot->retransmits) {
-		solicited(tp, EVIDENCE_RETRANSMIT, true);
+		solicited(tp, EVIDENCE_RETRANSMIT, false, true);
+	} else if (slot->fn == write_timer_fn && slot->pending == ICSK_TIME_RETRANS &&
+		   FIELD(tp, total_retrans) != slot->total_retrans) {
+		/* The window is closed under data in flight: a retransmission
+		 * probes it, and counts nowhere (tcp_retransmit_timer). */
+		solicited(tp, EVIDENCE_WINDOW_PROBE, true, true);
 	} else if (slot->fn == write_timer_fn &&
 		   (FIELD(tp, inet_conn.icsk_inet.sk.sk_tsq_flags) &
 		    (1UL << bpf_core_enum_value(enum tsq_enum, TCP_WRITE_TIMER_DEFERRED)))) {
@@ -616,7 +683,7 @@ static __always_inline int retransmitted(const struct sock *sk)
 
 		bpf_map_delete_elem(&deferred, &key);
 		if (tp)
-			solicited(tp, EVIDENCE_RETRANSMIT, false);
+			solicited(tp, EVIDENCE_RETRANSMIT, false, false);
 	}
 	return 0;
 }
@@ -841,7 +908,8 @@ static __always_inline int visit(struct bpf_iter__tcp *ctx)
 
 		watch(key, &found);
 	}
-	if ((census_write & (1 << class)) && bpf_seq_write(ctx->meta->seq, &c, sizeof(c)) < 0)
+	if ((census_write & (1 << class)) && (!census_cookie || census_cookie == c.cookie) &&
+	    bpf_seq_write(ctx->meta->seq, &c, sizeof(c)) < 0)
 		COUNT(faults[FAULT_SEQ_OVERFLOW]);
 	return 0;
 }

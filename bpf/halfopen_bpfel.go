@@ -218,30 +218,33 @@ const (
 )
 
 type halfopenTimerSlot struct {
-	_           structs.HostLayout
-	Timer       uint64
-	Sk          uint64
-	Cookie      uint64
-	Fn          uint64
-	SndWnd      uint32
-	PacketsOut  uint32
-	Pending     uint8
-	ProbesOut   uint8
-	Retransmits uint8
-	Dead        uint8
-	Reset       uint8
-	Pad         [3]uint8
-	Before      halfopenConn
+	_            structs.HostLayout
+	Timer        uint64
+	Sk           uint64
+	Cookie       uint64
+	Fn           uint64
+	SndWnd       uint32
+	TotalRetrans uint32
+	Pending      uint8
+	ProbesOut    uint8
+	Retransmits  uint8
+	Dead         uint8
+	Reset        uint8
+	Pad          [3]uint8
+	Before       halfopenConn
 }
 
 type halfopenWatch struct {
 	_         structs.HostLayout
 	Cookie    uint64
 	Solicited uint32
+	Heard     uint32
 	Known     uint8
 	Told      uint8
 	Evidence  uint8
-	Pad       uint8
+	Uncounted uint8
+	Before    uint8
+	Pad       [3]uint8
 }
 
 // Names of all BPF objects in the ELF.
@@ -268,8 +271,10 @@ const (
 	halfopenProgTimerExpireEntry    = "timer_expire_entry"
 	halfopenProgTimerExpireExit     = "timer_expire_exit"
 	halfopenProgWatchPass           = "watch_pass"
+	halfopenVarCensusCookie         = "census_cookie"
 	halfopenVarCensusWrite          = "census_write"
 	halfopenVarEventsFrom           = "events_from"
+	halfopenVarHz                   = "hz"
 	halfopenVarIdleAfter            = "idle_after"
 	halfopenVarIdleBounds           = "idle_bounds"
 	halfopenVarKeepaliveTimerFn     = "keepalive_timer_fn"
@@ -365,8 +370,10 @@ type halfopenMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type halfopenVariableSpecs struct {
+	CensusCookie         *ebpf.VariableSpec `ebpf:"census_cookie"`
 	CensusWrite          *ebpf.VariableSpec `ebpf:"census_write"`
 	EventsFrom           *ebpf.VariableSpec `ebpf:"events_from"`
+	Hz                   *ebpf.VariableSpec `ebpf:"hz"`
 	IdleAfter            *ebpf.VariableSpec `ebpf:"idle_after"`
 	IdleBounds           *ebpf.VariableSpec `ebpf:"idle_bounds"`
 	KeepaliveTimerFn     *ebpf.VariableSpec `ebpf:"keepalive_timer_fn"`
@@ -437,8 +444,10 @@ func (m *halfopenMaps) Close() error {
 //
 // It can be passed to loadHalfopenObjects or ebpf.CollectionSpec.LoadAndAssign.
 type halfopenVariables struct {
+	CensusCookie         *ebpf.Variable `ebpf:"census_cookie"`
 	CensusWrite          *ebpf.Variable `ebpf:"census_write"`
 	EventsFrom           *ebpf.Variable `ebpf:"events_from"`
+	Hz                   *ebpf.Variable `ebpf:"hz"`
 	IdleAfter            *ebpf.Variable `ebpf:"idle_after"`
 	IdleBounds           *ebpf.Variable `ebpf:"idle_bounds"`
 	KeepaliveTimerFn     *ebpf.Variable `ebpf:"keepalive_timer_fn"`

@@ -227,6 +227,7 @@ func (k *Kernel) configure(opts Options) error {
 		k.objs.MiddleboxTimeout.Set(k.jiffies(opts.MiddleboxTimeout)),
 		k.objs.EventsFrom.Set(opts.EventsFrom),
 		k.objs.IdleBounds.Set(bounds),
+		k.objs.Hz.Set(k.hz),
 	)
 }
 

@@ -204,9 +204,15 @@ struct tcp_sock {
 	__u32 packets_out;
 	__u32 srtt_us; /* eight times the smoothed round-trip time */
 	__u32 total_retrans;
+	__u32 retrans_stamp; /* first retransmission; see retransmitting_for() */
 	unsigned int keepalive_time; /* jiffies, 0: the sysctl applies */
 	unsigned int keepalive_intvl; /* jiffies, 0: the sysctl applies */
 	__u8 keepalive_probes; /* 0: the sysctl applies */
+};
+
+/* Timestamps in microseconds, since 6.8. */
+struct tcp_sock___usec_ts {
+	__u8 tcp_usec_ts : 1;
 };
 
 struct request_sock;

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"slices"
 	"strconv"
@@ -312,20 +313,26 @@ func (c *Collector) findOwners() error {
 	defer c.mu.Unlock()
 	for _, cookie := range wanted {
 		if m := c.table.members[cookie]; m != nil {
-			m.process = processOf(owners[cookie])
+			m.process = processOf(owners[cookie], nil)
 		}
 	}
 	return nil
 }
 
-// processOf picks one of the descriptors that hold a socket: the oldest
-// process that does, as far as pids tell.
-func processOf(owners []bpf.Owner) *Process {
+// processOf picks one of the descriptors that hold a socket: of the processes
+// in pids, if there are such, the oldest as far as pids tell.
+func processOf(owners []bpf.Owner, pids []uint32) *Process {
 	if len(owners) == 0 {
 		return nil
 	}
+	other := func(o bpf.Owner) int {
+		if slices.Contains(pids, o.Pid) {
+			return 0
+		}
+		return 1
+	}
 	o := slices.MinFunc(owners, func(a, b bpf.Owner) int {
-		return cmp.Or(cmp.Compare(a.Pid, b.Pid), cmp.Compare(a.Fd, b.Fd))
+		return cmp.Or(cmp.Compare(other(a), other(b)), cmp.Compare(a.Pid, b.Pid), cmp.Compare(a.Fd, b.Fd))
 	})
 	return &Process{PID: o.Pid, Comm: unix.ByteSliceToString(o.Comm[:]), FD: o.Fd}
 }
@@ -392,7 +399,7 @@ func (c *Collector) Connections(ctx context.Context, q Query) (total int, conns 
 	}
 	conns = worst
 	slices.SortFunc(conns, func(a, b Connection) int { return compare(&a, &b) })
-	if err := c.fillOwners(conns); err != nil {
+	if err := c.fillOwners(conns, q.PIDs); err != nil {
 		return 0, nil, err
 	}
 	if len(q.PIDs) > 0 {
@@ -407,10 +414,12 @@ func (c *Collector) Connections(ctx context.Context, q Query) (total int, conns 
 	return total, conns, nil
 }
 
-func (c *Collector) fillOwners(conns []Connection) error {
+// fillOwners finds who holds connections; where several processes do, rather
+// one of pids.
+func (c *Collector) fillOwners(conns []Connection, pids []uint32) error {
 	var wanted []uint64
 	for i := range conns {
-		if conns[i].Process == nil && !conns[i].Orphaned && conns[i].Accepted {
+		if conns[i].held() && (conns[i].Process == nil || len(pids) > 0) {
 			wanted = append(wanted, conns[i].Cookie)
 		}
 	}
@@ -422,8 +431,8 @@ func (c *Collector) fillOwners(conns []Connection) error {
 		return err
 	}
 	for i := range conns {
-		if conns[i].Process == nil {
-			conns[i].Process = processOf(owners[conns[i].Cookie])
+		if found := owners[conns[i].Cookie]; len(found) > 0 {
+			conns[i].Process = processOf(found, pids)
 		}
 	}
 	return nil
@@ -433,10 +442,14 @@ func (c *Collector) fillOwners(conns []Connection) error {
 // healthy ones: by idleness), then by cookie so that the order is stable.
 func compare(a, b *Connection) int {
 	silence := func(c *Connection) time.Duration {
+		age := c.Idle
 		if c.Verdict >= Suspect {
-			return c.Silent
+			age = c.Silent
 		}
-		return c.Idle
+		if age < 0 {
+			return math.MaxInt64 // never heard
+		}
+		return age
 	}
 	return cmp.Or(cmp.Compare(b.Verdict, a.Verdict), cmp.Compare(silence(b), silence(a)), cmp.Compare(a.Cookie, b.Cookie))
 }
@@ -462,11 +475,11 @@ func (h *worstFirst) Pop() any {
 // Connection returns one connection and its recent events, oldest first.
 // ok is false when there is no such connection.
 func (c *Collector) Connection(ctx context.Context, cookie uint64) (conn Connection, events []Event, ok bool, err error) {
+	if cookie == 0 {
+		return conn, nil, false, nil
+	}
 	c.catchUp()
-	_, err = c.kernel.Census(ctx, (&Query{}).classes(), func(k *bpf.Conn) {
-		if k.Cookie != cookie {
-			return
-		}
+	_, err = c.kernel.Find(ctx, cookie, func(k *bpf.Conn) {
 		at := wall(k.At)
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -479,7 +492,7 @@ func (c *Collector) Connection(ctx context.Context, cookie uint64) (conn Connect
 		return conn, nil, false, err
 	}
 	one := []Connection{conn}
-	err = c.fillOwners(one)
+	err = c.fillOwners(one, nil)
 	return one[0], events, true, err
 }
 
@@ -521,7 +534,7 @@ type Notice struct {
 	Death      *Death     // NoticeDeath
 }
 
-// Subscription delivers notices on C until it is closed. A subscriber that
+// Subscription delivers notices on C, which is never closed. A subscriber that
 // does not keep up loses notices, and Dropped counts them.
 type Subscription struct {
 	C       <-chan Notice
@@ -530,7 +543,7 @@ type Subscription struct {
 	dropped atomic.Uint64
 }
 
-// Close ends the subscription. C is not closed.
+// Close ends the delivery.
 func (s *Subscription) Close() {
 	s.of.mu.Lock()
 	defer s.of.mu.Unlock()
@@ -630,7 +643,6 @@ func (c *Collector) Stats() (Stats, error) {
 		EventsLost: map[string]uint64{
 			"undecodable": c.undecodable.Load(),
 			"table_full":  c.table.overflowed,
-			"unexplained": c.table.unexplained,
 		},
 	}
 	s.ZombieSeconds.Counts = slices.Clone(s.ZombieSeconds.Counts)

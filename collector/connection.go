@@ -242,6 +242,9 @@ type Connection struct {
 // IPv6 tells the family, by what is on the wire.
 func (c *Connection) IPv6() bool { return c.Local.Addr().Is6() }
 
+// held tells whether a process can hold the socket.
+func (c *Connection) held() bool { return c.Accepted && !c.Orphaned }
+
 // EventKind is the kind of an [Event] in a connection's story.
 type EventKind uint8
 

@@ -67,7 +67,6 @@ type Table struct {
 	counts        [States][Verdicts]int64
 	zombieSeconds Histogram
 	overflowed    uint64 // members and stories there was no room for
-	unexplained   uint64 // sockets gone without the event of their death
 }
 
 // NewTable makes a table that calls notify, if any, for everything worth
@@ -123,7 +122,6 @@ func (t *Table) Sweep(now time.Time) {
 		if m.gone.IsZero() || now.Sub(m.gone) < goneFor {
 			continue
 		}
-		t.unexplained++
 		t.bury(cookie, m, Death{Connection: t.view(&m.conn, m.at, m), DiedAt: m.gone, Cause: CauseUnknown})
 	}
 }

@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package collector
+
+import (
+	"testing"
+	"time"
+
+	"github.com/halfopen/halfopen/bpf"
+)
+
+const testHZ = 250
+
+var testRules = Rules{
+	IdleAfter:        5 * time.Minute,
+	StalledAfter:     10 * time.Second,
+	ZombieUnanswered: 3,
+	ZombieSilence:    10 * time.Second,
+	HZ:               testHZ,
+}
+
+// ago is an age in the kernel's unit.
+func ago(d time.Duration) uint32 { return uint32(d * testHZ / time.Second) }
+
+// connWith makes the record of a healthy connection whose data moved a second
+// ago, changed by f.
+func connWith(f func(*bpf.Conn)) *bpf.Conn {
+	c := &bpf.Conn{
+		Cookie: 0x1a2b, State: bpf.StateEstablished, Class: bpf.ClassActive, Flags: bpf.ConnKeepalive,
+		Idle: ago(time.Second), Silent: ago(time.Second), Solicited: bpf.AgeNone, WindowClosed: bpf.AgeNone,
+		KeepaliveTime: ago(2 * time.Hour), KeepaliveIntvl: ago(75 * time.Second), KeepaliveProbes: 9,
+	}
+	f(c)
+	return c
+}
+
+// silentWith makes one that has been silent, with so many solicitations since.
+func silentWith(evidence uint8, unanswered uint16, silent time.Duration) *bpf.Conn {
+	return connWith(func(c *bpf.Conn) {
+		c.Flags |= bpf.ConnTrouble
+		c.Evidence, c.Unanswered = evidence, unanswered
+		c.Silent, c.Idle = ago(silent), ago(silent)
+		c.Solicited = ago(100 * time.Millisecond)
+	})
+}
+
+func TestJudge(t *testing.T) {
+	for name, test := range map[string]struct {
+		conn     *bpf.Conn
+		verdict  Verdict
+		evidence Evidence
+	}{
+		"data just moved": {connWith(func(*bpf.Conn) {}), Active, NoEvidence},
+		"idle with keepalive": {
+			connWith(func(c *bpf.Conn) { c.Class = bpf.ClassIdle }), Idle, NoEvidence,
+		},
+		"idle without keepalive": {
+			connWith(func(c *bpf.Conn) { c.Class = bpf.ClassUnguarded }), Unguarded, NoEvidence,
+		},
+		"a first probe just went out, as on every healthy idle connection": {
+			silentWith(bpf.EvidenceKeepalive, 1, 2*time.Hour), Active, NoEvidence,
+		},
+		"a first probe has been out for a second": {
+			func() *bpf.Conn {
+				c := silentWith(bpf.EvidenceKeepalive, 1, 2*time.Hour)
+				c.Solicited = ago(time.Second)
+				return c
+			}(), Suspect, EvidenceKeepalive,
+		},
+		"a first probe that nobody saw go out": {
+			func() *bpf.Conn {
+				c := silentWith(bpf.EvidenceKeepalive, 1, 2*time.Hour)
+				c.Solicited = bpf.AgeNone
+				return c
+			}(), Suspect, EvidenceKeepalive,
+		},
+		"two unanswered": {silentWith(bpf.EvidenceRetransmit, 2, time.Minute), Suspect, EvidenceRetransmit},
+		"three unanswered, but heard of less than ten seconds ago": {
+			silentWith(bpf.EvidenceRetransmit, 3, 9900*time.Millisecond), Suspect, EvidenceRetransmit,
+		},
+		"three unanswered and silent for ten seconds": {
+			silentWith(bpf.EvidenceKeepalive, 3, 10*time.Second), Zombie, EvidenceKeepalive,
+		},
+		"window probes unanswered": {
+			silentWith(bpf.EvidenceWindowProbe, 5, time.Minute), Zombie, EvidenceWindowProbe,
+		},
+		"a connection that is still being made is never a zombie": {
+			func() *bpf.Conn {
+				c := silentWith(bpf.EvidenceRetransmit, 5, time.Minute)
+				c.State = bpf.StateSynSent
+				return c
+			}(), Suspect, EvidenceRetransmit,
+		},
+		"nor is one in FIN_WAIT2": {
+			func() *bpf.Conn {
+				c := silentWith(bpf.EvidenceKeepalive, 5, time.Minute)
+				c.State = bpf.StateFinWait2
+				return c
+			}(), Suspect, EvidenceKeepalive,
+		},
+		"an orphan in FIN_WAIT1 can be": {
+			func() *bpf.Conn {
+				c := silentWith(bpf.EvidenceRetransmit, 5, time.Minute)
+				c.State, c.Flags = bpf.StateFinWait1, c.Flags|bpf.ConnOrphan
+				return c
+			}(), Zombie, EvidenceRetransmit,
+		},
+		"the window has been closed for ten seconds, and the peer answers": {
+			connWith(func(c *bpf.Conn) {
+				c.Flags |= bpf.ConnTrouble | bpf.ConnWindowClosed
+				c.WindowClosed = ago(10 * time.Second)
+			}), Stalled, EvidenceWindowProbe,
+		},
+		"the window has just closed": {
+			connWith(func(c *bpf.Conn) {
+				c.Flags |= bpf.ConnTrouble | bpf.ConnWindowClosed
+				c.WindowClosed = ago(9 * time.Second)
+			}), Active, NoEvidence,
+		},
+		"the window is closed but not probed yet": {
+			connWith(func(c *bpf.Conn) { c.Flags |= bpf.ConnTrouble | bpf.ConnWindowClosed }), Active, NoEvidence,
+		},
+		"the window is closed and two probes are unanswered": {
+			func() *bpf.Conn {
+				c := silentWith(bpf.EvidenceWindowProbe, 2, time.Minute)
+				c.Flags |= bpf.ConnWindowClosed
+				c.WindowClosed = ago(time.Minute)
+				return c
+			}(), Suspect, EvidenceWindowProbe,
+		},
+		"never heard at all": {
+			func() *bpf.Conn {
+				c := silentWith(bpf.EvidenceRetransmit, 4, 0)
+				c.Silent = bpf.AgeNone
+				return c
+			}(), Suspect, EvidenceRetransmit,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			verdict, evidence := testRules.Judge(test.conn)
+			if verdict != test.verdict || evidence != test.evidence {
+				t.Errorf("%v with evidence %q, expected %v with %q", verdict, evidence, test.verdict, test.evidence)
+			}
+		})
+	}
+}
+
+func TestDescribe(t *testing.T) {
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+
+	t.Run("an idle verdict began when the data stopped, plus idle-after", func(t *testing.T) {
+		c := connWith(func(c *bpf.Conn) { c.Class, c.Idle = bpf.ClassUnguarded, ago(7*time.Minute) })
+		if got, want := testRules.Describe(c, at).Since, at.Add(-2*time.Minute); !got.Equal(want) {
+			t.Errorf("since %v, expected %v", got, want)
+		}
+	})
+	t.Run("nobody knows since when an active one is", func(t *testing.T) {
+		if got := testRules.Describe(connWith(func(*bpf.Conn) {}), at).Since; !got.IsZero() {
+			t.Errorf("since %v", got)
+		}
+	})
+	t.Run("what never happened has no age", func(t *testing.T) {
+		got := testRules.Describe(connWith(func(c *bpf.Conn) { c.Silent = bpf.AgeNone }), at).Silent
+		if got != -1 {
+			t.Errorf("silent for %v", got)
+		}
+	})
+	t.Run("an IPv4 connection of an IPv6 socket is IPv4", func(t *testing.T) {
+		c := connWith(func(c *bpf.Conn) {
+			c.Family, c.Lport = 10, 80
+			c.Laddr = [16]uint8{10: 0xff, 11: 0xff, 12: 10, 15: 1}
+		})
+		conn := testRules.Describe(c, at)
+		if got := conn.Local.String(); got != "10.0.0.1:80" || conn.IPv6() {
+			t.Errorf("local is %s", got)
+		}
+	})
+	t.Run("risks come in their order", func(t *testing.T) {
+		c := connWith(func(c *bpf.Conn) { c.Risks = 1<<bpf.RiskCloseWaitLeak | 1<<bpf.RiskNoKeepalive })
+		got := testRules.Describe(c, at).Risks
+		if len(got) != 2 || got[0] != RiskNoKeepalive || got[1] != RiskCloseWaitLeak {
+			t.Errorf("risks are %v", got)
+		}
+	})
+}
+
+func TestNamesAreReadBack(t *testing.T) {
+	for v := range Verdict(Verdicts) {
+		if got, err := ParseVerdict(v.String()); err != nil || got != v {
+			t.Errorf("%v is read back as %v, %v", v, got, err)
+		}
+	}
+	for c := range Cause(Causes) {
+		if got, err := ParseCause(c.String()); err != nil || got != c {
+			t.Errorf("%v is read back as %v, %v", c, got, err)
+		}
+	}
+	for s := Established; s < State(States); s++ {
+		if got, err := ParseState(s.String()); err != nil || got != s {
+			t.Errorf("%v is read back as %v, %v", s, got, err)
+		}
+	}
+	for _, wrong := range []string{"", "Zombie", "undead"} {
+		if _, err := ParseVerdict(wrong); err == nil {
+			t.Errorf("%q is a verdict", wrong)
+		}
+		if _, err := ParseState(wrong); err == nil {
+			t.Errorf("%q is a state", wrong)
+		}
+	}
+	if got, err := ParseCookie(FormatCookie(0x1a2b)); err != nil || got != 0x1a2b {
+		t.Errorf("cookie is read back as %x, %v", got, err)
+	}
+}

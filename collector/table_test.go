@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package collector
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/halfopen/halfopen/bpf"
+)
+
+// replay feeds a Table a history and keeps what it told.
+type replay struct {
+	*Table
+	t     *testing.T
+	start time.Time
+	told  []string
+}
+
+func newReplay(t *testing.T) *replay {
+	r := &replay{t: t, start: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
+	r.Table = NewTable(testRules, func(n Notice) {
+		at := n.At.Sub(r.start)
+		switch n.Kind {
+		case NoticeSolicitation:
+			r.told = append(r.told, fmt.Sprintf("%v %d unanswered", at, n.Connection.Unanswered))
+		case NoticeVerdict:
+			r.told = append(r.told, fmt.Sprintf("%v %v to %v", at, n.From, n.Connection.Verdict))
+		case NoticeDeath:
+			r.told = append(r.told, fmt.Sprintf("%v died of %v as %v", at, n.Death.Cause, n.Death.Verdict))
+		}
+	})
+	return r
+}
+
+// at is the moment so long after the start.
+func (r *replay) at(after time.Duration) time.Time { return r.start.Add(after) }
+
+func stamp(c *bpf.Conn, after time.Duration) *bpf.Conn {
+	c.At = uint64(after)
+	return c
+}
+
+func (r *replay) solicit(after time.Duration, c *bpf.Conn) {
+	r.Event(&bpf.Event{Type: bpf.EventSolicitation, Conn: *stamp(c, after)}, r.at(after))
+}
+
+func (r *replay) die(after time.Duration, cause Cause, c *bpf.Conn) {
+	r.Event(&bpf.Event{Type: bpf.EventDeath, Cause: uint8(cause), Err: 110, Conn: *stamp(c, after)}, r.at(after))
+}
+
+func (r *replay) expect(told ...string) {
+	r.t.Helper()
+	if !slices.Equal(r.told, told) {
+		r.t.Errorf("told:\n%q\nexpected:\n%q", r.told, told)
+	}
+	r.told = nil
+}
+
+// counted checks where the established connections are counted.
+func (r *replay) counted(want map[Verdict]int64) {
+	r.t.Helper()
+	for v, n := range r.counts[Established] {
+		if n != want[Verdict(v)] {
+			r.t.Errorf("%d established connections are counted as %v, expected %d", n, Verdict(v), want[Verdict(v)])
+		}
+	}
+}
+
+func census(active, idle, unguarded uint64) *bpf.CensusCounts {
+	var c bpf.CensusCounts
+	c.Sockets[bpf.StateEstablished][bpf.ClassActive] = active
+	c.Sockets[bpf.StateEstablished][bpf.ClassIdle] = idle
+	c.Sockets[bpf.StateEstablished][bpf.ClassUnguarded] = unguarded
+	c.Sockets[bpf.StateListen][bpf.ClassNone] = 4
+	return &c
+}
+
+func TestTableFromFirstProbeToDeath(t *testing.T) {
+	r := newReplay(t)
+	r.Census(census(3, 0, 0), nil, r.at(0), r.at(0))
+	r.counted(map[Verdict]int64{Active: 3})
+	for n := range 9 {
+		after := time.Duration(3+n) * time.Second
+		r.solicit(after, silentWith(bpf.EvidenceKeepalive, uint16(2+n), after))
+	}
+	r.expect("3s 2 unanswered", "3s active to suspect", "4s 3 unanswered", "5s 4 unanswered", "6s 5 unanswered",
+		"7s 6 unanswered", "8s 7 unanswered", "9s 8 unanswered", "10s 9 unanswered", "10s suspect to zombie",
+		"11s 10 unanswered")
+	r.counted(map[Verdict]int64{Active: 2, Zombie: 1})
+	r.die(12*time.Second, CauseKeepaliveTimeout, silentWith(bpf.EvidenceKeepalive, 10, 12*time.Second))
+	r.expect("12s died of keepalive_timeout as zombie")
+	r.counted(map[Verdict]int64{Active: 2})
+	if d := r.deaths[0]; d.ZombieFor != 2*time.Second || d.Unanswered != 10 || d.Errno != 110 {
+		t.Errorf("death is %+v", d)
+	}
+	if r.zombieSeconds.Sum != 2 || r.zombieSeconds.Counts[1] != 1 {
+		t.Errorf("zombie seconds are %+v", r.zombieSeconds)
+	}
+	if len(r.members) != 0 || len(r.stories) != 0 {
+		t.Errorf("something is left: %v, %v", r.members, r.stories)
+	}
+}
+
+func TestTableRecovery(t *testing.T) {
+	r := newReplay(t)
+	r.Census(census(1, 0, 0), nil, r.at(0), r.at(0))
+	r.solicit(10*time.Second, silentWith(bpf.EvidenceKeepalive, 9, 10*time.Second))
+	r.Watched(stamp(connWith(func(c *bpf.Conn) { c.Flags |= bpf.ConnAnswered }), 12*time.Second), r.at(12*time.Second))
+	r.expect("10s 9 unanswered", "10s active to zombie", "12s zombie to active")
+	r.counted(map[Verdict]int64{Active: 1})
+	if len(r.members) != 0 {
+		t.Errorf("still a member: %v", r.members)
+	}
+	if r.zombieSeconds.Sum != 2 {
+		t.Errorf("zombie seconds are %+v", r.zombieSeconds)
+	}
+	t.Run("its story tells since when it is well", func(t *testing.T) {
+		conn := r.view(connWith(func(*bpf.Conn) {}), r.at(13*time.Second), nil)
+		if !conn.Since.Equal(r.at(12 * time.Second)) {
+			t.Errorf("active since %v", conn.Since)
+		}
+	})
+	t.Run("its story ends a quarter of an hour later", func(t *testing.T) {
+		r.Census(census(1, 0, 0), nil, r.at(11*time.Minute), r.at(11*time.Minute))
+		if len(r.stories) != 1 {
+			t.Error("too early")
+		}
+		r.Census(census(1, 0, 0), nil, r.at(16*time.Minute), r.at(16*time.Minute))
+		if len(r.stories) != 0 {
+			t.Error("not at all")
+		}
+	})
+}
+
+func TestTableEventsAndPassesOvertakeEachOther(t *testing.T) {
+	r := newReplay(t)
+	r.solicit(10*time.Second, silentWith(bpf.EvidenceKeepalive, 9, 10*time.Second))
+	r.told = nil
+	// Read before that event, taken in after it.
+	r.Watched(stamp(silentWith(bpf.EvidenceKeepalive, 8, 9*time.Second), 9*time.Second), r.at(9*time.Second))
+	r.expect()
+	if m := r.members[0x1a2b]; m.verdict != Zombie || m.conn.Unanswered != 9 {
+		t.Errorf("went back to %v with %d unanswered", m.verdict, m.conn.Unanswered)
+	}
+}
+
+func TestTableDeathThatNobodyTold(t *testing.T) {
+	gone := &bpf.Conn{Cookie: 0x1a2b, Flags: bpf.ConnGone}
+
+	t.Run("the event may come late", func(t *testing.T) {
+		r := newReplay(t)
+		r.solicit(10*time.Second, silentWith(bpf.EvidenceKeepalive, 9, 10*time.Second))
+		r.told = nil
+		r.Watched(gone, r.at(11*time.Second))
+		r.Sweep(r.at(11500 * time.Millisecond))
+		r.die(11*time.Second, CauseKeepaliveTimeout, silentWith(bpf.EvidenceKeepalive, 10, 11*time.Second))
+		r.Sweep(r.at(13 * time.Second))
+		r.expect("11s died of keepalive_timeout as zombie")
+	})
+	t.Run("or not at all", func(t *testing.T) {
+		r := newReplay(t)
+		r.Census(census(0, 1, 0), nil, r.at(0), r.at(0))
+		r.solicit(10*time.Second, silentWith(bpf.EvidenceKeepalive, 9, 10*time.Second))
+		r.told = nil
+		r.Watched(gone, r.at(11*time.Second))
+		r.Sweep(r.at(12 * time.Second))
+		r.expect("11s died of unknown as zombie")
+		if len(r.members) != 0 {
+			t.Errorf("%d are left", len(r.members))
+		}
+	})
+}
+
+func TestTableCensus(t *testing.T) {
+	zombie := func(cookie uint64, after time.Duration) bpf.Conn {
+		c := silentWith(bpf.EvidenceKeepalive, 9, time.Minute)
+		c.Cookie = cookie
+		return *stamp(c, after)
+	}
+
+	t.Run("finds the troubles that were there before the agent", func(t *testing.T) {
+		r := newReplay(t)
+		r.Census(census(5, 3, 2), []bpf.Conn{zombie(1, 0), zombie(2, 0)}, r.at(0), r.at(0))
+		r.expect("0s active to zombie", "0s active to zombie")
+		r.counted(map[Verdict]int64{Active: 5, Idle: 3, Unguarded: 2, Zombie: 2})
+	})
+	t.Run("counts each connection once, whenever its trouble began", func(t *testing.T) {
+		r := newReplay(t)
+		r.Census(census(10, 0, 0), nil, r.at(0), r.at(0))
+		z := zombie(1, time.Second)
+		r.Event(&bpf.Event{Type: bpf.EventSolicitation, Conn: z}, r.at(time.Second))
+		r.counted(map[Verdict]int64{Active: 9, Zombie: 1})
+		// The next census sees it as what it is.
+		r.Census(census(9, 0, 0), []bpf.Conn{zombie(1, 15*time.Second)}, r.at(15*time.Second), r.at(16*time.Second))
+		r.counted(map[Verdict]int64{Active: 9, Zombie: 1})
+		// The one after passes another by just before its trouble.
+		z = zombie(2, 31*time.Second)
+		r.Event(&bpf.Event{Type: bpf.EventSolicitation, Conn: z}, r.at(31*time.Second))
+		r.Census(census(9, 0, 0), []bpf.Conn{zombie(1, 30*time.Second)}, r.at(30*time.Second), r.at(32*time.Second))
+		r.counted(map[Verdict]int64{Active: 8, Zombie: 2})
+	})
+	t.Run("buries what it does not find any more", func(t *testing.T) {
+		r := newReplay(t)
+		r.Census(census(0, 0, 0), []bpf.Conn{zombie(1, 0)}, r.at(0), r.at(0))
+		r.told = nil
+		r.Census(census(0, 0, 0), nil, r.at(15*time.Second), r.at(15*time.Second))
+		r.Sweep(r.at(16 * time.Second))
+		r.expect("15s died of unknown as zombie")
+		r.counted(nil)
+	})
+	t.Run("never counts below zero", func(t *testing.T) {
+		r := newReplay(t)
+		z := zombie(1, 0)
+		r.Event(&bpf.Event{Type: bpf.EventSolicitation, Conn: z}, r.at(0))
+		r.counted(map[Verdict]int64{Zombie: 1})
+		r.die(time.Second, CauseResetByPeer, &z)
+		r.counted(nil)
+	})
+}
+
+func TestTableIsBounded(t *testing.T) {
+	r := newReplay(t)
+	troubled := make([]bpf.Conn, maxMembers+23)
+	for i := range troubled {
+		troubled[i] = *silentWith(bpf.EvidenceKeepalive, 9, time.Minute)
+		troubled[i].Cookie = uint64(i + 1)
+	}
+	r.Census(census(0, 0, 0), troubled, r.at(0), r.at(0))
+	if len(r.members) != maxMembers || len(r.stories) > maxStories {
+		t.Errorf("%d members, %d stories", len(r.members), len(r.stories))
+	}
+	r.counted(map[Verdict]int64{Zombie: maxMembers + 23})
+	for i := range maxDeaths + 23 {
+		c := silentWith(bpf.EvidenceKeepalive, 9, time.Minute)
+		c.Cookie = uint64(i + 1)
+		r.die(time.Duration(i)*time.Millisecond, CauseKeepaliveTimeout, c)
+	}
+	if len(r.deaths) != maxDeaths {
+		t.Errorf("%d deaths are remembered", len(r.deaths))
+	}
+	last := time.Duration(maxDeaths+22) * time.Millisecond
+	r.eachDeath(func(d *Death) bool {
+		if !d.DiedAt.Equal(r.at(last)) {
+			t.Fatalf("died at %v, expected %v: newest first", d.DiedAt, r.at(last))
+		}
+		last -= time.Millisecond
+		return true
+	})
+	for range maxEvents + 23 {
+		r.tell(0x1a2b, Event{Kind: EventSolicitation})
+	}
+	if n := len(r.stories[0x1a2b].events); n != maxEvents {
+		t.Errorf("a story has %d events", n)
+	}
+}
+
+func BenchmarkEvent(b *testing.B) {
+	table := NewTable(testRules, nil)
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	e := bpf.Event{Type: bpf.EventSolicitation, Conn: *silentWith(bpf.EvidenceKeepalive, 2, time.Minute)}
+	b.ReportAllocs()
+	for i := range b.N {
+		e.Conn.Cookie = uint64(i%1000 + 1)
+		e.Conn.At++
+		table.Event(&e, now)
+	}
+}

@@ -1,0 +1,304 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package exporter
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	versioncollector "github.com/prometheus/client_golang/prometheus/collectors/version"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/prometheus/common/version"
+	"github.com/prometheus/exporter-toolkit/web"
+
+	"github.com/halfopen/halfopen/collector"
+)
+
+// Source is the part of a [collector.Collector] that is shown.
+type Source interface {
+	Ready() bool
+	Stats() (collector.Stats, error)
+	Connections(ctx context.Context, q collector.Query) (total int, conns []collector.Connection, err error)
+	Connection(ctx context.Context, cookie uint64) (conn collector.Connection, events []collector.Event, ok bool, err error)
+	Deaths(causes []collector.Cause, limit int) (total int, deaths []collector.Death)
+}
+
+var _ Source = (*collector.Collector)(nil)
+
+// defaultLimit is how many connections or deaths an answer has at most, unless
+// the query says otherwise.
+const defaultLimit = 1000
+
+// NewHandler serves the paths of the API, the metrics, the health of the agent
+// and a landing page.
+func NewHandler(src Source, logger *slog.Logger) (http.Handler, error) {
+	landing, err := web.NewLandingPage(web.LandingConfig{
+		Name:        "halfopen",
+		Description: "TCP connections whose peer is gone",
+		Version:     version.Version,
+		Profiling:   "false",
+		Links: []web.LandingLinks{
+			{Address: "/api/v1/connections", Text: "Connections", Description: "worst first, as JSON"},
+			{Address: "/api/v1/deaths", Text: "Deaths", Description: "newest first, as JSON"},
+			{Address: "/metrics", Text: "Metrics"},
+			{Address: "/-/healthy", Text: "Healthy"},
+			{Address: "/-/ready", Text: "Ready"},
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("make landing page: %w", err)
+	}
+	a := &api{src: src, logger: logger}
+	mux := http.NewServeMux()
+	mux.Handle("GET /{$}", landing)
+	mux.Handle("GET /metrics", metricsHandler(src, logger))
+	mux.HandleFunc("GET /-/healthy", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintln(w, "healthy")
+	})
+	mux.HandleFunc("GET /-/ready", func(w http.ResponseWriter, _ *http.Request) {
+		if !src.Ready() {
+			http.Error(w, "not ready: the first census is not done", http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ready")
+	})
+	for path, h := range map[string]http.HandlerFunc{
+		"/api/v1/connections":          a.connections,
+		"/api/v1/connections/{cookie}": a.connection,
+		"/api/v1/deaths":               a.deaths,
+	} {
+		mux.HandleFunc("GET "+path, h)
+		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Allow", "GET, HEAD")
+			writeError(w, http.StatusMethodNotAllowed, fmt.Errorf("method %s is not allowed: use GET", r.Method))
+		})
+	}
+	mux.HandleFunc("/api/", func(w http.ResponseWriter, r *http.Request) {
+		writeError(w, http.StatusNotFound, fmt.Errorf("no such path: %s", r.URL.Path))
+	})
+	return secure(mux), nil
+}
+
+func secure(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		if strings.HasPrefix(r.URL.Path, "/api/") {
+			w.Header().Set("Cache-Control", "no-store")
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// metricsHandler has its own registry. A collector that fails costs only its
+// own metrics: the error is logged, and counted in
+// promhttp_metric_handler_errors_total.
+func metricsHandler(src Source, logger *slog.Logger) http.Handler {
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(
+		NewMetrics(src),
+		versioncollector.NewCollector("halfopen"),
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	)
+	return promhttp.HandlerFor(reg, promhttp.HandlerOpts{
+		ErrorLog:          scrapeLog{logger},
+		ErrorHandling:     promhttp.ContinueOnError,
+		Registry:          reg,
+		EnableOpenMetrics: true,
+	})
+}
+
+// scrapeLog writes what promhttp has to say, which can be several lines, as one.
+type scrapeLog struct{ logger *slog.Logger }
+
+func (l scrapeLog) Println(v ...any) {
+	l.logger.Error("Scrape failed", "err", oneLine(fmt.Sprintln(v...)))
+}
+
+func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
+
+type api struct {
+	src    Source
+	logger *slog.Logger
+}
+
+func (a *api) connections(w http.ResponseWriter, r *http.Request) {
+	q, err := connectionQuery(r.URL.RawQuery)
+	if err != nil {
+		writeError(w, http.StatusBadRequest, err)
+		return
+	}
+	total, conns, err := a.src.Connections(r.Context(), q)
+	if err != nil {
+		a.fail(w, r, err)
+		return
+	}
+	writeList(w, "connections", total, conns, NewConnection)
+}
+
+func (a *api) connection(w http.ResponseWriter, r *http.Request) {
+	if _, err := parameters(r.URL.RawQuery); err != nil {
+		writeError(w, http.StatusBadRequest, err)
+		return
+	}
+	cookie, err := collector.ParseCookie(r.PathValue("cookie"))
+	if err != nil {
+		writeError(w, http.StatusBadRequest, err)
+		return
+	}
+	conn, events, ok, err := a.src.Connection(r.Context(), cookie)
+	switch {
+	case err != nil:
+		a.fail(w, r, err)
+	case !ok:
+		writeError(w, http.StatusNotFound, fmt.Errorf("no connection has the cookie %s", collector.FormatCookie(cookie)))
+	default:
+		writeJSON(w, http.StatusOK, NewConnectionDetail(&conn, events))
+	}
+}
+
+func (a *api) deaths(w http.ResponseWriter, r *http.Request) {
+	params, err := parameters(r.URL.RawQuery, "cause", "limit")
+	if err != nil {
+		writeError(w, http.StatusBadRequest, err)
+		return
+	}
+	causes, err := each(params["cause"], collector.ParseCause)
+	if err != nil {
+		writeError(w, http.StatusBadRequest, err)
+		return
+	}
+	limit, err := parseLimit(params["limit"])
+	if err != nil {
+		writeError(w, http.StatusBadRequest, err)
+		return
+	}
+	total, deaths := a.src.Deaths(causes, limit)
+	writeList(w, "deaths", total, deaths, NewDeath)
+}
+
+// fail answers that looking did not work. Nobody hears it if the client is gone.
+func (a *api) fail(w http.ResponseWriter, r *http.Request, err error) {
+	if r.Context().Err() == nil {
+		a.logger.Error("Request failed", "path", r.URL.Path, "err", err)
+	}
+	writeError(w, http.StatusInternalServerError, err)
+}
+
+func connectionQuery(raw string) (q collector.Query, err error) {
+	params, err := parameters(raw, "verdict", "state", "port", "pid", "limit")
+	if err != nil {
+		return q, err
+	}
+	if q.Verdicts, err = each(params["verdict"], collector.ParseVerdict); err != nil {
+		return q, err
+	}
+	if q.States, err = each(params["state"], collector.ParseState); err != nil {
+		return q, err
+	}
+	if q.Ports, err = each(params["port"], parsePort); err != nil {
+		return q, err
+	}
+	if q.PIDs, err = each(params["pid"], parsePID); err != nil {
+		return q, err
+	}
+	q.Limit, err = parseLimit(params["limit"])
+	return q, err
+}
+
+// parameters parses a query that may have the known parameters only.
+func parameters(raw string, known ...string) (url.Values, error) {
+	params, err := url.ParseQuery(raw)
+	if err != nil {
+		return nil, fmt.Errorf("malformed query: %w", err)
+	}
+	for name := range params {
+		if !slices.Contains(known, name) {
+			return nil, fmt.Errorf("unknown parameter %q", name)
+		}
+	}
+	return params, nil
+}
+
+func each[T any](values []string, parse func(string) (T, error)) ([]T, error) {
+	var out []T
+	for _, s := range values {
+		v, err := parse(s)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, v)
+	}
+	return out, nil
+}
+
+func parsePort(s string) (uint16, error) {
+	v, err := strconv.ParseUint(s, 10, 16)
+	if err != nil || v == 0 {
+		return 0, fmt.Errorf("port %q is not a number from 1 to 65535", s)
+	}
+	return uint16(v), nil
+}
+
+func parsePID(s string) (uint32, error) {
+	v, err := strconv.ParseUint(s, 10, 31) // the kernel's pid_t is signed
+	if err != nil || v == 0 {
+		return 0, fmt.Errorf("pid %q is not the number of a process", s)
+	}
+	return uint32(v), nil
+}
+
+func parseLimit(values []string) (int, error) {
+	switch len(values) {
+	case 0:
+		return defaultLimit, nil
+	case 1:
+		v, err := strconv.ParseUint(values[0], 10, 31)
+		if err != nil || v == 0 {
+			return 0, fmt.Errorf("limit %q is not a positive number", values[0])
+		}
+		return int(v), nil
+	}
+	return 0, errors.New("limit is given more than once")
+}
+
+// writeList writes the object of [Connections] or [Deaths], an item a line.
+// Items are encoded one by one: all of a large node's would be hundreds of MB.
+func writeList[In, Out any](w http.ResponseWriter, name string, total int, items []In, encode func(*In) Out) {
+	w.Header().Set("Content-Type", "application/json")
+	b := bufio.NewWriter(w)
+	fmt.Fprintf(b, "{\"generated_at\":%q,\"total\":%d,%q:[\n", time.Now().UTC().Format(time.RFC3339Nano), total, name)
+	enc := json.NewEncoder(b)
+	for i := range items {
+		if i > 0 {
+			fmt.Fprint(b, ",")
+		}
+		if enc.Encode(encode(&items[i])) != nil {
+			return // the client is gone
+		}
+	}
+	fmt.Fprintln(b, "]}")
+	b.Flush()
+}
+
+func writeError(w http.ResponseWriter, status int, err error) {
+	writeJSON(w, status, Error{Error: err.Error()})
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(v) // fails only when the client is gone
+}

@@ -1,0 +1,325 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package exporter
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/halfopen/halfopen/collector"
+)
+
+func decode[T any](t *testing.T, w *httptest.ResponseRecorder) T {
+	t.Helper()
+	if ct := w.Header().Get("Content-Type"); ct != "application/json" {
+		t.Errorf("content type is %q", ct)
+	}
+	if cc := w.Header().Get("Cache-Control"); cc != "no-store" {
+		t.Errorf("cache control is %q", cc)
+	}
+	var v T
+	d := json.NewDecoder(w.Body)
+	d.DisallowUnknownFields()
+	if err := d.Decode(&v); err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+func wantError(t *testing.T, w *httptest.ResponseRecorder, status int) {
+	t.Helper()
+	if w.Code != status {
+		t.Errorf("status %d, want %d", w.Code, status)
+	}
+	if e := decode[Error](t, w); e.Error == "" || strings.Contains(e.Error, "\n") {
+		t.Errorf("error is %q, want one line", e.Error)
+	}
+}
+
+func checkGeneratedAt(t *testing.T, at, since time.Time) {
+	t.Helper()
+	if at.Before(since) || at.After(time.Now()) || at.Location() != time.UTC {
+		t.Errorf("generated_at is %v", at)
+	}
+}
+
+func TestConnectionsAreListed(t *testing.T) {
+	first, second := contractConnection(), contractConnection()
+	second.Cookie, second.Process.Comm = 0x2c3d, hostileComm
+	src := &fakeSource{total: 23, conns: []collector.Connection{first, second}}
+	start := time.Now()
+	got := decode[Connections](t, request(t, newHandler(t, src), "GET", "/api/v1/connections"))
+	checkGeneratedAt(t, got.GeneratedAt, start)
+	wantSecond := NewConnection(&second)
+	wantSecond.Process.Comm = strings.ToValidUTF8(hostileComm, "\uFFFD")
+	want := Connections{GeneratedAt: got.GeneratedAt, Total: 23, Connections: []Connection{NewConnection(&first), wantSecond}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
+func TestDeathsAreListed(t *testing.T) {
+	d := contractDeath()
+	src := &fakeSource{total: 29, dead: []collector.Death{d}}
+	start := time.Now()
+	got := decode[Deaths](t, request(t, newHandler(t, src), "GET", "/api/v1/deaths"))
+	checkGeneratedAt(t, got.GeneratedAt, start)
+	if diff := cmp.Diff(Deaths{GeneratedAt: got.GeneratedAt, Total: 29, Deaths: []Death{NewDeath(&d)}}, got); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
+func TestEmptyListsAreListsNotNull(t *testing.T) {
+	h := newHandler(t, &fakeSource{})
+	if got := decode[Connections](t, request(t, h, "GET", "/api/v1/connections")); got.Connections == nil {
+		t.Error("connections is null")
+	}
+	if got := decode[Deaths](t, request(t, h, "GET", "/api/v1/deaths")); got.Deaths == nil {
+		t.Error("deaths is null")
+	}
+}
+
+func TestConnectionHasItsEvents(t *testing.T) {
+	c := contractConnection()
+	events := []collector.Event{
+		{At: noon, Kind: collector.EventSolicitation, Evidence: collector.EvidenceKeepalive, Unanswered: 3},
+		{At: noon, Kind: collector.EventVerdict, From: collector.Suspect, To: collector.Zombie},
+	}
+	h := newHandler(t, &fakeSource{conns: []collector.Connection{c}, events: events})
+	got := decode[ConnectionDetail](t, request(t, h, "GET", "/api/v1/connections/1a2b"))
+	want := ConnectionDetail{Connection: NewConnection(&c), Events: []Event{NewEvent(&events[0]), NewEvent(&events[1])}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
+func TestQueriesReachTheCollector(t *testing.T) {
+	for query, want := range map[string]collector.Query{
+		"":         {Limit: 1000},
+		"?limit=7": {Limit: 7},
+		"?verdict=zombie&verdict=suspect&state=established&state=close_wait&port=5432&port=65535&pid=1&pid=812": {
+			Verdicts: []collector.Verdict{collector.Zombie, collector.Suspect},
+			States:   []collector.State{collector.Established, collector.CloseWait},
+			Ports:    []uint16{5432, 65535}, PIDs: []uint32{1, 812}, Limit: 1000,
+		},
+	} {
+		src := &fakeSource{}
+		if w := request(t, newHandler(t, src), "GET", "/api/v1/connections"+query); w.Code != http.StatusOK {
+			t.Errorf("%q: status %d", query, w.Code)
+			continue
+		}
+		if diff := cmp.Diff(want, *src.query); diff != "" {
+			t.Errorf("%q (-want +got)\n%s", query, diff)
+		}
+	}
+	src := &fakeSource{}
+	request(t, newHandler(t, src), "GET", "/api/v1/deaths?cause=closed&cause=unknown&limit=3")
+	if diff := cmp.Diff([]collector.Cause{collector.CauseClosed, collector.CauseUnknown}, src.causes); diff != "" || src.limit != 3 {
+		t.Errorf("limit %d, causes (-want +got)\n%s", src.limit, diff)
+	}
+	request(t, newHandler(t, src), "GET", "/api/v1/deaths")
+	if src.causes != nil || src.limit != 1000 {
+		t.Errorf("without a query: limit %d, causes %v", src.limit, src.causes)
+	}
+}
+
+func TestWrongQueries(t *testing.T) {
+	const conns, deaths = "/api/v1/connections", "/api/v1/deaths"
+	for name, target := range map[string]string{
+		"connections: a parameter nobody knows":     conns + "?verdicts=zombie",
+		"connections: a parameter of deaths":        conns + "?cause=closed",
+		"connections: a parameter without a name":   conns + "?=zombie",
+		"connections: a parameter in capitals":      conns + "?Limit=1",
+		"connections: a verdict nobody knows":       conns + "?verdict=dead",
+		"connections: a verdict in capitals":        conns + "?verdict=Zombie",
+		"connections: an empty verdict":             conns + "?verdict=",
+		"connections: a good verdict and a bad one": conns + "?verdict=zombie&verdict=dead",
+		"connections: a list in one verdict":        conns + "?verdict=zombie,idle",
+		"connections: a state nobody knows":         conns + "?state=open",
+		"connections: an empty state":               conns + "?state=",
+		"connections: port 0":                       conns + "?port=0",
+		"connections: a port above 65535":           conns + "?port=65536",
+		"connections: a negative port":              conns + "?port=-1",
+		"connections: a port by name":               conns + "?port=http",
+		"connections: an empty port":                conns + "?port=",
+		"connections: pid 0":                        conns + "?pid=0",
+		"connections: a negative pid":               conns + "?pid=-1",
+		"connections: a pid that no process has":    conns + "?pid=2147483648",
+		"connections: a pid by name":                conns + "?pid=nginx",
+		"connections: limit 0":                      conns + "?limit=0",
+		"connections: a negative limit":             conns + "?limit=-1",
+		"connections: a limit that is no integer":   conns + "?limit=1.5",
+		"connections: a limit beyond all numbers":   conns + "?limit=99999999999999999999",
+		"connections: an empty limit":               conns + "?limit=",
+		"connections: a limit with a sign":          conns + "?limit=%2B1",
+		"connections: a limit given twice":          conns + "?limit=1&limit=1",
+		"connections: a broken escape":              conns + "?verdict=%zz",
+		"connections: a semicolon":                  conns + "?verdict=zombie;limit=1",
+		"deaths: a parameter nobody knows":          deaths + "?causes=closed",
+		"deaths: a parameter of connections":        deaths + "?verdict=zombie",
+		"deaths: a cause nobody knows":              deaths + "?cause=murder",
+		"deaths: an empty cause":                    deaths + "?cause=",
+		"deaths: limit 0":                           deaths + "?limit=0",
+		"deaths: a limit given twice":               deaths + "?limit=1&limit=2",
+		"connection: any parameter":                 conns + "/1a2b?limit=1",
+		"connection: a cookie that is not hex":      conns + "/xyz",
+		"connection: a cookie with 0x":              conns + "/0x1a2b",
+		"connection: a cookie with a sign":          conns + "/-1",
+		"connection: a cookie of 65 bits":           conns + "/10000000000000000",
+		"connection: a cookie of markup":            conns + "/%3Cimg%20src=x%3E",
+	} {
+		t.Run(name, func(t *testing.T) {
+			src := &fakeSource{conns: []collector.Connection{contractConnection()}}
+			wantError(t, request(t, newHandler(t, src), "GET", target), http.StatusBadRequest)
+			if src.query != nil {
+				t.Error("the collector was asked all the same")
+			}
+		})
+	}
+}
+
+func TestWhatIsNotThere(t *testing.T) {
+	h := newHandler(t, &fakeSource{})
+	for name, target := range map[string]string{
+		"a connection nobody knows":            "/api/v1/connections/1a2b",
+		"an empty cookie":                      "/api/v1/connections/",
+		"a path below a connection":            "/api/v1/connections/1a2b/events",
+		"an API path nobody knows":             "/api/v1/sockets",
+		"an API version nobody knows":          "/api/v2/connections",
+		"an API path with markup in it":        "/api/%3Cimg%20src=x%3E",
+		"the root of the API":                  "/api/",
+		"the stream, which is of a later time": "/api/v1/stream",
+	} {
+		t.Run(name, func(t *testing.T) { wantError(t, request(t, h, "GET", target), http.StatusNotFound) })
+	}
+	for _, target := range []string{"/favicon.ico", "/metrics/x", "/-/quit", "/index.html", "/debug/pprof/"} {
+		if w := request(t, h, "GET", target); w.Code != http.StatusNotFound {
+			t.Errorf("%s: status %d", target, w.Code)
+		}
+	}
+}
+
+func TestOtherMethodsAreNotAllowed(t *testing.T) {
+	h := newHandler(t, &fakeSource{conns: []collector.Connection{contractConnection()}})
+	for _, method := range []string{"POST", "PUT", "DELETE", "PATCH", "OPTIONS"} {
+		for _, target := range []string{"/api/v1/connections", "/api/v1/connections/1a2b", "/api/v1/deaths"} {
+			w := request(t, h, method, target)
+			wantError(t, w, http.StatusMethodNotAllowed)
+			if a := w.Header().Get("Allow"); a != "GET, HEAD" {
+				t.Errorf("%s %s: Allow is %q", method, target, a)
+			}
+		}
+		for _, target := range []string{"/", "/metrics", "/-/healthy", "/-/ready"} {
+			w := request(t, h, method, target)
+			if a := w.Header().Get("Allow"); w.Code != http.StatusMethodNotAllowed || a != "GET, HEAD" {
+				t.Errorf("%s %s: status %d, Allow %q", method, target, w.Code, a)
+			}
+		}
+	}
+}
+
+func TestHeadIsGetWithoutABody(t *testing.T) {
+	srv := httptest.NewServer(newHandler(t, &fakeSource{conns: []collector.Connection{contractConnection()}}))
+	defer srv.Close()
+	for target, status := range map[string]int{
+		"/": 200, "/metrics": 200, "/-/healthy": 200, "/-/ready": 200, "/api/v1/connections": 200,
+		"/api/v1/connections/1a2b": 200, "/api/v1/deaths": 200, "/api/v1/connections/1": 404, "/api/v1/deaths?limit=0": 400,
+	} {
+		resp, err := srv.Client().Head(srv.URL + target)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode != status || len(body) > 0 || err != nil {
+			t.Errorf("%s: status %d, %d bytes, %v", target, resp.StatusCode, len(body), err)
+		}
+	}
+}
+
+func TestCollectorErrorIsAnErrorOfTheServer(t *testing.T) {
+	h := newHandler(t, &fakeSource{err: errors.New("read census: device busy")})
+	for _, target := range []string{"/api/v1/connections", "/api/v1/connections/1a2b"} {
+		wantError(t, request(t, h, "GET", target), http.StatusInternalServerError)
+	}
+}
+
+func TestHealthyAtOnceReadyAfterTheFirstCensus(t *testing.T) {
+	src := &fakeSource{notReady: true}
+	h := newHandler(t, src)
+	check := func(target string, status int) {
+		t.Helper()
+		w := request(t, h, "GET", target)
+		if w.Code != status || w.Body.Len() == 0 {
+			t.Errorf("%s: status %d, body %q, want %d and a short text", target, w.Code, w.Body, status)
+		}
+	}
+	check("/-/healthy", http.StatusOK)
+	check("/-/ready", http.StatusServiceUnavailable)
+	src.notReady = false
+	check("/-/ready", http.StatusOK)
+}
+
+func TestLandingPageLinksAreThere(t *testing.T) {
+	h := newHandler(t, &fakeSource{})
+	page := request(t, h, "GET", "/").Body.String()
+	links := 0
+	for rest := page; ; links++ {
+		_, after, ok := strings.Cut(rest, `<a href="`)
+		if !ok {
+			break
+		}
+		var target string
+		target, rest, _ = strings.Cut(after, `"`)
+		if w := request(t, h, "GET", target); w.Code != http.StatusOK {
+			t.Errorf("%s: status %d", target, w.Code)
+		}
+	}
+	if links != 5 {
+		t.Errorf("%d links on\n%s", links, page)
+	}
+}
+
+func TestNothingIsSniffed(t *testing.T) {
+	h := newHandler(t, &fakeSource{})
+	for _, target := range []string{"/", "/metrics", "/-/ready", "/api/v1/deaths", "/api/nothing", "/nothing"} {
+		if got := request(t, h, "GET", target).Header().Get("X-Content-Type-Options"); got != "nosniff" {
+			t.Errorf("%s: X-Content-Type-Options is %q", target, got)
+		}
+	}
+}
+
+func BenchmarkConnections(b *testing.B) {
+	for _, n := range []int{1000, 100_000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			src := &fakeSource{conns: make([]collector.Connection, n)}
+			for i := range src.conns {
+				src.conns[i] = contractConnection()
+			}
+			h, err := NewHandler(src, nil)
+			if err != nil {
+				b.Fatal(err)
+			}
+			r := httptest.NewRequest("GET", "/api/v1/connections", nil)
+			b.ReportAllocs()
+			for b.Loop() {
+				h.ServeHTTP(discard{http.Header{}}, r)
+			}
+		})
+	}
+}
+
+type discard struct{ h http.Header }
+
+func (d discard) Header() http.Header         { return d.h }
+func (d discard) Write(b []byte) (int, error) { return len(b), nil }
+func (d discard) WriteHeader(int)             {}

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package exporter shows what a collector knows: Prometheus metrics, a JSON API
+// and the HTTP server that carries both. It has no BPF in it, and it remembers
+// nothing.
+//
+// The life cycle: [NewHandler] makes the handler from a [Source], which is a
+// *collector.Collector; [Serve] listens, serves it and ends with its context.
+// Every answer is made from the Source when it is asked for.
+//
+// The objects of the API ([Connection], [Death], [Event], [Notice] and the
+// envelopes [Connections], [Deaths] and [ConnectionDetail]) are what the
+// command line prints as JSON too, and what it decodes from a running agent.
+// Durations are float seconds, times RFC 3339 in UTC. null means that a thing
+// is not known or does not apply; it never stands for 0.
+package exporter

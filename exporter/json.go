@@ -1,0 +1,324 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package exporter
+
+import (
+	"fmt"
+	"net/netip"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/halfopen/halfopen/collector"
+)
+
+// Connection is the connection object of the API.
+//
+// It has no gives_up yet. The key is left out until there is a forecast,
+// because its null says that the kernel never gives up.
+type Connection struct {
+	Cookie             string      `json:"cookie"` // as `ss -e` prints it after sk:
+	Family             string      `json:"family"` // ipv4, ipv6
+	Local              Endpoint    `json:"local"`
+	Remote             Endpoint    `json:"remote"`
+	Netns              uint32      `json:"netns"` // inode number
+	State              string      `json:"state"`
+	Verdict            *string     `json:"verdict"`  // null: the state has none
+	Since              *time.Time  `json:"since"`    // null: not known
+	Evidence           *string     `json:"evidence"` // null: none
+	Unanswered         int         `json:"unanswered"`
+	IdleSeconds        *float64    `json:"idle_seconds"`   // null: no data ever
+	SilentSeconds      *float64    `json:"silent_seconds"` // null: never heard
+	Keepalive          Keepalive   `json:"keepalive"`
+	UserTimeoutSeconds float64     `json:"user_timeout_seconds"` // 0: off
+	Retransmits        Retransmits `json:"retransmits"`
+	UnackedSegments    uint32      `json:"unacked_segments"`
+	SendQueueBytes     uint32      `json:"send_queue_bytes"`
+	SendWindowBytes    uint32      `json:"send_window_bytes"`
+	SRTTSeconds        float64     `json:"srtt_seconds"`
+	Risks              []string    `json:"risks"`
+	Ownership
+}
+
+// Endpoint is one end of a connection.
+type Endpoint struct {
+	IP   string `json:"ip"`
+	Port uint16 `json:"port"`
+}
+
+// Keepalive is what applies to a connection, see [collector.Keepalive].
+type Keepalive struct {
+	Enabled         bool    `json:"enabled"`
+	TimeSeconds     float64 `json:"time_seconds"`
+	IntervalSeconds float64 `json:"interval_seconds"`
+	Probes          int     `json:"probes"`
+	ProbesOut       int     `json:"probes_out"`
+	PerSocket       bool    `json:"per_socket"`
+}
+
+// Retransmits are a connection's retransmissions.
+type Retransmits struct {
+	Unanswered int `json:"unanswered"`
+	Total      int `json:"total"`
+}
+
+// Ownership is who holds a socket. All is null where nothing can: closed by its
+// application, or not yet accepted. Process alone is null where no process was
+// found, or none was looked for.
+type Ownership struct {
+	Accepted    *bool    `json:"accepted,omitempty"` // false, or left out
+	Process     *Process `json:"process"`
+	UID         *uint32  `json:"uid"`
+	Cgroup      *string  `json:"cgroup"`       // null for now
+	ContainerID *string  `json:"container_id"` // null for now
+	PodUID      *string  `json:"pod_uid"`      // null for now
+}
+
+// Process is one that holds a socket. A byte of Comm that is not UTF-8 is
+// encoded as U+FFFD.
+type Process struct {
+	PID  uint32 `json:"pid"`
+	Comm string `json:"comm"`
+	FD   uint32 `json:"fd"`
+}
+
+// Death is the death object of the API.
+type Death struct {
+	Cookie string   `json:"cookie"`
+	Family string   `json:"family"`
+	Local  Endpoint `json:"local"`
+	Remote Endpoint `json:"remote"`
+	Netns  uint32   `json:"netns"`
+	Ownership
+	At            time.Time `json:"at"`
+	Cause         string    `json:"cause"`
+	During        *string   `json:"during"` // null but for user_timeout
+	State         string    `json:"state"`  // before death
+	Errno         *string   `json:"errno"`  // null: none
+	Unanswered    int       `json:"unanswered"`
+	Evidence      *string   `json:"evidence"`       // null: none
+	SilentSeconds *float64  `json:"silent_seconds"` // null: never heard
+	Verdict       *string   `json:"verdict"`        // the last one; null: the state has none
+	ZombieSeconds *float64  `json:"zombie_seconds"` // null: it was none
+	// forecast_error_seconds is left out until there is a forecast.
+}
+
+// Event is one thing that happened to a connection. From and To are the
+// verdicts before and after, of the kind verdict only.
+type Event struct {
+	At         time.Time `json:"at"`
+	Kind       string    `json:"kind"` // solicitation, answer, verdict
+	Evidence   string    `json:"evidence,omitempty"`
+	Unanswered int       `json:"unanswered,omitempty"`
+	From       string    `json:"from,omitempty"`
+	To         string    `json:"to,omitempty"`
+}
+
+// Notice is what happened just now, for trace and the stream. A death has
+// Death, the others have Connection as it is after the notice. From and To are
+// the verdicts before and after, of a verdict only.
+type Notice struct {
+	Event      string      `json:"event"` // solicitation, verdict, death
+	At         time.Time   `json:"at"`
+	Connection *Connection `json:"connection,omitempty"`
+	Death      *Death      `json:"death,omitempty"`
+	From       string      `json:"from,omitempty"`
+	To         string      `json:"to,omitempty"`
+}
+
+// Connections is the answer of /api/v1/connections. Total is how many there
+// are, whatever the limit.
+type Connections struct {
+	GeneratedAt time.Time    `json:"generated_at"`
+	Total       int          `json:"total"`
+	Connections []Connection `json:"connections"`
+}
+
+// ConnectionDetail is the answer of /api/v1/connections/{cookie}: the
+// connection, and its recent events, oldest first.
+type ConnectionDetail struct {
+	Connection
+	Events []Event `json:"events"`
+}
+
+// Deaths is the answer of /api/v1/deaths. Total is how many are kept, whatever
+// the limit.
+type Deaths struct {
+	GeneratedAt time.Time `json:"generated_at"`
+	Total       int       `json:"total"`
+	Deaths      []Death   `json:"deaths"`
+}
+
+// Error is the answer of the API to what it cannot do.
+type Error struct {
+	Error string `json:"error"`
+}
+
+// NewConnection encodes a connection.
+func NewConnection(c *collector.Connection) Connection {
+	out := Connection{
+		Cookie:        collector.FormatCookie(c.Cookie),
+		Family:        family(c),
+		Local:         endpoint(c.Local),
+		Remote:        endpoint(c.Remote),
+		Netns:         c.Netns,
+		State:         c.State.String(),
+		Verdict:       verdict(c),
+		Evidence:      nonEmpty(c.Evidence.String()),
+		Unanswered:    c.Unanswered,
+		IdleSeconds:   seconds(c.Idle),
+		SilentSeconds: seconds(c.Silent),
+		Keepalive: Keepalive{
+			Enabled:         c.Keepalive.Enabled,
+			TimeSeconds:     c.Keepalive.Time.Seconds(),
+			IntervalSeconds: c.Keepalive.Interval.Seconds(),
+			Probes:          c.Keepalive.Probes,
+			ProbesOut:       c.Keepalive.ProbesOut,
+			PerSocket:       c.Keepalive.PerSocket,
+		},
+		UserTimeoutSeconds: c.UserTimeout.Seconds(),
+		Retransmits:        Retransmits{Unanswered: c.RetransmitsUnanswered, Total: c.RetransmitsTotal},
+		UnackedSegments:    c.UnackedSegments,
+		SendQueueBytes:     c.SendQueue,
+		SendWindowBytes:    c.SendWindow,
+		SRTTSeconds:        c.SRTT.Seconds(),
+		Risks:              make([]string, 0, len(c.Risks)),
+		Ownership:          ownership(c),
+	}
+	if !c.Since.IsZero() {
+		out.Since = new(c.Since.UTC())
+	}
+	for _, r := range c.Risks {
+		out.Risks = append(out.Risks, r.String())
+	}
+	return out
+}
+
+// NewDeath encodes a death.
+func NewDeath(d *collector.Death) Death {
+	c := &d.Connection
+	out := Death{
+		Cookie:        collector.FormatCookie(c.Cookie),
+		Family:        family(c),
+		Local:         endpoint(c.Local),
+		Remote:        endpoint(c.Remote),
+		Netns:         c.Netns,
+		Ownership:     ownership(c),
+		At:            d.DiedAt.UTC(),
+		Cause:         d.Cause.String(),
+		During:        nonEmpty(d.During.String()),
+		State:         c.State.String(),
+		Errno:         nonEmpty(errnoName(d.Errno)),
+		Unanswered:    c.Unanswered,
+		Evidence:      nonEmpty(c.Evidence.String()),
+		SilentSeconds: seconds(c.Silent),
+		Verdict:       verdict(c),
+	}
+	if d.ZombieFor > 0 {
+		out.ZombieSeconds = seconds(d.ZombieFor)
+	}
+	return out
+}
+
+// NewEvent encodes an event of a connection's story.
+func NewEvent(e *collector.Event) Event {
+	out := Event{
+		At:         e.At.UTC(),
+		Kind:       e.Kind.String(),
+		Evidence:   e.Evidence.String(),
+		Unanswered: e.Unanswered,
+	}
+	if e.Kind == collector.EventVerdict {
+		out.From, out.To = e.From.String(), e.To.String()
+	}
+	return out
+}
+
+// NewConnectionDetail encodes a connection with its events.
+func NewConnectionDetail(c *collector.Connection, events []collector.Event) ConnectionDetail {
+	out := ConnectionDetail{Connection: NewConnection(c), Events: make([]Event, 0, len(events))}
+	for i := range events {
+		out.Events = append(out.Events, NewEvent(&events[i]))
+	}
+	return out
+}
+
+var noticeNames = [...]string{
+	collector.NoticeSolicitation: "solicitation",
+	collector.NoticeVerdict:      "verdict",
+	collector.NoticeDeath:        "death",
+}
+
+// NewNotice encodes a notice.
+func NewNotice(n *collector.Notice) Notice {
+	out := Notice{Event: noticeNames[n.Kind], At: n.At.UTC()}
+	if n.Death != nil {
+		out.Death = new(NewDeath(n.Death))
+		return out
+	}
+	out.Connection = new(NewConnection(&n.Connection))
+	if n.Kind == collector.NoticeVerdict {
+		out.From, out.To = n.From.String(), n.Connection.Verdict.String()
+	}
+	return out
+}
+
+func family(c *collector.Connection) string {
+	if c.IPv6() {
+		return "ipv6"
+	}
+	return "ipv4"
+}
+
+func endpoint(a netip.AddrPort) Endpoint {
+	return Endpoint{IP: a.Addr().String(), Port: a.Port()}
+}
+
+func verdict(c *collector.Connection) *string {
+	if !c.State.Judged() {
+		return nil
+	}
+	return new(c.Verdict.String())
+}
+
+func ownership(c *collector.Connection) Ownership {
+	var o Ownership
+	if !c.Accepted {
+		o.Accepted = new(false)
+	}
+	if c.Orphaned || !c.Accepted {
+		return o
+	}
+	o.UID = new(c.UID)
+	if p := c.Process; p != nil {
+		o.Process = &Process{PID: p.PID, Comm: p.Comm, FD: p.FD}
+	}
+	return o
+}
+
+func nonEmpty(s string) *string {
+	if s == "" {
+		return nil
+	}
+	return &s
+}
+
+// seconds is nil for the negative duration of what never happened.
+func seconds(d time.Duration) *float64 {
+	if d < 0 {
+		return nil
+	}
+	return new(d.Seconds())
+}
+
+// errnoName is "" for no error.
+func errnoName(errno uint16) string {
+	if errno == 0 {
+		return ""
+	}
+	if name := unix.ErrnoName(syscall.Errno(errno)); name != "" {
+		return name
+	}
+	return fmt.Sprintf("errno %d", errno)
+}

@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package exporter
+
+import (
+	"encoding/json"
+	"math"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/halfopen/halfopen/collector"
+)
+
+func encode(t *testing.T, v any) string {
+	t.Helper()
+	b, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// The contract's example but for gives_up, cgroup, container_id and pod_uid,
+// which come later, in the contract's order.
+const contractJSON = `{"cookie":"1a2b","family":"ipv4","local":{"ip":"10.0.0.1","port":37024},"remote":{"ip":"10.0.0.2","port":5432},` +
+	`"netns":4026531840,"state":"established","verdict":"zombie","since":"2025-11-21T12:00:00.123456789Z",` +
+	`"evidence":"keepalive","unanswered":3,"idle_seconds":12.4,"silent_seconds":12.4,` +
+	`"keepalive":{"enabled":true,"time_seconds":7200,"interval_seconds":75,"probes":9,"probes_out":3,"per_socket":false},` +
+	`"user_timeout_seconds":0,"retransmits":{"unanswered":0,"total":5},` +
+	`"unacked_segments":0,"send_queue_bytes":0,"send_window_bytes":64256,"srtt_seconds":0.0004,` +
+	`"risks":["keepalive_slower_than_middlebox"],` +
+	`"process":{"pid":812,"comm":"postgres","fd":9},"uid":1000,"cgroup":null,"container_id":null,"pod_uid":null}`
+
+const contractDeathJSON = `{"cookie":"1a2b","family":"ipv4","local":{"ip":"10.0.0.1","port":37024},"remote":{"ip":"10.0.0.2","port":5432},` +
+	`"netns":4026531840,"process":{"pid":812,"comm":"postgres","fd":9},"uid":1000,"cgroup":null,"container_id":null,"pod_uid":null,` +
+	`"at":"2025-11-21T12:01:00.123456789Z","cause":"user_timeout","during":"keepalive","state":"established","errno":"ETIMEDOUT",` +
+	`"unanswered":3,"evidence":"keepalive","silent_seconds":12.4,"verdict":"zombie","zombie_seconds":60}`
+
+func TestConnectionIsEncodedAsInTheContract(t *testing.T) {
+	c := contractConnection()
+	if diff := cmp.Diff(contractJSON, encode(t, NewConnection(&c))); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
+func TestDeathIsEncodedAsInTheContract(t *testing.T) {
+	d := contractDeath()
+	if diff := cmp.Diff(contractDeathJSON, encode(t, NewDeath(&d))); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
+func TestEncodedObjectsDecodeToThemselves(t *testing.T) {
+	c, d := contractConnection(), contractDeath()
+	wantC, wantD := NewConnection(&c), NewDeath(&d)
+	var gotC Connection
+	var gotD Death
+	if err := json.Unmarshal([]byte(encode(t, wantC)), &gotC); err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal([]byte(encode(t, wantD)), &gotD); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(wantC, gotC); diff != "" {
+		t.Errorf("connection (-want +got)\n%s", diff)
+	}
+	if diff := cmp.Diff(wantD, gotD); diff != "" {
+		t.Errorf("death (-want +got)\n%s", diff)
+	}
+}
+
+func TestConnectionFields(t *testing.T) {
+	owned := `"process":{"pid":812,"comm":"postgres","fd":9},"uid":1000,"cgroup":null,"container_id":null,"pod_uid":null}`
+	unowned := `"process":null,"uid":null,"cgroup":null,"container_id":null,"pod_uid":null}`
+	risks := `"risks":["keepalive_slower_than_middlebox"],`
+	for name, tc := range map[string]struct {
+		change   func(*collector.Connection)
+		from, to string // what that changes in contractJSON
+	}{
+		"an orphan has no owner": {
+			func(c *collector.Connection) { c.Orphaned = true }, owned, unowned,
+		},
+		"one not yet accepted says so and has no owner": {
+			func(c *collector.Connection) { c.Accepted = false }, owned, `"accepted":false,` + unowned,
+		},
+		"one whose process was not found still has its user": {
+			func(c *collector.Connection) { c.Process = nil },
+			`"process":{"pid":812,"comm":"postgres","fd":9}`, `"process":null`,
+		},
+		"root's is 0, not null": {
+			func(c *collector.Connection) { c.UID = 0 }, `"uid":1000`, `"uid":0`,
+		},
+		"a peer never heard has no silence": {
+			func(c *collector.Connection) { c.Silent = -1 }, `"silent_seconds":12.4`, `"silent_seconds":null`,
+		},
+		"one that never moved data has no idle time": {
+			func(c *collector.Connection) { c.Idle = -1 }, `"idle_seconds":12.4`, `"idle_seconds":null`,
+		},
+		"no idle time at all is 0, not null": {
+			func(c *collector.Connection) { c.Idle = 0 }, `"idle_seconds":12.4`, `"idle_seconds":0`,
+		},
+		"a verdict of unknown age has no since": {
+			func(c *collector.Connection) { c.Since = time.Time{} },
+			`"since":"2025-11-21T12:00:00.123456789Z"`, `"since":null`,
+		},
+		"since is in UTC wherever the agent runs": {
+			func(c *collector.Connection) { c.Since = c.Since.In(time.FixedZone("", 3600)) }, "", "",
+		},
+		"no evidence is null": {
+			func(c *collector.Connection) { c.Evidence = collector.NoEvidence },
+			`"evidence":"keepalive"`, `"evidence":null`,
+		},
+		"no risks are an empty list": {
+			func(c *collector.Connection) { c.Risks = nil }, risks, `"risks":[],`,
+		},
+		"a state that is not judged has no verdict": {
+			func(c *collector.Connection) { c.State = collector.SynRecv },
+			`"state":"established","verdict":"zombie"`, `"state":"syn_recv","verdict":null`,
+		},
+		"an IPv6 connection is one": {
+			func(c *collector.Connection) {
+				c.Local = netip.MustParseAddrPort("[fe80::1]:37024")
+				c.Remote = netip.MustParseAddrPort("[fe80::2]:5432")
+			},
+			`"family":"ipv4","local":{"ip":"10.0.0.1","port":37024},"remote":{"ip":"10.0.0.2","port":5432}`,
+			`"family":"ipv6","local":{"ip":"fe80::1","port":37024},"remote":{"ip":"fe80::2","port":5432}`,
+		},
+		"the largest cookie has every digit": {
+			func(c *collector.Connection) { c.Cookie = math.MaxUint64 }, `"1a2b"`, `"ffffffffffffffff"`,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := contractConnection()
+			tc.change(&c)
+			if !strings.Contains(contractJSON, tc.from) {
+				t.Fatalf("the contract has no %s", tc.from)
+			}
+			want := strings.Replace(contractJSON, tc.from, tc.to, 1)
+			if diff := cmp.Diff(want, encode(t, NewConnection(&c))); diff != "" {
+				t.Errorf("(-want +got)\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestDeathFields(t *testing.T) {
+	for name, tc := range map[string]struct {
+		change   func(*collector.Death)
+		from, to string
+	}{
+		"a death without an error has none": {
+			func(d *collector.Death) { d.Errno = 0 }, `"errno":"ETIMEDOUT"`, `"errno":null`,
+		},
+		"an error without a name keeps its number": {
+			func(d *collector.Death) { d.Errno = 4095 }, `"errno":"ETIMEDOUT"`, `"errno":"errno 4095"`,
+		},
+		"during is null but for user_timeout": {
+			func(d *collector.Death) { d.Cause, d.During = collector.CauseResetByPeer, collector.NoEvidence },
+			`"cause":"user_timeout","during":"keepalive"`, `"cause":"reset_by_peer","during":null`,
+		},
+		"one that was no zombie has no time as one": {
+			func(d *collector.Death) { d.ZombieFor = 0 }, `"zombie_seconds":60`, `"zombie_seconds":null`,
+		},
+		"an orphan has no owner": {
+			func(d *collector.Death) { d.Orphaned = true },
+			`"process":{"pid":812,"comm":"postgres","fd":9},"uid":1000`, `"process":null,"uid":null`,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := contractDeath()
+			tc.change(&d)
+			want := strings.Replace(contractDeathJSON, tc.from, tc.to, 1)
+			if diff := cmp.Diff(want, encode(t, NewDeath(&d))); diff != "" {
+				t.Errorf("(-want +got)\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestEventsAndNotices(t *testing.T) {
+	conn, death := contractConnection(), contractDeath()
+	const at = `"at":"2025-11-21T12:00:00.123456789Z"`
+	for name, tc := range map[string]struct {
+		got  any
+		want string
+	}{
+		"a solicitation names its evidence and count": {
+			NewEvent(&collector.Event{At: noon, Kind: collector.EventSolicitation, Evidence: collector.EvidenceRetransmit, Unanswered: 2}),
+			`{` + at + `,"kind":"solicitation","evidence":"retransmit","unanswered":2}`,
+		},
+		"an answer needs no more": {
+			NewEvent(&collector.Event{At: noon, Kind: collector.EventAnswer}),
+			`{` + at + `,"kind":"answer"}`,
+		},
+		"a change of verdict names both": {
+			NewEvent(&collector.Event{At: noon, Kind: collector.EventVerdict, From: collector.Active, To: collector.Suspect}),
+			`{` + at + `,"kind":"verdict","from":"active","to":"suspect"}`,
+		},
+		"a notice of a verdict has the connection and both verdicts": {
+			NewNotice(&collector.Notice{Kind: collector.NoticeVerdict, At: noon, Connection: conn, From: collector.Suspect}),
+			`{"event":"verdict",` + at + `,"connection":` + contractJSON + `,"from":"suspect","to":"zombie"}`,
+		},
+		"a notice of a solicitation has the connection": {
+			NewNotice(&collector.Notice{Kind: collector.NoticeSolicitation, At: noon, Connection: conn}),
+			`{"event":"solicitation",` + at + `,"connection":` + contractJSON + `}`,
+		},
+		"a notice of a death has the death": {
+			NewNotice(&collector.Notice{Kind: collector.NoticeDeath, At: noon, Connection: conn, Death: &death}),
+			`{"event":"death",` + at + `,"death":` + contractDeathJSON + `}`,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if diff := cmp.Diff(tc.want, encode(t, tc.got)); diff != "" {
+				t.Errorf("(-want +got)\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestHostileCommStaysValidJSON(t *testing.T) {
+	c := contractConnection()
+	c.Process.Comm = hostileComm
+	out := encode(t, NewConnection(&c))
+	if !utf8.ValidString(out) || strings.ContainsAny(out, "<>\n") {
+		t.Errorf("not safe to embed: %s", out)
+	}
+	var back Connection
+	if err := json.Unmarshal([]byte(out), &back); err != nil {
+		t.Fatal(err)
+	}
+	if want := "<img src=x>\"\n\uFFFD"; back.Process.Comm != want {
+		t.Errorf("comm is %q, want %q", back.Process.Comm, want)
+	}
+}

@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package exporter
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/collector"
+)
+
+// maxOwners bounds the series of halfopen_tcp_zombies_by_owner, the one that
+// sums up the rest included.
+const maxOwners = 50
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("halfopen_"+name, help, labels, nil)
+}
+
+var (
+	connectionsDesc = desc("tcp_connections",
+		"TCP sockets of this node, by state and verdict; the verdict is empty where it has no meaning.", "state", "verdict")
+	zombieOldestDesc = desc("tcp_zombie_oldest_seconds",
+		"For how long the oldest living zombie has been one, 0 if there is none.")
+	atRiskDesc = desc("tcp_connections_at_risk",
+		"Connections with a setting or a condition that makes a dead peer go unnoticed or hides it.", "risk")
+	idleDesc = desc("tcp_connection_idle_seconds",
+		"Time since data last moved either way, of the established connections at the last census.")
+	probesSentDesc = desc("tcp_keepalive_probes_sent_total",
+		"Keepalive probes sent.")
+	probesAnsweredDesc = desc("tcp_keepalive_probes_answered_total",
+		"Keepalive probes answered.")
+	retransmitsDesc = desc("tcp_retransmits_total",
+		"Segments sent again, by what made the kernel do it.", "type")
+	deathsDesc = desc("tcp_deaths_total",
+		"Ended connections, by cause.", "cause")
+	zombieSecondsDesc = desc("tcp_zombie_seconds",
+		"For how long zombies were zombies, observed at death or recovery.")
+	zombiesByOwnerDesc = desc("tcp_zombies_by_owner",
+		"Living zombies, by owner and the service's port; the largest only, the rest as owner other.", "owner", "remote_port")
+	eventsDesc = desc("events_total",
+		"Events the kernel programs wrote.", "type")
+	eventsLostDesc = desc("events_lost_total",
+		"Events that were not delivered, and faults inside the kernel programs.", "type")
+	eventsSuppressedDesc = desc("events_suppressed_total",
+		"Events left out on purpose because there were too many; they are counted all the same.", "type")
+	censusDurationDesc = desc("census_duration_seconds",
+		"How long the last census took, 0 before the first.")
+	censusSocketsDesc = desc("census_sockets",
+		"Sockets seen by the last census.")
+	censusIntervalDesc = desc("census_interval_seconds",
+		"Time between two censuses, stretched where a census costs too much.")
+	censusNamespacesDesc = desc("census_namespaces",
+		"Network namespaces known at the last census.")
+	censusUnvisitedDesc = desc("census_namespaces_unvisited",
+		"Network namespaces that the last census could not enter.")
+	watchedDesc = desc("watched_sockets",
+		"Sockets watched because something is unanswered.")
+	attachedDesc = desc("bpf_program_attached",
+		"Whether the kernel program is attached.", "program")
+
+	descs = []*prometheus.Desc{
+		connectionsDesc, zombieOldestDesc, atRiskDesc, idleDesc, probesSentDesc, probesAnsweredDesc,
+		retransmitsDesc, deathsDesc, zombieSecondsDesc, zombiesByOwnerDesc, eventsDesc, eventsLostDesc,
+		eventsSuppressedDesc, censusDurationDesc, censusSocketsDesc, censusIntervalDesc,
+		censusNamespacesDesc, censusUnvisitedDesc, watchedDesc, attachedDesc,
+	}
+)
+
+// The labels of what bpf counts by index.
+var (
+	retransmitTypes = [bpf.RetransmitTypes]string{
+		bpf.RetransmitTimeout:       "timeout",
+		bpf.RetransmitFast:          "fast",
+		bpf.RetransmitTailLossProbe: "tail_loss_probe",
+		bpf.RetransmitSyn:           "syn",
+		bpf.RetransmitSynack:        "synack",
+	}
+	eventTypes = [bpf.EventTypes]string{
+		bpf.EventSolicitation: "solicitation",
+		bpf.EventDeath:        "death",
+	}
+	faults = [bpf.Faults]string{
+		bpf.FaultWatchFull:    "watch_full",
+		bpf.FaultNoCookie:     "no_cookie",
+		bpf.FaultDeferredFull: "deferred_full",
+		bpf.FaultSeqOverflow:  "seq_overflow",
+	}
+)
+
+type metrics struct{ src Source }
+
+// NewMetrics makes the halfopen_tcp_* metrics and the agent's own from the
+// source's Stats, read anew at every scrape. When they cannot be read the
+// scrape carries the error and none of these metrics.
+func NewMetrics(src Source) prometheus.Collector { return metrics{src} }
+
+// Describe implements prometheus.Collector.
+func (metrics) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range descs {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (m metrics) Collect(ch chan<- prometheus.Metric) {
+	stats, err := m.src.Stats()
+	if err != nil {
+		ch <- prometheus.NewInvalidMetric(connectionsDesc, fmt.Errorf("read stats: %w", err))
+		return
+	}
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+
+	for s := collector.Established; int(s) < collector.States; s++ {
+		if !s.Judged() {
+			gauge(connectionsDesc, float64(stats.Unjudged[s]), s.String(), "")
+			continue
+		}
+		for v, n := range stats.Connections[s] {
+			gauge(connectionsDesc, float64(n), s.String(), collector.Verdict(v).String())
+		}
+	}
+	gauge(zombieOldestDesc, stats.ZombieOldest.Seconds())
+	for r, n := range stats.AtRisk {
+		gauge(atRiskDesc, float64(n), collector.Risk(r).String())
+	}
+	ch <- histogram(idleDesc, stats.Idle)
+	ch <- histogram(zombieSecondsDesc, stats.ZombieSeconds)
+	for o, n := range boundOwners(stats.ZombiesByOwner) {
+		gauge(zombiesByOwnerDesc, float64(n), o.Name, o.RemotePort)
+	}
+
+	k := &stats.Kernel
+	counter(probesSentDesc, k.ProbesSent)
+	counter(probesAnsweredDesc, k.ProbesAnswered)
+	for i, name := range retransmitTypes {
+		counter(retransmitsDesc, k.Retransmits[i], name)
+	}
+	for c := range collector.Cause(collector.Causes) {
+		counter(deathsDesc, k.Deaths[c], c.String())
+	}
+	for i, name := range eventTypes {
+		counter(eventsDesc, k.Events[i], name)
+		counter(eventsSuppressedDesc, k.Suppressed[i], name)
+	}
+	for name, n := range eventsLost(&stats) {
+		counter(eventsLostDesc, n, name)
+	}
+
+	gauge(censusDurationDesc, stats.Census.Duration.Seconds())
+	gauge(censusSocketsDesc, float64(stats.Census.Sockets))
+	gauge(censusIntervalDesc, stats.Census.Interval.Seconds())
+	gauge(censusNamespacesDesc, float64(stats.Census.Namespaces))
+	gauge(censusUnvisitedDesc, float64(stats.Census.Unvisited))
+	gauge(watchedDesc, float64(stats.Watched))
+	for program, attached := range stats.Attached {
+		v := 0.0
+		if attached {
+			v = 1
+		}
+		gauge(attachedDesc, v, program)
+	}
+}
+
+// eventsLost are all the ways in which something was not delivered.
+func eventsLost(s *collector.Stats) map[string]uint64 {
+	lost := map[string]uint64{"recursion": 0}
+	for i, name := range eventTypes {
+		lost[name] += s.Kernel.Lost[i]
+	}
+	for i, name := range faults {
+		lost[name] += s.Kernel.Faults[i]
+	}
+	for _, n := range s.Missed {
+		lost["recursion"] += n
+	}
+	for name, n := range s.EventsLost {
+		lost[name] += n
+	}
+	return lost
+}
+
+func histogram(d *prometheus.Desc, h collector.Histogram) prometheus.Metric {
+	var count uint64
+	buckets := make(map[float64]uint64, len(h.Bounds))
+	for i, n := range h.Counts {
+		count += n
+		if i < len(h.Bounds) {
+			buckets[h.Bounds[i]] = count
+		}
+	}
+	return prometheus.MustNewConstHistogram(d, count, h.Sum, buckets)
+}
+
+// boundOwners makes the names valid labels and keeps at most maxOwners series:
+// the largest, ties by name and then port. The rest, and an owner that has just
+// their labels, are summed under those.
+func boundOwners(owners map[collector.Owner]int) map[collector.Owner]int {
+	other := collector.Owner{Name: "other"}
+	all := make(map[collector.Owner]int, len(owners))
+	for o, n := range owners {
+		o.Name = strings.ToValidUTF8(o.Name, "\uFFFD")
+		all[o] += n
+	}
+	if len(all) <= maxOwners {
+		return all
+	}
+	rest := all[other]
+	delete(all, other)
+	largest := slices.SortedFunc(maps.Keys(all), func(a, b collector.Owner) int {
+		return cmp.Or(cmp.Compare(all[b], all[a]), cmp.Compare(a.Name, b.Name), cmp.Compare(a.RemotePort, b.RemotePort))
+	})
+	for _, o := range largest[maxOwners-1:] {
+		rest += all[o]
+		delete(all, o)
+	}
+	all[other] = rest
+	return all
+}

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package exporter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/activation"
+	"github.com/prometheus/exporter-toolkit/web"
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	readHeaderTimeout = 10 * time.Second
+	readTimeout       = 30 * time.Second
+	// writeTimeout bounds a whole answer. One that goes on for longer sets its
+	// own deadline (http.ResponseController).
+	writeTimeout = time.Minute
+	idleTimeout  = 2 * time.Minute
+	// shutdownGrace is what requests under way get when the context ends.
+	shutdownGrace = 5 * time.Second
+
+	maxHeaderBytes = 64 << 10
+)
+
+// Serve listens where the flags say and serves the handler until the context
+// ends (nil), with TLS and basic auth as the web config file says. A broken web
+// config and an address that cannot be had are errors at once, each one line
+// that says what to do.
+func Serve(ctx context.Context, handler http.Handler, flags *web.FlagConfig, logger *slog.Logger) error {
+	if path := flags.WebConfigFile; path != nil {
+		if err := web.Validate(*path); err != nil {
+			return fmt.Errorf("web config %s: %s: correct it or do without --web.config.file", *path, oneLine(err.Error()))
+		}
+	}
+	listeners, err := listen(flags)
+	if err != nil {
+		return err
+	}
+	return serve(ctx, listeners, handler, flags, logger)
+}
+
+func listen(flags *web.FlagConfig) ([]net.Listener, error) {
+	if flags.WebSystemdSocket != nil && *flags.WebSystemdSocket {
+		return systemdListeners()
+	}
+	if flags.WebListenAddresses == nil || len(*flags.WebListenAddresses) == 0 {
+		return nil, errors.New("no address to listen on: give one with --web.listen-address")
+	}
+	var listeners []net.Listener
+	for _, address := range *flags.WebListenAddresses {
+		l, err := net.Listen("tcp", address)
+		if err != nil {
+			closeAll(listeners)
+			return nil, listenError(address, err)
+		}
+		listeners = append(listeners, l)
+	}
+	return listeners, nil
+}
+
+func systemdListeners() ([]net.Listener, error) {
+	passed, err := activation.Listeners()
+	if err != nil {
+		return nil, fmt.Errorf("take systemd's sockets: %w", err)
+	}
+	var listeners []net.Listener
+	for _, l := range passed {
+		if l != nil { // nil where the descriptor is no stream socket
+			listeners = append(listeners, l)
+		}
+	}
+	if len(listeners) == 0 {
+		return nil, errors.New("systemd passed no socket: start it from a .socket unit or do without --web.systemd-socket")
+	}
+	return listeners, nil
+}
+
+func listenError(address string, err error) error {
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("listen on %s: %w: stop what listens there or choose another with --web.listen-address", address, syscall.EADDRINUSE)
+	}
+	if op, ok := errors.AsType[*net.OpError](err); ok {
+		err = op.Err // without the address once more
+	}
+	return fmt.Errorf("listen on %s: %w: choose another with --web.listen-address", address, err)
+}
+
+func closeAll(listeners []net.Listener) {
+	for _, l := range listeners {
+		l.Close()
+	}
+}
+
+// serve has a server for each listener, because web.Serve changes the server
+// that it is given.
+func serve(ctx context.Context, listeners []net.Listener, handler http.Handler, flags *web.FlagConfig, logger *slog.Logger) error {
+	defer closeAll(listeners)
+	if flags.WebConfigFile == nil {
+		flags = &web.FlagConfig{WebConfigFile: new(string)} // web.Serve wants one, and nothing else
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	for _, l := range listeners {
+		server := &http.Server{
+			Handler:           handler,
+			ReadHeaderTimeout: readHeaderTimeout,
+			ReadTimeout:       readTimeout,
+			WriteTimeout:      writeTimeout,
+			IdleTimeout:       idleTimeout,
+			MaxHeaderBytes:    maxHeaderBytes,
+			ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
+		}
+		g.Go(func() error {
+			if err := web.Serve(l, server, flags, logger); !errors.Is(err, http.ErrServerClosed) {
+				return fmt.Errorf("serve on %s: %w", l.Addr(), err)
+			}
+			return nil
+		})
+		g.Go(func() error {
+			<-ctx.Done()
+			grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
+			defer cancel()
+			if err := server.Shutdown(grace); err != nil {
+				logger.Warn("Requests were cut off at shutdown", "err", err)
+				server.Close()
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package exporter
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/collector"
+)
+
+// fakeSource answers with what it is given, and notes what it was asked.
+type fakeSource struct {
+	notReady bool
+	stats    collector.Stats
+	conns    []collector.Connection
+	events   []collector.Event
+	dead     []collector.Death
+	total    int
+	err      error
+
+	query  *collector.Query
+	causes []collector.Cause
+	limit  int
+}
+
+func (f *fakeSource) Ready() bool { return !f.notReady }
+
+func (f *fakeSource) Stats() (collector.Stats, error) { return f.stats, f.err }
+
+func (f *fakeSource) Connections(_ context.Context, q collector.Query) (int, []collector.Connection, error) {
+	f.query = &q
+	return f.total, f.conns, f.err
+}
+
+func (f *fakeSource) Connection(_ context.Context, cookie uint64) (collector.Connection, []collector.Event, bool, error) {
+	for _, c := range f.conns {
+		if c.Cookie == cookie {
+			return c, f.events, true, f.err
+		}
+	}
+	return collector.Connection{}, nil, false, f.err
+}
+
+func (f *fakeSource) Deaths(causes []collector.Cause, limit int) (int, []collector.Death) {
+	f.causes, f.limit = causes, limit
+	return f.total, f.dead
+}
+
+func newHandler(t *testing.T, src Source) http.Handler {
+	t.Helper()
+	h, err := NewHandler(src, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+func request(t *testing.T, h http.Handler, method, target string) *httptest.ResponseRecorder {
+	t.Helper()
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest(method, target, nil))
+	return w
+}
+
+// hostileComm is a name that breaks whoever does not encode it.
+const hostileComm = "<img src=x>\"\n\xff"
+
+var noon = time.Date(2025, 11, 21, 12, 0, 0, 123456789, time.UTC)
+
+// contractConnection is the connection of the contract's example.
+func contractConnection() collector.Connection {
+	return collector.Connection{
+		Cookie: 0x1a2b, At: noon.Add(13 * time.Second),
+		Local:  netip.MustParseAddrPort("10.0.0.1:37024"),
+		Remote: netip.MustParseAddrPort("10.0.0.2:5432"),
+		Netns:  4026531840, State: collector.Established, Verdict: collector.Zombie, Since: noon,
+		Evidence: collector.EvidenceKeepalive, Unanswered: 3,
+		Idle: 12400 * time.Millisecond, Silent: 12400 * time.Millisecond,
+		Keepalive: collector.Keepalive{
+			Enabled: true, Time: 7200 * time.Second, Interval: 75 * time.Second, Probes: 9, ProbesOut: 3,
+		},
+		RetransmitsTotal: 5, SendWindow: 64256, SRTT: 400 * time.Microsecond,
+		Risks:    []collector.Risk{collector.RiskKeepaliveSlowerThanMiddlebox},
+		Accepted: true, UID: 1000, Process: &collector.Process{PID: 812, Comm: "postgres", FD: 9},
+	}
+}
+
+func contractDeath() collector.Death {
+	return collector.Death{
+		Connection: contractConnection(), DiedAt: noon.Add(time.Minute),
+		Cause: collector.CauseUserTimeout, During: collector.EvidenceKeepalive,
+		Errno: 110, ZombieFor: time.Minute,
+	}
+}
+
+// fullStats has a different number everywhere.
+func fullStats() collector.Stats {
+	s := collector.Stats{
+		ZombieOldest: 90500 * time.Millisecond,
+		Idle:         collector.Histogram{Bounds: []float64{1, 60, 350}, Counts: []uint64{2, 3, 5, 7}, Sum: 9876.5},
+		ZombieSeconds: collector.Histogram{
+			Bounds: []float64{10, 100}, Counts: []uint64{11, 13, 17}, Sum: 12345.25,
+		},
+		ZombiesByOwner: map[collector.Owner]int{
+			{Name: "postgres", RemotePort: "5432"}:    3,
+			{Name: "nginx"}:                           2,
+			{Name: hostileComm, RemotePort: "443"}:    1,
+			{Name: "", RemotePort: "8080"}:            4,
+			{Name: "other", RemotePort: "5432"}:       5,
+			{Name: "\xff\xfeworker", RemotePort: "1"}: 6,
+			{Name: "\uFFFDworker", RemotePort: "1"}:   7,
+		},
+		Watched: 19,
+		Census: collector.CensusStats{
+			At: noon, Duration: 23 * time.Millisecond, Interval: 15 * time.Second,
+			Sockets: 200003, Namespaces: 29, Unvisited: 1,
+		},
+		Missed:     map[string]uint64{"set_state": 31, "retransmit_skb": 6},
+		Attached:   map[string]bool{"set_state": true, "retransmit_skb": false},
+		EventsLost: map[string]uint64{"undecodable": 41},
+	}
+	for i := range s.Connections {
+		for j := range s.Connections[i] {
+			s.Connections[i][j] = uint64(100*i + j)
+		}
+		s.Unjudged[i] = uint64(1000 + i)
+	}
+	for i := range s.AtRisk {
+		s.AtRisk[i] = uint64(50 + i)
+	}
+	k := &s.Kernel
+	k.ProbesSent, k.ProbesAnswered = 2003, 1999
+	for i := range k.Deaths {
+		k.Deaths[i] = uint64(300 + i)
+	}
+	for i := range k.Retransmits {
+		k.Retransmits[i] = uint64(400 + i)
+	}
+	for i := range bpf.EventTypes {
+		k.Events[i], k.Lost[i], k.Suppressed[i] = uint64(500+i), uint64(600+i), uint64(700+i)
+	}
+	for i := range k.Faults {
+		k.Faults[i] = uint64(800 + i)
+	}
+	return s
+}
