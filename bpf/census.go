@@ -69,17 +69,33 @@ func (k *Kernel) visitAll(ctx context.Context, write uint32, cookie uint64, visi
 	return res, nil
 }
 
-// visitNamespaces runs on a locked thread. home tells whether the thread is
-// back in the namespace that it came from.
+// visitNamespaces runs on a locked thread. home tells whether the thread is in
+// the namespace that it came from. That one is visited first, which needs no
+// privilege.
 func (k *Kernel) visitNamespaces(ctx context.Context, paths map[uint64]string, res *CensusResult, visit func(*Conn)) (home bool, err error) {
+	var c Conn
+	record := bytesOf(&c)
+	pass := func() error {
+		res.Namespaces++
+		return k.pass("census", record, func() { visit(&c) })
+	}
 	from, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
 		return true, err
 	}
 	defer from.Close()
+	var own unix.Stat_t
+	if err := unix.Fstat(int(from.Fd()), &own); err != nil {
+		return true, err
+	}
+	if err := pass(); err != nil {
+		return true, err
+	}
+	delete(paths, own.Ino)
+	if len(paths) == 0 {
+		return true, nil
+	}
 	defer func() { home = unix.Setns(int(from.Fd()), unix.CLONE_NEWNET) == nil }()
-	var c Conn
-	record := bytesOf(&c)
 	for ino, path := range paths {
 		if err := ctx.Err(); err != nil {
 			return false, err
@@ -87,16 +103,14 @@ func (k *Kernel) visitNamespaces(ctx context.Context, paths map[uint64]string, r
 		switch err := enter(path, ino); {
 		case errors.Is(err, os.ErrNotExist), errors.Is(err, errNotSame):
 			res.Unvisited++
-			continue
 		case err != nil:
 			res.Unvisited++
 			res.Err = fmt.Errorf("enter network namespace %d: %w", ino, err)
-			continue
+		default:
+			if err := pass(); err != nil {
+				return false, err
+			}
 		}
-		if err := k.pass("census", record, func() { visit(&c) }); err != nil {
-			return false, err
-		}
-		res.Namespaces++
 	}
 	return false, nil
 }

@@ -21,9 +21,9 @@
  */
 #include "kernel.h"
 #include "halfopen.h"
-#include "libbpf/bpf_helpers.h"
-#include "libbpf/bpf_core_read.h"
-#include "libbpf/bpf_tracing.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_tracing.h>
 
 #define WATCH_MAX 32768
 #define REMEMBER_MAX 4096
@@ -159,6 +159,7 @@ struct {
  * since a reset for a socket already closed kills nothing.
  */
 struct reset {
+	__u64 cookie;
 	__u64 at; /* ns, CLOCK_MONOTONIC */
 };
 
@@ -220,11 +221,11 @@ static __always_inline struct counters *count(void)
 }
 
 /* Atomic: process context may be interrupted by softirq on the same CPU. */
-#define COUNT(field)                                                           \
-	do {                                                                   \
-		struct counters *count_ = count();                             \
-		if (count_)                                                    \
-			__sync_fetch_and_add(&count_->field, 1);               \
+#define COUNT(field)                                             \
+	do {                                                     \
+		struct counters *count_ = count();               \
+		if (count_)                                      \
+			__sync_fetch_and_add(&count_->field, 1); \
 	} while (0)
 
 static __always_inline struct timer_slot *timer_slot(void)
@@ -331,11 +332,9 @@ static __always_inline void describe(struct conn *c, const struct tcp_sock *tp,
 	if (c->family == AF_INET6) {
 		BPF_CORE_READ_INTO(&c->laddr, tp,
 				   inet_conn.icsk_inet.sk.__sk_common.skc_v6_rcv_saddr);
-		BPF_CORE_READ_INTO(&c->raddr, tp,
-				   inet_conn.icsk_inet.sk.__sk_common.skc_v6_daddr);
+		BPF_CORE_READ_INTO(&c->raddr, tp, inet_conn.icsk_inet.sk.__sk_common.skc_v6_daddr);
 	} else {
-		*(__u32 *)c->laddr =
-			FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_rcv_saddr);
+		*(__u32 *)c->laddr = FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_rcv_saddr);
 		*(__u32 *)c->raddr = FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_daddr);
 	}
 
@@ -387,8 +386,7 @@ static __always_inline void describe(struct conn *c, const struct tcp_sock *tp,
 		c->idle = v;
 	c->solicited = seen && seen->known ? age(now, seen->solicited) : AGE_NONE;
 	/* Any sign of life since we saw the last solicitation go is an answer. */
-	answered = seen && seen->known && c->silent != AGE_NONE &&
-		   now - c->silent != seen->heard;
+	answered = seen && seen->known && c->silent != AGE_NONE && now - c->silent != seen->heard;
 
 	/*
 	 * Nothing to send is no reason to call a window closed, and before the
@@ -635,7 +633,7 @@ static __always_inline int timer_exit(struct timer_list *timer)
 		};
 
 		if (bpf_map_update_elem(&deferred, &slot->sk, &d, BPF_ANY))
-			COUNT(faults[FAULT_DEFERRED_FULL]);
+			COUNT(faults[FAULT_REMEMBER_FULL]);
 	}
 	return 0;
 }
@@ -690,8 +688,8 @@ static __always_inline int retransmitted(const struct sock *sk)
 
 /* tcp_write_err(): the write timer gave up, in its softirq or deferred. */
 static __always_inline __u32 write_timeout_cause(const struct tcp_sock *tp,
-						 const struct deferred *d, bool known,
-						 bool orphan, __u8 *during)
+						 const struct deferred *d, bool known, bool orphan,
+						 __u8 *during)
 {
 	bool user_timeout = tp->inet_conn.icsk_user_timeout;
 
@@ -715,13 +713,14 @@ static __always_inline __u32 write_timeout_cause(const struct tcp_sock *tp,
 	return CAUSE_UNKNOWN;
 }
 
-/* True once for a reset that was received for this socket just now. */
+/* Whether a reset was received for this socket just now. */
 static __always_inline bool was_reset(const struct sock *sk)
 {
 	__u64 key = (__u64)sk;
 	struct reset *r = bpf_map_lookup_elem(&resets, &key);
 
-	return r && bpf_ktime_get_ns() - r->at < RESET_FRESH_NS;
+	return r && r->cookie == (__u64)sk->__sk_common.skc_cookie.counter &&
+	       bpf_ktime_get_ns() - r->at < RESET_FRESH_NS;
 }
 
 /*
@@ -826,10 +825,14 @@ static __always_inline int state_changed(const struct sock *sk, int oldstate, in
 
 static __always_inline int reset_received(const struct sock *sk)
 {
-	struct reset r = { .at = bpf_ktime_get_ns() };
+	struct reset r = {
+		.cookie = (__u64)sk->__sk_common.skc_cookie.counter,
+		.at = bpf_ktime_get_ns(),
+	};
 	__u64 key = (__u64)sk;
 
-	bpf_map_update_elem(&resets, &key, &r, BPF_ANY);
+	if (bpf_map_update_elem(&resets, &key, &r, BPF_ANY))
+		COUNT(faults[FAULT_REMEMBER_FULL]);
 	return 0;
 }
 

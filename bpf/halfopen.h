@@ -140,7 +140,7 @@ enum retransmit_type {
 enum fault {
 	FAULT_WATCH_FULL, /* no room to watch a socket; the census still sees it */
 	FAULT_NO_COOKIE, /* a timer fired for a socket that has no cookie yet */
-	FAULT_DEFERRED_FULL, /* no room to note a deferred write timer */
+	FAULT_REMEMBER_FULL, /* no room to note a deferred write timer or a reset */
 	FAULT_SEQ_OVERFLOW, /* a census record did not fit its buffer */
 	FAULT_MAX = 8,
 };

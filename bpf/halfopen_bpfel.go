@@ -153,7 +153,7 @@ type halfopenFault uint32
 const (
 	halfopenFaultFAULT_WATCH_FULL    halfopenFault = 0
 	halfopenFaultFAULT_NO_COOKIE     halfopenFault = 1
-	halfopenFaultFAULT_DEFERRED_FULL halfopenFault = 2
+	halfopenFaultFAULT_REMEMBER_FULL halfopenFault = 2
 	halfopenFaultFAULT_SEQ_OVERFLOW  halfopenFault = 3
 	halfopenFaultFAULT_MAX           halfopenFault = 8
 )
@@ -173,8 +173,9 @@ type halfopenRate struct {
 }
 
 type halfopenReset struct {
-	_  structs.HostLayout
-	At uint64
+	_      structs.HostLayout
+	Cookie uint64
+	At     uint64
 }
 
 type halfopenRetransmitType uint32

@@ -28,7 +28,7 @@ var (
 
 // What [Load] can fail with for a reason the user can mend.
 var (
-	ErrPrivileges = errors.New("not permitted to load BPF programs: run as root, or with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN, CAP_SYS_ADMIN and CAP_SYS_PTRACE; lockdown=confidentiality forbids it altogether")
+	ErrPrivileges = errors.New("not permitted to load BPF programs: run as root, or with CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN and CAP_SYS_PTRACE; lockdown=confidentiality forbids it altogether")
 	ErrNoBTF      = errors.New("this kernel has no BTF (/sys/kernel/btf/vmlinux): one built with CONFIG_DEBUG_INFO_BTF=y is needed, as distributions have shipped since 5.10")
 )
 
@@ -231,6 +231,23 @@ func (k *Kernel) configure(opts Options) error {
 	)
 }
 
+// Tracepoints are those that Load attaches to, whether or not this kernel has
+// them.
+func Tracepoints() ([]string, error) {
+	spec, err := loadHalfopen()
+	if err != nil {
+		return nil, fmt.Errorf("read BPF object: %w", err)
+	}
+	var names []string
+	for _, prog := range spec.Programs {
+		if prog.AttachType == ebpf.AttachTraceRawTp {
+			names = append(names, prog.AttachTo)
+		}
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
 // observers are the programs on tracepoints, by tracepoint.
 func (k *Kernel) observers() map[string]*ebpf.Program {
 	return map[string]*ebpf.Program{
@@ -282,8 +299,9 @@ func (k *Kernel) Duration(jiffies uint32) time.Duration {
 	return time.Duration(jiffies) * time.Second / time.Duration(k.hz)
 }
 
+// jiffies is the reverse of Duration: at least one, at most what an age can be.
 func (k *Kernel) jiffies(d time.Duration) uint32 {
-	return uint32(min(d*time.Duration(k.hz)/time.Second, time.Duration(AgeNone-1)))
+	return uint32(min(max(d.Seconds()*float64(k.hz), 1), float64(AgeNone-1)))
 }
 
 // HZ is how many jiffies the kernel counts in a second.

@@ -115,7 +115,7 @@ const (
 const (
 	FaultWatchFull    = int(halfopenFaultFAULT_WATCH_FULL)
 	FaultNoCookie     = int(halfopenFaultFAULT_NO_COOKIE)
-	FaultDeferredFull = int(halfopenFaultFAULT_DEFERRED_FULL)
+	FaultRememberFull = int(halfopenFaultFAULT_REMEMBER_FULL)
 	FaultSeqOverflow  = int(halfopenFaultFAULT_SEQ_OVERFLOW)
 	Faults            = FaultSeqOverflow + 1
 )

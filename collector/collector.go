@@ -117,8 +117,8 @@ func New(k *bpf.Kernel, opts Options) *Collector {
 }
 
 // Run collects until the context ends (nil) or the kernel side fails.
-func (c *Collector) Run(ctx context.Context) error {
-	g, ctx := errgroup.WithContext(ctx)
+func (c *Collector) Run(parent context.Context) error {
+	g, ctx := errgroup.WithContext(parent)
 	c.reader.Lock()
 	c.reader.running = true
 	c.reader.Unlock()
@@ -129,7 +129,7 @@ func (c *Collector) Run(ctx context.Context) error {
 	g.Go(func() error { return every(ctx, ownersInterval, c.findOwners) })
 	g.Go(func() error { return c.takeCensuses(ctx) })
 	err := g.Wait()
-	if errors.Is(err, context.Canceled) {
+	if parent.Err() != nil {
 		return nil
 	}
 	return err
@@ -378,10 +378,7 @@ func (c *Collector) Connections(ctx context.Context, q Query) (total int, conns 
 	}
 	var worst worstFirst
 	_, err = c.kernel.Census(ctx, q.classes(), func(k *bpf.Conn) {
-		at := wall(k.At)
-		c.mu.Lock()
-		conn := c.table.view(k, at, c.table.members[k.Cookie])
-		c.mu.Unlock()
+		conn, _ := c.update(k)
 		if !q.matches(&conn) {
 			return
 		}
@@ -412,6 +409,20 @@ func (c *Collector) Connections(ctx context.Context, q Query) (total int, conns 
 		}
 	}
 	return total, conns, nil
+}
+
+// update takes in how a connection is now, and returns what there is to say of
+// it.
+func (c *Collector) update(k *bpf.Conn) (Connection, []Event) {
+	at := wall(k.At)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	m := c.table.observe(k, at)
+	var events []Event
+	if s := c.table.stories[k.Cookie]; s != nil {
+		events = slices.Clone(s.events)
+	}
+	return c.table.view(k, at, m), events
 }
 
 // fillOwners finds who holds connections; where several processes do, rather
@@ -480,13 +491,8 @@ func (c *Collector) Connection(ctx context.Context, cookie uint64) (conn Connect
 	}
 	c.catchUp()
 	_, err = c.kernel.Find(ctx, cookie, func(k *bpf.Conn) {
-		at := wall(k.At)
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		conn, ok = c.table.view(k, at, c.table.members[cookie]), true
-		if s := c.table.stories[cookie]; s != nil {
-			events = slices.Clone(s.events)
-		}
+		conn, events = c.update(k)
+		ok = true
 	})
 	if err != nil || !ok {
 		return conn, nil, false, err
@@ -529,7 +535,7 @@ const (
 type Notice struct {
 	Kind       NoticeKind
 	At         time.Time
-	Connection Connection // as it is after the notice
+	Connection Connection // as it is; its Evidence is that of the solicitation
 	From       Verdict    // NoticeVerdict: the verdict before
 	Death      *Death     // NoticeDeath
 }

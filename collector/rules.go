@@ -9,10 +9,13 @@ import (
 )
 
 // answerGrace is how long a first solicitation may go unanswered before anybody
-// is suspected: the least time that RFC 6298 (2.4) lets a sender wait for an
-// acknowledgment. Without it every keepalive probe would make a suspect for
-// one round trip.
-const answerGrace = time.Second
+// is suspected; without it every keepalive probe would make a suspect for one
+// round trip. RFC 6298 (2.4) lets a sender wait a second at least. Twice that,
+// because a peer answers out-of-window probes at most every 500 ms
+// (tcp_oow_rate_limited, net.ipv4.tcp_invalid_ratelimit): of two that are closer
+// together the second goes unanswered, until a third that follows in about a
+// second.
+const answerGrace = 2 * time.Second
 
 // Rules say what makes a verdict.
 type Rules struct {

@@ -60,10 +60,10 @@ func TestJudge(t *testing.T) {
 		"a first probe just went out, as on every healthy idle connection": {
 			silentWith(bpf.EvidenceKeepalive, 1, 2*time.Hour), Active, NoEvidence,
 		},
-		"a first probe has been out for a second": {
+		"a first probe has been out for two seconds": {
 			func() *bpf.Conn {
 				c := silentWith(bpf.EvidenceKeepalive, 1, 2*time.Hour)
-				c.Solicited = ago(time.Second)
+				c.Solicited = ago(2 * time.Second)
 				return c
 			}(), Suspect, EvidenceKeepalive,
 		},

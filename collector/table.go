@@ -96,9 +96,9 @@ func (t *Table) Event(e *bpf.Event, at time.Time) {
 		t.tell(e.Conn.Cookie, Event{
 			At: at, Kind: EventSolicitation, Evidence: Evidence(e.Conn.Evidence), Unanswered: int(e.Conn.Unanswered),
 		})
-		t.notify(Notice{
-			Kind: NoticeSolicitation, At: at, Connection: t.view(&e.Conn, at, t.members[e.Conn.Cookie]),
-		})
+		conn := t.view(&e.Conn, at, t.members[e.Conn.Cookie])
+		conn.Evidence = Evidence(e.Conn.Evidence) // what was sent, though a first one proves nothing
+		t.notify(Notice{Kind: NoticeSolicitation, At: at, Connection: conn})
 		t.observe(&e.Conn, at)
 	}
 }

@@ -89,7 +89,7 @@ var (
 	faults = [bpf.Faults]string{
 		bpf.FaultWatchFull:    "watch_full",
 		bpf.FaultNoCookie:     "no_cookie",
-		bpf.FaultDeferredFull: "deferred_full",
+		bpf.FaultRememberFull: "remember_full",
 		bpf.FaultSeqOverflow:  "seq_overflow",
 	}
 )

@@ -30,24 +30,15 @@ const (
 	maxHeaderBytes = 64 << 10
 )
 
-// Serve listens where the flags say and serves the handler until the context
-// ends (nil), with TLS and basic auth as the web config file says. A broken web
-// config and an address that cannot be had are errors at once, each one line
-// that says what to do.
-func Serve(ctx context.Context, handler http.Handler, flags *web.FlagConfig, logger *slog.Logger) error {
+// Listen opens the listeners that the flags ask for, after a look at the web
+// config file: a broken one and an address that cannot be had are errors, each
+// one line that says what to do.
+func Listen(flags *web.FlagConfig) ([]net.Listener, error) {
 	if path := flags.WebConfigFile; path != nil {
 		if err := web.Validate(*path); err != nil {
-			return fmt.Errorf("web config %s: %s: correct it or do without --web.config.file", *path, oneLine(err.Error()))
+			return nil, fmt.Errorf("web config %s: %s: correct it or do without --web.config.file", *path, oneLine(err.Error()))
 		}
 	}
-	listeners, err := listen(flags)
-	if err != nil {
-		return err
-	}
-	return serve(ctx, listeners, handler, flags, logger)
-}
-
-func listen(flags *web.FlagConfig) ([]net.Listener, error) {
 	if flags.WebSystemdSocket != nil && *flags.WebSystemdSocket {
 		return systemdListeners()
 	}
@@ -99,15 +90,16 @@ func closeAll(listeners []net.Listener) {
 	}
 }
 
-// serve has a server for each listener, because web.Serve changes the server
-// that it is given.
-func serve(ctx context.Context, listeners []net.Listener, handler http.Handler, flags *web.FlagConfig, logger *slog.Logger) error {
+// Serve serves the handler on the listeners until the context ends (nil), with
+// TLS and basic auth as the web config file says. It closes the listeners.
+func Serve(ctx context.Context, listeners []net.Listener, handler http.Handler, flags *web.FlagConfig, logger *slog.Logger) error {
 	defer closeAll(listeners)
 	if flags.WebConfigFile == nil {
 		flags = &web.FlagConfig{WebConfigFile: new(string)} // web.Serve wants one, and nothing else
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	for _, l := range listeners {
+		// One for each: web.Serve changes the server that it is given.
 		server := &http.Server{
 			Handler:           handler,
 			ReadHeaderTimeout: readHeaderTimeout,

@@ -35,7 +35,7 @@ func writeConfig(t *testing.T, text string) string {
 // start serves on two free ports until stop is called.
 func start(t *testing.T, h http.Handler, config string) (urls [2]string, stop func() error) {
 	t.Helper()
-	listeners, err := listen(flagsFor(config, "127.0.0.1:0", "127.0.0.1:0"))
+	listeners, err := Listen(flagsFor(config, "127.0.0.1:0", "127.0.0.1:0"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,7 +44,7 @@ func start(t *testing.T, h http.Handler, config string) (urls [2]string, stop fu
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- serve(ctx, listeners, h, flagsFor(config), slog.New(slog.DiscardHandler)) }()
+	go func() { done <- Serve(ctx, listeners, h, flagsFor(config), slog.New(slog.DiscardHandler)) }()
 	return urls, func() error {
 		cancel()
 		return <-done
@@ -128,7 +128,11 @@ func TestServeEndsWithAContextThatIsOverAlready(t *testing.T) {
 	cancel()
 	flags := flagsFor("", "127.0.0.1:0")
 	flags.WebConfigFile = nil
-	if err := Serve(ctx, http.NotFoundHandler(), flags, slog.New(slog.DiscardHandler)); err != nil {
+	listeners, err := Listen(flags)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := Serve(ctx, listeners, http.NotFoundHandler(), flags, slog.New(slog.DiscardHandler)); err != nil {
 		t.Error(err)
 	}
 }
@@ -213,7 +217,7 @@ func TestServeSaysWhatIsWrongAtOnce(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			defer goleak.VerifyNone(t)
-			err := Serve(t.Context(), http.NotFoundHandler(), tc.flags, slog.New(slog.DiscardHandler))
+			_, err := Listen(tc.flags)
 			if err == nil {
 				t.Fatal("no error")
 			}
@@ -227,7 +231,7 @@ func TestServeSaysWhatIsWrongAtOnce(t *testing.T) {
 			}
 		})
 	}
-	if err := Serve(t.Context(), http.NotFoundHandler(), flagsFor("", address), slog.New(slog.DiscardHandler)); !errors.Is(err, syscall.EADDRINUSE) {
+	if _, err := Listen(flagsFor("", address)); !errors.Is(err, syscall.EADDRINUSE) {
 		t.Errorf("%v is not EADDRINUSE", err)
 	}
 }
@@ -243,7 +247,7 @@ func TestOneTakenPortFreesTheOthers(t *testing.T) {
 		t.Fatal(err)
 	}
 	free.Close()
-	if _, err := listen(flagsFor("", free.Addr().String(), taken.Addr().String())); err == nil {
+	if _, err := Listen(flagsFor("", free.Addr().String(), taken.Addr().String())); err == nil {
 		t.Fatal("no error")
 	}
 	again, err := net.Listen("tcp", free.Addr().String())
@@ -257,11 +261,11 @@ func TestOneTakenPortFreesTheOthers(t *testing.T) {
 func TestOneServerThatFailsEndsAll(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	config := filepath.Join(t.TempDir(), "none.yml")
-	listeners, err := listen(flagsFor(config, "127.0.0.1:0", "127.0.0.1:0"))
+	listeners, err := Listen(flagsFor("", "127.0.0.1:0", "127.0.0.1:0"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = serve(t.Context(), listeners, http.NotFoundHandler(), flagsFor(config), slog.New(slog.DiscardHandler))
+	err = Serve(t.Context(), listeners, http.NotFoundHandler(), flagsFor(config), slog.New(slog.DiscardHandler))
 	if !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("error is %v", err)
 	}

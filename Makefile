@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# `make help` lists what there is. Each target installs what it lacks (see
+# scripts/need.sh), says what it is doing, and how long that took.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+
+# sudo's secure_path has no /usr/local/go/bin; a clean environment has no HOME.
+GO := $(firstword $(shell command -v go) $(wildcard /usr/local/go/bin/go))
+HOME ?= $(shell echo ~)
+TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/halfopen/tools
+GOLANGCI_LINT_VERSION := v2.15.0
+export HOME TOOLS GOLANGCI_LINT_VERSION
+export PATH := $(TOOLS):$(if $(GO),$(patsubst %/,%,$(dir $(GO))):)$(PATH):$(or $(GOPATH),$(HOME)/go)/bin
+
+# What `halfopen version` says. No date but the commit's: the same source gives
+# the same binary.
+VERSION = $(or $(strip $(file <VERSION)),$(patsubst v%,%,$(shell git describe --tags --always --dirty 2>/dev/null)),unknown)
+REVISION = $(or $(shell git rev-parse --verify -q HEAD 2>/dev/null),unknown)
+BRANCH = $(or $(shell git symbolic-ref -q --short HEAD 2>/dev/null),unknown)
+DATE = $(shell TZ=UTC git log -1 --format=%cd --date=format-local:%Y%m%d-%H:%M:%S 2>/dev/null)
+LDFLAGS = $(foreach v,Version=$(VERSION) Revision=$(REVISION) Branch=$(BRANCH) BuildDate=$(DATE),-X github.com/prometheus/common/version.$(v))
+
+UNIT = $$(go list ./... | grep -v '/e2e$$')
+
+# $(call step,what): the banner; $tmp is a directory for the step alone.
+define step
+printf '\n==> %s\n' '$(1)'; SECONDS=0; tmp=$$(mktemp -d)
+trap 'code=$$?; rm -rf "$$tmp"; printf "==> %s: %s, %d s\n" "$(1)" "$$( ((code)) && echo FAILED || echo done)" "$$SECONDS"; exit $$code' EXIT
+endef
+
+.PHONY: help run build generate test e2e lint bench clean root deps unit race check-generate check-format
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: root build ## build, and run the agent on this machine (root; ARGS="--idle-after 1m")
+	@printf '\n==> bin/halfopen agent %s (Ctrl-C ends it)\n' '$(ARGS)'
+	exec bin/halfopen agent $(ARGS)
+
+build: ## build bin/halfopen; the BPF object is committed, so no clang is needed
+	@$(call step,build bin/halfopen)
+	scripts/need.sh go ca-certificates
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/halfopen ./cmd/halfopen
+
+generate: ## write again what is generated: the BPF object and its Go bindings
+	@$(call step,generate)
+	scripts/need.sh go ca-certificates clang-19 llvm-19
+	go generate ./...
+
+test: root deps check-generate lint unit race e2e ## everything CI checks, on this kernel (root)
+	@printf '\n==> all passed\n'
+
+e2e: root build ## test the built halfopen on this kernel (root)
+	@$(call step,end-to-end tests on kernel $(shell uname -r))
+	scripts/need.sh go ca-certificates iproute2 prometheus
+	code=0
+	HALFOPEN_BIN='$(CURDIR)/bin/halfopen' go test -count=1 -timeout 15m -parallel 8 -v ./e2e/... 2>&1 | tee "$$tmp/log" || code=$$?
+	count() { grep -c "^ *--- $$1: " "$$tmp/log" || true; }
+	printf '%d passed, %d failed, %d skipped\n' "$$(count PASS)" "$$(count FAIL)" "$$(count SKIP)"
+	((code == 0)) || exit "$$code"
+	if (($$(count PASS) == 0 || $$(count SKIP) > 0)); then
+		echo 'a test that does not run is a failure' >&2
+		exit 1
+	fi
+
+lint: check-format ## go vet and golangci-lint, after gofmt and clang-format
+	@$(call step,go vet and golangci-lint)
+	scripts/need.sh go ca-certificates golangci-lint
+	go vet ./...
+	golangci-lint run ./...
+
+bench: ## run the Go benchmarks (root for those that need the kernel)
+	@$(call step,benchmarks)
+	scripts/need.sh go ca-certificates
+	go test -run '^$$' -bench . -benchmem ./...
+
+clean: ## remove what was built; generated files are committed and stay
+	rm -rf bin
+
+root:
+	@$(if $(filter-out 0,$(shell id -u)),$(error halfopen works with the kernel, which takes root: sudo make $(MAKECMDGOALS)))
+
+deps:
+	@$(call step,what the tests need)
+	scripts/need.sh go ca-certificates clang-19 llvm-19 clang-format-19 gcc libc6-dev iproute2 prometheus golangci-lint
+	go mod download
+
+unit:
+	@$(call step,unit tests)
+	scripts/need.sh go ca-certificates
+	go test -count=1 $(UNIT)
+
+race:
+	@$(call step,unit tests with the race detector)
+	scripts/need.sh go ca-certificates gcc libc6-dev
+	CGO_ENABLED=1 go test -race -count=1 $(UNIT)
+
+# In a copy, which need not be a git checkout: whatever generating changes or
+# adds there is missing here.
+check-generate:
+	@$(call step,generated files are up to date)
+	scripts/need.sh go ca-certificates clang-19 llvm-19
+	tar --exclude=./.git --exclude=./bin -c . | tar -x -C "$$tmp"
+	(cd "$$tmp" && go generate ./...)
+	if ! diff -rq --exclude=.git --exclude=bin . "$$tmp"; then
+		echo 'run make generate and commit what it writes' >&2
+		exit 1
+	fi
+
+check-format:
+	@$(call step,gofmt and clang-format)
+	scripts/need.sh go clang-format-19
+	unformatted=$$("$$(go env GOROOT)/bin/gofmt" -l .)
+	if [[ -n $$unformatted ]]; then
+		printf 'gofmt -w would change: %s\n' $$unformatted >&2
+		exit 1
+	fi
+	clang-format-19 --dry-run --Werror bpf/*.c bpf/*.h

@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+
+package bpf
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"slices"
+	"syscall"
+	"testing"
+	"testing/iotest"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// hiccups returns EAGAIN and EINTR in between, as a bpf_iter may.
+type hiccups struct {
+	r io.Reader
+	n int
+}
+
+func (h *hiccups) Read(p []byte) (int, error) {
+	h.n++
+	switch h.n % 3 {
+	case 1:
+		return 0, unix.EAGAIN
+	case 2:
+		return -1, unix.EINTR // os.File does so too
+	}
+	return h.r.Read(p)
+}
+
+func FuzzReadRecords(f *testing.F) {
+	f.Add(uint16(23), uint8(0))
+	f.Add(uint16(2731), uint8(1))
+	f.Add(uint16(1), uint8(31))
+	f.Fuzz(func(t *testing.T, count uint16, cut uint8) {
+		var stream bytes.Buffer
+		for i := range count {
+			o := Owner{Cookie: uint64(i) + 1, Pid: uint32(i)}
+			stream.Write(bytesOf(&o))
+		}
+		stream.Truncate(max(0, stream.Len()-int(cut)%32))
+		whole, rest := stream.Len()/32, stream.Len()%32
+		for name, r := range map[string]io.Reader{
+			"whole":      bytes.NewReader(stream.Bytes()),
+			"bytewise":   iotest.OneByteReader(bytes.NewReader(stream.Bytes())),
+			"halves":     iotest.HalfReader(bytes.NewReader(stream.Bytes())),
+			"end early":  iotest.DataErrReader(bytes.NewReader(stream.Bytes())),
+			"hiccupping": &hiccups{r: bytes.NewReader(stream.Bytes())},
+		} {
+			var o Owner
+			got := 0
+			err := readRecords(r, bytesOf(&o), func() {
+				got++
+				if o.Cookie != uint64(got) || o.Pid != uint32(got-1) {
+					t.Fatalf("%s: record %d is %+v", name, got, o)
+				}
+			})
+			if got != whole {
+				t.Errorf("%s: %d records, expected %d", name, got, whole)
+			}
+			if torn := errors.Is(err, io.ErrUnexpectedEOF); torn != (rest > 0) || err != nil && !torn {
+				t.Errorf("%s: %d bytes too many, error %v", name, rest, err)
+			}
+		}
+	})
+}
+
+func TestReadRecordsFails(t *testing.T) {
+	if err := readRecords(iotest.ErrReader(os.ErrPermission), nil, nil); !errors.Is(err, os.ErrPermission) {
+		t.Errorf("error is %v", err)
+	}
+}
+
+// load loads the programs, which takes root.
+func load(t *testing.T, opts Options) *Kernel {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: sudo make test")
+	}
+	k, err := Load(opts)
+	if err != nil {
+		t.Fatalf("%+v", err)
+	}
+	t.Cleanup(func() {
+		if err := k.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return k
+}
+
+// pair is a TCP connection of this process with itself.
+func pair(t *testing.T) (client, server *net.TCPConn) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close(); s.Close() })
+	return c.(*net.TCPConn), s.(*net.TCPConn)
+}
+
+func cookieOf(t *testing.T, c syscall.Conn) (cookie uint64, fd uint32) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cerr := raw.Control(func(f uintptr) {
+		fd = uint32(f)
+		cookie, err = unix.GetsockoptUint64(int(f), unix.SOL_SOCKET, unix.SO_COOKIE)
+	}); errors.Join(cerr, err) != nil {
+		t.Fatal(cerr, err)
+	}
+	return cookie, fd
+}
+
+func TestWhatAConnectionLooksLike(t *testing.T) {
+	k := load(t, Options{})
+	client, _ := pair(t)
+	cookie, fd := cookieOf(t, client)
+	var found []Conn
+	if _, err := k.Find(context.Background(), cookie, func(c *Conn) { found = append(found, *c) }); err != nil {
+		t.Fatal(err)
+	}
+	if len(found) != 1 {
+		t.Fatalf("%d connections have cookie %x", len(found), cookie)
+	}
+	c := &found[0]
+	if Local(c).String() != client.LocalAddr().String() || Remote(c).String() != client.RemoteAddr().String() {
+		t.Errorf("%v to %v, expected %v to %v", Local(c), Remote(c), client.LocalAddr(), client.RemoteAddr())
+	}
+	if c.State != StateEstablished || c.Class != ClassActive || c.Flags&(ConnTrouble|ConnOrphan|ConnUnaccepted) != 0 {
+		t.Errorf("state %d, class %d, flags %#x", c.State, c.Class, c.Flags)
+	}
+	// HZ was learned, and this is in jiffies: Go sets 15 s on every connection.
+	if got := k.Duration(c.KeepaliveIntvl); got != 15*time.Second || c.Flags&ConnKeepalivePerSocket == 0 {
+		t.Errorf("keepalive interval is %v", got)
+	}
+
+	owners, err := k.Owners([]uint64{cookie, 1<<63 + 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := owners[cookie]; len(owners) != 1 || len(got) != 1 || got[0].Pid != uint32(os.Getpid()) || got[0].Fd != fd {
+		t.Errorf("owners are %+v, expected pid %d with descriptor %d", owners, os.Getpid(), fd)
+	}
+}
+
+func TestFlushDeliversAndReturns(t *testing.T) {
+	k := load(t, Options{Observe: true})
+	client, server := pair(t)
+	cookie, _ := cookieOf(t, server)
+	// A reset: the abnormal death of the other end.
+	if err := client.SetLinger(0); err != nil {
+		t.Fatal(err)
+	}
+	client.Close()
+	if _, err := server.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
+		t.Fatalf("the other end got %v", err)
+	}
+	if err := k.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	var causes []uint8
+	for {
+		var e Event
+		err := k.ReadEvent(&e)
+		if errors.Is(err, ErrFlushed) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.Type == EventDeath && e.Conn.Cookie == cookie {
+			causes = append(causes, e.Cause)
+		}
+	}
+	if !slices.Equal(causes, []uint8{CauseResetByPeer}) {
+		t.Errorf("causes of the death are %v", causes)
+	}
+	if err := k.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.ReadEvent(new(Event)); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("after Close: %v", err)
+	}
+}
+
+func TestTracepointsAreThoseAttached(t *testing.T) {
+	k := load(t, Options{Observe: true})
+	names, err := Tracepoints()
+	if err != nil {
+		t.Fatal(err)
+	}
+	attached := k.Attached()
+	if len(attached) != len(names) {
+		t.Errorf("%v are attached, of %v", attached, names)
+	}
+	for _, name := range names {
+		if !attached[name] {
+			t.Errorf("%s is not attached", name)
+		}
+	}
+}
+
+func TestJiffies(t *testing.T) {
+	k := &Kernel{hz: 1000}
+	for d, want := range map[time.Duration]uint32{
+		time.Second: 1000, time.Microsecond: 1, 0: 1, 200 * 365 * 24 * time.Hour: AgeNone - 1,
+	} {
+		if got := k.jiffies(d); got != want {
+			t.Errorf("%v is %d jiffies, expected %d", d, got, want)
+		}
+	}
+	if got := k.Duration(7_200_000); got != 2*time.Hour {
+		t.Errorf("7,200,000 jiffies are %v", got)
+	}
+}
+
+func TestNetnsPaths(t *testing.T) {
+	paths, err := netnsPaths()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var own unix.Stat_t
+	if err := unix.Stat("/proc/self/ns/net", &own); err != nil {
+		t.Fatal(err)
+	}
+	if paths[own.Ino] == "" {
+		t.Errorf("our own, %d, is not among %v", own.Ino, paths)
+	}
+}

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"io"
+	"strings"
+
+	"github.com/alecthomas/kingpin/v2"
+	"github.com/prometheus/common/promslog"
+	logflag "github.com/prometheus/common/promslog/flag"
+	"github.com/prometheus/common/version"
+	"github.com/prometheus/exporter-toolkit/web"
+	"github.com/prometheus/exporter-toolkit/web/kingpinflag"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/exporter"
+)
+
+// defaultAddress is where the agent listens: only for this node, until somebody
+// decides otherwise.
+const defaultAddress = "127.0.0.1:9839"
+
+// agent is the command's flags.
+type agent struct {
+	thresholds
+	web *web.FlagConfig
+	log promslog.Config
+}
+
+func agentFlags(cmd *kingpin.CmdClause) action {
+	var a agent
+	a.thresholds.verdictFlags(cmd)
+	a.thresholds.censusFlag(cmd)
+	a.web = kingpinflag.AddFlags(cmd, defaultAddress)
+	cmd.GetFlag("web.listen-address").Help("Where to listen for HTTP, such as :9839 or [::1]:9839. Repeatable.") // not on vsock
+	a.log = promslog.Config{Level: promslog.NewLevel(), Format: promslog.NewFormat()}
+	cmd.Flag(logflag.LevelFlagName, logflag.LevelFlagHelp).Default("info").SetValue(a.log.Level)
+	cmd.Flag(logflag.FormatFlagName, logflag.FormatFlagHelp).Default("logfmt").SetValue(a.log.Format)
+	return a.run
+}
+
+func (a *agent) run(ctx context.Context, _, stderr io.Writer) error {
+	a.log.Writer = stderr
+	logger := promslog.New(&a.log)
+
+	// Before the kernel is asked for anything: what can be wrong with the flags.
+	listeners, err := exporter.Listen(a.web)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		for _, l := range listeners {
+			l.Close()
+		}
+	}()
+	k, err := a.thresholds.load(uint32(min(a.zombieUnanswered, 2))) // the first is nearly always answered
+	if err != nil {
+		return err
+	}
+	defer k.Close()
+	c := collector.New(k, a.thresholds.options(logger))
+	handler, err := exporter.NewHandler(c, logger)
+	if err != nil {
+		return err
+	}
+	logger.Info("Starting halfopen", "version", version.Version, "revision", version.GetRevision(),
+		"kernel", kernelRelease(), "address", strings.Join(*a.web.WebListenAddresses, ","))
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return c.Run(ctx) })
+	g.Go(func() error { return exporter.Serve(ctx, listeners, handler, a.web, logger) })
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	logger.Info("Stopped halfopen")
+	return nil
+}
+
+// kernelRelease is what `uname -r` prints.
+func kernelRelease() string {
+	var uts unix.Utsname
+	if unix.Uname(&uts) != nil {
+		return "unknown"
+	}
+	return unix.ByteSliceToString(uts.Release[:])
+}

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net/http"
+	"net/url"
+	"strconv"
+	"syscall"
+	"time"
+	"unicode/utf16"
+
+	"github.com/halfopen/halfopen/exporter"
+)
+
+// agentTimeout bounds an answer of an agent, which may have to look at very many
+// connections.
+const agentTimeout = time.Minute
+
+// agentURL is where an agent can be asked.
+type agentURL url.URL
+
+func parseAgentURL(s string) (*agentURL, error) {
+	u, err := url.Parse(s)
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return nil, fmt.Errorf("%q is not a URL such as http://127.0.0.1:9839", s)
+	}
+	return (*agentURL)(u), nil
+}
+
+// query asks for what is selected, without a limit if that is 0.
+func (s *selection) query(limit int) url.Values {
+	if limit == 0 {
+		limit = math.MaxInt32 // the agent would have one of its own
+	}
+	q := url.Values{"limit": {strconv.Itoa(limit)}}
+	for _, v := range s.verdicts {
+		q.Add("verdict", v.String())
+	}
+	for _, v := range s.states {
+		q.Add("state", v.String())
+	}
+	for _, v := range s.ports {
+		q.Add("port", strconv.Itoa(int(v)))
+	}
+	for _, v := range s.pids {
+		q.Add("pid", strconv.FormatUint(uint64(v), 10))
+	}
+	for _, v := range s.causes {
+		q.Add("cause", v.String())
+	}
+	return q
+}
+
+// get decodes what the agent answers.
+func (a *agentURL) get(ctx context.Context, what string, query url.Values, doc any) error {
+	body, err := a.ask(ctx, what, query)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(body, doc); err != nil {
+		return a.stranger()
+	}
+	return nil
+}
+
+// pass prints what the agent answers, be it more than we know.
+func (a *agentURL) pass(ctx context.Context, what string, query url.Values, w io.Writer) error {
+	body, err := a.ask(ctx, what, query)
+	if err != nil {
+		return err
+	}
+	if !json.Valid(body) {
+		return a.stranger()
+	}
+	_, err = harmlessJSON{w}.Write(body)
+	return err
+}
+
+func (a *agentURL) ask(ctx context.Context, what string, query url.Values) ([]byte, error) {
+	limited, cancel := context.WithTimeout(ctx, agentTimeout)
+	defer cancel()
+	u := (*url.URL)(a).JoinPath("api/v1", what)
+	u.RawQuery = query.Encode()
+	req, err := http.NewRequestWithContext(limited, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, a.unreachable(ctx, err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	switch {
+	case err != nil:
+		return nil, a.unreachable(ctx, err)
+	case resp.StatusCode == http.StatusOK:
+		return body, nil
+	case resp.StatusCode == http.StatusUnauthorized:
+		return nil, fmt.Errorf("ask %s: it wants a user and a password: give them as in http://user:password@host:9839", a)
+	}
+	var answer exporter.Error
+	if json.Unmarshal(body, &answer) != nil || answer.Error == "" {
+		return nil, a.stranger()
+	}
+	return nil, fmt.Errorf("ask %s: %s", a, answer.Error)
+}
+
+// unreachable says what is wrong with the way there. It wraps nothing: that a
+// connection broke must not look as if our own output had.
+func (a *agentURL) unreachable(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	why := err.Error()
+	var uerr *url.Error
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		why = syscall.ECONNREFUSED.Error()
+	case errors.Is(err, context.DeadlineExceeded):
+		why = "no answer within " + setting(agentTimeout)
+	case errors.As(err, &uerr):
+		why = uerr.Err.Error() // without the URL
+	}
+	return fmt.Errorf("ask %s: %s: check that the agent runs and listens there, or look without it by leaving out --url", a, why)
+}
+
+func (a *agentURL) stranger() error {
+	return fmt.Errorf("ask %s: what answers there is not halfopen: check the address and port of --url", a)
+}
+
+// String is the URL without its password.
+func (a *agentURL) String() string { return (*url.URL)(a).Redacted() }
+
+// harmlessJSON writes JSON, each Write whole characters, with everything in its
+// strings escaped that could do something to a terminal.
+type harmlessJSON struct{ w io.Writer }
+
+func (h harmlessJSON) Write(p []byte) (int, error) {
+	var b bytes.Buffer
+	for _, r := range string(p) {
+		switch {
+		case r < 0x7f || visible(r): // JSON has no control characters of ASCII but white space
+			b.WriteRune(r)
+		case r > 0xffff:
+			hi, lo := utf16.EncodeRune(r)
+			fmt.Fprintf(&b, `\u%04x\u%04x`, hi, lo)
+		default:
+			fmt.Fprintf(&b, `\u%04x`, r)
+		}
+	}
+	if _, err := h.w.Write(b.Bytes()); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}

@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os/exec"
+	"strings"
+	"time"
+
+	"github.com/alecthomas/kingpin/v2"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/exporter"
+	"github.com/halfopen/halfopen/internal/lab"
+)
+
+// The demo's connection: keepalive as on any other, only faster, so that the
+// default thresholds make it a zombie after 10s and the kernel ends it after 18s.
+const (
+	demoPort     = 5432
+	demoIdle     = 2 * time.Second
+	demoInterval = 2 * time.Second
+	demoProbes   = 8
+	// demoPatience is how long to wait for that.
+	demoPatience = 40 * time.Second
+)
+
+func demoFlags(cmd *kingpin.CmdClause) action {
+	return func(ctx context.Context, stdout, _ io.Writer) error {
+		d := &demo{w: stdout, palette: paletteFor(stdout)}
+		err := d.run(ctx)
+		return errors.Join(err, d.err)
+	}
+}
+
+// demo is one showing.
+type demo struct {
+	w       io.Writer
+	palette palette
+	began   time.Time
+	err     error // of writing
+
+	lab       *lab.Lab
+	collector *collector.Collector
+	client    *net.TCPConn
+	server    *net.TCPConn
+}
+
+func (d *demo) run(ctx context.Context) (err error) {
+	var t thresholds // the defaults
+	k, err := t.load(1)
+	if err != nil {
+		return err
+	}
+	defer k.Close()
+	if d.lab, err = lab.New(); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.lab.Close()) }()
+
+	d.collector = collector.New(k, t.options(nil))
+	sub := d.collector.Subscribe(traceBuffer)
+	defer sub.Close()
+	g, gctx := errgroup.WithContext(ctx)
+	watching, stop := context.WithCancel(gctx)
+	g.Go(func() error { return d.collector.Run(watching) })
+	g.Go(func() error {
+		defer stop()
+		return d.show(gctx, sub)
+	})
+	return g.Wait()
+}
+
+// show tells the story.
+func (d *demo) show(ctx context.Context, sub *collector.Subscription) error {
+	d.began = time.Now()
+	if err := d.connect(ctx); err != nil {
+		return err
+	}
+	defer d.disconnect()
+	d.print("A TCP connection whose peer goes silent, and how it is found. All of it happens in two\n" +
+		"private network namespaces; the rest of this machine is left alone.\n\n")
+	d.say(time.Now(), "", "Client and server are connected, and have greeted each other.")
+	d.more("The client uses keepalive: a probe after %s, then every %s, and no more than %d.", setting(demoIdle), setting(demoInterval), demoProbes)
+	d.more("(Linux's defaults are 2h, 75s and 9.) The server does not use it.")
+	if err := d.list(ctx, "halfopen sees two healthy connections, one for each end:"); err != nil {
+		return err
+	}
+
+	if err := sleep(ctx, 1500*time.Millisecond); err != nil {
+		return err
+	}
+	restore, err := d.lab.Client.Drop(lab.Rule{Port: demoPort, Direction: lab.Both, Percent: 100})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = restore() }() // before disconnect: the ends can then part in order
+	d.say(time.Now(), bold, "The cable is cut: packets vanish both ways, and neither end is told.")
+	if err := d.watch(ctx, sub); err != nil {
+		return err
+	}
+	d.more("That was the kernel, after %d probes. The server's end lives on: without keepalive", demoProbes)
+	d.more("nothing will ever tell it that the client is gone.")
+	d.print("\n" +
+		"Look at this node     sudo halfopen list\n" +
+		"Watch it for good     sudo halfopen agent, then http://" + defaultAddress + "\n" +
+		"Alert on              halfopen_tcp_connections{verdict=\"zombie\"} > 0\n")
+	return nil
+}
+
+// connect makes the connection, from the client's namespace to the server's.
+func (d *demo) connect(ctx context.Context) error {
+	addr := netip.AddrPortFrom(d.lab.Server.Addr4(), demoPort)
+	ln, err := d.lab.Server.Listen("tcp", addr)
+	if err != nil {
+		return err
+	}
+	defer ln.Close()
+	if d.client, err = d.lab.Client.Dial(ctx, addr); err != nil {
+		return err
+	}
+	if d.server, err = ln.AcceptTCP(); err != nil {
+		return errors.Join(err, d.client.Close())
+	}
+	err = errors.Join(greet(d.client, d.server), greet(d.server, d.client),
+		lab.SetKeepalive(d.client, demoIdle, demoInterval, demoProbes))
+	if err != nil {
+		d.disconnect()
+	}
+	return err
+}
+
+// greet sends something from one end to the other.
+func greet(from, to net.Conn) error {
+	const hello = "hello"
+	if _, err := io.WriteString(from, hello); err != nil {
+		return err
+	}
+	_, err := io.ReadFull(to, make([]byte, len(hello)))
+	return err
+}
+
+func (d *demo) disconnect() {
+	d.client.Close()
+	d.server.Close()
+}
+
+// watch prints what happens to the connection until it ends.
+func (d *demo) watch(ctx context.Context, sub *collector.Subscription) error {
+	patience := time.NewTimer(demoPatience)
+	defer patience.Stop()
+	for {
+		var n collector.Notice
+		select {
+		case n = <-sub.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-patience.C:
+			return fmt.Errorf("the connection did not end within %s: please report this, with what halfopen doctor says", demoPatience)
+		}
+		if n.Connection.Netns != d.lab.Client.Inode() {
+			continue
+		}
+		switch {
+		case n.Kind == collector.NoticeSolicitation:
+			d.say(n.At, "", "%s", words(&n))
+		case n.Kind == collector.NoticeDeath:
+			d.say(n.At, bold, "%s", words(&n))
+			return nil
+		case n.Connection.Verdict == collector.Zombie:
+			d.say(n.At, red, "%s", words(&n))
+			if err := d.contrast(ctx); err != nil {
+				return err
+			}
+		case n.Kind == collector.NoticeVerdict:
+			d.say(n.At, paintVerdict(n.Connection.Verdict.String()), "%s", words(&n))
+		}
+	}
+}
+
+// contrast shows the zombie as ss does, where there is one, and as halfopen does.
+func (d *demo) contrast(ctx context.Context) error {
+	if _, err := exec.LookPath("ss"); err == nil {
+		out, err := d.lab.Client.Output("ss", "-Htn")
+		if err != nil {
+			return err
+		}
+		d.print("\nss still sees a healthy connection:\n\n" + indent(printable(strings.TrimSpace(string(out)))+"\n"))
+	}
+	return d.list(ctx, "halfopen sees the zombie:")
+}
+
+// list prints what `halfopen list` would, of the demo's connections only and
+// without their owner, which is this process.
+func (d *demo) list(ctx context.Context, title string) error {
+	_, conns, err := d.collector.Connections(ctx, collector.Query{Ports: []uint16{demoPort}})
+	if err != nil {
+		return err
+	}
+	doc := exporter.Connections{GeneratedAt: time.Now()}
+	for i := range conns {
+		if n := conns[i].Netns; n == d.lab.Client.Inode() || n == d.lab.Server.Inode() {
+			doc.Connections = append(doc.Connections, exporter.NewConnection(&conns[i]))
+		}
+	}
+	t := connectionTable(doc.Connections, doc.GeneratedAt, false)
+	t.columns = t.columns[:len(t.columns)-1]
+	var b strings.Builder
+	_ = t.write(&b, d.palette)
+	d.print("\n" + title + "\n\n" + indent(b.String()) + "\n")
+	return nil
+}
+
+// say prints what happens, and when.
+func (d *demo) say(at time.Time, s style, format string, args ...any) {
+	elapsed := max(0, at.Sub(d.began))
+	d.print(fmt.Sprintf("%5.1fs  %s\n", elapsed.Seconds(), d.palette.paint(s, fmt.Sprintf(format, args...))))
+}
+
+// more prints more of what say said.
+func (d *demo) more(format string, args ...any) {
+	d.print("        " + fmt.Sprintf(format, args...) + "\n")
+}
+
+func (d *demo) print(s string) {
+	if _, err := io.WriteString(d.w, s); err != nil && d.err == nil {
+		d.err = err
+	}
+}
+
+func indent(lines string) string {
+	var b strings.Builder
+	for l := range strings.Lines(lines) {
+		b.WriteString("  " + l)
+	}
+	return b.String()
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}

@@ -1,0 +1,314 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/alecthomas/kingpin/v2"
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+	"golang.org/x/sys/unix"
+
+	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/collector"
+)
+
+func doctorFlags(*kingpin.CmdClause) action {
+	return func(ctx context.Context, stdout, _ io.Writer) error {
+		r := &report{w: stdout, palette: paletteFor(stdout)}
+		err := r.examine(ctx)
+		switch {
+		case r.err != nil:
+			return r.err
+		case errors.As(err, new(*ebpf.VerifierError)):
+			return fmt.Errorf("the agent cannot run here: %w", err) // to be seen whole
+		case r.failed:
+			return errors.New("the agent cannot run here: mend what the lines with FAIL say")
+		}
+		_, err = fmt.Fprintln(stdout, "The agent can run here: sudo halfopen agent")
+		return err
+	}
+}
+
+// report prints findings, one a line.
+type report struct {
+	w       io.Writer
+	palette palette
+	failed  bool
+	err     error // of writing
+}
+
+func (r *report) line(mark string, s style, what, format string, args ...any) {
+	found := printable(fmt.Sprintf(format, args...))
+	if _, err := fmt.Fprintf(r.w, "%s%*s  %-33s  %s\n", r.palette.paint(s, mark), 4-len(mark), "", what, found); err != nil && r.err == nil {
+		r.err = err
+	}
+}
+
+// ok is as it should be; note could not be found out, or is worth knowing; fail
+// keeps the agent from running.
+func (r *report) ok(what, format string, args ...any)   { r.line("ok", green, what, format, args...) }
+func (r *report) note(what, format string, args ...any) { r.line("--", yellow, what, format, args...) }
+func (r *report) fail(what, format string, args ...any) {
+	r.failed = true
+	r.line("FAIL", red, what, format, args...)
+}
+
+// examine looks at everything the agent needs. Its error is why the programs
+// cannot be loaded.
+func (r *report) examine(ctx context.Context) error {
+	r.kernel()
+	r.privileges()
+	if text, err := os.ReadFile("/sys/kernel/security/lockdown"); err != nil {
+		r.note("lockdown", "not known, since it cannot be read: %s", reason(err))
+	} else {
+		r.lockdown(string(text))
+	}
+	r.btf()
+
+	began := time.Now()
+	k, err := loadPrograms(bpf.Options{Observe: true, IdleBounds: collector.IdleBounds})
+	if err != nil {
+		r.fail("programs", "%s", oneLine(err))
+		for _, what := range []string{"timers", "census", "owners"} {
+			r.note(what, "not tried, since the programs are not loaded")
+		}
+		return err
+	}
+	defer k.Close()
+	took := time.Since(began)
+	attached := k.Attached()
+	missing := slices.DeleteFunc(slices.Sorted(maps.Keys(attached)), func(name string) bool { return attached[name] })
+	if len(missing) > 0 {
+		r.fail("programs", "not attached: %s; please report this kernel", strings.Join(missing, ", "))
+	} else {
+		r.ok("programs", "loaded, and %d attached, in %s", len(attached), moment(took))
+	}
+	r.ok("timers", "learned from a socket of our own; %d jiffies a second", k.HZ())
+	r.look(ctx, k)
+	return nil
+}
+
+func (r *report) kernel() {
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		r.note("kernel", "not known: %s", err)
+		return
+	}
+	release, machine := unix.ByteSliceToString(uts.Release[:]), unix.ByteSliceToString(uts.Machine[:])
+	switch runtime.GOARCH {
+	case "amd64", "arm64", "riscv64":
+		r.ok("kernel", "Linux %s on %s", release, machine)
+	default:
+		r.note("kernel", "Linux %s on %s, which nobody has tried", release, machine)
+	}
+}
+
+// capability is one that halfopen uses, and for what (linux/capability.h).
+type capability struct {
+	bit  int
+	name string
+	use  string
+	// without says what is lost without it, "" if everything is.
+	without string
+	// admin: CAP_SYS_ADMIN includes it.
+	admin bool
+}
+
+var capabilities = []capability{
+	{unix.CAP_BPF, "CAP_BPF", "to load programs", "", true},
+	{unix.CAP_PERFMON, "CAP_PERFMON", "to attach programs that read the kernel's memory", "", true},
+	{unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN", "to enter network namespaces", "", false},
+	{unix.CAP_SYS_PTRACE, "CAP_SYS_PTRACE", "to find all network namespaces", "those that only other users' processes are in are not found", false},
+	{unix.CAP_NET_ADMIN, "CAP_NET_ADMIN", "to make network namespaces for the demo", "halfopen demo cannot run", false},
+}
+
+func (r *report) privileges() {
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		r.note("privileges", "not known: %s", reason(err))
+		return
+	}
+	effective, err := effectiveCaps(string(status))
+	if err != nil {
+		r.note("privileges", "not known: %s", err)
+		return
+	}
+	if uid := os.Geteuid(); uid == 0 {
+		r.ok("user", "root")
+	} else {
+		r.note("user", "uid %d: what counts are the capabilities", uid)
+	}
+	has := func(bit int) bool { return effective>>bit&1 == 1 }
+	for _, c := range capabilities {
+		switch {
+		case has(c.bit):
+			r.ok(c.name, "%s", c.use)
+		case c.admin && has(unix.CAP_SYS_ADMIN):
+			r.ok(c.name, "%s; CAP_SYS_ADMIN includes it", c.use)
+		case c.without != "":
+			r.note(c.name, "missing: %s", c.without)
+		default:
+			r.fail(c.name, "missing, but needed %s: run as root", c.use)
+		}
+	}
+}
+
+// effectiveCaps finds the effective capabilities in a /proc/PID/status.
+func effectiveCaps(status string) (uint64, error) {
+	for line := range strings.Lines(status) {
+		if set, ok := strings.CutPrefix(line, "CapEff:"); ok {
+			return strconv.ParseUint(strings.TrimSpace(set), 16, 64)
+		}
+	}
+	return 0, errors.New("/proc/self/status has no line CapEff")
+}
+
+// lockdown reads "none [integrity] confidentiality": what is in brackets holds.
+func (r *report) lockdown(text string) {
+	_, rest, _ := strings.Cut(text, "[")
+	mode, _, ok := strings.Cut(rest, "]")
+	switch {
+	case !ok:
+		r.note("lockdown", "not known, since its file says %q", strings.TrimSpace(text))
+	case mode == "confidentiality":
+		r.fail("lockdown", "confidentiality, which forbids to read the kernel's memory: boot with lockdown=integrity")
+	default:
+		r.ok("lockdown", "%s", mode)
+	}
+}
+
+const btfFile = "/sys/kernel/btf/vmlinux"
+
+func (r *report) btf() {
+	if _, err := os.Stat(btfFile); err != nil {
+		r.fail("BTF", "%s: boot a kernel built with CONFIG_DEBUG_INFO_BTF=y", err)
+		return
+	}
+	spec, err := btf.LoadKernelSpec()
+	if err != nil {
+		r.fail("BTF", "%s is not understood: %s", btfFile, err)
+		return
+	}
+	r.ok("BTF", "%s", btfFile)
+	tracepoints, err := bpf.Tracepoints()
+	if err != nil {
+		r.fail("tracepoints", "%s", err)
+		return
+	}
+	for _, name := range tracepoints {
+		var def *btf.Typedef
+		if err := spec.TypeByName("btf_trace_"+name, &def); err != nil {
+			r.fail("tracepoint "+name, "this kernel does not have it: %s", err)
+		} else {
+			r.ok("tracepoint "+name, "present")
+		}
+	}
+}
+
+// look makes a connection of our own, and looks whether it is found.
+func (r *report) look(ctx context.Context, k *bpf.Kernel) {
+	cookie, closeBoth, err := connectToSelf()
+	if err != nil {
+		r.note("census", "not tried, since this process cannot connect to itself: %s", err)
+		r.note("owners", "not tried, for the same reason")
+		return
+	}
+	defer closeBoth()
+
+	found := false
+	began := time.Now()
+	res, err := k.Census(ctx, []uint8{bpf.ClassActive, bpf.ClassTrouble, bpf.ClassIdle, bpf.ClassUnguarded}, func(c *bpf.Conn) {
+		found = found || c.Cookie == cookie
+	})
+	took := time.Since(began)
+	var sockets uint64
+	for _, classes := range res.Counts.Sockets {
+		for _, n := range classes {
+			sockets += n
+		}
+	}
+	switch {
+	case err != nil:
+		r.fail("census", "%s", err)
+	case res.Namespaces == 0 && res.Err != nil:
+		r.fail("census", "it sees nothing: %s", res.Err)
+	case !found:
+		r.fail("census", "a connection of our own is not among the sockets found; please report this kernel")
+	default:
+		r.ok("census", "%s in %s, in %s", plural(int(sockets), "socket"), plural(res.Namespaces, "network namespace"), moment(took))
+	}
+	switch {
+	case res.Err != nil && res.Namespaces > 0:
+		r.note("namespaces", "%d could not be entered, their connections are not seen: %s", res.Unvisited, res.Err)
+	case res.Err == nil && res.Unvisited > 0:
+		r.note("namespaces", "%d went away meanwhile", res.Unvisited)
+	}
+
+	began = time.Now()
+	owners, err := k.Owners([]uint64{cookie})
+	switch took = time.Since(began); {
+	case err != nil:
+		r.fail("owners", "%s", err)
+	case len(owners[cookie]) == 0:
+		r.fail("owners", "a connection of our own is not found to be ours; please report this kernel")
+	default:
+		o := owners[cookie][0]
+		r.ok("owners", "found ourselves as %s[%d], in %s", unix.ByteSliceToString(o.Comm[:]), o.Pid, moment(took))
+	}
+}
+
+// connectToSelf makes a connection over the loopback, and tells its cookie.
+func connectToSelf() (cookie uint64, closeBoth func(), err error) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, nil, err
+	}
+	defer ln.Close()
+	c, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		return 0, nil, err
+	}
+	s, err := ln.Accept()
+	if err != nil {
+		c.Close()
+		return 0, nil, err
+	}
+	closeBoth = func() {
+		c.Close()
+		s.Close()
+	}
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	if err == nil {
+		cerr := raw.Control(func(fd uintptr) {
+			cookie, err = unix.GetsockoptUint64(int(fd), unix.SOL_SOCKET, unix.SO_COOKIE)
+		})
+		err = errors.Join(err, cerr)
+	}
+	if err != nil {
+		closeBoth()
+		return 0, nil, err
+	}
+	return cookie, closeBoth, nil
+}
+
+// reason is an error without the path that was asked for.
+func reason(err error) string {
+	var perr *os.PathError
+	if errors.As(err, &perr) {
+		return perr.Err.Error()
+	}
+	return err.Error()
+}

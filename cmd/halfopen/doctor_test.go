@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestEffectiveCapabilities(t *testing.T) {
+	const status = "Name:\tx\nCapInh:\t0000000000000000\nCapPrm:\t000001ffffffffff\nCapEff:\t000000c000200000\nCapBnd:\t0\n"
+	caps, err := effectiveCaps(status)
+	if want := uint64(1)<<unix.CAP_BPF | 1<<unix.CAP_PERFMON | 1<<unix.CAP_SYS_ADMIN; err != nil || caps != want {
+		t.Errorf("%x, error %v, want %x", caps, err, want)
+	}
+	if _, err := effectiveCaps("Name:\tx\n"); err == nil {
+		t.Error("capabilities where there are none")
+	}
+}
+
+func TestLockdown(t *testing.T) {
+	for _, tt := range []struct{ name, text, want string }{
+		{"none", "[none] integrity confidentiality\n", "ok    lockdown                           none\n"},
+		{"integrity allows BPF", "none [integrity] confidentiality\n", "ok    lockdown                           integrity\n"},
+		{"confidentiality forbids it", "none integrity [confidentiality]\n", "FAIL  lockdown                           confidentiality, which forbids to read the kernel's memory: boot with lockdown=integrity\n"},
+		{"something new is not guessed at", "x\n", "--    lockdown                           not known, since its file says \"x\"\n"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var b bytes.Buffer
+			r := &report{w: &b}
+			r.lockdown(tt.text)
+			if b.String() != tt.want || r.failed != strings.HasPrefix(tt.want, "FAIL") {
+				t.Errorf("failed %v\n%swant\n%s", r.failed, b.String(), tt.want)
+			}
+		})
+	}
+}
+
+func TestDoctorSaysWhatIsSoWhateverThePrivileges(t *testing.T) {
+	status, stdout, stderr := halfopen(t, "doctor")
+	for line := range strings.Lines(stdout) {
+		switch mark := strings.Fields(line)[0]; mark {
+		case "ok", "--", "FAIL", "The":
+		default:
+			t.Errorf("a line begins with %q", mark)
+		}
+	}
+	for _, what := range []string{"kernel", "user", "CAP_BPF", "CAP_SYS_PTRACE", "lockdown", "BTF", "programs", "timers", "census", "owners"} {
+		if !strings.Contains(stdout, "  "+what+" ") {
+			t.Errorf("nothing is said of %s", what)
+		}
+	}
+	failed := strings.Contains(stdout, "FAIL")
+	if failed != (status == exitFailed) || failed != (stderr != "") || strings.Count(stderr, "\n") > 1 {
+		t.Errorf("status %d, stderr %q, stdout\n%s", status, stderr, stdout)
+	}
+}

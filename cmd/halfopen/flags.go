@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/alecthomas/kingpin/v2"
+
+	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/collector"
+)
+
+// value is a flag that is parsed by a function; its errors name the flag.
+type value[T any] struct {
+	flag  string
+	parse func(string) (T, error)
+	into  *T
+	text  string
+}
+
+func (v *value[T]) Set(s string) error {
+	x, err := v.parse(s)
+	if err != nil {
+		return fmt.Errorf("--%s: %w", v.flag, err)
+	}
+	*v.into, v.text = x, s
+	return nil
+}
+
+func (v *value[T]) String() string { return v.text }
+
+// values is a flag that can be given several times.
+type values[T any] struct {
+	flag  string
+	parse func(string) (T, error)
+	into  *[]T
+}
+
+func (v *values[T]) Set(s string) error {
+	x, err := v.parse(s)
+	if err != nil {
+		return fmt.Errorf("--%s: %w", v.flag, err)
+	}
+	*v.into = append(*v.into, x)
+	return nil
+}
+
+func (v *values[T]) String() string     { return fmt.Sprint(*v.into) }
+func (v *values[T]) IsCumulative() bool { return true }
+
+func positiveDuration(s string) (time.Duration, error) {
+	d, err := time.ParseDuration(s)
+	if err != nil {
+		return 0, fmt.Errorf("%q is not a duration such as 10s, 5m or 2h", s)
+	}
+	if d <= 0 {
+		return 0, fmt.Errorf("%s is not positive", s)
+	}
+	return d, nil
+}
+
+func atLeast(least int) func(string) (int, error) {
+	return func(s string) (int, error) {
+		n, err := strconv.Atoi(s)
+		if err != nil || n < least {
+			return 0, fmt.Errorf("%q is not a number of at least %d", s, least)
+		}
+		return n, nil
+	}
+}
+
+func parsePort(s string) (uint16, error) {
+	n, err := strconv.ParseUint(s, 10, 16)
+	if err != nil || n == 0 {
+		return 0, fmt.Errorf("%q is not a port from 1 to 65535", s)
+	}
+	return uint16(n), nil
+}
+
+func parsePID(s string) (uint32, error) {
+	n, err := strconv.ParseUint(s, 10, 31)
+	if err != nil || n == 0 {
+		return 0, fmt.Errorf("%q is not a process id", s)
+	}
+	return uint32(n), nil
+}
+
+// oneOf parses one of a few words.
+func oneOf(words ...string) func(string) (string, error) {
+	return func(s string) (string, error) {
+		for _, w := range words {
+			if s == w {
+				return s, nil
+			}
+		}
+		return "", fmt.Errorf("%q is none of %s", s, strings.Join(words, ", "))
+	}
+}
+
+// named parses a name of the contract; its errors list them all.
+func named[T any](parse func(string) (T, error), names []string) func(string) (T, error) {
+	return func(s string) (T, error) {
+		x, err := parse(s)
+		if err != nil {
+			err = fmt.Errorf("%w (there are %s)", err, strings.Join(names, ", "))
+		}
+		return x, err
+	}
+}
+
+func verdictNames() []string {
+	var names []string
+	for v := collector.Zombie; ; v-- { // worst first, as they are listed
+		names = append(names, v.String())
+		if v == collector.Active {
+			return names
+		}
+	}
+}
+
+func stateNames() []string {
+	var names []string
+	for s := collector.Established; int(s) < collector.States; s++ {
+		names = append(names, s.String())
+	}
+	return names
+}
+
+func causeNames() []string {
+	var names []string
+	for c := collector.CauseUnknown; int(c) < collector.Causes; c++ {
+		names = append(names, c.String())
+	}
+	return names
+}
+
+// selection are the filters, and their flags.
+type selection struct {
+	verdicts []collector.Verdict
+	states   []collector.State
+	ports    []uint16
+	pids     []uint32
+	causes   []collector.Cause
+}
+
+func (s *selection) verdictFlag(cmd *kingpin.CmdClause) {
+	cmd.Flag("verdict", "Only connections of this verdict: "+strings.Join(verdictNames(), ", ")+". Repeatable.").
+		PlaceHolder("VERDICT").SetValue(&values[collector.Verdict]{"verdict", named(collector.ParseVerdict, verdictNames()), &s.verdicts})
+}
+
+func (s *selection) stateFlag(cmd *kingpin.CmdClause) {
+	cmd.Flag("state", "Only connections in this TCP state, such as established or close_wait. Repeatable.").
+		PlaceHolder("STATE").SetValue(&values[collector.State]{"state", named(collector.ParseState, stateNames()), &s.states})
+}
+
+func (s *selection) portFlag(cmd *kingpin.CmdClause) {
+	cmd.Flag("port", "Only connections with this port, local or remote. Repeatable.").
+		PlaceHolder("PORT").SetValue(&values[uint16]{"port", parsePort, &s.ports})
+}
+
+func (s *selection) pidFlag(cmd *kingpin.CmdClause) {
+	cmd.Flag("pid", "Only connections of this process. Repeatable.").
+		PlaceHolder("PID").SetValue(&values[uint32]{"pid", parsePID, &s.pids})
+}
+
+func (s *selection) causeFlag(cmd *kingpin.CmdClause, help string) {
+	cmd.Flag("cause", help+" Repeatable.").
+		PlaceHolder("CAUSE").SetValue(&values[collector.Cause]{"cause", named(collector.ParseCause, causeNames()), &s.causes})
+}
+
+// thresholds are the flags that say what is idle, a zombie and so on.
+type thresholds struct {
+	idleAfter, stalledAfter, zombieSilence, middlebox, census time.Duration
+	zombieUnanswered                                          int
+	set                                                       [5]bool // by the user, of verdictFlags
+}
+
+// verdictFlags adds those that a single look needs.
+func (t *thresholds) verdictFlags(cmd *kingpin.CmdClause) {
+	duration := func(i int, name, def, help string, into *time.Duration) {
+		cmd.Flag(name, help).Default(def).IsSetByUser(&t.set[i]).SetValue(&value[time.Duration]{flag: name, parse: positiveDuration, into: into})
+	}
+	duration(0, "idle-after", "5m", "How long without data makes a connection idle or unguarded.", &t.idleAfter)
+	duration(1, "stalled-after", "10s", "How long with its peer's window closed makes it stalled.", &t.stalledAfter)
+	cmd.Flag("zombie-unanswered", "How many unanswered probes or retransmissions in a row make it a zombie ...").
+		Default("3").IsSetByUser(&t.set[2]).SetValue(&value[int]{flag: "zombie-unanswered", parse: atLeast(1), into: &t.zombieUnanswered})
+	duration(3, "zombie-silence", "10s", "... once nothing has been heard from the peer for this long.", &t.zombieSilence)
+	duration(4, "middlebox-timeout", "350s", "After how long NAT or a load balancer on the way forgets a silent connection.", &t.middlebox)
+}
+
+// censusFlag adds the one that only makes sense for what keeps running.
+func (t *thresholds) censusFlag(cmd *kingpin.CmdClause) {
+	cmd.Flag("census-interval", "How often to look at all connections, not only those in trouble.").
+		Default("15s").SetValue(&value[time.Duration]{flag: "census-interval", parse: positiveDuration, into: &t.census})
+}
+
+// given tells whether the user set any of verdictFlags.
+func (t *thresholds) given() bool { return t.set != [5]bool{} }
+
+// load loads the programs: to observe, with an event from that many unanswered
+// solicitations on, or (0) only to look.
+func (t *thresholds) load(eventsFrom uint32) (*bpf.Kernel, error) {
+	return loadPrograms(bpf.Options{
+		Observe:          eventsFrom > 0,
+		EventsFrom:       eventsFrom,
+		IdleAfter:        t.idleAfter,
+		MiddleboxTimeout: t.middlebox,
+		IdleBounds:       collector.IdleBounds,
+	})
+}
+
+// loadPrograms says one thing only when privileges are missing: what is.
+func loadPrograms(opts bpf.Options) (*bpf.Kernel, error) {
+	k, err := bpf.Load(opts)
+	if errors.Is(err, bpf.ErrPrivileges) {
+		return nil, bpf.ErrPrivileges
+	}
+	return k, err
+}
+
+func (t *thresholds) options(logger *slog.Logger) collector.Options {
+	return collector.Options{
+		IdleAfter:        t.idleAfter,
+		StalledAfter:     t.stalledAfter,
+		ZombieUnanswered: t.zombieUnanswered,
+		ZombieSilence:    t.zombieSilence,
+		CensusInterval:   t.census,
+		Logger:           logger,
+	}
+}

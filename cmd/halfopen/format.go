@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"golang.org/x/text/width"
+
+	"github.com/halfopen/halfopen/exporter"
+)
+
+// none is what a table shows where there is nothing to show.
+const none = "-"
+
+const day = 24 * time.Hour
+
+// age prints how long something has lasted, in one or two units that a person
+// reads: 450ms, 2.4s, 12s, 2m30s, 12m, 2h11m, 3d4h, 400d. It rounds down, so that
+// a threshold shown as passed has been passed. What never happened, a negative
+// age, is a dash.
+func age(d time.Duration) string {
+	switch {
+	case d < 0:
+		return none
+	case d < time.Second:
+		return fmt.Sprintf("%dms", d/time.Millisecond)
+	case d < 10*time.Second:
+		return tenths(d/(time.Second/10)) + "s"
+	case d < time.Minute:
+		return fmt.Sprintf("%ds", d/time.Second)
+	case d < 10*time.Minute:
+		return units(d, time.Minute, "m", time.Second, "s")
+	case d < time.Hour:
+		return fmt.Sprintf("%dm", d/time.Minute)
+	case d < day:
+		return units(d, time.Hour, "h", time.Minute, "m")
+	case d < 100*day:
+		return units(d, day, "d", time.Hour, "h")
+	}
+	return fmt.Sprintf("%dd", d/day)
+}
+
+func units(d, big time.Duration, bigName string, small time.Duration, smallName string) string {
+	s := fmt.Sprintf("%d%s", d/big, bigName)
+	if rest := d % big / small; rest > 0 {
+		s += fmt.Sprintf("%d%s", rest, smallName)
+	}
+	return s
+}
+
+// tenths prints a number of tenths, without a zero behind the point.
+func tenths(n time.Duration) string {
+	if n%10 == 0 {
+		return strconv.Itoa(int(n / 10))
+	}
+	return fmt.Sprintf("%d.%d", n/10, n%10)
+}
+
+// setting prints a duration that somebody has chosen, exactly, in one unit:
+// 2h, 75s, 1500ms.
+func setting(d time.Duration) string {
+	switch {
+	case d == 0:
+		return "0s"
+	case d%time.Hour == 0:
+		return fmt.Sprintf("%dh", d/time.Hour)
+	case d%time.Minute == 0:
+		return fmt.Sprintf("%dm", d/time.Minute)
+	case d%time.Second == 0:
+		return fmt.Sprintf("%ds", d/time.Second)
+	case d%time.Millisecond == 0:
+		return fmt.Sprintf("%dms", d/time.Millisecond)
+	}
+	return d.String()
+}
+
+// moment prints what usually takes well below a second: 847µs, 1.2ms, 450ms.
+func moment(d time.Duration) string {
+	switch {
+	case d <= 0:
+		return none
+	case d < time.Millisecond:
+		return fmt.Sprintf("%dµs", d/time.Microsecond)
+	case d < 100*time.Millisecond:
+		return tenths(d/(time.Millisecond/10)) + "ms"
+	}
+	return age(d)
+}
+
+// size prints a number of bytes: 0, 512, 1.5K, 64K, 3M.
+func size(n uint32) string {
+	switch {
+	case n < 1<<10:
+		return strconv.Itoa(int(n))
+	case n < 10<<10:
+		return tenths(time.Duration(n)*10>>10) + "K"
+	case n < 1<<20:
+		return fmt.Sprintf("%dK", n>>10)
+	case n < 10<<20:
+		return tenths(time.Duration(n)*10>>20) + "M"
+	case n < 1<<30:
+		return fmt.Sprintf("%dM", n>>20)
+	}
+	return fmt.Sprintf("%dG", n>>30)
+}
+
+// plural prints a number of things: 1 probe, 3 probes.
+func plural(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return strconv.Itoa(n) + " " + thing + "s"
+}
+
+// keepalive prints when the kernel probes: after 2h, every 75s, 9 times.
+func keepalive(k *exporter.Keepalive) string {
+	if !k.Enabled {
+		return "off"
+	}
+	return fmt.Sprintf("%s/%s×%d", setting(duration(k.TimeSeconds)), setting(duration(k.IntervalSeconds)), k.Probes)
+}
+
+// commWidth is the room for a process's name. The kernel keeps 15 bytes, more
+// can only be escapes.
+const commWidth = 24
+
+// owner prints who holds a connection.
+func owner(o *exporter.Ownership) string {
+	switch {
+	case o.Process != nil:
+		return fmt.Sprintf("%s[%d]", cut(printable(o.Process.Comm), commWidth), o.Process.PID)
+	case o.Accepted != nil && !*o.Accepted:
+		return "(not accepted)"
+	case o.UID == nil:
+		return "(orphaned)"
+	}
+	return none
+}
+
+// visible tells whether a character can be shown to somebody as it is: it takes
+// up room of its own, and does nothing to a terminal or to the text around it.
+// That leaves out control characters, those that turn the direction of writing
+// or write nothing, and what combines with the character before.
+func visible(r rune) bool {
+	return unicode.IsPrint(r) && !unicode.IsMark(r) && !unicode.Is(unicode.Other_Default_Ignorable_Code_Point, r)
+}
+
+// printable escapes what is not visible, and the backslash, as Go does in its
+// strings. A process calls itself what it likes, and sends it to the terminal
+// of whoever looks.
+func printable(s string) string {
+	var b strings.Builder
+	for len(s) > 0 {
+		r, n := utf8.DecodeRuneInString(s)
+		switch {
+		case r == utf8.RuneError && n == 1:
+			fmt.Fprintf(&b, `\x%02x`, s[0])
+		case r == '\\':
+			b.WriteString(`\\`)
+		case !visible(r):
+			b.WriteString(strings.Trim(strconv.QuoteRuneToASCII(r), "'"))
+		default:
+			b.WriteRune(r)
+		}
+		s = s[n:]
+	}
+	return b.String()
+}
+
+// columns is how many columns of a terminal a text takes, all of it visible.
+func columns(s string) int {
+	n := 0
+	for _, r := range s {
+		n += runeColumns(r)
+	}
+	return n
+}
+
+func runeColumns(r rune) int {
+	switch width.LookupRune(r).Kind() {
+	case width.EastAsianWide, width.EastAsianFullwidth:
+		return 2
+	}
+	return 1
+}
+
+// cut shortens a text to a number of columns; the last one says that it did.
+func cut(s string, room int) string {
+	if columns(s) <= room {
+		return s
+	}
+	n := 0
+	for i, r := range s {
+		if n += runeColumns(r); n > room-1 {
+			return s[:i] + "…"
+		}
+	}
+	return s
+}

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"strings"
+	"testing"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/halfopen/halfopen/exporter"
+)
+
+func TestAge(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		d    time.Duration
+		want string
+	}{
+		{"what never happened is a dash", -1, "-"},
+		{"nothing is zero", 0, "0ms"},
+		{"below a second in milliseconds", 450 * time.Millisecond, "450ms"},
+		{"it never says a second too early", time.Second - 1, "999ms"},
+		{"a second has no tenths", time.Second, "1s"},
+		{"below ten seconds in tenths", 2449 * time.Millisecond, "2.4s"},
+		{"ten seconds are not reached before", 10*time.Second - 1, "9.9s"},
+		{"below a minute in seconds", 12*time.Second + 900*time.Millisecond, "12s"},
+		{"a minute", time.Minute, "1m"},
+		{"below ten minutes with seconds", 2*time.Minute + 30*time.Second, "2m30s"},
+		{"below an hour in minutes", 12*time.Minute + 59*time.Second, "12m"},
+		{"below a day with minutes", 2*time.Hour + 11*time.Minute + 15*time.Second, "2h11m"},
+		{"two hours sharp", 2 * time.Hour, "2h"},
+		{"below a hundred days with hours", 3*day + 4*time.Hour + 59*time.Minute, "3d4h"},
+		{"above in days", 400*day + time.Hour, "400d"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := age(tt.d); got != tt.want {
+				t.Errorf("%v is %s, want %s", tt.d, got, tt.want)
+			}
+		})
+	}
+}
+
+func TestSetting(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		0: "0s", 2 * time.Hour: "2h", 75 * time.Second: "75s", 5 * time.Minute: "5m",
+		90 * time.Minute: "90m", 1500 * time.Millisecond: "1500ms", time.Microsecond: "1µs",
+	} {
+		if got := setting(d); got != want {
+			t.Errorf("%v is %s, want %s", d, got, want)
+		}
+	}
+}
+
+func TestMoment(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		0: "-", 46 * time.Microsecond: "46µs", 1250 * time.Microsecond: "1.2ms",
+		40 * time.Millisecond: "40ms", 450 * time.Millisecond: "450ms", 3 * time.Second: "3s",
+	} {
+		if got := moment(d); got != want {
+			t.Errorf("%v is %s, want %s", d, got, want)
+		}
+	}
+}
+
+func TestSize(t *testing.T) {
+	for n, want := range map[uint32]string{
+		0: "0", 1023: "1023", 1024: "1K", 1536: "1.5K", 10240: "10K", 65536: "64K",
+		1<<20 - 1: "1023K", 1 << 20: "1M", 9 << 20: "9M", 100 << 20: "100M", 1 << 31: "2G",
+	} {
+		if got := size(n); got != want {
+			t.Errorf("%d is %s, want %s", n, got, want)
+		}
+	}
+}
+
+func TestPrintable(t *testing.T) {
+	for _, tt := range []struct{ name, s, want string }{
+		{"a name is left alone", "postgres: 14/main", "postgres: 14/main"},
+		{"so is one in any script", "données-日本", "données-日本"},
+		{"colours do not get through", "\x1b[31mred", `\x1b[31mred`},
+		{"a new line does not begin one", "a\nb\r\tc", `a\nb\r\tc`},
+		{"a backslash is told from an escape", `\x1b`, `\\x1b`},
+		{"quotes are nothing special", `it's "it"`, `it's "it"`},
+		{"bytes that are no text", "a\xff\xc3", `a\xff\xc3`},
+		{"C1 control sequence introducer", "\u009b31m", `\u009b31m`},
+		{"the same as a single byte", "\x9b31m", `\x9b31m`},
+		{"text that turns around", "a\u202eb\u2066c", `a\u202eb\u2066c`},
+		{"zero width", "a\u200bb\u200d\ufeff", `a\u200bb\u200d\ufeff`},
+		{"letters that show nothing", "\u3164\u115f", `\u3164\u115f`},
+		{"marks on marks", "e\u0301\u0301", `e\u0301\u0301`},
+		{"tags", "\U000e0041", `\U000e0041`},
+		{"delete and null", "\x7f\x00", `\x7f\x00`},
+		{"a replacement character of its own", "\ufffd", "\ufffd"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := printable(tt.s); got != tt.want {
+				t.Errorf("%q is printed as %s, want %s", tt.s, got, tt.want)
+			}
+		})
+	}
+}
+
+func FuzzPrintable(f *testing.F) {
+	for _, s := range []string{"postgres", "\x1b]0;x\a", "\xff\u202e\u009b", `\`, "日本", "\u3164e\u0301"} {
+		f.Add(s, 8)
+	}
+	f.Fuzz(func(t *testing.T, s string, room int) {
+		p := printable(s)
+		if !utf8.ValidString(p) {
+			t.Fatalf("%q is printed as no text: %q", s, p)
+		}
+		for _, r := range p {
+			if unicode.IsControl(r) || !unicode.IsPrint(r) || unicode.In(r, unicode.Cf, unicode.M, unicode.Bidi_Control) {
+				t.Fatalf("%q is printed with %U", s, r)
+			}
+		}
+		if !strings.Contains(s, `\`) && p != s && !strings.Contains(p, `\`) {
+			t.Fatalf("%q is printed as %q, without saying so", s, p)
+		}
+		if room = room&63 + 1; columns(cut(p, room)) > room {
+			t.Fatalf("%q does not fit %d columns", cut(p, room), room)
+		}
+	})
+}
+
+func TestCutCountsColumns(t *testing.T) {
+	for _, tt := range []struct {
+		name, s string
+		room    int
+		want    string
+	}{
+		{"what fits is left alone", "postgres", 8, "postgres"},
+		{"what does not fit says so", "postgres", 7, "postgr…"},
+		{"wide characters take two", "日本日本", 8, "日本日本"},
+		{"and are not halved", "日本日本", 6, "日本…"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := cut(tt.s, tt.room); got != tt.want {
+				t.Errorf("%q in %d columns is %q, want %q", tt.s, tt.room, got, tt.want)
+			}
+		})
+	}
+}
+
+func TestOwner(t *testing.T) {
+	process := func(comm string) *exporter.Process { return &exporter.Process{PID: 812, Comm: comm} }
+	for _, tt := range []struct {
+		name string
+		o    exporter.Ownership
+		want string
+	}{
+		{"a process by name and number", exporter.Ownership{UID: new(uint32), Process: process("postgres")}, "postgres[812]"},
+		{"a process with a name of escapes", exporter.Ownership{UID: new(uint32), Process: process(strings.Repeat("\x1b", 15))}, `\x1b\x1b\x1b\x1b\x1b\x1…` + "[812]"},
+		{"closed by its application", exporter.Ownership{}, "(orphaned)"},
+		{"in a listener's queue", exporter.Ownership{Accepted: new(bool)}, "(not accepted)"},
+		{"nobody was found", exporter.Ownership{UID: new(uint32)}, "-"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := owner(&tt.o); got != tt.want {
+				t.Errorf("%s, want %s", got, tt.want)
+			}
+		})
+	}
+}

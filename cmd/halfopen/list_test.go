@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+	"unicode"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/exporter"
+)
+
+var noon = time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
+
+// The connections of the tests, worst first.
+var conns = []collector.Connection{
+	{
+		Cookie: 0x1a2b, At: noon, Netns: 4026531840, State: collector.Established,
+		Local: netip.MustParseAddrPort("10.0.0.1:37024"), Remote: netip.MustParseAddrPort("10.0.0.2:5432"),
+		Verdict: collector.Zombie, Since: noon.Add(-2400 * time.Millisecond), Evidence: collector.EvidenceKeepalive,
+		Unanswered: 3, Idle: 131 * time.Minute, Silent: 12400 * time.Millisecond,
+		Keepalive:   collector.Keepalive{Enabled: true, Time: 2 * time.Hour, Interval: 75 * time.Second, Probes: 9, ProbesOut: 3},
+		UserTimeout: 1500 * time.Millisecond, RetransmitsTotal: 5, SendQueue: 1536, SendWindow: 64256, UnackedSegments: 2,
+		SRTT: 400 * time.Microsecond, Accepted: true, UID: 1000,
+		Risks:   []collector.Risk{collector.RiskNoKeepalive, collector.RiskCloseWaitLeak},
+		Process: &collector.Process{PID: 812, Comm: "postgres", FD: 9},
+	},
+	{
+		Cookie: 0x3, At: noon, Netns: 4026531840, State: collector.CloseWait,
+		Local: netip.MustParseAddrPort("[2001:db8::1]:443"), Remote: netip.MustParseAddrPort("[2001:db8::2]:50000"),
+		Verdict: collector.Unguarded, Since: noon.Add(-76 * time.Hour), Idle: 76 * time.Hour, Silent: 76 * time.Hour, Accepted: true,
+		Process: &collector.Process{PID: 7, Comm: "\x1b[2Jngin\xff"},
+	},
+	{
+		Cookie: 0x4, At: noon, Netns: 1, State: collector.SynSent,
+		Local: netip.MustParseAddrPort("10.0.0.1:1"), Remote: netip.MustParseAddrPort("10.0.0.3:80"),
+		Verdict: collector.Active, Idle: -1, Silent: -1, Orphaned: true, Accepted: true,
+	},
+}
+
+func document() exporter.Connections {
+	doc := exporter.Connections{GeneratedAt: noon, Total: 245}
+	for i := range conns {
+		doc.Connections = append(doc.Connections, exporter.NewConnection(&conns[i]))
+	}
+	return doc
+}
+
+func TestConnectionTable(t *testing.T) {
+	const want = "" +
+		"VERDICT    UNANSWERED  SILENT   IDLE  STATE        LOCAL              REMOTE               KEEPALIVE  OWNER\n" +
+		"zombie              3     12s  2h11m  established  10.0.0.1:37024     10.0.0.2:5432        2h/75s×9   postgres[812]\n" +
+		"unguarded           0    3d4h   3d4h  close_wait   [2001:db8::1]:443  [2001:db8::2]:50000  off        \\x1b[2Jngin\\xff[7]\n" +
+		"active              0       -      -  syn_sent     10.0.0.1:1         10.0.0.3:80          off        (orphaned)\n"
+	var b bytes.Buffer
+	if err := connectionTable(document().Connections, noon, false).write(&b, false); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, b.String()); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestWideTableHasEverythingKnown(t *testing.T) {
+	table := connectionTable(document().Connections[:1], noon, true)
+	got := make(map[string]string)
+	for i, c := range table.columns {
+		got[c.title] = table.rows[0][i]
+	}
+	want := map[string]string{
+		"VERDICT": "zombie", "FOR": "2.4s", "UNANSWERED": "3", "EVIDENCE": "keepalive", "SILENT": "12s", "IDLE": "2h11m",
+		"STATE": "established", "LOCAL": "10.0.0.1:37024", "REMOTE": "10.0.0.2:5432", "KEEPALIVE": "2h/75s×9",
+		"USER-TIMEOUT": "1500ms", "RETRANSMITS": "5", "UNACKED": "2", "SEND-Q": "1.5K", "WINDOW": "62K", "RTT": "400µs",
+		"RISKS": "no_keepalive,close_wait_leak", "NETNS": "4026531840", "COOKIE": "1a2b", "UID": "1000", "OWNER": "postgres[812]",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// An agent may be anybody: whatever it answers, nothing but the table comes out.
+func FuzzTableOfAStrangersAnswer(f *testing.F) {
+	doc, err := json.Marshal(document())
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(doc)
+	f.Add([]byte(`{"connections":[{"cookie":"\u001b[2J","state":"\n","verdict":"\u009b","risks":["\u202e"],"srtt_seconds":1e300,"idle_seconds":-1e300,"local":{"ip":"fe80::1%\u001b[2J"}}]}`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		var doc exporter.Connections
+		if json.Unmarshal(body, &doc) != nil {
+			return
+		}
+		var b bytes.Buffer
+		if err := connectionTable(doc.Connections, noon, true).write(&b, false); err != nil {
+			t.Fatal(err)
+		}
+		lines := strings.Split(b.String(), "\n")
+		if len(lines) != len(doc.Connections)+2 {
+			t.Fatalf("%d connections are %d lines", len(doc.Connections), len(lines)-2)
+		}
+		for _, l := range lines {
+			for _, r := range l {
+				if !unicode.IsPrint(r) {
+					t.Fatalf("%U in %q", r, l)
+				}
+			}
+		}
+	})
+}
+
+// agentWith is an agent that answers with this body, and what it was asked.
+func agentWith(t *testing.T, status int, body string) (url string, asked *string) {
+	asked = new(string)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		*asked = r.URL.String()
+		w.WriteHeader(status)
+		w.Write([]byte(body))
+	}))
+	t.Cleanup(srv.Close)
+	return srv.URL, asked
+}
+
+func TestListAsksTheAgent(t *testing.T) {
+	body, err := json.Marshal(document())
+	if err != nil {
+		t.Fatal(err)
+	}
+	url, asked := agentWith(t, http.StatusOK, string(body))
+	status, stdout, stderr := halfopen(t, "list", "--url", url+"/", "--verdict=zombie", "--verdict=active", "--state=established",
+		"--port=5432", "--pid=812", "--limit=3")
+	if want := "/api/v1/connections?limit=3&pid=812&port=5432&state=established&verdict=zombie&verdict=active"; *asked != want {
+		t.Errorf("asked for %s, want %s", *asked, want)
+	}
+	if want := "3 of 245 connections: 1 zombie, 1 unguarded, 1 active\n"; status != exitDone || stderr != want {
+		t.Errorf("status %d, stderr %q, want %q", status, stderr, want)
+	}
+	if strings.Count(stdout, "\n") != 4 || !strings.HasPrefix(stdout, "VERDICT ") {
+		t.Errorf("table\n%s", stdout)
+	}
+
+	if halfopen(t, "list", "--url", url); *asked != "/api/v1/connections?limit=2147483647" {
+		t.Errorf("all connections are asked for as %s", *asked)
+	}
+}
+
+func TestJSONOfAnAgentIsPassedOn(t *testing.T) {
+	url, _ := agentWith(t, http.StatusOK, `{"total":1,"connections":[{"later":1,"comm":"\u001b`+"\u009b日\U000e0041"+`"}]}`+"\n")
+	status, stdout, stderr := halfopen(t, "list", "-o", "json", "--url", url)
+	if want := `{"total":1,"connections":[{"later":1,"comm":"\u001b\u009b日\udb40\udc41"}]}` + "\n"; status != exitDone || stdout != want || stderr != "" {
+		t.Errorf("status %d, stderr %q, stdout\n%s\nwant\n%s", status, stderr, stdout, want)
+	}
+}
+
+func TestDeaths(t *testing.T) {
+	const body = `{"generated_at":"2026-11-21T12:00:00Z","total":9,"deaths":[{"cookie":"1a2b","family":"ipv4",
+		"local":{"ip":"10.0.0.1","port":37024},"remote":{"ip":"10.0.0.2","port":5432},"netns":1,"process":{"pid":812,"comm":"postgres","fd":9},"uid":0,
+		"at":"2026-11-21T11:59:00Z","cause":"user_timeout","during":"keepalive","state":"established","errno":"ETIMEDOUT",
+		"unanswered":9,"evidence":"keepalive","silent_seconds":7875,"verdict":"zombie","zombie_seconds":450}]}`
+	url, asked := agentWith(t, http.StatusOK, body)
+	status, stdout, stderr := halfopen(t, "list", "--url", url, "--cause=user_timeout", "--cause=closed", "--limit=1")
+	if want := "/api/v1/deaths?cause=user_timeout&cause=closed&limit=1"; *asked != want {
+		t.Errorf("asked for %s, want %s", *asked, want)
+	}
+	at := noon.Add(-time.Minute).Local().Format(time.DateTime)
+	want := "" +
+		"DIED                 CAUSE         VERDICT  ZOMBIE-FOR  UNANSWERED  SILENT  STATE        LOCAL           REMOTE         OWNER\n" +
+		at + "  user_timeout  zombie        7m30s           9   2h11m  established  10.0.0.1:37024  10.0.0.2:5432  postgres[812]\n"
+	if diff := cmp.Diff(want, stdout); diff != "" || status != exitDone || stderr != "1 of 9 deaths\n" {
+		t.Errorf("status %d, stderr %q\n%s", status, stderr, diff)
+	}
+}
+
+func TestNothingToListIsASentence(t *testing.T) {
+	url, _ := agentWith(t, http.StatusOK, `{"total":0,"connections":[],"deaths":[]}`)
+	for args, want := range map[string]string{
+		"":                 "no connections\n",
+		"--verdict=zombie": "no connection matches\n",
+		"--cause=closed":   "no death matches\n",
+	} {
+		status, stdout, stderr := halfopen(t, append([]string{"list", "--url", url}, strings.Fields(args)...)...)
+		if status != exitDone || stdout != "" || stderr != want {
+			t.Errorf("%s: status %d, stdout %q, stderr %q", args, status, stdout, stderr)
+		}
+	}
+}
+
+func TestJSONOfALook(t *testing.T) {
+	doc := document()
+	var b bytes.Buffer
+	if err := writeConnections(&b, &doc); err != nil {
+		t.Fatal(err)
+	}
+	var got exporter.Connections
+	if err := json.Unmarshal(b.Bytes(), &got); err != nil {
+		t.Fatalf("%v in\n%s", err, b.String())
+	}
+	doc.Connections[1].Process.Comm = "\x1b[2Jngin\ufffd" // JSON has no other bytes
+	if diff := cmp.Diff(doc, got); diff != "" {
+		t.Error(diff)
+	}
+	b.Reset()
+	if err := writeConnections(&b, &exporter.Connections{GeneratedAt: noon}); err != nil || !json.Valid(b.Bytes()) {
+		t.Errorf("no connections: error %v in\n%s", err, b.String())
+	}
+}

@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command halfopen finds TCP connections whose peer is gone, says why, and says
+// when the kernel will notice.
+//
+// Each command has a file of its own, which adds its flags to the command line
+// and returns what to run. The exit status is 0 when it is done, 1 when it
+// failed, with one line on stderr that says why and what to do about it, and 2
+// when it was used wrongly.
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"text/template"
+
+	"github.com/alecthomas/kingpin/v2"
+	"github.com/cilium/ebpf"
+	"github.com/prometheus/common/version"
+)
+
+const (
+	exitDone   = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+func main() {
+	os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// An action is what a command does once its flags are known. It ends early,
+// and without an error, when the context does.
+type action func(ctx context.Context, stdout, stderr io.Writer) error
+
+// commands are what `halfopen --help` lists. flags adds the flags of the command
+// and returns its action, which reads them.
+var commands = []struct {
+	name, help string
+	flags      func(*kingpin.CmdClause) action
+}{
+	{"agent", "Run the node agent: watch every TCP connection, serve metrics, the API and the live page.", agentFlags},
+	{"list", "List the TCP connections of this node, worst first.", listFlags},
+	{"trace", "Print what happens to connections as it happens.", traceFlags},
+	{"demo", "Make a zombie in private network namespaces, and watch it being found.", demoFlags},
+	{"doctor", "Tell what this kernel and these privileges allow.", doctorFlags},
+	{"version", "Print the version.", versionFlags},
+}
+
+// usageError is a command line that means nothing.
+type usageError struct{ error }
+
+func usagef(format string, args ...any) error {
+	return usageError{fmt.Errorf(format, args...)}
+}
+
+// run is halfopen with these arguments; it returns the exit status.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	stampVersion()
+	p, err := parse(args)
+	if err == nil && p.action == nil {
+		_, err = io.WriteString(stdout, p.help)
+	} else if err == nil {
+		ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+		defer stop()
+		context.AfterFunc(ctx, stop) // a second signal ends a command that does not
+		err = p.action(ctx, stdout, stderr)
+	}
+	return explain(err, p.name, stderr)
+}
+
+// explain says on stderr what went wrong with a command, and returns the exit
+// status.
+func explain(err error, command string, stderr io.Writer) int {
+	var verifier *ebpf.VerifierError
+	switch {
+	case err == nil, errors.Is(err, syscall.EPIPE): // nobody reads any more: nothing to tell
+		return exitDone
+	case errors.As(err, new(usageError)):
+		fmt.Fprintf(stderr, "halfopen: %s, try '%s --help'\n", oneLine(err), command)
+		return exitUsage
+	case errors.Is(err, context.Canceled):
+		interrupted := strings.ReplaceAll(oneLine(err), context.Canceled.Error(), "interrupted before it was done")
+		fmt.Fprintf(stderr, "halfopen: %s\n", interrupted)
+		return exitFailed
+	case errors.As(err, &verifier):
+		fmt.Fprintf(stderr, "halfopen: %s; please report this kernel with what follows\n%+v\n", oneLine(err), verifier)
+		return exitFailed
+	}
+	fmt.Fprintf(stderr, "halfopen: %s\n", oneLine(err))
+	return exitFailed
+}
+
+// oneLine is an error on one line, whatever it quotes.
+func oneLine(err error) string {
+	lines := strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' })
+	for i, l := range lines {
+		lines[i] = strings.Map(func(r rune) rune {
+			if visible(r) {
+				return r
+			}
+			return '?'
+		}, strings.TrimSpace(l))
+	}
+	return strings.Join(lines, "; ")
+}
+
+// parsed is a command line: what to run, or else what to print.
+type parsed struct {
+	name   string // "halfopen", or with the command
+	action action
+	help   string
+}
+
+// parse understands the command line. Its errors are all usageErrors.
+func parse(args []string) (parsed, error) {
+	p := parsed{name: "halfopen"}
+	app := kingpin.New("halfopen", "Finds TCP connections whose peer is gone (half-open, or zombies), says why, and says when the kernel will notice.")
+	app.HelpFlag.Short('h').Help("Show help.")
+	app.Version(version.Print("halfopen")).VersionFlag.Hidden()
+	app.UsageTemplate(usageTemplate).UsageFuncs(usageFuncs)
+
+	// kingpin would end the process. It writes to buffers instead, and what it
+	// writes after it should have ended is lost.
+	var help, failure bytes.Buffer
+	ended, status := false, 0
+	app.UsageWriter(&help).ErrorWriter(&failure).Terminate(func(s int) {
+		if !ended {
+			ended, status = true, s
+			app.UsageWriter(io.Discard).ErrorWriter(io.Discard)
+		}
+	})
+	app.Validate(func(*kingpin.Application) error {
+		if p.name == "halfopen" {
+			return errors.New("no command given") // kingpin takes it for --help
+		}
+		return nil
+	})
+
+	actions := make(map[string]action)
+	for _, c := range commands {
+		actions[c.name] = c.flags(app.Command(c.name, c.help))
+	}
+	if c, _ := app.ParseContext(args); c != nil && c.SelectedCommand != nil {
+		p.name += " " + c.SelectedCommand.FullCommand()
+	}
+	command, err := app.Parse(args)
+	switch {
+	case ended && status == 0:
+		p.help = help.String()
+		return p, nil
+	case ended: // help for something that there is not
+		p.name, err = "halfopen", errors.New(strings.TrimPrefix(failure.String(), "halfopen: error: "))
+		fallthrough
+	case err != nil:
+		return p, usagef("%s", plain.Replace(err.Error()))
+	}
+	p.action = actions[command]
+	return p, nil
+}
+
+// plain says in our words what kingpin says in its own.
+var plain = strings.NewReplacer(
+	"unknown long flag", "unknown flag",
+	"unknown short flag", "unknown flag",
+	"expected command but got", "unknown command",
+	"expected argument for flag", "no value for flag",
+)
+
+const usageTemplate = `{{with .Context.SelectedCommand -}}
+usage: halfopen {{.}} [<flags>]{{range .Args}} [<{{.Name}}>]{{end}}
+
+{{.Help|Wrap 0}}
+{{else -}}
+usage: halfopen <command> [<flags>]
+
+{{.App.Help|Wrap 0}}
+Commands:
+{{.App.Commands|CommandsToTwoColumns|FormatTwoColumns}}
+{{end -}}
+Flags:
+{{.Context.Flags|FlagsToTwoColumns|FormatTwoColumns -}}
+{{if not .Context.SelectedCommand}}
+'halfopen <command> --help' tells more about a command.
+{{end}}`
+
+var usageFuncs = template.FuncMap{
+	"CommandsToTwoColumns": func(commands []*kingpin.CmdModel) (rows [][2]string) {
+		for _, c := range commands {
+			rows = append(rows, [2]string{c.Name, c.Help})
+		}
+		return rows
+	},
+	"FlagsToTwoColumns": func(flags []*kingpin.FlagModel) (rows [][2]string) {
+		for _, f := range flags {
+			if f.Hidden {
+				continue
+			}
+			name := "    --" + f.Name
+			if f.Short != 0 {
+				name = fmt.Sprintf("-%c, --%s", f.Short, f.Name)
+			}
+			if !f.IsBoolFlag() {
+				name += "=" + f.FormatPlaceHolder()
+			}
+			rows = append(rows, [2]string{name, f.Help})
+		}
+		return rows
+	},
+}

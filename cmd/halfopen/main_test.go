@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/cilium/ebpf"
+)
+
+// halfopen runs the command line and returns what it printed.
+func halfopen(t *testing.T, args ...string) (status int, stdout, stderr string) {
+	t.Helper()
+	var out, err bytes.Buffer
+	status = run(t.Context(), args, &out, &err)
+	return status, out.String(), err.String()
+}
+
+func TestWrongUsageIsOneLineAndStatusTwo(t *testing.T) {
+	for _, tt := range []struct{ name, args, want string }{
+		{"no command", "", "halfopen: no command given, try 'halfopen --help'"},
+		{"an unknown command", "nope", `halfopen: unknown command "nope", try 'halfopen --help'`},
+		{"top, which comes later", "top", `halfopen: unknown command "top", try 'halfopen --help'`},
+		{"help for an unknown command", "help nope", `halfopen: unknown command "nope", try 'halfopen --help'`},
+		{"an unknown flag", "--x", "halfopen: unknown flag '--x', try 'halfopen --help'"},
+		{"an unknown flag of a command", "list --x", "halfopen: unknown flag '--x', try 'halfopen list --help'"},
+		{"an unknown short flag", "list -x", "halfopen: unknown flag '-x', try 'halfopen list --help'"},
+		{"a flag of another command", "doctor --idle-after=1s", "halfopen: unknown flag '--idle-after', try 'halfopen doctor --help'"},
+		{"an argument too many", "doctor now", "halfopen: unexpected now, try 'halfopen doctor --help'"},
+		{"a flag without its value", "agent --idle-after", "halfopen: no value for flag '--idle-after', try 'halfopen agent --help'"},
+		{"a flag twice", "list --limit=1 --limit=2", "halfopen: flag 'limit' cannot be repeated, try 'halfopen list --help'"},
+		{"no duration", "agent --zombie-silence=10", `halfopen: --zombie-silence: "10" is not a duration such as 10s, 5m or 2h, try 'halfopen agent --help'`},
+		{"no time at all", "agent --census-interval=0s", "halfopen: --census-interval: 0s is not positive, try 'halfopen agent --help'"},
+		{"a negative duration", "agent --idle-after=-5m", "halfopen: --idle-after: -5m is not positive, try 'halfopen agent --help'"},
+		{"no probe at all", "agent --zombie-unanswered=0", `halfopen: --zombie-unanswered: "0" is not a number of at least 1, try 'halfopen agent --help'`},
+		{"an unknown log level", "agent --log.level=x", "halfopen: unrecognized log level x, try 'halfopen agent --help'"},
+		{"an unknown output", "list -o yaml", `halfopen: --output: "yaml" is none of table, wide, json, try 'halfopen list --help'`},
+		{"an unknown verdict", "list --verdict=dead", `halfopen: --verdict: unknown verdict "dead" (there are zombie, suspect, stalled, unguarded, idle, active), try 'halfopen list --help'`},
+		{"an unknown state", "list --state=open", `halfopen: --state: unknown state "open" (there are established, syn_sent, syn_recv, fin_wait1, fin_wait2, time_wait, close, close_wait, last_ack, listen, closing), try 'halfopen list --help'`},
+		{"port 0", "list --port=0", `halfopen: --port: "0" is not a port from 1 to 65535, try 'halfopen list --help'`},
+		{"process 0", "list --pid=0", `halfopen: --pid: "0" is not a process id, try 'halfopen list --help'`},
+		{"a negative limit", "list --limit=-1", `halfopen: --limit: "-1" is not a number of at least 0, try 'halfopen list --help'`},
+		{"an address that is no URL", "list --url=localhost:9839", `halfopen: --url: "localhost:9839" is not a URL such as http://127.0.0.1:9839, try 'halfopen list --help'`},
+		{"deaths without an agent", "list --cause=closed", "halfopen: --cause needs --url, since only an agent remembers deaths, try 'halfopen list --help'"},
+		{"deaths by port", "list --url=http://h --cause=closed --port=1", "halfopen: --cause cannot be combined with --verdict, --state, --port or --pid, try 'halfopen list --help'"},
+		{"thresholds for an agent that has its own", "list --url=http://h --idle-after=1s", "halfopen: --idle-after, --stalled-after, --zombie-unanswered, --zombie-silence and --middlebox-timeout are the agent's to decide with --url, try 'halfopen list --help'"},
+		{"a wide trace", "trace -o wide", `halfopen: --output: "wide" is none of text, json, try 'halfopen trace --help'`},
+		{"an argument that moves the cursor", "list\x00--\x1b[2J\nx", "halfopen: unknown flag '--?[2J; x', try 'halfopen list --help'"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			args := strings.Fields(tt.args)
+			if strings.ContainsRune(tt.args, 0) { // where the blanks are part of it
+				args = strings.Split(tt.args, "\x00")
+			}
+			status, stdout, stderr := halfopen(t, args...)
+			if status != exitUsage || stdout != "" || stderr != tt.want+"\n" {
+				t.Errorf("status %d, stdout %q, stderr\n%s\nwant status 2 and\n%s", status, stdout, stderr, tt.want)
+			}
+		})
+	}
+}
+
+func TestHelpGoesToStdoutAndIsDone(t *testing.T) {
+	for _, args := range []string{"--help", "-h", "help"} {
+		status, stdout, stderr := halfopen(t, args)
+		if status != exitDone || stderr != "" || strings.Count(stdout, "usage: halfopen <command>") != 1 {
+			t.Errorf("%s: status %d, stderr %q, stdout\n%s", args, status, stderr, stdout)
+		}
+		for _, c := range commands {
+			if !strings.Contains(stdout, "\n  "+c.name+" ") {
+				t.Errorf("%s does not list %s", args, c.name)
+			}
+		}
+	}
+	for _, c := range commands {
+		for _, args := range [][]string{{c.name, "--help"}, {c.name, "-h"}, {"help", c.name}} {
+			status, stdout, stderr := halfopen(t, args...)
+			if status != exitDone || stderr != "" || strings.Count(stdout, "usage: halfopen "+c.name) != 1 {
+				t.Errorf("%s: status %d, stderr %q, stdout\n%s", args, status, stderr, stdout)
+			}
+		}
+	}
+}
+
+func TestFailures(t *testing.T) {
+	verifier := &ebpf.VerifierError{Cause: syscall.EACCES, Log: []string{"0: (b7) r0 = 0", "R1 type=inv expected=ctx"}}
+	for _, tt := range []struct {
+		name   string
+		err    error
+		status int
+		stderr string
+	}{
+		{"success says nothing", nil, exitDone, ""},
+		{"a reader that went away is no failure", fmt.Errorf("write: %w", syscall.EPIPE), exitDone, ""},
+		{"a failure is one line", errors.New("listen: in use: choose another"), exitFailed, "halfopen: listen: in use: choose another\n"},
+		{"several failures are one line", errors.Join(errors.New("one"), errors.New("two")), exitFailed, "halfopen: one; two\n"},
+		{"a failure cannot write to the terminal", errors.New("no \x1b[31m\u202efile"), exitFailed, "halfopen: no ?[31m?file\n"},
+		{"an interruption is none of the user's errors", errors.Join(context.Canceled, errors.New("close lab: busy")), exitFailed,
+			"halfopen: interrupted before it was done; close lab: busy\n"},
+		{"wrong usage can come late", usagef("not so"), exitUsage, "halfopen: not so, try 'halfopen list --help'\n"},
+		{"the verifier's refusal is told whole", fmt.Errorf("load BPF programs: %w", verifier), exitFailed,
+			"halfopen: load BPF programs: : permission denied: 0: (b7) r0 = 0: R1 type=inv expected=ctx; please report this kernel with what follows\n" +
+				": permission denied:\n\t0: (b7) r0 = 0\n\tR1 type=inv expected=ctx\n"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var stderr bytes.Buffer
+			if status := explain(tt.err, "halfopen list", &stderr); status != tt.status || stderr.String() != tt.stderr {
+				t.Errorf("status %d, stderr\n%s\nwant %d\n%s", status, stderr.String(), tt.status, tt.stderr)
+			}
+		})
+	}
+}
+
+// full is a disk with no room.
+type full struct{}
+
+func (full) Write([]byte) (int, error) { return 0, syscall.ENOSPC }
+
+func TestOutputThatIsLostIsAFailure(t *testing.T) {
+	var stderr bytes.Buffer
+	for _, args := range [][]string{{"version"}, {"--help"}} {
+		stderr.Reset()
+		if status := run(t.Context(), args, full{}, &stderr); status != exitFailed || !strings.Contains(stderr.String(), "no space left") {
+			t.Errorf("%s: status %d, stderr %q", args, status, stderr.String())
+		}
+	}
+}

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"io"
+	"os"
+	"strings"
+
+	"golang.org/x/term"
+)
+
+// table prints rows in aligned columns, with two spaces between them.
+type table struct {
+	columns []column
+	rows    [][]string
+}
+
+type column struct {
+	title string
+	right bool               // numbers, aligned to the right
+	paint func(string) style // of a cell's text; nil: none
+}
+
+// write prints the table, its cells as they are: the caller has made them
+// printable.
+func (t *table) write(w io.Writer, p palette) error {
+	widths := make([]int, len(t.columns))
+	for i, c := range t.columns {
+		widths[i] = columns(c.title)
+		for _, row := range t.rows {
+			widths[i] = max(widths[i], columns(row[i]))
+		}
+	}
+	var b strings.Builder
+	line := func(cells func(i int) (string, style)) {
+		for i, c := range t.columns {
+			text, s := cells(i)
+			pad := strings.Repeat(" ", widths[i]-columns(text))
+			if i > 0 {
+				b.WriteString("  ")
+			}
+			switch {
+			case c.right:
+				b.WriteString(pad + p.paint(s, text))
+			case i == len(t.columns)-1:
+				b.WriteString(p.paint(s, text)) // nothing behind the last
+			default:
+				b.WriteString(p.paint(s, text) + pad)
+			}
+		}
+		b.WriteByte('\n')
+	}
+	line(func(i int) (string, style) { return t.columns[i].title, bold })
+	for _, row := range t.rows {
+		line(func(i int) (string, style) {
+			if t.columns[i].paint == nil {
+				return row[i], ""
+			}
+			return row[i], t.columns[i].paint(row[i])
+		})
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// style is how a terminal is told to write (ECMA-48 SGR).
+type style string
+
+const (
+	bold   style = "1"
+	faint  style = "2"
+	red    style = "1;31"
+	green  style = "32"
+	yellow style = "33"
+	purple style = "35"
+)
+
+// palette paints, or does not.
+type palette bool
+
+func (p palette) paint(s style, text string) string {
+	if !p || s == "" || text == "" {
+		return text
+	}
+	return "\x1b[" + string(s) + "m" + text + "\x1b[0m"
+}
+
+// paletteFor paints only on a terminal, and not where NO_COLOR (no-color.org) or
+// a dumb terminal asks not to.
+func paletteFor(w io.Writer) palette {
+	f, ok := w.(*os.File)
+	return palette(ok && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && term.IsTerminal(int(f.Fd())))
+}
+
+func paintVerdict(verdict string) style {
+	switch verdict {
+	case "zombie":
+		return red
+	case "suspect":
+		return yellow
+	case "stalled":
+		return purple
+	case "idle", "active":
+		return faint
+	}
+	return ""
+}

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestVersionIsThatOfPrometheusTools(t *testing.T) {
+	for _, args := range []string{"version", "--version"} {
+		status, stdout, stderr := halfopen(t, args)
+		if status != exitDone || stderr != "" || !strings.HasPrefix(stdout, "halfopen, version ") || !strings.Contains(stdout, "go version:") {
+			t.Errorf("%s: status %d, stderr %q, stdout\n%s", args, status, stderr, stdout)
+		}
+	}
+}

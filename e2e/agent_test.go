@@ -1,0 +1,363 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+)
+
+// binary is the halfopen to try: $HALFOPEN_BIN, or built here.
+var binary string
+
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		if os.Geteuid() != 0 {
+			fmt.Fprintln(os.Stderr, "the end-to-end tests need root: sudo make e2e")
+			return 1
+		}
+		binary = os.Getenv("HALFOPEN_BIN")
+		if binary == "" {
+			dir, err := os.MkdirTemp("", "halfopen-e2e-")
+			if err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				return 1
+			}
+			defer os.RemoveAll(dir)
+			binary = filepath.Join(dir, "halfopen")
+			if out, err := exec.Command("go", "build", "-o", binary, "../cmd/halfopen").CombinedOutput(); err != nil {
+				fmt.Fprintf(os.Stderr, "%v\n%s", err, out)
+				return 1
+			}
+		}
+		return m.Run()
+	}())
+}
+
+// The contract's objects, as a client would write them down.
+type connection struct {
+	Cookie string `json:"cookie"`
+	Family string `json:"family"`
+	Local  struct {
+		IP   string `json:"ip"`
+		Port int    `json:"port"`
+	} `json:"local"`
+	Remote struct {
+		IP   string `json:"ip"`
+		Port int    `json:"port"`
+	} `json:"remote"`
+	Netns         uint32     `json:"netns"`
+	State         string     `json:"state"`
+	Verdict       string     `json:"verdict"`
+	Since         *time.Time `json:"since"`
+	Evidence      string     `json:"evidence"`
+	Unanswered    int        `json:"unanswered"`
+	IdleSeconds   float64    `json:"idle_seconds"`
+	SilentSeconds float64    `json:"silent_seconds"`
+	Keepalive     struct {
+		Enabled         bool    `json:"enabled"`
+		TimeSeconds     float64 `json:"time_seconds"`
+		IntervalSeconds float64 `json:"interval_seconds"`
+		Probes          int     `json:"probes"`
+		ProbesOut       int     `json:"probes_out"`
+		PerSocket       bool    `json:"per_socket"`
+	} `json:"keepalive"`
+	UserTimeoutSeconds float64 `json:"user_timeout_seconds"`
+	Retransmits        struct {
+		Unanswered int `json:"unanswered"`
+		Total      int `json:"total"`
+	} `json:"retransmits"`
+	UnackedSegments int      `json:"unacked_segments"`
+	SendQueueBytes  int      `json:"send_queue_bytes"`
+	SendWindowBytes int      `json:"send_window_bytes"`
+	Risks           []string `json:"risks"`
+	Process         *struct {
+		PID  int    `json:"pid"`
+		Comm string `json:"comm"`
+		FD   int    `json:"fd"`
+	} `json:"process"`
+	UID      *int  `json:"uid"`
+	Accepted *bool `json:"accepted"`
+}
+
+type death struct {
+	connection
+	At            time.Time `json:"at"`
+	Cause         string    `json:"cause"`
+	During        string    `json:"during"`
+	Errno         string    `json:"errno"`
+	ZombieSeconds *float64  `json:"zombie_seconds"`
+}
+
+type event struct {
+	At         time.Time `json:"at"`
+	Kind       string    `json:"kind"`
+	Evidence   string    `json:"evidence"`
+	Unanswered int       `json:"unanswered"`
+	From       string    `json:"from"`
+	To         string    `json:"to"`
+}
+
+// agent is a running `halfopen agent`.
+type agent struct {
+	t    testing.TB
+	cmd  *exec.Cmd
+	url  string
+	log  *buffer
+	done chan struct{}
+	err  error // of its exit; after done
+}
+
+// buffer is what a child process has said so far.
+type buffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+// startAgent runs an agent until the test ends, and returns once it is ready.
+func startAgent(t testing.TB, flags ...string) *agent {
+	t.Helper()
+	addr := freeAddr(t)
+	a := &agent{t: t, url: "http://" + addr, log: &buffer{}, done: make(chan struct{})}
+	a.cmd = exec.Command(binary, append([]string{"agent", "--web.listen-address=" + addr}, flags...)...)
+	a.cmd.Stdout, a.cmd.Stderr = a.log, a.log
+	if err := a.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		a.err = a.cmd.Wait()
+		close(a.done)
+	}()
+	t.Cleanup(func() {
+		a.stop()
+		if t.Failed() {
+			t.Logf("the agent said:\n%s", a.log)
+		}
+	})
+	eventually(t, 10*time.Second, "the agent is ready", func() error {
+		select {
+		case <-a.done:
+			t.Fatalf("the agent ended: %v\n%s", a.err, a.log)
+		default:
+		}
+		resp, err := http.Get(a.url + "/-/ready")
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			return fmt.Errorf("ready: %s", resp.Status)
+		}
+		return nil
+	})
+	return a
+}
+
+// stop ends the agent in order and returns its exit status.
+func (a *agent) stop() int {
+	_ = a.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-a.done:
+	case <-time.After(10 * time.Second):
+		_ = a.cmd.Process.Kill()
+		<-a.done
+		a.t.Error("the agent did not end within 10 s of SIGTERM")
+	}
+	return a.cmd.ProcessState.ExitCode()
+}
+
+// freeAddr is a loopback address that nothing listens on.
+func freeAddr(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// get reads a JSON document of the API.
+func (a *agent) get(path string, into any) error {
+	resp, err := http.Get(a.url + path)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %s: %s", path, resp.Status, body)
+	}
+	return json.Unmarshal(body, into)
+}
+
+// connections asks for the connections of a network's client to a port; query
+// may select further. The agent sees the whole node, other tests included.
+func (a *agent) connections(n *network, port int, query string) []connection {
+	a.t.Helper()
+	var list struct {
+		GeneratedAt time.Time    `json:"generated_at"`
+		Total       int          `json:"total"`
+		Connections []connection `json:"connections"`
+	}
+	path := fmt.Sprintf("/api/v1/connections?limit=100000&port=%d&%s", port, query)
+	if err := a.get(strings.TrimSuffix(path, "&"), &list); err != nil {
+		a.t.Fatal(err)
+	}
+	if list.Total != len(list.Connections) {
+		a.t.Fatalf("total is %d, with %d connections", list.Total, len(list.Connections))
+	}
+	var conns []connection
+	for _, c := range list.Connections {
+		if c.Remote.Port == port && c.Netns == n.Client.Inode() {
+			conns = append(conns, c)
+		}
+	}
+	return conns
+}
+
+// story asks for one connection's recent events.
+func (a *agent) story(cookie string) []event {
+	a.t.Helper()
+	var c struct {
+		Events []event `json:"events"`
+	}
+	if err := a.get("/api/v1/connections/"+url.PathEscape(cookie), &c); err != nil {
+		a.t.Fatal(err)
+	}
+	return c.Events
+}
+
+// deaths asks for the deaths of the connections of a network's client to a port.
+func (a *agent) deaths(n *network, port int) []death {
+	a.t.Helper()
+	var list struct {
+		Total  int     `json:"total"`
+		Deaths []death `json:"deaths"`
+	}
+	if err := a.get("/api/v1/deaths?limit=100000", &list); err != nil {
+		a.t.Fatal(err)
+	}
+	var deaths []death
+	for _, d := range list.Deaths {
+		if d.Remote.Port == port && d.Netns == n.Client.Inode() {
+			deaths = append(deaths, d)
+		}
+	}
+	return deaths
+}
+
+// metrics scrapes and parses /metrics.
+func (a *agent) metrics() metrics {
+	a.t.Helper()
+	resp, err := http.Get(a.url + "/metrics")
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	families, err := parser.TextToMetricFamilies(resp.Body)
+	if err != nil {
+		a.t.Fatalf("parse metrics: %v", err)
+	}
+	return metrics{a.t, families}
+}
+
+type metrics struct {
+	t        testing.TB
+	families map[string]*dto.MetricFamily
+}
+
+// value is that of one series (of a histogram, its count): name, then label
+// names and values in turn. The series must exist.
+func (m metrics) value(name string, labels ...string) float64 {
+	m.t.Helper()
+	f := m.families[name]
+	if f == nil {
+		m.t.Fatalf("no metric %s", name)
+	}
+series:
+	for _, s := range f.Metric {
+		have := make(map[string]string)
+		for _, l := range s.Label {
+			have[l.GetName()] = l.GetValue()
+		}
+		for i := 0; i < len(labels); i += 2 {
+			if v, ok := have[labels[i]]; !ok || v != labels[i+1] {
+				continue series
+			}
+		}
+		switch {
+		case s.Gauge != nil:
+			return s.Gauge.GetValue()
+		case s.Counter != nil:
+			return s.Counter.GetValue()
+		case s.Histogram != nil:
+			return float64(s.Histogram.GetSampleCount())
+		}
+	}
+	m.t.Fatalf("no series %s%v", name, labels)
+	return 0
+}
+
+// eventually waits until f returns nil.
+func eventually(t testing.TB, timeout time.Duration, what string, f func() error) {
+	t.Helper()
+	deadline := time.Now().Add(timeout)
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("not within %v: %s: %v", timeout, what, err)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// throughout calls f again and again for a time.
+func throughout(ctx context.Context, d time.Duration, f func()) {
+	ctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	for ctx.Err() == nil {
+		f()
+		select {
+		case <-ctx.Done():
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}

@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+
+	"github.com/halfopen/halfopen/internal/lab"
+)
+
+// fds counts a process's file descriptors.
+func fds(t *testing.T, pid int) int {
+	t.Helper()
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
+}
+
+// strays are the threads of a process outside its own network namespace.
+func strays(t *testing.T, pid int) []string {
+	t.Helper()
+	home, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/ns/net", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	for _, task := range tasks {
+		if ns, err := os.Readlink(task); err == nil && ns != home {
+			found = append(found, task)
+		}
+	}
+	return found
+}
+
+func TestNamespacesComeAndGo(t *testing.T) {
+	// Not parallel: it counts namespaces. The interval stretches with their
+	// number, to keep to the census's share of a core.
+	a := startAgent(t, "--census-interval=500ms")
+	pid := a.cmd.Process.Pid
+	namespaces := func() int { return int(a.metrics().value("halfopen_census_namespaces")) }
+	base := namespaces()
+	seen := func(made map[uint32]*lab.Namespace) map[uint32]bool {
+		var list struct {
+			Connections []connection `json:"connections"`
+		}
+		if err := a.get(fmt.Sprintf("/api/v1/connections?port=%d", healthy), &list); err != nil {
+			t.Fatal(err)
+		}
+		seen := make(map[uint32]bool)
+		for _, c := range list.Connections {
+			if made[c.Netns] != nil {
+				seen[c.Netns] = true
+			}
+		}
+		return seen
+	}
+	seen(nil)
+	baseFDs, baseGoroutines := fds(t, pid), a.metrics().value("go_goroutines")
+
+	for round := range 3 {
+		made := make(map[uint32]*lab.Namespace)
+		for range many {
+			n, err := lab.NewNamespace()
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { n.Close() })
+			made[n.Inode()] = n
+			l, err := n.Listen("tcp", netip.MustParseAddrPort("127.0.0.1:7001"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			c, err := n.Dial(t.Context(), netip.MustParseAddrPort("127.0.0.1:7001"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+		}
+		if got := len(seen(made)); got != many {
+			t.Errorf("round %d: connections of %d namespaces seen, expected %d", round, got, many)
+		}
+		eventually(t, 30*time.Second, "the census counts them", func() error {
+			if got := namespaces(); got != base+many {
+				return fmt.Errorf("%d namespaces, expected %d", got, base+many)
+			}
+			return nil
+		})
+		for _, n := range made {
+			if err := n.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		eventually(t, 30*time.Second, "the census counts them no more", func() error {
+			if got := namespaces(); got != base {
+				return fmt.Errorf("%d namespaces, expected %d", got, base)
+			}
+			return nil
+		})
+	}
+
+	eventually(t, 5*time.Second, "nothing is held", func() error {
+		if got := strays(t, pid); len(got) > 0 {
+			return fmt.Errorf("threads in other namespaces: %v", got)
+		}
+		if got := fds(t, pid); got > baseFDs+1 { // one may be a scrape's connection
+			return fmt.Errorf("%d file descriptors, there were %d", got, baseFDs)
+		}
+		if got := a.metrics().value("go_goroutines"); got > baseGoroutines+2 {
+			return fmt.Errorf("%v goroutines, there were %v", got, baseGoroutines)
+		}
+		return nil
+	})
+}
+
+// loaded counts the kernel's BPF programs and links.
+func loaded(t *testing.T) (programs, links int) {
+	t.Helper()
+	for id := ebpf.ProgramID(0); ; programs++ {
+		next, err := ebpf.ProgramGetNextID(id)
+		if errors.Is(err, os.ErrNotExist) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		id = next
+	}
+	it := new(link.Iterator)
+	defer it.Close()
+	for it.Next() {
+		links++
+	}
+	if err := it.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return programs, links
+}
+
+func TestNothingIsLeftInTheKernel(t *testing.T) {
+	programs, links := loaded(t) // not parallel: it counts every program
+	checkGone := func(t *testing.T) {
+		eventually(t, 10*time.Second, "unloaded", func() error {
+			if p, l := loaded(t); p > programs || l > links {
+				return fmt.Errorf("%d programs and %d links, there were %d and %d", p, l, programs, links)
+			}
+			return nil
+		})
+	}
+
+	t.Run("after SIGTERM", func(t *testing.T) {
+		a := startAgent(t)
+		if p, l := loaded(t); p <= programs || l <= links {
+			t.Fatalf("%d programs and %d links with an agent, %d and %d without", p, l, programs, links)
+		}
+		if status := a.stop(); status != 0 {
+			t.Errorf("exit status %d: %s", status, a.log)
+		}
+		checkGone(t)
+	})
+	t.Run("after kill -9", func(t *testing.T) {
+		a := startAgent(t)
+		if err := a.cmd.Process.Signal(syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		<-a.done
+		checkGone(t)
+	})
+	t.Run("after a demo that was interrupted", func(t *testing.T) {
+		holders := func() int {
+			comms, _ := filepath.Glob("/proc/[0-9]*/ns/net")
+			home, _ := os.Readlink("/proc/self/ns/net")
+			n := 0
+			for _, path := range comms {
+				if ns, err := os.Readlink(path); err == nil && strings.HasPrefix(ns, "net:") && ns != home {
+					n++
+				}
+			}
+			return n
+		}
+		before := holders()
+		cmd, out := start(t, "demo")
+		eventually(t, 10*time.Second, "it has its namespaces", func() error {
+			if holders() < before+2 {
+				return errors.New("not yet")
+			}
+			return nil
+		})
+		if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait()
+		if got := holders(); got != before {
+			t.Errorf("%d processes in other namespaces are left\n%s", got-before, out)
+		}
+		checkGone(t)
+	})
+}

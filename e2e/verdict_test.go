@@ -1,0 +1,443 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"net"
+	"slices"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/halfopen/halfopen/internal/lab"
+)
+
+// A prime number of connections: a count that is right by accident is rarer.
+const many = 23
+
+const (
+	vanishing = 7000 // the port whose packets get lost
+	healthy   = 7001
+)
+
+// checkLatency checks that the verdict came within a second of when the silence
+// was long enough: with keepalive every second, of the deciding probe.
+func checkLatency(t *testing.T, conns []connection, within time.Duration) {
+	t.Helper()
+	now := time.Now()
+	for _, c := range conns {
+		if c.Since == nil {
+			t.Fatalf("%s is %s since nobody knows when", c.Cookie, c.Verdict)
+		}
+		silence := time.Duration(c.SilentSeconds*float64(time.Second)) - now.Sub(*c.Since)
+		if silence > 10*time.Second+within {
+			t.Errorf("%s had been silent for %v when it was found to be a zombie", c.Cookie, silence)
+		}
+	}
+}
+
+func TestKeepaliveZombies(t *testing.T) {
+	families(t, func(t *testing.T, n *network) {
+		a := startAgent(t)
+		n.serve(vanishing, echo)
+		n.serve(healthy, echo)
+		victims, neighbours := n.dial(vanishing, many), n.dial(healthy, many)
+		n.greet(victims)
+		n.greet(neighbours)
+		n.keepalive(victims, 2*time.Second, time.Second, 60)
+		n.keepalive(neighbours, 2*time.Second, time.Second, 60)
+		n.cut(vanishing)
+
+		checkNeighbours := func() {
+			for _, c := range a.connections(n, healthy, "") {
+				if c.Verdict != "active" && c.Verdict != "idle" {
+					t.Errorf("healthy %s is %s (%d unanswered)", c.Cookie, c.Verdict, c.Unanswered)
+				}
+			}
+		}
+		eventually(t, 20*time.Second, "all zombies", func() error {
+			checkNeighbours()
+			return all(a.connections(n, vanishing, ""), many, "zombie")
+		})
+		checkLatency(t, a.connections(n, vanishing, ""), 1500*time.Millisecond)
+
+		first := n.unansweredAsSS(a, vanishing, "keepalive")
+		began := time.Now()
+		throughout(t.Context(), 5*time.Second, func() {
+			n.unansweredAsSS(a, vanishing, "keepalive")
+			checkNeighbours()
+		})
+		last := n.unansweredAsSS(a, vanishing, "keepalive")
+		seconds := time.Since(began).Seconds()
+		were := make(map[string]int)
+		for _, c := range first {
+			were[c.Cookie] = c.Unanswered
+		}
+		for _, c := range last {
+			if c.Evidence != "keepalive" {
+				t.Errorf("%s: evidence is %q", c.Cookie, c.Evidence)
+			}
+			if c.State != "established" || c.Family != n.family || !c.Keepalive.Enabled ||
+				c.Keepalive.TimeSeconds != 2 || c.Keepalive.IntervalSeconds != 1 || c.Keepalive.Probes != 60 ||
+				!c.Keepalive.PerSocket || c.Keepalive.ProbesOut != c.Unanswered {
+				t.Errorf("wrong settings: %+v", c)
+			}
+			if c.Process == nil || c.Process.PID != syscall.Getpid() {
+				t.Errorf("%s belongs to %+v, not to us", c.Cookie, c.Process)
+			}
+			if grew := float64(c.Unanswered - were[c.Cookie]); grew < seconds-2 || grew > seconds+1 {
+				t.Errorf("%s: %v more unanswered after %.1f s", c.Cookie, grew, seconds)
+			}
+		}
+		if got := len(a.connections(n, healthy, "")); got != many {
+			t.Errorf("%d healthy connections, expected %d", got, many)
+		}
+	})
+}
+
+func TestRetransmitZombies(t *testing.T) {
+	families(t, func(t *testing.T, n *network) {
+		a := startAgent(t)
+		n.serve(vanishing, echo)
+		victims := n.dial(vanishing, many)
+		n.greet(victims)
+		n.cut(vanishing)
+		for _, c := range victims {
+			if _, err := c.Write([]byte("anybody there?")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		eventually(t, 20*time.Second, "all zombies", func() error {
+			return all(a.connections(n, vanishing, ""), many, "zombie")
+		})
+		checkLatency(t, a.connections(n, vanishing, ""), 1500*time.Millisecond)
+		throughout(t.Context(), 5*time.Second, func() {
+			for _, c := range n.unansweredAsSS(a, vanishing, "on") {
+				if c.Evidence != "retransmit" || c.Retransmits.Unanswered != c.Unanswered || c.UnackedSegments == 0 ||
+					c.Keepalive.Enabled || !slices.Contains(c.Risks, "no_keepalive") {
+					t.Errorf("wrong: %+v", c)
+				}
+			}
+		})
+	})
+}
+
+func TestPeerComesBack(t *testing.T) {
+	families(t, func(t *testing.T, n *network) {
+		a := startAgent(t)
+		n.serve(vanishing, echo)
+		conns := n.dial(vanishing, many)
+		n.greet(conns)
+		n.keepalive(conns, 2*time.Second, time.Second, 60)
+		restore := n.cut(vanishing)
+		eventually(t, 20*time.Second, "all zombies", func() error {
+			return all(a.connections(n, vanishing, ""), many, "zombie")
+		})
+		before := a.metrics().value("halfopen_tcp_zombie_seconds")
+		restore()
+		// The next probe goes out within a second, and its answer is noticed
+		// within two more.
+		eventually(t, 3500*time.Millisecond, "all recovered", func() error {
+			for _, c := range a.connections(n, vanishing, "") {
+				if c.Verdict != "active" && c.Verdict != "idle" {
+					return fmt.Errorf("%s is %s", c.Cookie, c.Verdict)
+				}
+			}
+			return nil
+		})
+		if grew := a.metrics().value("halfopen_tcp_zombie_seconds") - before; grew < many {
+			t.Errorf("%v observations of halfopen_tcp_zombie_seconds, expected %d", grew, many)
+		}
+		// From the answer itself (silent_seconds tells when it came) to the
+		// verdict it must be less than two seconds.
+		for _, c := range a.connections(n, vanishing, "") {
+			events := a.story(c.Cookie)
+			last := events[len(events)-1]
+			for _, e := range events {
+				if e.Kind == "verdict" && e.From == "zombie" {
+					last = e
+				}
+			}
+			if last.Kind != "verdict" || last.From != "zombie" {
+				t.Errorf("%s: no recovery in its story: %+v", c.Cookie, events)
+			}
+		}
+	})
+}
+
+func TestConnectionsOlderThanTheAgent(t *testing.T) {
+	families(t, func(t *testing.T, n *network) {
+		n.serve(vanishing, echo)
+		conns := n.dial(vanishing, many)
+		n.greet(conns)
+		n.keepalive(conns, 2*time.Second, time.Second, 60)
+		n.cut(vanishing)
+		eventually(t, 20*time.Second, "ss counts enough probes", func() error {
+			for cookie, s := range n.ss(vanishing) {
+				if s.count < 9 {
+					return fmt.Errorf("%s has %d", cookie, s.count)
+				}
+			}
+			return nil
+		})
+		a := startAgent(t)
+		if err := all(n.unansweredAsSS(a, vanishing, "keepalive"), many, "zombie"); err != nil {
+			t.Errorf("at the agent's start: %v", err)
+		}
+		throughout(t.Context(), 3*time.Second, func() { n.unansweredAsSS(a, vanishing, "keepalive") })
+	})
+}
+
+// stalls fills connections to peers that do not read until their window is
+// closed, and checks what becomes of them for half a minute. timer is the one
+// that ss shows of such a connection.
+func stalls(t *testing.T, n *network, timer string, pause func(*net.TCPConn)) {
+	a := startAgent(t)
+	n.serve(healthy, func(c *net.TCPConn) {
+		pause(c)
+		<-t.Context().Done()
+	})
+	conns := n.dial(healthy, 3)
+	for _, c := range conns {
+		_ = c.SetWriteDeadline(time.Now().Add(time.Second))
+		for buf := make([]byte, 1<<20); ; {
+			if _, err := c.Write(buf); err != nil {
+				break // the window is closed, and our own buffer full
+			}
+		}
+	}
+	var stalled bool
+	throughout(t.Context(), 30*time.Second, func() {
+		conns := a.connections(n, healthy, "")
+		for _, c := range conns {
+			if c.Verdict == "zombie" || c.Verdict == "suspect" {
+				t.Errorf("%s is %s (%d unanswered, silent for %.1f s)", c.Cookie, c.Verdict, c.Unanswered, c.SilentSeconds)
+			}
+		}
+		stalled = stalled || all(conns, 3, "stalled") == nil
+	})
+	if !stalled {
+		t.Errorf("they were not all stalled: %+v", a.connections(n, healthy, ""))
+	}
+	for cookie, s := range n.ss(healthy) {
+		if s.timer != timer {
+			t.Errorf("ss shows of %s %+v, expected timer %s", cookie, s, timer)
+		}
+	}
+	for _, c := range a.connections(n, healthy, "") {
+		if c.Evidence != "window_probe" || c.SendWindowBytes != 0 {
+			t.Errorf("evidence of %s is %q, its window is %d", c.Cookie, c.Evidence, c.SendWindowBytes)
+		}
+	}
+}
+
+func TestPausedPeerIsStalledNotZombie(t *testing.T) {
+	families(t, func(t *testing.T, n *network) { stalls(t, n, "persist", func(*net.TCPConn) {}) })
+}
+
+// The window may also close under data in flight; then the kernel probes it
+// with retransmissions that it does not count.
+func TestPausedPeerThatShrinksItsWindowIsStalledNotZombie(t *testing.T) {
+	families(t, func(t *testing.T, n *network) {
+		stalls(t, n, "on", func(c *net.TCPConn) { _ = c.SetReadBuffer(4096) })
+	})
+}
+
+func TestLossNeverMakesAZombie(t *testing.T) {
+	families(t, func(t *testing.T, n *network) {
+		a := startAgent(t)
+		chat := func(c *net.TCPConn) {
+			go func() {
+				buf := make([]byte, 4096)
+				for {
+					if _, err := c.Read(buf); err != nil {
+						return
+					}
+				}
+			}()
+			for {
+				if _, err := c.Write([]byte("what a line")); err != nil {
+					return
+				}
+				time.Sleep(50 * time.Millisecond)
+			}
+		}
+		n.serve(healthy, chat)
+		conns := n.dial(healthy, 3)
+		for _, direction := range []lab.Direction{lab.In, lab.Out} {
+			if _, err := n.Client.Drop(lab.Rule{Port: healthy, Direction: direction, Percent: 25}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, c := range conns {
+			go chat(c)
+		}
+		throughout(t.Context(), 30*time.Second, func() {
+			for _, c := range a.connections(n, healthy, "") {
+				if c.Verdict == "zombie" {
+					t.Errorf("%s: %d unanswered, silent for %.1f s", c.Cookie, c.Unanswered, c.SilentSeconds)
+				}
+			}
+		})
+		alive := a.connections(n, healthy, "")
+		if len(alive) != len(conns) {
+			t.Errorf("%d connections are left of %d", len(alive), len(conns))
+		}
+		for _, c := range alive {
+			if c.Retransmits.Total < 23 {
+				t.Errorf("%s had only %d retransmissions: the loss did not work", c.Cookie, c.Retransmits.Total)
+			}
+			for _, e := range a.story(c.Cookie) {
+				if e.To == "zombie" {
+					t.Errorf("%s was a zombie at %v", c.Cookie, e.At)
+				}
+			}
+		}
+	})
+}
+
+func TestIdleConnections(t *testing.T) {
+	families(t, func(t *testing.T, n *network) {
+		if err := n.Client.Sysctl("net.ipv4.tcp_keepalive_time", "77"); err != nil {
+			t.Fatal(err)
+		}
+		const guardedPort, unguardedPort, activePort = 7002, 7003, 7004
+		a := startAgent(t, "--idle-after=3s")
+		for _, port := range []int{guardedPort, unguardedPort, activePort} {
+			n.serve(port, echo)
+		}
+		guarded, unguarded, active := n.dial(guardedPort, 5), n.dial(unguardedPort, 7), n.dial(activePort, 3)
+		n.keepalive(guarded, time.Second, time.Second, 60)
+		n.greet(guarded)
+		n.greet(unguarded)
+		greeted := time.Now()
+		if err := all(a.connections(n, unguardedPort, ""), 7, "active"); err != nil {
+			t.Error(err)
+		}
+		eventually(t, 6*time.Second, "unguarded", func() error {
+			n.greet(active)
+			return all(a.connections(n, unguardedPort, ""), 7, "unguarded")
+		})
+		for _, c := range a.connections(n, unguardedPort, "verdict=unguarded") {
+			if c.Keepalive.Enabled || c.Keepalive.PerSocket || c.Keepalive.TimeSeconds != 77 {
+				t.Errorf("not the settings of its namespace: %+v", c.Keepalive)
+			}
+			if began := c.Since.Sub(greeted); began < 2900*time.Millisecond || began > 3200*time.Millisecond {
+				t.Errorf("%s is unguarded since %v after its last data", c.Cookie, began)
+			}
+		}
+		if err := all(a.connections(n, guardedPort, ""), 5, "idle"); err != nil {
+			t.Error(err)
+		}
+		n.greet(active)
+		if err := all(a.connections(n, activePort, ""), 3, "active"); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// An IPv4 connection of an IPv6 socket, one that nobody has accepted, and one
+// that its application has closed.
+func TestUnusualSockets(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t, "ipv4")
+	a := startAgent(t)
+	l, err := n.Server.Listen("tcp", n.server(vanishing))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	c := n.dial(vanishing, 1)[0]
+	if _, err := c.Write([]byte("hello")); err != nil {
+		t.Fatal(err)
+	}
+	var list struct {
+		Connections []connection `json:"connections"`
+	}
+	if err := a.get(fmt.Sprintf("/api/v1/connections?port=%d", vanishing), &list); err != nil {
+		t.Fatal(err)
+	}
+	ends := 0
+	for _, c := range list.Connections {
+		if c.Netns != n.Client.Inode() && c.Netns != n.Server.Inode() {
+			continue // another test's
+		}
+		ends++
+		switch {
+		case c.Local.Port == vanishing && (c.Process != nil || c.UID != nil || c.Accepted == nil || *c.Accepted):
+			t.Errorf("not accepted yet, and still somebody's: %+v", c)
+		case c.Remote.Port == vanishing && (c.Process == nil || c.UID == nil || *c.UID != 0):
+			t.Errorf("nobody's: %+v", c)
+		}
+	}
+	if ends != 2 {
+		t.Errorf("%d connections, expected both ends of one", ends)
+	}
+
+	n.cut(vanishing)
+	c.Close()
+	eventually(t, 20*time.Second, "the orphan is a zombie", func() error {
+		return all(a.connections(n, vanishing, "state=fin_wait1"), 1, "zombie")
+	})
+	if orphan := a.connections(n, vanishing, "")[0]; orphan.Process != nil || orphan.UID != nil || orphan.Evidence != "retransmit" {
+		t.Errorf("an orphan is nobody's: %+v", orphan)
+	}
+}
+
+func TestIPv4ConnectionOfAnIPv6Socket(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t, "ipv4")
+	a := startAgent(t)
+	n.serve(healthy, echo)
+	var fd int
+	err := n.Client.Do(func() (err error) {
+		if fd, err = syscall.Socket(syscall.AF_INET6, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0); err != nil {
+			return err
+		}
+		return syscall.Connect(fd, &syscall.SockaddrInet6{Port: healthy, Addr: n.server(healthy).Addr().As16()})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(fd)
+	conns := a.connections(n, healthy, "")
+	if err := all(conns, 1, "active"); err != nil {
+		t.Fatal(err)
+	}
+	if c := conns[0]; c.Family != "ipv4" || c.Remote.IP != n.Server.Addr4().String() || c.Local.IP != n.Client.Addr4().String() {
+		t.Errorf("not as on the wire: %+v", c)
+	}
+}
+
+// What a healthy connection costs in events: nothing.
+func TestHealthyConnectionsMakeNoEvents(t *testing.T) {
+	n := newNetwork(t, "ipv4") // not parallel: it reads node-wide counters
+	a := startAgent(t)
+	n.serve(healthy, func(c *net.TCPConn) {
+		echo(c)
+		c.Close()
+	})
+	before := a.metrics()
+	for range many {
+		conns := n.dial(healthy, many)
+		n.greet(conns)
+		for _, c := range conns {
+			c.Close()
+		}
+	}
+	// Both ends of each; the server's ends follow.
+	eventually(t, 5*time.Second, "all closed", func() error {
+		if got := a.metrics().value("halfopen_tcp_deaths_total", "cause", "closed") -
+			before.value("halfopen_tcp_deaths_total", "cause", "closed"); got < 2*many*many {
+			return fmt.Errorf("%v deaths, expected %d", got, 2*many*many)
+		}
+		return nil
+	})
+	after := a.metrics()
+	for _, kind := range []string{"solicitation", "death"} {
+		if made := after.value("halfopen_events_total", "type", kind) - before.value("halfopen_events_total", "type", kind); made != 0 {
+			t.Errorf("%d healthy connections made %v events of type %s", many*many, made, kind)
+		}
+	}
+}

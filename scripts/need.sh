@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# need.sh NAME... makes sure that what the named Debian packages provide is
+# there, and installs only what is missing. It looks for the programs, not for
+# the packages: where they come from does not matter.
+#
+# Two things do not go into the system but into $TOOLS, which the Makefile has
+# at the front of PATH: golangci-lint (built at $GOLANGCI_LINT_VERSION), and
+# promtool, since installing Debian's prometheus would start a server.
+set -euo pipefail
+
+say() { printf '    %s\n' "$*"; }
+die() {
+    printf 'make: %s\n' "$*" >&2
+    exit 1
+}
+
+there() {
+    case $1 in
+    ca-certificates) [[ -n ${SSL_CERT_FILE:-} || -s /etc/ssl/certs/ca-certificates.crt || -s /etc/pki/tls/certs/ca-bundle.crt ]] ;;
+    clang-19) command -v clang-19 ;;
+    clang-format-19) command -v clang-format-19 ;;
+    gcc) command -v gcc ;;
+    go) # with an older one that may, go fetches the version of go.mod by itself
+        local have want
+        have=$(go env GOVERSION) want=go$(awk '$1 == "go" { print $2 }' go.mod)
+        [[ -n $have && "$(printf '%s\n' "$want" "$have" | sort -V | head -n 1)" == "$want" ]]
+        ;;
+    golangci-lint) [[ "$(golangci-lint version --short 2>&1)" == "${GOLANGCI_LINT_VERSION#v}" ]] ;;
+    iproute2) command -v ss && command -v ip ;;
+    libc6-dev) [[ -e /usr/include/stdlib.h ]] ;;
+    llvm-19) command -v llvm-strip-19 ;;
+    prometheus) command -v promtool ;;
+    *) return 1 ;;
+    esac >/dev/null 2>&1
+}
+
+apt() {
+    DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 "$@" </dev/null
+}
+
+install_golangci_lint() {
+    say "building golangci-lint $GOLANGCI_LINT_VERSION, once: this takes some minutes"
+    CGO_ENABLED=0 GOBIN=$TOOLS go install "github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$GOLANGCI_LINT_VERSION"
+}
+
+take_promtool() {
+    say "taking promtool out of the prometheus package"
+    tmp=$(mktemp -d)
+    trap 'rm -rf "$tmp"' EXIT
+    (cd "$tmp" && apt -o APT::Sandbox::User=root download prometheus)
+    dpkg-deb --fsys-tarfile "$tmp"/prometheus_*.deb | tar -x -C "$tmp" ./usr/bin/promtool
+    install -D "$tmp/usr/bin/promtool" "$TOOLS/promtool"
+}
+
+packages=() missing=() promtool=false linter=false
+for name; do
+    there "$name" && continue
+    case $name in
+    go) die "Go $(awk '$1 == "go" { print $2 }' go.mod) or newer is needed, and is neither in PATH nor in /usr/local/go/bin: https://go.dev/dl/" ;;
+    golangci-lint) linter=true ;;
+    prometheus) promtool=true missing+=("promtool (of prometheus)") ;;
+    *) packages+=("$name") missing+=("$name") ;;
+    esac
+done
+
+if ((${#missing[@]})); then
+    list=$(printf ', %s' "${missing[@]}")
+    list=${list:2}
+    command -v apt-get >/dev/null || die "missing, by the names of Debian's packages: $list; there is no apt-get here, so please install them"
+    ((EUID == 0)) || die "missing: $list; only root can install that: use sudo once"
+    say "installing what is missing: $list"
+    apt update
+    if ((${#packages[@]})); then
+        apt install --no-install-recommends -y "${packages[@]}"
+    fi
+    if $promtool; then
+        take_promtool
+    fi
+fi
+if $linter; then
+    install_golangci_lint
+fi
+for name; do
+    there "$name" || die "$name has been installed, but what it provides is still not found"
+done
