@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command halfopen finds TCP connections whose peer is gone, says why, and says
-// when the kernel will notice.
+// Command halfopen finds TCP connections whose peer is gone, and says why.
 //
 // Each command has a file of its own, which adds its flags to the command line
 // and returns what to run. The exit status is 0 when it is done, 1 when it
@@ -46,7 +45,7 @@ var commands = []struct {
 	name, help string
 	flags      func(*kingpin.CmdClause) action
 }{
-	{"agent", "Run the node agent: watch every TCP connection, serve metrics, the API and the live page.", agentFlags},
+	{"agent", "Run the node agent: watch every TCP connection, and serve metrics and the API.", agentFlags},
 	{"list", "List the TCP connections of this node, worst first.", listFlags},
 	{"trace", "Print what happens to connections as it happens.", traceFlags},
 	{"demo", "Make a zombie in private network namespaces, and watch it being found.", demoFlags},
@@ -122,7 +121,7 @@ type parsed struct {
 // parse understands the command line. Its errors are all usageErrors.
 func parse(args []string) (parsed, error) {
 	p := parsed{name: "halfopen"}
-	app := kingpin.New("halfopen", "Finds TCP connections whose peer is gone (half-open, or zombies), says why, and says when the kernel will notice.")
+	app := kingpin.New("halfopen", "Finds TCP connections whose peer is gone (half-open, or zombies), and says why.")
 	app.HelpFlag.Short('h').Help("Show help.")
 	app.Version(version.Print("halfopen")).VersionFlag.Hidden()
 	app.UsageTemplate(usageTemplate).UsageFuncs(usageFuncs)
