@@ -42,6 +42,9 @@ func (k *Kernel) visitAll(ctx context.Context, write uint32, cookie uint64, visi
 	k.census.Lock()
 	defer k.census.Unlock()
 	var res CensusResult
+	if err := ctx.Err(); err != nil { // it may have been a long wait
+		return res, err
+	}
 	paths, err := netnsPaths()
 	if err != nil {
 		return res, fmt.Errorf("find network namespaces: %w", err)

@@ -8,7 +8,7 @@
  *   call_timer_fn()                   tcp_retransmit_skb   counts by type
  *     timer_expire_entry  remember    tcp_retransmit_synack counts
  *     tcp_keepalive_timer()           tcp_receive_reset    remember
- *       or tcp_write_timer()          tcp_send_reset       remember, correct
+ *       or tcp_write_timer()          tcp_send_reset       remember
  *         ... set_state(CLOSE) ...    inet_sock_set_state  cookie, death
  *     timer_expire_exit   compare
  *
@@ -85,19 +85,22 @@ struct {
  * The key is the socket's address, because a timer knows nothing else that a
  * map takes; the cookie tells a reused address. Inserted: at a solicitation,
  * and by the census. Deleted: at death, and by the watch pass when it finds an
- * answer or the socket gone. Preallocated, since it is filled in softirq. When it is
- * full the socket is found by the census instead (FAULT_WATCH_FULL).
+ * answer or the socket gone. An entry outlives the answer for as long as the
+ * socket's counters still show the row that was answered. Preallocated, since it is filled in
+ * softirq. When it is full the socket is found by the census instead (FAULT_WATCH_FULL).
  */
 struct watch {
 	__u64 cookie;
-	__u32 solicited; /* jiffies: the last solicitation */
+	__u32 solicited; /* jiffies: the last solicitation, if sent */
 	__u32 heard; /* jiffies: when the peer had last been heard then */
-	__u8 known; /* the two above are: we saw it */
+	__u8 sent; /* we saw the last solicitation go */
 	__u8 told; /* user space knows of it, so the answer is news, too */
 	__u8 evidence; /* enum evidence of the last solicitation */
-	__u8 uncounted; /* unanswered ones that no counter of the socket shows */
-	__u8 before; /* what its counters showed before the last sign of life */
-	__u8 pad[3];
+	__u8 before; /* what the socket's counters showed before this row */
+	__u8 uncounted; /* of this row, what no counter of the socket shows */
+	__u8 dead; /* it died, and its event could not be sent */
+	__u8 cause; /* of that */
+	__u8 during; /* of that */
 };
 
 struct {
@@ -279,9 +282,8 @@ static __always_inline __u32 write_timer_offset(void)
 #define STATE(tp) ((__u8)FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_state))
 
 /*
- * Jiffies since the window was first probed with data in flight, or AGE_NONE.
- * There icsk_probes_tstamp is not set; like tcp_rtx_probe0_timed_out() we take
- * the first retransmission, whose stamp is in ms, or in us (tcp_usec_ts, 6.8).
+ * Jiffies since the first retransmission of a row, or AGE_NONE. The stamp is in
+ * ms, or in us (tcp_usec_ts, since 6.8).
  */
 static __always_inline __u32 retransmitting_for(const struct tcp_sock *tp)
 {
@@ -296,7 +298,8 @@ static __always_inline __u32 retransmitting_for(const struct tcp_sock *tp)
 	    BPF_CORE_READ_BITFIELD_PROBED(usec, tcp_usec_ts))
 		second = 1000000;
 	elapsed = (__u32)(now / (1000000000 / second)) - stamp;
-	return (__s32)elapsed < 0 ? 0 : (__u64)elapsed * hz / second;
+	/* The stamp may be a little ahead of us; in us it wraps every 71 minutes. */
+	return elapsed > 0xfff00000 ? 0 : (__u64)elapsed * hz / second;
 }
 
 /* Jiffies from a stamp to now; the 32 bits wrap. */
@@ -308,57 +311,73 @@ static __always_inline __u32 age(__u32 now, __u32 stamp)
 	return d < 0 && d > -1000 ? 0 : (__u32)d;
 }
 
+/* When a timer expires, and in which level of the wheel it is; 0: not pending. */
+static __always_inline __u64 expires_at(const struct tcp_sock *tp, __u32 offset, __u8 *level)
+{
+	const struct timer_list *timer = (const void *)tp + offset;
+
+	if (!BPF_CORE_READ(timer, entry.pprev))
+		return 0;
+	*level = (BPF_CORE_READ(timer, flags) >> TIMER_ARRAYSHIFT) / LVL_SIZE;
+	return BPF_CORE_READ(timer, expires);
+}
+
+/* Whether the peer's window is what keeps a socket from sending. */
+static __always_inline bool window_limited(const struct conn *c, const struct tcp_sock *tp,
+					   const bool probe)
+{
+	return c->send_window < c->send_queue && c->send_window < FIELD(tp, mss_cache);
+}
+
 /*
- * Describes a socket as it is now. tp is any full TCP socket; probe says how
- * it has to be read and is a constant. seen is what the watch knows, or NULL.
+ * How many keepalive probes at most went out since the peer was last heard. The
+ * first goes after keepalive_time of silence, and the timer now waits for the
+ * one after the last.
  */
-static __always_inline void describe(struct conn *c, const struct tcp_sock *tp,
-				     const struct watch *seen, const bool probe)
+static __always_inline __u32 probes_since_heard(const struct conn *c, const struct tcp_sock *tp,
+						const bool probe)
+{
+	const struct net *net = FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_net.net);
+	__u32 intvl = FIELD(tp, keepalive_intvl) ?: FIELD(net, ipv4.sysctl_tcp_keepalive_intvl);
+	__u64 first = c->jiffies - c->silent + c->keepalive_time;
+	__u64 next, most;
+	__u8 level;
+
+	next = expires_at(tp, keepalive_timer_offset(), &level);
+	if (!(c->flags & CONN_KEEPALIVE) || c->silent == AGE_NONE || !intvl || next <= first)
+		return 0;
+	most = (next - first) / intvl;
+	return most < c->probes_out ? most : c->probes_out;
+}
+
+/*
+ * What a verdict needs to know of a socket as it is now: the census does this
+ * for every socket. tp is any full TCP socket; probe says how it has to be read
+ * and is a constant. seen is what the watch knows, or NULL.
+ */
+static __always_inline void assess(struct conn *c, const struct tcp_sock *tp,
+				   const struct watch *seen, const bool probe)
 {
 	const struct net *net = FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_net.net);
 	__u32 heard, heard_data, sent, window_closed, now, v;
-	unsigned long flags;
 	bool idle, retransmitting, probing, answered;
+	unsigned long flags;
+	__u32 probes, counted;
 
 	__builtin_memset(c, 0, sizeof(*c));
 	c->cookie = COOKIE(tp);
-	c->at = bpf_ktime_get_ns();
-	c->netns = FIELD(net, ns.inum);
-	c->uid = FIELD(tp, inet_conn.icsk_inet.sk.sk_uid.val);
-	c->family = FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_family);
 	c->state = STATE(tp);
-	c->lport = __builtin_bswap16(FIELD(tp, inet_conn.icsk_inet.inet_sport));
-	c->rport = __builtin_bswap16(FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_dport));
-	if (c->family == AF_INET6) {
-		BPF_CORE_READ_INTO(&c->laddr, tp,
-				   inet_conn.icsk_inet.sk.__sk_common.skc_v6_rcv_saddr);
-		BPF_CORE_READ_INTO(&c->raddr, tp, inet_conn.icsk_inet.sk.__sk_common.skc_v6_daddr);
-	} else {
-		*(__u32 *)c->laddr = FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_rcv_saddr);
-		*(__u32 *)c->raddr = FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_daddr);
-	}
-
 	c->probes_out = FIELD(tp, inet_conn.icsk_probes_out);
 	c->retransmits = FIELD(tp, inet_conn.icsk_retransmits);
 	c->user_timeout = FIELD(tp, inet_conn.icsk_user_timeout);
 	c->packets_out = FIELD(tp, packets_out);
 	c->send_window = FIELD(tp, snd_wnd);
 	c->send_queue = FIELD(tp, write_seq) - FIELD(tp, snd_una);
-	c->srtt = FIELD(tp, srtt_us) >> 3;
-	c->total_retrans = FIELD(tp, total_retrans);
 
 	v = FIELD(tp, keepalive_time);
 	if (v)
-		c->flags |= CONN_KEEPALIVE_PER_SOCKET;
+		c->flags |= CONN_KEEPALIVE_TIME_SET;
 	c->keepalive_time = v ?: FIELD(net, ipv4.sysctl_tcp_keepalive_time);
-	v = FIELD(tp, keepalive_intvl);
-	if (v)
-		c->flags |= CONN_KEEPALIVE_PER_SOCKET;
-	c->keepalive_intvl = v ?: FIELD(net, ipv4.sysctl_tcp_keepalive_intvl);
-	v = FIELD(tp, keepalive_probes);
-	if (v)
-		c->flags |= CONN_KEEPALIVE_PER_SOCKET;
-	c->keepalive_probes = v ?: FIELD(net, ipv4.sysctl_tcp_keepalive_probes);
 
 	flags = FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_flags);
 	if (flags & (1 << SOCK_KEEPOPEN))
@@ -373,7 +392,8 @@ static __always_inline void describe(struct conn *c, const struct tcp_sock *tp,
 	sent = FIELD(tp, lsndtime);
 	window_closed = FIELD(tp, inet_conn.icsk_probes_tstamp);
 	/* After the stamps, so that none of them lies in the future. */
-	now = (__u32)bpf_jiffies64();
+	c->jiffies = bpf_jiffies64();
+	now = (__u32)c->jiffies;
 
 	/* A stamp of 0 was never set: a connection that is still being made. */
 	c->silent = heard ? age(now, heard) : AGE_NONE;
@@ -384,52 +404,54 @@ static __always_inline void describe(struct conn *c, const struct tcp_sock *tp,
 	v = sent ? age(now, sent) : AGE_NONE;
 	if (v < c->idle)
 		c->idle = v;
-	c->solicited = seen && seen->known ? age(now, seen->solicited) : AGE_NONE;
-	/* Any sign of life since we saw the last solicitation go is an answer. */
-	answered = seen && seen->known && c->silent != AGE_NONE && now - c->silent != seen->heard;
+	c->solicited = seen && seen->sent ? age(now, seen->solicited) : AGE_NONE;
+	/* Any sign of life since the watch began or the last solicitation. */
+	answered = seen && c->silent != AGE_NONE && now - c->silent != seen->heard;
 
 	/*
 	 * Nothing to send is no reason to call a window closed, and before the
-	 * handshake there is none.
+	 * handshake there is none. With data in flight icsk_probes_tstamp is not
+	 * set; like tcp_rtx_probe0_timed_out() we take the first retransmission.
 	 */
+	c->retransmitting = AGE_NONE;
+	if (c->retransmits || (c->packets_out && !c->send_window))
+		c->retransmitting = retransmitting_for(tp);
 	c->window_closed = AGE_NONE;
 	if (!c->send_window && c->send_queue && c->state != TCP_SYN_SENT &&
 	    c->state != TCP_SYN_RECV) {
 		c->flags |= CONN_WINDOW_CLOSED;
 		if (c->packets_out)
-			c->window_closed = retransmitting_for(tp);
+			c->window_closed = c->retransmitting;
 		else if (window_closed)
 			c->window_closed = age(now, window_closed);
 	}
 
 	/*
-	 * icsk_probes_out is shared by keepalive and zero-window probes, and an
-	 * answer that carries only data can leave it behind (the fast path of
-	 * tcp_rcv_established() skips tcp_ack()). A keepalive probe goes out
-	 * only after keepalive_time of silence, so a shorter silence means an
-	 * answer.
+	 * The kernel counts probes (icsk_probes_out, shared by keepalive and
+	 * zero-window probes) and retransmissions (icsk_retransmits), but not
+	 * quite the row since the last sign of life: an answer that carries only
+	 * data leaves the probes behind (the fast path of tcp_rcv_established()
+	 * skips tcp_ack()), and a duplicate ACK the retransmissions. The watch
+	 * knows what they were when the row began; without it, the timer bounds
+	 * how many probes can have been sent.
 	 */
 	probing = c->send_queue && !c->packets_out;
-	if (c->probes_out && !probing &&
-	    (!(c->flags & CONN_KEEPALIVE) || c->silent < c->keepalive_time))
-		c->probes_out = 0;
-	retransmitting = c->packets_out && c->retransmits;
-	if (answered) {
-		c->probes_out = 0;
-		retransmitting = false;
-	}
-	c->unanswered = c->probes_out + (retransmitting ? c->retransmits : 0);
-	if (seen && !answered) {
-		/* icsk_retransmits counts on while duplicate ACKs come in. */
-		if (c->unanswered > seen->before)
-			c->unanswered -= seen->before;
-		c->unanswered += seen->uncounted;
-	}
+	probes = c->probes_out;
+	if (probing && !window_limited(c, tp, probe))
+		probes = 0; /* nothing was sent: tcp_write_xmit() fails locally */
+	retransmitting = c->retransmits;
+	if (probes && !seen && !probing)
+		probes = probes_since_heard(c, tp, probe);
+	counted = probes + (retransmitting ? c->retransmits : 0);
+	if (seen && !answered)
+		counted = (counted >= seen->before ? counted - seen->before : counted) +
+			  seen->uncounted;
+	c->unanswered = answered ? 0 : counted;
 	if (c->flags & CONN_WINDOW_CLOSED)
 		c->evidence = EVIDENCE_WINDOW_PROBE;
-	else if (retransmitting)
+	else if (c->unanswered && retransmitting)
 		c->evidence = EVIDENCE_RETRANSMIT;
-	else if (c->probes_out)
+	else if (c->unanswered)
 		c->evidence = probing ? EVIDENCE_WINDOW_PROBE : EVIDENCE_KEEPALIVE;
 
 	idle = c->idle != AGE_NONE && c->idle >= idle_after;
@@ -437,7 +459,7 @@ static __always_inline void describe(struct conn *c, const struct tcp_sock *tp,
 		c->flags |= CONN_TROUBLE;
 	if (!idle)
 		c->class = CLASS_ACTIVE;
-	else if ((c->flags & (CONN_KEEPALIVE | CONN_ORPHAN)) || c->packets_out)
+	else if ((c->flags & (CONN_KEEPALIVE | CONN_ORPHAN)) || c->send_queue)
 		c->class = CLASS_IDLE;
 	else
 		c->class = CLASS_UNGUARDED;
@@ -449,11 +471,100 @@ static __always_inline void describe(struct conn *c, const struct tcp_sock *tp,
 			c->risks |= 1 << RISK_KEEPALIVE_SLOWER_THAN_MIDDLEBOX;
 		if (c->user_timeout)
 			c->risks |= 1 << RISK_USER_TIMEOUT_OVERRIDES_KEEPCNT;
-		if (c->packets_out)
+		if (c->send_queue)
 			c->risks |= 1 << RISK_KEEPALIVE_MASKED_BY_UNACKED_DATA;
 	}
 	if (c->state == TCP_CLOSE_WAIT && idle && !(c->flags & CONN_ORPHAN))
 		c->risks |= 1 << RISK_CLOSE_WAIT_LEAK;
+}
+
+/* How often the kernel will try: what applies to this socket in its state. */
+static __always_inline void retries(struct conn *c, const struct tcp_sock *tp,
+				    const struct net *net, const bool probe)
+{
+	if (c->state == TCP_SYN_SENT || c->state == TCP_SYN_RECV) {
+		const struct netns_ipv4___syn_linear *linear = (const void *)&net->ipv4;
+
+		c->retries = FIELD(tp, inet_conn.icsk_syn_retries);
+		if (!c->retries)
+			c->retries = FIELD(net, ipv4.sysctl_tcp_syn_retries);
+		if (bpf_core_field_exists(linear->sysctl_tcp_syn_linear_timeouts))
+			c->syn_linear = BPF_CORE_READ(linear, sysctl_tcp_syn_linear_timeouts);
+	} else if (c->flags & CONN_ORPHAN) {
+		c->retries = FIELD(net, ipv4.sysctl_tcp_orphan_retries);
+	} else {
+		c->retries = FIELD(net, ipv4.sysctl_tcp_retries2);
+	}
+}
+
+/*
+ * The rest, for those who look at the connection: who it is, and what its
+ * timers are going to do. After assess().
+ */
+static __always_inline void detail(struct conn *c, const struct tcp_sock *tp, const bool probe)
+{
+	const struct net *net = FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_net.net);
+	const struct inet_connection_sock___rto_max *max = (const void *)tp;
+	int linger;
+	__u32 v;
+
+	c->at = bpf_ktime_get_ns();
+	c->netns = FIELD(net, ns.inum);
+	c->uid = FIELD(tp, inet_conn.icsk_inet.sk.sk_uid.val);
+	c->family = FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_family);
+	c->lport = __builtin_bswap16(FIELD(tp, inet_conn.icsk_inet.inet_sport));
+	c->rport = __builtin_bswap16(FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_dport));
+	if (c->family == AF_INET6) {
+		BPF_CORE_READ_INTO(&c->laddr, tp,
+				   inet_conn.icsk_inet.sk.__sk_common.skc_v6_rcv_saddr);
+		BPF_CORE_READ_INTO(&c->raddr, tp, inet_conn.icsk_inet.sk.__sk_common.skc_v6_daddr);
+	} else {
+		*(__u32 *)c->laddr = FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_rcv_saddr);
+		*(__u32 *)c->raddr = FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_daddr);
+	}
+	c->srtt = FIELD(tp, srtt_us) >> 3;
+	c->total_retrans = FIELD(tp, total_retrans);
+
+	v = FIELD(tp, keepalive_intvl);
+	if (v)
+		c->flags |= CONN_KEEPALIVE_INTVL_SET;
+	c->keepalive_intvl = v ?: FIELD(net, ipv4.sysctl_tcp_keepalive_intvl);
+	v = FIELD(tp, keepalive_probes);
+	if (v)
+		c->flags |= CONN_KEEPALIVE_PROBES_SET;
+	c->keepalive_probes = v ?: FIELD(net, ipv4.sysctl_tcp_keepalive_probes);
+
+	if (FIELD(tp, inet_conn.icsk_inet.sk.sk_err_soft))
+		c->flags |= CONN_SOFT_ERROR;
+	c->pending = FIELD(tp, inet_conn.icsk_pending);
+	c->backoff = FIELD(tp, inet_conn.icsk_backoff);
+	c->rto = FIELD(tp, inet_conn.icsk_rto);
+	c->rto_max = 120 * hz; /* TCP_RTO_MAX */
+	if (bpf_core_field_exists(max->icsk_rto_max))
+		c->rto_max = BPF_CORE_READ(max, icsk_rto_max);
+	c->keepalive_expires = expires_at(tp, keepalive_timer_offset(), &c->keepalive_level);
+	c->write_expires = expires_at(tp, write_timer_offset(), &c->write_level);
+	retries(c, tp, net, probe);
+
+	/* tcp_stream_is_thin(), __tcp_set_rto() */
+	if (c->packets_out && c->packets_out < 4 && c->state == TCP_ESTABLISHED &&
+	    (FIELD(net, ipv4.sysctl_tcp_thin_linear_timeouts) ||
+	     BPF_CORE_READ_BITFIELD_PROBED(tp, thin_lto))) {
+		v = ((__u64)c->srtt + FIELD(tp, rttvar_us)) * hz / 1000000;
+		c->thin_rto = v < hz / 5 ? hz / 5 : v;
+	}
+	/* tcp_fin_time() */
+	linger = FIELD(tp, linger2);
+	c->fin_time = linger < 0 ? AGE_NONE : linger ?: FIELD(net, ipv4.sysctl_tcp_fin_timeout);
+	if (c->fin_time < (c->rto << 2) - (c->rto >> 1))
+		c->fin_time = (c->rto << 2) - (c->rto >> 1);
+}
+
+static __always_inline void describe(struct conn *c, const struct tcp_sock *tp,
+				     const struct watch *seen, const bool probe)
+{
+	assess(c, tp, seen, probe);
+	detail(c, tp, probe);
 }
 
 /* False when this kind of event is over its rate and has been counted so. */
@@ -498,6 +609,15 @@ static __always_inline void watch(__u64 sk, const struct watch *w)
 		COUNT(faults[FAULT_WATCH_FULL]);
 }
 
+/* What the watch knows of a socket, or NULL. */
+static __always_inline struct watch *watched_as(const void *sk, __u64 cookie)
+{
+	__u64 key = (__u64)sk;
+	struct watch *w = bpf_map_lookup_elem(&watched, &key);
+
+	return w && w->cookie == cookie && !w->dead ? w : NULL;
+}
+
 /*
  * A live peer must answer what this socket just sent. The first of a row is
  * only watched: nearly always it is answered within a round trip. uncounted:
@@ -513,36 +633,38 @@ static __always_inline void solicited(const struct tcp_sock *tp, __u8 evidence, 
 		.cookie = COOKIE(tp),
 		.solicited = (__u32)bpf_jiffies64(),
 		.heard = (__s32)(heard_data - heard) > 0 ? heard_data : heard,
-		.known = 1,
+		.sent = 1,
 		.evidence = evidence,
 		.uncounted = uncounted,
-		.told = events_from <= 1,
 	};
-	__u64 key = (__u64)tp;
 	struct watch *seen;
 	struct event *e;
+	__u32 row;
 
 	if (!next.cookie) {
 		COUNT(faults[FAULT_NO_COOKIE]);
 		return;
 	}
-	seen = bpf_map_lookup_elem(&watched, &key);
-	if (seen && seen->cookie == next.cookie) {
-		if (!seen->known || seen->heard == next.heard) {
-			next.before = seen->before;
-			if (seen->uncounted < 255 - uncounted)
-				next.uncounted += seen->uncounted;
-		} else if (!uncounted) {
-			next.before = counted - 1;
-		} else {
-			next.before = counted;
-		}
-		next.told |= seen->told;
+	seen = watched_as(tp, next.cookie);
+	if (seen && seen->heard == next.heard) {
+		next.before = seen->before;
+		next.told = seen->told;
+		if (seen->uncounted < 255 - uncounted)
+			next.uncounted += seen->uncounted;
+	} else if (seen) { /* this is the first of a new row */
+		next.before = counted - !uncounted;
+		next.told = seen->told;
+	} else if (counted > 1) { /* a row that began before we did */
+		struct conn c;
+
+		assess(&c, tp, NULL, probe);
+		if (c.unanswered < counted)
+			next.before = counted - c.unanswered;
 	}
-	next.told |= counted - next.before + next.uncounted >= events_from;
-	watch(key, &next);
-	if (counted - next.before + next.uncounted < events_from ||
-	    !within_rate(RATE_SOLICITATION, EVENT_SOLICITATION))
+	row = counted - next.before + next.uncounted;
+	next.told |= row >= events_from;
+	watch((__u64)tp, &next);
+	if (row < events_from || !within_rate(RATE_SOLICITATION, EVENT_SOLICITATION))
 		return;
 	e = reserve(EVENT_SOLICITATION);
 	if (!e)
@@ -559,6 +681,8 @@ static __always_inline int timer_entry(struct timer_list *timer)
 	struct timer_slot *slot;
 	bool probe = true;
 	__u32 offset;
+	__u8 pending;
+	__u64 key;
 
 	if (fn == keepalive_timer_fn)
 		offset = keepalive_timer_offset();
@@ -570,20 +694,29 @@ static __always_inline int timer_entry(struct timer_list *timer)
 	if (!slot)
 		return 0;
 	tp = (const void *)((__u64)timer - offset);
+	pending = FIELD(tp, inet_conn.icsk_pending);
+	if (fn == write_timer_fn) {
+		/* Write timers are cancelled lazily: this one is for nothing. */
+		if (!pending)
+			return 0;
+		/* What an earlier one left to do is done by now. */
+		key = (__u64)tp;
+		bpf_map_delete_elem(&deferred, &key);
+	}
 	slot->timer = (__u64)timer;
 	slot->sk = (__u64)tp;
 	slot->fn = fn;
 	slot->dead = 0;
 	slot->reset = 0;
 	slot->cookie = COOKIE(tp);
-	slot->pending = FIELD(tp, inet_conn.icsk_pending);
+	slot->pending = pending;
 	slot->probes_out = FIELD(tp, inet_conn.icsk_probes_out);
 	slot->retransmits = FIELD(tp, inet_conn.icsk_retransmits);
 	slot->snd_wnd = FIELD(tp, snd_wnd);
 	slot->total_retrans = FIELD(tp, total_retrans);
 	/* It may die of this: keep what it looks like now. */
 	if (slot->probes_out || slot->retransmits)
-		describe(&slot->before, tp, NULL, true);
+		describe(&slot->before, tp, watched_as(tp, slot->cookie), true);
 	else
 		slot->before.cookie = 0;
 	return 0;
@@ -623,7 +756,7 @@ static __always_inline int timer_exit(struct timer_list *timer)
 		/* The window is closed under data in flight: a retransmission
 		 * probes it, and counts nowhere (tcp_retransmit_timer). */
 		solicited(tp, EVIDENCE_WINDOW_PROBE, true, true);
-	} else if (slot->fn == write_timer_fn &&
+	} else if (slot->fn == write_timer_fn && slot->pending != ICSK_TIME_REO_TIMEOUT &&
 		   (FIELD(tp, inet_conn.icsk_inet.sk.sk_tsq_flags) &
 		    (1UL << bpf_core_enum_value(enum tsq_enum, TCP_WRITE_TIMER_DEFERRED)))) {
 		struct deferred d = {
@@ -659,30 +792,38 @@ static __always_inline bool write_timer_of(const struct sock *sk, struct deferre
 	return true;
 }
 
-/* Softirq and process context. */
+/*
+ * Softirq and process context. Within its timer, timer_exit() sees to the rest;
+ * of a run that was deferred only this tells, and it comes once. A deferred
+ * retransmission by timeout finds icsk_pending cleared (tcp_write_timer_handler),
+ * which a fast one in between does not.
+ */
 static __always_inline int retransmitted(const struct sock *sk)
 {
 	__u32 type = RETRANSMIT_FAST;
+	const struct tcp_sock *tp;
 	struct deferred d = {};
+	__u64 key = (__u64)sk;
+	bool running;
 
+	tp = bpf_skc_to_tcp_sock((void *)sk);
+	if (!tp)
+		return 0;
+	running = running_timer(sk);
 	if (sk->__sk_common.skc_state == TCP_SYN_SENT) {
 		type = RETRANSMIT_SYN;
 	} else if (write_timer_of(sk, &d)) {
-		if (d.pending == ICSK_TIME_RETRANS)
+		if (d.pending == ICSK_TIME_RETRANS && (running || !tp->inet_conn.icsk_pending))
 			type = RETRANSMIT_TIMEOUT;
 		else if (d.pending == ICSK_TIME_LOSS_PROBE)
 			type = RETRANSMIT_TAIL_LOSS_PROBE;
 	}
 	COUNT(retransmits[type & (RETRANSMIT_MAX - 1)]);
-	/* Within its timer, timer_exit() sees it; a deferred run only we do. */
-	if (type == RETRANSMIT_TIMEOUT && !running_timer(sk)) {
-		const struct tcp_sock *tp = bpf_skc_to_tcp_sock((void *)sk);
-		__u64 key = (__u64)sk;
-
-		bpf_map_delete_elem(&deferred, &key);
-		if (tp)
-			solicited(tp, EVIDENCE_RETRANSMIT, false, false);
-	}
+	if (running || !d.cookie)
+		return 0;
+	bpf_map_delete_elem(&deferred, &key);
+	if (type == RETRANSMIT_TIMEOUT)
+		solicited(tp, EVIDENCE_RETRANSMIT, false, false);
 	return 0;
 }
 
@@ -691,26 +832,53 @@ static __always_inline __u32 write_timeout_cause(const struct tcp_sock *tp,
 						 const struct deferred *d, bool known, bool orphan,
 						 __u8 *during)
 {
-	bool user_timeout = tp->inet_conn.icsk_user_timeout;
+	__u32 lasting, stamp = tp->inet_conn.icsk_probes_tstamp;
+	__u64 timeout = tp->inet_conn.icsk_user_timeout;
 
+	timeout = (timeout * hz + 999) / 1000; /* msecs_to_jiffies() */
 	/* tcp_rtx_probe0_timed_out(): the window shrank under data in flight. */
 	if (known && d->pending == ICSK_TIME_RETRANS && !d->snd_wnd && !orphan) {
 		*during = EVIDENCE_WINDOW_PROBE;
-		return user_timeout ? CAUSE_USER_TIMEOUT : CAUSE_WINDOW_PROBE_TIMEOUT;
+		lasting = retransmitting_for(tp);
+		if (timeout && (timeout < 2 * 120 * hz || lasting >= timeout))
+			return CAUSE_USER_TIMEOUT;
+		return CAUSE_WINDOW_PROBE_TIMEOUT;
 	}
+	/* tcp_write_timeout(): the user's overrides the model. */
 	if (tp->inet_conn.icsk_retransmits) {
 		*during = EVIDENCE_RETRANSMIT;
-		if (user_timeout)
+		if (timeout)
 			return CAUSE_USER_TIMEOUT;
 		return orphan ? CAUSE_ORPHAN_TIMEOUT : CAUSE_RETRANSMIT_TIMEOUT;
 	}
-	if (tp->inet_conn.icsk_probes_tstamp) {
+	/* tcp_probe_timer(): whichever comes first. */
+	if (stamp) {
 		*during = EVIDENCE_WINDOW_PROBE;
-		if (user_timeout)
+		lasting = age((__u32)bpf_jiffies64(), stamp);
+		if (timeout && lasting >= timeout)
 			return CAUSE_USER_TIMEOUT;
-		return orphan ? CAUSE_ORPHAN_TIMEOUT : CAUSE_WINDOW_PROBE_TIMEOUT;
+		if (orphan)
+			return CAUSE_ORPHAN_TIMEOUT;
+		/* With a window open nothing was ever sent: a local failure. */
+		return tp->snd_wnd < tp->mss_cache ? CAUSE_WINDOW_PROBE_TIMEOUT : CAUSE_UNKNOWN;
 	}
 	return CAUSE_UNKNOWN;
+}
+
+/*
+ * tcp_write_timeout() of a connection that is still being made: the retries, or
+ * the user's timeout if that came first.
+ */
+static __always_inline __u32 connect_timeout_cause(const struct tcp_sock *tp, __u8 *during)
+{
+	__u64 timeout = tp->inet_conn.icsk_user_timeout;
+	__u32 lasting = retransmitting_for(tp);
+
+	timeout = (timeout * hz + 999) / 1000;
+	if (!timeout || lasting == AGE_NONE || lasting < timeout)
+		return CAUSE_CONNECT_TIMEOUT;
+	*during = EVIDENCE_RETRANSMIT;
+	return CAUSE_USER_TIMEOUT;
 }
 
 /* Whether a reset was received for this socket just now. */
@@ -743,10 +911,10 @@ static __always_inline __u32 cause_of(const struct sock *sk, const struct tcp_so
 		return tp->inet_conn.icsk_user_timeout ? CAUSE_USER_TIMEOUT :
 							 CAUSE_KEEPALIVE_TIMEOUT;
 	}
-	write_timer = write_timer_of(sk, &d);
 	if (err == ETIMEDOUT || (slot && err)) {
 		if (oldstate == TCP_SYN_SENT || oldstate == TCP_SYN_RECV)
-			return CAUSE_CONNECT_TIMEOUT;
+			return connect_timeout_cause(tp, during);
+		write_timer = write_timer_of(sk, &d);
 		return write_timeout_cause(tp, &d, write_timer, orphan, during);
 	}
 	if (slot) /* tcp_out_of_resources(), or the namespace is going */
@@ -780,15 +948,21 @@ static __always_inline void died(const struct sock *sk, const struct tcp_sock *t
 	COUNT(deaths[cause]);
 	if (slot)
 		slot->dead = 1;
-	seen = bpf_map_lookup_elem(&watched, &key);
-	/* A healthy end of a healthy connection is nothing to tell. */
-	if (cause == CAUSE_CLOSED && !seen)
+	seen = watched_as(sk, sk->__sk_common.skc_cookie.counter);
+	/* A healthy end of a healthy connection is nothing to tell, nor is a
+	 * connect that its application gave up. */
+	if (!seen &&
+	    (cause == CAUSE_CLOSED || (cause == CAUSE_ABORTED && oldstate == TCP_SYN_SENT)))
 		return;
-	if (!within_rate(cause, EVENT_DEATH))
-		goto forget;
-	e = reserve(EVENT_DEATH);
-	if (!e)
-		goto forget;
+	e = within_rate(cause, EVENT_DEATH) ? reserve(EVENT_DEATH) : NULL;
+	if (!e) {
+		if (seen) { /* the watch pass tells it */
+			seen->cause = cause;
+			seen->during = during;
+			seen->dead = 1;
+		}
+		return;
+	}
 	e->cause = cause;
 	e->during = cause == CAUSE_USER_TIMEOUT ? during : EVIDENCE_NONE;
 	e->err = sk->sk_err;
@@ -798,7 +972,6 @@ static __always_inline void died(const struct sock *sk, const struct tcp_sock *t
 		describe(&e->conn, tp, seen, false);
 	e->conn.state = oldstate;
 	bpf_ringbuf_submit(e, 0);
-forget:
 	if (seen)
 		bpf_map_delete_elem(&watched, &key);
 }
@@ -882,7 +1055,6 @@ static __always_inline int visit(struct bpf_iter__tcp *ctx)
 	struct census *n;
 	struct watch *seen = NULL;
 	struct conn c;
-	__u64 key;
 
 	if (!skc)
 		return 0;
@@ -896,37 +1068,46 @@ static __always_inline int visit(struct bpf_iter__tcp *ctx)
 		return 0;
 	}
 	bpf_get_socket_cookie(skc);
-	key = (__u64)tp;
-	seen = bpf_map_lookup_elem(&watched, &key);
-	if (seen && seen->cookie != (__u64)skc->skc_cookie.counter)
-		seen = NULL;
-	describe(&c, tp, seen, false);
+	seen = watched_as(tp, skc->skc_cookie.counter);
+	assess(&c, tp, seen, false);
 	class = c.flags & CONN_TROUBLE ? CLASS_TROUBLE : c.class & (CLASS_MAX - 1);
+	if ((census_write & (1 << class)) && (!census_cookie || census_cookie == c.cookie)) {
+		detail(&c, tp, false);
+		/* Full: the kernel will call us for this socket once more. */
+		if (bpf_seq_write(ctx->meta->seq, &c, sizeof(c)) < 0)
+			return 0;
+		if (seen)
+			seen->told = 1;
+	}
 	n->sockets[state][class]++;
 	if (state == TCP_ESTABLISHED && c.idle != AGE_NONE)
 		count_idle(n, c.idle);
 	risks_counted(n, c.risks);
 	if (class == CLASS_TROUBLE && !seen) {
-		struct watch found = { .cookie = c.cookie, .told = 1, .evidence = c.evidence };
+		__u32 counted = (__u32)c.probes_out + c.retransmits;
+		struct watch found = {
+			.cookie = c.cookie,
+			.heard = (__u32)c.jiffies - c.silent,
+			.told = 1,
+			.evidence = c.evidence,
+			.before = c.unanswered < counted ? counted - c.unanswered : 0,
+		};
 
-		watch(key, &found);
+		watch((__u64)tp, &found);
 	}
-	if ((census_write & (1 << class)) && (!census_cookie || census_cookie == c.cookie) &&
-	    bpf_seq_write(ctx->meta->seq, &c, sizeof(c)) < 0)
-		COUNT(faults[FAULT_SEQ_OVERFLOW]);
 	return 0;
 }
 
 /*
- * Process context: how the watched sockets are now, wherever they are. An
- * answer ends the watch; user space hears of it if it knew of the question.
+ * Process context: how the watched sockets are now, wherever they are. User
+ * space hears of an answer if it knew of the question. Nothing is changed before
+ * the record is written: where it does not fit, the kernel calls again.
  */
 static __always_inline int look_after(struct bpf_iter__bpf_map_elem *ctx)
 {
 	struct watch *value = ctx->value, seen;
 	const struct tcp_sock *tp;
 	__u64 *sk = ctx->key, key;
-	bool told, over;
 	struct conn c;
 
 	if (!sk || !value)
@@ -935,24 +1116,37 @@ static __always_inline int look_after(struct bpf_iter__bpf_map_elem *ctx)
 	key = *sk;
 	tp = (const void *)key;
 	describe(&c, tp, &seen, true);
-	told = seen.told;
-	over = !(c.flags & CONN_TROUBLE);
-	if (c.cookie != seen.cookie || c.state == TCP_CLOSE) {
+	if (seen.dead || c.cookie != seen.cookie || c.state == TCP_CLOSE) {
 		__builtin_memset(&c, 0, sizeof(c));
 		c.cookie = seen.cookie;
 		c.flags = CONN_GONE;
-		over = true;
-	} else if (over) {
-		c.flags |= CONN_ANSWERED;
-		if (seen.evidence == EVIDENCE_KEEPALIVE)
-			COUNT(probes_answered);
-	} else {
-		value->told = 1;
-	}
-	if (over)
+		c.cause = seen.cause;
+		c.evidence = seen.during;
+		if (seen.told && bpf_seq_write(ctx->meta->seq, &c, sizeof(c)) < 0)
+			return 0;
 		bpf_map_delete_elem(&watched, &key);
-	if ((told || !over) && bpf_seq_write(ctx->meta->seq, &c, sizeof(c)) < 0)
-		COUNT(faults[FAULT_SEQ_OVERFLOW]);
+		return 0;
+	}
+	if (c.flags & CONN_TROUBLE) {
+		if (!bpf_seq_write(ctx->meta->seq, &c, sizeof(c)))
+			value->told = 1;
+		return 0;
+	}
+	c.flags |= CONN_ANSWERED;
+	if (seen.told && bpf_seq_write(ctx->meta->seq, &c, sizeof(c)) < 0)
+		return 0;
+	if (seen.evidence == EVIDENCE_KEEPALIVE)
+		COUNT(probes_answered);
+	if (!c.probes_out && !c.retransmits) {
+		bpf_map_delete_elem(&watched, &key);
+		return 0;
+	}
+	value->heard = (__u32)c.jiffies - c.silent;
+	value->before = c.probes_out + c.retransmits;
+	value->uncounted = 0;
+	value->evidence = EVIDENCE_NONE;
+	value->sent = 0;
+	value->told = 0;
 	return 0;
 }
 
@@ -986,8 +1180,8 @@ static __always_inline int owner_of(struct bpf_iter__task_file *ctx)
 	o.pid = task->tgid;
 	o.fd = ctx->fd;
 	BPF_CORE_READ_INTO(&o.comm, task, group_leader, comm);
-	if (bpf_seq_write(ctx->meta->seq, &o, sizeof(o)) < 0)
-		COUNT(faults[FAULT_SEQ_OVERFLOW]);
+	/* Full: the kernel will call us for this file once more. */
+	bpf_seq_write(ctx->meta->seq, &o, sizeof(o));
 	return 0;
 }
 

@@ -63,13 +63,16 @@ enum risk {
 /* Bits of struct conn's flags. */
 enum conn_flag {
 	CONN_KEEPALIVE = 1 << 0, /* SO_KEEPALIVE is on */
-	CONN_KEEPALIVE_PER_SOCKET = 1 << 1, /* a TCP_KEEP* option is set */
-	CONN_ORPHAN = 1 << 2, /* closed by the application */
-	CONN_UNACCEPTED = 1 << 3, /* still in the listener's queue */
-	CONN_WINDOW_CLOSED = 1 << 4, /* data to send, the peer's window is 0 */
-	CONN_ANSWERED = 1 << 5, /* watch pass only: it was in trouble, and is not now */
-	CONN_GONE = 1 << 6, /* watch pass only: the socket is no more */
-	CONN_TROUBLE = 1 << 7, /* something unanswered, or the peer's window closed */
+	CONN_KEEPALIVE_TIME_SET = 1 << 1, /* by TCP_KEEPIDLE, not the sysctl */
+	CONN_KEEPALIVE_INTVL_SET = 1 << 2, /* by TCP_KEEPINTVL */
+	CONN_KEEPALIVE_PROBES_SET = 1 << 3, /* by TCP_KEEPCNT */
+	CONN_ORPHAN = 1 << 4, /* closed by the application */
+	CONN_UNACCEPTED = 1 << 5, /* still in the listener's queue */
+	CONN_WINDOW_CLOSED = 1 << 6, /* data to send, the peer's window is 0 */
+	CONN_TROUBLE = 1 << 7, /* something unanswered, or the window closed */
+	CONN_SOFT_ERROR = 1 << 8, /* an ICMP error was received */
+	CONN_ANSWERED = 1 << 9, /* watch pass only: it was in trouble, and is not now */
+	CONN_GONE = 1 << 10, /* watch pass only: the socket is no more */
 };
 
 /* Ages are in jiffies; this one stands for "never". */
@@ -79,6 +82,9 @@ enum conn_flag {
 struct conn {
 	__u64 cookie;
 	__u64 at; /* ns, CLOCK_MONOTONIC */
+	__u64 jiffies; /* the same moment */
+	__u64 keepalive_expires; /* jiffies; 0: the keepalive timer is not pending */
+	__u64 write_expires; /* jiffies; 0: the write timer is not pending */
 	__u32 netns; /* inode number */
 	__u32 uid;
 	__u8 laddr[16]; /* IPv4 in the first four */
@@ -86,29 +92,42 @@ struct conn {
 	__u16 family; /* AF_INET, AF_INET6 */
 	__u16 lport;
 	__u16 rport;
+	__u16 flags; /* enum conn_flag */
+	__u16 unanswered; /* solicitations in a row */
 	__u8 state; /* enum tcp_state */
 	__u8 class; /* active, idle or unguarded, trouble aside */
 	__u8 evidence; /* enum evidence */
-	__u8 flags; /* enum conn_flag */
 	__u8 risks; /* 1 << enum risk */
 	__u8 probes_out; /* the kernel's icsk_probes_out */
 	__u8 retransmits; /* the kernel's icsk_retransmits */
+	__u8 pending; /* the kernel's icsk_pending: what the write timer is for */
+	__u8 backoff; /* the kernel's icsk_backoff */
 	__u8 keepalive_probes; /* in force: socket's or sysctl's */
-	__u16 unanswered; /* solicitations in a row */
+	__u8 keepalive_level; /* of the timer wheel */
+	__u8 write_level;
+	__u8 retries; /* in force: tcp_retries2, or of SYNs, or of orphans */
+	__u8 syn_linear; /* SYN retransmissions before their interval doubles */
+	__u8 cause; /* CONN_GONE: enum cause, if known; evidence is during then */
 	__u32 idle; /* jiffies since data moved either way */
 	__u32 silent; /* jiffies since the peer was heard */
 	__u32 solicited; /* jiffies since the last solicitation, AGE_NONE unknown */
 	__u32 window_closed; /* jiffies since the first probe of a closed window */
+	__u32 retransmitting; /* jiffies since the first retransmission of a row */
 	__u32 keepalive_time; /* jiffies, in force */
 	__u32 keepalive_intvl; /* jiffies, in force */
 	__u32 user_timeout; /* ms, 0 off */
+	__u32 rto; /* jiffies */
+	__u32 rto_max; /* jiffies */
+	__u32 thin_rto; /* jiffies; 0: not a thin stream with linear timeouts */
+	__u32 fin_time; /* jiffies in FIN_WAIT2 after close, AGE_NONE reset at once */
 	__u32 packets_out; /* segments in flight */
 	__u32 send_queue; /* bytes not acknowledged or not sent */
 	__u32 send_window; /* bytes */
 	__u32 srtt; /* us */
 	__u32 total_retrans;
+	__u32 pad2;
 };
-_Static_assert(sizeof(struct conn) == 120, "struct conn has holes");
+_Static_assert(sizeof(struct conn) == 176, "struct conn has holes");
 
 enum event_type {
 	EVENT_SOLICITATION,
@@ -125,7 +144,7 @@ struct event {
 	__u16 err; /* death: errno the application gets, 0 none */
 	struct conn conn; /* at that moment; of a death, just before it */
 };
-_Static_assert(sizeof(struct event) == 128, "struct event has holes");
+_Static_assert(sizeof(struct event) == 184, "struct event has holes");
 
 enum retransmit_type {
 	RETRANSMIT_TIMEOUT,
@@ -141,7 +160,6 @@ enum fault {
 	FAULT_WATCH_FULL, /* no room to watch a socket; the census still sees it */
 	FAULT_NO_COOKIE, /* a timer fired for a socket that has no cookie yet */
 	FAULT_REMEMBER_FULL, /* no room to note a deferred write timer or a reset */
-	FAULT_SEQ_OVERFLOW, /* a census record did not fit its buffer */
 	FAULT_MAX = 8,
 };
 

@@ -53,50 +53,69 @@ const (
 )
 
 type halfopenConn struct {
-	_               structs.HostLayout
-	Cookie          uint64
-	At              uint64
-	Netns           uint32
-	Uid             uint32
-	Laddr           [16]uint8
-	Raddr           [16]uint8
-	Family          uint16
-	Lport           uint16
-	Rport           uint16
-	State           uint8
-	Class           uint8
-	Evidence        uint8
-	Flags           uint8
-	Risks           uint8
-	ProbesOut       uint8
-	Retransmits     uint8
-	KeepaliveProbes uint8
-	Unanswered      uint16
-	Idle            uint32
-	Silent          uint32
-	Solicited       uint32
-	WindowClosed    uint32
-	KeepaliveTime   uint32
-	KeepaliveIntvl  uint32
-	UserTimeout     uint32
-	PacketsOut      uint32
-	SendQueue       uint32
-	SendWindow      uint32
-	Srtt            uint32
-	TotalRetrans    uint32
+	_                structs.HostLayout
+	Cookie           uint64
+	At               uint64
+	Jiffies          uint64
+	KeepaliveExpires uint64
+	WriteExpires     uint64
+	Netns            uint32
+	Uid              uint32
+	Laddr            [16]uint8
+	Raddr            [16]uint8
+	Family           uint16
+	Lport            uint16
+	Rport            uint16
+	Flags            uint16
+	Unanswered       uint16
+	State            uint8
+	Class            uint8
+	Evidence         uint8
+	Risks            uint8
+	ProbesOut        uint8
+	Retransmits      uint8
+	Pending          uint8
+	Backoff          uint8
+	KeepaliveProbes  uint8
+	KeepaliveLevel   uint8
+	WriteLevel       uint8
+	Retries          uint8
+	SynLinear        uint8
+	Cause            uint8
+	Idle             uint32
+	Silent           uint32
+	Solicited        uint32
+	WindowClosed     uint32
+	Retransmitting   uint32
+	KeepaliveTime    uint32
+	KeepaliveIntvl   uint32
+	UserTimeout      uint32
+	Rto              uint32
+	RtoMax           uint32
+	ThinRto          uint32
+	FinTime          uint32
+	PacketsOut       uint32
+	SendQueue        uint32
+	SendWindow       uint32
+	Srtt             uint32
+	TotalRetrans     uint32
+	Pad2             uint32
 }
 
 type halfopenConnFlag uint32
 
 const (
 	halfopenConnFlagCONN_KEEPALIVE            halfopenConnFlag = 1
-	halfopenConnFlagCONN_KEEPALIVE_PER_SOCKET halfopenConnFlag = 2
-	halfopenConnFlagCONN_ORPHAN               halfopenConnFlag = 4
-	halfopenConnFlagCONN_UNACCEPTED           halfopenConnFlag = 8
-	halfopenConnFlagCONN_WINDOW_CLOSED        halfopenConnFlag = 16
-	halfopenConnFlagCONN_ANSWERED             halfopenConnFlag = 32
-	halfopenConnFlagCONN_GONE                 halfopenConnFlag = 64
+	halfopenConnFlagCONN_KEEPALIVE_TIME_SET   halfopenConnFlag = 2
+	halfopenConnFlagCONN_KEEPALIVE_INTVL_SET  halfopenConnFlag = 4
+	halfopenConnFlagCONN_KEEPALIVE_PROBES_SET halfopenConnFlag = 8
+	halfopenConnFlagCONN_ORPHAN               halfopenConnFlag = 16
+	halfopenConnFlagCONN_UNACCEPTED           halfopenConnFlag = 32
+	halfopenConnFlagCONN_WINDOW_CLOSED        halfopenConnFlag = 64
 	halfopenConnFlagCONN_TROUBLE              halfopenConnFlag = 128
+	halfopenConnFlagCONN_SOFT_ERROR           halfopenConnFlag = 256
+	halfopenConnFlagCONN_ANSWERED             halfopenConnFlag = 512
+	halfopenConnFlagCONN_GONE                 halfopenConnFlag = 1024
 )
 
 type halfopenCounters struct {
@@ -154,7 +173,6 @@ const (
 	halfopenFaultFAULT_WATCH_FULL    halfopenFault = 0
 	halfopenFaultFAULT_NO_COOKIE     halfopenFault = 1
 	halfopenFaultFAULT_REMEMBER_FULL halfopenFault = 2
-	halfopenFaultFAULT_SEQ_OVERFLOW  halfopenFault = 3
 	halfopenFaultFAULT_MAX           halfopenFault = 8
 )
 
@@ -240,12 +258,14 @@ type halfopenWatch struct {
 	Cookie    uint64
 	Solicited uint32
 	Heard     uint32
-	Known     uint8
+	Sent      uint8
 	Told      uint8
 	Evidence  uint8
-	Uncounted uint8
 	Before    uint8
-	Pad       [3]uint8
+	Uncounted uint8
+	Dead      uint8
+	Cause     uint8
+	During    uint8
 }
 
 // Names of all BPF objects in the ELF.

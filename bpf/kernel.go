@@ -22,7 +22,7 @@ import (
 
 // What ReadEvent returns besides events.
 var (
-	ErrFlushed     = ringbuf.ErrFlushed // once for each call of Flush
+	ErrFlushed     = ringbuf.ErrFlushed // Flush was called (maybe several times), and nothing is left
 	ErrUndecodable = errors.New("event of an unexpected size")
 )
 
@@ -430,11 +430,16 @@ func (k *Kernel) pass(name string, record []byte, visit func()) error {
 	return readRecords(r, record, visit)
 }
 
+// seqSpace is what is asked for at a time. The kernel's own buffer is 8 pages,
+// and a record that does not fit is made once more at the next read: asking for
+// less than it holds keeps it from that (kernel/bpf/bpf_iter.c bpf_seq_read).
+const seqSpace = 16 << 10
+
 // readRecords reads records of one size up to the end. The kernel returns
-// EAGAIN after a million objects that it had nothing to say about
-// (kernel/bpf/bpf_iter.c bpf_seq_read), which only means: go on.
+// EAGAIN after a million objects that it had nothing to say about, which only
+// means: go on.
 func readRecords(r io.Reader, record []byte, visit func()) error {
-	buf := make([]byte, 64<<10)
+	buf := make([]byte, seqSpace)
 	have := 0
 	for {
 		n, err := r.Read(buf[have:])

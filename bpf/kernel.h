@@ -94,9 +94,20 @@ enum tsq_enum {
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
-struct timer_list {
-	void (*function)(struct timer_list *);
+struct hlist_node {
+	struct hlist_node *next, **pprev;
 };
+
+struct timer_list {
+	struct hlist_node entry; /* pprev NULL: not pending */
+	unsigned long expires; /* jiffies */
+	void (*function)(struct timer_list *);
+	__u32 flags; /* from TIMER_ARRAYSHIFT on, where in the wheel it is */
+};
+
+/* include/linux/timer.h, kernel/time/timer.c; 5.10 to 7.x alike. */
+#define TIMER_ARRAYSHIFT 22
+#define LVL_SIZE 64
 
 struct ns_common {
 	unsigned int inum;
@@ -107,6 +118,16 @@ struct netns_ipv4 {
 	int sysctl_tcp_keepalive_time; /* jiffies */
 	int sysctl_tcp_keepalive_intvl; /* jiffies */
 	__u8 sysctl_tcp_keepalive_probes;
+	__u8 sysctl_tcp_retries2;
+	__u8 sysctl_tcp_orphan_retries;
+	__u8 sysctl_tcp_syn_retries;
+	__u8 sysctl_tcp_thin_linear_timeouts;
+	int sysctl_tcp_fin_timeout; /* jiffies */
+};
+
+/* SYN retransmissions before their interval doubles, since 6.5. */
+struct netns_ipv4___syn_linear {
+	__u8 sysctl_tcp_syn_linear_timeouts;
 };
 
 struct net {
@@ -152,6 +173,7 @@ struct sock {
 	struct socket *sk_socket; /* NULL: orphaned, or not accepted yet */
 	unsigned long sk_tsq_flags;
 	int sk_err;
+	int sk_err_soft; /* what an ICMP error said */
 	__u16 sk_protocol;
 	kuid_t sk_uid;
 };
@@ -178,11 +200,18 @@ struct inet_connection_sock {
 	__u8 icsk_pending;
 	__u8 icsk_backoff;
 	__u8 icsk_probes_out;
+	__u8 icsk_syn_retries; /* 0: the sysctl applies */
+	__u32 icsk_rto; /* jiffies */
 	struct {
 		__u32 lrcvtime; /* jiffies: when data last came */
 	} icsk_ack;
 	__u32 icsk_probes_tstamp; /* jiffies: first zero-window probe */
 	__u32 icsk_user_timeout; /* ms */
+};
+
+/* The most that icsk_rto can be; before 6.15 always TCP_RTO_MAX. */
+struct inet_connection_sock___rto_max {
+	__u32 icsk_rto_max; /* jiffies */
 };
 
 struct inet_connection_sock___keepalive_timer {
@@ -202,7 +231,11 @@ struct tcp_sock {
 	__u32 lsndtime; /* jiffies: when data was last sent */
 	__u32 rcv_tstamp; /* jiffies: when an ACK last came */
 	__u32 packets_out;
+	__u32 mss_cache;
 	__u32 srtt_us; /* eight times the smoothed round-trip time */
+	__u32 rttvar_us;
+	int linger2; /* jiffies in FIN_WAIT2; 0: the sysctl applies, -1: none */
+	__u8 thin_lto : 1; /* TCP_THIN_LINEAR_TIMEOUTS */
 	__u32 total_retrans;
 	__u32 retrans_stamp; /* first retransmission; see retransmitting_for() */
 	unsigned int keepalive_time; /* jiffies, 0: the sysctl applies */

@@ -150,7 +150,7 @@ func TestWhatAConnectionLooksLike(t *testing.T) {
 		t.Errorf("state %d, class %d, flags %#x", c.State, c.Class, c.Flags)
 	}
 	// HZ was learned, and this is in jiffies: Go sets 15 s on every connection.
-	if got := k.Duration(c.KeepaliveIntvl); got != 15*time.Second || c.Flags&ConnKeepalivePerSocket == 0 {
+	if got := k.Duration(c.KeepaliveIntvl); got != 15*time.Second || c.Flags&ConnKeepaliveIntvlSet == 0 {
 		t.Errorf("keepalive interval is %v", got)
 	}
 

@@ -74,14 +74,17 @@ const (
 
 // Bits of [Conn].Flags.
 const (
-	ConnKeepalive          = uint8(halfopenConnFlagCONN_KEEPALIVE)
-	ConnKeepalivePerSocket = uint8(halfopenConnFlagCONN_KEEPALIVE_PER_SOCKET)
-	ConnOrphan             = uint8(halfopenConnFlagCONN_ORPHAN)
-	ConnUnaccepted         = uint8(halfopenConnFlagCONN_UNACCEPTED)
-	ConnWindowClosed       = uint8(halfopenConnFlagCONN_WINDOW_CLOSED)
-	ConnAnswered           = uint8(halfopenConnFlagCONN_ANSWERED)
-	ConnGone               = uint8(halfopenConnFlagCONN_GONE)
-	ConnTrouble            = uint8(halfopenConnFlagCONN_TROUBLE)
+	ConnKeepalive          = uint16(halfopenConnFlagCONN_KEEPALIVE)
+	ConnKeepaliveTimeSet   = uint16(halfopenConnFlagCONN_KEEPALIVE_TIME_SET)
+	ConnKeepaliveIntvlSet  = uint16(halfopenConnFlagCONN_KEEPALIVE_INTVL_SET)
+	ConnKeepaliveProbesSet = uint16(halfopenConnFlagCONN_KEEPALIVE_PROBES_SET)
+	ConnOrphan             = uint16(halfopenConnFlagCONN_ORPHAN)
+	ConnUnaccepted         = uint16(halfopenConnFlagCONN_UNACCEPTED)
+	ConnWindowClosed       = uint16(halfopenConnFlagCONN_WINDOW_CLOSED)
+	ConnTrouble            = uint16(halfopenConnFlagCONN_TROUBLE)
+	ConnSoftError          = uint16(halfopenConnFlagCONN_SOFT_ERROR)
+	ConnAnswered           = uint16(halfopenConnFlagCONN_ANSWERED)
+	ConnGone               = uint16(halfopenConnFlagCONN_GONE)
 )
 
 // Values of [Conn].State, and first indices of [CensusCounts].Sockets
@@ -116,8 +119,7 @@ const (
 	FaultWatchFull    = int(halfopenFaultFAULT_WATCH_FULL)
 	FaultNoCookie     = int(halfopenFaultFAULT_NO_COOKIE)
 	FaultRememberFull = int(halfopenFaultFAULT_REMEMBER_FULL)
-	FaultSeqOverflow  = int(halfopenFaultFAULT_SEQ_OVERFLOW)
-	Faults            = FaultSeqOverflow + 1
+	Faults            = FaultRememberFull + 1
 )
 
 // IdleBuckets is how many bounds of idle time [CensusCounts].Idle can have;

@@ -27,8 +27,12 @@ const (
 	// watchInterval is how often the sockets under watch are looked at: an
 	// answer is noticed within it, and so is a silence that got long enough.
 	watchInterval = 500 * time.Millisecond
-	// ownersInterval is how often at most the owners are looked for.
-	ownersInterval = 2 * time.Second
+	// watchSpacing is how many times its own duration a watch pass waits at
+	// least, when it is taken out of turn.
+	watchSpacing = 10
+	// Owners are looked for at most this often, and within this share of a core.
+	ownersSpacing = 500 * time.Millisecond
+	ownersShare   = 0.02
 	// ownersAgain is when an owner that was not found, or may have changed, is
 	// looked for again.
 	ownersAgain = 30 * time.Second
@@ -84,6 +88,9 @@ type Collector struct {
 	log    *slog.Logger
 	ready  atomic.Bool
 
+	settles chan time.Duration // a watch pass is worth while by then
+	news    chan struct{}      // somebody's owner is worth looking for
+
 	mu     sync.Mutex // of all below
 	table  *Table
 	census CensusStats
@@ -92,11 +99,13 @@ type Collector struct {
 
 	reader struct { // the reading of events
 		sync.Mutex
-		running bool
-		flushed *sync.Cond // a flush came through, or the reading ended
-		flushes uint64
+		running   bool
+		wanted    uint64     // how often somebody wanted it to catch up
+		caughtUp  uint64     // the last of these that it did
+		caughtUpC *sync.Cond // it did, or the reading ended
 	}
 	undecodable atomic.Uint64
+	failed      atomic.Uint64 // passes
 }
 
 // New makes a collector of loaded programs. Run makes it collect; without Run,
@@ -104,7 +113,8 @@ type Collector struct {
 func New(k *bpf.Kernel, opts Options) *Collector {
 	opts.setDefaults()
 	c := &Collector{kernel: k, opts: opts, log: opts.Logger, subs: make(map[*Subscription]struct{})}
-	c.reader.flushed = sync.NewCond(&c.reader)
+	c.settles, c.news = make(chan time.Duration, 1), make(chan struct{}, 1)
+	c.reader.caughtUpC = sync.NewCond(&c.reader)
 	c.table = NewTable(Rules{
 		IdleAfter:        opts.IdleAfter,
 		StalledAfter:     opts.StalledAfter,
@@ -125,30 +135,14 @@ func (c *Collector) Run(parent context.Context) error {
 	stop := context.AfterFunc(ctx, func() { _ = c.kernel.Flush() })
 	defer stop()
 	g.Go(func() error { return c.readEvents(ctx) })
-	g.Go(func() error { return every(ctx, watchInterval, c.lookAfter) })
-	g.Go(func() error { return every(ctx, ownersInterval, c.findOwners) })
+	g.Go(func() error { return c.lookAfter(ctx) })
+	g.Go(func() error { return c.findOwners(ctx) })
 	g.Go(func() error { return c.takeCensuses(ctx) })
 	err := g.Wait()
 	if parent.Err() != nil {
 		return nil
 	}
 	return err
-}
-
-// every calls f now and then at intervals, until the context ends or f fails.
-func every(ctx context.Context, interval time.Duration, f func() error) error {
-	tick := time.NewTicker(interval)
-	defer tick.Stop()
-	for {
-		if err := f(); err != nil {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tick.C:
-		}
-	}
 }
 
 // wall translates the kernel's clock (CLOCK_MONOTONIC, ns), as of now.
@@ -164,18 +158,27 @@ func (c *Collector) readEvents(ctx context.Context) error {
 	defer func() {
 		c.reader.Lock()
 		c.reader.running = false
-		c.reader.flushed.Broadcast()
+		c.reader.caughtUpC.Broadcast()
 		c.reader.Unlock()
 	}()
 	var e bpf.Event
 	for {
+		// Flushes may become one, which answers only those who wanted it before
+		// we began to find the ring empty.
+		c.reader.Lock()
+		wanted := c.reader.wanted
+		c.reader.Unlock()
 		err := c.kernel.ReadEvent(&e)
 		switch {
 		case errors.Is(err, bpf.ErrFlushed):
 			c.reader.Lock()
-			c.reader.flushes++
-			c.reader.flushed.Broadcast()
+			c.reader.caughtUp = wanted
+			c.reader.caughtUpC.Broadcast()
+			again := c.reader.wanted > wanted
 			c.reader.Unlock()
+			if again {
+				_ = c.kernel.Flush()
+			}
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
@@ -188,8 +191,14 @@ func (c *Collector) readEvents(ctx context.Context) error {
 		default:
 			at := wall(e.Conn.At)
 			c.mu.Lock()
-			c.table.Event(&e, at)
+			settles := c.table.Event(&e, at)
 			c.mu.Unlock()
+			if settles > 0 {
+				select {
+				case c.settles <- settles:
+				default: // one is on its way already
+				}
+			}
 		}
 	}
 }
@@ -201,7 +210,8 @@ func (c *Collector) catchUp() {
 	if !c.reader.running {
 		return
 	}
-	seen := c.reader.flushes
+	c.reader.wanted++
+	mine := c.reader.wanted
 	if c.kernel.Flush() != nil {
 		return
 	}
@@ -209,19 +219,58 @@ func (c *Collector) catchUp() {
 	timer := time.AfterFunc(flushTimeout, func() {
 		c.reader.Lock()
 		expired = true
-		c.reader.flushed.Broadcast()
+		c.reader.caughtUpC.Broadcast()
 		c.reader.Unlock()
 	})
 	defer timer.Stop()
-	for c.reader.running && c.reader.flushes == seen && !expired {
-		c.reader.flushed.Wait()
+	for c.reader.running && c.reader.caughtUp < mine && !expired {
+		c.reader.caughtUpC.Wait()
 	}
 }
 
-func (c *Collector) lookAfter() error {
+// lookAfter takes watch passes: regularly, and when the newest of a row of
+// solicitations has had the time to be answered.
+func (c *Collector) lookAfter(ctx context.Context) error {
+	for {
+		began := time.Now()
+		settles, err := c.takeWatch()
+		if err != nil {
+			c.failure("Watched sockets were not looked after", err)
+		}
+		least := time.Since(began) * watchSpacing
+		next := began.Add(watchInterval)
+		if settles > 0 {
+			next = earlier(next, began.Add(max(settles, least)))
+		}
+		timer := time.NewTimer(time.Until(next))
+	wait:
+		for {
+			select {
+			case <-ctx.Done():
+				timer.Stop()
+				return ctx.Err()
+			case settles := <-c.settles:
+				next = earlier(next, time.Now().Add(max(settles, least)))
+				timer.Reset(time.Until(next))
+			case <-timer.C:
+				break wait
+			}
+		}
+	}
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// takeWatch takes one watch pass and tells when another is worth while.
+func (c *Collector) takeWatch() (settles time.Duration, err error) {
 	var conns []bpf.Conn
 	if err := c.kernel.Watch(func(conn *bpf.Conn) { conns = append(conns, *conn) }); err != nil {
-		return err
+		return 0, err
 	}
 	now := time.Now()
 	c.mu.Lock()
@@ -231,17 +280,30 @@ func (c *Collector) lookAfter() error {
 		if conns[i].At != 0 {
 			at = wall(conns[i].At)
 		}
-		c.table.Watched(&conns[i], at)
+		if s := c.table.Watched(&conns[i], at); s > 0 && (settles == 0 || s < settles) {
+			settles = s
+		}
 	}
 	c.table.Sweep(now)
-	return nil
+	return settles, nil
+}
+
+// failure is of one pass: the kernel may have been short of memory. The next one
+// repairs what it can.
+func (c *Collector) failure(what string, err error) {
+	c.failed.Add(1)
+	c.log.Warn(what, "err", err)
 }
 
 func (c *Collector) takeCensuses(ctx context.Context) error {
 	for {
 		interval, err := c.takeCensus(ctx)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
 		if err != nil {
-			return err
+			c.failure("Census was not taken", err)
+			interval = c.opts.CensusInterval
 		}
 		select {
 		case <-ctx.Done():
@@ -290,17 +352,34 @@ func (c *Collector) takeCensus(ctx context.Context) (time.Duration, error) {
 	return c.census.Interval, nil
 }
 
-// findOwners finds who holds the connections in trouble.
-func (c *Collector) findOwners() error {
-	now := time.Now()
-	var wanted []uint64
-	c.mu.Lock()
-	for cookie, m := range c.table.members {
-		if m.verdict > Unguarded && now.Sub(m.looked) > ownersAgain && m.conn.Flags&bpf.ConnOrphan == 0 {
-			wanted = append(wanted, cookie)
-			m.looked = now
+// findOwners finds who holds the connections in trouble, and held those that
+// have just died, whenever there is news of such.
+func (c *Collector) findOwners(ctx context.Context) error {
+	var since time.Time
+	for {
+		began := time.Now()
+		if err := c.takeOwners(began, since); err != nil {
+			c.failure("Owners were not found", err)
+		}
+		since = began
+		spacing := max(ownersSpacing, time.Duration(float64(time.Since(began))/ownersShare))
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(spacing):
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-c.news:
+		case <-time.After(ownersAgain):
 		}
 	}
+}
+
+func (c *Collector) takeOwners(now, since time.Time) error {
+	c.mu.Lock()
+	wanted := c.table.ownerless(now, since)
 	c.mu.Unlock()
 	if len(wanted) == 0 {
 		return nil
@@ -309,13 +388,13 @@ func (c *Collector) findOwners() error {
 	if err != nil {
 		return err
 	}
+	processes := make(map[uint64]*Process, len(wanted))
+	for _, cookie := range wanted {
+		processes[cookie] = processOf(owners[cookie], nil)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, cookie := range wanted {
-		if m := c.table.members[cookie]; m != nil {
-			m.process = processOf(owners[cookie], nil)
-		}
-	}
+	c.table.own(processes)
 	return nil
 }
 
@@ -425,8 +504,11 @@ func (c *Collector) update(k *bpf.Conn) (Connection, []Event) {
 	return c.table.view(k, at, m), events
 }
 
-// fillOwners finds who holds connections; where several processes do, rather
-// one of pids.
+// FillOwners fills in Process of those connections that have none yet, and that
+// somebody holds.
+func (c *Collector) FillOwners(conns []Connection) error { return c.fillOwners(conns, nil) }
+
+// fillOwners prefers, where several processes hold a socket, one of pids.
 func (c *Collector) fillOwners(conns []Connection, pids []uint32) error {
 	var wanted []uint64
 	for i := range conns {
@@ -460,7 +542,7 @@ func compare(a, b *Connection) int {
 		if age < 0 {
 			return math.MaxInt64 // never heard
 		}
-		return age
+		return age.Truncate(time.Second) // they are not all looked at in the same moment
 	}
 	return cmp.Or(cmp.Compare(b.Verdict, a.Verdict), cmp.Compare(silence(b), silence(a)), cmp.Compare(a.Cookie, b.Cookie))
 }
@@ -498,7 +580,7 @@ func (c *Collector) Connection(ctx context.Context, cookie uint64) (conn Connect
 		return conn, nil, false, err
 	}
 	one := []Connection{conn}
-	err = c.fillOwners(one, nil)
+	err = c.FillOwners(one)
 	return one[0], events, true, err
 }
 
@@ -537,6 +619,7 @@ type Notice struct {
 	At         time.Time
 	Connection Connection // as it is; its Evidence is that of the solicitation
 	From       Verdict    // NoticeVerdict: the verdict before
+	First      bool       // NoticeVerdict: it was so already when first seen; From means nothing
 	Death      *Death     // NoticeDeath
 }
 
@@ -571,6 +654,12 @@ func (c *Collector) Subscribe(buffer int) *Subscription {
 
 // publish runs under the lock: it must not wait.
 func (c *Collector) publish(n Notice) {
+	if n.Kind != NoticeSolicitation {
+		select {
+		case c.news <- struct{}{}:
+		default: // there is some already
+		}
+	}
 	for s := range c.subs {
 		select {
 		case s.c <- n:
@@ -602,6 +691,7 @@ type Stats struct {
 	AtRisk         [Risks]uint64
 	Idle           Histogram // of the established connections at the last census
 	ZombieSeconds  Histogram // of zombies that died or recovered
+	ForecastError  Histogram // of deaths that had a forecast; absolute
 	ZombiesByOwner map[Owner]int
 	Watched        int
 	Census         CensusStats
@@ -640,6 +730,7 @@ func (c *Collector) Stats() (Stats, error) {
 	s := Stats{
 		Idle:           idleHistogram(&c.counts, c.table.rules.HZ),
 		ZombieSeconds:  c.table.zombieSeconds,
+		ForecastError:  c.table.forecastError,
 		ZombiesByOwner: make(map[Owner]int),
 		Watched:        len(c.table.members),
 		Census:         c.census,
@@ -648,10 +739,12 @@ func (c *Collector) Stats() (Stats, error) {
 		Attached:       c.kernel.Attached(),
 		EventsLost: map[string]uint64{
 			"undecodable": c.undecodable.Load(),
+			"pass_failed": c.failed.Load(),
 			"table_full":  c.table.overflowed,
 		},
 	}
 	s.ZombieSeconds.Counts = slices.Clone(s.ZombieSeconds.Counts)
+	s.ForecastError.Counts = slices.Clone(s.ForecastError.Counts)
 	for state := range States {
 		for verdict, n := range c.table.counts[state] {
 			s.Connections[state][verdict] = uint64(n)

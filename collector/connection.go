@@ -232,6 +232,7 @@ type Connection struct {
 	SendQueue             uint32 // bytes
 	SendWindow            uint32 // bytes
 	SRTT                  time.Duration
+	GivesUp               Forecast // when the kernel will, by itself
 	Risks                 []Risk
 	Orphaned              bool // closed by its application
 	Accepted              bool // not in a listener's queue
@@ -265,7 +266,8 @@ type Event struct {
 	Kind       EventKind
 	Evidence   Evidence
 	Unanswered int
-	From, To   Verdict // EventVerdict only
+	From, To   Verdict       // EventVerdict only
+	Took       time.Duration // EventAnswer: since the last solicitation; -1 not known
 }
 
 // Death is the end of a connection.
@@ -277,4 +279,9 @@ type Death struct {
 	During    Evidence      // of CauseUserTimeout
 	Errno     uint16        // what the application gets, 0 none
 	ZombieFor time.Duration // 0: it was none
+	// Forecast is what had been said of it since the peer was last heard, and
+	// ForecastError by how much the death came before (below 0) or after it.
+	// None where there was none, or it was of another cause.
+	Forecast      Forecast
+	ForecastError time.Duration
 }

@@ -38,9 +38,9 @@ func (r *Rules) age(jiffies uint32) time.Duration {
 	return r.duration(jiffies)
 }
 
-// synchronized are the states in which both ends have agreed on a connection
-// (RFC 9293 3.3.2) and in which something can still be unanswered: FIN_WAIT2
-// has nothing left to send.
+// synchronized are the states in which a connection can be a zombie: both ends
+// have agreed on it (RFC 9293 3.3.2), and ours is not just waiting for the
+// peer's FIN, as in FIN_WAIT2.
 func synchronized(s State) bool {
 	switch s {
 	case Established, FinWait1, CloseWait, Closing, LastAck:
@@ -51,8 +51,8 @@ func synchronized(s State) bool {
 
 // Judge gives a connection's verdict and the evidence for it.
 func (r *Rules) Judge(c *bpf.Conn) (Verdict, Evidence) {
-	if r.overdue(c) {
-		if synchronized(stateOf(c.State)) && int(c.Unanswered) >= r.ZombieUnanswered &&
+	if due := r.due(c); due > 0 {
+		if synchronized(stateOf(c.State)) && due >= r.ZombieUnanswered &&
 			c.Silent != bpf.AgeNone && r.duration(c.Silent) >= r.ZombieSilence {
 			return Zombie, Evidence(c.Evidence)
 		}
@@ -65,16 +65,110 @@ func (r *Rules) Judge(c *bpf.Conn) (Verdict, Evidence) {
 	return ofClass(c.Class), NoEvidence
 }
 
-// overdue tells whether an answer is. The second solicitation says that the
-// first was not answered; a first one has its grace, unless nobody saw it go.
-func (r *Rules) overdue(c *bpf.Conn) bool {
-	switch c.Unanswered {
-	case 0:
-		return false
-	case 1:
-		return c.Solicited == bpf.AgeNone || r.duration(c.Solicited) >= answerGrace
+// due is how many of the unanswered solicitations a live peer would have
+// answered by now. The newest is not until a round trip later, and a single one
+// not until answerGrace.
+func (r *Rules) due(c *bpf.Conn) int {
+	n := int(c.Unanswered)
+	if n == 0 {
+		return 0
 	}
-	return true
+	age := r.solicited(c)
+	if age < 0 {
+		return n
+	}
+	if age < roundTrip(c) {
+		n--
+		age = r.waited(c, 1)
+	}
+	if n == 1 && age < answerGrace {
+		return 0
+	}
+	return n
+}
+
+// settles is when a connection is worth another look, because the newest
+// solicitation makes a difference once its answer is due; 0 if it is.
+func (r *Rules) settles(c *bpf.Conn) time.Duration {
+	age := r.solicited(c)
+	if wait := roundTrip(c) - age; c.Unanswered > 1 && age >= 0 && wait > 0 {
+		return wait + r.duration(1)
+	}
+	return 0
+}
+
+// The time that an answer may take: twice the smoothed round trip, and within
+// these bounds.
+const (
+	roundTripLeast = 50 * time.Millisecond
+	roundTripMost  = 500 * time.Millisecond
+)
+
+func roundTrip(c *bpf.Conn) time.Duration {
+	return min(max(2*time.Duration(c.Srtt)*time.Microsecond, roundTripLeast), roundTripMost)
+}
+
+// solicited is how long ago the last solicitation went out, -1 if that is not
+// known. Where nobody saw it, the timer tells that will send the next.
+func (r *Rules) solicited(c *bpf.Conn) time.Duration {
+	if c.Solicited != bpf.AgeNone {
+		return r.duration(c.Solicited)
+	}
+	expires := c.WriteExpires
+	if Evidence(c.Evidence) == EvidenceKeepalive {
+		expires = c.KeepaliveExpires
+	} else if c.UserTimeout > 0 {
+		return -1 // the wait may have been cut short
+	}
+	if expires == 0 {
+		return -1
+	}
+	left := max(int64(expires-c.Jiffies), 0)
+	return max(r.waited(c, 0)-time.Duration(left)*time.Second/time.Duration(r.HZ), 0)
+}
+
+// waited is how long the kernel waits after the n-th last solicitation until the
+// next one: 0 is the last. Keepalive probes are evenly spaced, the waits of the
+// others double.
+func (r *Rules) waited(c *bpf.Conn, n int) time.Duration {
+	wait := r.duration(c.Rto)
+	switch {
+	case Evidence(c.Evidence) == EvidenceKeepalive:
+		return r.duration(c.KeepaliveIntvl)
+	case c.PacketsOut == 0: // tcp_probe0_when()
+		wait = min(max(wait, leastRTO)<<min(c.Backoff, 10), r.duration(c.RtoMax))
+	}
+	return wait >> n
+}
+
+// leastRTO is TCP_RTO_MIN (include/net/tcp.h).
+const leastRTO = 200 * time.Millisecond
+
+// began is how long ago a verdict began, as far as the socket's own stamps and
+// timers tell; -1 if they do not.
+func (r *Rules) began(c *bpf.Conn, v Verdict) time.Duration {
+	// nth is how long ago the n-th solicitation of the row went out.
+	nth := func(n int) time.Duration {
+		age := r.solicited(c)
+		if age < 0 || int(c.Unanswered) < n {
+			return -1
+		}
+		for i := 1; i <= int(c.Unanswered)-n; i++ {
+			age += r.waited(c, i)
+		}
+		return age
+	}
+	switch v {
+	case Idle, Unguarded:
+		return max(r.duration(c.Idle)-r.IdleAfter, 0)
+	case Stalled:
+		return max(r.duration(c.WindowClosed)-r.StalledAfter, 0)
+	case Suspect:
+		return max(nth(1)-answerGrace, nth(2))
+	case Zombie:
+		return min(r.duration(c.Silent)-r.ZombieSilence, nth(r.ZombieUnanswered))
+	}
+	return -1
 }
 
 // ofClass is the verdict that follows from the socket's fields alone.
@@ -105,7 +199,7 @@ func (r *Rules) Describe(c *bpf.Conn, at time.Time) Connection {
 			Time:      r.duration(c.KeepaliveTime),
 			Interval:  r.duration(c.KeepaliveIntvl),
 			Probes:    int(c.KeepaliveProbes),
-			PerSocket: c.Flags&bpf.ConnKeepalivePerSocket != 0,
+			PerSocket: c.Flags&(bpf.ConnKeepaliveTimeSet|bpf.ConnKeepaliveIntvlSet|bpf.ConnKeepaliveProbesSet) != 0,
 		},
 		UserTimeout:      time.Duration(c.UserTimeout) * time.Millisecond,
 		RetransmitsTotal: int(c.TotalRetrans),
@@ -121,18 +215,17 @@ func (r *Rules) Describe(c *bpf.Conn, at time.Time) Connection {
 		conn.RetransmitsUnanswered = int(c.Retransmits)
 	}
 	if c.Evidence == bpf.EvidenceKeepalive {
-		conn.Keepalive.ProbesOut = int(c.ProbesOut)
+		conn.Keepalive.ProbesOut = int(c.Unanswered)
 	}
 	for risk := range Risk(Risks) {
 		if c.Risks&(1<<risk) != 0 {
 			conn.Risks = append(conn.Risks, risk)
 		}
 	}
+	conn.GivesUp = r.Forecast(c, at)
 	conn.Verdict, conn.Evidence = r.Judge(c)
-	// An idle connection's verdict began when the data stopped plus IdleAfter;
-	// that of an active one did when it was made, which the kernel does not say.
-	if conn.Verdict == Idle || conn.Verdict == Unguarded {
-		conn.Since = at.Add(r.IdleAfter - conn.Idle)
+	if began := r.began(c, conn.Verdict); began >= 0 {
+		conn.Since = at.Add(-began)
 	}
 	return conn
 }

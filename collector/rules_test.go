@@ -74,6 +74,48 @@ func TestJudge(t *testing.T) {
 				return c
 			}(), Suspect, EvidenceKeepalive,
 		},
+		"a second one just went out, and the first waits since 75 seconds": {
+			func() *bpf.Conn {
+				c := silentWith(bpf.EvidenceKeepalive, 2, 2*time.Hour)
+				c.Solicited = ago(20 * time.Millisecond)
+				return c
+			}(), Suspect, EvidenceKeepalive,
+		},
+		"a second window probe just went out; the first may have met the peer's limit on answers": {
+			func() *bpf.Conn {
+				c := silentWith(bpf.EvidenceWindowProbe, 2, time.Minute)
+				c.Solicited, c.Rto, c.RtoMax, c.Backoff = ago(20*time.Millisecond), ago(208*time.Millisecond), ago(2*time.Minute), 2
+				return c
+			}(), Active, NoEvidence,
+		},
+		"a third one just went out, and may be answered": {
+			func() *bpf.Conn {
+				c := silentWith(bpf.EvidenceKeepalive, 3, 2*time.Hour)
+				c.Solicited = ago(20 * time.Millisecond)
+				return c
+			}(), Suspect, EvidenceKeepalive,
+		},
+		"a third one went out a long round trip ago, and may still be answered": {
+			func() *bpf.Conn {
+				c := silentWith(bpf.EvidenceKeepalive, 3, 2*time.Hour)
+				c.Solicited, c.Srtt = ago(200*time.Millisecond), 150000
+				return c
+			}(), Suspect, EvidenceKeepalive,
+		},
+		"a fourth one just went out": {
+			func() *bpf.Conn {
+				c := silentWith(bpf.EvidenceKeepalive, 4, 2*time.Hour)
+				c.Solicited = ago(0)
+				return c
+			}(), Zombie, EvidenceKeepalive,
+		},
+		"a first probe that nobody saw go out, a second ago by the timer of the next": {
+			func() *bpf.Conn {
+				c := silentWith(bpf.EvidenceKeepalive, 1, 2*time.Hour)
+				c.Solicited, c.Jiffies, c.KeepaliveExpires = bpf.AgeNone, 1000000, 1000000+uint64(ago(74*time.Second))
+				return c
+			}(), Active, NoEvidence,
+		},
 		"two unanswered": {silentWith(bpf.EvidenceRetransmit, 2, time.Minute), Suspect, EvidenceRetransmit},
 		"three unanswered, but heard of less than ten seconds ago": {
 			silentWith(bpf.EvidenceRetransmit, 3, 9900*time.Millisecond), Suspect, EvidenceRetransmit,
@@ -152,6 +194,31 @@ func TestDescribe(t *testing.T) {
 		c := connWith(func(c *bpf.Conn) { c.Class, c.Idle = bpf.ClassUnguarded, ago(7*time.Minute) })
 		if got, want := testRules.Describe(c, at).Since, at.Add(-2*time.Minute); !got.Equal(want) {
 			t.Errorf("since %v, expected %v", got, want)
+		}
+	})
+	t.Run("a zombie that was one before we looked began with its third probe", func(t *testing.T) {
+		c := silentWith(bpf.EvidenceKeepalive, 5, 7600*time.Second)
+		c.Solicited, c.Jiffies, c.KeepaliveExpires = bpf.AgeNone, 1000000, 1000000+uint64(ago(25*time.Second))
+		// The fifth went out 50 s ago, the third 2 × 75 s before.
+		if got := at.Sub(testRules.Describe(c, at).Since); got != 200*time.Second {
+			t.Errorf("since %v", got)
+		}
+	})
+	t.Run("or when the silence was long enough", func(t *testing.T) {
+		c := silentWith(bpf.EvidenceRetransmit, 5, 14*time.Second)
+		c.PacketsOut, c.Retransmits, c.Rto, c.RtoMax = 1, 5, ago(6400*time.Millisecond), ago(2*time.Minute)
+		c.Solicited, c.Jiffies, c.WriteExpires = bpf.AgeNone, 1000000, 1000000+uint64(ago(400*time.Millisecond))
+		if got := at.Sub(testRules.Describe(c, at).Since); got != 4*time.Second {
+			t.Errorf("since %v", got)
+		}
+	})
+	t.Run("a stalled one began with the tenth second of its first probe", func(t *testing.T) {
+		c := connWith(func(c *bpf.Conn) {
+			c.Flags |= bpf.ConnTrouble | bpf.ConnWindowClosed
+			c.WindowClosed = ago(25 * time.Second)
+		})
+		if got := at.Sub(testRules.Describe(c, at).Since); got != 15*time.Second {
+			t.Errorf("since %v", got)
 		}
 	})
 	t.Run("nobody knows since when an active one is", func(t *testing.T) {

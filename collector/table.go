@@ -15,8 +15,8 @@ const (
 	maxMembers = 65536
 	// maxStories are kept, each of the last maxEvents events, for storyFor
 	// after the last of them.
-	maxStories = 65536
-	maxEvents  = 32
+	maxStories = 16384
+	maxEvents  = 16
 	storyFor   = 15 * time.Minute
 	// maxDeaths are remembered.
 	maxDeaths = 4096
@@ -28,6 +28,9 @@ const (
 // zombieBounds are the upper bounds of Stats.ZombieSeconds: how long a zombie
 // can live goes from the silence that makes one to days.
 var zombieBounds = []float64{1, 5, 10, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 86400}
+
+// forecastBounds are those of Stats.ForecastError; up to the first is right.
+var forecastBounds = []float64{0, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 60, 600}
 
 // cell is where a connection is counted.
 type cell struct {
@@ -43,6 +46,9 @@ type member struct {
 	evidence Evidence
 	since    time.Time
 	gone     time.Time // when the watch pass no longer found it
+	// forecast is the first since the peer was last heard, of this cause and
+	// with these settings: what a death is held against.
+	forecast Forecast
 	process  *Process
 	looked   time.Time // when its process was last looked for
 }
@@ -63,9 +69,13 @@ type Table struct {
 	stories map[uint64]*story
 	deaths  []Death // a ring; next is the oldest once it is full
 	next    int
+	// buried are the cookies of deaths, which are never used again: whatever was
+	// read before a death and is taken in after it must not wake the dead.
+	buried map[uint64]struct{}
 	// counts is the last census, kept true as connections change and die.
 	counts        [States][Verdicts]int64
 	zombieSeconds Histogram
+	forecastError Histogram
 	overflowed    uint64 // members and stories there was no room for
 }
 
@@ -76,19 +86,19 @@ func NewTable(rules Rules, notify func(Notice)) *Table {
 		notify = func(Notice) {}
 	}
 	return &Table{
-		rules:   rules,
-		notify:  notify,
-		members: make(map[uint64]*member),
-		stories: make(map[uint64]*story),
-		zombieSeconds: Histogram{
-			Bounds: zombieBounds,
-			Counts: make([]uint64, len(zombieBounds)+1),
-		},
+		rules:         rules,
+		notify:        notify,
+		members:       make(map[uint64]*member),
+		stories:       make(map[uint64]*story),
+		buried:        make(map[uint64]struct{}),
+		zombieSeconds: newHistogram(zombieBounds),
+		forecastError: newHistogram(forecastBounds),
 	}
 }
 
-// Event takes in what the kernel sent; at is the time of e.Conn.
-func (t *Table) Event(e *bpf.Event, at time.Time) {
+// Event takes in what the kernel sent; at is the time of e.Conn. If that needs
+// another look, because an answer may be on its way, settles tells when.
+func (t *Table) Event(e *bpf.Event, at time.Time) (settles time.Duration) {
 	switch e.Type {
 	case bpf.EventDeath:
 		t.died(e, at)
@@ -100,23 +110,41 @@ func (t *Table) Event(e *bpf.Event, at time.Time) {
 		conn.Evidence = Evidence(e.Conn.Evidence) // what was sent, though a first one proves nothing
 		t.notify(Notice{Kind: NoticeSolicitation, At: at, Connection: conn})
 		t.observe(&e.Conn, at)
+		settles = t.rules.settles(&e.Conn)
 	}
+	return settles
 }
 
-// Watched takes in one record of a watch pass, of that time.
-func (t *Table) Watched(c *bpf.Conn, at time.Time) {
+// Watched takes in one record of a watch pass, of that time; settles as of Event.
+func (t *Table) Watched(c *bpf.Conn, at time.Time) (settles time.Duration) {
 	if c.Flags&bpf.ConnGone != 0 {
-		if m := t.members[c.Cookie]; m != nil && m.gone.IsZero() {
+		m := t.members[c.Cookie]
+		switch {
+		case m == nil:
+		case Cause(c.Cause) != CauseUnknown: // its event could not be sent
+			t.bury(c.Cookie, m, Death{
+				Connection: t.view(&m.conn, m.at, m), DiedAt: at, Cause: Cause(c.Cause), During: during(c.Cause, c.Evidence),
+			})
+		case m.gone.IsZero():
 			m.gone = at
 		}
-		return
+		return 0
 	}
 	t.observe(c, at)
+	return t.rules.settles(c)
 }
 
-// Sweep drops, at a time, the members whose sockets are gone and whose deaths
-// were not told: the event was lost or held back. The cause is in the kernel's
-// counters all the same; here it is unknown.
+// during is what a user timeout ended.
+func during(cause, evidence uint8) Evidence {
+	if Cause(cause) == CauseUserTimeout {
+		return Evidence(evidence)
+	}
+	return NoEvidence
+}
+
+// Sweep buries, at a time, the members whose sockets are gone and whose deaths
+// were not told. The cause is in the kernel's counters all the same; here it is
+// unknown.
 func (t *Table) Sweep(now time.Time) {
 	for cookie, m := range t.members {
 		if m.gone.IsZero() || now.Sub(m.gone) < goneFor {
@@ -143,6 +171,9 @@ func (t *Table) Census(counts *bpf.CensusCounts, troubled []bpf.Conn, began, end
 	for i := range troubled {
 		c := &troubled[i]
 		seen[c.Cookie] = true
+		if _, dead := t.buried[c.Cookie]; dead {
+			continue
+		}
 		if m := t.members[c.Cookie]; m != nil {
 			t.count(m.cell())
 		} else if len(t.members) >= maxMembers {
@@ -161,9 +192,12 @@ func (t *Table) Census(counts *bpf.CensusCounts, troubled []bpf.Conn, began, end
 			// In trouble since the census passed it by: counted as the other.
 			t.move(cell{stateOf(m.conn.State), ofClass(m.conn.Class)}, m.cell())
 		case m.gone.IsZero():
-			// Nobody has seen it in trouble any more; its death, if it is one,
-			// was not told. The next sweep buries it.
-			m.gone = ended
+			// It is in no trouble any more, dead or alive, and nobody told:
+			// the kernel had no room to watch it.
+			if m.verdict == Zombie {
+				t.zombieSeconds.observe(ended.Sub(m.since))
+			}
+			delete(t.members, cookie)
 		}
 	}
 	for cookie, s := range t.stories {
@@ -180,8 +214,12 @@ func (t *Table) observe(c *bpf.Conn, at time.Time) *member {
 	if m != nil && c.At < m.conn.At {
 		return m // the event path and the passes overtake each other
 	}
-	if m == nil {
+	created := m == nil
+	if created {
 		if c.Flags&bpf.ConnTrouble == 0 {
+			return nil
+		}
+		if _, dead := t.buried[c.Cookie]; dead {
 			return nil
 		}
 		if len(t.members) >= maxMembers {
@@ -194,24 +232,37 @@ func (t *Table) observe(c *bpf.Conn, at time.Time) *member {
 	verdict, evidence := t.rules.Judge(c)
 	old := m.cell()
 	from := m.verdict
+	// Nobody saw it get into trouble: it is no change that happened now.
+	first := created && c.Solicited == bpf.AgeNone
 	answered := m.conn.Unanswered > 0 && c.Unanswered == 0
-	unanswered := m.conn.Unanswered
+	unanswered, heard, took := m.conn.Unanswered, at.Add(-t.rules.duration(c.Silent)), time.Duration(-1)
+	if m.conn.Solicited != bpf.AgeNone {
+		took = max(heard.Sub(m.at.Add(-t.rules.duration(m.conn.Solicited))), 0)
+	}
+	m.forecast = t.forecast(m, c, at)
 	m.conn, m.at, m.evidence, m.gone = *c, at, evidence, time.Time{}
 	if answered {
-		t.tell(c.Cookie, Event{At: at, Kind: EventAnswer, Unanswered: int(unanswered)})
+		t.tell(c.Cookie, Event{
+			At: heard, Kind: EventAnswer, Unanswered: int(unanswered), Took: took,
+		})
 	}
 	if verdict != from {
 		if from == Zombie {
 			t.zombieSeconds.observe(at.Sub(m.since))
 		}
 		m.verdict, m.since = verdict, at
-		t.tell(c.Cookie, Event{
-			At: at, Kind: EventVerdict, Evidence: evidence, Unanswered: int(c.Unanswered), From: from, To: verdict,
-		})
+		if began := t.rules.began(c, verdict); first && began >= 0 {
+			m.since = at.Add(-began)
+		}
+		if !first {
+			t.tell(c.Cookie, Event{
+				At: at, Kind: EventVerdict, Evidence: evidence, Unanswered: int(c.Unanswered), From: from, To: verdict,
+			})
+		}
 	}
 	t.move(old, m.cell())
 	if verdict != from {
-		t.notify(Notice{Kind: NoticeVerdict, At: at, Connection: t.view(c, at, m), From: from})
+		t.notify(Notice{Kind: NoticeVerdict, At: at, Connection: t.view(c, at, m), From: from, First: first})
 	}
 	if c.Flags&bpf.ConnTrouble == 0 {
 		delete(t.members, c.Cookie)
@@ -220,12 +271,42 @@ func (t *Table) observe(c *bpf.Conn, at time.Time) *member {
 	return m
 }
 
+// forecast keeps the member's forecast for as long as it still holds, and makes a
+// new one when the peer was heard since, the settings changed, or another timer
+// has taken over.
+func (t *Table) forecast(m *member, c *bpf.Conn, at time.Time) Forecast {
+	f := t.rules.Forecast(c, at)
+	old := &m.conn
+	switch {
+	case m.forecast.By != f.By, heardSince(old, c),
+		c.KeepaliveTime != old.KeepaliveTime, c.KeepaliveIntvl != old.KeepaliveIntvl,
+		c.KeepaliveProbes != old.KeepaliveProbes, c.UserTimeout != old.UserTimeout, c.Retries != old.Retries:
+		return f
+	}
+	return m.forecast
+}
+
 func (t *Table) died(e *bpf.Event, at time.Time) {
 	cookie := e.Conn.Cookie
 	m := t.members[cookie]
+	conn := t.view(&e.Conn, at, m)
+	if m != nil && conn.Unanswered == 0 {
+		// Its end may have cleared what was unanswered; being heard has as well.
+		if heardSince(&m.conn, &e.Conn) {
+			conn.Evidence = NoEvidence
+		} else {
+			conn.Unanswered = int(m.conn.Unanswered)
+		}
+	}
 	t.bury(cookie, m, Death{
-		Connection: t.view(&e.Conn, at, m), DiedAt: at, Cause: Cause(e.Cause), During: Evidence(e.During), Errno: e.Err,
+		Connection: conn, DiedAt: at, Cause: Cause(e.Cause), During: Evidence(e.During), Errno: e.Err,
 	})
+}
+
+// heardSince tells whether the peer was heard between two looks. The stamps are
+// in jiffies, hence the one of tolerance.
+func heardSince(old, now *bpf.Conn) bool {
+	return uint32(now.Jiffies)-now.Silent-(uint32(old.Jiffies)-old.Silent) > 1
 }
 
 // bury ends a connection; m is nil if it was in no trouble.
@@ -235,15 +316,21 @@ func (t *Table) bury(cookie uint64, m *member, d Death) {
 			d.ZombieFor = d.DiedAt.Sub(m.since)
 			t.zombieSeconds.observe(d.ZombieFor)
 		}
+		if m.forecast.Ever() && m.forecast.By == d.Cause {
+			d.Forecast, d.ForecastError = m.forecast, m.forecast.miss(d.DiedAt)
+			t.forecastError.observe(d.ForecastError.Abs())
+		}
 		// Its last verdict, not what its last moments look like.
 		d.Verdict, d.Since = m.verdict, m.since
 		t.uncount(m.cell())
 		delete(t.members, cookie)
 	}
 	delete(t.stories, cookie)
+	t.buried[cookie] = struct{}{}
 	if len(t.deaths) < maxDeaths {
 		t.deaths = append(t.deaths, d)
 	} else {
+		delete(t.buried, t.deaths[t.next].Cookie)
 		t.deaths[t.next] = d
 		t.next = (t.next + 1) % maxDeaths
 	}
@@ -302,6 +389,44 @@ func (t *Table) uncount(c cell) {
 	}
 }
 
+// ownerless are the cookies of those whose process may be known by looking for
+// it now: connections in trouble, and those that died after since.
+func (t *Table) ownerless(now, since time.Time) []uint64 {
+	var wanted []uint64
+	for cookie, m := range t.members {
+		if m.verdict > Unguarded && now.Sub(m.looked) > ownersAgain &&
+			m.conn.Flags&(bpf.ConnOrphan|bpf.ConnUnaccepted) == 0 {
+			wanted = append(wanted, cookie)
+			m.looked = now
+		}
+	}
+	t.eachDeath(func(d *Death) bool {
+		if d.DiedAt.Before(since) {
+			return false
+		}
+		if d.Process == nil && d.held() {
+			wanted = append(wanted, d.Cookie)
+		}
+		return true
+	})
+	return wanted
+}
+
+// own fills in the processes that were found.
+func (t *Table) own(owners map[uint64]*Process) {
+	for cookie, p := range owners {
+		if m := t.members[cookie]; m != nil {
+			m.process = p
+		}
+	}
+	t.eachDeath(func(d *Death) bool {
+		if p := owners[d.Cookie]; p != nil && d.Process == nil {
+			d.Process = p
+		}
+		return true
+	})
+}
+
 // eachDeath calls f for the deaths, newest first, until it returns false.
 func (t *Table) eachDeath(f func(*Death) bool) {
 	for i := range t.deaths {
@@ -310,6 +435,10 @@ func (t *Table) eachDeath(f func(*Death) bool) {
 			return
 		}
 	}
+}
+
+func newHistogram(bounds []float64) Histogram {
+	return Histogram{Bounds: bounds, Counts: make([]uint64, len(bounds)+1)}
 }
 
 func (h *Histogram) observe(d time.Duration) {

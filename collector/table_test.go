@@ -117,6 +117,13 @@ func TestTableRecovery(t *testing.T) {
 	if r.zombieSeconds.Sum != 2 {
 		t.Errorf("zombie seconds are %+v", r.zombieSeconds)
 	}
+	t.Run("its story tells when the answer came, and how long it took", func(t *testing.T) {
+		answer := r.stories[0x1a2b].events[2]
+		// Silent for a second at 12 s; the last solicitation went 100 ms before 10 s.
+		if answer.Kind != EventAnswer || !answer.At.Equal(r.at(11*time.Second)) || answer.Took != 1100*time.Millisecond || answer.Unanswered != 9 {
+			t.Errorf("%+v", answer)
+		}
+	})
 	t.Run("its story tells since when it is well", func(t *testing.T) {
 		conn := r.view(connWith(func(*bpf.Conn) {}), r.at(13*time.Second), nil)
 		if !conn.Since.Equal(r.at(12 * time.Second)) {
@@ -133,6 +140,83 @@ func TestTableRecovery(t *testing.T) {
 			t.Error("not at all")
 		}
 	})
+}
+
+func TestTableDeathThatClearsWhatWasUnanswered(t *testing.T) {
+	dead := func(silent time.Duration) *bpf.Conn {
+		c := silentWith(bpf.EvidenceNone, 0, silent)
+		c.Flags &^= bpf.ConnTrouble
+		c.Jiffies = uint64(ago(time.Hour + 11*time.Second))
+		return c
+	}
+	zombie := func() *bpf.Conn {
+		c := silentWith(bpf.EvidenceRetransmit, 6, 10*time.Second)
+		c.Jiffies = uint64(ago(time.Hour + 10*time.Second))
+		return c
+	}
+
+	t.Run("destroyed, and not heard since", func(t *testing.T) {
+		r := newReplay(t)
+		r.solicit(10*time.Second, zombie())
+		r.die(11*time.Second, CauseDestroyed, dead(11*time.Second))
+		if d := r.deaths[0]; d.Unanswered != 6 || d.Evidence != EvidenceRetransmit || d.Verdict != Zombie {
+			t.Errorf("%d unanswered, evidence %v, verdict %v", d.Unanswered, d.Evidence, d.Verdict)
+		}
+	})
+	t.Run("a reset by the peer is an answer", func(t *testing.T) {
+		r := newReplay(t)
+		r.solicit(10*time.Second, zombie())
+		r.die(11*time.Second, CauseResetByPeer, dead(0))
+		if d := r.deaths[0]; d.Unanswered != 0 || d.Evidence != NoEvidence || d.Verdict != Zombie {
+			t.Errorf("%d unanswered, evidence %v, verdict %v", d.Unanswered, d.Evidence, d.Verdict)
+		}
+	})
+}
+
+func TestTableForecastError(t *testing.T) {
+	die := func(after time.Duration, cause Cause) Death {
+		r := newReplay(t)
+		c := silentWith(bpf.EvidenceKeepalive, 2, 2*time.Hour+75*time.Second)
+		c.Jiffies, c.ProbesOut, c.Idle = forecastFrom, 2, c.Silent
+		c.KeepaliveExpires, c.KeepaliveLevel = armed(c, 75*time.Second)
+		r.solicit(0, c)
+		dead := *c
+		dead.Jiffies += uint64(ago(after))
+		dead.Silent += ago(after)
+		r.die(after, cause, &dead)
+		return r.deaths[0]
+	}
+	// Two probes are out; the timer fires in 75 s and seven times after that, and
+	// each time the wheel adds up to two seconds.
+	if d := die(8*75*time.Second+7*time.Second, CauseKeepaliveTimeout); !d.Forecast.Ever() || d.ForecastError != 0 {
+		t.Errorf("right to the point: %+v, missed by %v", d.Forecast, d.ForecastError)
+	}
+	if d := die(500*time.Second, CauseKeepaliveTimeout); d.ForecastError > -99*time.Second || d.ForecastError < -120*time.Second {
+		t.Errorf("100 s early, and more for the timer wheel: missed by %v", d.ForecastError)
+	}
+	if d := die(700*time.Second, CauseKeepaliveTimeout); d.ForecastError < 70*time.Second || d.ForecastError > 100*time.Second {
+		t.Errorf("100 s late, less what the timer wheel takes: missed by %v", d.ForecastError)
+	}
+	if d := die(500*time.Second, CauseResetByPeer); d.Forecast.Ever() || d.ForecastError != 0 {
+		t.Errorf("that is not what was forecast: %+v", d.Forecast)
+	}
+}
+
+func TestTableFirstSight(t *testing.T) {
+	r := newReplay(t)
+	c := silentWith(bpf.EvidenceKeepalive, 9, time.Minute)
+	c.Solicited, c.Jiffies, c.KeepaliveIntvl = bpf.AgeNone, 1000000, ago(time.Second)
+	c.KeepaliveExpires = c.Jiffies + uint64(ago(500*time.Millisecond))
+	var first bool
+	r.notify = func(n Notice) { first = n.First }
+	r.Census(census(0, 0, 0), []bpf.Conn{*c}, r.at(0), r.at(0))
+	m := r.members[c.Cookie]
+	if !first || m.verdict != Zombie || r.at(0).Sub(m.since) != 6500*time.Millisecond {
+		t.Errorf("first %v, %v since %v", first, m.verdict, r.at(0).Sub(m.since))
+	}
+	if len(r.stories) != 0 {
+		t.Errorf("nothing happened, but told is %+v", r.stories)
+	}
 }
 
 func TestTableEventsAndPassesOvertakeEachOther(t *testing.T) {
@@ -159,6 +243,18 @@ func TestTableDeathThatNobodyTold(t *testing.T) {
 		r.die(11*time.Second, CauseKeepaliveTimeout, silentWith(bpf.EvidenceKeepalive, 10, 11*time.Second))
 		r.Sweep(r.at(13 * time.Second))
 		r.expect("11s died of keepalive_timeout as zombie")
+	})
+	t.Run("the watch pass may know the cause", func(t *testing.T) {
+		r := newReplay(t)
+		r.solicit(10*time.Second, silentWith(bpf.EvidenceKeepalive, 9, 10*time.Second))
+		r.told = nil
+		told := *gone
+		told.Cause, told.Evidence = bpf.CauseUserTimeout, bpf.EvidenceKeepalive
+		r.Watched(&told, r.at(11*time.Second))
+		r.expect("11s died of user_timeout as zombie")
+		if d := r.deaths[0]; d.During != EvidenceKeepalive || d.Unanswered != 9 {
+			t.Errorf("death is %+v", d)
+		}
 	})
 	t.Run("or not at all", func(t *testing.T) {
 		r := newReplay(t)
@@ -202,14 +298,31 @@ func TestTableCensus(t *testing.T) {
 		r.Census(census(9, 0, 0), []bpf.Conn{zombie(1, 30*time.Second)}, r.at(30*time.Second), r.at(32*time.Second))
 		r.counted(map[Verdict]int64{Active: 8, Zombie: 2})
 	})
-	t.Run("buries what it does not find any more", func(t *testing.T) {
+	t.Run("forgets what is in no trouble any more, and calls nothing dead that may live", func(t *testing.T) {
 		r := newReplay(t)
 		r.Census(census(0, 0, 0), []bpf.Conn{zombie(1, 0)}, r.at(0), r.at(0))
 		r.told = nil
-		r.Census(census(0, 0, 0), nil, r.at(15*time.Second), r.at(15*time.Second))
-		r.Sweep(r.at(16 * time.Second))
-		r.expect("15s died of unknown as zombie")
+		r.Census(census(1, 0, 0), nil, r.at(15*time.Second), r.at(15*time.Second))
+		r.Sweep(r.at(17 * time.Second))
+		r.expect()
+		r.counted(map[Verdict]int64{Active: 1})
+		if len(r.members) != 0 || len(r.deaths) != 0 || r.zombieSeconds.Sum != 15 {
+			t.Errorf("%d members, %d deaths, zombie seconds %v", len(r.members), len(r.deaths), r.zombieSeconds)
+		}
+	})
+	t.Run("does not wake the dead that it saw alive", func(t *testing.T) {
+		r := newReplay(t)
+		z := zombie(1, 0)
+		r.Census(census(0, 0, 0), []bpf.Conn{z}, r.at(0), r.at(0))
+		r.die(time.Second, CauseKeepaliveTimeout, &z)
+		r.told = nil
+		r.Watched(&z, r.at(0))
+		r.Census(census(0, 0, 0), []bpf.Conn{z}, r.at(500*time.Millisecond), r.at(2*time.Second))
+		r.expect()
 		r.counted(nil)
+		if len(r.members) != 0 {
+			t.Errorf("%d members", len(r.members))
+		}
 	})
 	t.Run("never counts below zero", func(t *testing.T) {
 		r := newReplay(t)

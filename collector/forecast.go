@@ -1,0 +1,324 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package collector
+
+import (
+	"math/bits"
+	"time"
+
+	"github.com/halfopen/halfopen/bpf"
+)
+
+// Forecast is when the kernel gives a connection up if nothing more is heard
+// from its peer. The zero value says that it never will.
+type Forecast struct {
+	At, Latest time.Time // the truth is between them
+	By         Cause
+}
+
+// Ever tells whether the kernel gives the connection up at all.
+func (f Forecast) Ever() bool { return f.By != CauseUnknown }
+
+// miss is by how much a death came before (below 0) or after what was forecast.
+func (f Forecast) miss(died time.Time) time.Duration {
+	if early := died.Sub(f.At); early < 0 {
+		return early
+	}
+	return max(died.Sub(f.Latest), 0)
+}
+
+// Forecast tells when the kernel gives a connection up that looked like c at
+// that time.
+//
+// It replays what the connection's timers are going to do: the same tests in the
+// same order, timer after timer (net/ipv4/tcp_timer.c, alike in all that matters
+// from 5.10 to 7.x). At is reached if every timer fires in the very jiffy of its
+// bucket in the timer wheel, Latest if each is as late as a busy machine makes
+// it.
+func (r *Rules) Forecast(c *bpf.Conn, at time.Time) Forecast {
+	early := timers{c: c, hz: uint64(r.HZ)}
+	late := timers{c: c, hz: uint64(r.HZ), late: lateness}
+	first, by := early.givesUp()
+	if by == CauseUnknown {
+		return Forecast{}
+	}
+	last, _ := late.givesUp()
+	// A moment between two jiffies counts as the first of them.
+	from := r.jiffies64(first-c.Jiffies) - r.jiffies64(1)
+	to := r.jiffies64(max(first, last)-c.Jiffies) + r.jiffies64(1)
+	return Forecast{At: at.Add(from), Latest: at.Add(to + to/200), By: by}
+}
+
+func (r *Rules) jiffies64(n uint64) time.Duration {
+	return time.Duration(n) * time.Second / time.Duration(r.HZ)
+}
+
+// lateness is how late, in jiffies, a timer may be whose CPU has other work.
+const lateness = 2
+
+// What icsk_pending says that the write timer is for.
+const (
+	pendingRetransmit = 1
+	pendingProbe0     = 3
+	pendingLossProbe  = 5
+	pendingReorder    = 6
+)
+
+// timers replays a connection's timers. Everything is in jiffies.
+type timers struct {
+	c    *bpf.Conn
+	hz   uint64
+	late uint64 // by which every timer is late
+}
+
+// givesUp is the jiffy in which the connection is given up, and why; the cause
+// is CauseUnknown when that is never.
+func (t *timers) givesUp() (jiffy uint64, by Cause) {
+	c := t.c
+	switch {
+	case stateOf(c.State) == FinWait2 && c.Flags&bpf.ConnOrphan != 0:
+		return t.finWait2()
+	case c.WriteExpires == 0 && c.KeepaliveExpires == 0:
+		return 0, CauseUnknown
+	case c.Pending == pendingProbe0 && c.PacketsOut == 0 && c.WriteExpires != 0:
+		return t.windowProbes()
+	case c.PacketsOut > 0 && c.Pending != 0 && c.WriteExpires != 0:
+		return t.retransmissions()
+	case c.Flags&bpf.ConnKeepalive != 0 && c.KeepaliveExpires != 0 && c.PacketsOut == 0 && c.SendQueue == 0:
+		return t.keepalive()
+	}
+	return 0, CauseUnknown
+}
+
+// bound is on the steps of a replay: more than any socket can take.
+const bound = 1000
+
+// keepalive is tcp_keepalive_timer().
+func (t *timers) keepalive() (uint64, Cause) {
+	c := t.c
+	idle, interval := uint64(c.KeepaliveTime), uint64(c.KeepaliveIntvl)
+	timeout := t.msecs(c.UserTimeout)
+	probes := int(c.ProbesOut)
+	now := t.pending(c.KeepaliveExpires, c.KeepaliveLevel)
+	for range bound {
+		silent := uint64(c.Silent) + now - c.Jiffies
+		if silent < idle {
+			now = t.arm(now, idle-silent)
+			continue
+		}
+		if timeout > 0 && silent >= timeout && probes > 0 {
+			return now, CauseUserTimeout
+		}
+		if timeout == 0 && probes >= int(c.KeepaliveProbes) {
+			return now, CauseKeepaliveTimeout
+		}
+		probes++
+		now = t.arm(now, interval)
+	}
+	return 0, CauseUnknown
+}
+
+// retransmissions is tcp_retransmit_timer().
+func (t *timers) retransmissions() (uint64, Cause) {
+	c := t.c
+	orphan := c.Flags&bpf.ConnOrphan != 0
+	state := stateOf(c.State)
+	connecting := state == SynSent || state == SynRecv
+	now := t.pending(c.WriteExpires, c.WriteLevel)
+	rto := uint64(c.Rto)
+	if c.Pending == pendingLossProbe || c.Pending == pendingReorder {
+		// The probe is sent, and the retransmission timer is armed. It counts
+		// from when the oldest segment was sent (tcp_rearm_rto); a single one
+		// has just been sent again.
+		wait := rto
+		if c.PacketsOut > 1 && c.Idle != bpf.AgeNone {
+			wait = uint64(max(1, int64(rto)-int64(now-c.Jiffies)-int64(c.Idle)))
+		}
+		now = t.arm(now, wait)
+	}
+	retransmits := int(c.Retransmits)
+	var started uint64 // the first retransmission, 0 not yet
+	if c.Retransmitting != bpf.AgeNone {
+		started = c.Jiffies - uint64(c.Retransmitting)
+	}
+	timeout := t.msecs(c.UserTimeout)
+	base := t.hz / 5 // TCP_RTO_MIN, whatever the route or the socket say
+	if connecting {
+		base = t.hz // TCP_TIMEOUT_INIT
+	}
+	for range bound {
+		var lasting uint64
+		if started != 0 {
+			lasting = now - started
+		}
+		switch {
+		case c.SendWindow == 0 && !orphan && !connecting:
+			// tcp_rtx_probe0_timed_out()
+			limit, by := 2*uint64(c.RtoMax), CauseWindowProbeTimeout
+			if timeout > 0 && lasting > timeout {
+				return now, CauseUserTimeout
+			}
+			if timeout > 0 && timeout < limit {
+				limit, by = timeout, CauseUserTimeout
+			}
+			if uint64(c.Silent)+now-c.Jiffies > limit && lasting > limit {
+				return now, by
+			}
+		default: // tcp_write_timeout()
+			limit := int(c.Retries)
+			if connecting && retransmits >= limit+t.linear() {
+				return now, CauseConnectTimeout
+			}
+			if orphan {
+				limit = t.orphanRetries(rto < uint64(c.RtoMax))
+			}
+			if retransmits > 0 && timeout > 0 && lasting >= timeout {
+				return now, CauseUserTimeout
+			}
+			if retransmits > 0 && timeout == 0 && lasting >= model(limit, base, uint64(c.RtoMax)) {
+				switch {
+				case connecting:
+					return now, CauseConnectTimeout
+				case orphan:
+					return now, CauseOrphanTimeout
+				}
+				return now, CauseRetransmitTimeout
+			}
+			retransmits++
+		}
+		if started == 0 {
+			started = now
+		}
+		switch {
+		case state == Established && c.ThinRto > 0 && retransmits <= 6: // TCP_THIN_LINEAR_RETRIES
+			rto = uint64(c.ThinRto)
+		case state != SynSent || retransmits > int(c.SynLinear):
+			rto = min(2*rto, uint64(c.RtoMax))
+		}
+		wait := rto
+		if timeout > 0 { // tcp_clamp_rto_to_user_timeout()
+			wait = uint64(min(max(int64(timeout)-int64(now-started), 1), int64(rto)))
+		}
+		now = t.arm(now, wait)
+	}
+	return 0, CauseUnknown
+}
+
+// linear is how many SYNs more are sent than the limit says.
+func (t *timers) linear() int {
+	if stateOf(t.c.State) == SynSent {
+		return int(t.c.SynLinear)
+	}
+	return 0
+}
+
+// windowProbes is tcp_probe_timer().
+func (t *timers) windowProbes() (uint64, Cause) {
+	c := t.c
+	orphan := c.Flags&bpf.ConnOrphan != 0
+	timeout := t.msecs(c.UserTimeout)
+	probes, backoff := int(c.ProbesOut), int(c.Backoff)
+	rtoMax := uint64(c.RtoMax)
+	var started uint64 // the first probe, 0 not yet
+	if c.WindowClosed != bpf.AgeNone {
+		started = c.Jiffies - uint64(c.WindowClosed)
+	}
+	now := t.pending(c.WriteExpires, c.WriteLevel)
+	for range bound {
+		if started == 0 {
+			started = now
+		} else if timeout > 0 && now-started >= timeout {
+			return now, CauseUserTimeout
+		}
+		limit, by := int(c.Retries), CauseWindowProbeTimeout
+		if orphan {
+			alive := min(uint64(c.Rto)<<min(backoff, 32), rtoMax) < rtoMax
+			limit, by = t.orphanRetries(alive), CauseOrphanTimeout
+			if !alive && backoff >= limit {
+				return now, by
+			}
+		}
+		if probes >= limit {
+			return now, by
+		}
+		probes++
+		backoff++
+		// tcp_probe0_when()
+		shift := min(backoff, log2(rtoMax/(t.hz/5))+1)
+		wait := min(max(uint64(c.Rto), t.hz/5)<<shift, rtoMax)
+		if timeout > 0 { // tcp_clamp_probe0_to_user_timeout()
+			wait = uint64(min(max(int64(timeout)-int64(now-started), 2), int64(wait)))
+		}
+		now = t.arm(now, wait)
+	}
+	return 0, CauseUnknown
+}
+
+// finWait2 is the end of a connection that its application has closed and whose
+// peer has not: the full socket first, then a time_wait socket for as long.
+func (t *timers) finWait2() (uint64, Cause) {
+	c := t.c
+	if c.KeepaliveExpires == 0 {
+		return 0, CauseUnknown
+	}
+	now := t.pending(c.KeepaliveExpires, c.KeepaliveLevel)
+	if timeWait := 60 * t.hz; c.FinTime != bpf.AgeNone && uint64(c.FinTime) > timeWait {
+		now += uint64(c.FinTime) - timeWait
+	}
+	return now, CauseOrphanTimeout
+}
+
+// orphanRetries is tcp_orphan_retries().
+func (t *timers) orphanRetries(alive bool) int {
+	n := int(t.c.Retries)
+	if t.c.Flags&bpf.ConnSoftError != 0 && !alive {
+		n = 0
+	}
+	if n == 0 && alive {
+		n = 8
+	}
+	return n
+}
+
+// model is how long the kernel retransmits when the limit is a number of
+// retransmissions: as long as so many take from that base (tcp_model_timeout).
+func model(retransmits int, base, rtoMax uint64) uint64 {
+	doublings := log2(rtoMax / base)
+	if retransmits <= doublings {
+		return (2<<retransmits - 1) * base
+	}
+	return (2<<doublings-1)*base + uint64(retransmits-doublings)*rtoMax
+}
+
+func log2(n uint64) int { return max(bits.Len64(n)-1, 0) }
+
+// msecs is msecs_to_jiffies(), which rounds up.
+func (t *timers) msecs(ms uint32) uint64 { return (uint64(ms)*t.hz + 999) / 1000 }
+
+// pending is when a timer fires that is in the wheel already.
+func (t *timers) pending(expires uint64, level uint8) uint64 {
+	return max(bucket(expires, int(level)), t.c.Jiffies) + t.late
+}
+
+// arm is when a timer fires that is armed at now.
+func (t *timers) arm(now, wait uint64) uint64 { return fires(now, now+wait) + t.late }
+
+// wheelLevels is the depth of the timer wheel where HZ > 100 (LVL_DEPTH).
+const wheelLevels = 9
+
+// fires is when a timer fires that is armed at now and expires then
+// (kernel/time/timer.c calc_wheel_index).
+func fires(now, expires uint64) uint64 {
+	level := 0
+	for level < wheelLevels-1 && expires-now >= 63<<(3*level) { // LVL_START(level + 1)
+		level++
+	}
+	return bucket(expires, level)
+}
+
+// bucket rounds up to the granularity of a level of the wheel: 8^level jiffies
+// (calc_index).
+func bucket(expires uint64, level int) uint64 {
+	shift := 3 * level
+	return (expires>>shift + 1) << shift
+}

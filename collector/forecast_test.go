@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package collector
+
+import (
+	"testing"
+	"time"
+
+	"github.com/halfopen/halfopen/bpf"
+)
+
+// forecastFrom is some jiffy in the midst of every bucket.
+const forecastFrom = 1<<32 + 123457
+
+func armed(c *bpf.Conn, wait time.Duration) (expires uint64, level uint8) {
+	expires = c.Jiffies + uint64(ago(wait))
+	for l := range uint8(wheelLevels) {
+		if bucket(expires, int(l)) == fires(c.Jiffies, expires) {
+			return expires, l
+		}
+	}
+	panic("no level")
+}
+
+func forecastConn(f func(*bpf.Conn)) *bpf.Conn {
+	return connWith(func(c *bpf.Conn) {
+		c.Jiffies = forecastFrom
+		c.Rto, c.RtoMax = ago(204*time.Millisecond), ago(120*time.Second)
+		c.Retries, c.FinTime, c.SendWindow = 15, ago(time.Minute), 65536
+		c.Retransmitting = bpf.AgeNone
+		c.Idle, c.Silent = 0, 0
+		f(c)
+	})
+}
+
+func idleConn(f func(*bpf.Conn)) *bpf.Conn {
+	return forecastConn(func(c *bpf.Conn) {
+		c.KeepaliveExpires, c.KeepaliveLevel = armed(c, 2*time.Hour)
+		f(c)
+	})
+}
+
+func inFlight(f func(*bpf.Conn)) *bpf.Conn {
+	return forecastConn(func(c *bpf.Conn) {
+		c.PacketsOut, c.SendQueue, c.Pending = 1, 100, pendingRetransmit
+		f(c)
+		c.WriteExpires, c.WriteLevel = armed(c, time.Duration(c.Rto)*time.Second/testHZ)
+	})
+}
+
+// The seed values of the field. Slack is what the timer wheel may add: the
+// granularity of each timer that has to fire on the way, all in all.
+func TestForecast(t *testing.T) {
+	second := time.Second
+	for name, test := range map[string]struct {
+		conn  *bpf.Conn
+		by    Cause
+		in    time.Duration // not before
+		slack time.Duration // nor later than with this
+	}{
+		"Linux's defaults: 2 h and 9 probes of 75 s": {
+			idleConn(func(*bpf.Conn) {}), CauseKeepaliveTimeout, 7875 * second, 131*second + 10*2048*time.Millisecond,
+		},
+		"idle for an hour already": {
+			idleConn(func(c *bpf.Conn) {
+				c.Silent = ago(time.Hour)
+				c.KeepaliveExpires, c.KeepaliveLevel = armed(c, time.Hour)
+			}), CauseKeepaliveTimeout, 4275 * second, 131*second + 10*2048*time.Millisecond,
+		},
+		"in the midst of probing": {
+			idleConn(func(c *bpf.Conn) {
+				c.Silent, c.ProbesOut = ago(7300*second), 2
+				c.KeepaliveExpires, c.KeepaliveLevel = armed(c, 50*second)
+			}), CauseKeepaliveTimeout, (50 + 7*75) * second, 8 * 2048 * time.Millisecond,
+		},
+		"2 s, 1 s, 3 probes": {
+			idleConn(func(c *bpf.Conn) {
+				c.KeepaliveTime, c.KeepaliveIntvl, c.KeepaliveProbes = ago(2*second), ago(second), 3
+				c.KeepaliveExpires, c.KeepaliveLevel = armed(c, 2*second)
+			}), CauseKeepaliveTimeout, 5 * second, 4 * 32 * time.Millisecond,
+		},
+		"TCP_USER_TIMEOUT overrides the probe count": {
+			idleConn(func(c *bpf.Conn) {
+				c.KeepaliveTime, c.KeepaliveIntvl, c.KeepaliveProbes = ago(10*second), ago(5*second), 60
+				c.UserTimeout = 23000
+				c.KeepaliveExpires, c.KeepaliveLevel = armed(c, 10*second)
+			}), CauseUserTimeout, 25 * second, 4 * 256 * time.Millisecond,
+		},
+		"TCP_USER_TIMEOUT shorter than the idle time still takes one probe": {
+			idleConn(func(c *bpf.Conn) {
+				c.KeepaliveTime, c.KeepaliveIntvl = ago(10*second), ago(5*second)
+				c.UserTimeout = 1000
+				c.KeepaliveExpires, c.KeepaliveLevel = armed(c, 10*second)
+			}), CauseUserTimeout, 15 * second, 2 * 256 * time.Millisecond,
+		},
+		// 924.6 s by the model from the first retransmission; looked at only when
+		// the timer fires, so with an RTO of 204 ms 928.7 s from the first segment.
+		"tcp_retries2 is 15": {
+			inFlight(func(*bpf.Conn) {}), CauseRetransmitTimeout, 924600 * time.Millisecond, 45 * second,
+		},
+		"tcp_retries2 is 3": {
+			inFlight(func(c *bpf.Conn) { c.Retries = 3 }), CauseRetransmitTimeout, 3 * second, 3700 * time.Millisecond,
+		},
+		"tcp_rto_max_ms is 1000": {
+			inFlight(func(c *bpf.Conn) { c.RtoMax = ago(second) }), CauseRetransmitTimeout, 14400 * time.Millisecond, 2 * second,
+		},
+		"TCP_USER_TIMEOUT with data in flight": {
+			inFlight(func(c *bpf.Conn) { c.UserTimeout = 3000 }), CauseUserTimeout, 3204 * time.Millisecond, 200 * time.Millisecond,
+		},
+		"closed by its application": {
+			inFlight(func(c *bpf.Conn) { c.State, c.Flags, c.Retries = bpf.StateFinWait1, bpf.ConnOrphan, 0 }),
+			CauseOrphanTimeout, 102200 * time.Millisecond, 10 * second,
+		},
+		"thin stream with linear timeouts": {
+			inFlight(func(c *bpf.Conn) { c.ThinRto = ago(204 * time.Millisecond) }), CauseRetransmitTimeout, 924600 * time.Millisecond, 125 * second,
+		},
+		"SYN, before 6.5": {
+			inFlight(func(c *bpf.Conn) {
+				c.State, c.Rto, c.Retries, c.SendWindow = bpf.StateSynSent, ago(second), 6, 0
+				c.Silent, c.Retransmitting = bpf.AgeNone, 0
+			}), CauseConnectTimeout, 127 * second, 7 * second,
+		},
+		"SYN, with four linear timeouts": {
+			inFlight(func(c *bpf.Conn) {
+				c.State, c.Rto, c.Retries, c.SynLinear, c.SendWindow = bpf.StateSynSent, ago(second), 6, 4, 0
+				c.Silent, c.Retransmitting = bpf.AgeNone, 0
+			}), CauseConnectTimeout, 131 * second, 7 * second,
+		},
+		"a window that is closed, probes unanswered": {
+			forecastConn(func(c *bpf.Conn) {
+				c.SendWindow, c.SendQueue, c.Pending = 0, 100, pendingProbe0
+				c.WriteExpires, c.WriteLevel = armed(c, 204*time.Millisecond)
+			}), CauseWindowProbeTimeout, 924600 * time.Millisecond, 45 * second,
+		},
+		"a window that is closed, with TCP_USER_TIMEOUT": {
+			forecastConn(func(c *bpf.Conn) {
+				c.SendWindow, c.SendQueue, c.Pending, c.UserTimeout = 0, 100, pendingProbe0, 2000
+				c.WriteExpires, c.WriteLevel = armed(c, 204*time.Millisecond)
+			}), CauseUserTimeout, 2204 * time.Millisecond, 100 * time.Millisecond,
+		},
+		"a window that shrank under data in flight": {
+			inFlight(func(c *bpf.Conn) { c.SendWindow = 0 }), CauseWindowProbeTimeout, 240 * second, 125 * second,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+			f := testRules.Forecast(test.conn, at)
+			if f.By != test.by {
+				t.Errorf("by %v, expected %v", f.By, test.by)
+			}
+			in, latest := f.At.Sub(at), f.Latest.Sub(at)
+			if in < test.in-10*time.Millisecond || latest > test.in+test.slack+test.in/100 {
+				t.Errorf("in %v to %v, expected %v to %v", in, latest, test.in, test.in+test.slack)
+			}
+			if width := latest - in; width < 0 || width > test.slack+in/100 {
+				t.Errorf("the interval is %v wide", width)
+			}
+		})
+	}
+}
+
+func TestForecastNever(t *testing.T) {
+	for name, c := range map[string]*bpf.Conn{
+		"idle without keepalive": forecastConn(func(c *bpf.Conn) { c.Flags = 0 }),
+		"a keepalive timer left over after SO_KEEPALIVE was switched off": idleConn(func(c *bpf.Conn) { c.Flags = 0 }),
+		"a write timer left over after everything was acknowledged": forecastConn(func(c *bpf.Conn) {
+			c.Flags, c.WriteExpires = 0, c.Jiffies+50
+		}),
+	} {
+		if f := testRules.Forecast(c, time.Now()); f.Ever() {
+			t.Errorf("%s: by %v at %v", name, f.By, f.At)
+		}
+	}
+}
+
+func TestTimerWheel(t *testing.T) {
+	// Never early, and late by at most the granularity of the level.
+	for wait, late := range map[uint64]uint64{1: 1, 62: 1, 63: 8, 503: 8, 504: 64, 4031: 64, 4032: 512, 32255: 512, 32256: 4096, 1800000: 32768} {
+		for now := uint64(forecastFrom); now < forecastFrom+600; now += 7 {
+			if got := fires(now, now+wait); got <= now+wait || got > now+wait+late {
+				t.Fatalf("%d jiffies from %d: %d late", wait, now, got-now-wait)
+			}
+		}
+	}
+}
