@@ -105,6 +105,8 @@ type death struct {
 	During        string    `json:"during"`
 	Errno         string    `json:"errno"`
 	ZombieSeconds *float64  `json:"zombie_seconds"`
+
+	ForecastErrorSeconds *float64 `json:"forecast_error_seconds"`
 }
 
 type event struct {

@@ -204,3 +204,177 @@ func TestRefused(t *testing.T) {
 		}
 	})
 }
+
+// fill writes until the peer's window is closed and our own buffer full.
+func fill(c *net.TCPConn) {
+	_ = c.SetWriteDeadline(time.Now().Add(time.Second))
+	for buf := make([]byte, 1<<20); ; {
+		if _, err := c.Write(buf); err != nil {
+			return
+		}
+	}
+}
+
+func paused(t *testing.T) func(*net.TCPConn) {
+	return func(*net.TCPConn) { <-t.Context().Done() }
+}
+
+// A user timeout is the cause only if it was what came first.
+func TestWindowProbeTimeout(t *testing.T) {
+	for name, timeout := range map[string]time.Duration{
+		"without TCP_USER_TIMEOUT": 0, "long before TCP_USER_TIMEOUT": 10 * time.Minute,
+	} {
+		t.Run(name, func(t *testing.T) {
+			families(t, func(t *testing.T, n *network) {
+				a := startAgent(t)
+				if err := n.Client.Sysctl("net.ipv4.tcp_retries2", "3"); err != nil {
+					t.Fatal(err)
+				}
+				n.serve(vanishing, paused(t))
+				c := n.dial(vanishing, 1)[0]
+				if err := lab.SetUserTimeout(c, timeout); err != nil {
+					t.Fatal(err)
+				}
+				fill(c)
+				n.cut(vanishing)
+				if errno := readErrno(t, c, 30*time.Second); errno != syscall.ETIMEDOUT {
+					t.Errorf("the application got %v", errno)
+				}
+				for _, d := range checkDeaths(t, a, n, vanishing, 1, "window_probe_timeout", "", "ETIMEDOUT") {
+					if d.Evidence != "window_probe" || d.Unanswered != 3 {
+						t.Errorf("wrong: %+v", d)
+					}
+				}
+			})
+		})
+	}
+}
+
+func TestUserTimeoutWithAClosedWindow(t *testing.T) {
+	families(t, func(t *testing.T, n *network) {
+		a := startAgent(t)
+		n.serve(vanishing, paused(t))
+		c := n.dial(vanishing, 1)[0]
+		if err := lab.SetUserTimeout(c, 3*time.Second); err != nil {
+			t.Fatal(err)
+		}
+		fill(c)
+		if errno := readErrno(t, c, 30*time.Second); errno != syscall.ETIMEDOUT {
+			t.Errorf("the application got %v", errno)
+		}
+		checkDeaths(t, a, n, vanishing, 1, "user_timeout", "window_probe", "ETIMEDOUT")
+	})
+}
+
+func TestConnectTimeouts(t *testing.T) {
+	for name, test := range map[string]struct {
+		timeout       time.Duration
+		cause, during string
+	}{
+		"SYN retries exhausted": {0, "connect_timeout", ""},
+		"TCP_USER_TIMEOUT":      {1500 * time.Millisecond, "user_timeout", "retransmit"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			families(t, func(t *testing.T, n *network) {
+				a := startAgent(t)
+				for key, value := range map[string]string{
+					"net.ipv4.tcp_syn_retries": "2", "net.ipv4.tcp_syn_linear_timeouts": "1",
+				} {
+					if err := n.Client.Sysctl(key, value); err != nil {
+						t.Fatal(err)
+					}
+				}
+				n.cut(vanishing)
+				c, err := n.Client.Dial(context.Background(), n.server(vanishing), func(d *net.Dialer) {
+					d.Control = func(_, _ string, raw syscall.RawConn) error {
+						return raw.Control(func(fd uintptr) {
+							if test.timeout > 0 {
+								_ = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, 18, int(test.timeout.Milliseconds())) // TCP_USER_TIMEOUT
+							}
+						})
+					}
+				})
+				if err == nil {
+					c.Close()
+				}
+				if !errors.Is(err, syscall.ETIMEDOUT) {
+					t.Fatalf("the application got %v", err)
+				}
+				for _, d := range checkDeaths(t, a, n, vanishing, 1, test.cause, test.during, "ETIMEDOUT") {
+					if d.State != "syn_sent" {
+						t.Errorf("it died in %s", d.State)
+					}
+				}
+			})
+		})
+	}
+}
+
+func TestOrphanTimeout(t *testing.T) {
+	families(t, func(t *testing.T, n *network) {
+		a := startAgent(t)
+		if err := n.Client.Sysctl("net.ipv4.tcp_orphan_retries", "2"); err != nil {
+			t.Fatal(err)
+		}
+		n.serve(vanishing, echo)
+		conns := n.dial(vanishing, many)
+		n.greet(conns)
+		n.cut(vanishing)
+		for _, c := range conns {
+			if _, err := c.Write([]byte("anybody there?")); err != nil {
+				t.Fatal(err)
+			}
+			c.Close()
+		}
+		eventually(t, 20*time.Second, "ss shows none any more", func() error {
+			if left := len(n.ss(vanishing)); left > 0 {
+				return fmt.Errorf("%d left", left)
+			}
+			return nil
+		})
+		for _, d := range checkDeaths(t, a, n, vanishing, many, "orphan_timeout", "", "ETIMEDOUT") {
+			if d.State != "fin_wait1" || d.Process != nil || d.UID != nil {
+				t.Errorf("wrong: %+v", d)
+			}
+		}
+	})
+}
+
+// Whatever had a forecast died within it.
+func TestForecastsHold(t *testing.T) {
+	families(t, func(t *testing.T, n *network) {
+		a := startAgent(t)
+		if err := n.Client.Sysctl("net.ipv4.tcp_retries2", "5"); err != nil {
+			t.Fatal(err)
+		}
+		n.serve(vanishing, echo)
+		probing, sending := n.dial(vanishing, many), n.dial(vanishing, many)
+		n.greet(probing)
+		n.greet(sending)
+		n.keepalive(probing, 2*time.Second, time.Second, 7)
+		n.cut(vanishing)
+		for _, c := range sending {
+			if _, err := c.Write([]byte("anybody there?")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, c := range append(probing, sending...) {
+			if errno := readErrno(t, c, 60*time.Second); errno != syscall.ETIMEDOUT {
+				t.Errorf("the application got %v", errno)
+			}
+		}
+		eventually(t, 2*time.Second, "all deaths", func() error {
+			if got := len(a.deaths(n, vanishing)); got != 2*many {
+				return fmt.Errorf("%d deaths", got)
+			}
+			return nil
+		})
+		for _, d := range a.deaths(n, vanishing) {
+			if d.ForecastErrorSeconds == nil {
+				t.Errorf("%s died of %s without a forecast", d.Cookie, d.Cause)
+			} else if *d.ForecastErrorSeconds != 0 {
+				t.Errorf("%s missed its forecast by %v s", d.Cause, *d.ForecastErrorSeconds)
+			}
+		}
+	})
+}

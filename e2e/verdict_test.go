@@ -200,12 +200,7 @@ func stalls(t *testing.T, n *network, timer string, pause func(*net.TCPConn)) {
 	})
 	conns := n.dial(healthy, 3)
 	for _, c := range conns {
-		_ = c.SetWriteDeadline(time.Now().Add(time.Second))
-		for buf := make([]byte, 1<<20); ; {
-			if _, err := c.Write(buf); err != nil {
-				break // the window is closed, and our own buffer full
-			}
-		}
+		fill(c)
 	}
 	var stalled bool
 	throughout(t.Context(), 30*time.Second, func() {

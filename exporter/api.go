@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net/http"
 	"net/url"
 	"slices"
@@ -163,7 +164,8 @@ func (a *api) connection(w http.ResponseWriter, r *http.Request) {
 	case err != nil:
 		a.fail(w, r, err)
 	case !ok:
-		writeError(w, http.StatusNotFound, fmt.Errorf("no connection has the cookie %s", collector.FormatCookie(cookie)))
+		writeError(w, http.StatusNotFound, fmt.Errorf(
+			"no living connection has the cookie %s; if it has died, /api/v1/deaths may still know it", collector.FormatCookie(cookie)))
 	default:
 		writeJSON(w, http.StatusOK, NewConnectionDetail(&conn, events))
 	}
@@ -266,6 +268,9 @@ func parseLimit(values []string) (int, error) {
 		return defaultLimit, nil
 	case 1:
 		v, err := strconv.ParseUint(values[0], 10, 31)
+		if errors.Is(err, strconv.ErrRange) {
+			return 0, fmt.Errorf("limit %q is too large: at most %d", values[0], math.MaxInt32)
+		}
 		if err != nil || v == 0 {
 			return 0, fmt.Errorf("limit %q is not a positive number", values[0])
 		}

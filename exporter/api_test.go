@@ -187,6 +187,20 @@ func TestWrongQueries(t *testing.T) {
 	}
 }
 
+func TestErrorsSayWhatIsWrong(t *testing.T) {
+	h := newHandler(t, &fakeSource{})
+	for target, want := range map[string]string{
+		"/api/v1/connections?limit=4294967296":      `limit "4294967296" is too large: at most 2147483647`,
+		"/api/v1/deaths?limit=99999999999999999999": `limit "99999999999999999999" is too large: at most 2147483647`,
+		"/api/v1/connections?limit=-4294967296":     `limit "-4294967296" is not a positive number`,
+		"/api/v1/connections/6e5f":                  "no living connection has the cookie 6e5f; if it has died, /api/v1/deaths may still know it",
+	} {
+		if got := decode[Error](t, request(t, h, "GET", target)); got.Error != want {
+			t.Errorf("%s: %s\nwant\n%s", target, got.Error, want)
+		}
+	}
+}
+
 func TestWhatIsNotThere(t *testing.T) {
 	h := newHandler(t, &fakeSource{})
 	for name, target := range map[string]string{

@@ -14,9 +14,6 @@ import (
 )
 
 // Connection is the connection object of the API.
-//
-// It has no gives_up yet. The key is left out until there is a forecast,
-// because its null says that the kernel never gives up.
 type Connection struct {
 	Cookie             string      `json:"cookie"` // as `ss -e` prints it after sk:
 	Family             string      `json:"family"` // ipv4, ipv6
@@ -37,6 +34,7 @@ type Connection struct {
 	SendQueueBytes     uint32      `json:"send_queue_bytes"`
 	SendWindowBytes    uint32      `json:"send_window_bytes"`
 	SRTTSeconds        float64     `json:"srtt_seconds"`
+	GivesUp            *GivesUp    `json:"gives_up"` // null: the kernel never will
 	Risks              []string    `json:"risks"`
 	Ownership
 }
@@ -55,6 +53,15 @@ type Keepalive struct {
 	Probes          int     `json:"probes"`
 	ProbesOut       int     `json:"probes_out"`
 	PerSocket       bool    `json:"per_socket"`
+}
+
+// GivesUp is when the kernel gives a connection up if nothing more is heard:
+// between At and LatestInSeconds. The seconds count from when it was looked at.
+type GivesUp struct {
+	At              time.Time `json:"at"`
+	InSeconds       float64   `json:"in_seconds"`
+	LatestInSeconds float64   `json:"latest_in_seconds"`
+	By              string    `json:"by"` // a cause
 }
 
 // Retransmits are a connection's retransmissions.
@@ -101,7 +108,9 @@ type Death struct {
 	SilentSeconds *float64  `json:"silent_seconds"` // null: never heard
 	Verdict       *string   `json:"verdict"`        // the last one; null: the state has none
 	ZombieSeconds *float64  `json:"zombie_seconds"` // null: it was none
-	// forecast_error_seconds is left out until there is a forecast.
+	// By how much it came before (negative) or after what was forecast when the
+	// peer was last heard; null: no such thing was forecast.
+	ForecastErrorSeconds *float64 `json:"forecast_error_seconds"`
 }
 
 // Event is one thing that happened to a connection. From and To are the
@@ -113,11 +122,14 @@ type Event struct {
 	Unanswered int       `json:"unanswered,omitempty"`
 	From       string    `json:"from,omitempty"`
 	To         string    `json:"to,omitempty"`
+	// TookSeconds is how long after the last solicitation an answer came.
+	TookSeconds *float64 `json:"took_seconds,omitempty"`
 }
 
 // Notice is what happened just now, for trace and the stream. A death has
 // Death, the others have Connection as it is after the notice. From and To are
-// the verdicts before and after, of a verdict only.
+// the verdicts before and after, of a verdict only. There is no From where the
+// connection was so already when it was first seen.
 type Notice struct {
 	Event      string      `json:"event"` // solicitation, verdict, death
 	At         time.Time   `json:"at"`
@@ -167,27 +179,35 @@ func NewConnection(c *collector.Connection) Connection {
 		Verdict:       verdict(c),
 		Evidence:      nonEmpty(c.Evidence.String()),
 		Unanswered:    c.Unanswered,
-		IdleSeconds:   seconds(c.Idle),
-		SilentSeconds: seconds(c.Silent),
+		IdleSeconds:   age(c.Idle),
+		SilentSeconds: age(c.Silent),
 		Keepalive: Keepalive{
 			Enabled:         c.Keepalive.Enabled,
-			TimeSeconds:     c.Keepalive.Time.Seconds(),
-			IntervalSeconds: c.Keepalive.Interval.Seconds(),
+			TimeSeconds:     seconds(c.Keepalive.Time),
+			IntervalSeconds: seconds(c.Keepalive.Interval),
 			Probes:          c.Keepalive.Probes,
 			ProbesOut:       c.Keepalive.ProbesOut,
 			PerSocket:       c.Keepalive.PerSocket,
 		},
-		UserTimeoutSeconds: c.UserTimeout.Seconds(),
+		UserTimeoutSeconds: seconds(c.UserTimeout),
 		Retransmits:        Retransmits{Unanswered: c.RetransmitsUnanswered, Total: c.RetransmitsTotal},
 		UnackedSegments:    c.UnackedSegments,
 		SendQueueBytes:     c.SendQueue,
 		SendWindowBytes:    c.SendWindow,
-		SRTTSeconds:        c.SRTT.Seconds(),
+		SRTTSeconds:        float64(c.SRTT.Microseconds()) / 1e6,
 		Risks:              make([]string, 0, len(c.Risks)),
 		Ownership:          ownership(c),
 	}
 	if !c.Since.IsZero() {
 		out.Since = new(c.Since.UTC())
+	}
+	if f := c.GivesUp; f.Ever() {
+		out.GivesUp = &GivesUp{
+			At:              f.At.UTC(),
+			InSeconds:       seconds(f.At.Sub(c.At)),
+			LatestInSeconds: seconds(f.Latest.Sub(c.At)),
+			By:              f.By.String(),
+		}
 	}
 	for _, r := range c.Risks {
 		out.Risks = append(out.Risks, r.String())
@@ -212,11 +232,14 @@ func NewDeath(d *collector.Death) Death {
 		Errno:         nonEmpty(errnoName(d.Errno)),
 		Unanswered:    c.Unanswered,
 		Evidence:      nonEmpty(c.Evidence.String()),
-		SilentSeconds: seconds(c.Silent),
+		SilentSeconds: age(c.Silent),
 		Verdict:       verdict(c),
 	}
 	if d.ZombieFor > 0 {
-		out.ZombieSeconds = seconds(d.ZombieFor)
+		out.ZombieSeconds = age(d.ZombieFor)
+	}
+	if d.Forecast.Ever() {
+		out.ForecastErrorSeconds = new(seconds(d.ForecastError))
 	}
 	return out
 }
@@ -228,6 +251,9 @@ func NewEvent(e *collector.Event) Event {
 		Kind:       e.Kind.String(),
 		Evidence:   e.Evidence.String(),
 		Unanswered: e.Unanswered,
+	}
+	if e.Kind == collector.EventAnswer {
+		out.TookSeconds = age(e.Took)
 	}
 	if e.Kind == collector.EventVerdict {
 		out.From, out.To = e.From.String(), e.To.String()
@@ -259,7 +285,10 @@ func NewNotice(n *collector.Notice) Notice {
 	}
 	out.Connection = new(NewConnection(&n.Connection))
 	if n.Kind == collector.NoticeVerdict {
-		out.From, out.To = n.From.String(), n.Connection.Verdict.String()
+		out.To = n.Connection.Verdict.String()
+		if !n.First {
+			out.From = n.From.String()
+		}
 	}
 	return out
 }
@@ -304,12 +333,17 @@ func nonEmpty(s string) *string {
 	return &s
 }
 
-// seconds is nil for the negative duration of what never happened.
-func seconds(d time.Duration) *float64 {
+// seconds rounds to the millisecond.
+func seconds(d time.Duration) float64 {
+	return float64(d.Round(time.Millisecond).Milliseconds()) / 1e3 // Duration.Seconds is not the nearest float64
+}
+
+// age is nil for the negative duration of what never happened.
+func age(d time.Duration) *float64 {
 	if d < 0 {
 		return nil
 	}
-	return new(d.Seconds())
+	return new(seconds(d))
 }
 
 // errnoName is "" for no error.

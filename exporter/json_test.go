@@ -25,21 +25,22 @@ func encode(t *testing.T, v any) string {
 	return string(b)
 }
 
-// The contract's example but for gives_up, cgroup, container_id and pod_uid,
-// which come later, in the contract's order.
+// The contract's example but for cgroup, container_id and pod_uid, which come
+// later, in the contract's order.
 const contractJSON = `{"cookie":"1a2b","family":"ipv4","local":{"ip":"10.0.0.1","port":37024},"remote":{"ip":"10.0.0.2","port":5432},` +
 	`"netns":4026531840,"state":"established","verdict":"zombie","since":"2025-11-21T12:00:00.123456789Z",` +
 	`"evidence":"keepalive","unanswered":3,"idle_seconds":12.4,"silent_seconds":12.4,` +
 	`"keepalive":{"enabled":true,"time_seconds":7200,"interval_seconds":75,"probes":9,"probes_out":3,"per_socket":false},` +
 	`"user_timeout_seconds":0,"retransmits":{"unanswered":0,"total":5},` +
 	`"unacked_segments":0,"send_queue_bytes":0,"send_window_bytes":64256,"srtt_seconds":0.0004,` +
+	`"gives_up":{"at":"2025-11-21T12:07:43.123456789Z","in_seconds":450,"latest_in_seconds":460,"by":"keepalive_timeout"},` +
 	`"risks":["keepalive_slower_than_middlebox"],` +
 	`"process":{"pid":812,"comm":"postgres","fd":9},"uid":1000,"cgroup":null,"container_id":null,"pod_uid":null}`
 
 const contractDeathJSON = `{"cookie":"1a2b","family":"ipv4","local":{"ip":"10.0.0.1","port":37024},"remote":{"ip":"10.0.0.2","port":5432},` +
 	`"netns":4026531840,"process":{"pid":812,"comm":"postgres","fd":9},"uid":1000,"cgroup":null,"container_id":null,"pod_uid":null,` +
 	`"at":"2025-11-21T12:01:00.123456789Z","cause":"user_timeout","during":"keepalive","state":"established","errno":"ETIMEDOUT",` +
-	`"unanswered":3,"evidence":"keepalive","silent_seconds":12.4,"verdict":"zombie","zombie_seconds":60}`
+	`"unanswered":3,"evidence":"keepalive","silent_seconds":12.4,"verdict":"zombie","zombie_seconds":60,"forecast_error_seconds":-0.5}`
 
 func TestConnectionIsEncodedAsInTheContract(t *testing.T) {
 	c := contractConnection()
@@ -130,6 +131,24 @@ func TestConnectionFields(t *testing.T) {
 			`"family":"ipv4","local":{"ip":"10.0.0.1","port":37024},"remote":{"ip":"10.0.0.2","port":5432}`,
 			`"family":"ipv6","local":{"ip":"fe80::1","port":37024},"remote":{"ip":"fe80::2","port":5432}`,
 		},
+		"one that the kernel never gives up": {
+			func(c *collector.Connection) { c.GivesUp = collector.Forecast{} },
+			`{"at":"2025-11-21T12:07:43.123456789Z","in_seconds":450,"latest_in_seconds":460,"by":"keepalive_timeout"}`, `null`,
+		},
+		"a forecast is to the millisecond": {
+			func(c *collector.Connection) { c.At = c.At.Add(333_333) }, // they are 449.999666667 and 459.999666667
+			"", "",
+		},
+		"ages and settings are to the millisecond": {
+			func(c *collector.Connection) {
+				c.Idle, c.Keepalive.Time, c.UserTimeout = 3564363263, 1_000_400_000, 3_333_333_333
+			},
+			`"idle_seconds":12.4,"silent_seconds":12.4,"keepalive":{"enabled":true,"time_seconds":7200,"interval_seconds":75,"probes":9,"probes_out":3,"per_socket":false},"user_timeout_seconds":0`,
+			`"idle_seconds":3.564,"silent_seconds":12.4,"keepalive":{"enabled":true,"time_seconds":1,"interval_seconds":75,"probes":9,"probes_out":3,"per_socket":false},"user_timeout_seconds":3.333`,
+		},
+		"a round trip is to the microsecond": {
+			func(c *collector.Connection) { c.SRTT = 1234567 * time.Microsecond }, `"srtt_seconds":0.0004`, `"srtt_seconds":1.234567`,
+		},
 		"the largest cookie has every digit": {
 			func(c *collector.Connection) { c.Cookie = math.MaxUint64 }, `"1a2b"`, `"ffffffffffffffff"`,
 		},
@@ -166,6 +185,20 @@ func TestDeathFields(t *testing.T) {
 		"one that was no zombie has no time as one": {
 			func(d *collector.Death) { d.ZombieFor = 0 }, `"zombie_seconds":60`, `"zombie_seconds":null`,
 		},
+		"a time as a zombie is to the millisecond": {
+			func(d *collector.Death) { d.ZombieFor = 3564363263 }, `"zombie_seconds":60`, `"zombie_seconds":3.564`,
+		},
+		"one that came when it was forecast": {
+			func(d *collector.Death) { d.ForecastError = 0 }, `"forecast_error_seconds":-0.5`, `"forecast_error_seconds":0`,
+		},
+		"one that was not forecast, or not so": {
+			func(d *collector.Death) { d.Forecast, d.ForecastError = collector.Forecast{}, 0 },
+			`"forecast_error_seconds":-0.5`, `"forecast_error_seconds":null`,
+		},
+		"a miss is to the millisecond": {
+			func(d *collector.Death) { d.ForecastError = -3564363263 },
+			`"forecast_error_seconds":-0.5`, `"forecast_error_seconds":-3.564`,
+		},
 		"an orphan has no owner": {
 			func(d *collector.Death) { d.Orphaned = true },
 			`"process":{"pid":812,"comm":"postgres","fd":9},"uid":1000`, `"process":null,"uid":null`,
@@ -193,8 +226,12 @@ func TestEventsAndNotices(t *testing.T) {
 			NewEvent(&collector.Event{At: noon, Kind: collector.EventSolicitation, Evidence: collector.EvidenceRetransmit, Unanswered: 2}),
 			`{` + at + `,"kind":"solicitation","evidence":"retransmit","unanswered":2}`,
 		},
-		"an answer needs no more": {
-			NewEvent(&collector.Event{At: noon, Kind: collector.EventAnswer}),
+		"an answer tells how long it took": {
+			NewEvent(&collector.Event{At: noon, Kind: collector.EventAnswer, Unanswered: 2, Took: 1500 * time.Millisecond}),
+			`{` + at + `,"kind":"answer","unanswered":2,"took_seconds":1.5}`,
+		},
+		"an answer to a question that nobody saw took nobody knows how long": {
+			NewEvent(&collector.Event{At: noon, Kind: collector.EventAnswer, Took: -1}),
 			`{` + at + `,"kind":"answer"}`,
 		},
 		"a change of verdict names both": {
@@ -204,6 +241,10 @@ func TestEventsAndNotices(t *testing.T) {
 		"a notice of a verdict has the connection and both verdicts": {
 			NewNotice(&collector.Notice{Kind: collector.NoticeVerdict, At: noon, Connection: conn, From: collector.Suspect}),
 			`{"event":"verdict",` + at + `,"connection":` + contractJSON + `,"from":"suspect","to":"zombie"}`,
+		},
+		"a notice of what was so already has no verdict before": {
+			NewNotice(&collector.Notice{Kind: collector.NoticeVerdict, At: noon, Connection: conn, From: collector.Suspect, First: true}),
+			`{"event":"verdict",` + at + `,"connection":` + contractJSON + `,"to":"zombie"}`,
 		},
 		"a notice of a solicitation has the connection": {
 			NewNotice(&collector.Notice{Kind: collector.NoticeSolicitation, At: noon, Connection: conn}),

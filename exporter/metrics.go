@@ -42,6 +42,8 @@ var (
 		"Ended connections, by cause.", "cause")
 	zombieSecondsDesc = desc("tcp_zombie_seconds",
 		"For how long zombies were zombies, observed at death or recovery.")
+	forecastErrorDesc = desc("tcp_forecast_error_seconds",
+		"By how much deaths missed their forecast, before or after it; 0 if within it.")
 	zombiesByOwnerDesc = desc("tcp_zombies_by_owner",
 		"Living zombies, by owner and the service's port; the largest only, the rest as owner other.", "owner", "remote_port")
 	eventsDesc = desc("events_total",
@@ -67,8 +69,8 @@ var (
 
 	descs = []*prometheus.Desc{
 		connectionsDesc, zombieOldestDesc, atRiskDesc, idleDesc, probesSentDesc, probesAnsweredDesc,
-		retransmitsDesc, deathsDesc, zombieSecondsDesc, zombiesByOwnerDesc, eventsDesc, eventsLostDesc,
-		eventsSuppressedDesc, censusDurationDesc, censusSocketsDesc, censusIntervalDesc,
+		retransmitsDesc, deathsDesc, zombieSecondsDesc, forecastErrorDesc, zombiesByOwnerDesc, eventsDesc,
+		eventsLostDesc, eventsSuppressedDesc, censusDurationDesc, censusSocketsDesc, censusIntervalDesc,
 		censusNamespacesDesc, censusUnvisitedDesc, watchedDesc, attachedDesc,
 	}
 )
@@ -90,7 +92,6 @@ var (
 		bpf.FaultWatchFull:    "watch_full",
 		bpf.FaultNoCookie:     "no_cookie",
 		bpf.FaultRememberFull: "remember_full",
-		bpf.FaultSeqOverflow:  "seq_overflow",
 	}
 )
 
@@ -137,6 +138,7 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	ch <- histogram(idleDesc, stats.Idle)
 	ch <- histogram(zombieSecondsDesc, stats.ZombieSeconds)
+	ch <- histogram(forecastErrorDesc, stats.ForecastError)
 	for o, n := range boundOwners(stats.ZombiesByOwner) {
 		gauge(zombiesByOwnerDesc, float64(n), o.Name, o.RemotePort)
 	}

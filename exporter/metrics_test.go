@@ -138,9 +138,10 @@ func TestEverythingIsPresentAtZeroFromTheStart(t *testing.T) {
 		window_probe_timeout connect_timeout orphan_timeout reset_by_peer refused unreachable aborted
 		destroyed out_of_memory closed unknown`)...)
 	series("halfopen_tcp_zombie_seconds")
+	series("halfopen_tcp_forecast_error_seconds")
 	series("halfopen_events_total", label("type", "solicitation death")...)
 	series("halfopen_events_lost_total", label("type",
-		"solicitation death watch_full no_cookie remember_full seq_overflow recursion")...)
+		"solicitation death watch_full no_cookie remember_full recursion")...)
 	series("halfopen_events_suppressed_total", label("type", "solicitation death")...)
 	series("halfopen_census_duration_seconds")
 	series("halfopen_census_sockets")

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"syscall"
 	"time"
 
@@ -47,6 +48,10 @@ func Listen(flags *web.FlagConfig) ([]net.Listener, error) {
 	}
 	var listeners []net.Listener
 	for _, address := range *flags.WebListenAddresses {
+		if address == "" || strings.HasSuffix(address, ":") { // it would be any port
+			closeAll(listeners)
+			return nil, fmt.Errorf("listen on %q: no port: give one, such as :9839, with --web.listen-address", address)
+		}
 		l, err := net.Listen("tcp", address)
 		if err != nil {
 			closeAll(listeners)

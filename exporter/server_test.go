@@ -193,6 +193,12 @@ func TestServeSaysWhatIsWrongAtOnce(t *testing.T) {
 		"an address without a port": {
 			flagsFor("", "127.0.0.1"), []string{"listen on 127.0.0.1:", "missing port in address", "--web.listen-address"},
 		},
+		"an empty address, which would be any port": {
+			flagsFor("", "127.0.0.1:0", ""), []string{`listen on "": no port: give one, such as :9839, with --web.listen-address`},
+		},
+		"an address with an empty port, which would be any": {
+			flagsFor("", "127.0.0.1:"), []string{`listen on "127.0.0.1:": no port`},
+		},
 		"no address":                  {flagsFor(""), []string{"--web.listen-address"}},
 		"no addresses at all":         {noAddress, []string{"--web.listen-address"}},
 		"systemd that passed nothing": {systemd, []string{"systemd passed no socket", "--web.systemd-socket"}},

@@ -87,6 +87,9 @@ func contractConnection() collector.Connection {
 			Enabled: true, Time: 7200 * time.Second, Interval: 75 * time.Second, Probes: 9, ProbesOut: 3,
 		},
 		RetransmitsTotal: 5, SendWindow: 64256, SRTT: 400 * time.Microsecond,
+		GivesUp: collector.Forecast{
+			At: noon.Add(463 * time.Second), Latest: noon.Add(473 * time.Second), By: collector.CauseKeepaliveTimeout,
+		},
 		Risks:    []collector.Risk{collector.RiskKeepaliveSlowerThanMiddlebox},
 		Accepted: true, UID: 1000, Process: &collector.Process{PID: 812, Comm: "postgres", FD: 9},
 	}
@@ -97,6 +100,8 @@ func contractDeath() collector.Death {
 		Connection: contractConnection(), DiedAt: noon.Add(time.Minute),
 		Cause: collector.CauseUserTimeout, During: collector.EvidenceKeepalive,
 		Errno: 110, ZombieFor: time.Minute,
+		Forecast:      collector.Forecast{At: noon.Add(60500 * time.Millisecond), Latest: noon.Add(61 * time.Second), By: collector.CauseUserTimeout},
+		ForecastError: -500 * time.Millisecond,
 	}
 }
 
@@ -107,6 +112,9 @@ func fullStats() collector.Stats {
 		Idle:         collector.Histogram{Bounds: []float64{1, 60, 350}, Counts: []uint64{2, 3, 5, 7}, Sum: 9876.5},
 		ZombieSeconds: collector.Histogram{
 			Bounds: []float64{10, 100}, Counts: []uint64{11, 13, 17}, Sum: 12345.25,
+		},
+		ForecastError: collector.Histogram{
+			Bounds: []float64{0, 0.5}, Counts: []uint64{37, 41, 43}, Sum: 54.5,
 		},
 		ZombiesByOwner: map[collector.Owner]int{
 			{Name: "postgres", RemotePort: "5432"}:    3,

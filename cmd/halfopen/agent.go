@@ -57,7 +57,7 @@ func (a *agent) run(ctx context.Context, _, stderr io.Writer) error {
 			l.Close()
 		}
 	}()
-	k, err := a.thresholds.load(uint32(min(a.zombieUnanswered, 2))) // the first is nearly always answered
+	k, err := a.thresholds.load(a.thresholds.eventsFrom())
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 	"unicode/utf16"
@@ -37,8 +39,8 @@ func parseAgentURL(s string) (*agentURL, error) {
 
 // query asks for what is selected, without a limit if that is 0.
 func (s *selection) query(limit int) url.Values {
-	if limit == 0 {
-		limit = math.MaxInt32 // the agent would have one of its own
+	if limit == 0 || limit > math.MaxInt32 {
+		limit = math.MaxInt32 // the agent would have one of its own, and takes no more
 	}
 	q := url.Values{"limit": {strconv.Itoa(limit)}}
 	for _, v := range s.verdicts {
@@ -65,7 +67,7 @@ func (a *agentURL) get(ctx context.Context, what string, query url.Values, doc a
 	if err != nil {
 		return err
 	}
-	if err := json.Unmarshal(body, doc); err != nil {
+	if json.Unmarshal(body, doc) != nil {
 		return a.stranger()
 	}
 	return nil
@@ -77,17 +79,15 @@ func (a *agentURL) pass(ctx context.Context, what string, query url.Values, w io
 	if err != nil {
 		return err
 	}
-	if !json.Valid(body) {
-		return a.stranger()
-	}
 	_, err = harmlessJSON{w}.Write(body)
 	return err
 }
 
+// ask returns an answer that has what every list of an agent has.
 func (a *agentURL) ask(ctx context.Context, what string, query url.Values) ([]byte, error) {
 	limited, cancel := context.WithTimeout(ctx, agentTimeout)
 	defer cancel()
-	u := (*url.URL)(a).JoinPath("api/v1", what)
+	u := a.url().JoinPath("api/v1", what)
 	u.RawQuery = query.Encode()
 	req, err := http.NewRequestWithContext(limited, http.MethodGet, u.String(), nil)
 	if err != nil {
@@ -102,16 +102,30 @@ func (a *agentURL) ask(ctx context.Context, what string, query url.Values) ([]by
 	switch {
 	case err != nil:
 		return nil, a.unreachable(ctx, err)
-	case resp.StatusCode == http.StatusOK:
+	case resp.StatusCode == http.StatusOK && isList(body, what):
 		return body, nil
+	case resp.StatusCode == http.StatusUnauthorized && a.User != nil:
+		return nil, fmt.Errorf("ask %s: it refused the user or password: check them in --url", a)
 	case resp.StatusCode == http.StatusUnauthorized:
-		return nil, fmt.Errorf("ask %s: it wants a user and a password: give them as in http://user:password@host:9839", a)
+		return nil, fmt.Errorf("ask %s: it wants a user and a password: give them as in %s://user:password@%s", a, a.Scheme, a.Host)
+	case resp.StatusCode == http.StatusBadRequest && strings.Contains(string(body), "HTTP request to an HTTPS server"): // net/http
+		return nil, fmt.Errorf("ask %s: it speaks TLS: use https://%s", a, a.Host)
 	}
 	var answer exporter.Error
 	if json.Unmarshal(body, &answer) != nil || answer.Error == "" {
 		return nil, a.stranger()
 	}
 	return nil, fmt.Errorf("ask %s: %s", a, answer.Error)
+}
+
+// isList tells whether a body is the answer of an agent that lists such things.
+func isList(body []byte, what string) bool {
+	var doc map[string]json.RawMessage
+	var at time.Time
+	var things []json.RawMessage
+	return json.Unmarshal(body, &doc) == nil &&
+		json.Unmarshal(doc["generated_at"], &at) == nil && !at.IsZero() &&
+		json.Unmarshal(doc[what], &things) == nil && things != nil
 }
 
 // unreachable says what is wrong with the way there. It wraps nothing: that a
@@ -125,6 +139,10 @@ func (a *agentURL) unreachable(ctx context.Context, err error) error {
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):
 		why = syscall.ECONNREFUSED.Error()
+	case errors.As(err, new(x509.UnknownAuthorityError)):
+		return fmt.Errorf("ask %s: nobody known here has signed its certificate: name the file of its CA in the environment variable SSL_CERT_FILE", a)
+	case errors.Is(err, http.ErrSchemeMismatch):
+		return fmt.Errorf("ask %s: it does not speak TLS: use http://%s", a, a.Host)
 	case errors.Is(err, context.DeadlineExceeded):
 		why = "no answer within " + setting(agentTimeout)
 	case errors.As(err, &uerr):
@@ -134,11 +152,13 @@ func (a *agentURL) unreachable(ctx context.Context, err error) error {
 }
 
 func (a *agentURL) stranger() error {
-	return fmt.Errorf("ask %s: what answers there is not halfopen: check the address and port of --url", a)
+	return fmt.Errorf("what answers at %s is not a halfopen agent: check the address and port of --url", a)
 }
 
 // String is the URL without its password.
-func (a *agentURL) String() string { return (*url.URL)(a).Redacted() }
+func (a *agentURL) String() string { return a.url().Redacted() }
+
+func (a *agentURL) url() *url.URL { return (*url.URL)(a) }
 
 // harmlessJSON writes JSON, each Write whole characters, with everything in its
 // strings escaped that could do something to a terminal.

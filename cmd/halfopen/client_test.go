@@ -3,8 +3,11 @@
 package main
 
 import (
+	"io"
+	"log"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 )
@@ -16,21 +19,71 @@ func TestWhatCanGoWrongWithAnAgent(t *testing.T) {
 		body   string
 		want   string // after "halfopen: ask URL: "
 	}{
-		{"it wants a password", http.StatusUnauthorized, "Unauthorized", "it wants a user and a password: give them as in http://user:password@host:9839"},
+		{"it wants a password", http.StatusUnauthorized, "Unauthorized", "it wants a user and a password: give them as in http://user:password@HOST"},
 		{"it says why not", http.StatusBadRequest, `{"error":"unknown\nparameter"}`, "unknown; parameter"},
-		{"it is something else", http.StatusNotFound, "<html>", "what answers there is not halfopen: check the address and port of --url"},
-		{"it is something else that finds the path", http.StatusOK, "<html>", "what answers there is not halfopen: check the address and port of --url"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			url, _ := agentWith(t, tt.status, tt.body)
-			for _, output := range []string{"table", "json"} {
-				status, stdout, stderr := halfopen(t, "list", "--url", url, "-o", output)
-				if want := "halfopen: ask " + url + ": " + tt.want + "\n"; status != exitFailed || stdout != "" || stderr != want {
-					t.Errorf("status %d, stdout %q, stderr\n%s\nwant\n%s", status, stdout, stderr, want)
-				}
-			}
+			want := "ask " + url + ": " + strings.ReplaceAll(tt.want, "HOST", strings.TrimPrefix(url, "http://"))
+			wantFailure(t, want, "list", "--url", url)
+			wantFailure(t, want, "list", "--url", url, "-o", "json")
 		})
 	}
+}
+
+func wantFailure(t *testing.T, want string, args ...string) {
+	t.Helper()
+	status, stdout, stderr := halfopen(t, args...)
+	if want = "halfopen: " + want + "\n"; status != exitFailed || stdout != "" || stderr != want {
+		t.Errorf("%q: status %d, stdout %q, stderr\n%s\nwant\n%s", args, status, stdout, stderr, want)
+	}
+}
+
+func TestWhatIsNoAgent(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		status int
+		body   string
+	}{
+		{"a page that is not there", http.StatusNotFound, "<html>"},
+		{"a page that is there", http.StatusOK, "<html>"},
+		{"nothing at all", http.StatusOK, ""},
+		{"an empty object", http.StatusOK, "{}"},
+		{"an empty list", http.StatusOK, "[]"},
+		{"a list without a date", http.StatusOK, `{"total":0,"connections":[],"deaths":[]}`},
+		{"a date without a list", http.StatusOK, `{"generated_at":"2026-11-21T12:00:00Z","total":0}`},
+		{"a date that is none", http.StatusOK, `{"generated_at":null,"total":0,"connections":[],"deaths":[]}`},
+		{"a list that is none", http.StatusOK, `{"generated_at":"2026-11-21T12:00:00Z","total":0,"connections":null,"deaths":{}}`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			url, _ := agentWith(t, tt.status, tt.body)
+			want := "what answers at " + url + " is not a halfopen agent: check the address and port of --url"
+			wantFailure(t, want, "list", "--url", url)
+			wantFailure(t, want, "list", "--url", url, "-o", "json")
+			wantFailure(t, want, "list", "--url", url, "--cause=reset_by_peer")
+		})
+	}
+}
+
+func TestWrongPassword(t *testing.T) {
+	url, _ := agentWith(t, http.StatusUnauthorized, "Unauthorized")
+	host := strings.TrimPrefix(url, "http://")
+	wantFailure(t, "ask http://me:xxxxx@"+host+": it refused the user or password: check them in --url", "list", "--url", "http://me:secret@"+host)
+}
+
+func TestTLSWhereThereIsNoneAndTheOtherWayRound(t *testing.T) {
+	encrypted := httptest.NewUnstartedServer(http.NotFoundHandler())
+	encrypted.Config.ErrorLog = log.New(io.Discard, "", 0)
+	encrypted.StartTLS()
+	defer encrypted.Close()
+	host := encrypted.Listener.Addr().String()
+	wantFailure(t, "ask http://me:xxxxx@"+host+": it speaks TLS: use https://"+host, "list", "--url", "http://me:secret@"+host)
+	wantFailure(t, "ask https://"+host+": nobody known here has signed its certificate: name the file of its CA in the environment variable SSL_CERT_FILE",
+		"list", "--url", "https://"+host)
+
+	url, _ := agentWith(t, http.StatusOK, "{}")
+	host = strings.TrimPrefix(url, "http://")
+	wantFailure(t, "ask https://"+host+": it does not speak TLS: use http://"+host, "list", "--url", "https://"+host)
 }
 
 func TestNobodyListens(t *testing.T) {

@@ -28,6 +28,8 @@ const (
 	demoIdle     = 2 * time.Second
 	demoInterval = 2 * time.Second
 	demoProbes   = 8
+	// demoWidth is how wide the story may get, in columns of the terminal.
+	demoWidth = 100
 	// demoPatience is how long to wait for that.
 	demoPatience = 40 * time.Second
 )
@@ -35,8 +37,13 @@ const (
 func demoFlags(cmd *kingpin.CmdClause) action {
 	return func(ctx context.Context, stdout, _ io.Writer) error {
 		d := &demo{w: stdout, palette: paletteFor(stdout)}
+		ctx, d.stop = context.WithCancel(ctx)
+		defer d.stop()
 		err := d.run(ctx)
-		return errors.Join(err, d.err)
+		if d.err != nil {
+			return d.err // why it was stopped
+		}
+		return err
 	}
 }
 
@@ -45,7 +52,8 @@ type demo struct {
 	w       io.Writer
 	palette palette
 	began   time.Time
-	err     error // of writing
+	err     error  // of writing
+	stop    func() // the show, for nobody sees it
 
 	lab       *lab.Lab
 	collector *collector.Collector
@@ -176,6 +184,9 @@ func (d *demo) watch(ctx context.Context, sub *collector.Subscription) error {
 			return nil
 		case n.Connection.Verdict == collector.Zombie:
 			d.say(n.At, red, "%s", words(&n))
+			if f := n.Connection.GivesUp; f.Ever() {
+				d.more("The kernel will not notice before %.1fs.", f.At.Sub(d.began).Seconds())
+			}
 			if err := d.contrast(ctx); err != nil {
 				return err
 			}
@@ -212,6 +223,7 @@ func (d *demo) list(ctx context.Context, title string) error {
 	}
 	t := connectionTable(doc.Connections, doc.GeneratedAt, false)
 	t.columns = t.columns[:len(t.columns)-1]
+	t.fit(min(roomFor(d.w), demoWidth) - len(margin))
 	var b strings.Builder
 	_ = t.write(&b, d.palette)
 	d.print("\n" + title + "\n\n" + indent(b.String()) + "\n")
@@ -232,13 +244,16 @@ func (d *demo) more(format string, args ...any) {
 func (d *demo) print(s string) {
 	if _, err := io.WriteString(d.w, s); err != nil && d.err == nil {
 		d.err = err
+		d.stop()
 	}
 }
+
+const margin = "  "
 
 func indent(lines string) string {
 	var b strings.Builder
 	for l := range strings.Lines(lines) {
-		b.WriteString("  " + l)
+		b.WriteString(margin + l)
 	}
 	return b.String()
 }

@@ -24,13 +24,13 @@ func TestDemoFindsItsZombie(t *testing.T) {
 	// The story, in order.
 	rest := stdout.String()
 	for _, want := range []string{
-		`  active +0 .* established +10\.77\.0\.2:5432 .* off\n`,
+		`  active +0 .* never +established +10\.77\.0\.2:5432 +10\.77\.0\.1:\d+\n`,
 		`\d\.\ds  The cable is cut`,
 		`s  keepalive probe 1 in a row, silent for 2s\n`,
 		`s  keepalive probe 3 in a row, silent for [67]`,
-		`10\.\ds  zombie, was suspect: [45] keepalive probes unanswered, silent for 10s\n`,
-		`  zombie +[45] .* 2s/2s×8\n  active +0 `,
-		`1[78]\.\ds  died: keepalive_timeout \(ETIMEDOUT\) after being a zombie for [78]`,
+		`10\.\ds  zombie, was suspect: [45] keepalive probes unanswered, silent for 10s\n        The kernel will not notice before 1[78]\.\ds\.\n`,
+		`  zombie +[45] +1\ds +1\ds +[78]\S* +established .*\n  active +0 .* never `,
+		`1[78]\.\ds  died: keepalive_timeout \(ETIMEDOUT\) after being a zombie for [78].*, (as|\d+ms after the) forecast\n`,
 	} {
 		at := regexp.MustCompile(want).FindStringIndex(rest)
 		if at == nil {
@@ -39,9 +39,24 @@ func TestDemoFindsItsZombie(t *testing.T) {
 		rest = rest[at[1]:]
 	}
 	for line := range strings.Lines(stdout.String()) {
-		if n := columns(strings.TrimSuffix(line, "\n")); n > 100 {
+		if n := columns(strings.TrimSuffix(line, "\n")); n > demoWidth {
 			t.Errorf("%d columns: %s", n, line)
 		}
+	}
+}
+
+func TestDemoStopsWhenNobodyCanSeeIt(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("network namespaces need root")
+	}
+	began := time.Now()
+	var stderr bytes.Buffer
+	status := run(t.Context(), []string{"demo"}, full{}, &stderr)
+	if want := "halfopen: no space left on device\n"; status != exitFailed || stderr.String() != want {
+		t.Errorf("status %d, stderr %q, want %q", status, stderr.String(), want)
+	}
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("it went on for %s", took)
 	}
 }
 

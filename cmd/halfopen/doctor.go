@@ -131,7 +131,7 @@ var capabilities = []capability{
 	{unix.CAP_BPF, "CAP_BPF", "to load programs", "", true},
 	{unix.CAP_PERFMON, "CAP_PERFMON", "to attach programs that read the kernel's memory", "", true},
 	{unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN", "to enter network namespaces", "", false},
-	{unix.CAP_SYS_PTRACE, "CAP_SYS_PTRACE", "to find all network namespaces", "those that only other users' processes are in are not found", false},
+	{unix.CAP_SYS_PTRACE, "CAP_SYS_PTRACE", "to find all network namespaces, and the owners of sockets", "network namespaces that only other users' processes are in, and the owners of other users' sockets, are not found", false},
 	{unix.CAP_NET_ADMIN, "CAP_NET_ADMIN", "to make network namespaces for the demo", "halfopen demo cannot run", false},
 }
 

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/alecthomas/kingpin/v2"
@@ -68,6 +69,9 @@ func positiveDuration(s string) (time.Duration, error) {
 func atLeast(least int) func(string) (int, error) {
 	return func(s string) (int, error) {
 		n, err := strconv.Atoi(s)
+		if n > least && errors.Is(err, strconv.ErrRange) {
+			return 0, fmt.Errorf("%q is too large", s)
+		}
 		if err != nil || n < least {
 			return 0, fmt.Errorf("%q is not a number of at least %d", s, least)
 		}
@@ -170,7 +174,7 @@ func (s *selection) pidFlag(cmd *kingpin.CmdClause) {
 }
 
 func (s *selection) causeFlag(cmd *kingpin.CmdClause, help string) {
-	cmd.Flag("cause", help+" Repeatable.").
+	cmd.Flag("cause", help+" An orderly end (closed) is only counted, unless the connection was in trouble. Repeatable.").
 		PlaceHolder("CAUSE").SetValue(&values[collector.Cause]{"cause", named(collector.ParseCause, causeNames()), &s.causes})
 }
 
@@ -215,14 +219,23 @@ func (t *thresholds) load(eventsFrom uint32) (*bpf.Kernel, error) {
 	})
 }
 
-// loadPrograms says one thing only when privileges are missing: what is.
+// eventsFrom is from how many unanswered solicitations on events are worth while:
+// a first one is nearly always answered.
+func (t *thresholds) eventsFrom() uint32 { return uint32(min(t.zombieUnanswered, 2)) }
+
+// loadPrograms says one thing only when it is not the kernel's fault: what to do.
 func loadPrograms(opts bpf.Options) (*bpf.Kernel, error) {
 	k, err := bpf.Load(opts)
-	if errors.Is(err, bpf.ErrPrivileges) {
+	switch {
+	case errors.Is(err, bpf.ErrPrivileges):
 		return nil, bpf.ErrPrivileges
+	case errors.Is(err, syscall.EMFILE):
+		return nil, errFiles
 	}
 	return k, err
 }
+
+var errFiles = fmt.Errorf("%w: raise the limit, for example with ulimit -n 1024", syscall.EMFILE)
 
 func (t *thresholds) options(logger *slog.Logger) collector.Options {
 	return collector.Options{

@@ -126,6 +126,14 @@ func keepalive(k *exporter.Keepalive) string {
 	return fmt.Sprintf("%s/%s×%d", setting(duration(k.TimeSeconds)), setting(duration(k.IntervalSeconds)), k.Probes)
 }
 
+// givesUp prints in how long the kernel ends a connection if nothing is heard.
+func givesUp(g *exporter.GivesUp) string {
+	if g == nil {
+		return "never"
+	}
+	return age(max(0, duration(g.InSeconds)))
+}
+
 // commWidth is the room for a process's name. The kernel keeps 15 bytes, more
 // can only be escapes.
 const commWidth = 24

@@ -10,6 +10,7 @@ import (
 	"io"
 	"math"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -40,7 +41,7 @@ func listFlags(cmd *kingpin.CmdClause) action {
 	l.selection.causeFlag(cmd, "Show deaths of this cause, such as keepalive_timeout, instead of living connections; needs --url, since only an agent remembers them.")
 	cmd.Flag("limit", "Print at most this many, 0: all.").Default("0").
 		SetValue(&value[int]{flag: "limit", parse: atLeast(0), into: &l.limit})
-	cmd.Flag("url", "Ask the agent at this URL, such as http://127.0.0.1:9839, instead of looking here and now.").PlaceHolder("URL").
+	cmd.Flag("url", "Ask the agent at this URL, such as http://127.0.0.1:9839, instead of looking here and now; with https:// and user:password@ where it wants them. SSL_CERT_FILE names the file of a private CA.").PlaceHolder("URL").
 		SetValue(&value[*agentURL]{flag: "url", parse: parseAgentURL, into: &l.agent})
 	l.thresholds.verdictFlags(cmd)
 	return l.run
@@ -75,7 +76,11 @@ func (l *list) connections(ctx context.Context, stdout, stderr io.Writer) error 
 		_, err := fmt.Fprintln(stderr, l.selection.nothing("connection"))
 		return err
 	}
-	if err := connectionTable(doc.Connections, doc.GeneratedAt, l.output == "wide").write(stdout, paletteFor(stdout)); err != nil {
+	t := connectionTable(doc.Connections, doc.GeneratedAt, l.output == "wide")
+	if l.output == "table" {
+		t.fit(roomFor(stdout))
+	}
+	if err := t.write(stdout, paletteFor(stdout)); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintln(stderr, summary(&doc))
@@ -142,9 +147,20 @@ func (l *list) deaths(ctx context.Context, stdout, stderr io.Writer) error {
 // nothing says that there is none.
 func (s *selection) nothing(thing string) string {
 	if len(s.verdicts)+len(s.states)+len(s.ports)+len(s.pids)+len(s.causes) > 0 {
-		return "no " + thing + " matches"
+		return "no " + thing + " matches" + s.onlyCounted()
 	}
 	return "no " + thing + "s"
+}
+
+// onlyCounted says that there is no list of what has been asked for.
+func (s *selection) onlyCounted() string {
+	switch {
+	case slices.Contains(s.causes, collector.CauseClosed):
+		return ": orderly ends (closed) are only counted, unless the connection was in trouble, by the metric halfopen_tcp_deaths_total"
+	case slices.ContainsFunc(s.states, func(st collector.State) bool { return !st.Judged() }):
+		return ": syn_recv, time_wait, close and listen are only counted, by the metric halfopen_tcp_connections"
+	}
+	return ""
 }
 
 // field is a column of a table of T.
@@ -184,14 +200,15 @@ func connectionTable(conns []exporter.Connection, now time.Time, wide bool) *tab
 			}
 			return age(max(0, now.Sub(*c.Since)))
 		}},
-		{column{title: "UNANSWERED", right: true}, false, func(c *conn) string { return count(c.Unanswered) }},
+		{column{title: "UNANSWERED", right: true, spare: 3}, false, func(c *conn) string { return count(c.Unanswered) }},
 		{column{title: "EVIDENCE"}, true, func(c *conn) string { return text(c.Evidence) }},
 		{column{title: "SILENT", right: true}, false, func(c *conn) string { return ageOf(c.SilentSeconds) }},
-		{column{title: "IDLE", right: true}, false, func(c *conn) string { return ageOf(c.IdleSeconds) }},
-		{column{title: "STATE"}, false, func(c *conn) string { return text(&c.State) }},
+		{column{title: "IDLE", right: true, spare: 2}, false, func(c *conn) string { return ageOf(c.IdleSeconds) }},
+		{column{title: "GIVES UP", right: true, spare: 5}, false, func(c *conn) string { return givesUp(c.GivesUp) }},
+		{column{title: "STATE", spare: 4}, false, func(c *conn) string { return text(&c.State) }},
 		{column{title: "LOCAL"}, false, func(c *conn) string { return endpoint(c.Local) }},
 		{column{title: "REMOTE"}, false, func(c *conn) string { return endpoint(c.Remote) }},
-		{column{title: "KEEPALIVE"}, false, func(c *conn) string { return keepalive(&c.Keepalive) }},
+		{column{title: "KEEPALIVE", spare: 1}, false, func(c *conn) string { return keepalive(&c.Keepalive) }},
 		{column{title: "USER-TIMEOUT", right: true}, true, func(c *conn) string {
 			if c.UserTimeoutSeconds == 0 {
 				return "off"

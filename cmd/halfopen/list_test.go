@@ -31,6 +31,7 @@ var conns = []collector.Connection{
 		Keepalive:   collector.Keepalive{Enabled: true, Time: 2 * time.Hour, Interval: 75 * time.Second, Probes: 9, ProbesOut: 3},
 		UserTimeout: 1500 * time.Millisecond, RetransmitsTotal: 5, SendQueue: 1536, SendWindow: 64256, UnackedSegments: 2,
 		SRTT: 400 * time.Microsecond, Accepted: true, UID: 1000,
+		GivesUp: collector.Forecast{At: noon.Add(450 * time.Second), Latest: noon.Add(460 * time.Second), By: collector.CauseKeepaliveTimeout},
 		Risks:   []collector.Risk{collector.RiskNoKeepalive, collector.RiskCloseWaitLeak},
 		Process: &collector.Process{PID: 812, Comm: "postgres", FD: 9},
 	},
@@ -57,16 +58,54 @@ func document() exporter.Connections {
 
 func TestConnectionTable(t *testing.T) {
 	const want = "" +
-		"VERDICT    UNANSWERED  SILENT   IDLE  STATE        LOCAL              REMOTE               KEEPALIVE  OWNER\n" +
-		"zombie              3     12s  2h11m  established  10.0.0.1:37024     10.0.0.2:5432        2h/75s×9   postgres[812]\n" +
-		"unguarded           0    3d4h   3d4h  close_wait   [2001:db8::1]:443  [2001:db8::2]:50000  off        \\x1b[2Jngin\\xff[7]\n" +
-		"active              0       -      -  syn_sent     10.0.0.1:1         10.0.0.3:80          off        (orphaned)\n"
+		"VERDICT    UNANSWERED  SILENT   IDLE  GIVES UP  STATE        LOCAL              REMOTE               KEEPALIVE  OWNER\n" +
+		"zombie              3     12s  2h11m     7m30s  established  10.0.0.1:37024     10.0.0.2:5432        2h/75s×9   postgres[812]\n" +
+		"unguarded           0    3d4h   3d4h     never  close_wait   [2001:db8::1]:443  [2001:db8::2]:50000  off        \\x1b[2Jngin\\xff[7]\n" +
+		"active              0       -      -     never  syn_sent     10.0.0.1:1         10.0.0.3:80          off        (orphaned)\n"
 	var b bytes.Buffer
 	if err := connectionTable(document().Connections, noon, false).write(&b, false); err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(want, b.String()); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestANarrowTerminalGetsTheMostImportantColumns(t *testing.T) {
+	ipv4 := document().Connections[:1]
+	for _, tt := range []struct {
+		name  string
+		conns []exporter.Connection
+		room  int
+		want  string // the columns
+	}{
+		{"all where there is room", ipv4, 114, "VERDICT UNANSWERED SILENT IDLE GIVES UP STATE LOCAL REMOTE KEEPALIVE OWNER"},
+		{"one column less", ipv4, 113, "VERDICT UNANSWERED SILENT IDLE GIVES UP STATE LOCAL REMOTE OWNER"},
+		{"80 columns, and IPv4", ipv4, 80, "VERDICT SILENT GIVES UP LOCAL REMOTE OWNER"},
+		{"what must stay stays where there is no room", document().Connections, 20, "VERDICT SILENT LOCAL REMOTE OWNER"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			table := connectionTable(tt.conns, noon, false)
+			table.fit(tt.room)
+			var titles []string
+			for _, c := range table.columns {
+				titles = append(titles, c.title)
+			}
+			if got := strings.Join(titles, " "); got != tt.want {
+				t.Errorf("%s\nwant\n%s", got, tt.want)
+			}
+			var b bytes.Buffer
+			table.write(&b, false)
+			row := strings.Split(b.String(), "\n")[1]
+			if width := columns(row); tt.room >= 80 && width > tt.room {
+				t.Errorf("%d columns: %s", width, row)
+			}
+			for _, cell := range []string{"zombie ", "10.0.0.1:37024 ", "10.0.0.2:5432 ", "postgres[812]"} {
+				if !strings.Contains(row, cell) {
+					t.Errorf("no %sin %s", cell, row)
+				}
+			}
+		})
 	}
 }
 
@@ -77,7 +116,7 @@ func TestWideTableHasEverythingKnown(t *testing.T) {
 		got[c.title] = table.rows[0][i]
 	}
 	want := map[string]string{
-		"VERDICT": "zombie", "FOR": "2.4s", "UNANSWERED": "3", "EVIDENCE": "keepalive", "SILENT": "12s", "IDLE": "2h11m",
+		"VERDICT": "zombie", "FOR": "2.4s", "UNANSWERED": "3", "EVIDENCE": "keepalive", "SILENT": "12s", "IDLE": "2h11m", "GIVES UP": "7m30s",
 		"STATE": "established", "LOCAL": "10.0.0.1:37024", "REMOTE": "10.0.0.2:5432", "KEEPALIVE": "2h/75s×9",
 		"USER-TIMEOUT": "1500ms", "RETRANSMITS": "5", "UNACKED": "2", "SEND-Q": "1.5K", "WINDOW": "62K", "RTT": "400µs",
 		"RISKS": "no_keepalive,close_wait_leak", "NETNS": "4026531840", "COOKIE": "1a2b", "UID": "1000", "OWNER": "postgres[812]",
@@ -148,15 +187,17 @@ func TestListAsksTheAgent(t *testing.T) {
 		t.Errorf("table\n%s", stdout)
 	}
 
-	if halfopen(t, "list", "--url", url); *asked != "/api/v1/connections?limit=2147483647" {
-		t.Errorf("all connections are asked for as %s", *asked)
+	for _, limit := range []string{"0", "2147483648"} {
+		if halfopen(t, "list", "--url", url, "--limit", limit); *asked != "/api/v1/connections?limit=2147483647" {
+			t.Errorf("%s connections are asked for as %s", limit, *asked)
+		}
 	}
 }
 
 func TestJSONOfAnAgentIsPassedOn(t *testing.T) {
-	url, _ := agentWith(t, http.StatusOK, `{"total":1,"connections":[{"later":1,"comm":"\u001b`+"\u009b日\U000e0041"+`"}]}`+"\n")
+	url, _ := agentWith(t, http.StatusOK, `{"generated_at":"2026-11-21T12:00:00Z","total":1,"connections":[{"later":1,"comm":"\u001b`+"\u009b日\U000e0041"+`"}]}`+"\n")
 	status, stdout, stderr := halfopen(t, "list", "-o", "json", "--url", url)
-	if want := `{"total":1,"connections":[{"later":1,"comm":"\u001b\u009b日\udb40\udc41"}]}` + "\n"; status != exitDone || stdout != want || stderr != "" {
+	if want := `{"generated_at":"2026-11-21T12:00:00Z","total":1,"connections":[{"later":1,"comm":"\u001b\u009b日\udb40\udc41"}]}` + "\n"; status != exitDone || stdout != want || stderr != "" {
 		t.Errorf("status %d, stderr %q, stdout\n%s\nwant\n%s", status, stderr, stdout, want)
 	}
 }
@@ -181,11 +222,15 @@ func TestDeaths(t *testing.T) {
 }
 
 func TestNothingToListIsASentence(t *testing.T) {
-	url, _ := agentWith(t, http.StatusOK, `{"total":0,"connections":[],"deaths":[]}`)
+	url, _ := agentWith(t, http.StatusOK, `{"generated_at":"2026-11-21T12:00:00Z","total":0,"connections":[],"deaths":[]}`)
 	for args, want := range map[string]string{
 		"":                 "no connections\n",
 		"--verdict=zombie": "no connection matches\n",
-		"--cause=closed":   "no death matches\n",
+		"--cause=aborted":  "no death matches\n",
+		"--cause=aborted --cause=closed": "no death matches: orderly ends (closed) are only counted, unless the connection was in trouble, " +
+			"by the metric halfopen_tcp_deaths_total\n",
+		"--state=close_wait --state=listen": "no connection matches: syn_recv, time_wait, close and listen are only counted, " +
+			"by the metric halfopen_tcp_connections\n",
 	} {
 		status, stdout, stderr := halfopen(t, append([]string{"list", "--url", url}, strings.Fields(args)...)...)
 		if status != exitDone || stdout != "" || stderr != want {

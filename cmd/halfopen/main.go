@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command halfopen finds TCP connections whose peer is gone, and says why.
+// Command halfopen finds TCP connections whose peer is gone, says why, and says
+// when the kernel will notice.
 //
 // Each command has a file of its own, which adds its flags to the command line
 // and returns what to run. The exit status is 0 when it is done, 1 when it
@@ -63,7 +64,7 @@ func usagef(format string, args ...any) error {
 // run is halfopen with these arguments; it returns the exit status.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	stampVersion()
-	p, err := parse(args)
+	p, err := parse(joinNegative(args))
 	if err == nil && p.action == nil {
 		_, err = io.WriteString(stdout, p.help)
 	} else if err == nil {
@@ -88,6 +89,9 @@ func explain(err error, command string, stderr io.Writer) int {
 	case errors.Is(err, context.Canceled):
 		interrupted := strings.ReplaceAll(oneLine(err), context.Canceled.Error(), "interrupted before it was done")
 		fmt.Fprintf(stderr, "halfopen: %s\n", interrupted)
+		return exitFailed
+	case errors.Is(err, syscall.EMFILE): // whatever it kept from being done
+		fmt.Fprintf(stderr, "halfopen: %s\n", errFiles)
 		return exitFailed
 	case errors.As(err, &verifier):
 		fmt.Fprintf(stderr, "halfopen: %s; please report this kernel with what follows\n%+v\n", oneLine(err), verifier)
@@ -121,7 +125,7 @@ type parsed struct {
 // parse understands the command line. Its errors are all usageErrors.
 func parse(args []string) (parsed, error) {
 	p := parsed{name: "halfopen"}
-	app := kingpin.New("halfopen", "Finds TCP connections whose peer is gone (half-open, or zombies), and says why.")
+	app := kingpin.New("halfopen", "Finds TCP connections whose peer is gone (half-open, or zombies), says why, and says when the kernel will notice.")
 	app.HelpFlag.Short('h').Help("Show help.")
 	app.Version(version.Print("halfopen")).VersionFlag.Hidden()
 	app.UsageTemplate(usageTemplate).UsageFuncs(usageFuncs)
@@ -163,6 +167,20 @@ func parse(args []string) (parsed, error) {
 	}
 	p.action = actions[command]
 	return p, nil
+}
+
+// joinNegative makes --port=-1 of --port -1, which is a wrong value and not a flag.
+func joinNegative(args []string) []string {
+	var joined []string
+	for i, arg := range args {
+		negative := len(arg) > 1 && arg[0] == '-' && '0' <= arg[1] && arg[1] <= '9'
+		if negative && i > 0 && strings.HasPrefix(args[i-1], "--") && !strings.Contains(args[i-1], "=") {
+			joined[len(joined)-1] += "=" + arg
+		} else {
+			joined = append(joined, arg)
+		}
+	}
+	return joined
 }
 
 // plain says in our words what kingpin says in its own.

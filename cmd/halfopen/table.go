@@ -4,7 +4,9 @@ package main
 
 import (
 	"io"
+	"math"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/term"
@@ -20,11 +22,12 @@ type column struct {
 	title string
 	right bool               // numbers, aligned to the right
 	paint func(string) style // of a cell's text; nil: none
+	spare int                // where there is no room, 1 is left out first; 0: never
 }
 
-// write prints the table, its cells as they are: the caller has made them
-// printable.
-func (t *table) write(w io.Writer, p palette) error {
+const gap = "  "
+
+func (t *table) widths() []int {
 	widths := make([]int, len(t.columns))
 	for i, c := range t.columns {
 		widths[i] = columns(c.title)
@@ -32,13 +35,48 @@ func (t *table) write(w io.Writer, p palette) error {
 			widths[i] = max(widths[i], columns(row[i]))
 		}
 	}
+	return widths
+}
+
+// fit leaves out columns until the table has that room, or none can be spared.
+func (t *table) fit(room int) {
+	for rank := 1; ; rank++ {
+		width := -len(gap)
+		for _, w := range t.widths() {
+			width += w + len(gap)
+		}
+		i := slices.IndexFunc(t.columns, func(c column) bool { return c.spare == rank })
+		if width <= room || i < 0 {
+			return
+		}
+		t.columns = slices.Delete(t.columns, i, i+1)
+		for j, row := range t.rows {
+			t.rows[j] = slices.Delete(row, i, i+1)
+		}
+	}
+}
+
+// roomFor is how many columns there are to write to: any number but on a terminal.
+func roomFor(w io.Writer) int {
+	if f, ok := w.(*os.File); ok {
+		if width, _, err := term.GetSize(int(f.Fd())); err == nil && width > 0 {
+			return width
+		}
+	}
+	return math.MaxInt
+}
+
+// write prints the table, its cells as they are: the caller has made them
+// printable.
+func (t *table) write(w io.Writer, p palette) error {
+	widths := t.widths()
 	var b strings.Builder
 	line := func(cells func(i int) (string, style)) {
 		for i, c := range t.columns {
 			text, s := cells(i)
 			pad := strings.Repeat(" ", widths[i]-columns(text))
 			if i > 0 {
-				b.WriteString("  ")
+				b.WriteString(gap)
 			}
 			switch {
 			case c.right:

@@ -20,9 +20,14 @@ import (
 // traceBuffer is how many events may wait to be printed.
 const traceBuffer = 65536
 
+// traceDelay is how long a notice may wait for others, so that the owners of many
+// are looked for at once.
+const traceDelay = 100 * time.Millisecond
+
 // trace is the command's flags.
 type trace struct {
 	output   string
+	all      bool
 	duration time.Duration
 	selection
 	thresholds
@@ -34,6 +39,7 @@ func traceFlags(cmd *kingpin.CmdClause) action {
 		SetValue(&value[string]{flag: "output", parse: oneOf("text", "json"), into: &t.output})
 	cmd.Flag("duration", "Stop after this long, instead of when interrupted.").PlaceHolder("DURATION").
 		SetValue(&value[time.Duration]{flag: "duration", parse: positiveDuration, into: &t.duration})
+	cmd.Flag("all", "Print the first unanswered probe or retransmission in a row too, which nearly always is answered at once.").BoolVar(&t.all)
 	t.verdictFlag(cmd)
 	t.causeFlag(cmd, "Only deaths, and only of this cause, such as keepalive_timeout.")
 	t.portFlag(cmd)
@@ -44,7 +50,11 @@ func traceFlags(cmd *kingpin.CmdClause) action {
 }
 
 func (t *trace) run(ctx context.Context, stdout, stderr io.Writer) error {
-	k, err := t.thresholds.load(1)
+	from := t.thresholds.eventsFrom()
+	if t.all {
+		from = 1
+	}
+	k, err := t.thresholds.load(from)
 	if err != nil {
 		return err
 	}
@@ -69,14 +79,16 @@ func (t *trace) run(ctx context.Context, stdout, stderr io.Writer) error {
 		emit := t.printer(stdout)
 		var dropped uint64
 		for {
-			select {
-			case <-ctx.Done():
+			notices := batch(ctx, sub.C)
+			if len(notices) == 0 {
 				return nil
-			case n := <-sub.C:
-				if !t.wanted(&n) {
-					break
-				}
-				if err := emit(&n); err != nil {
+			}
+			picked, err := t.pick(notices, c.FillOwners)
+			if err != nil {
+				return err
+			}
+			for i := range picked {
+				if err := emit(&picked[i]); err != nil {
 					return err
 				}
 			}
@@ -89,16 +101,62 @@ func (t *trace) run(ctx context.Context, stdout, stderr io.Writer) error {
 	return g.Wait()
 }
 
+// batch waits for a notice and takes those along that follow it at once. There is
+// none when the context ends.
+func batch(ctx context.Context, c <-chan collector.Notice) []collector.Notice {
+	var notices []collector.Notice
+	var over <-chan time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return notices
+		case <-over:
+			return notices
+		case n := <-c:
+			notices = append(notices, n)
+			if over == nil {
+				over = time.After(traceDelay)
+			}
+		}
+	}
+}
+
+// pick leaves those that the filters let through, and has their owners filled in:
+// the collector itself looks for them only after it has told of a connection.
+func (t *trace) pick(notices []collector.Notice, fill func([]collector.Connection) error) ([]collector.Notice, error) {
+	notices = slices.DeleteFunc(notices, func(n collector.Notice) bool { return !t.wanted(&n) })
+	conns := make([]collector.Connection, len(notices))
+	for i := range notices {
+		conns[i] = notices[i].Connection
+	}
+	if err := fill(conns); err != nil {
+		return nil, err
+	}
+	for i := range notices {
+		n := &notices[i]
+		n.Connection.Process = conns[i].Process
+		if n.Death != nil {
+			death := *n.Death // others have it too
+			death.Process = conns[i].Process
+			n.Death = &death
+		}
+	}
+	return slices.DeleteFunc(notices, func(n collector.Notice) bool { return !t.owned(&n.Connection) }), nil
+}
+
 // wanted tells whether the filters let a notice through: within a filter any,
-// between filters all.
+// between filters all. That of its owner is for later.
 func (t *trace) wanted(n *collector.Notice) bool {
 	c := &n.Connection
 	if len(t.causes) > 0 && (n.Death == nil || !slices.Contains(t.causes, n.Death.Cause)) {
 		return false
 	}
 	return (len(t.verdicts) == 0 || slices.Contains(t.verdicts, c.Verdict)) &&
-		(len(t.ports) == 0 || slices.Contains(t.ports, c.Local.Port()) || slices.Contains(t.ports, c.Remote.Port())) &&
-		(len(t.pids) == 0 || c.Process != nil && slices.Contains(t.pids, c.Process.PID))
+		(len(t.ports) == 0 || slices.Contains(t.ports, c.Local.Port()) || slices.Contains(t.ports, c.Remote.Port()))
+}
+
+func (t *trace) owned(c *collector.Connection) bool {
+	return len(t.pids) == 0 || c.Process != nil && slices.Contains(t.pids, c.Process.PID)
 }
 
 // printer returns what prints a notice, at once.
@@ -118,16 +176,19 @@ func (t *trace) printer(w io.Writer) func(*collector.Notice) error {
 func traceLine(n *collector.Notice, p palette) string {
 	c := exporter.NewConnection(&n.Connection)
 	s := paintVerdict(n.Connection.Verdict.String())
-	what := "solicitation"
+	what, said := "solicitation", words(n)
 	switch n.Kind {
 	case collector.NoticeVerdict:
 		what = "verdict"
+		if n.Connection.Verdict == collector.Zombie {
+			said += outlook(&n.Connection)
+		}
 	case collector.NoticeDeath:
 		what, s = "death", bold
 	}
 	return fmt.Sprintf("%s  %s%*s  %-21s  %-21s  %s  %s\n", n.At.Local().Format("15:04:05.000"),
 		p.paint(s, what), len("solicitation")-len(what), "",
-		endpoint(c.Local), endpoint(c.Remote), words(n), owner(&c.Ownership))
+		endpoint(c.Local), endpoint(c.Remote), said, owner(&c.Ownership))
 }
 
 // words say what happened.
@@ -137,6 +198,9 @@ func words(n *collector.Notice) string {
 	case collector.NoticeSolicitation:
 		return fmt.Sprintf("%s %d in a row%s", solicitation(evidence(c)), c.Unanswered, silent(c))
 	case collector.NoticeVerdict:
+		if n.First {
+			return fmt.Sprintf("%s already%s: %s", c.Verdict, lasting(n), why(c, collector.Active))
+		}
 		return fmt.Sprintf("%s, was %s: %s", c.Verdict, n.From, why(c, n.From))
 	case collector.NoticeDeath:
 		return "died: " + deathWords(n.Death)
@@ -177,6 +241,22 @@ func silent(c *collector.Connection) string {
 	return ", silent for " + age(c.Silent)
 }
 
+// lasting says for how long a verdict has held already, if that is known.
+func lasting(n *collector.Notice) string {
+	if since := n.Connection.Since; !since.IsZero() && since.Before(n.At) {
+		return ", for " + age(n.At.Sub(since))
+	}
+	return ""
+}
+
+// outlook says when the kernel will notice.
+func outlook(c *collector.Connection) string {
+	if !c.GivesUp.Ever() {
+		return "; the kernel never gives up"
+	}
+	return "; the kernel gives up in " + age(max(0, c.GivesUp.At.Sub(c.At)))
+}
+
 // why says what a verdict rests on.
 func why(c *collector.Connection, from collector.Verdict) string {
 	switch {
@@ -205,5 +285,19 @@ func deathWords(d *collector.Death) string {
 	if d.ZombieFor > 0 {
 		s += " after being a zombie for " + age(d.ZombieFor)
 	}
+	if d.Forecast.Ever() {
+		s += ", " + punctual(d.ForecastError)
+	}
 	return s
+}
+
+// punctual says by how much a forecast was missed.
+func punctual(miss time.Duration) string {
+	switch {
+	case miss <= -time.Millisecond:
+		return age(-miss) + " before the forecast"
+	case miss >= time.Millisecond:
+		return age(miss) + " after the forecast"
+	}
+	return "as forecast"
 }

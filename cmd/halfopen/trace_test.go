@@ -4,8 +4,13 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
+	"net/netip"
+	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -43,6 +48,16 @@ func TestWords(t *testing.T) {
 		}), "retransmission 3 in a row, never heard from the peer"},
 		{"a zombie", notice(collector.NoticeVerdict, func(n *collector.Notice) { n.From = collector.Suspect }),
 			"zombie, was suspect: 3 keepalive probes unanswered, silent for 12s"},
+		{"what was a zombie already", notice(collector.NoticeVerdict, func(n *collector.Notice) {
+			n.First, n.From, n.Connection.Since = true, collector.Suspect, noon.Add(-284*time.Second)
+			n.Connection.Unanswered, n.Connection.Evidence, n.Connection.Silent = 10, collector.EvidenceRetransmit, 284*time.Second
+		}), "zombie already, for 4m44s: 10 retransmissions unanswered, silent for 4m44s"},
+		{"what was one for nobody knows how long", notice(collector.NoticeVerdict, func(n *collector.Notice) {
+			n.First, n.Connection.Since = true, time.Time{}
+		}), "zombie already: 3 keepalive probes unanswered, silent for 12s"},
+		{"what was stalled already, as of now", notice(collector.NoticeVerdict, func(n *collector.Notice) {
+			n.First, n.From, n.Connection.Verdict, n.Connection.Since = true, collector.Zombie, collector.Stalled, n.At
+		}), "stalled already: the peer answers, but its window is closed"},
 		{"a suspect", notice(collector.NoticeVerdict, func(n *collector.Notice) {
 			n.Connection.Verdict, n.Connection.Unanswered, n.Connection.Evidence = collector.Suspect, 1, collector.EvidenceWindowProbe
 		}), "suspect, was active: 1 window probe unanswered, silent for 12s"},
@@ -57,6 +72,15 @@ func TestWords(t *testing.T) {
 		{"a zombie's death", notice(collector.NoticeDeath, func(n *collector.Notice) {
 			n.Death = &collector.Death{Cause: collector.CauseKeepaliveTimeout, Errno: uint16(unix.ETIMEDOUT), ZombieFor: 50 * time.Second}
 		}), "died: keepalive_timeout (ETIMEDOUT) after being a zombie for 50s"},
+		{"a death that was forecast", notice(collector.NoticeDeath, func(n *collector.Notice) {
+			n.Death = &collector.Death{Cause: collector.CauseKeepaliveTimeout, Forecast: conns[0].GivesUp, ForecastError: -time.Microsecond}
+		}), "died: keepalive_timeout, as forecast"},
+		{"a death that was forecast for later", notice(collector.NoticeDeath, func(n *collector.Notice) {
+			n.Death = &collector.Death{Cause: collector.CauseKeepaliveTimeout, Forecast: conns[0].GivesUp, ForecastError: -2400 * time.Millisecond}
+		}), "died: keepalive_timeout, 2.4s before the forecast"},
+		{"a death that was forecast for earlier", notice(collector.NoticeDeath, func(n *collector.Notice) {
+			n.Death = &collector.Death{Cause: collector.CauseKeepaliveTimeout, Forecast: conns[0].GivesUp, ForecastError: 400 * time.Millisecond}
+		}), "died: keepalive_timeout, 400ms after the forecast"},
 		{"a death by the user's timeout", notice(collector.NoticeDeath, func(n *collector.Notice) {
 			n.Death = &collector.Death{Cause: collector.CauseUserTimeout, During: collector.EvidenceRetransmit, Errno: uint16(unix.ETIMEDOUT)}
 		}), "died: user_timeout during retransmit (ETIMEDOUT)"},
@@ -73,10 +97,31 @@ func TestWords(t *testing.T) {
 }
 
 func TestTraceLine(t *testing.T) {
-	want := noon.Local().Format("15:04:05.000") +
-		"  solicitation  10.0.0.1:37024         10.0.0.2:5432          keepalive probe 3 in a row, silent for 12s  postgres[812]\n"
-	if got := traceLine(notice(collector.NoticeSolicitation, nil), false); got != want {
-		t.Errorf("%s\nwant\n%s", got, want)
+	const who = "10.0.0.1:37024         10.0.0.2:5432          "
+	for _, tt := range []struct {
+		name string
+		n    *collector.Notice
+		want string // after the time
+	}{
+		{"a probe", notice(collector.NoticeSolicitation, nil),
+			"solicitation  " + who + "keepalive probe 3 in a row, silent for 12s  postgres[812]"},
+		{"a zombie that the kernel will notice", notice(collector.NoticeVerdict, func(n *collector.Notice) { n.From = collector.Suspect }),
+			"verdict       " + who + "zombie, was suspect: 3 keepalive probes unanswered, silent for 12s; the kernel gives up in 7m30s  postgres[812]"},
+		{"a zombie that it will not", notice(collector.NoticeVerdict, func(n *collector.Notice) {
+			n.First, n.Connection.GivesUp = true, collector.Forecast{}
+		}), "verdict       " + who + "zombie already, for 2.4s: 3 keepalive probes unanswered, silent for 12s; the kernel never gives up  postgres[812]"},
+		{"one that is healthy has no end", notice(collector.NoticeVerdict, func(n *collector.Notice) {
+			n.From, n.Connection.Verdict = collector.Zombie, collector.Active
+		}), "verdict       " + who + "active, was zombie: the peer has answered  postgres[812]"},
+		{"a death", notice(collector.NoticeDeath, func(n *collector.Notice) { n.Death = &collector.Death{Cause: collector.CauseAborted} }),
+			"death         " + who + "died: aborted  postgres[812]"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			want := noon.Local().Format("15:04:05.000") + "  " + tt.want + "\n"
+			if got := traceLine(tt.n, false); got != want {
+				t.Errorf("%s\nwant\n%s", got, want)
+			}
+		})
 	}
 }
 
@@ -105,11 +150,99 @@ func TestTraceFilters(t *testing.T) {
 		{"filters must all let it through", selection{ports: []uint16{5432}, pids: []uint32{1}}, verdict, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if got := (&trace{selection: tt.s}).wanted(tt.n); got != tt.want {
-				t.Errorf("%v, want %v", got, tt.want)
+			picked, err := (&trace{selection: tt.s}).pick([]collector.Notice{*tt.n}, func([]collector.Connection) error { return nil })
+			if got := len(picked) == 1; got != tt.want || err != nil {
+				t.Errorf("%v, want %v, error %v", got, tt.want, err)
 			}
 		})
 	}
+}
+
+func TestTraceFindsOwnersBeforeItFilters(t *testing.T) {
+	unowned := func(port uint16) func(*collector.Notice) {
+		return func(n *collector.Notice) {
+			n.Connection.Process = nil
+			n.Connection.Remote = netip.AddrPortFrom(n.Connection.Remote.Addr(), port)
+			n.Death = &collector.Death{}
+		}
+	}
+	notices := []collector.Notice{
+		*notice(collector.NoticeDeath, unowned(1)),
+		*notice(collector.NoticeDeath, unowned(2)),
+		*notice(collector.NoticeDeath, unowned(3)),
+		*notice(collector.NoticeSolicitation, nil), // has one, which stays
+	}
+	shared := notices[2].Death
+	tr := trace{selection: selection{ports: []uint16{2, 3, 5432}, pids: []uint32{3, 812}}}
+	picked, err := tr.pick(slices.Clone(notices), func(conns []collector.Connection) error {
+		for i, c := range conns {
+			if port := c.Remote.Port(); port == 1 {
+				t.Error("owners are looked for that nobody wants")
+			} else if c.Process == nil {
+				conns[i].Process = &collector.Process{PID: uint32(port)}
+			}
+		}
+		return nil
+	})
+	if err != nil || len(picked) != 2 {
+		t.Fatalf("%d notices, error %v", len(picked), err)
+	}
+	if d := picked[0].Death; d.Process == nil || d.Process.PID != 3 || d.Remote.Port() != 3 {
+		t.Errorf("death %+v", d)
+	}
+	if shared.Process != nil {
+		t.Error("what others have as well was changed")
+	}
+	if p := picked[1].Connection.Process; p.PID != 812 {
+		t.Errorf("process %d", p.PID)
+	}
+	failure := errors.New("read owners: busy")
+	if _, err := tr.pick(notices, func([]collector.Connection) error { return failure }); err != failure {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestBatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		c := make(chan collector.Notice, 8)
+		got := make(chan int)
+		go func() {
+			for {
+				b := batch(ctx, c)
+				got <- len(b)
+				if len(b) == 0 {
+					return
+				}
+			}
+		}()
+		send := func(n int) {
+			for range n {
+				c <- collector.Notice{}
+			}
+		}
+		began := time.Now()
+		time.Sleep(time.Hour) // nothing happens
+		send(2)
+		time.Sleep(traceDelay - 1)
+		send(3)
+		if n := <-got; n != 5 || time.Since(began) != time.Hour+traceDelay {
+			t.Errorf("%d notices after %s", n, time.Since(began))
+		}
+		send(1)
+		if n := <-got; n != 1 {
+			t.Errorf("then %d", n)
+		}
+		send(2)
+		synctest.Wait()
+		cancel()
+		if n := <-got; n != 2 {
+			t.Errorf("%d notices at the end", n)
+		}
+		if n := <-got; n != 0 {
+			t.Errorf("%d notices after the end", n)
+		}
+	})
 }
 
 func TestTraceJSONIsOneObjectALine(t *testing.T) {

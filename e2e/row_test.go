@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/halfopen/halfopen/internal/lab"
+)
+
+// A row of unanswered solicitations ends with any sign of life, whatever the
+// kernel's own counters show; and an end of trouble is not a death.
+
+func TestLossyConnectionsAreNotCalledDead(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t, "ipv4")
+	a := startAgent(t, "--census-interval=2s")
+	chat := func(c *net.TCPConn) {
+		go func() { _, _ = io.Copy(io.Discard, c) }()
+		for {
+			if _, err := c.Write([]byte("what a line")); err != nil {
+				return
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+	}
+	n.serve(healthy, chat)
+	conns := n.dial(healthy, many)
+	for _, d := range []lab.Direction{lab.In, lab.Out} {
+		if _, err := n.Client.Drop(lab.Rule{Port: healthy, Direction: d, Percent: 20}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range conns {
+		go chat(c)
+	}
+	// Asking for these verdicts alone leaves out those that have recovered.
+	throughout(t.Context(), 25*time.Second, func() {
+		a.connections(n, healthy, "verdict=zombie&verdict=suspect")
+	})
+	alive := n.ss(healthy)
+	if len(alive) != len(conns) {
+		t.Errorf("ss shows %d connections, expected %d", len(alive), len(conns))
+	}
+	for _, d := range a.deaths(n, healthy) {
+		if _, ok := alive[d.Cookie]; ok {
+			t.Errorf("%s lives, and is said to have died of %s", d.Cookie, d.Cause)
+		}
+	}
+}
+
+// The peer hears nothing, but is heard from time to time: its own
+// retransmissions, at growing intervals.
+func TestOneWayLossNeverMakesAZombieOfWhoIsHeard(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t, "ipv4")
+	a := startAgent(t)
+	begin := make(chan struct{})
+	n.serve(vanishing, func(c *net.TCPConn) {
+		<-begin
+		_, _ = c.Write([]byte("heartbeat"))
+	})
+	conns := n.dial(vanishing, 3)
+	if _, err := n.Client.Drop(lab.Rule{Port: vanishing, Direction: lab.Out, Percent: 100}); err != nil {
+		t.Fatal(err)
+	}
+	close(begin)
+	for _, c := range conns {
+		if _, err := c.Write([]byte("anybody there?")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	counted := 0
+	throughout(t.Context(), 50*time.Second, func() {
+		for _, c := range a.connections(n, vanishing, "") {
+			counted = max(counted, c.Retransmits.Unanswered)
+			if c.Verdict == "zombie" {
+				t.Errorf("%s: %d unanswered, silent for %.1f s, the kernel counts %d", c.Cookie, c.Unanswered, c.SilentSeconds, c.Retransmits.Unanswered)
+			}
+		}
+	})
+	if counted < 5 {
+		t.Errorf("the kernel has counted only %d retransmissions: nothing was tried", counted)
+	}
+}
+
+// An answer that carries only data may leave the kernel's count of keepalive
+// probes behind.
+func TestProbesThatAnAnswerLeftBehind(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t, "ipv4")
+	a := startAgent(t)
+	servers := make(chan *net.TCPConn, 1)
+	n.serve(vanishing, func(c *net.TCPConn) { servers <- c })
+	c := n.dial(vanishing, 1)[0]
+	server := <-servers
+	say := func() {
+		if _, err := server.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 23 {
+		say()
+		if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	say() // stays unread
+	n.keepalive([]*net.TCPConn{c}, time.Second, time.Second, 60)
+	restore := n.cut(vanishing)
+	eventually(t, 15*time.Second, "five probes are unanswered", func() error {
+		for _, s := range n.ss(vanishing) {
+			if s.count >= 5 {
+				return nil
+			}
+		}
+		return fmt.Errorf("ss: %v", n.ss(vanishing))
+	})
+	restore()
+	say()
+	n.keepalive([]*net.TCPConn{c}, 8*time.Second, 8*time.Second, 60)
+	heard := time.Now()
+	throughout(t.Context(), 12*time.Second, func() {
+		for _, c := range a.connections(n, vanishing, "") {
+			if time.Since(heard) > 2*time.Second && (c.Unanswered > 1 || c.Verdict != "active") {
+				t.Errorf("%s with %d unanswered, %.1f s after its peer was heard", c.Verdict, c.Unanswered, c.SilentSeconds)
+			}
+		}
+	})
+}
+
+func TestManyRecoverAtOnce(t *testing.T) {
+	t.Parallel()
+	const count = 1000
+	n := newNetwork(t, "ipv4")
+	a := startAgent(t)
+	n.serve(vanishing, echo)
+	conns := n.dial(vanishing, count)
+	n.greet(conns)
+	n.keepalive(conns, 2*time.Second, time.Second, 60)
+	restore := n.cut(vanishing)
+	eventually(t, 25*time.Second, "all zombies", func() error {
+		return all(a.connections(n, vanishing, "verdict=zombie"), count, "zombie")
+	})
+	restore()
+	eventually(t, 5*time.Second, "all recovered", func() error {
+		if left := a.connections(n, vanishing, "verdict=zombie&verdict=suspect"); len(left) > 0 {
+			return fmt.Errorf("%d are %s still", len(left), left[0].Verdict)
+		}
+		return nil
+	})
+	if alive := len(n.ss(vanishing)); alive != count {
+		t.Errorf("ss shows %d connections", alive)
+	}
+	if deaths := a.deaths(n, vanishing); len(deaths) > 0 {
+		t.Errorf("%d deaths, such as %+v", len(deaths), deaths[0])
+	}
+}
+
+// More deaths at once than there are events: none of them is lost.
+func TestManyAreDestroyedAtOnce(t *testing.T) {
+	t.Parallel()
+	const count = 2500
+	n := newNetwork(t, "ipv4")
+	a := startAgent(t, "--zombie-silence=2s")
+	n.serve(vanishing, echo)
+	conns := n.dial(vanishing, count)
+	n.greet(conns)
+	n.keepalive(conns, time.Second, time.Second, 60)
+	n.cut(vanishing)
+	eventually(t, 30*time.Second, "all zombies", func() error {
+		return all(a.connections(n, vanishing, "verdict=zombie"), count, "zombie")
+	})
+	before := a.metrics().value("halfopen_tcp_deaths_total", "cause", "destroyed")
+	if out, err := n.Client.Output("ss", "-HKtn", fmt.Sprintf("dport = :%d", vanishing)); err != nil {
+		t.Fatalf("ss -K: %v\n%s", err, out)
+	}
+	if left := len(n.ss(vanishing)); left > 0 {
+		t.Fatalf("ss -K left %d", left)
+	}
+	var deaths []death
+	eventually(t, 3*time.Second, "all told", func() error {
+		if deaths = a.deaths(n, vanishing); len(deaths) != count {
+			return fmt.Errorf("%d deaths", len(deaths))
+		}
+		return nil
+	})
+	for _, d := range deaths {
+		if d.Cause != "destroyed" || d.Verdict != "zombie" || d.Unanswered < 2 || d.Evidence != "keepalive" {
+			t.Fatalf("wrong: %+v", d)
+		}
+	}
+	m := a.metrics()
+	if grew := m.value("halfopen_tcp_deaths_total", "cause", "destroyed") - before; grew < count {
+		t.Errorf("%v deaths are counted, expected %d", grew, count)
+	}
+	t.Logf("%v deaths over the rate limit were told by the watch pass", m.value("halfopen_events_suppressed_total", "type", "death"))
+}
