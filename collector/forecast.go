@@ -46,7 +46,7 @@ func (r *Rules) Forecast(c *bpf.Conn, at time.Time) Forecast {
 	// A moment between two jiffies counts as the first of them.
 	from := r.jiffies64(first-c.Jiffies) - r.jiffies64(1)
 	to := r.jiffies64(max(first, last)-c.Jiffies) + r.jiffies64(1)
-	return Forecast{At: at.Add(from), Latest: at.Add(to + to/200), By: by}
+	return Forecast{At: at.Add(from), Latest: at.Add(to + 9*to/1000), By: by}
 }
 
 func (r *Rules) jiffies64(n uint64) time.Duration {

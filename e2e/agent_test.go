@@ -25,8 +25,33 @@ import (
 	"github.com/prometheus/common/model"
 )
 
-// binary is the halfopen to try: $HALFOPEN_BIN, or built here.
-var binary string
+// binary is the halfopen to try: $HALFOPEN_BIN, or built here. everybodys is a
+// copy where everybody may run it.
+var binary, everybodys string
+
+// prepare makes both. It does so before any test forks: a child that inherits a
+// file open for writing keeps it from being run.
+func prepare() (dir string, err error) {
+	if dir, err = os.MkdirTemp("", "halfopen-e2e-"); err != nil {
+		return "", err
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return dir, err
+	}
+	everybodys = filepath.Join(dir, "halfopen")
+	if binary = os.Getenv("HALFOPEN_BIN"); binary == "" {
+		binary = everybodys
+		if out, err := exec.Command("go", "build", "-o", binary, "../cmd/halfopen").CombinedOutput(); err != nil {
+			return dir, fmt.Errorf("%w\n%s", err, out)
+		}
+		return dir, nil
+	}
+	body, err := os.ReadFile(binary)
+	if err != nil {
+		return dir, err
+	}
+	return dir, os.WriteFile(everybodys, body, 0o755)
+}
 
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
@@ -34,19 +59,11 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(os.Stderr, "the end-to-end tests need root: sudo make e2e")
 			return 1
 		}
-		binary = os.Getenv("HALFOPEN_BIN")
-		if binary == "" {
-			dir, err := os.MkdirTemp("", "halfopen-e2e-")
-			if err != nil {
-				fmt.Fprintln(os.Stderr, err)
-				return 1
-			}
-			defer os.RemoveAll(dir)
-			binary = filepath.Join(dir, "halfopen")
-			if out, err := exec.Command("go", "build", "-o", binary, "../cmd/halfopen").CombinedOutput(); err != nil {
-				fmt.Fprintf(os.Stderr, "%v\n%s", err, out)
-				return 1
-			}
+		dir, err := prepare()
+		defer os.RemoveAll(dir)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
 		}
 		return m.Run()
 	}())

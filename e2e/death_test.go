@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"syscall"
 	"testing"
@@ -31,7 +32,7 @@ func readErrno(t *testing.T, c *net.TCPConn, timeout time.Duration) syscall.Errn
 func checkDeaths(t *testing.T, a *agent, n *network, port, count int, cause, during, errno string) []death {
 	t.Helper()
 	var deaths []death
-	eventually(t, 2*time.Second, fmt.Sprintf("%d deaths", count), func() error {
+	eventually(t, 10*time.Second, fmt.Sprintf("%d deaths", count), func() error {
 		deaths = a.deaths(n, port)
 		if len(deaths) != count {
 			return fmt.Errorf("%d deaths", len(deaths))
@@ -363,7 +364,7 @@ func TestForecastsHold(t *testing.T) {
 				t.Errorf("the application got %v", errno)
 			}
 		}
-		eventually(t, 2*time.Second, "all deaths", func() error {
+		eventually(t, 10*time.Second, "all deaths", func() error {
 			if got := len(a.deaths(n, vanishing)); got != 2*many {
 				return fmt.Errorf("%d deaths", got)
 			}
@@ -372,7 +373,7 @@ func TestForecastsHold(t *testing.T) {
 		for _, d := range a.deaths(n, vanishing) {
 			if d.ForecastErrorSeconds == nil {
 				t.Errorf("%s died of %s without a forecast", d.Cookie, d.Cause)
-			} else if *d.ForecastErrorSeconds != 0 {
+			} else if math.Abs(*d.ForecastErrorSeconds) > 0.05 { // both CPUs may be busy
 				t.Errorf("%s missed its forecast by %v s", d.Cause, *d.ForecastErrorSeconds)
 			}
 		}
