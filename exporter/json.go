@@ -77,9 +77,9 @@ type Ownership struct {
 	Accepted    *bool    `json:"accepted,omitempty"` // false, or left out
 	Process     *Process `json:"process"`
 	UID         *uint32  `json:"uid"`
-	Cgroup      *string  `json:"cgroup"`       // null for now
-	ContainerID *string  `json:"container_id"` // null for now
-	PodUID      *string  `json:"pod_uid"`      // null for now
+	Cgroup      *string  `json:"cgroup"`       // null: not looked for
+	ContainerID *string  `json:"container_id"` // null: not looked for
+	PodUID      *string  `json:"pod_uid"`      // null: not looked for
 }
 
 // Process is one that holds a socket. A byte of Comm that is not UTF-8 is

@@ -37,7 +37,7 @@ var (
 	probesAnsweredDesc = desc("tcp_keepalive_probes_answered_total",
 		"Keepalive probes answered.")
 	retransmitsDesc = desc("tcp_retransmits_total",
-		"Segments sent again, by what made the kernel do it.", "type")
+		"Retransmissions, by what made the kernel send again; one may be of several segments.", "type")
 	deathsDesc = desc("tcp_deaths_total",
 		"Ended connections, by cause.", "cause")
 	zombieSecondsDesc = desc("tcp_zombie_seconds",
