@@ -326,7 +326,12 @@ func TestScrapeWhileTheyDie(t *testing.T) {
 	n.serve(vanishing, echo)
 	conns := n.dial(vanishing, dying)
 	n.greet(conns)
-	n.keepalive(conns, time.Second, time.Second, 3)
+	// A little apart, so that there are scrapes between them: the timer wheel
+	// makes a few dozen batches of it.
+	for i := range conns {
+		n.keepalive(conns[i:i+1], time.Second, time.Second, 3)
+		time.Sleep(2 * time.Millisecond)
+	}
 	zombies := func(m metrics) float64 {
 		return m.value("halfopen_tcp_connections", "state", "established", "verdict", "zombie")
 	}
@@ -366,6 +371,9 @@ func TestScrapeWhileTheyDie(t *testing.T) {
 		t.Errorf("%v zombies at the most, expected %d", most, dying)
 	}
 	t.Logf("%d scrapes, %d of them in the midst of the dying", scrapes, between)
+	if between < 3 {
+		t.Errorf("only %d scrapes in the midst of the dying", between)
+	}
 	m := a.metrics()
 	if dead, undead := deaths(m), zombies(m); dead != dying || undead != 0 {
 		t.Errorf("%v dead and %v zombies at the end", dead, undead)
