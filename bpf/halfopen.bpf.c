@@ -311,6 +311,12 @@ static __always_inline __u32 age(__u32 now, __u32 stamp)
 	return d < 0 && d > -1000 ? 0 : (__u32)d;
 }
 
+/* The stamp of the peer's last sign of life, as solicited() takes it. */
+static __always_inline __u32 heard_at(const struct conn *c)
+{
+	return c->silent == AGE_NONE ? 0 : (__u32)c->jiffies - c->silent;
+}
+
 /* When a timer expires, and in which level of the wheel it is; 0: not pending. */
 static __always_inline __u64 expires_at(const struct tcp_sock *tp, __u32 offset, __u8 *level)
 {
@@ -627,12 +633,13 @@ static __always_inline void solicited(const struct tcp_sock *tp, __u8 evidence, 
 				      const bool probe)
 {
 	__u32 heard = FIELD(tp, rcv_tstamp), heard_data = FIELD(tp, inet_conn.icsk_ack.lrcvtime);
+	__u32 jiffies = (__u32)bpf_jiffies64();
 	__u32 counted = (__u32)FIELD(tp, inet_conn.icsk_probes_out) +
 			FIELD(tp, inet_conn.icsk_retransmits);
 	struct watch next = {
 		.cookie = COOKIE(tp),
-		.solicited = (__u32)bpf_jiffies64(),
-		.heard = (__s32)(heard_data - heard) > 0 ? heard_data : heard,
+		.solicited = jiffies,
+		.heard = age(jiffies, heard_data) < age(jiffies, heard) ? heard_data : heard,
 		.sent = 1,
 		.evidence = evidence,
 		.uncounted = uncounted,
@@ -647,7 +654,8 @@ static __always_inline void solicited(const struct tcp_sock *tp, __u8 evidence, 
 	}
 	seen = watched_as(tp, next.cookie);
 	if (seen && seen->heard == next.heard) {
-		next.before = seen->before;
+		/* Lower, if an ACK came in the jiffy of the data before it. */
+		next.before = counted < seen->before ? 0 : seen->before;
 		next.told = seen->told;
 		if (seen->uncounted < 255 - uncounted)
 			next.uncounted += seen->uncounted;
@@ -822,8 +830,12 @@ static __always_inline int retransmitted(const struct sock *sk)
 	if (running || !d.cookie)
 		return 0;
 	bpf_map_delete_elem(&deferred, &key);
-	if (type == RETRANSMIT_TIMEOUT)
+	if (type != RETRANSMIT_TIMEOUT)
+		return 0;
+	if (d.snd_wnd || tp->inet_conn.icsk_retransmits)
 		solicited(tp, EVIDENCE_RETRANSMIT, false, false);
+	else /* into a closed window: see timer_exit() */
+		solicited(tp, EVIDENCE_WINDOW_PROBE, true, false);
 	return 0;
 }
 
@@ -1087,7 +1099,7 @@ static __always_inline int visit(struct bpf_iter__tcp *ctx)
 		__u32 counted = (__u32)c.probes_out + c.retransmits;
 		struct watch found = {
 			.cookie = c.cookie,
-			.heard = (__u32)c.jiffies - c.silent,
+			.heard = heard_at(&c),
 			.told = 1,
 			.evidence = c.evidence,
 			.before = c.unanswered < counted ? counted - c.unanswered : 0,
@@ -1116,6 +1128,10 @@ static __always_inline int look_after(struct bpf_iter__bpf_map_elem *ctx)
 	key = *sk;
 	tp = (const void *)key;
 	describe(&c, tp, &seen, true);
+	/* A timer on another CPU may have begun a new row meanwhile. */
+	value = bpf_map_lookup_elem(&watched, &key);
+	if (!value || value->cookie != seen.cookie || value->solicited != seen.solicited)
+		return 0;
 	if (seen.dead || c.cookie != seen.cookie || c.state == TCP_CLOSE) {
 		__builtin_memset(&c, 0, sizeof(c));
 		c.cookie = seen.cookie;
@@ -1141,7 +1157,7 @@ static __always_inline int look_after(struct bpf_iter__bpf_map_elem *ctx)
 		bpf_map_delete_elem(&watched, &key);
 		return 0;
 	}
-	value->heard = (__u32)c.jiffies - c.silent;
+	value->heard = heard_at(&c);
 	value->before = c.probes_out + c.retransmits;
 	value->uncounted = 0;
 	value->evidence = EVIDENCE_NONE;

@@ -20,6 +20,8 @@ const (
 	storyFor   = 15 * time.Minute
 	// maxDeaths are remembered.
 	maxDeaths = 4096
+	// watchedFor is how old what the watch pass said may be: some passes.
+	watchedFor = 4 * watchInterval
 	// goneFor is how long the event of a death may come later than the watch
 	// pass that found the socket gone.
 	goneFor = time.Second
@@ -72,6 +74,9 @@ type Table struct {
 	// buried are the cookies of deaths, which are never used again: whatever was
 	// read before a death and is taken in after it must not wake the dead.
 	buried map[uint64]struct{}
+	// recovered are the cookies of those that got out of trouble since the last
+	// census, and when (the kernel's clock), for the same reason.
+	recovered map[uint64]uint64
 	// counts is the last census, kept true as connections change and die.
 	counts        [States][Verdicts]int64
 	zombieSeconds Histogram
@@ -91,6 +96,7 @@ func NewTable(rules Rules, notify func(Notice)) *Table {
 		members:       make(map[uint64]*member),
 		stories:       make(map[uint64]*story),
 		buried:        make(map[uint64]struct{}),
+		recovered:     make(map[uint64]uint64),
 		zombieSeconds: newHistogram(zombieBounds),
 		forecastError: newHistogram(forecastBounds),
 	}
@@ -191,6 +197,10 @@ func (t *Table) Census(counts *bpf.CensusCounts, troubled []bpf.Conn, began, end
 		case m.at.After(began):
 			// In trouble since the census passed it by: counted as the other.
 			t.move(cell{stateOf(m.conn.State), ofClass(m.conn.Class)}, m.cell())
+		case ended.Sub(m.at) < watchedFor:
+			// The watch pass sees to it, though the census does not get to its
+			// network namespace.
+			t.count(m.cell())
 		case m.gone.IsZero():
 			// It is in no trouble any more, dead or alive, and nobody told:
 			// the kernel had no room to watch it.
@@ -200,6 +210,7 @@ func (t *Table) Census(counts *bpf.CensusCounts, troubled []bpf.Conn, began, end
 			delete(t.members, cookie)
 		}
 	}
+	clear(t.recovered)
 	for cookie, s := range t.stories {
 		if ended.Sub(s.events[len(s.events)-1].At) > storyFor && t.members[cookie] == nil {
 			delete(t.stories, cookie)
@@ -219,7 +230,7 @@ func (t *Table) observe(c *bpf.Conn, at time.Time) *member {
 		if c.Flags&bpf.ConnTrouble == 0 {
 			return nil
 		}
-		if _, dead := t.buried[c.Cookie]; dead {
+		if _, dead := t.buried[c.Cookie]; dead || c.At < t.recovered[c.Cookie] {
 			return nil
 		}
 		if len(t.members) >= maxMembers {
@@ -266,6 +277,7 @@ func (t *Table) observe(c *bpf.Conn, at time.Time) *member {
 	}
 	if c.Flags&bpf.ConnTrouble == 0 {
 		delete(t.members, c.Cookie)
+		t.recovered[c.Cookie] = c.At
 		return nil
 	}
 	return m
@@ -306,6 +318,9 @@ func (t *Table) died(e *bpf.Event, at time.Time) {
 // heardSince tells whether the peer was heard between two looks. The stamps are
 // in jiffies, hence the one of tolerance.
 func heardSince(old, now *bpf.Conn) bool {
+	if now.Silent == bpf.AgeNone {
+		return false
+	}
 	return uint32(now.Jiffies)-now.Silent-(uint32(old.Jiffies)-old.Silent) > 1
 }
 

@@ -324,6 +324,38 @@ func TestTableCensus(t *testing.T) {
 			t.Errorf("%d members", len(r.members))
 		}
 	})
+	t.Run("does not undo a recovery that it was read before", func(t *testing.T) {
+		r := newReplay(t)
+		z := zombie(1, 2*time.Second)
+		r.Watched(stamp(&z, time.Second), r.at(time.Second))
+		well := connWith(func(c *bpf.Conn) { c.Cookie, c.Flags = 1, c.Flags|bpf.ConnAnswered })
+		r.Watched(stamp(well, 3*time.Second), r.at(3*time.Second))
+		r.told = nil
+		r.Census(census(0, 0, 0), []bpf.Conn{zombie(1, 2*time.Second)}, r.at(2*time.Second), r.at(4*time.Second))
+		r.expect()
+		r.counted(map[Verdict]int64{Active: 1})
+		if len(r.members) != 0 {
+			t.Errorf("%d members", len(r.members))
+		}
+		// Later trouble is trouble.
+		r.Watched(stamp(&z, 5*time.Second), r.at(5*time.Second))
+		r.expect("5s active to zombie")
+	})
+	t.Run("keeps what only the watch pass can see", func(t *testing.T) {
+		r := newReplay(t)
+		z := zombie(1, 0)
+		for s := range 40 {
+			r.Watched(stamp(&z, time.Duration(s)*time.Second), r.at(time.Duration(s)*time.Second))
+			if s%15 == 0 {
+				r.Census(census(0, 0, 0), nil, r.at(time.Duration(s)*time.Second), r.at(time.Duration(s)*time.Second))
+			}
+		}
+		r.expect("0s active to zombie")
+		r.counted(map[Verdict]int64{Zombie: 1})
+		if r.zombieSeconds.Sum != 0 {
+			t.Errorf("zombie seconds %v", r.zombieSeconds)
+		}
+	})
 	t.Run("never counts below zero", func(t *testing.T) {
 		r := newReplay(t)
 		z := zombie(1, 0)
