@@ -413,6 +413,20 @@ func TestHealthyConnectionsMakeNoEvents(t *testing.T) {
 		echo(c)
 		c.Close()
 	})
+	// What the tests before have left behind dies first: three seconds of quiet.
+	events := func(m metrics) float64 {
+		return m.value("halfopen_events_total", "type", "solicitation") + m.value("halfopen_events_total", "type", "death")
+	}
+	quiet, last := time.Now(), events(a.metrics())
+	eventually(t, time.Minute, "quiet", func() error {
+		if now := events(a.metrics()); now != last {
+			quiet, last = time.Now(), now
+		}
+		if time.Since(quiet) < 3*time.Second {
+			return fmt.Errorf("quiet for only %v", time.Since(quiet))
+		}
+		return nil
+	})
 	before := a.metrics()
 	for range many {
 		conns := n.dial(healthy, many)
