@@ -315,14 +315,6 @@ func (a *agent) metrics() metrics {
 	return metrics{a.t, families}
 }
 
-// missed is how often the kernel did not run a program because a softirq had
-// interrupted it on the same CPU: what happened there has no known cause, and
-// the agent counts it as lost.
-func (a *agent) missed() int {
-	a.t.Helper()
-	return int(a.metrics().value("halfopen_events_lost_total", "type", "recursion"))
-}
-
 type metrics struct {
 	t        testing.TB
 	families map[string]*dto.MetricFamily
