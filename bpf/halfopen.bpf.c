@@ -350,6 +350,8 @@ static __always_inline __u32 probes_since_heard(const struct conn *c, const stru
 	__u8 level;
 
 	next = expires_at(tp, keepalive_timer_offset(), &level);
+	if (!next) /* it is running just now, and tells nothing */
+		return c->probes_out;
 	if (!(c->flags & CONN_KEEPALIVE) || c->silent == AGE_NONE || !intvl || next <= first)
 		return 0;
 	most = (next - first) / intvl;
