@@ -494,7 +494,9 @@ static __always_inline void retries(struct conn *c, const struct tcp_sock *tp,
 		const struct netns_ipv4___syn_linear *linear = (const void *)&net->ipv4;
 
 		c->retries = FIELD(tp, inet_conn.icsk_syn_retries);
-		if (!c->retries)
+		if (c->retries)
+			c->flags |= CONN_SYN_RETRIES_SET;
+		else
 			c->retries = FIELD(net, ipv4.sysctl_tcp_syn_retries);
 		if (bpf_core_field_exists(linear->sysctl_tcp_syn_linear_timeouts))
 			c->syn_linear = BPF_CORE_READ(linear, sysctl_tcp_syn_linear_timeouts);
@@ -512,6 +514,7 @@ static __always_inline void retries(struct conn *c, const struct tcp_sock *tp,
 static __always_inline void detail(struct conn *c, const struct tcp_sock *tp, const bool probe)
 {
 	const struct net *net = FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_net.net);
+	const struct netns_ipv4___rto_max *usual = (const void *)&net->ipv4;
 	const struct inet_connection_sock___rto_max *max = (const void *)tp;
 	int linger;
 	__u32 v;
@@ -548,21 +551,28 @@ static __always_inline void detail(struct conn *c, const struct tcp_sock *tp, co
 	c->backoff = FIELD(tp, inet_conn.icsk_backoff);
 	c->rto = FIELD(tp, inet_conn.icsk_rto);
 	c->rto_max = 120 * hz; /* TCP_RTO_MAX */
-	if (bpf_core_field_exists(max->icsk_rto_max))
+	if (bpf_core_field_exists(max->icsk_rto_max)) {
 		c->rto_max = BPF_CORE_READ(max, icsk_rto_max);
+		v = BPF_CORE_READ(usual, sysctl_tcp_rto_max_ms);
+		if (c->rto_max != ((__u64)v * hz + 999) / 1000) /* msecs_to_jiffies() */
+			c->flags |= CONN_RTO_MAX_SET;
+	}
 	c->keepalive_expires = expires_at(tp, keepalive_timer_offset(), &c->keepalive_level);
 	c->write_expires = expires_at(tp, write_timer_offset(), &c->write_level);
 	retries(c, tp, net, probe);
 
+	if (BPF_CORE_READ_BITFIELD_PROBED(tp, thin_lto))
+		c->flags |= CONN_THIN_SET;
 	/* tcp_stream_is_thin(), __tcp_set_rto() */
 	if (c->packets_out && c->packets_out < 4 && c->state == TCP_ESTABLISHED &&
-	    (FIELD(net, ipv4.sysctl_tcp_thin_linear_timeouts) ||
-	     BPF_CORE_READ_BITFIELD_PROBED(tp, thin_lto))) {
+	    (FIELD(net, ipv4.sysctl_tcp_thin_linear_timeouts) || (c->flags & CONN_THIN_SET))) {
 		v = ((__u64)c->srtt + FIELD(tp, rttvar_us)) * hz / 1000000;
 		c->thin_rto = v < hz / 5 ? hz / 5 : v;
 	}
 	/* tcp_fin_time() */
 	linger = FIELD(tp, linger2);
+	if (linger)
+		c->flags |= CONN_FIN_TIME_SET;
 	c->fin_time = linger < 0 ? AGE_NONE : linger ?: FIELD(net, ipv4.sysctl_tcp_fin_timeout);
 	if (c->fin_time < (c->rto << 2) - (c->rto >> 1))
 		c->fin_time = (c->rto << 2) - (c->rto >> 1);

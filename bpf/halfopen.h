@@ -73,6 +73,10 @@ enum conn_flag {
 	CONN_SOFT_ERROR = 1 << 8, /* an ICMP error was received */
 	CONN_ANSWERED = 1 << 9, /* watch pass only: it was in trouble, and is not now */
 	CONN_GONE = 1 << 10, /* watch pass only: the socket is no more */
+	CONN_SYN_RETRIES_SET = 1 << 11, /* by TCP_SYNCNT */
+	CONN_FIN_TIME_SET = 1 << 12, /* by TCP_LINGER2 */
+	CONN_RTO_MAX_SET = 1 << 13, /* by TCP_RTO_MAX_MS: not what the sysctl says */
+	CONN_THIN_SET = 1 << 14, /* by TCP_THIN_LINEAR_TIMEOUTS */
 };
 
 /* Ages are in jiffies; this one stands for "never". */

@@ -116,6 +116,10 @@ const (
 	halfopenConnFlagCONN_SOFT_ERROR           halfopenConnFlag = 256
 	halfopenConnFlagCONN_ANSWERED             halfopenConnFlag = 512
 	halfopenConnFlagCONN_GONE                 halfopenConnFlag = 1024
+	halfopenConnFlagCONN_SYN_RETRIES_SET      halfopenConnFlag = 2048
+	halfopenConnFlagCONN_FIN_TIME_SET         halfopenConnFlag = 4096
+	halfopenConnFlagCONN_RTO_MAX_SET          halfopenConnFlag = 8192
+	halfopenConnFlagCONN_THIN_SET             halfopenConnFlag = 16384
 )
 
 type halfopenCounters struct {

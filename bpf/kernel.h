@@ -130,6 +130,11 @@ struct netns_ipv4___syn_linear {
 	__u8 sysctl_tcp_syn_linear_timeouts;
 };
 
+/* What a new socket's icsk_rto_max is, since 6.15. */
+struct netns_ipv4___rto_max {
+	int sysctl_tcp_rto_max_ms;
+};
+
 struct net {
 	struct ns_common ns;
 	struct netns_ipv4 ipv4;

@@ -85,6 +85,10 @@ const (
 	ConnSoftError          = uint16(halfopenConnFlagCONN_SOFT_ERROR)
 	ConnAnswered           = uint16(halfopenConnFlagCONN_ANSWERED)
 	ConnGone               = uint16(halfopenConnFlagCONN_GONE)
+	ConnSynRetriesSet      = uint16(halfopenConnFlagCONN_SYN_RETRIES_SET)
+	ConnFinTimeSet         = uint16(halfopenConnFlagCONN_FIN_TIME_SET)
+	ConnRtoMaxSet          = uint16(halfopenConnFlagCONN_RTO_MAX_SET)
+	ConnThinSet            = uint16(halfopenConnFlagCONN_THIN_SET)
 )
 
 // Values of [Conn].State, and first indices of [CensusCounts].Sockets
