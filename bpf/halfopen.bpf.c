@@ -40,6 +40,9 @@
 /* How long a reset that was received explains a death. */
 #define RESET_FRESH_NS 1000000000ULL
 
+/* How soon at the latest a reset is sent for data after close. */
+#define DECIDED_NS 50000000ULL
+
 /* Set once before anything is loaded: what this kernel's tracepoints pass. */
 const volatile bool retransmit_has_err = false;
 
@@ -173,6 +176,24 @@ struct {
 	__type(value, struct reset);
 } resets SEC(".maps");
 
+/*
+ * Deaths that the next moment has to explain, by address: data that comes after
+ * close is answered by tcp_reset(), as a reset from the peer is, and only then
+ * by a reset of our own. Inserted: at such a death. Deleted: when the reset is
+ * sent, or by the settle pass when none was. Rare.
+ */
+struct undecided {
+	__u64 at; /* ns, CLOCK_MONOTONIC */
+	struct event event;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, REMEMBER_MAX);
+	__type(key, __u64);
+	__type(value, struct undecided);
+} undecided SEC(".maps");
+
 /* Cookies whose owners user space wants to know. It fills and empties it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -214,6 +235,7 @@ const enum conn_flag *unused_conn_flag __attribute__((unused));
 const enum event_type *unused_event_type __attribute__((unused));
 const enum retransmit_type *unused_retransmit_type __attribute__((unused));
 const enum fault *unused_fault __attribute__((unused));
+const enum hook *unused_hook __attribute__((unused));
 const enum tcp_state *unused_tcp_state __attribute__((unused));
 
 static __always_inline struct counters *count(void)
@@ -230,6 +252,58 @@ static __always_inline struct counters *count(void)
 		if (count_)                                      \
 			__sync_fetch_and_add(&count_->field, 1); \
 	} while (0)
+
+/*
+ * The kernel skips a program that is running already on that CPU: one in process
+ * context that a softirq interrupts (bpf_trace_run). So that nothing is lost,
+ * two programs are on each tracepoint which both contexts reach. The first says
+ * for as long as it runs that it does; the second works where it sees that,
+ * since the first was skipped then.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, HOOK_MAX);
+	__type(key, __u32);
+	__type(value, __u8);
+} running SEC(".maps");
+
+static __always_inline void runs(__u32 hook, bool now)
+{
+	__u32 key = hook;
+	volatile __u8 *r = bpf_map_lookup_elem(&running, &key);
+
+	if (r)
+		*r = now;
+}
+
+static __always_inline bool stands_in(__u32 hook)
+{
+	__u32 key = hook;
+	volatile __u8 *r = bpf_map_lookup_elem(&running, &key);
+
+	if (!r || !*r)
+		return false;
+	COUNT(stood_in[hook]);
+	return true;
+}
+
+/* The two programs of a tracepoint, of which the second stands in for the first. */
+#define STANDS_IN(tracepoint, hook, work, args...) \
+	SEC("tp_btf/" #tracepoint)                 \
+	int BPF_PROG(tracepoint, args)             \
+	{                                          \
+		runs(hook, true);                  \
+		work;                              \
+		runs(hook, false);                 \
+		return 0;                          \
+	}                                          \
+	SEC("tp_btf/" #tracepoint)                 \
+	int BPF_PROG(tracepoint##_2, args)         \
+	{                                          \
+		if (stands_in(hook))               \
+			work;                      \
+		return 0;                          \
+	}
 
 static __always_inline struct timer_slot *timer_slot(void)
 {
@@ -496,6 +570,8 @@ static __always_inline void retries(struct conn *c, const struct tcp_sock *tp,
 		c->retries = FIELD(tp, inet_conn.icsk_syn_retries);
 		if (c->retries)
 			c->flags |= CONN_SYN_RETRIES_SET;
+		else if (FIELD(tp, fastopen_rsk)) /* tcp_fastopen_synack_timer() */
+			c->retries = FIELD(net, ipv4.sysctl_tcp_synack_retries) + 1;
 		else
 			c->retries = FIELD(net, ipv4.sysctl_tcp_syn_retries);
 		if (bpf_core_field_exists(linear->sysctl_tcp_syn_linear_timeouts))
@@ -818,7 +894,7 @@ static __always_inline bool write_timer_of(const struct sock *sk, struct deferre
  * retransmission by timeout finds icsk_pending cleared (tcp_write_timer_handler),
  * which a fast one in between does not.
  */
-static __always_inline int retransmitted(const struct sock *sk)
+static __always_inline int retransmitted(const struct sock *sk, int err)
 {
 	__u32 type = RETRANSMIT_FAST;
 	const struct tcp_sock *tp;
@@ -827,7 +903,7 @@ static __always_inline int retransmitted(const struct sock *sk)
 	bool running;
 
 	tp = bpf_skc_to_tcp_sock((void *)sk);
-	if (!tp)
+	if (!tp || err)
 		return 0;
 	running = running_timer(sk);
 	if (sk->__sk_common.skc_state == TCP_SYN_SENT) {
@@ -848,6 +924,18 @@ static __always_inline int retransmitted(const struct sock *sk)
 		solicited(tp, EVIDENCE_RETRANSMIT, false, false);
 	else /* into a closed window: see timer_exit() */
 		solicited(tp, EVIDENCE_WINDOW_PROBE, true, false);
+	return 0;
+}
+
+/*
+ * A child that TCP Fast Open made has no cookie yet, and its timer cannot give
+ * it one.
+ */
+static __always_inline int synack_retransmitted(const struct sock *sk)
+{
+	COUNT(retransmits[RETRANSMIT_SYNACK]);
+	if (sk->__sk_common.skc_state == TCP_SYN_RECV)
+		bpf_get_socket_cookie((void *)sk);
 	return 0;
 }
 
@@ -899,7 +987,8 @@ static __always_inline __u32 connect_timeout_cause(const struct tcp_sock *tp, __
 	__u32 lasting = retransmitting_for(tp);
 
 	timeout = (timeout * hz + 999) / 1000;
-	if (!timeout || lasting == AGE_NONE || lasting < timeout)
+	/* tcp_fastopen_synack_timer() does not look at the user's. */
+	if (!timeout || tp->fastopen_rsk || lasting == AGE_NONE || lasting < timeout)
 		return CAUSE_CONNECT_TIMEOUT;
 	*during = EVIDENCE_RETRANSMIT;
 	return CAUSE_USER_TIMEOUT;
@@ -915,6 +1004,41 @@ static __always_inline bool was_reset(const struct sock *sk)
 	       bpf_ktime_get_ns() - r->at < RESET_FRESH_NS;
 }
 
+/* Whether a network namespace is going (check_net): its sockets just end. */
+static __always_inline bool is_going(const struct net *net)
+{
+	const struct ns_common___ref *ref = (const void *)&net->ns;
+	const struct ns_common___count *count = (const void *)&net->ns;
+
+	if (bpf_core_field_exists(ref->__ns_ref))
+		return !BPF_CORE_READ(ref, __ns_ref.refs.counter);
+	if (bpf_core_field_exists(count->count))
+		return !BPF_CORE_READ(count, count.refs.counter);
+	return false;
+}
+
+/* An orphan that the kernel gave up without an error. */
+static __always_inline __u32 given_up_cause(const struct sock *sk)
+{
+	return is_going(sk->__sk_common.skc_net.net) ? CAUSE_ORPHAN_TIMEOUT : CAUSE_OUT_OF_MEMORY;
+}
+
+/*
+ * Whether tcp_write_err() ended it: in a write timer, in one that was deferred,
+ * or in tcp_ld_RTO_revert(), where an ICMP error shortens the wait. It takes the
+ * error from sk_err_soft, if there is one.
+ */
+static __always_inline bool gave_up(const struct sock *sk, const struct tcp_sock *tp, int oldstate,
+				    bool in_timer, struct deferred *d, bool *known)
+{
+	*known = write_timer_of(sk, d);
+	if (sk->sk_err == ETIMEDOUT || (in_timer && sk->sk_err))
+		return true;
+	if (!sk->sk_err || sk->sk_err != sk->sk_err_soft || tp->packets_out)
+		return false;
+	return *known || (tp->inet_conn.icsk_retransmits && oldstate != TCP_SYN_SENT);
+}
+
 /*
  * Why a socket that goes to CLOSE does so: sk_err is set by now, and what is
  * running on this CPU says who set it (docs/architecture.md has the table).
@@ -926,7 +1050,7 @@ static __always_inline __u32 cause_of(const struct sock *sk, const struct tcp_so
 	struct timer_slot *slot = running_timer(sk);
 	struct deferred d = {};
 	int err = sk->sk_err;
-	bool write_timer;
+	bool known;
 
 	if (slot && slot->fn == keepalive_timer_fn) {
 		if (!err) /* FIN_WAIT2 expires: in a reset, or in a time_wait socket */
@@ -935,29 +1059,78 @@ static __always_inline __u32 cause_of(const struct sock *sk, const struct tcp_so
 		return tp->inet_conn.icsk_user_timeout ? CAUSE_USER_TIMEOUT :
 							 CAUSE_KEEPALIVE_TIMEOUT;
 	}
-	if (err == ETIMEDOUT || (slot && err)) {
+	if (!slot && (err == ECONNRESET || err == EPIPE || err == ECONNREFUSED) && was_reset(sk))
+		return oldstate == TCP_SYN_SENT ? CAUSE_REFUSED : CAUSE_RESET_BY_PEER;
+	if (gave_up(sk, tp, oldstate, slot, &d, &known)) {
 		if (oldstate == TCP_SYN_SENT || oldstate == TCP_SYN_RECV)
 			return connect_timeout_cause(tp, during);
-		write_timer = write_timer_of(sk, &d);
-		return write_timeout_cause(tp, &d, write_timer, orphan, during);
+		return write_timeout_cause(tp, &d, known, orphan, during);
 	}
-	if (slot) /* tcp_out_of_resources(), or the namespace is going */
-		return slot->reset ? CAUSE_OUT_OF_MEMORY : CAUSE_UNKNOWN;
-	if (err == ECONNRESET || err == EPIPE || err == ECONNREFUSED) {
-		if (was_reset(sk))
-			return oldstate == TCP_SYN_SENT ? CAUSE_REFUSED : CAUSE_RESET_BY_PEER;
-	}
+	if (slot) /* tcp_out_of_resources() */
+		return given_up_cause(sk);
 	if (err == ECONNABORTED)
 		return CAUSE_DESTROYED;
-	if (err)
-		return oldstate == TCP_SYN_SENT ? CAUSE_UNREACHABLE : CAUSE_UNKNOWN;
+	if (err && (oldstate == TCP_SYN_SENT || oldstate == TCP_SYN_RECV))
+		return CAUSE_UNREACHABLE;
+	if (err == ECONNRESET || err == EPIPE)
+		return CAUSE_UNKNOWN;
+	/* Any other error is an old one that nobody has asked for. */
 	switch (oldstate) {
 	case TCP_LAST_ACK:
 	case TCP_CLOSING:
+		if (tp->snd_una == tp->write_seq)
+			return CAUSE_CLOSED;
+		return orphan ? given_up_cause(sk) : CAUSE_ABORTED;
+	case TCP_FIN_WAIT1:
+		return orphan ? given_up_cause(sk) : CAUSE_ABORTED;
 	case TCP_FIN_WAIT2:
-		return CAUSE_CLOSED;
+		/* Either the peer's FIN came, or a time_wait socket waits for it. */
+		if (sk->__sk_common.skc_flags & (1 << SOCK_DONE))
+			return CAUSE_CLOSED;
+		return orphan && tp->linger2 >= 0 ? CAUSE_CLOSED : CAUSE_ABORTED;
 	}
 	return CAUSE_ABORTED;
+}
+
+/* A death that was found out later than it happened. */
+static __always_inline void decided(struct undecided *u, __u64 *key, __u32 cause)
+{
+	struct event *e;
+
+	COUNT(deaths[cause]);
+	e = within_rate(cause, EVENT_DEATH) ? reserve(EVENT_DEATH) : NULL;
+	if (e) {
+		*e = u->event;
+		e->type = EVENT_DEATH;
+		e->cause = cause;
+		bpf_ringbuf_submit(e, 0);
+	}
+	bpf_map_delete_elem(&undecided, key);
+}
+
+/* False if there was no room: then nobody will ever know. */
+static __always_inline bool decide_later(const struct sock *sk, const struct tcp_sock *tp,
+					 int oldstate, const struct watch *seen)
+{
+	static const struct undecided none;
+	__u64 key = (__u64)sk;
+	struct undecided *u;
+
+	u = bpf_map_lookup_elem(&undecided, &key);
+	if (u) /* of the socket that was there before */
+		decided(u, &key, CAUSE_RESET_BY_PEER);
+	if (bpf_map_update_elem(&undecided, &key, &none, BPF_ANY)) {
+		COUNT(faults[FAULT_REMEMBER_FULL]);
+		return false;
+	}
+	u = bpf_map_lookup_elem(&undecided, &key);
+	if (!u)
+		return false;
+	u->event.err = sk->sk_err;
+	describe(&u->event.conn, tp, seen, false);
+	u->event.conn.state = oldstate;
+	u->at = bpf_ktime_get_ns();
+	return true;
 }
 
 static __always_inline void died(const struct sock *sk, const struct tcp_sock *tp, int oldstate)
@@ -967,12 +1140,25 @@ static __always_inline void died(const struct sock *sk, const struct tcp_sock *t
 	struct watch *seen;
 	struct event *e;
 	__u8 during = EVIDENCE_NONE;
-	__u32 cause = cause_of(sk, tp, oldstate, &during) & 15;
+	__u32 cause;
+
+	if (!sk->__sk_common.skc_cookie.counter) /* made by TCP Fast Open, or older than us */
+		bpf_get_socket_cookie((void *)sk);
+	cause = cause_of(sk, tp, oldstate, &during) & 15;
+	seen = watched_as(sk, sk->__sk_common.skc_cookie.counter);
+	if (cause == CAUSE_RESET_BY_PEER && (sk->sk_shutdown & RCV_SHUTDOWN) &&
+	    (oldstate == TCP_FIN_WAIT1 || oldstate == TCP_FIN_WAIT2)) {
+		if (decide_later(sk, tp, oldstate, seen)) {
+			if (seen)
+				bpf_map_delete_elem(&watched, &key);
+			return;
+		}
+		cause = CAUSE_UNKNOWN;
+	}
 
 	COUNT(deaths[cause]);
 	if (slot)
 		slot->dead = 1;
-	seen = watched_as(sk, sk->__sk_common.skc_cookie.counter);
 	/* A healthy end of a healthy connection is nothing to tell, nor is a
 	 * connect that its application gave up. */
 	if (!seen &&
@@ -1008,6 +1194,8 @@ static __always_inline int state_changed(const struct sock *sk, int oldstate, in
 {
 	const struct tcp_sock *tp;
 
+	if (sk->sk_protocol != IPPROTO_TCP)
+		return 0;
 	if (newstate == TCP_ESTABLISHED || newstate == TCP_SYN_SENT) {
 		bpf_get_socket_cookie((void *)sk);
 		return 0;
@@ -1033,7 +1221,42 @@ static __always_inline int reset_received(const struct sock *sk)
 	return 0;
 }
 
-static __always_inline int reset_sent(const struct sock *sk)
+/*
+ * A reset in answer to a segment that has just ended a socket: data came after
+ * close, and nobody is there to read it. What such a death was counted as, if it
+ * is counted already, is `closed`: tcp_rcv_state_process() in FIN_WAIT1 says the
+ * same when it hands the rest over to a time_wait socket.
+ */
+static __always_inline void reset_in_answer(const struct sock *sk)
+{
+	const struct tcp_sock *tp;
+	__u64 key = (__u64)sk;
+	struct undecided *u;
+	struct event *e;
+
+	tp = bpf_skc_to_tcp_sock((void *)sk);
+	if (!tp || sk->__sk_common.skc_state != TCP_CLOSE)
+		return;
+	u = bpf_map_lookup_elem(&undecided, &key);
+	if (u) {
+		if (u->event.conn.cookie == (__u64)sk->__sk_common.skc_cookie.counter)
+			decided(u, &key, CAUSE_ABORTED);
+		return;
+	}
+	if (sk->sk_err || tp->linger2 < 0 || !(sk->__sk_common.skc_flags & (1 << SOCK_DEAD)))
+		return;
+	COUNT(not_closed);
+	COUNT(deaths[CAUSE_ABORTED]);
+	e = within_rate(CAUSE_ABORTED, EVENT_DEATH) ? reserve(EVENT_DEATH) : NULL;
+	if (!e)
+		return;
+	e->cause = CAUSE_ABORTED;
+	describe(&e->conn, tp, NULL, false);
+	e->conn.state = TCP_FIN_WAIT2;
+	bpf_ringbuf_submit(e, 0);
+}
+
+static __always_inline int reset_sent(const struct sock *sk, const struct sk_buff *skb)
 {
 	struct timer_slot *slot;
 
@@ -1043,6 +1266,8 @@ static __always_inline int reset_sent(const struct sock *sk)
 	slot = running_timer(sk);
 	if (slot)
 		slot->reset = 1;
+	else if (skb)
+		reset_in_answer(sk);
 	return 0;
 }
 
@@ -1178,6 +1403,21 @@ static __always_inline int look_after(struct bpf_iter__bpf_map_elem *ctx)
 	return 0;
 }
 
+/* Process context: the deaths that nothing more will explain. */
+static __always_inline int settle(struct bpf_iter__bpf_map_elem *ctx)
+{
+	struct undecided *u = ctx->value;
+	__u64 *sk = ctx->key, key;
+
+	if (!sk || !u || !u->at || bpf_ktime_get_ns() - u->at < DECIDED_NS)
+		return 0;
+	key = *sk;
+	u = bpf_map_lookup_elem(&undecided, &key);
+	if (u)
+		decided(u, &key, CAUSE_RESET_BY_PEER);
+	return 0;
+}
+
 /*
  * The socket behind a file, or NULL. By reading: bpf_sock_from_file() is
  * younger than what we run on.
@@ -1244,28 +1484,24 @@ static __always_inline int learn_from(struct bpf_iter__task_file *ctx)
 }
 
 /* Since 4.16. The one place where a socket's state and error are both known. */
-SEC("tp_btf/inet_sock_set_state")
-int BPF_PROG(inet_sock_set_state, const struct sock *sk, int oldstate, int newstate)
-{
-	return sk->sk_protocol == IPPROTO_TCP ? state_changed(sk, oldstate, newstate) : 0;
-}
+STANDS_IN(inet_sock_set_state, HOOK_SET_STATE, state_changed(sk, oldstate, newstate),
+	  const struct sock *sk, int oldstate, int newstate)
 
 /* Since 4.15. From 6.17 on also for segments that could not be sent. */
-SEC("tp_btf/tcp_retransmit_skb")
-int BPF_PROG(tcp_retransmit_skb, const struct sock *sk, const struct sk_buff *skb)
-{
-	if (retransmit_has_err && (int)ctx[2])
-		return 0;
-	return retransmitted(sk);
-}
+STANDS_IN(tcp_retransmit_skb, HOOK_RETRANSMIT_SKB,
+	  retransmitted(sk, retransmit_has_err ? (int)ctx[2] : 0), const struct sock *sk,
+	  const struct sk_buff *skb)
 
-/* Since 4.15. sk is the listener. */
-SEC("tp_btf/tcp_retransmit_synack")
-int BPF_PROG(tcp_retransmit_synack, const struct sock *sk, const struct request_sock *req)
-{
-	COUNT(retransmits[RETRANSMIT_SYNACK]);
-	return 0;
-}
+/* Since 4.15. sk is the listener, or a child that TCP Fast Open made. */
+STANDS_IN(tcp_retransmit_synack, HOOK_RETRANSMIT_SYNACK, synack_retransmitted(sk),
+	  const struct sock *sk, const struct request_sock *req)
+
+/* Since 4.15. Also where the socket is closed already: not a death by itself. */
+STANDS_IN(tcp_receive_reset, HOOK_RECEIVE_RESET, reset_received(sk), const struct sock *sk)
+
+/* Since 4.15. Either is NULL where there is none. */
+STANDS_IN(tcp_send_reset, HOOK_SEND_RESET, reset_sent(sk, skb), const struct sock *sk,
+	  const struct sk_buff *skb)
 
 /* Since 2.6; the timer wheel's softirq. */
 SEC("tp_btf/timer_expire_entry")
@@ -1280,20 +1516,6 @@ int BPF_PROG(timer_expire_exit, struct timer_list *timer)
 	return timer_exit(timer);
 }
 
-/* Since 4.15. Also where the socket is closed already: not a death by itself. */
-SEC("tp_btf/tcp_receive_reset")
-int BPF_PROG(tcp_receive_reset, const struct sock *sk)
-{
-	return reset_received(sk);
-}
-
-/* Since 4.15. sk is NULL where no socket is concerned. */
-SEC("tp_btf/tcp_send_reset")
-int BPF_PROG(tcp_send_reset, const struct sock *sk)
-{
-	return reset_sent(sk);
-}
-
 SEC("iter/tcp")
 int census_pass(struct bpf_iter__tcp *ctx)
 {
@@ -1304,6 +1526,12 @@ SEC("iter/bpf_map_elem")
 int watch_pass(struct bpf_iter__bpf_map_elem *ctx)
 {
 	return look_after(ctx);
+}
+
+SEC("iter/bpf_map_elem")
+int settle_pass(struct bpf_iter__bpf_map_elem *ctx)
+{
+	return settle(ctx);
 }
 
 SEC("iter/task_file")

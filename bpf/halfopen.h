@@ -159,17 +159,28 @@ enum retransmit_type {
 	RETRANSMIT_MAX = 8,
 };
 
+/* The tracepoints whose program stands in for itself, see STANDS_IN. */
+enum hook {
+	HOOK_SET_STATE,
+	HOOK_RETRANSMIT_SKB,
+	HOOK_RETRANSMIT_SYNACK,
+	HOOK_RECEIVE_RESET,
+	HOOK_SEND_RESET,
+	HOOK_MAX = 8,
+};
+
 /* What can go wrong inside the programs; each is a metric. */
 enum fault {
 	FAULT_WATCH_FULL, /* no room to watch a socket; the census still sees it */
 	FAULT_NO_COOKIE, /* a timer fired for a socket that has no cookie yet */
-	FAULT_REMEMBER_FULL, /* no room to note a deferred write timer or a reset */
+	FAULT_REMEMBER_FULL, /* no room to note a deferred write timer, a reset, or a death */
 	FAULT_MAX = 8,
 };
 
 /* Per-CPU; summed up when somebody asks. Only ever grow. */
 struct counters {
 	__u64 deaths[16]; /* by cause */
+	__u64 not_closed; /* of deaths[CAUSE_CLOSED], those that were not after all */
 	__u64 retransmits[RETRANSMIT_MAX];
 	__u64 probes_sent; /* keepalive probes */
 	__u64 probes_answered;
@@ -178,6 +189,7 @@ struct counters {
 	__u64 lost[4]; /* by event type: the ring buffer was full */
 	__u64 suppressed[4]; /* by event type: over the rate limit */
 	__u64 faults[FAULT_MAX];
+	__u64 stood_in[HOOK_MAX]; /* a program ran in place of one that was skipped */
 };
 
 #define IDLE_BUCKETS 24

@@ -125,6 +125,7 @@ const (
 type halfopenCounters struct {
 	_              structs.HostLayout
 	Deaths         [16]uint64
+	NotClosed      uint64
 	Retransmits    [8]uint64
 	ProbesSent     uint64
 	ProbesAnswered uint64
@@ -133,6 +134,7 @@ type halfopenCounters struct {
 	Lost           [4]uint64
 	Suppressed     [4]uint64
 	Faults         [8]uint64
+	StoodIn        [8]uint64
 }
 
 type halfopenDeferred struct {
@@ -178,6 +180,17 @@ const (
 	halfopenFaultFAULT_NO_COOKIE     halfopenFault = 1
 	halfopenFaultFAULT_REMEMBER_FULL halfopenFault = 2
 	halfopenFaultFAULT_MAX           halfopenFault = 8
+)
+
+type halfopenHook uint32
+
+const (
+	halfopenHookHOOK_SET_STATE         halfopenHook = 0
+	halfopenHookHOOK_RETRANSMIT_SKB    halfopenHook = 1
+	halfopenHookHOOK_RETRANSMIT_SYNACK halfopenHook = 2
+	halfopenHookHOOK_RECEIVE_RESET     halfopenHook = 3
+	halfopenHookHOOK_SEND_RESET        halfopenHook = 4
+	halfopenHookHOOK_MAX               halfopenHook = 8
 )
 
 type halfopenOwner struct {
@@ -257,6 +270,12 @@ type halfopenTimerSlot struct {
 	Before       halfopenConn
 }
 
+type halfopenUndecided struct {
+	_     structs.HostLayout
+	At    uint64
+	Event halfopenEvent
+}
+
 type halfopenWatch struct {
 	_         structs.HostLayout
 	Cookie    uint64
@@ -276,49 +295,58 @@ type halfopenWatch struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	halfopenMapCensusCounts         = "census_counts"
-	halfopenMapCounts               = "counts"
-	halfopenMapDeferred             = "deferred"
-	halfopenMapEvents               = "events"
-	halfopenMapRates                = "rates"
-	halfopenMapResets               = "resets"
-	halfopenMapTimerSlots           = "timer_slots"
-	halfopenMapWanted               = "wanted"
-	halfopenMapWatched              = "watched"
-	halfopenProgCensusPass          = "census_pass"
-	halfopenProgInetSockSetState    = "inet_sock_set_state"
-	halfopenProgLearnPass           = "learn_pass"
-	halfopenProgOwnersPass          = "owners_pass"
-	halfopenProgTcpReceiveReset     = "tcp_receive_reset"
-	halfopenProgTcpRetransmitSkb    = "tcp_retransmit_skb"
-	halfopenProgTcpRetransmitSynack = "tcp_retransmit_synack"
-	halfopenProgTcpSendReset        = "tcp_send_reset"
-	halfopenProgTimerExpireEntry    = "timer_expire_entry"
-	halfopenProgTimerExpireExit     = "timer_expire_exit"
-	halfopenProgWatchPass           = "watch_pass"
-	halfopenVarCensusCookie         = "census_cookie"
-	halfopenVarCensusWrite          = "census_write"
-	halfopenVarEventsFrom           = "events_from"
-	halfopenVarHz                   = "hz"
-	halfopenVarIdleAfter            = "idle_after"
-	halfopenVarIdleBounds           = "idle_bounds"
-	halfopenVarKeepaliveTimerFn     = "keepalive_timer_fn"
-	halfopenVarLearnCookie          = "learn_cookie"
-	halfopenVarLearnKeepaliveTime   = "learn_keepalive_time"
-	halfopenVarMiddleboxTimeout     = "middlebox_timeout"
-	halfopenVarRetransmitHasErr     = "retransmit_has_err"
-	halfopenVarUnusedCause          = "unused_cause"
-	halfopenVarUnusedClass          = "unused_class"
-	halfopenVarUnusedConnFlag       = "unused_conn_flag"
-	halfopenVarUnusedEvent          = "unused_event"
-	halfopenVarUnusedEventType      = "unused_event_type"
-	halfopenVarUnusedEvidence       = "unused_evidence"
-	halfopenVarUnusedFault          = "unused_fault"
-	halfopenVarUnusedOwner          = "unused_owner"
-	halfopenVarUnusedRetransmitType = "unused_retransmit_type"
-	halfopenVarUnusedRisk           = "unused_risk"
-	halfopenVarUnusedTcpState       = "unused_tcp_state"
-	halfopenVarWriteTimerFn         = "write_timer_fn"
+	halfopenMapCensusCounts          = "census_counts"
+	halfopenMapCounts                = "counts"
+	halfopenMapDeferred              = "deferred"
+	halfopenMapEvents                = "events"
+	halfopenMapRates                 = "rates"
+	halfopenMapResets                = "resets"
+	halfopenMapRunning               = "running"
+	halfopenMapTimerSlots            = "timer_slots"
+	halfopenMapUndecided             = "undecided"
+	halfopenMapWanted                = "wanted"
+	halfopenMapWatched               = "watched"
+	halfopenProgCensusPass           = "census_pass"
+	halfopenProgInetSockSetState     = "inet_sock_set_state"
+	halfopenProgInetSockSetState2    = "inet_sock_set_state_2"
+	halfopenProgLearnPass            = "learn_pass"
+	halfopenProgOwnersPass           = "owners_pass"
+	halfopenProgSettlePass           = "settle_pass"
+	halfopenProgTcpReceiveReset      = "tcp_receive_reset"
+	halfopenProgTcpReceiveReset2     = "tcp_receive_reset_2"
+	halfopenProgTcpRetransmitSkb     = "tcp_retransmit_skb"
+	halfopenProgTcpRetransmitSkb2    = "tcp_retransmit_skb_2"
+	halfopenProgTcpRetransmitSynack  = "tcp_retransmit_synack"
+	halfopenProgTcpRetransmitSynack2 = "tcp_retransmit_synack_2"
+	halfopenProgTcpSendReset         = "tcp_send_reset"
+	halfopenProgTcpSendReset2        = "tcp_send_reset_2"
+	halfopenProgTimerExpireEntry     = "timer_expire_entry"
+	halfopenProgTimerExpireExit      = "timer_expire_exit"
+	halfopenProgWatchPass            = "watch_pass"
+	halfopenVarCensusCookie          = "census_cookie"
+	halfopenVarCensusWrite           = "census_write"
+	halfopenVarEventsFrom            = "events_from"
+	halfopenVarHz                    = "hz"
+	halfopenVarIdleAfter             = "idle_after"
+	halfopenVarIdleBounds            = "idle_bounds"
+	halfopenVarKeepaliveTimerFn      = "keepalive_timer_fn"
+	halfopenVarLearnCookie           = "learn_cookie"
+	halfopenVarLearnKeepaliveTime    = "learn_keepalive_time"
+	halfopenVarMiddleboxTimeout      = "middlebox_timeout"
+	halfopenVarRetransmitHasErr      = "retransmit_has_err"
+	halfopenVarUnusedCause           = "unused_cause"
+	halfopenVarUnusedClass           = "unused_class"
+	halfopenVarUnusedConnFlag        = "unused_conn_flag"
+	halfopenVarUnusedEvent           = "unused_event"
+	halfopenVarUnusedEventType       = "unused_event_type"
+	halfopenVarUnusedEvidence        = "unused_evidence"
+	halfopenVarUnusedFault           = "unused_fault"
+	halfopenVarUnusedHook            = "unused_hook"
+	halfopenVarUnusedOwner           = "unused_owner"
+	halfopenVarUnusedRetransmitType  = "unused_retransmit_type"
+	halfopenVarUnusedRisk            = "unused_risk"
+	halfopenVarUnusedTcpState        = "unused_tcp_state"
+	halfopenVarWriteTimerFn          = "write_timer_fn"
 )
 
 // loadHalfopen returns the embedded CollectionSpec for halfopen.
@@ -363,17 +391,23 @@ type halfopenSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type halfopenProgramSpecs struct {
-	CensusPass          *ebpf.ProgramSpec `ebpf:"census_pass"`
-	InetSockSetState    *ebpf.ProgramSpec `ebpf:"inet_sock_set_state"`
-	LearnPass           *ebpf.ProgramSpec `ebpf:"learn_pass"`
-	OwnersPass          *ebpf.ProgramSpec `ebpf:"owners_pass"`
-	TcpReceiveReset     *ebpf.ProgramSpec `ebpf:"tcp_receive_reset"`
-	TcpRetransmitSkb    *ebpf.ProgramSpec `ebpf:"tcp_retransmit_skb"`
-	TcpRetransmitSynack *ebpf.ProgramSpec `ebpf:"tcp_retransmit_synack"`
-	TcpSendReset        *ebpf.ProgramSpec `ebpf:"tcp_send_reset"`
-	TimerExpireEntry    *ebpf.ProgramSpec `ebpf:"timer_expire_entry"`
-	TimerExpireExit     *ebpf.ProgramSpec `ebpf:"timer_expire_exit"`
-	WatchPass           *ebpf.ProgramSpec `ebpf:"watch_pass"`
+	CensusPass           *ebpf.ProgramSpec `ebpf:"census_pass"`
+	InetSockSetState     *ebpf.ProgramSpec `ebpf:"inet_sock_set_state"`
+	InetSockSetState2    *ebpf.ProgramSpec `ebpf:"inet_sock_set_state_2"`
+	LearnPass            *ebpf.ProgramSpec `ebpf:"learn_pass"`
+	OwnersPass           *ebpf.ProgramSpec `ebpf:"owners_pass"`
+	SettlePass           *ebpf.ProgramSpec `ebpf:"settle_pass"`
+	TcpReceiveReset      *ebpf.ProgramSpec `ebpf:"tcp_receive_reset"`
+	TcpReceiveReset2     *ebpf.ProgramSpec `ebpf:"tcp_receive_reset_2"`
+	TcpRetransmitSkb     *ebpf.ProgramSpec `ebpf:"tcp_retransmit_skb"`
+	TcpRetransmitSkb2    *ebpf.ProgramSpec `ebpf:"tcp_retransmit_skb_2"`
+	TcpRetransmitSynack  *ebpf.ProgramSpec `ebpf:"tcp_retransmit_synack"`
+	TcpRetransmitSynack2 *ebpf.ProgramSpec `ebpf:"tcp_retransmit_synack_2"`
+	TcpSendReset         *ebpf.ProgramSpec `ebpf:"tcp_send_reset"`
+	TcpSendReset2        *ebpf.ProgramSpec `ebpf:"tcp_send_reset_2"`
+	TimerExpireEntry     *ebpf.ProgramSpec `ebpf:"timer_expire_entry"`
+	TimerExpireExit      *ebpf.ProgramSpec `ebpf:"timer_expire_exit"`
+	WatchPass            *ebpf.ProgramSpec `ebpf:"watch_pass"`
 }
 
 // halfopenMapSpecs contains maps before they are loaded into the kernel.
@@ -386,7 +420,9 @@ type halfopenMapSpecs struct {
 	Events       *ebpf.MapSpec `ebpf:"events"`
 	Rates        *ebpf.MapSpec `ebpf:"rates"`
 	Resets       *ebpf.MapSpec `ebpf:"resets"`
+	Running      *ebpf.MapSpec `ebpf:"running"`
 	TimerSlots   *ebpf.MapSpec `ebpf:"timer_slots"`
+	Undecided    *ebpf.MapSpec `ebpf:"undecided"`
 	Wanted       *ebpf.MapSpec `ebpf:"wanted"`
 	Watched      *ebpf.MapSpec `ebpf:"watched"`
 }
@@ -413,6 +449,7 @@ type halfopenVariableSpecs struct {
 	UnusedEventType      *ebpf.VariableSpec `ebpf:"unused_event_type"`
 	UnusedEvidence       *ebpf.VariableSpec `ebpf:"unused_evidence"`
 	UnusedFault          *ebpf.VariableSpec `ebpf:"unused_fault"`
+	UnusedHook           *ebpf.VariableSpec `ebpf:"unused_hook"`
 	UnusedOwner          *ebpf.VariableSpec `ebpf:"unused_owner"`
 	UnusedRetransmitType *ebpf.VariableSpec `ebpf:"unused_retransmit_type"`
 	UnusedRisk           *ebpf.VariableSpec `ebpf:"unused_risk"`
@@ -446,7 +483,9 @@ type halfopenMaps struct {
 	Events       *ebpf.Map `ebpf:"events"`
 	Rates        *ebpf.Map `ebpf:"rates"`
 	Resets       *ebpf.Map `ebpf:"resets"`
+	Running      *ebpf.Map `ebpf:"running"`
 	TimerSlots   *ebpf.Map `ebpf:"timer_slots"`
+	Undecided    *ebpf.Map `ebpf:"undecided"`
 	Wanted       *ebpf.Map `ebpf:"wanted"`
 	Watched      *ebpf.Map `ebpf:"watched"`
 }
@@ -459,7 +498,9 @@ func (m *halfopenMaps) Close() error {
 		m.Events,
 		m.Rates,
 		m.Resets,
+		m.Running,
 		m.TimerSlots,
+		m.Undecided,
 		m.Wanted,
 		m.Watched,
 	)
@@ -487,6 +528,7 @@ type halfopenVariables struct {
 	UnusedEventType      *ebpf.Variable `ebpf:"unused_event_type"`
 	UnusedEvidence       *ebpf.Variable `ebpf:"unused_evidence"`
 	UnusedFault          *ebpf.Variable `ebpf:"unused_fault"`
+	UnusedHook           *ebpf.Variable `ebpf:"unused_hook"`
 	UnusedOwner          *ebpf.Variable `ebpf:"unused_owner"`
 	UnusedRetransmitType *ebpf.Variable `ebpf:"unused_retransmit_type"`
 	UnusedRisk           *ebpf.Variable `ebpf:"unused_risk"`
@@ -498,29 +540,41 @@ type halfopenVariables struct {
 //
 // It can be passed to loadHalfopenObjects or ebpf.CollectionSpec.LoadAndAssign.
 type halfopenPrograms struct {
-	CensusPass          *ebpf.Program `ebpf:"census_pass"`
-	InetSockSetState    *ebpf.Program `ebpf:"inet_sock_set_state"`
-	LearnPass           *ebpf.Program `ebpf:"learn_pass"`
-	OwnersPass          *ebpf.Program `ebpf:"owners_pass"`
-	TcpReceiveReset     *ebpf.Program `ebpf:"tcp_receive_reset"`
-	TcpRetransmitSkb    *ebpf.Program `ebpf:"tcp_retransmit_skb"`
-	TcpRetransmitSynack *ebpf.Program `ebpf:"tcp_retransmit_synack"`
-	TcpSendReset        *ebpf.Program `ebpf:"tcp_send_reset"`
-	TimerExpireEntry    *ebpf.Program `ebpf:"timer_expire_entry"`
-	TimerExpireExit     *ebpf.Program `ebpf:"timer_expire_exit"`
-	WatchPass           *ebpf.Program `ebpf:"watch_pass"`
+	CensusPass           *ebpf.Program `ebpf:"census_pass"`
+	InetSockSetState     *ebpf.Program `ebpf:"inet_sock_set_state"`
+	InetSockSetState2    *ebpf.Program `ebpf:"inet_sock_set_state_2"`
+	LearnPass            *ebpf.Program `ebpf:"learn_pass"`
+	OwnersPass           *ebpf.Program `ebpf:"owners_pass"`
+	SettlePass           *ebpf.Program `ebpf:"settle_pass"`
+	TcpReceiveReset      *ebpf.Program `ebpf:"tcp_receive_reset"`
+	TcpReceiveReset2     *ebpf.Program `ebpf:"tcp_receive_reset_2"`
+	TcpRetransmitSkb     *ebpf.Program `ebpf:"tcp_retransmit_skb"`
+	TcpRetransmitSkb2    *ebpf.Program `ebpf:"tcp_retransmit_skb_2"`
+	TcpRetransmitSynack  *ebpf.Program `ebpf:"tcp_retransmit_synack"`
+	TcpRetransmitSynack2 *ebpf.Program `ebpf:"tcp_retransmit_synack_2"`
+	TcpSendReset         *ebpf.Program `ebpf:"tcp_send_reset"`
+	TcpSendReset2        *ebpf.Program `ebpf:"tcp_send_reset_2"`
+	TimerExpireEntry     *ebpf.Program `ebpf:"timer_expire_entry"`
+	TimerExpireExit      *ebpf.Program `ebpf:"timer_expire_exit"`
+	WatchPass            *ebpf.Program `ebpf:"watch_pass"`
 }
 
 func (p *halfopenPrograms) Close() error {
 	return _HalfopenClose(
 		p.CensusPass,
 		p.InetSockSetState,
+		p.InetSockSetState2,
 		p.LearnPass,
 		p.OwnersPass,
+		p.SettlePass,
 		p.TcpReceiveReset,
+		p.TcpReceiveReset2,
 		p.TcpRetransmitSkb,
+		p.TcpRetransmitSkb2,
 		p.TcpRetransmitSynack,
+		p.TcpRetransmitSynack2,
 		p.TcpSendReset,
+		p.TcpSendReset2,
 		p.TimerExpireEntry,
 		p.TimerExpireExit,
 		p.WatchPass,

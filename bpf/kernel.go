@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -70,14 +71,17 @@ func (o *Options) setDefaults() error {
 // one reader.
 type Kernel struct {
 	// Referenced until Close: the garbage collector would detach them.
-	objs    halfopenObjects
-	links   map[string]link.Link
-	iters   map[string]*link.Iter
-	events  *ringbuf.Reader
-	record  ringbuf.Record
-	hz      uint32
-	census  sync.Mutex // one census pass at a time: it counts in one place
-	owners  sync.Mutex // likewise, for the map of wanted cookies
+	objs   halfopenObjects
+	links  map[string][]link.Link // by tracepoint
+	iters  map[string]*link.Iter
+	events *ringbuf.Reader
+	record ringbuf.Record
+	hz     uint32
+	census sync.Mutex // one census pass at a time: it counts in one place
+	owners sync.Mutex // likewise, for the map of wanted cookies
+	// What was told last of what is a difference of two counters.
+	closed  ceiling
+	missed  map[string]*ceiling // by tracepoint
 	closing sync.Once
 }
 
@@ -105,7 +109,7 @@ func Load(opts Options) (_ *Kernel, err error) {
 		return nil, fmt.Errorf("set up BPF object: %w", err)
 	}
 
-	k := &Kernel{links: make(map[string]link.Link), iters: make(map[string]*link.Iter)}
+	k := &Kernel{links: make(map[string][]link.Link), missed: make(map[string]*ceiling), iters: make(map[string]*link.Iter)}
 	defer func() {
 		if err != nil {
 			k.Close()
@@ -160,6 +164,7 @@ func (k *Kernel) openIterators() error {
 	for name, opts := range map[string]link.IterOptions{
 		"census": {Program: k.objs.CensusPass},
 		"watch":  {Program: k.objs.WatchPass, Map: k.objs.Watched},
+		"settle": {Program: k.objs.SettlePass, Map: k.objs.Undecided},
 		"owners": {Program: k.objs.OwnersPass},
 		"learn":  {Program: k.objs.LearnPass},
 	} {
@@ -245,19 +250,27 @@ func Tracepoints() ([]string, error) {
 		}
 	}
 	slices.Sort(names)
-	return names, nil
+	return slices.Compact(names), nil
 }
 
-// observers are the programs on tracepoints, by tracepoint.
-func (k *Kernel) observers() map[string]*ebpf.Program {
-	return map[string]*ebpf.Program{
-		"inet_sock_set_state":   k.objs.InetSockSetState,
-		"tcp_retransmit_skb":    k.objs.TcpRetransmitSkb,
-		"tcp_retransmit_synack": k.objs.TcpRetransmitSynack,
-		"timer_expire_entry":    k.objs.TimerExpireEntry,
-		"timer_expire_exit":     k.objs.TimerExpireExit,
-		"tcp_receive_reset":     k.objs.TcpReceiveReset,
-		"tcp_send_reset":        k.objs.TcpSendReset,
+// An observer is what is on a tracepoint: a program, and the one that stands in
+// for it where the kernel skips it because it is running already. Timers need
+// none: they only run in softirq, which does not nest.
+type observer struct {
+	program, standIn *ebpf.Program
+	hook             uint32 // index of Counters.StoodIn
+}
+
+// observers are by tracepoint.
+func (k *Kernel) observers() map[string]observer {
+	return map[string]observer{
+		"inet_sock_set_state":   {k.objs.InetSockSetState, k.objs.InetSockSetState2, uint32(halfopenHookHOOK_SET_STATE)},
+		"tcp_retransmit_skb":    {k.objs.TcpRetransmitSkb, k.objs.TcpRetransmitSkb2, uint32(halfopenHookHOOK_RETRANSMIT_SKB)},
+		"tcp_retransmit_synack": {k.objs.TcpRetransmitSynack, k.objs.TcpRetransmitSynack2, uint32(halfopenHookHOOK_RETRANSMIT_SYNACK)},
+		"tcp_receive_reset":     {k.objs.TcpReceiveReset, k.objs.TcpReceiveReset2, uint32(halfopenHookHOOK_RECEIVE_RESET)},
+		"tcp_send_reset":        {k.objs.TcpSendReset, k.objs.TcpSendReset2, uint32(halfopenHookHOOK_SEND_RESET)},
+		"timer_expire_entry":    {program: k.objs.TimerExpireEntry},
+		"timer_expire_exit":     {program: k.objs.TimerExpireExit},
 	}
 }
 
@@ -266,12 +279,18 @@ func (k *Kernel) attach() error {
 	if k.events, err = ringbuf.NewReader(k.objs.Events); err != nil {
 		return fmt.Errorf("open ring buffer: %w", err)
 	}
-	for name, prog := range k.observers() {
-		l, err := link.AttachTracing(link.TracingOptions{Program: prog, AttachType: ebpf.AttachTraceRawTp})
-		if err != nil {
-			return fmt.Errorf("attach to tracepoint %s: %w", name, err)
+	for name, o := range k.observers() {
+		for _, prog := range []*ebpf.Program{o.program, o.standIn} {
+			if prog == nil {
+				continue
+			}
+			l, err := link.AttachTracing(link.TracingOptions{Program: prog, AttachType: ebpf.AttachTraceRawTp})
+			if err != nil {
+				return fmt.Errorf("attach to tracepoint %s: %w", name, err)
+			}
+			k.links[name] = append(k.links[name], l)
 		}
-		k.links[name] = l
+		k.missed[name] = new(ceiling)
 	}
 	return nil
 }
@@ -283,8 +302,10 @@ func (k *Kernel) Close() error {
 		if k.events != nil {
 			errs = append(errs, k.events.Close())
 		}
-		for _, l := range k.links {
-			errs = append(errs, l.Close())
+		for _, links := range k.links {
+			for _, l := range links {
+				errs = append(errs, l.Close())
+			}
 		}
 		for _, it := range k.iters {
 			errs = append(errs, it.Close())
@@ -307,11 +328,11 @@ func (k *Kernel) jiffies(d time.Duration) uint32 {
 // HZ is how many jiffies the kernel counts in a second.
 func (k *Kernel) HZ() int { return int(k.hz) }
 
-// Attached tells for each tracepoint program whether it is attached.
+// Attached tells for each tracepoint whether its programs are attached.
 func (k *Kernel) Attached() map[string]bool {
 	attached := make(map[string]bool)
 	for name := range k.observers() {
-		attached[name] = k.links[name] != nil
+		attached[name] = len(k.links[name]) > 0
 	}
 	return attached
 }
@@ -343,8 +364,47 @@ func (k *Kernel) Flush() error {
 	return k.events.Flush()
 }
 
-// Counters sums the counters up. They only ever grow.
+// finality is within what time the kernel counts a death as closed and then,
+// now and then, thinks better of it.
+const finality = 2 * time.Millisecond
+
+// Counters tells what was counted until now, but for the deaths of the last
+// 50 ms of which the cause is not certain yet. They only ever grow.
 func (k *Kernel) Counters() (Counters, error) {
+	if err := k.pass("settle", nil, nil); err != nil {
+		return Counters{}, fmt.Errorf("settle deaths: %w", err)
+	}
+	before, err := k.counters()
+	if err != nil {
+		return before, err
+	}
+	time.Sleep(finality)
+	sum, err := k.counters()
+	if err != nil {
+		return sum, err
+	}
+	// What was counted as closed before is certain by now.
+	sum.Deaths[halfopenCauseCAUSE_CLOSED] = k.closed.raise(before.Deaths[halfopenCauseCAUSE_CLOSED], sum.NotClosed)
+	return sum, nil
+}
+
+// A ceiling is a counter that is the difference of two, of which the second was
+// read later: it may come out too low, and is never let fall.
+type ceiling struct{ atomic.Uint64 }
+
+func (c *ceiling) raise(first, second uint64) uint64 {
+	for {
+		last := c.Load()
+		if first < second || first-second <= last {
+			return last
+		}
+		if c.CompareAndSwap(last, first-second) {
+			return first - second
+		}
+	}
+}
+
+func (k *Kernel) counters() (Counters, error) {
 	var perCPU []Counters
 	var sum Counters
 	if err := k.objs.Counts.Lookup(uint32(0), &perCPU); err != nil {
@@ -364,16 +424,29 @@ func words(c *Counters) []uint64 {
 	return unsafe.Slice((*uint64)(unsafe.Pointer(c)), unsafe.Sizeof(*c)/8)
 }
 
-// Missed tells how often each program did not run because it was already
-// running on that CPU (kernel/trace/bpf_trace.c). Zero before 5.12.
+// Missed tells by tracepoint how often no program ran: the first was already
+// running on that CPU (kernel/trace/bpf_trace.c), and the other did not stand in
+// for it. Zero before 5.12.
 func (k *Kernel) Missed() (map[string]uint64, error) {
 	missed := make(map[string]uint64)
-	for name, prog := range k.observers() {
-		stats, err := prog.Stats()
+	observers := k.observers()
+	for name, o := range observers {
+		stats, err := o.program.Stats()
 		if err != nil {
 			return nil, fmt.Errorf("read statistics of %s: %w", name, err)
 		}
 		missed[name] = stats.RecursionMisses
+	}
+	sum, err := k.counters()
+	if err != nil {
+		return nil, err
+	}
+	for name, last := range k.missed {
+		var stoodIn uint64
+		if observers[name].standIn != nil {
+			stoodIn = sum.StoodIn[observers[name].hook]
+		}
+		missed[name] = last.raise(missed[name], stoodIn)
 	}
 	return missed, nil
 }
@@ -409,6 +482,9 @@ func (k *Kernel) Owners(cookies []uint64) (map[uint64][]Owner, error) {
 // ConnGone is the last of its socket.
 func (k *Kernel) Watch(visit func(*Conn)) error {
 	var c Conn
+	if err := k.pass("settle", nil, nil); err != nil {
+		return fmt.Errorf("settle deaths: %w", err)
+	}
 	if err := k.pass("watch", bytesOf(&c), func() { visit(&c) }); err != nil {
 		return fmt.Errorf("look after watched sockets: %w", err)
 	}

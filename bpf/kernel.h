@@ -79,7 +79,11 @@ enum tcp_state {
 
 /* include/net/sock.h enum sock_flags, bits of skc_flags; 5.10 to 7.x alike. */
 #define SOCK_DEAD 0
+#define SOCK_DONE 1
 #define SOCK_KEEPOPEN 3
+
+/* include/net/sock.h, bit of sk_shutdown */
+#define RCV_SHUTDOWN 1
 
 /* include/net/inet_connection_sock.h, icsk_pending; 5.10 to 7.x alike. */
 #define ICSK_TIME_RETRANS 1
@@ -113,6 +117,23 @@ struct ns_common {
 	unsigned int inum;
 };
 
+typedef struct {
+	int counter;
+} atomic_t;
+
+typedef struct refcount_struct {
+	atomic_t refs;
+} refcount_t;
+
+/* Who holds a namespace; 0 when it is going. Renamed in 6.18. */
+struct ns_common___ref {
+	refcount_t __ns_ref;
+};
+
+struct ns_common___count {
+	refcount_t count;
+};
+
 /* Sysctls of a namespace: what applies where the socket has no value itself. */
 struct netns_ipv4 {
 	int sysctl_tcp_keepalive_time; /* jiffies */
@@ -121,6 +142,7 @@ struct netns_ipv4 {
 	__u8 sysctl_tcp_retries2;
 	__u8 sysctl_tcp_orphan_retries;
 	__u8 sysctl_tcp_syn_retries;
+	__u8 sysctl_tcp_synack_retries;
 	__u8 sysctl_tcp_thin_linear_timeouts;
 	int sysctl_tcp_fin_timeout; /* jiffies */
 };
@@ -180,6 +202,7 @@ struct sock {
 	int sk_err;
 	int sk_err_soft; /* what an ICMP error said */
 	__u16 sk_protocol;
+	__u8 sk_shutdown;
 	kuid_t sk_uid;
 };
 
@@ -239,6 +262,7 @@ struct tcp_sock {
 	__u32 mss_cache;
 	__u32 srtt_us; /* eight times the smoothed round-trip time */
 	__u32 rttvar_us;
+	struct request_sock *fastopen_rsk; /* in syn_recv: made by TCP Fast Open */
 	int linger2; /* jiffies in FIN_WAIT2; 0: the sysctl applies, -1: none */
 	__u8 thin_lto : 1; /* TCP_THIN_LINEAR_TIMEOUTS */
 	__u32 total_retrans;

@@ -142,6 +142,9 @@ func (t *timers) retransmissions() (uint64, Cause) {
 		started = c.Jiffies - uint64(c.Retransmitting)
 	}
 	timeout := t.msecs(c.UserTimeout)
+	if state == SynRecv { // tcp_fastopen_synack_timer() does not look at it
+		timeout = 0
+	}
 	base := t.hz / 5 // TCP_RTO_MIN, whatever the route or the socket say
 	if connecting {
 		base = t.hz // TCP_TIMEOUT_INIT
@@ -190,6 +193,8 @@ func (t *timers) retransmissions() (uint64, Cause) {
 			started = now
 		}
 		switch {
+		case state == SynRecv:
+			rto = min(base<<min(retransmits, 32), uint64(c.RtoMax))
 		case state == Established && c.ThinRto > 0 && retransmits <= 6: // TCP_THIN_LINEAR_RETRIES
 			rto = uint64(c.ThinRto)
 		case state != SynSent || retransmits > int(c.SynLinear):

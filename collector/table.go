@@ -300,6 +300,9 @@ func (t *Table) forecast(m *member, c *bpf.Conn, at time.Time) Forecast {
 
 func (t *Table) died(e *bpf.Event, at time.Time) {
 	cookie := e.Conn.Cookie
+	if _, dead := t.buried[cookie]; dead {
+		return // the watch pass was faster
+	}
 	m := t.members[cookie]
 	conn := t.view(&e.Conn, at, m)
 	if m != nil && conn.Unanswered == 0 {
