@@ -519,8 +519,10 @@ static __always_inline void assess(struct conn *c, const struct tcp_sock *tp,
 	 */
 	probing = c->send_queue && !c->packets_out;
 	probes = c->probes_out;
-	if (probing && !window_limited(c, tp, probe))
+	if (probes && probing && !window_limited(c, tp, probe)) {
 		probes = 0; /* nothing was sent: tcp_write_xmit() fails locally */
+		c->flags |= CONN_BLOCKED;
+	}
 	retransmitting = c->retransmits;
 	if (probes && !seen && !probing)
 		probes = probes_since_heard(c, tp, probe);
@@ -579,7 +581,7 @@ static __always_inline void retries(struct conn *c, const struct tcp_sock *tp,
 	} else if (c->flags & CONN_ORPHAN) {
 		c->retries = FIELD(net, ipv4.sysctl_tcp_orphan_retries);
 	} else {
-		c->retries = FIELD(net, ipv4.sysctl_tcp_retries2);
+		c->retries = c->retries2;
 	}
 }
 
@@ -635,6 +637,7 @@ static __always_inline void detail(struct conn *c, const struct tcp_sock *tp, co
 	}
 	c->keepalive_expires = expires_at(tp, keepalive_timer_offset(), &c->keepalive_level);
 	c->write_expires = expires_at(tp, write_timer_offset(), &c->write_level);
+	c->retries2 = FIELD(net, ipv4.sysctl_tcp_retries2);
 	retries(c, tp, net, probe);
 
 	if (BPF_CORE_READ_BITFIELD_PROBED(tp, thin_lto))
@@ -965,14 +968,17 @@ static __always_inline __u32 write_timeout_cause(const struct tcp_sock *tp,
 	}
 	/* tcp_probe_timer(): whichever comes first. */
 	if (stamp) {
-		*during = EVIDENCE_WINDOW_PROBE;
+		/* With the window open nothing was sent: the host itself keeps
+		 * the data back, and tcp_retries2 limits that as well. */
+		bool closed = tp->snd_wnd < tp->mss_cache;
+
+		*during = closed ? EVIDENCE_WINDOW_PROBE : EVIDENCE_RETRANSMIT;
 		lasting = age((__u32)bpf_jiffies64(), stamp);
 		if (timeout && lasting >= timeout)
 			return CAUSE_USER_TIMEOUT;
 		if (orphan)
 			return CAUSE_ORPHAN_TIMEOUT;
-		/* With a window open nothing was ever sent: a local failure. */
-		return tp->snd_wnd < tp->mss_cache ? CAUSE_WINDOW_PROBE_TIMEOUT : CAUSE_UNKNOWN;
+		return closed ? CAUSE_WINDOW_PROBE_TIMEOUT : CAUSE_RETRANSMIT_TIMEOUT;
 	}
 	return CAUSE_UNKNOWN;
 }

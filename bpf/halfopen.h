@@ -77,6 +77,7 @@ enum conn_flag {
 	CONN_FIN_TIME_SET = 1 << 12, /* by TCP_LINGER2 */
 	CONN_RTO_MAX_SET = 1 << 13, /* by TCP_RTO_MAX_MS: not what the sysctl says */
 	CONN_THIN_SET = 1 << 14, /* by TCP_THIN_LINEAR_TIMEOUTS */
+	CONN_BLOCKED = 1 << 15, /* its window is open, but the host itself does not let it send */
 };
 
 /* Ages are in jiffies; this one stands for "never". */
@@ -129,7 +130,8 @@ struct conn {
 	__u32 send_window; /* bytes */
 	__u32 srtt; /* us */
 	__u32 total_retrans;
-	__u32 pad2;
+	__u8 retries2; /* tcp_retries2, whatever the state */
+	__u8 pad2[3];
 };
 _Static_assert(sizeof(struct conn) == 176, "struct conn has holes");
 

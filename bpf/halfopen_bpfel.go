@@ -99,7 +99,8 @@ type halfopenConn struct {
 	SendWindow       uint32
 	Srtt             uint32
 	TotalRetrans     uint32
-	Pad2             uint32
+	Retries2         uint8
+	Pad2             [3]uint8
 }
 
 type halfopenConnFlag uint32
@@ -120,6 +121,7 @@ const (
 	halfopenConnFlagCONN_FIN_TIME_SET         halfopenConnFlag = 4096
 	halfopenConnFlagCONN_RTO_MAX_SET          halfopenConnFlag = 8192
 	halfopenConnFlagCONN_THIN_SET             halfopenConnFlag = 16384
+	halfopenConnFlagCONN_BLOCKED              halfopenConnFlag = 32768
 )
 
 type halfopenCounters struct {

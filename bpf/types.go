@@ -89,6 +89,7 @@ const (
 	ConnFinTimeSet         = uint16(halfopenConnFlagCONN_FIN_TIME_SET)
 	ConnRtoMaxSet          = uint16(halfopenConnFlagCONN_RTO_MAX_SET)
 	ConnThinSet            = uint16(halfopenConnFlagCONN_THIN_SET)
+	ConnBlocked            = uint16(halfopenConnFlagCONN_BLOCKED)
 )
 
 // Values of [Conn].State, and first indices of [CensusCounts].Sockets

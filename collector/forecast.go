@@ -236,6 +236,9 @@ func (t *timers) windowProbes() (uint64, Cause) {
 			return now, CauseUserTimeout
 		}
 		limit, by := int(c.Retries), CauseWindowProbeTimeout
+		if c.Flags&bpf.ConnBlocked != 0 {
+			by = CauseRetransmitTimeout
+		}
 		if orphan {
 			alive := min(uint64(c.Rto)<<min(backoff, 32), rtoMax) < rtoMax
 			limit, by = t.orphanRetries(alive), CauseOrphanTimeout
@@ -247,7 +250,9 @@ func (t *timers) windowProbes() (uint64, Cause) {
 			return now, by
 		}
 		probes++
-		backoff++
+		if backoff < int(c.Retries2) {
+			backoff++
+		}
 		// tcp_probe0_when()
 		shift := min(backoff, log2(rtoMax/(t.hz/5))+1)
 		wait := min(max(uint64(c.Rto), t.hz/5)<<shift, rtoMax)

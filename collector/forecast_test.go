@@ -26,7 +26,7 @@ func forecastConn(f func(*bpf.Conn)) *bpf.Conn {
 	return connWith(func(c *bpf.Conn) {
 		c.Jiffies = forecastFrom
 		c.Rto, c.RtoMax = ago(204*time.Millisecond), ago(120*time.Second)
-		c.Retries, c.FinTime, c.SendWindow = 15, ago(time.Minute), 65536
+		c.Retries, c.Retries2, c.FinTime, c.SendWindow = 15, 15, ago(time.Minute), 65536
 		c.Retransmitting = bpf.AgeNone
 		c.Idle, c.Silent = 0, 0
 		f(c)
@@ -137,6 +137,27 @@ func TestForecast(t *testing.T) {
 				c.SendWindow, c.SendQueue, c.Pending, c.UserTimeout = 0, 100, pendingProbe0, 2000
 				c.WriteExpires, c.WriteLevel = armed(c, 204*time.Millisecond)
 			}), CauseUserTimeout, 2204 * time.Millisecond, 100 * time.Millisecond,
+		},
+		// The waits stop doubling at tcp_retries2, however often it was answered.
+		"a window that is closed and was answered often, tcp_retries2 is 3": {
+			forecastConn(func(c *bpf.Conn) {
+				c.SendWindow, c.SendQueue, c.Pending = 0, 100, pendingProbe0
+				c.Retries, c.Retries2, c.Backoff = 3, 3, 3
+				c.WriteExpires, c.WriteLevel = armed(c, 1632*time.Millisecond)
+			}), CauseWindowProbeTimeout, 4 * 1632 * time.Millisecond, 4 * 36 * time.Millisecond,
+		},
+		"a window that is open, but the host itself lets nothing out": {
+			forecastConn(func(c *bpf.Conn) {
+				c.Flags, c.SendQueue, c.Pending, c.ProbesOut = bpf.ConnBlocked, 100, pendingProbe0, 1
+				c.Backoff = 1
+				c.WriteExpires, c.WriteLevel = armed(c, 408*time.Millisecond)
+			}), CauseRetransmitTimeout, 924600 * time.Millisecond, 45 * second,
+		},
+		"a child of TCP Fast Open whose SYN-ACK is not acknowledged": {
+			inFlight(func(c *bpf.Conn) {
+				c.State, c.Rto, c.Retries, c.UserTimeout = bpf.StateSynRecv, ago(second), 6, 1500
+				c.Silent, c.Retransmitting = bpf.AgeNone, 0
+			}), CauseConnectTimeout, 127 * second, 7 * second,
 		},
 		"a window that shrank under data in flight": {
 			inFlight(func(c *bpf.Conn) { c.SendWindow = 0 }), CauseWindowProbeTimeout, 240 * second, 125 * second,
