@@ -829,7 +829,9 @@ static __always_inline int timer_entry(struct timer_list *timer)
 static __always_inline int timer_exit(struct timer_list *timer)
 {
 	struct timer_slot *slot = timer_slot();
+	__u8 evidence = EVIDENCE_NONE;
 	const struct tcp_sock *tp;
+	bool uncounted = false;
 	bool probe = true;
 
 	if (!slot || slot->timer != (__u64)timer)
@@ -840,22 +842,23 @@ static __always_inline int timer_exit(struct timer_list *timer)
 		return 0;
 
 	if (FIELD(tp, inet_conn.icsk_probes_out) > slot->probes_out) {
-		__u8 evidence = EVIDENCE_WINDOW_PROBE;
-
+		evidence = EVIDENCE_WINDOW_PROBE;
 		if (slot->fn == keepalive_timer_fn) {
 			evidence = EVIDENCE_KEEPALIVE;
 			COUNT(probes_sent);
 		}
-		solicited(tp, evidence, false, true);
-	} else if (slot->fn == write_timer_fn && slot->pending == ICSK_TIME_RETRANS &&
+	} else if (slot->fn != write_timer_fn) {
+		return 0;
+	} else if (slot->pending == ICSK_TIME_RETRANS &&
 		   FIELD(tp, inet_conn.icsk_retransmits) > slot->retransmits) {
-		solicited(tp, EVIDENCE_RETRANSMIT, false, true);
-	} else if (slot->fn == write_timer_fn && slot->pending == ICSK_TIME_RETRANS &&
+		evidence = EVIDENCE_RETRANSMIT;
+	} else if (slot->pending == ICSK_TIME_RETRANS &&
 		   FIELD(tp, total_retrans) != slot->total_retrans) {
 		/* The window is closed under data in flight: a retransmission
 		 * probes it, and counts nowhere (tcp_retransmit_timer). */
-		solicited(tp, EVIDENCE_WINDOW_PROBE, true, true);
-	} else if (slot->fn == write_timer_fn && slot->pending != ICSK_TIME_REO_TIMEOUT &&
+		evidence = EVIDENCE_WINDOW_PROBE;
+		uncounted = true;
+	} else if (slot->pending != ICSK_TIME_REO_TIMEOUT &&
 		   (FIELD(tp, inet_conn.icsk_inet.sk.sk_tsq_flags) &
 		    (1UL << bpf_core_enum_value(enum tsq_enum, TCP_WRITE_TIMER_DEFERRED)))) {
 		struct deferred d = {
@@ -867,6 +870,8 @@ static __always_inline int timer_exit(struct timer_list *timer)
 		if (bpf_map_update_elem(&deferred, &slot->sk, &d, BPF_ANY))
 			COUNT(faults[FAULT_REMEMBER_FULL]);
 	}
+	if (evidence != EVIDENCE_NONE)
+		solicited(tp, evidence, uncounted, true);
 	return 0;
 }
 
@@ -903,7 +908,7 @@ static __always_inline int retransmitted(const struct sock *sk, int err)
 	const struct tcp_sock *tp;
 	struct deferred d = {};
 	__u64 key = (__u64)sk;
-	bool running;
+	bool running, uncounted;
 
 	tp = bpf_skc_to_tcp_sock((void *)sk);
 	if (!tp || err)
@@ -923,10 +928,8 @@ static __always_inline int retransmitted(const struct sock *sk, int err)
 	bpf_map_delete_elem(&deferred, &key);
 	if (type != RETRANSMIT_TIMEOUT)
 		return 0;
-	if (d.snd_wnd || tp->inet_conn.icsk_retransmits)
-		solicited(tp, EVIDENCE_RETRANSMIT, false, false);
-	else /* into a closed window: see timer_exit() */
-		solicited(tp, EVIDENCE_WINDOW_PROBE, true, false);
+	uncounted = !d.snd_wnd && !tp->inet_conn.icsk_retransmits; /* see timer_exit() */
+	solicited(tp, uncounted ? EVIDENCE_WINDOW_PROBE : EVIDENCE_RETRANSMIT, uncounted, false);
 	return 0;
 }
 
