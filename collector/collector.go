@@ -743,6 +743,7 @@ func (c *Collector) Stats() (Stats, error) {
 			"table_full":  c.table.overflowed,
 		},
 	}
+	s.Kernel.Deaths[CauseUnknown] += c.table.unseen
 	s.ZombieSeconds.Counts = slices.Clone(s.ZombieSeconds.Counts)
 	s.ForecastError.Counts = slices.Clone(s.ForecastError.Counts)
 	for state := range States {

@@ -82,6 +82,7 @@ type Table struct {
 	zombieSeconds Histogram
 	forecastError Histogram
 	overflowed    uint64 // members and stories there was no room for
+	unseen        uint64 // deaths of members that no program saw
 }
 
 // NewTable makes a table that calls notify, if any, for everything worth
@@ -149,13 +150,13 @@ func during(cause, evidence uint8) Evidence {
 }
 
 // Sweep buries, at a time, the members whose sockets are gone and whose deaths
-// were not told. The cause is in the kernel's counters all the same; here it is
-// unknown.
+// were not told: no program saw them.
 func (t *Table) Sweep(now time.Time) {
 	for cookie, m := range t.members {
 		if m.gone.IsZero() || now.Sub(m.gone) < goneFor {
 			continue
 		}
+		t.unseen++
 		t.bury(cookie, m, Death{Connection: t.view(&m.conn, m.at, m), DiedAt: m.gone, Cause: CauseUnknown})
 	}
 }

@@ -264,8 +264,8 @@ func TestTableDeathThatNobodyTold(t *testing.T) {
 		r.Watched(gone, r.at(11*time.Second))
 		r.Sweep(r.at(12 * time.Second))
 		r.expect("11s died of unknown as zombie")
-		if len(r.members) != 0 {
-			t.Errorf("%d are left", len(r.members))
+		if len(r.members) != 0 || r.unseen != 1 {
+			t.Errorf("%d are left, %d were not seen", len(r.members), r.unseen)
 		}
 	})
 }
