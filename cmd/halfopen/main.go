@@ -73,12 +73,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		context.AfterFunc(ctx, stop) // a second signal ends a command that does not
 		err = p.action(ctx, stdout, stderr)
 	}
-	return explain(err, p.name, stderr)
+	return conclude(err, p.name, stderr)
 }
 
-// explain says on stderr what went wrong with a command, and returns the exit
+// conclude says on stderr what went wrong with a command, and returns the exit
 // status.
-func explain(err error, command string, stderr io.Writer) int {
+func conclude(err error, command string, stderr io.Writer) int {
 	var verifier *ebpf.VerifierError
 	switch {
 	case err == nil, errors.Is(err, syscall.EPIPE): // nobody reads any more: nothing to tell
