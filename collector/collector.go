@@ -64,6 +64,10 @@ type Options struct {
 	// (default 3 and 10s).
 	ZombieUnanswered int
 	ZombieSilence    time.Duration
+	// MiddleboxTimeout is how long a NAT or load balancer remembers a silent
+	// flow (default 350s). The kernel finds those at risk: give bpf.Options the
+	// same value.
+	MiddleboxTimeout time.Duration
 	// CensusInterval between two censuses (default 15s).
 	CensusInterval time.Duration
 	Logger         *slog.Logger
@@ -74,6 +78,7 @@ func (o *Options) setDefaults() {
 	o.StalledAfter = cmp.Or(o.StalledAfter, 10*time.Second)
 	o.ZombieUnanswered = cmp.Or(o.ZombieUnanswered, 3)
 	o.ZombieSilence = cmp.Or(o.ZombieSilence, 10*time.Second)
+	o.MiddleboxTimeout = cmp.Or(o.MiddleboxTimeout, 350*time.Second)
 	o.CensusInterval = cmp.Or(o.CensusInterval, 15*time.Second)
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -120,6 +125,7 @@ func New(k *bpf.Kernel, opts Options) *Collector {
 		StalledAfter:     opts.StalledAfter,
 		ZombieUnanswered: opts.ZombieUnanswered,
 		ZombieSilence:    opts.ZombieSilence,
+		MiddleboxTimeout: opts.MiddleboxTimeout,
 		HZ:               k.HZ(),
 	}, c.publish)
 	c.census.Interval = opts.CensusInterval
@@ -565,23 +571,31 @@ func (h *worstFirst) Pop() any {
 	return last
 }
 
-// Connection returns one connection and its recent events, oldest first.
-// ok is false when there is no such connection.
-func (c *Collector) Connection(ctx context.Context, cookie uint64) (conn Connection, events []Event, ok bool, err error) {
+// Detail is everything that is known of one connection.
+type Detail struct {
+	Connection
+	Events      []Event // the recent ones, oldest first
+	Explanation Explanation
+}
+
+// Connection looks at one connection now; nil when there is none of that cookie.
+func (c *Collector) Connection(ctx context.Context, cookie uint64) (*Detail, error) {
 	if cookie == 0 {
-		return conn, nil, false, nil
+		return nil, nil
 	}
 	c.catchUp()
-	_, err = c.kernel.Find(ctx, cookie, func(k *bpf.Conn) {
-		conn, events = c.update(k)
-		ok = true
+	var d *Detail
+	_, err := c.kernel.Find(ctx, cookie, func(k *bpf.Conn) {
+		conn, events := c.update(k)
+		d = &Detail{Connection: conn, Events: events, Explanation: c.table.rules.Explain(k, &conn)}
 	})
-	if err != nil || !ok {
-		return conn, nil, false, err
+	if err != nil || d == nil {
+		return nil, err
 	}
-	one := []Connection{conn}
+	one := []Connection{d.Connection}
 	err = c.FillOwners(one)
-	return one[0], events, true, err
+	d.Connection = one[0]
+	return d, err
 }
 
 // Deaths returns the latest deaths, newest first, at most limit (0: all that

@@ -43,9 +43,14 @@ func (r *Rules) Forecast(c *bpf.Conn, at time.Time) Forecast {
 		return Forecast{}
 	}
 	last, _ := late.givesUp()
+	return r.between(c, at, first, max(first, last), by)
+}
+
+// between is a forecast from the first to the last jiffy.
+func (r *Rules) between(c *bpf.Conn, at time.Time, first, last uint64, by Cause) Forecast {
 	// A moment between two jiffies counts as the first of them.
 	from := r.jiffies64(first-c.Jiffies) - r.jiffies64(1)
-	to := r.jiffies64(max(first, last)-c.Jiffies) + r.jiffies64(1)
+	to := r.jiffies64(last-c.Jiffies) + r.jiffies64(1)
 	return Forecast{At: at.Add(from), Latest: at.Add(to + 9*to/1000), By: by}
 }
 
@@ -71,20 +76,44 @@ type timers struct {
 	late uint64 // by which every timer is late
 }
 
-// givesUp is the jiffy in which the connection is given up, and why; the cause
-// is CauseUnknown when that is never.
-func (t *timers) givesUp() (jiffy uint64, by Cause) {
+// decider is what a connection's end is up to, if nothing more is heard.
+type decider uint8
+
+const (
+	nothing decider = iota // it never ends
+	byKeepalive
+	byRetransmission
+	byWindowProbe
+	byFinWait2
+)
+
+// decider tells which timer will give the connection up.
+func (t *timers) decider() decider {
 	c := t.c
 	switch {
 	case stateOf(c.State) == FinWait2 && c.Flags&bpf.ConnOrphan != 0:
-		return t.finWait2()
-	case c.WriteExpires == 0 && c.KeepaliveExpires == 0:
-		return 0, CauseUnknown
+		return byFinWait2
 	case c.Pending == pendingProbe0 && c.PacketsOut == 0 && c.WriteExpires != 0:
-		return t.windowProbes()
+		return byWindowProbe
 	case c.PacketsOut > 0 && c.Pending != 0 && c.WriteExpires != 0:
-		return t.retransmissions()
+		return byRetransmission
 	case c.Flags&bpf.ConnKeepalive != 0 && c.KeepaliveExpires != 0 && c.PacketsOut == 0 && c.SendQueue == 0:
+		return byKeepalive
+	}
+	return nothing
+}
+
+// givesUp is the jiffy in which the connection is given up, and why; the cause
+// is CauseUnknown when that is never.
+func (t *timers) givesUp() (jiffy uint64, by Cause) {
+	switch t.decider() {
+	case byFinWait2:
+		return t.finWait2()
+	case byWindowProbe:
+		return t.windowProbes()
+	case byRetransmission:
+		return t.retransmissions()
+	case byKeepalive:
 		return t.keepalive()
 	}
 	return 0, CauseUnknown
@@ -318,12 +347,15 @@ const wheelLevels = 9
 
 // fires is when a timer fires that is armed at now and expires then
 // (kernel/time/timer.c calc_wheel_index).
-func fires(now, expires uint64) uint64 {
+func fires(now, expires uint64) uint64 { return bucket(expires, levelOf(now, expires)) }
+
+// levelOf is the level of the wheel that such a timer is put into.
+func levelOf(now, expires uint64) int {
 	level := 0
 	for level < wheelLevels-1 && expires-now >= 63<<(3*level) { // LVL_START(level + 1)
 		level++
 	}
-	return bucket(expires, level)
+	return level
 }
 
 // bucket rounds up to the granularity of a level of the wheel: 8^level jiffies

@@ -23,7 +23,8 @@ type Rules struct {
 	StalledAfter     time.Duration
 	ZombieUnanswered int
 	ZombieSilence    time.Duration
-	HZ               int // jiffies a second
+	MiddleboxTimeout time.Duration // as configured in the kernel
+	HZ               int           // jiffies a second
 }
 
 func (r *Rules) duration(jiffies uint32) time.Duration {

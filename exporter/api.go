@@ -32,7 +32,7 @@ type Source interface {
 	Ready() bool
 	Stats() (collector.Stats, error)
 	Connections(ctx context.Context, q collector.Query) (total int, conns []collector.Connection, err error)
-	Connection(ctx context.Context, cookie uint64) (conn collector.Connection, events []collector.Event, ok bool, err error)
+	Connection(ctx context.Context, cookie uint64) (*collector.Detail, error) // nil: no such connection
 	Deaths(causes []collector.Cause, limit int) (total int, deaths []collector.Death)
 }
 
@@ -159,15 +159,15 @@ func (a *api) connection(w http.ResponseWriter, r *http.Request) {
 		writeError(w, http.StatusBadRequest, err)
 		return
 	}
-	conn, events, ok, err := a.src.Connection(r.Context(), cookie)
+	d, err := a.src.Connection(r.Context(), cookie)
 	switch {
 	case err != nil:
 		a.fail(w, r, err)
-	case !ok:
+	case d == nil:
 		writeError(w, http.StatusNotFound, fmt.Errorf(
 			"no living connection has the cookie %s; if it has died, /api/v1/deaths may still know it", collector.FormatCookie(cookie)))
 	default:
-		writeJSON(w, http.StatusOK, NewConnectionDetail(&conn, events))
+		writeJSON(w, http.StatusOK, NewConnectionDetail(d))
 	}
 }
 

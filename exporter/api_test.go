@@ -88,15 +88,18 @@ func TestEmptyListsAreListsNotNull(t *testing.T) {
 	}
 }
 
-func TestConnectionHasItsEvents(t *testing.T) {
+func TestConnectionHasItsEventsAndExplanation(t *testing.T) {
 	c := contractConnection()
 	events := []collector.Event{
 		{At: noon, Kind: collector.EventSolicitation, Evidence: collector.EvidenceKeepalive, Unanswered: 3},
 		{At: noon, Kind: collector.EventVerdict, From: collector.Suspect, To: collector.Zombie},
 	}
-	h := newHandler(t, &fakeSource{conns: []collector.Connection{c}, events: events})
+	e := contractExplanation()
+	h := newHandler(t, &fakeSource{conns: []collector.Connection{c}, events: events, explains: e})
 	got := decode[ConnectionDetail](t, request(t, h, "GET", "/api/v1/connections/1a2b"))
-	want := ConnectionDetail{Connection: NewConnection(&c), Events: []Event{NewEvent(&events[0]), NewEvent(&events[1])}}
+	want := ConnectionDetail{
+		Connection: NewConnection(&c), Events: []Event{NewEvent(&events[0]), NewEvent(&events[1])}, Explanation: newExplanation(&e),
+	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}

@@ -42,6 +42,29 @@ const contractDeathJSON = `{"cookie":"1a2b","family":"ipv4","local":{"ip":"10.0.
 	`"at":"2025-11-21T12:01:00.123456789Z","cause":"user_timeout","during":"keepalive","state":"established","errno":"ETIMEDOUT",` +
 	`"unanswered":3,"evidence":"keepalive","silent_seconds":12.4,"verdict":"zombie","zombie_seconds":60,"forecast_error_seconds":-0.5}`
 
+const contractExplanationJSON = `{"at":"2025-11-21T12:00:13.123456789Z","doing":["It is established.","It waits."],` +
+	`"timers":[{"name":"keepalive","purpose":"Asks.","fires":{"at":"2025-11-21T12:01:03.123456789Z","in_seconds":50,"latest_in_seconds":52},"then":"Sends probe 4 of 9."},` +
+	`{"name":"retransmission","purpose":"Sends again.","fires":null,"then":"Not running."}],` +
+	`"settings":[{"option":"TCP_KEEPIDLE","sysctl":"net.ipv4.tcp_keepalive_time","value":7200,"unit":"seconds","source":"default","means":"Silence"},` +
+	`{"option":"TCP_USER_TIMEOUT","sysctl":null,"value":1500,"unit":"milliseconds","source":"socket","means":"Timeout"},` +
+	`{"option":null,"sysctl":"net.ipv4.tcp_retries2","value":8,"unit":"retransmissions","source":"sysctl","means":"Limit"}],` +
+	`"next":["It ends."],"assessment":"Too late.",` +
+	`"advice":[{"text":"Set it.","how":["setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, 60)"],` +
+	`"gives_up":{"at":"2025-11-21T12:00:43.123456789Z","in_seconds":30,"latest_in_seconds":31,"by":"keepalive_timeout"}},` +
+	`{"text":"Or close it.","how":["close(fd)"],"gives_up":null}]}`
+
+func TestDetailIsTheConnectionWithItsEventsAndExplanation(t *testing.T) {
+	d := collector.Detail{Connection: contractConnection(), Explanation: contractExplanation()}
+	want := strings.TrimSuffix(contractJSON, "}") + `,"events":[],"explanation":` + contractExplanationJSON + "}"
+	if diff := cmp.Diff(want, encode(t, NewConnectionDetail(&d))); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	d.Explanation.Advice, d.Explanation.Timers, d.Explanation.Settings = nil, nil, nil
+	if got := encode(t, NewConnectionDetail(&d)); !strings.Contains(got, `"advice":[]`) || !strings.Contains(got, `"timers":[],"settings":[]`) {
+		t.Errorf("what there is none of is an empty list: %s", got)
+	}
+}
+
 func TestConnectionIsEncodedAsInTheContract(t *testing.T) {
 	c := contractConnection()
 	if diff := cmp.Diff(contractJSON, encode(t, NewConnection(&c))); diff != "" {

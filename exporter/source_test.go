@@ -21,6 +21,7 @@ type fakeSource struct {
 	stats    collector.Stats
 	conns    []collector.Connection
 	events   []collector.Event
+	explains collector.Explanation
 	dead     []collector.Death
 	total    int
 	err      error
@@ -39,13 +40,13 @@ func (f *fakeSource) Connections(_ context.Context, q collector.Query) (int, []c
 	return f.total, f.conns, f.err
 }
 
-func (f *fakeSource) Connection(_ context.Context, cookie uint64) (collector.Connection, []collector.Event, bool, error) {
+func (f *fakeSource) Connection(_ context.Context, cookie uint64) (*collector.Detail, error) {
 	for _, c := range f.conns {
 		if c.Cookie == cookie {
-			return c, f.events, true, f.err
+			return &collector.Detail{Connection: c, Events: f.events, Explanation: f.explains}, f.err
 		}
 	}
-	return collector.Connection{}, nil, false, f.err
+	return nil, f.err
 }
 
 func (f *fakeSource) Deaths(causes []collector.Cause, limit int) (int, []collector.Death) {
@@ -92,6 +93,37 @@ func contractConnection() collector.Connection {
 		},
 		Risks:    []collector.Risk{collector.RiskKeepaliveSlowerThanMiddlebox},
 		Accepted: true, UID: 1000, Process: &collector.Process{PID: 812, Comm: "postgres", FD: 9},
+	}
+}
+
+// contractExplanation has one of everything.
+func contractExplanation() collector.Explanation {
+	at := noon.Add(13 * time.Second)
+	return collector.Explanation{
+		At: at, Doing: []string{"It is established.", "It waits."},
+		Timers: []collector.Timer{
+			{
+				Name: "keepalive", Purpose: "Asks.", At: at.Add(50 * time.Second), Latest: at.Add(52 * time.Second),
+				Then: "Sends probe 4 of 9.",
+			},
+			{Name: "retransmission", Purpose: "Sends again.", Then: "Not running."},
+		},
+		Settings: []collector.Setting{
+			{
+				Option: "TCP_KEEPIDLE", Sysctl: "net.ipv4.tcp_keepalive_time", Value: 7200, Unit: "seconds",
+				Source: collector.SourceDefault, Means: "Silence",
+			},
+			{Option: "TCP_USER_TIMEOUT", Value: 1500, Unit: "milliseconds", Source: collector.SourceSocket, Means: "Timeout"},
+			{Sysctl: "net.ipv4.tcp_retries2", Value: 8, Unit: "retransmissions", Source: collector.SourceSysctl, Means: "Limit"},
+		},
+		Next: []string{"It ends."}, Assessment: "Too late.",
+		Advice: []collector.Advice{
+			{
+				Text: "Set it.", How: []string{"setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, 60)"},
+				Then: collector.Forecast{At: at.Add(30 * time.Second), Latest: at.Add(31 * time.Second), By: collector.CauseKeepaliveTimeout},
+			},
+			{Text: "Or close it.", How: []string{"close(fd)"}},
+		},
 	}
 }
 

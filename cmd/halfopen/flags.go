@@ -36,6 +36,21 @@ func (v *value[T]) Set(s string) error {
 
 func (v *value[T]) String() string { return v.text }
 
+// argument is what follows the flags, parsed by a function.
+type argument[T any] struct {
+	parse func(string) (T, error)
+	into  *T
+	text  string
+}
+
+func (a *argument[T]) Set(s string) (err error) {
+	*a.into, err = a.parse(s)
+	a.text = s
+	return err
+}
+
+func (a *argument[T]) String() string { return a.text }
+
 // values is a flag that can be given several times.
 type values[T any] struct {
 	flag  string
@@ -204,6 +219,8 @@ func (t *thresholds) censusFlag(cmd *kingpin.CmdClause) {
 		Default("15s").SetValue(&value[time.Duration]{flag: "census-interval", parse: positiveDuration, into: &t.census})
 }
 
+var errAgentDecides = usagef("--idle-after, --stalled-after, --zombie-unanswered, --zombie-silence and --middlebox-timeout are the agent's to decide with --url")
+
 // given tells whether the user set any of verdictFlags.
 func (t *thresholds) given() bool { return t.set != [5]bool{} }
 
@@ -243,6 +260,7 @@ func (t *thresholds) options(logger *slog.Logger) collector.Options {
 		StalledAfter:     t.stalledAfter,
 		ZombieUnanswered: t.zombieUnanswered,
 		ZombieSilence:    t.zombieSilence,
+		MiddleboxTimeout: t.middlebox,
 		CensusInterval:   t.census,
 		Logger:           logger,
 	}
