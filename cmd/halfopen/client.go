@@ -63,7 +63,7 @@ func (s *selection) query(limit int) url.Values {
 
 // get decodes what the agent answers.
 func (a *agentURL) get(ctx context.Context, what string, query url.Values, doc any) error {
-	body, err := a.ask(ctx, what, query)
+	body, err := a.ask(ctx, what, query, lists(what))
 	if err != nil {
 		return err
 	}
@@ -75,7 +75,7 @@ func (a *agentURL) get(ctx context.Context, what string, query url.Values, doc a
 
 // pass prints what the agent answers, be it more than we know.
 func (a *agentURL) pass(ctx context.Context, what string, query url.Values, w io.Writer) error {
-	body, err := a.ask(ctx, what, query)
+	body, err := a.ask(ctx, what, query, lists(what))
 	if err != nil {
 		return err
 	}
@@ -83,8 +83,8 @@ func (a *agentURL) pass(ctx context.Context, what string, query url.Values, w io
 	return err
 }
 
-// ask returns an answer that has what every list of an agent has.
-func (a *agentURL) ask(ctx context.Context, what string, query url.Values) ([]byte, error) {
+// ask returns an answer that is one of an agent.
+func (a *agentURL) ask(ctx context.Context, what string, query url.Values, isAnswer func([]byte) bool) ([]byte, error) {
 	limited, cancel := context.WithTimeout(ctx, agentTimeout)
 	defer cancel()
 	u := a.url().JoinPath("api/v1", what)
@@ -102,7 +102,7 @@ func (a *agentURL) ask(ctx context.Context, what string, query url.Values) ([]by
 	switch {
 	case err != nil:
 		return nil, a.unreachable(ctx, err)
-	case resp.StatusCode == http.StatusOK && isList(body, what):
+	case resp.StatusCode == http.StatusOK && isAnswer(body):
 		return body, nil
 	case resp.StatusCode == http.StatusUnauthorized && a.User != nil:
 		return nil, fmt.Errorf("ask %s: it refused the user or password: check them in --url", a)
@@ -118,14 +118,16 @@ func (a *agentURL) ask(ctx context.Context, what string, query url.Values) ([]by
 	return nil, fmt.Errorf("ask %s: %s", a, answer.Error)
 }
 
-// isList tells whether a body is the answer of an agent that lists such things.
-func isList(body []byte, what string) bool {
-	var doc map[string]json.RawMessage
-	var at time.Time
-	var things []json.RawMessage
-	return json.Unmarshal(body, &doc) == nil &&
-		json.Unmarshal(doc["generated_at"], &at) == nil && !at.IsZero() &&
-		json.Unmarshal(doc[what], &things) == nil && things != nil
+// lists tells whether a body is the answer of an agent that lists such things.
+func lists(what string) func(body []byte) bool {
+	return func(body []byte) bool {
+		var doc map[string]json.RawMessage
+		var at time.Time
+		var things []json.RawMessage
+		return json.Unmarshal(body, &doc) == nil &&
+			json.Unmarshal(doc["generated_at"], &at) == nil && !at.IsZero() &&
+			json.Unmarshal(doc[what], &things) == nil && things != nil
+	}
 }
 
 // unreachable says what is wrong with the way there. It wraps nothing: that a

@@ -50,7 +50,7 @@ func listFlags(cmd *kingpin.CmdClause) action {
 func (l *list) run(ctx context.Context, stdout, stderr io.Writer) error {
 	switch {
 	case l.agent != nil && l.thresholds.given():
-		return usagef("--idle-after, --stalled-after, --zombie-unanswered, --zombie-silence and --middlebox-timeout are the agent's to decide with --url")
+		return errAgentDecides
 	case len(l.causes) == 0:
 		return l.connections(ctx, stdout, stderr)
 	case l.agent == nil:

@@ -48,6 +48,7 @@ var commands = []struct {
 }{
 	{"agent", "Run the node agent: watch every TCP connection, and serve metrics and the API.", agentFlags},
 	{"list", "List the TCP connections of this node, worst first.", listFlags},
+	{"explain", "Explain one connection: what it is doing, which timers apply, what is next, and what would make a dead peer be noticed sooner.", explainFlags},
 	{"trace", "Print what happens to connections as it happens.", traceFlags},
 	{"demo", "Make a zombie in private network namespaces, and watch it being found.", demoFlags},
 	{"doctor", "Tell what this kernel and these privileges allow.", doctorFlags},
@@ -189,12 +190,17 @@ var plain = strings.NewReplacer(
 	"unknown short flag", "unknown flag",
 	"expected command but got", "unknown command",
 	"expected argument for flag", "no value for flag",
+	"required argument 'connection' not provided", "no connection given",
 )
 
 const usageTemplate = `{{with .Context.SelectedCommand -}}
-usage: halfopen {{.}} [<flags>]{{range .Args}} [<{{.Name}}>]{{end}}
+usage: halfopen {{.}} [<flags>]{{range .Args}} {{if .Required}}<{{.Name}}>{{else}}[<{{.Name}}>]{{end}}{{end}}
 
 {{.Help|Wrap 0}}
+{{- if .Args}}
+Arguments:
+{{.Args|ArgsToTwoColumns|FormatTwoColumns}}
+{{- end}}
 {{else -}}
 usage: halfopen <command> [<flags>]
 
@@ -212,6 +218,12 @@ var usageFuncs = template.FuncMap{
 	"CommandsToTwoColumns": func(commands []*kingpin.CmdModel) (rows [][2]string) {
 		for _, c := range commands {
 			rows = append(rows, [2]string{c.Name, c.Help})
+		}
+		return rows
+	},
+	"ArgsToTwoColumns": func(args []*kingpin.ArgModel) (rows [][2]string) {
+		for _, a := range args {
+			rows = append(rows, [2]string{"<" + a.Name + ">", a.Help})
 		}
 		return rows
 	},

@@ -57,6 +57,10 @@ func TestWrongUsageIsOneLineAndStatusTwo(t *testing.T) {
 		{"deaths without an agent", "list --cause=closed", "halfopen: --cause needs --url, since only an agent remembers deaths, try 'halfopen list --help'"},
 		{"deaths by port", "list --url=http://h --cause=closed --port=1", "halfopen: --cause cannot be combined with --verdict, --state, --port or --pid, try 'halfopen list --help'"},
 		{"thresholds for an agent that has its own", "list --url=http://h --idle-after=1s", "halfopen: --idle-after, --stalled-after, --zombie-unanswered, --zombie-silence and --middlebox-timeout are the agent's to decide with --url, try 'halfopen list --help'"},
+		{"nothing to explain", "explain", "halfopen: no connection given, try 'halfopen explain --help'"},
+		{"two things to explain", "explain 1 2", "halfopen: unexpected 2, try 'halfopen explain --help'"},
+		{"an explanation as a table", "explain -o table 1", `halfopen: --output: "table" is none of text, json, try 'halfopen explain --help'`},
+		{"an explanation by other rules than the agent's", "explain --url=http://h --idle-after=1s 1", "halfopen: --idle-after, --stalled-after, --zombie-unanswered, --zombie-silence and --middlebox-timeout are the agent's to decide with --url, try 'halfopen explain --help'"},
 		{"a wide trace", "trace -o wide", `halfopen: --output: "wide" is none of text, json, try 'halfopen trace --help'`},
 		{"an argument that moves the cursor", "list\x00--\x1b[2J\nx", "halfopen: unknown flag '--?[2J; x', try 'halfopen list --help'"},
 	} {

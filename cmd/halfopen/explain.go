@@ -1,0 +1,435 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/alecthomas/kingpin/v2"
+
+	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/exporter"
+)
+
+// explain is the command's flags and its argument.
+type explain struct {
+	target target
+	output string
+	agent  *agentURL
+	thresholds
+}
+
+func explainFlags(cmd *kingpin.CmdClause) action {
+	var e explain
+	cmd.Arg("connection", "The socket's cookie (ss -e prints it after sk:), or its local address and port, such as 10.0.0.1:37024, [2001:db8::1]:443 or just :443.").
+		Required().SetValue(&argument[target]{parse: parseTarget, into: &e.target})
+	cmd.Flag("output", "How to print: text or json.").Short('o').Default("text").
+		SetValue(&value[string]{flag: "output", parse: oneOf("text", "json"), into: &e.output})
+	cmd.Flag("url", "Ask the agent at this URL, such as http://127.0.0.1:9839, instead of looking here and now; see halfopen list --help.").PlaceHolder("URL").
+		SetValue(&value[*agentURL]{flag: "url", parse: parseAgentURL, into: &e.agent})
+	e.thresholds.verdictFlags(cmd)
+	return e.run
+}
+
+// target says which connection: by cookie, or by its local address.
+type target struct {
+	text   string
+	cookie uint64
+	addr   netip.Addr // none: any
+	port   uint16     // 0: by cookie
+}
+
+func parseTarget(s string) (target, error) {
+	t := target{text: s}
+	host, port, isAddr := cutLast(s, ":")
+	if isAddr && host != "sk" {
+		p, err := parsePort(port)
+		if err != nil {
+			return t, err
+		}
+		t.port = p
+		if host == "" || host == "*" {
+			return t, nil
+		}
+		if addr, err := netip.ParseAddrPort(s); err == nil {
+			t.addr = addr.Addr().Unmap().WithZone("")
+			return t, nil
+		}
+		return t, fmt.Errorf("%q is not an address and a port, such as 10.0.0.1:37024, [2001:db8::1]:443 or :443", s)
+	}
+	var err error
+	t.cookie, err = collector.ParseCookie(strings.TrimPrefix(s, "sk:"))
+	if err == nil && t.cookie == 0 {
+		err = errors.New("no socket has the cookie 0")
+	}
+	return t, err
+}
+
+func cutLast(s, sep string) (before, after string, found bool) {
+	if i := strings.LastIndex(s, sep); i >= 0 {
+		return s[:i], s[i+len(sep):], true
+	}
+	return s, "", false
+}
+
+// is tells whether the target is this end of a connection.
+func (t *target) is(e exporter.Endpoint) bool {
+	addr, err := netip.ParseAddr(e.IP)
+	return err == nil && e.Port == t.port && (!t.addr.IsValid() || t.addr == addr.Unmap().WithZone(""))
+}
+
+func (t *target) String() string {
+	switch {
+	case t.port == 0:
+		return "the cookie " + collector.FormatCookie(t.cookie)
+	case t.addr.IsValid():
+		return "the local address " + netip.AddrPortFrom(t.addr, t.port).String()
+	}
+	return "the local port " + strconv.Itoa(int(t.port))
+}
+
+func (e *explain) run(ctx context.Context, stdout, _ io.Writer) error {
+	var look looker
+	if e.agent != nil {
+		if e.thresholds.given() {
+			return errAgentDecides
+		}
+		look = e.agent
+	} else {
+		k, err := e.thresholds.load(0)
+		if err != nil {
+			return err
+		}
+		defer k.Close()
+		look = here{collector.New(k, e.thresholds.options(nil))}
+	}
+	cookie := e.target.cookie
+	if e.target.port != 0 {
+		conns, err := look.withPort(ctx, e.target.port)
+		if err != nil {
+			return err
+		}
+		if cookie, err = e.target.choose(conns); err != nil {
+			return err
+		}
+	}
+	body, err := look.detail(ctx, collector.FormatCookie(cookie))
+	switch {
+	case err != nil:
+		return err
+	case body == nil:
+		return e.target.unknown()
+	case e.output == "json":
+		_, err := harmlessJSON{stdout}.Write(body)
+		return err
+	}
+	var doc exporter.ConnectionDetail
+	if json.Unmarshal(body, &doc) != nil {
+		return e.agent.stranger()
+	}
+	_, err = io.WriteString(stdout, explanation(&doc, min(roomFor(stdout), explanationWidth), paletteFor(stdout)))
+	return err
+}
+
+// looker is an agent, or a look of our own.
+type looker interface {
+	// withPort returns the connections that have the port at either end.
+	withPort(ctx context.Context, port uint16) ([]exporter.Connection, error)
+	// detail returns everything known of a connection as the API has it, nil
+	// if there is none.
+	detail(ctx context.Context, cookie string) ([]byte, error)
+}
+
+// here looks at this node, now.
+type here struct{ c *collector.Collector }
+
+func (h here) withPort(ctx context.Context, port uint16) ([]exporter.Connection, error) {
+	_, found, err := h.c.Connections(ctx, collector.Query{Ports: []uint16{port}})
+	conns := make([]exporter.Connection, 0, len(found))
+	for i := range found {
+		conns = append(conns, exporter.NewConnection(&found[i]))
+	}
+	return conns, err
+}
+
+func (h here) detail(ctx context.Context, cookie string) ([]byte, error) {
+	n, err := collector.ParseCookie(cookie)
+	if err != nil {
+		return nil, err
+	}
+	d, err := h.c.Connection(ctx, n)
+	if err != nil || d == nil {
+		return nil, err
+	}
+	body, err := json.Marshal(exporter.NewConnectionDetail(d))
+	return append(body, '\n'), err
+}
+
+func (a *agentURL) withPort(ctx context.Context, port uint16) ([]exporter.Connection, error) {
+	var doc exporter.Connections
+	s := selection{ports: []uint16{port}}
+	return doc.Connections, a.get(ctx, "connections", s.query(0), &doc)
+}
+
+func (a *agentURL) detail(ctx context.Context, cookie string) ([]byte, error) {
+	return a.ask(ctx, "connections/"+cookie, nil, isDetail)
+}
+
+// isDetail tells whether a body is an agent's answer about one connection.
+func isDetail(body []byte) bool {
+	var doc struct{ Explanation *exporter.Explanation }
+	return json.Unmarshal(body, &doc) == nil && doc.Explanation != nil && !doc.Explanation.At.IsZero()
+}
+
+// choices is how many connections are named to choose from.
+const choices = 3
+
+// choose finds the one connection that the target is the local end of.
+func (t *target) choose(conns []exporter.Connection) (cookie uint64, err error) {
+	mine := slices.DeleteFunc(slices.Clone(conns), func(c exporter.Connection) bool { return !t.is(c.Local) })
+	switch len(mine) {
+	case 0:
+		return 0, t.nowhere(conns)
+	case 1:
+		return collector.ParseCookie(mine[0].Cookie)
+	}
+	return 0, fmt.Errorf("%d connections have %s; choose one by its cookie: %s", len(mine), t, named3(mine, func(c *exporter.Connection) string {
+		return fmt.Sprintf("%s (to %s)", text(&c.Cookie), endpoint(c.Remote))
+	}, t.port))
+}
+
+func named3(conns []exporter.Connection, name func(*exporter.Connection) string, port uint16) string {
+	var names []string
+	for i := range conns[:min(len(conns), choices)] {
+		names = append(names, name(&conns[i]))
+	}
+	s := strings.Join(names, ", ")
+	if more := len(conns) - choices; more > 0 {
+		s += fmt.Sprintf(" and %d more, see halfopen list -o wide --port %d", more, port)
+	}
+	return s
+}
+
+// nowhere says that the target is nobody's local end.
+func (t *target) nowhere(conns []exporter.Connection) error {
+	for i := range conns {
+		if t.is(conns[i].Remote) {
+			return fmt.Errorf("no connection has %s, but for %s it is the remote one: explain that by its cookie, %s",
+				t, endpoint(conns[i].Local), text(&conns[i].Cookie))
+		}
+	}
+	return fmt.Errorf("no connection has %s; a socket that only listens is none, and has nothing to explain until a client connects: see halfopen list, and ss -tln for listeners", t)
+}
+
+// unknown says that there is no connection of that cookie.
+func (t *target) unknown() error {
+	hint := "it has ended, or only listens: see halfopen list -o wide for those that there are"
+	if port, err := parsePort(t.text); err == nil {
+		hint += fmt.Sprintf(", or write :%d if you mean the port", port)
+	}
+	return fmt.Errorf("no connection has %s: %s", t, hint)
+}
+
+// explanationWidth is how wide a text may be that is read and not scanned.
+const explanationWidth = 80
+
+// explanation is a connection explained as text, no line wider than that unless
+// it is a command.
+func explanation(d *exporter.ConnectionDetail, room int, p palette) string {
+	x := &d.Explanation
+	w := writer{room: max(room, 40), p: p}
+	verdict := ""
+	if d.Verdict != nil {
+		verdict = ", " + p.paint(paintVerdict(*d.Verdict), text(d.Verdict))
+	}
+	w.line(p.paint(bold, endpoint(d.Local)+" → "+endpoint(d.Remote)))
+	w.line(text(&d.State) + verdict + "; " + owner(&d.Ownership))
+	w.line("cookie " + text(&d.Cookie) + ", network namespace " + strconv.FormatUint(uint64(d.Netns), 10))
+
+	w.heading("WHAT IT IS DOING")
+	w.paragraph("  ", "  ", strings.Join(x.Doing, " "))
+
+	w.heading("TIMERS")
+	for _, t := range x.Timers {
+		w.timer(&t, x.At)
+	}
+
+	w.heading("SETTINGS")
+	w.settings(x.Settings)
+
+	w.heading("WHAT HAPPENS NEXT")
+	w.paragraph("  ", "  ", strings.Join(x.Next, " "))
+	if g := d.GivesUp; g != nil {
+		w.paragraph("  ", "  ", fmt.Sprintf("That would be %s.", span(g.At, x.At, g.LatestInSeconds-g.InSeconds)))
+	}
+
+	w.heading("NOTICING SOONER")
+	w.paragraph("  ", "  ", x.Assessment)
+	for i, a := range x.Advice {
+		w.advice(i+1, &a)
+	}
+	return w.b.String()
+}
+
+// writer writes text that has not been made printable, but for line.
+type writer struct {
+	b    strings.Builder
+	room int
+	p    palette
+}
+
+func (w *writer) line(s string) { w.b.WriteString(s + "\n") }
+
+func (w *writer) heading(s string) { w.line("\n" + w.p.paint(bold, s)) }
+
+// paragraph wraps a text; first and next are before its lines.
+func (w *writer) paragraph(first, next, s string) { w.painted("", first, next, s) }
+
+func (w *writer) painted(style style, first, next, s string) {
+	for i, l := range wrap(printable(s), w.room-max(columns(first), columns(next))) {
+		if i > 0 {
+			first = next
+		}
+		w.line(first + w.p.paint(style, l))
+	}
+}
+
+// wrap breaks a text between its words into lines of that many columns. A word
+// that is longer has a line of its own.
+func wrap(s string, room int) []string {
+	var lines []string
+	var line string
+	for _, word := range strings.Fields(s) {
+		switch {
+		case line == "":
+			line = word
+		case columns(line)+1+columns(word) <= room:
+			line += " " + word
+		default:
+			lines = append(lines, line)
+			line = word
+		}
+	}
+	return append(lines, line)
+}
+
+func (w *writer) timer(t *exporter.Timer, now time.Time) {
+	name := text(&t.Name)
+	if t.Fires == nil {
+		w.paragraph("  "+name+": ", "    ", lowerFirst(t.Then))
+		return
+	}
+	f := t.Fires
+	w.line("  " + name + ": fires in " + age(max(0, duration(f.InSeconds))) + ", " + span(f.At, now, f.LatestInSeconds-f.InSeconds))
+	w.paragraph("    ", "    ", t.Purpose)
+	w.paragraph("    Then: ", "          ", t.Then)
+}
+
+// lowerFirst is a sentence after a colon.
+func lowerFirst(s string) string {
+	r, n := utf8.DecodeRuneInString(s)
+	return string(unicode.ToLower(r)) + s[n:]
+}
+
+// span is a time of day, and its end if that is a second or more later.
+func span(at, now time.Time, seconds float64) string {
+	s := "at " + clock(at, now)
+	if seconds >= 1 {
+		s = "between " + clock(at, now) + " and " + clock(at.Add(duration(seconds)), now)
+	}
+	return s
+}
+
+// clock is a local time, with its date if that is another day's.
+func clock(at, now time.Time) string {
+	at, now = at.Local(), now.Local()
+	if at.Format(time.DateOnly) != now.Format(time.DateOnly) {
+		return at.Format(time.DateTime)
+	}
+	return at.Format(time.TimeOnly)
+}
+
+func (w *writer) settings(all []exporter.Setting) {
+	var names, values []string
+	var nameWidth, valueWidth int
+	for i := range all {
+		names, values = append(names, settingName(&all[i])), append(values, settingValue(&all[i]))
+		nameWidth, valueWidth = max(nameWidth, columns(names[i])), max(valueWidth, columns(values[i]))
+	}
+	indent := strings.Repeat(" ", 2+nameWidth+2)
+	for i := range all {
+		s := &all[i]
+		pad := func(s string, n int) string { return s + strings.Repeat(" ", n-columns(s)) }
+		w.line("  " + pad(names[i], nameWidth) + "  " + pad(values[i], valueWidth) + "  " + settingSource(s))
+		w.painted(faint, indent, indent, s.Means)
+	}
+}
+
+// settingName is the option, or the last part of the sysctl that has none.
+func settingName(s *exporter.Setting) string {
+	if s.Option == nil && s.Sysctl != nil {
+		_, name, _ := cutLast(*s.Sysctl, ".")
+		return text(&name)
+	}
+	return text(s.Option)
+}
+
+func settingValue(s *exporter.Setting) string {
+	n := strconv.FormatInt(s.Value, 10)
+	d := time.Second
+	switch s.Unit {
+	case "switch":
+		if s.Value == 0 {
+			return "off"
+		}
+		return "on"
+	case "seconds":
+		n += " s"
+	case "milliseconds":
+		if s.Value == 0 {
+			return "off"
+		}
+		n += " ms"
+		d = time.Millisecond
+	default:
+		return n
+	}
+	if long := time.Duration(s.Value) * d; long >= 2*time.Minute && s.Value < 1e9 {
+		n += " (" + age(long) + ")"
+	}
+	return n
+}
+
+func settingSource(s *exporter.Setting) string {
+	switch {
+	case s.Source == "socket":
+		return "set on the socket"
+	case s.Source == "sysctl":
+		return "sysctl " + text(s.Sysctl)
+	case s.Sysctl != nil:
+		return "default of " + text(s.Sysctl)
+	}
+	return "default, not set on the socket"
+}
+
+func (w *writer) advice(n int, a *exporter.Advice) {
+	w.line("")
+	w.paragraph(fmt.Sprintf("  %d. ", n), "     ", a.Text)
+	for _, how := range a.How {
+		w.line("       " + w.p.paint(bold, printable(how)))
+	}
+	if g := a.GivesUp; g != nil {
+		w.paragraph("     ", "     ", fmt.Sprintf("Done now, the kernel would give up in %s (%s).", age(max(0, duration(g.InSeconds))), g.By))
+	}
+}
