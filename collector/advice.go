@@ -255,6 +255,7 @@ func (x *explainer) suggested() timing {
 	t.interval, t.probes = min(t.interval, advisedIntvl), min(t.probes, advisedProbes)
 	if t.idle > x.rules.MiddleboxTimeout || t.notices() > soon {
 		t.idle = min(advisedIdle, max(x.rules.MiddleboxTimeout/2, time.Second).Truncate(time.Second))
+		t.interval = min(t.interval, t.idle)
 	}
 	return t
 }

@@ -86,6 +86,7 @@ func TestOneClearLine(t *testing.T) {
 	}{
 		"agent without root":              {asNobody(t, "agent", free), 1, []string{"root"}},
 		"list without root":               {asNobody(t, "list"), 1, []string{"root"}},
+		"explain without root":            {asNobody(t, "explain", "1a2b"), 1, []string{"root"}},
 		"trace without root":              {asNobody(t, "trace"), 1, []string{"root"}},
 		"demo without root":               {asNobody(t, "demo"), 1, []string{"root"}},
 		"agent without BTF":               {withoutBTF("agent", free), 1, []string{"BTF", "CONFIG_DEBUG_INFO_BTF"}},
@@ -101,6 +102,8 @@ func TestOneClearLine(t *testing.T) {
 		"no unanswered solicitation":      {exec.Command(binary, "agent", "--zombie-unanswered=0"), 2, []string{"zombie-unanswered"}},
 		"an unknown verdict":              {exec.Command(binary, "list", "--verdict=undead"), 2, []string{"undead"}},
 		"an agent that is not there":      {exec.Command(binary, "list", "--url=http://"+freeAddr(t)), 1, []string{"refused"}},
+		"an explanation of nothing":       {exec.Command(binary, "explain"), 2, []string{"connection", "explain --help"}},
+		"a cookie that nobody has":        {exec.Command(binary, "explain", "ffffffffffffff"), 1, []string{"ffffffffffffff", "halfopen list"}},
 		"a broken agent URL":              {exec.Command(binary, "list", "--url=::"), 2, []string{"--url"}},
 		"deaths without an agent to tell": {exec.Command(binary, "list", "--cause=refused"), 2, []string{"--url"}},
 	} {
@@ -127,7 +130,7 @@ func TestOneClearLine(t *testing.T) {
 func TestHelpAndVersionNeedNothing(t *testing.T) {
 	t.Parallel()
 	for _, args := range [][]string{
-		{"--help"}, {"agent", "--help"}, {"list", "--help"}, {"trace", "--help"}, {"demo", "--help"},
+		{"--help"}, {"agent", "--help"}, {"list", "--help"}, {"explain", "--help"}, {"trace", "--help"}, {"demo", "--help"},
 		{"doctor", "--help"}, {"version", "--help"}, {"version"},
 	} {
 		stdout, stderr, status := run(t, asNobody(t, args...))
@@ -315,6 +318,13 @@ func TestHostileProcessName(t *testing.T) {
 		}
 		if rows := strings.Count(stdout, "img src"); rows < 3 {
 			t.Errorf("%v: the name is in %d rows:\n%s", args, rows, stdout)
+		}
+	}
+	for _, args := range [][]string{{}, {"-o", "json"}, {"--url", a.url}} {
+		stdout, stderr, status := run(t, exec.Command(binary, append([]string{"explain", cookieOf(t, conns[0])}, args...)...))
+		if status != 0 || !strings.Contains(stdout, "img src") || !utf8.ValidString(stdout) ||
+			strings.ContainsFunc(stdout, func(r rune) bool { return unicode.IsControl(r) && r != '\n' }) {
+			t.Errorf("explain %v: exit status %d: %s\n%q", args, status, stderr, stdout)
 		}
 	}
 }
