@@ -198,11 +198,14 @@ func (x *explainer) adviseInFlight() (string, []Advice) {
 	if for_ <= soon {
 		return fmt.Sprintf("Nothing needs changing: data that is not acknowledged ends the connection after about %s.", human.Age(for_)), nil
 	}
-	masked := ""
+	what, masked := "Data is in flight", ""
+	if !x.canSend() {
+		what = "The end of our side is not acknowledged"
+	}
 	if x.flag(bpf.ConnKeepalive) {
 		masked = " Keepalive is on, but does not help while data is in flight."
 	}
-	return fmt.Sprintf("Data is in flight, so only retransmission can end the connection, after about %s.%s", human.Age(for_), masked), x.boundRetransmission()
+	return fmt.Sprintf("%s, so only retransmission can end the connection, after about %s.%s", what, human.Age(for_), masked), x.boundRetransmission()
 }
 
 // boundRetransmission is how data in flight is given up sooner.
@@ -283,12 +286,15 @@ func (x *explainer) adviseKeepalive() (string, []Advice) {
 	t := x.inForce()
 	on, slow := x.flag(bpf.ConnKeepalive), x.notices() > soon
 	forgotten := t.idle > x.rules.MiddleboxTimeout
-	gap := x.retransmitsFor() > soon
+	gap := x.canSend() && x.retransmitsFor() > soon
 	var advice []Advice
 	var says string
 	switch {
 	case !on:
 		says = "Keepalive is off: a peer that vanishes while nothing is in flight is never noticed."
+		if x.conn.UserTimeout > 0 {
+			says += " TCP_USER_TIMEOUT is set, but alone it only bounds data in flight."
+		}
 		advice = append(advice, x.turnOn())
 	case forgotten:
 		says = fmt.Sprintf("The first probe comes after %s of silence. A NAT or load balancer on the way may have forgotten the connection after %s, and a dead peer is noticed after %s.",
@@ -305,6 +311,8 @@ func (x *explainer) adviseKeepalive() (string, []Advice) {
 	case gap:
 		says = fmt.Sprintf("An idle peer that vanishes is noticed after %s of silence. But keepalive waits while data is unacknowledged: if the peer vanishes then, only retransmission ends the connection, after about %s.",
 			human.Age(x.notices()), human.Age(x.retransmitsFor()))
+	case !x.canSend():
+		says = fmt.Sprintf("Nothing needs changing: a peer that vanishes is noticed after %s of silence.", human.Age(x.notices()))
 	default:
 		says = fmt.Sprintf("Nothing needs changing: a peer that vanishes is noticed after %s of silence, and with data in flight after about %s.",
 			human.Age(x.notices()), human.Age(x.retransmitsFor()))
@@ -343,8 +351,12 @@ func (x *explainer) turnOn() Advice {
 func (x *explainer) quicken() []Advice {
 	t := x.suggested()
 	changed := x.changed(t)
+	these := "these"
+	if changed&(changed-1) == 0 {
+		these = "this"
+	}
 	a := Advice{
-		Text: fmt.Sprintf("Let the application set these: a dead peer is then noticed after %s of silence.", human.Age(t.notices())),
+		Text: fmt.Sprintf("Let the application set %s: a dead peer is then noticed after %s of silence.", these, human.Age(t.notices())),
 		How:  keepaliveCalls("fd", t, changed),
 		Then: x.with(func(c *bpf.Conn) {
 			x.setTiming(c, t)

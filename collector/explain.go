@@ -63,6 +63,11 @@ func (x *explainer) flag(f uint16) bool { return x.c.Flags&f != 0 }
 // waiting tells whether anything is sent and not acknowledged, or not sent yet.
 func (x *explainer) waiting() bool { return x.c.PacketsOut > 0 || x.c.SendQueue > 0 }
 
+// canSend tells whether the application can still send data.
+func (x *explainer) canSend() bool {
+	return (x.conn.State == Established || x.conn.State == CloseWait) && !x.conn.Orphaned
+}
+
 // closedWindow tells whether the peer's window keeps the connection from sending.
 func (x *explainer) closedWindow() bool {
 	return x.flag(bpf.ConnWindowClosed) || x.t.decider() == byWindowProbe
@@ -148,15 +153,22 @@ func (x *explainer) traffic() string {
 	if x.conn.Verdict >= Suspect || idle < 0 {
 		return "Nothing has been heard from the peer for " + human.Age(silent) + "."
 	}
-	if human.Age(idle) == human.Age(silent) {
-		return "Data last moved, and the peer was last heard, " + human.Age(idle) + " ago."
+	if since(idle) == since(silent) {
+		return "Data last moved, and the peer was last heard, " + since(idle) + "."
 	}
-	return fmt.Sprintf("Data last moved %s ago; the peer was last heard %s ago.", human.Age(idle), human.Age(silent))
+	return fmt.Sprintf("Data last moved %s; the peer was last heard %s.", since(idle), since(silent))
+}
+
+func since(d time.Duration) string {
+	if d < time.Second {
+		return "less than a second ago"
+	}
+	return human.Age(d) + " ago"
 }
 
 func (x *explainer) queued() string {
 	c := x.c
-	bytes := human.Size(c.SendQueue)
+	bytes := human.Size(c.SendQueue) + " bytes"
 	if c.SendQueue < 1024 {
 		bytes = human.Plural(int(c.SendQueue), "byte")
 	}
@@ -367,7 +379,7 @@ func (x *explainer) next() []string {
 		}
 	}
 	says = append(says, x.end(f))
-	if x.t.decider() == byKeepalive && x.conn.UserTimeout == 0 && x.conn.Unanswered == 0 {
+	if x.t.decider() == byKeepalive && x.canSend() && x.conn.UserTimeout == 0 && x.conn.Unanswered == 0 {
 		says = append(says, fmt.Sprintf("Should the application send meanwhile, keepalive waits, and only retransmission can end the connection: after about %s.",
 			human.Age(x.retransmitsFor())))
 	}

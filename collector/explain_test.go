@@ -185,7 +185,7 @@ func TestExplain(t *testing.T) {
 				return c
 			}(),
 			next:       "Never: keepalive is off",
-			assessment: "Keepalive is off",
+			assessment: "Keepalive is off: a peer that vanishes while nothing is in flight is never noticed. TCP_USER_TIMEOUT is set, but alone it only bounds data in flight.",
 			how:        []string{"setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, 1)"},
 			then:       []time.Duration{80 * time.Second},
 		},
@@ -231,7 +231,7 @@ func TestExplain(t *testing.T) {
 		},
 		"a peer that answers, and does not read": {
 			conn:       closedWindow(func(*bpf.Conn) {}),
-			doing:      "585K wait to be sent or acknowledged, but the peer's window is closed: it does not read, or is gone. Verdict: stalled. The peer answers, but has not made room for 20s.",
+			doing:      "585K bytes wait to be sent or acknowledged, but the peer's window is closed: it does not read, or is gone. Verdict: stalled. The peer answers, but has not made room for 20s.",
 			next:       "The kernel goes on asking the peer for room. As long as the peer answers and its window stays closed, it never gives up. If nothing is heard from the peer, the kernel gives up in",
 			assessment: "A peer that answers without ever reading is waited for without end; keepalive does not help, since data waits to be sent.",
 			how:        []string{"setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, 300000)"},
@@ -305,6 +305,26 @@ func TestExplain(t *testing.T) {
 			how:        []string{"setsockopt(fd, IPPROTO_TCP, TCP_LINGER2, 60)"},
 			then:       []time.Duration{0},
 		},
+		"half closed, held, and guarded": {
+			conn: func() *bpf.Conn {
+				c := guarded(time.Minute, 10*time.Second, 3, 0)
+				c.State = bpf.StateFinWait2
+				return c
+			}(),
+			next:       "(keepalive_timeout): the application gets ETIMEDOUT.",
+			assessment: "Nothing needs changing: a peer that vanishes is noticed after 1m30s of silence.",
+		},
+		"half closed, and the peer does not acknowledge it": {
+			conn: unacknowledged(func(c *bpf.Conn) {
+				off(c)
+				c.State = bpf.StateFinWait1
+			}),
+			doing:      "The application has closed its sending side (shutdown), and still holds the socket. The peer has not acknowledged that yet.",
+			next:       "(retransmit_timeout): the application gets ETIMEDOUT.",
+			assessment: "The end of our side is not acknowledged, so only retransmission can end the connection, after about 15m.",
+			how:        []string{userTimeout90, "sysctl -w net.ipv4.tcp_retries2=8", killNow},
+			then:       []time.Duration{75 * time.Second, 93900 * time.Millisecond, 0},
+		},
 		"half closed, and held": {
 			conn: forecastConn(func(c *bpf.Conn) {
 				off(c)
@@ -313,8 +333,8 @@ func TestExplain(t *testing.T) {
 			doing:      "The application has closed its sending side (shutdown), and still holds the socket.",
 			next:       "It waits for the peer to close its side for as long as the application holds the socket.",
 			assessment: "Keepalive is off",
-			how:        []string{"setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, 1); " + advisedKeepalive, userTimeout90},
-			then:       []time.Duration{90 * time.Second, 0},
+			how:        []string{"setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, 1); " + advisedKeepalive},
+			then:       []time.Duration{90 * time.Second},
 		},
 		"nobody has accepted it": {
 			conn: func() *bpf.Conn {

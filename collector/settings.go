@@ -148,7 +148,7 @@ func (x *explainer) retrySettings() []Setting {
 			Sysctl: "net.ipv4.tcp_orphan_retries", Value: n, Unit: "retransmissions", Source: from(false, n, defaultOrphanRetries),
 			Means: "Of what a closed socket left behind, before it gives up; 0 means 8" + x.overridden(),
 		})
-	default:
+	case x.conn.State != FinWait2: // where nothing is left to send
 		all = append(all, Setting{
 			Sysctl: "net.ipv4.tcp_retries2", Value: n, Unit: "retransmissions", Source: from(false, n, defaultRetries2),
 			Means: x.retriesMean(),
