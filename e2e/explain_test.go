@@ -9,8 +9,10 @@ import (
 	"math"
 	"net"
 	"net/netip"
+	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -39,6 +41,12 @@ type setting struct {
 	Source string `json:"source"`
 }
 
+type advice struct {
+	Text    string    `json:"text"`
+	How     []string  `json:"how"`
+	GivesUp *forecast `json:"gives_up"`
+}
+
 type explained struct {
 	connection
 	GivesUp     *forecast `json:"gives_up"`
@@ -53,11 +61,7 @@ type explained struct {
 		Settings   []setting `json:"settings"`
 		Next       []string  `json:"next"`
 		Assessment string    `json:"assessment"`
-		Advice     []struct {
-			Text    string    `json:"text"`
-			How     []string  `json:"how"`
-			GivesUp *forecast `json:"gives_up"`
-		} `json:"advice"`
+		Advice     []advice  `json:"advice"`
 	} `json:"explanation"`
 }
 
@@ -187,10 +191,16 @@ func TestExplainTellsSettingsAndWhereFrom(t *testing.T) {
 			{"SO_KEEPALIVE", "TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT"},
 		}
 		defaults := make(map[string]int) // the namespace is as the kernel made it
-		for _, name := range []string{
-			"tcp_keepalive_time", "tcp_keepalive_intvl", "tcp_keepalive_probes", "tcp_retries2", "tcp_syn_retries", "tcp_syn_linear_timeouts",
-		} {
-			defaults["net.ipv4."+name] = n.sysctl("net.ipv4." + name)
+		changed := map[string]string{
+			"net.ipv4.tcp_keepalive_time": "77", "net.ipv4.tcp_keepalive_intvl": "11", "net.ipv4.tcp_keepalive_probes": "4",
+			"net.ipv4.tcp_retries2": "7", "net.ipv4.tcp_syn_retries": "3",
+		}
+		const linear = "net.ipv4.tcp_syn_linear_timeouts" // since 6.5
+		if _, err := os.Stat("/proc/sys/" + strings.ReplaceAll(linear, ".", "/")); err == nil {
+			changed[linear] = "2"
+		}
+		for name := range changed {
+			defaults[name] = n.sysctl(name)
 		}
 		connecting := n.connecting(t, 7011)
 		check := func() {
@@ -212,11 +222,8 @@ func TestExplainTellsSettingsAndWhereFrom(t *testing.T) {
 			t.Fatal(err)
 		}
 		check()
-		for name, value := range map[string]string{
-			"tcp_keepalive_time": "77", "tcp_keepalive_intvl": "11", "tcp_keepalive_probes": "4", "tcp_retries2": "7",
-			"tcp_syn_retries": "3", "tcp_syn_linear_timeouts": "2",
-		} {
-			if err := n.Client.Sysctl("net.ipv4."+name, value); err != nil {
+		for name, value := range changed {
+			if err := n.Client.Sysctl(name, value); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -357,7 +364,7 @@ func TestExplainAdviceWorks(t *testing.T) {
 	const soonForgotten = "--middlebox-timeout=4s" // so that quick keepalive is advised
 	for name, test := range map[string]struct {
 		prepare func(t *testing.T, n *network, c *net.TCPConn)
-		how     string // what the first advice begins with
+		how     string // what the advice to follow begins with
 		before  string // by what it would end before, "" never
 		by      string
 	}{
@@ -367,6 +374,15 @@ func TestExplainAdviceWorks(t *testing.T) {
 		"slow keepalive": {
 			func(_ *testing.T, n *network, c *net.TCPConn) { n.keepalive([]*net.TCPConn{c}, 0, 0, 0) },
 			"setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, 2)", "keepalive_timeout", "keepalive_timeout",
+		},
+		"slow keepalive, by the namespace's sysctls": {
+			func(t *testing.T, n *network, c *net.TCPConn) {
+				if err := n.Client.Sysctl("net.ipv4.tcp_keepalive_time", "6"); err != nil {
+					t.Fatal(err)
+				}
+				n.keepalive([]*net.TCPConn{c}, 0, 0, 0)
+			},
+			"sysctl -w net.ipv4.tcp_keepalive_time=2", "keepalive_timeout", "keepalive_timeout",
 		},
 		"data in flight, and keepalive": {
 			func(t *testing.T, n *network, c *net.TCPConn) {
@@ -390,15 +406,16 @@ func TestExplainAdviceWorks(t *testing.T) {
 				if by := e.GivesUp; (by == nil) != (test.before == "") || by != nil && by.By != test.before {
 					t.Errorf("before: it gives up %+v", by)
 				}
-				if len(e.Explanation.Advice) == 0 || e.Explanation.Advice[0].How[0] != test.how {
+				i := slices.IndexFunc(e.Explanation.Advice, func(a advice) bool { return a.How[0] == test.how })
+				if i < 0 {
 					t.Fatalf("advice: %+v", e.Explanation.Advice)
 				}
-				promised := e.Explanation.Advice[0].GivesUp
+				promised := e.Explanation.Advice[i].GivesUp
 				if promised == nil || promised.By != test.by || promised.InSeconds > 30 {
 					t.Fatalf("promised: %+v", promised)
 				}
 				control(t, c, func(fd int) error {
-					n.follow(t, fd, e.Explanation.Advice[0].How)
+					n.follow(t, fd, e.Explanation.Advice[i].How)
 					return nil
 				})
 				after := explainOf(t, cookieOf(t, c), soonForgotten).GivesUp
