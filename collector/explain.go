@@ -70,7 +70,7 @@ func (x *explainer) canSend() bool {
 
 // closedWindow tells whether the peer's window keeps the connection from sending.
 func (x *explainer) closedWindow() bool {
-	return x.flag(bpf.ConnWindowClosed) || x.t.decider() == byWindowProbe
+	return x.flag(bpf.ConnWindowClosed) || x.t.decider() == byWindowProbe && !x.flag(bpf.ConnBlocked)
 }
 
 func (x *explainer) connecting() bool {
@@ -177,8 +177,10 @@ func (x *explainer) queued() string {
 		return ""
 	case x.flag(bpf.ConnWindowClosed):
 		return fmt.Sprintf("%s wait to be sent or acknowledged, but the peer's window is closed: it does not read, or is gone.", bytes)
+	case x.flag(bpf.ConnBlocked):
+		return fmt.Sprintf("%s wait to be sent, and the peer has room for them, but nothing goes out: something on this host keeps them back, such as an output filter or a missing route.", bytes)
 	case x.closedWindow():
-		return fmt.Sprintf("%s wait to be sent, and nothing is in flight: the peer's window (%s) is too small for them, or something on this host keeps them back.", bytes, human.Plural(int(c.SendWindow), "byte"))
+		return fmt.Sprintf("%s wait to be sent, and nothing is in flight: the peer's window (%s) is too small for them.", bytes, human.Plural(int(c.SendWindow), "byte"))
 	case c.PacketsOut == 1 && c.Retransmits > 0:
 		return fmt.Sprintf("1 segment is not acknowledged, and has been sent again %s (%s in the send queue).", times(int(c.Retransmits)), bytes)
 	case c.PacketsOut > 0 && c.Retransmits > 0:
@@ -327,6 +329,9 @@ func (x *explainer) writeTimer() Timer {
 		t.Then = "Sends again what is lost by then, and sets the retransmission timer."
 	case c.Pending == pendingProbe0:
 		t.Name, t.Purpose = "window_probe", "Asks a peer that has closed its window whether there is room again."
+		if x.flag(bpf.ConnBlocked) {
+			t.Purpose = "Tries again what this host has not let out."
+		}
 		t.Then = fmt.Sprintf("Sends a window probe; the next wait is twice as long, %s at most.", human.Setting(x.rules.duration(c.RtoMax)))
 	case c.Pending != pendingRetransmit:
 		return t
@@ -366,7 +371,11 @@ func (x *explainer) next() []string {
 	case byKeepalive:
 		says = append(says, x.probing())
 	case byWindowProbe:
-		says = append(says, "The kernel goes on asking the peer for room. "+x.answering())
+		if x.flag(bpf.ConnBlocked) {
+			says = append(says, "The kernel tries to send again at growing intervals.")
+		} else {
+			says = append(says, "The kernel goes on asking the peer for room. "+x.answering())
+		}
 	case byRetransmission:
 		if x.closedWindow() {
 			says = append(says, "The kernel goes on asking the peer for room. "+x.answering())

@@ -50,7 +50,7 @@ func (r *Rules) Forecast(c *bpf.Conn, at time.Time) Forecast {
 func (r *Rules) between(c *bpf.Conn, at time.Time, first, last uint64, by Cause) Forecast {
 	// A moment between two jiffies counts as the first of them.
 	from := r.jiffies64(first-c.Jiffies) - r.jiffies64(1)
-	to := r.jiffies64(last-c.Jiffies) + r.jiffies64(1)
+	to := r.jiffies64(last - c.Jiffies)
 	return Forecast{At: at.Add(from), Latest: at.Add(to + 9*to/1000), By: by}
 }
 
@@ -178,6 +178,7 @@ func (t *timers) retransmissions() (uint64, Cause) {
 	if connecting {
 		base = t.hz // TCP_TIMEOUT_INIT
 	}
+	reverting := reverting(c)
 	for range bound {
 		var lasting uint64
 		if started != 0 {
@@ -226,6 +227,7 @@ func (t *timers) retransmissions() (uint64, Cause) {
 			rto = min(base<<min(retransmits, 32), uint64(c.RtoMax))
 		case state == Established && c.ThinRto > 0 && retransmits <= 6: // TCP_THIN_LINEAR_RETRIES
 			rto = uint64(c.ThinRto)
+		case reverting:
 		case state != SynSent || retransmits > int(c.SynLinear):
 			rto = min(2*rto, uint64(c.RtoMax))
 		}
@@ -236,6 +238,12 @@ func (t *timers) retransmissions() (uint64, Cause) {
 		now = t.arm(now, wait)
 	}
 	return 0, CauseUnknown
+}
+
+// reverting tells whether ICMP errors answer the retransmissions: each takes back
+// the doubling of the wait (tcp_ld_RTO_revert, RFC 6069).
+func reverting(c *bpf.Conn) bool {
+	return c.Flags&bpf.ConnSoftError != 0 && c.Backoff < c.Retransmits && c.ThinRto == 0 && stateOf(c.State) != SynSent
 }
 
 // linear is how many SYNs more are sent than the limit says.

@@ -285,13 +285,13 @@ func (t *Table) observe(c *bpf.Conn, at time.Time) *member {
 }
 
 // forecast keeps the member's forecast for as long as it still holds, and makes a
-// new one when the peer was heard since, the settings changed, or another timer
-// has taken over.
+// new one when the peer was heard since, or an ICMP error about it, the settings
+// changed, or another timer has taken over.
 func (t *Table) forecast(m *member, c *bpf.Conn, at time.Time) Forecast {
 	f := t.rules.Forecast(c, at)
 	old := &m.conn
 	switch {
-	case m.forecast.By != f.By, heardSince(old, c),
+	case m.forecast.By != f.By, heardSince(old, c), c.Backoff < old.Backoff, reverting(c),
 		c.KeepaliveTime != old.KeepaliveTime, c.KeepaliveIntvl != old.KeepaliveIntvl,
 		c.KeepaliveProbes != old.KeepaliveProbes, c.UserTimeout != old.UserTimeout, c.Retries != old.Retries:
 		return f
