@@ -129,7 +129,8 @@ struct timer_slot {
 	__u8 retransmits;
 	__u8 dead; /* set_state(CLOSE) came while it ran */
 	__u8 reset; /* it sent a reset */
-	__u8 pad[3];
+	__u8 sent; /* it sent something again */
+	__u8 pad[2];
 	struct conn before; /* only where there is something unanswered */
 };
 
@@ -256,53 +257,81 @@ static __always_inline struct counters *count(void)
 /*
  * The kernel skips a program that is running already on that CPU: one in process
  * context that a softirq interrupts (bpf_trace_run). So that nothing is lost,
- * two programs are on each tracepoint which both contexts reach. The first says
- * for as long as it runs that it does; the second works where it sees that,
- * since the first was skipped then.
+ * there are two programs on each tracepoint which both contexts reach. The first
+ * notes what it works on, and the second works where it finds no such note: the
+ * first was skipped. It may itself be skipped only where the first was not.
+ *
+ * Softirqs do not nest, so there are two notes at most, the second of what
+ * interrupted the first. A note that the second program did not take away, since
+ * it was skipped, is overwritten by the next one at its level, or dropped when
+ * another task runs.
  */
+struct note {
+	__u64 task; /* that the first is of, or was interrupted in */
+	__u64 of[2];
+	__u64 depth;
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, HOOK_MAX);
 	__type(key, __u32);
-	__type(value, __u8);
-} running SEC(".maps");
+	__type(value, struct note);
+} notes SEC(".maps");
 
-static __always_inline void runs(__u32 hook, bool now)
+static __always_inline void note(__u32 hook, __u64 of)
 {
+	__u64 task = bpf_get_current_task();
 	__u32 key = hook;
-	volatile __u8 *r = bpf_map_lookup_elem(&running, &key);
+	volatile struct note *n = bpf_map_lookup_elem(&notes, &key);
 
-	if (r)
-		*r = now;
+	if (!n)
+		return;
+	if (!n->depth || n->task != task) {
+		n->task = task;
+		n->of[0] = of;
+		n->depth = 1;
+	} else {
+		n->of[1] = of;
+		n->depth = 2;
+	}
 }
 
-static __always_inline bool stands_in(__u32 hook)
+/* Takes the note away, and tells whether there was none. */
+static __always_inline bool stands_in(__u32 hook, __u64 of)
 {
 	__u32 key = hook;
-	volatile __u8 *r = bpf_map_lookup_elem(&running, &key);
+	volatile struct note *n = bpf_map_lookup_elem(&notes, &key);
 
-	if (!r || !*r)
+	if (!n)
 		return false;
+	if (n->depth == 2 && n->of[1] == of) {
+		n->depth = 1;
+		return false;
+	}
+	if (n->depth && n->of[0] == of) {
+		n->depth = 0;
+		return false;
+	}
 	COUNT(stood_in[hook]);
 	return true;
 }
 
-/* The two programs of a tracepoint, of which the second stands in for the first. */
-#define STANDS_IN(tracepoint, hook, work, args...) \
-	SEC("tp_btf/" #tracepoint)                 \
-	int BPF_PROG(tracepoint, args)             \
-	{                                          \
-		runs(hook, true);                  \
-		work;                              \
-		runs(hook, false);                 \
-		return 0;                          \
-	}                                          \
-	SEC("tp_btf/" #tracepoint)                 \
-	int BPF_PROG(tracepoint##_2, args)         \
-	{                                          \
-		if (stands_in(hook))               \
-			work;                      \
-		return 0;                          \
+/* The two programs of a tracepoint; of is what tells an event from those around it. */
+#define STANDS_IN(tracepoint, hook, of, work, args...) \
+	SEC("tp_btf/" #tracepoint)                     \
+	int BPF_PROG(tracepoint, args)                 \
+	{                                              \
+		note(hook, (__u64)(of));               \
+		work;                                  \
+		return 0;                              \
+	}                                              \
+	SEC("tp_btf/" #tracepoint)                     \
+	int BPF_PROG(tracepoint##_2, args)             \
+	{                                              \
+		if (stands_in(hook, (__u64)(of)))      \
+			work;                          \
+		return 0;                              \
 	}
 
 static __always_inline struct timer_slot *timer_slot(void)
@@ -718,10 +747,11 @@ static __always_inline struct watch *watched_as(const void *sk, __u64 cookie)
 /*
  * A live peer must answer what this socket just sent. The first of a row is
  * only watched: nearly always it is answered within a round trip. uncounted:
- * neither icsk_probes_out nor icsk_retransmits shows it.
+ * neither icsk_probes_out nor icsk_retransmits shows it. unsent: they do, but
+ * the host itself has kept it back.
  */
 static __always_inline void solicited(const struct tcp_sock *tp, __u8 evidence, bool uncounted,
-				      const bool probe)
+				      bool unsent, const bool probe)
 {
 	__u32 heard = FIELD(tp, rcv_tstamp), heard_data = FIELD(tp, inet_conn.icsk_ack.lrcvtime);
 	__u32 jiffies = (__u32)bpf_jiffies64();
@@ -760,10 +790,15 @@ static __always_inline void solicited(const struct tcp_sock *tp, __u8 evidence, 
 		if (c.unanswered < counted)
 			next.before = counted - c.unanswered;
 	}
+	if (unsent) {
+		next.before++;
+		next.sent = seen && seen->sent;
+		next.solicited = seen ? seen->solicited : 0;
+	}
 	row = counted - next.before + next.uncounted;
 	next.told |= row >= events_from;
 	watch((__u64)tp, &next);
-	if (row < events_from || !within_rate(RATE_SOLICITATION, EVENT_SOLICITATION))
+	if (unsent || row < events_from || !within_rate(RATE_SOLICITATION, EVENT_SOLICITATION))
 		return;
 	e = reserve(EVENT_SOLICITATION);
 	if (!e)
@@ -807,6 +842,7 @@ static __always_inline int timer_entry(struct timer_list *timer)
 	slot->fn = fn;
 	slot->dead = 0;
 	slot->reset = 0;
+	slot->sent = 0;
 	slot->cookie = COOKIE(tp);
 	slot->pending = pending;
 	slot->probes_out = FIELD(tp, inet_conn.icsk_probes_out);
@@ -831,7 +867,7 @@ static __always_inline int timer_exit(struct timer_list *timer)
 	struct timer_slot *slot = timer_slot();
 	__u8 evidence = EVIDENCE_NONE;
 	const struct tcp_sock *tp;
-	bool uncounted = false;
+	bool uncounted = false, unsent = false;
 	bool probe = true;
 
 	if (!slot || slot->timer != (__u64)timer)
@@ -852,7 +888,8 @@ static __always_inline int timer_exit(struct timer_list *timer)
 	} else if (slot->pending == ICSK_TIME_RETRANS &&
 		   FIELD(tp, inet_conn.icsk_retransmits) > slot->retransmits) {
 		evidence = EVIDENCE_RETRANSMIT;
-	} else if (slot->pending == ICSK_TIME_RETRANS &&
+		unsent = !slot->sent;
+	} else if (slot->pending == ICSK_TIME_RETRANS && slot->sent &&
 		   FIELD(tp, total_retrans) != slot->total_retrans) {
 		/* The window is closed under data in flight: a retransmission
 		 * probes it, and counts nowhere (tcp_retransmit_timer). */
@@ -871,7 +908,7 @@ static __always_inline int timer_exit(struct timer_list *timer)
 			COUNT(faults[FAULT_REMEMBER_FULL]);
 	}
 	if (evidence != EVIDENCE_NONE)
-		solicited(tp, evidence, uncounted, true);
+		solicited(tp, evidence, uncounted, unsent, true);
 	return 0;
 }
 
@@ -897,6 +934,21 @@ static __always_inline bool write_timer_of(const struct sock *sk, struct deferre
 }
 
 /*
+ * Whether a tail loss probe that was deferred is being sent just now: its bit has
+ * been taken, it is still what is pending, and no timer runs. If it sent new data
+ * instead, nothing has told us, and the timer has been armed again since.
+ */
+static __always_inline bool probing_late(const struct tcp_sock *tp)
+{
+	__u8 level;
+
+	return tp->inet_conn.icsk_pending == ICSK_TIME_LOSS_PROBE &&
+	       !(tp->inet_conn.icsk_inet.sk.sk_tsq_flags &
+		 (1UL << bpf_core_enum_value(enum tsq_enum, TCP_WRITE_TIMER_DEFERRED))) &&
+	       !expires_at(tp, write_timer_offset(), &level);
+}
+
+/*
  * Softirq and process context. Within its timer, timer_exit() sees to the rest;
  * of a run that was deferred only this tells, and it comes once. A deferred
  * retransmission by timeout finds icsk_pending cleared (tcp_write_timer_handler),
@@ -908,28 +960,32 @@ static __always_inline int retransmitted(const struct sock *sk, int err)
 	const struct tcp_sock *tp;
 	struct deferred d = {};
 	__u64 key = (__u64)sk;
-	bool running, uncounted;
+	struct timer_slot *running;
+	bool uncounted;
 
 	tp = bpf_skc_to_tcp_sock((void *)sk);
 	if (!tp || err)
 		return 0;
 	running = running_timer(sk);
+	if (running)
+		running->sent = 1;
 	if (sk->__sk_common.skc_state == TCP_SYN_SENT) {
 		type = RETRANSMIT_SYN;
 	} else if (write_timer_of(sk, &d)) {
 		if (d.pending == ICSK_TIME_RETRANS && (running || !tp->inet_conn.icsk_pending))
 			type = RETRANSMIT_TIMEOUT;
-		else if (d.pending == ICSK_TIME_LOSS_PROBE)
+		else if (d.pending == ICSK_TIME_LOSS_PROBE && (running || probing_late(tp)))
 			type = RETRANSMIT_TAIL_LOSS_PROBE;
 	}
 	COUNT(retransmits[type & (RETRANSMIT_MAX - 1)]);
-	if (running || !d.cookie)
+	if (running || !d.cookie || type == RETRANSMIT_FAST)
 		return 0;
 	bpf_map_delete_elem(&deferred, &key);
 	if (type != RETRANSMIT_TIMEOUT)
 		return 0;
 	uncounted = !d.snd_wnd && !tp->inet_conn.icsk_retransmits; /* see timer_exit() */
-	solicited(tp, uncounted ? EVIDENCE_WINDOW_PROBE : EVIDENCE_RETRANSMIT, uncounted, false);
+	solicited(tp, uncounted ? EVIDENCE_WINDOW_PROBE : EVIDENCE_RETRANSMIT, uncounted, false,
+		  false);
 	return 0;
 }
 
@@ -939,7 +995,11 @@ static __always_inline int retransmitted(const struct sock *sk, int err)
  */
 static __always_inline int synack_retransmitted(const struct sock *sk)
 {
+	struct timer_slot *slot = running_timer(sk);
+
 	COUNT(retransmits[RETRANSMIT_SYNACK]);
+	if (slot)
+		slot->sent = 1;
 	if (sk->__sk_common.skc_state == TCP_SYN_RECV)
 		bpf_get_socket_cookie((void *)sk);
 	return 0;
@@ -1493,24 +1553,24 @@ static __always_inline int learn_from(struct bpf_iter__task_file *ctx)
 }
 
 /* Since 4.16. The one place where a socket's state and error are both known. */
-STANDS_IN(inet_sock_set_state, HOOK_SET_STATE, state_changed(sk, oldstate, newstate),
+STANDS_IN(inet_sock_set_state, HOOK_SET_STATE, sk, state_changed(sk, oldstate, newstate),
 	  const struct sock *sk, int oldstate, int newstate)
 
 /* Since 4.15. From 6.17 on also for segments that could not be sent. */
-STANDS_IN(tcp_retransmit_skb, HOOK_RETRANSMIT_SKB,
+STANDS_IN(tcp_retransmit_skb, HOOK_RETRANSMIT_SKB, sk,
 	  retransmitted(sk, retransmit_has_err ? (int)ctx[2] : 0), const struct sock *sk,
 	  const struct sk_buff *skb)
 
 /* Since 4.15. sk is the listener, or a child that TCP Fast Open made. */
-STANDS_IN(tcp_retransmit_synack, HOOK_RETRANSMIT_SYNACK, synack_retransmitted(sk),
+STANDS_IN(tcp_retransmit_synack, HOOK_RETRANSMIT_SYNACK, req, synack_retransmitted(sk),
 	  const struct sock *sk, const struct request_sock *req)
 
 /* Since 4.15. Also where the socket is closed already: not a death by itself. */
-STANDS_IN(tcp_receive_reset, HOOK_RECEIVE_RESET, reset_received(sk), const struct sock *sk)
+STANDS_IN(tcp_receive_reset, HOOK_RECEIVE_RESET, sk, reset_received(sk), const struct sock *sk)
 
 /* Since 4.15. Either is NULL where there is none. */
-STANDS_IN(tcp_send_reset, HOOK_SEND_RESET, reset_sent(sk, skb), const struct sock *sk,
-	  const struct sk_buff *skb)
+STANDS_IN(tcp_send_reset, HOOK_SEND_RESET, sk ? (__u64)sk : (__u64)skb, reset_sent(sk, skb),
+	  const struct sock *sk, const struct sk_buff *skb)
 
 /* Since 2.6; the timer wheel's softirq. */
 SEC("tp_btf/timer_expire_entry")

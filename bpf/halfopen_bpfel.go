@@ -195,6 +195,13 @@ const (
 	halfopenHookHOOK_MAX               halfopenHook = 8
 )
 
+type halfopenNote struct {
+	_     structs.HostLayout
+	Task  uint64
+	Of    [2]uint64
+	Depth uint64
+}
+
 type halfopenOwner struct {
 	_      structs.HostLayout
 	Cookie uint64
@@ -268,7 +275,8 @@ type halfopenTimerSlot struct {
 	Retransmits  uint8
 	Dead         uint8
 	Reset        uint8
-	Pad          [3]uint8
+	Sent         uint8
+	Pad          [2]uint8
 	Before       halfopenConn
 }
 
@@ -301,9 +309,9 @@ const (
 	halfopenMapCounts                = "counts"
 	halfopenMapDeferred              = "deferred"
 	halfopenMapEvents                = "events"
+	halfopenMapNotes                 = "notes"
 	halfopenMapRates                 = "rates"
 	halfopenMapResets                = "resets"
-	halfopenMapRunning               = "running"
 	halfopenMapTimerSlots            = "timer_slots"
 	halfopenMapUndecided             = "undecided"
 	halfopenMapWanted                = "wanted"
@@ -420,9 +428,9 @@ type halfopenMapSpecs struct {
 	Counts       *ebpf.MapSpec `ebpf:"counts"`
 	Deferred     *ebpf.MapSpec `ebpf:"deferred"`
 	Events       *ebpf.MapSpec `ebpf:"events"`
+	Notes        *ebpf.MapSpec `ebpf:"notes"`
 	Rates        *ebpf.MapSpec `ebpf:"rates"`
 	Resets       *ebpf.MapSpec `ebpf:"resets"`
-	Running      *ebpf.MapSpec `ebpf:"running"`
 	TimerSlots   *ebpf.MapSpec `ebpf:"timer_slots"`
 	Undecided    *ebpf.MapSpec `ebpf:"undecided"`
 	Wanted       *ebpf.MapSpec `ebpf:"wanted"`
@@ -483,9 +491,9 @@ type halfopenMaps struct {
 	Counts       *ebpf.Map `ebpf:"counts"`
 	Deferred     *ebpf.Map `ebpf:"deferred"`
 	Events       *ebpf.Map `ebpf:"events"`
+	Notes        *ebpf.Map `ebpf:"notes"`
 	Rates        *ebpf.Map `ebpf:"rates"`
 	Resets       *ebpf.Map `ebpf:"resets"`
-	Running      *ebpf.Map `ebpf:"running"`
 	TimerSlots   *ebpf.Map `ebpf:"timer_slots"`
 	Undecided    *ebpf.Map `ebpf:"undecided"`
 	Wanted       *ebpf.Map `ebpf:"wanted"`
@@ -498,9 +506,9 @@ func (m *halfopenMaps) Close() error {
 		m.Counts,
 		m.Deferred,
 		m.Events,
+		m.Notes,
 		m.Rates,
 		m.Resets,
-		m.Running,
 		m.TimerSlots,
 		m.Undecided,
 		m.Wanted,
