@@ -34,6 +34,11 @@ type Rule struct {
 	Port      uint16    // TCP source or destination port; 0 is every TCP packet
 	Direction Direction // zero is both
 	Percent   int       // share of packets lost at random, 1 to 100
+
+	// Apart never loses two packets of a direction in a row: only every second
+	// one is at risk, so Percent is at most 50. With a port for each connection,
+	// no connection can be unlucky for long.
+	Apart bool
 }
 
 // Validate reports the first field that is out of range.
@@ -43,6 +48,9 @@ func (r Rule) Validate() error {
 	}
 	if r.Percent < 1 || r.Percent > 100 {
 		return fmt.Errorf("percent %d is not in 1 to 100", r.Percent)
+	}
+	if r.Apart && r.Percent > 50 {
+		return fmt.Errorf("percent %d cannot be lost without two in a row", r.Percent)
 	}
 	return nil
 }
@@ -193,10 +201,23 @@ func (r Rule) verdict() []expr.Any {
 	if r.Percent == 100 {
 		return drop
 	}
-	return append([]expr.Any{
+	if r.Apart {
+		return slices.Concat(
+			[]expr.Any{
+				&expr.Numgen{Register: 1, Type: unix.NFT_NG_INCREMENTAL, Modulus: 2},
+				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(0)},
+			},
+			lot(2*r.Percent), drop)
+	}
+	return slices.Concat(lot(r.Percent), drop)
+}
+
+// lot lets so many packets of 100 pass on to the next expression.
+func lot(percent int) []expr.Any {
+	return []expr.Any{
 		&expr.Numgen{Register: 1, Type: unix.NFT_NG_RANDOM, Modulus: 100},
 		// cmp orders registers as bytes, most significant first.
 		&expr.Byteorder{SourceRegister: 1, DestRegister: 1, Op: expr.ByteorderHton, Len: 4, Size: 4},
-		&expr.Cmp{Op: expr.CmpOpLt, Register: 1, Data: binaryutil.BigEndian.PutUint32(uint32(r.Percent))},
-	}, drop...)
+		&expr.Cmp{Op: expr.CmpOpLt, Register: 1, Data: binaryutil.BigEndian.PutUint32(uint32(percent))},
+	}
 }

@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -51,36 +50,15 @@ func receiveNothing(t *testing.T, c net.Conn) {
 // tcpStat returns a counter of the Tcp lines of the namespace's /proc/net/snmp.
 func tcpStat(t *testing.T, n *Namespace, name string) int {
 	t.Helper()
-	var snmp []byte
-	err := n.Do(func() (err error) {
-		snmp, err = os.ReadFile("/proc/thread-self/net/snmp")
-		return err
-	})
+	counters, err := n.Netstat()
 	if err != nil {
 		t.Fatal(err)
 	}
-	var names []string
-	for line := range strings.Lines(string(snmp)) {
-		fields := strings.Fields(line)
-		if fields[0] != "Tcp:" {
-			continue
-		}
-		if names == nil {
-			names = fields
-			continue
-		}
-		for i := range names {
-			if names[i] == name {
-				value, err := strconv.Atoi(fields[i])
-				if err != nil {
-					t.Fatal(err)
-				}
-				return value
-			}
-		}
+	value, ok := counters["Tcp"+name]
+	if !ok {
+		t.Fatalf("no counter %s in %v", name, counters)
 	}
-	t.Fatalf("no counter %s in %s", name, snmp)
-	return 0
+	return value
 }
 
 func TestDropSilencesADirection(t *testing.T) {
@@ -199,8 +177,16 @@ func TestDropOnLoopback(t *testing.T) {
 
 // TestDropPercent sends bare segments past the client's TCP, so that each is one
 // packet and none is sent again. Of 10007 independent packets, 25 % lost has a
-// standard deviation of 43; the tolerance is 7 of them.
+// standard deviation of 43; the tolerance is 7 of them. Of every second packet
+// half lost deviates by less.
 func TestDropPercent(t *testing.T) {
+	t.Run("independent", func(t *testing.T) { dropPercent(t, Rule{Port: 5432, Direction: Out, Percent: 25}) })
+	t.Run("never two in a row", func(t *testing.T) {
+		dropPercent(t, Rule{Port: 5432, Direction: Out, Percent: 25, Apart: true})
+	})
+}
+
+func dropPercent(t *testing.T, rule Rule) {
 	const (
 		packets   = 10007
 		percent   = 25
@@ -208,7 +194,7 @@ func TestDropPercent(t *testing.T) {
 		tolerance = 300
 	)
 	l := newLab(t)
-	mustDrop(t, l.Client, Rule{Port: 5432, Direction: Out, Percent: percent})
+	mustDrop(t, l.Client, rule)
 	before := tcpStat(t, l.Server, "InSegs")
 	err := l.Client.Do(func() error { return sendResets(l.Server.Addr4(), 5432, packets) })
 	if err != nil {
@@ -222,6 +208,24 @@ func TestDropPercent(t *testing.T) {
 	})
 	if lost < expected-tolerance || lost > expected+tolerance {
 		t.Errorf("%d of %d packets were lost, want %d ± %d", lost, packets, expected, tolerance)
+	}
+}
+
+// Every second packet lost is the most that never loses two in a row.
+func TestDropApart(t *testing.T) {
+	l := newLab(t)
+	client, accepted := connect(t, l, netip.AddrPortFrom(l.Server.Addr4(), 5432))
+	mustDrop(t, l.Client, Rule{Port: 5432, Direction: Out, Percent: 50, Apart: true})
+	for i := range 23 {
+		before := tcpStat(t, l.Client, "RetransSegs")
+		send(t, client, fmt.Sprintf("question %d", i))
+		receive(t, accepted, fmt.Sprintf("question %d", i))
+		if n := tcpStat(t, l.Client, "RetransSegs") - before; n > 1 {
+			t.Errorf("question %d was sent again %d times", i, n)
+		}
+	}
+	if lost := droppedBy(t, l.Server); lost < 11 {
+		t.Errorf("only %d packets were lost", lost)
 	}
 }
 
@@ -294,6 +298,8 @@ func TestRuleValidate(t *testing.T) {
 		{"all of a port is fine", Rule{Port: 5432, Direction: Out, Percent: 100}, true},
 		{"nothing lost is no rule", Rule{}, false},
 		{"more than everything cannot be lost", Rule{Percent: 101}, false},
+		{"half can be lost, and never two in a row", Rule{Percent: 50, Apart: true}, true},
+		{"no more than half can", Rule{Percent: 51, Apart: true}, false},
 		{"less than nothing cannot be lost", Rule{Percent: -1}, false},
 		{"there is no fourth direction", Rule{Direction: Out + 1, Percent: 100}, false},
 	} {

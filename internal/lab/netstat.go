@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+)
+
+// Netstat returns the counters that the kernel keeps of the namespace's network
+// stack, /proc/net/snmp and /proc/net/netstat, under the names that nstat(8)
+// gives them: "TcpRetransSegs", "TcpExtTCPTimeouts".
+func (n *Namespace) Netstat() (map[string]int, error) {
+	counters := make(map[string]int)
+	for _, file := range []string{"snmp", "netstat"} {
+		// The holder's, which has never been anywhere else.
+		body, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/%s", n.holder.Pid, file))
+		if err != nil {
+			return nil, err
+		}
+		if err := parseNetstat(string(body), counters); err != nil {
+			return nil, fmt.Errorf("parse /proc/net/%s: %w", file, err)
+		}
+	}
+	return counters, nil
+}
+
+// parseNetstat reads pairs of lines: a protocol and its names, then the same
+// protocol and its values.
+func parseNetstat(body string, into map[string]int) error {
+	var names []string
+	for line := range strings.Lines(body) {
+		fields := strings.Fields(line)
+		if names == nil {
+			names = fields
+			continue
+		}
+		if len(fields) != len(names) || len(fields) == 0 || fields[0] != names[0] {
+			return fmt.Errorf("%d values for %d names", len(fields), len(names))
+		}
+		for i, value := range fields[1:] {
+			v, err := strconv.Atoi(value)
+			if err != nil {
+				return err
+			}
+			into[strings.TrimSuffix(names[0], ":")+names[i+1]] = v
+		}
+		names = nil
+	}
+	return nil
+}
