@@ -13,10 +13,16 @@ import (
 // stack, /proc/net/snmp and /proc/net/netstat, under the names that nstat(8)
 // gives them: "TcpRetransSegs", "TcpExtTCPTimeouts".
 func (n *Namespace) Netstat() (map[string]int, error) {
+	return readNetstat(strconv.Itoa(n.holder.Pid)) // which has never been anywhere else
+}
+
+// Netstat returns the same counters of the namespace that this process is in.
+func Netstat() (map[string]int, error) { return readNetstat("self") }
+
+func readNetstat(pid string) (map[string]int, error) {
 	counters := make(map[string]int)
 	for _, file := range []string{"snmp", "netstat"} {
-		// The holder's, which has never been anywhere else.
-		body, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/%s", n.holder.Pid, file))
+		body, err := os.ReadFile("/proc/" + pid + "/net/" + file)
 		if err != nil {
 			return nil, err
 		}

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"maps"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/halfopen/halfopen/internal/lab"
+)
+
+var causes = strings.Fields(`keepalive_timeout user_timeout retransmit_timeout window_probe_timeout connect_timeout
+	orphan_timeout reset_by_peer refused unreachable aborted destroyed out_of_memory closed unknown`)
+
+// tally is the deaths that the agent has counted, by cause.
+func tally(m metrics) map[string]int {
+	m.t.Helper()
+	deaths := make(map[string]int)
+	for _, cause := range causes {
+		deaths[cause] = int(m.value("halfopen_tcp_deaths_total", "cause", cause))
+	}
+	return deaths
+}
+
+// told is what became of the details of deaths: sent, suppressed, or lost.
+func told(m metrics) (n int) {
+	m.t.Helper()
+	for _, name := range []string{"events", "events_suppressed", "events_lost"} {
+		n += int(m.value("halfopen_"+name+"_total", "type", "death"))
+	}
+	return n
+}
+
+// settled waits until for so long nobody has died, and returns the counters then.
+func (a *agent) settled(d time.Duration) metrics {
+	a.t.Helper()
+	m, since := a.metrics(), time.Now()
+	eventually(a.t, time.Minute, "nobody dies", func() error {
+		now := a.metrics()
+		if !maps.Equal(tally(now), tally(m)) {
+			m, since = now, time.Now()
+		}
+		if quiet := time.Since(since); quiet < d {
+			return fmt.Errorf("quiet for only %v", quiet)
+		}
+		return nil
+	})
+	return m
+}
+
+// strangers is how many connections of the host itself, none of which is the
+// test's, may have died between two moments.
+func strangers(before, after map[string]int) int {
+	n := before["TcpCurrEstab"] - after["TcpCurrEstab"]
+	for _, name := range []string{"TcpActiveOpens", "TcpPassiveOpens"} {
+		n += after[name] - before[name]
+	}
+	return n
+}
+
+// A hundred thousand ends within seconds, resets and timeouts together, and every
+// one of them is counted as what its application saw. Not parallel: it reads
+// node-wide counters.
+func TestHundredThousandDeathsAreCountedExactly(t *testing.T) {
+	const pairs = 8501 // 102,012 ends in all
+	var timeouts, others []*gathering
+	a := startAgent(t)
+	for i, end := range []string{"keepalive_timeout", "reset", "keepalive_timeout", "user_timeout", "reset", "close"} {
+		g := gather(t, end, pairs, 7100+i)
+		if end == "reset" || end == "close" {
+			others = append(others, g)
+		} else {
+			timeouts = append(timeouts, g)
+		}
+	}
+	all := append(timeouts, others...)
+	for _, g := range all {
+		g.ready()
+	}
+	host := netstat(t, nil)
+	before := a.settled(3 * time.Second)
+
+	began := time.Now()
+	for _, g := range timeouts {
+		if _, err := g.Client.Drop(lab.Rule{Percent: 100}); err != nil {
+			t.Fatal(err)
+		}
+		g.begin()
+	}
+	eventually(t, 20*time.Second, "the first times out", func() error {
+		m := tally(a.metrics())
+		for _, cause := range []string{"keepalive_timeout", "user_timeout"} {
+			if m[cause] > tally(before)[cause] {
+				return nil
+			}
+		}
+		return fmt.Errorf("%v", m)
+	})
+	first := time.Since(began)
+	for _, g := range others {
+		g.begin()
+	}
+	expected := make(map[string]int)
+	for _, g := range all {
+		for what, n := range g.saw() {
+			switch what {
+			case "ETIMEDOUT":
+				expected[g.End] += n
+			case "ECONNRESET":
+				expected["reset_by_peer"] += n
+			case "abort":
+				expected["aborted"] += n
+			// Each of the two is closed once: from last_ack, and, whether its
+			// descriptor is closed by then or not, where a time_wait socket
+			// takes over from fin_wait1 or fin_wait2 (tcp_time_wait).
+			case "EOF", "close":
+				expected["closed"] += n
+			default:
+				t.Fatalf("%d applications that wanted to %s got %s", n, g.End, what)
+			}
+		}
+	}
+	last := time.Since(began)
+	after := a.settled(3 * time.Second)
+	foreign := strangers(host, netstat(t, nil))
+
+	deaths, abnormal := 0, 0
+	for _, cause := range causes {
+		deaths += expected[cause]
+		if cause != "closed" {
+			abnormal += expected[cause]
+		}
+		// Strangers may have died as well, of whatever it was.
+		got := tally(after)[cause] - tally(before)[cause]
+		if excess := got - expected[cause]; excess < 0 || excess > foreign {
+			t.Errorf("%s: %d were counted, the applications saw %d (%+d)", cause, got, expected[cause], excess)
+		}
+	}
+	t.Logf("%d deaths within %.1f s: %v; of %d strangers", deaths, (last - first).Seconds(), expected, foreign)
+	if deaths != 2*pairs*len(all) || deaths < 100_000 {
+		t.Errorf("%d deaths, expected %d", deaths, 2*pairs*len(all))
+	}
+	// Of those that closed in order, only what was retransmitted to is told.
+	retransmitted := 0
+	for _, g := range others {
+		retransmitted += netstat(t, g.Client)["TcpRetransSegs"] + netstat(t, g.Server)["TcpRetransSegs"]
+	}
+	if got := told(after) - told(before); got < abnormal || got > abnormal+retransmitted+foreign {
+		t.Errorf("the details of %d deaths were sent, suppressed or lost, but %d were not orderly", got, abnormal)
+	}
+	if t.Failed() {
+		t.Logf("the kernel skipped %v programs", after.value("halfopen_events_lost_total", "type", "recursion")-
+			before.value("halfopen_events_lost_total", "type", "recursion"))
+	}
+	for _, g := range all {
+		out, err := g.Client.Output("ss", "-Htan", "state", "connected", "exclude", "time-wait")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(out) > 0 {
+			t.Errorf("some live on: %s", out)
+		}
+	}
+}
+
+// netstat is the kernel's own counters of a namespace, or of the host.
+func netstat(t testing.TB, n *lab.Namespace) map[string]int {
+	t.Helper()
+	read := lab.Netstat
+	if n != nil {
+		read = n.Netstat
+	}
+	counters, err := read()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return counters
+}
