@@ -59,7 +59,7 @@ e2e: root build ## test the built halfopen on this kernel (root)
 	@$(call step,end-to-end tests on kernel $(shell uname -r))
 	scripts/need.sh go ca-certificates iproute2 prometheus
 	code=0
-	HALFOPEN_BIN='$(CURDIR)/bin/halfopen' go test -count=1 -timeout 15m -parallel 8 -v ./e2e/... 2>&1 | tee "$$tmp/log" || code=$$?
+	HALFOPEN_BIN='$(CURDIR)/bin/halfopen' go test -count=1 -timeout 30m -parallel 8 -v ./e2e/... 2>&1 | tee "$$tmp/log" || code=$$?
 	count() { grep -c "^ *--- $$1: " "$$tmp/log" || true; }
 	printf '%d passed, %d failed, %d skipped\n' "$$(count PASS)" "$$(count FAIL)" "$$(count SKIP)"
 	((code == 0)) || exit "$$code"
