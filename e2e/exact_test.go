@@ -5,6 +5,7 @@ package e2e
 import (
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -32,6 +33,12 @@ func told(m metrics) (n int) {
 		n += int(m.value("halfopen_"+name+"_total", "type", "death"))
 	}
 	return n
+}
+
+// skipped is how many programs the kernel did not run.
+func (m metrics) skipped() float64 {
+	m.t.Helper()
+	return m.value("halfopen_events_lost_total", "type", "recursion")
 }
 
 // settled waits until for so long nobody has died, and returns the counters then.
@@ -76,7 +83,7 @@ func TestHundredThousandDeathsAreCountedExactly(t *testing.T) {
 			timeouts = append(timeouts, g)
 		}
 	}
-	all := append(timeouts, others...)
+	all := slices.Concat(timeouts, others)
 	for _, g := range all {
 		g.ready()
 	}
@@ -152,8 +159,7 @@ func TestHundredThousandDeathsAreCountedExactly(t *testing.T) {
 		t.Errorf("the details of %d deaths were sent, suppressed or lost, but %d were not orderly", got, abnormal)
 	}
 	if t.Failed() {
-		t.Logf("the kernel skipped %v programs", after.value("halfopen_events_lost_total", "type", "recursion")-
-			before.value("halfopen_events_lost_total", "type", "recursion"))
+		t.Logf("the kernel skipped %v programs", after.skipped()-before.skipped())
 	}
 	for _, g := range all {
 		out, err := g.Client.Output("ss", "-Htan", "state", "connected", "exclude", "time-wait")
