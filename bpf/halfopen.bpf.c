@@ -626,7 +626,8 @@ static __always_inline void detail(struct conn *c, const struct tcp_sock *tp, co
 	int linger;
 	__u32 v;
 
-	c->at = bpf_ktime_get_ns();
+	/* The moment of assess(), whatever has come in between. */
+	c->at = bpf_ktime_get_ns() - (bpf_jiffies64() - c->jiffies) * (1000000000 / (hz ?: 1));
 	c->netns = FIELD(net, ns.inum);
 	c->uid = FIELD(tp, inet_conn.icsk_inet.sk.sk_uid.val);
 	c->family = FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_family);

@@ -227,7 +227,12 @@ func (t *timers) retransmissions() (uint64, Cause) {
 			rto = min(base<<min(retransmits, 32), uint64(c.RtoMax))
 		case state == Established && c.ThinRto > 0 && retransmits <= 6: // TCP_THIN_LINEAR_RETRIES
 			rto = uint64(c.ThinRto)
-		case reverting:
+		case reverting: // armed again when the ICMP error comes, for what is left
+			if t.late == 0 {
+				rto = max(uint64(c.Rto), 2) - 1
+			} else {
+				rto = uint64(c.Rto)
+			}
 		case state != SynSent || retransmits > int(c.SynLinear):
 			rto = min(2*rto, uint64(c.RtoMax))
 		}

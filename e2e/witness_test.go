@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+// A witness tells which deaths no BPF program can have seen, because the kernel
+// of this machine runs none in the context of some tasks (docs/kernel.md). It
+// takes note of the same event in two ways: with a program of its own, which does
+// nothing but count by the task that was running, and with tracefs. A task that
+// is in the one and never in the other is hidden.
+//
+// On a kernel that runs every program it finds nothing, and nothing is excused.
+type witness struct {
+	t       *testing.T
+	trace   string // the tracefs instance
+	program *ebpf.Program
+	link    link.Link
+	tasks   *ebpf.Map // pid to how many deaths
+}
+
+const tracefs = "/sys/kernel/tracing"
+
+func startWitness(t *testing.T) *witness {
+	t.Helper()
+	w := &witness{t: t, trace: filepath.Join(tracefs, "instances", fmt.Sprintf("halfopen-e2e-%d", os.Getpid()))}
+	if _, err := os.Stat(filepath.Join(tracefs, "instances")); errors.Is(err, os.ErrNotExist) {
+		if err := unix.Mount("tracefs", tracefs, "tracefs", 0, ""); err != nil {
+			t.Fatalf("mount tracefs: %v", err)
+		}
+	}
+	if err := os.Mkdir(w.trace, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.Remove(w.trace); err != nil {
+			t.Error(err)
+		}
+	})
+	var err error
+	if w.tasks, err = ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Hash, KeySize: 4, ValueSize: 8, MaxEntries: 65536}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.tasks.Close() })
+	w.program, err = ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.Tracing, AttachType: ebpf.AttachTraceRawTp, AttachTo: "inet_sock_set_state", License: "GPL",
+		Instructions: asm.Instructions{
+			asm.LoadMem(asm.R1, asm.R1, 16, asm.DWord), // newstate
+			asm.JNE.Imm32(asm.R1, tcpClose, "out"),
+			asm.FnGetCurrentPidTgid.Call(),
+			asm.StoreMem(asm.R10, -4, asm.R0, asm.Word),
+			asm.Mov.Reg(asm.R2, asm.R10),
+			asm.Add.Imm(asm.R2, -4),
+			asm.LoadMapPtr(asm.R1, w.tasks.FD()),
+			asm.FnMapLookupElem.Call(),
+			asm.JEq.Imm(asm.R0, 0, "first"),
+			asm.Mov.Imm(asm.R1, 1),
+			asm.AddAtomic.Mem(asm.R0, asm.R1, asm.DWord, 0),
+			asm.Ja.Label("out"),
+			asm.Mov.Imm(asm.R1, 1).WithSymbol("first"),
+			asm.StoreMem(asm.R10, -16, asm.R1, asm.DWord),
+			asm.Mov.Reg(asm.R2, asm.R10),
+			asm.Add.Imm(asm.R2, -4),
+			asm.Mov.Reg(asm.R3, asm.R10),
+			asm.Add.Imm(asm.R3, -16),
+			asm.Mov.Imm(asm.R4, 0), // BPF_ANY
+			asm.LoadMapPtr(asm.R1, w.tasks.FD()),
+			asm.FnMapUpdateElem.Call(),
+			asm.Mov.Imm(asm.R0, 0).WithSymbol("out"),
+			asm.Return(),
+		},
+	})
+	if err != nil {
+		t.Fatalf("%+v", err)
+	}
+	t.Cleanup(func() { w.program.Close() })
+	if w.link, err = link.AttachTracing(link.TracingOptions{Program: w.program, AttachType: ebpf.AttachTraceRawTp}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.link.Close() })
+	w.set("buffer_size_kb", "32768")
+	w.set("events/sock/inet_sock_set_state/filter", fmt.Sprintf("newstate == %d && protocol == %d", tcpClose, unix.IPPROTO_TCP))
+	w.set("events/sock/inet_sock_set_state/enable", "1")
+	return w
+}
+
+const tcpClose = 7 // include/net/tcp_states.h
+
+func (w *witness) set(file, value string) {
+	w.t.Helper()
+	if err := os.WriteFile(filepath.Join(w.trace, file), []byte(value), 0); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// A hiddenDeath is one that no program saw.
+type hiddenDeath struct {
+	task          string
+	local, remote netip.AddrPort
+	state         string // before, as the kernel calls it
+}
+
+// "  comm-1234  [001] .Ns2. 14560.906096: inet_sock_set_state: family=AF_INET …"
+var traceLine = regexp.MustCompile(`^ *(.*-(\d+)) +\[\d+\].*: inet_sock_set_state: family=(\w+) .*sport=(\d+) dport=(\d+) saddr=(\S+) daddr=(\S+) saddrv6=(\S+) daddrv6=(\S+) oldstate=(\w+)`)
+
+// hidden are the deaths so far that no program saw.
+func (w *witness) hidden() []hiddenDeath {
+	w.t.Helper()
+	f, err := os.Open(filepath.Join(w.trace, "trace"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer f.Close()
+	byTask := make(map[uint32][]hiddenDeath)
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		line := lines.Text()
+		if strings.HasPrefix(line, "#") {
+			continue
+		}
+		m := traceLine.FindStringSubmatch(line)
+		if m == nil {
+			w.t.Fatalf("trace says %q", line)
+		}
+		pid, _ := strconv.ParseUint(m[2], 10, 32)
+		saddr, daddr := m[6], m[7]
+		if m[3] == "AF_INET6" {
+			saddr, daddr = m[8], m[9]
+		}
+		d := hiddenDeath{task: m[1], state: m[10]}
+		for _, end := range []struct {
+			into       *netip.AddrPort
+			addr, port string
+		}{{&d.local, saddr, m[4]}, {&d.remote, daddr, m[5]}} {
+			addr, err := netip.ParseAddr(end.addr)
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			port, _ := strconv.ParseUint(end.port, 10, 16)
+			*end.into = netip.AddrPortFrom(addr.Unmap(), uint16(port))
+		}
+		byTask[uint32(pid)] = append(byTask[uint32(pid)], d)
+	}
+	if err := lines.Err(); err != nil {
+		w.t.Fatal(err)
+	}
+	w.complete()
+	stats, err := w.program.Stats()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	var found []hiddenDeath
+	for pid, deaths := range byTask {
+		var n uint64
+		err := w.tasks.Lookup(pid, &n)
+		if err == nil {
+			continue
+		}
+		if !errors.Is(err, ebpf.ErrKeyNotExist) {
+			w.t.Fatal(err)
+		}
+		// A program that was skipped because it was running is no proof.
+		if uint64(len(deaths)) > stats.RecursionMisses {
+			found = append(found, deaths...)
+		}
+	}
+	return found
+}
+
+// complete checks that the trace has lost nothing.
+func (w *witness) complete() {
+	w.t.Helper()
+	cpus, err := filepath.Glob(filepath.Join(w.trace, "per_cpu/cpu*/stats"))
+	if err != nil || len(cpus) == 0 {
+		w.t.Fatalf("no statistics of the trace: %v", err)
+	}
+	for _, file := range cpus {
+		body, err := os.ReadFile(file)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		for _, name := range []string{"overrun", "dropped events"} {
+			if !strings.Contains(string(body), name+": 0\n") {
+				w.t.Fatalf("%s: the trace is not complete:\n%s", file, body)
+			}
+		}
+	}
+}
