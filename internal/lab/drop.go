@@ -32,6 +32,7 @@ const (
 // A Rule says which packets are lost.
 type Rule struct {
 	Port      uint16    // TCP source or destination port; 0 is every TCP packet
+	Class     uint8     // traffic class, as [SetClass] gives it to a socket; 0 is every class
 	Direction Direction // zero is both
 	Percent   int       // share of packets lost at random, 1 to 100
 
@@ -41,10 +42,29 @@ type Rule struct {
 	Apart bool
 }
 
+// Unreachable is a code of an ICMP and of an ICMPv6 message of the type
+// destination unreachable.
+type Unreachable struct{ V4, V6 uint8 }
+
+// What a router may say of a destination. The first two are no reason for TCP to
+// give an established connection up, and make it retransmit faster (RFC 6069);
+// only the first of IPv6's.
+var (
+	NetUnreachable   = Unreachable{0, 0}
+	HostUnreachable  = Unreachable{1, 3}
+	PortUnreachable  = Unreachable{3, 4}
+	AdminProhibited  = Unreachable{13, 1}
+	HostProhibited   = Unreachable{10, 2} // beyond scope of the source address
+	SourceProhibited = Unreachable{9, 5}  // source address failed a policy
+)
+
 // Validate reports the first field that is out of range.
 func (r Rule) Validate() error {
 	if r.Direction < Both || r.Direction > Out {
 		return fmt.Errorf("unknown direction %d", r.Direction)
+	}
+	if r.Class&3 != 0 {
+		return fmt.Errorf("class %#x has bits that are not TCP's to keep (ECN)", r.Class)
 	}
 	if r.Percent < 1 || r.Percent > 100 {
 		return fmt.Errorf("percent %d is not in 1 to 100", r.Percent)
@@ -67,6 +87,16 @@ func (r Rule) Validate() error {
 //
 // A big segment that no link has cut up counts as one packet.
 func (n *Namespace) Drop(r Rule) (remove func() error, err error) {
+	return n.refuse(r, nil)
+}
+
+// Reject loses packets as Drop does, and answers each with an ICMP or ICMPv6
+// message, unthrottled.
+func (n *Namespace) Reject(r Rule, why Unreachable) (remove func() error, err error) {
+	return n.refuse(r, &why)
+}
+
+func (n *Namespace) refuse(r Rule, why *Unreachable) (remove func() error, err error) {
 	if err := r.Validate(); err != nil {
 		return nil, fmt.Errorf("drop rule: %w", err)
 	}
@@ -79,7 +109,7 @@ func (n *Namespace) Drop(r Rule) (remove func() error, err error) {
 		return errors.Join(errs...)
 	})
 	for _, a := range n.arrivals(r.Direction) {
-		f, err := a.at.lose(r, a.link)
+		f, err := a.at.lose(r, why, a.link)
 		if err != nil {
 			return nil, errors.Join(err, remove())
 		}
@@ -108,8 +138,14 @@ func (n *Namespace) arrivals(d Direction) []arrival {
 	return list
 }
 
-// lose puts r at the namespace's input hook, for packets from a link.
-func (n *Namespace) lose(r Rule, link string) (undo func() error, err error) {
+// lose puts r at the namespace's input hook, for packets from a link; why is nil
+// where nobody is told.
+func (n *Namespace) lose(r Rule, why *Unreachable, link string) (undo func() error, err error) {
+	if why != nil {
+		if err := n.unthrottleICMP(); err != nil {
+			return nil, err
+		}
+	}
 	n.mu.Lock()
 	n.drops++
 	name := fmt.Sprintf("drop%d", n.drops)
@@ -126,7 +162,7 @@ func (n *Namespace) lose(r Rule, link string) (undo func() error, err error) {
 	err = n.nft(func(conn *nftables.Conn) {
 		conn.AddTable(table)
 		conn.AddChain(chain)
-		for _, exprs := range r.exprs(link) {
+		for _, exprs := range r.exprs(link, why) {
 			conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: exprs})
 		}
 	})
@@ -154,17 +190,63 @@ func (n *Namespace) nft(batch func(*nftables.Conn)) error {
 	})
 }
 
-// exprs returns the rules of one chain, in the kernel's terms: one for every TCP
-// packet, or one each for the source and the destination port.
-func (r Rule) exprs(link string) [][]expr.Any {
+// unthrottleICMP has the namespace send every destination unreachable, instead of
+// some a second to each host.
+func (n *Namespace) unthrottleICMP() error {
+	if err := n.Sysctl("net.ipv4.icmp_ratemask", "0"); err != nil {
+		return err
+	}
+	if !n.addr6.IsValid() {
+		return nil
+	}
+	return n.Sysctl("net.ipv6.icmp.ratemask", "0") // a type that is never sent
+}
+
+// exprs returns the rules of one chain, in the kernel's terms: one for every way
+// in which a packet may match.
+func (r Rule) exprs(link string, why *Unreachable) [][]expr.Any {
 	match := slices.Concat(matchLink(link), matchTCP())
-	if r.Port == 0 {
-		return [][]expr.Any{slices.Concat(match, r.verdict())}
+	ports := [][]expr.Any{nil}
+	if r.Port != 0 {
+		ports = [][]expr.Any{matchPort(0, r.Port), matchPort(2, r.Port)}
 	}
-	return [][]expr.Any{
-		slices.Concat(match, matchPort(0, r.Port), r.verdict()),
-		slices.Concat(match, matchPort(2, r.Port), r.verdict()),
+	families := []byte{0}
+	if r.Class != 0 || why != nil {
+		families = []byte{unix.NFPROTO_IPV4, unix.NFPROTO_IPV6}
 	}
+	var rules [][]expr.Any
+	for _, port := range ports {
+		for _, family := range families {
+			rules = append(rules, slices.Concat(match, port, matchClass(family, r.Class), r.verdict(family, why)))
+		}
+	}
+	return rules
+}
+
+// matchClass matches a family's packets of a traffic class: the DS field, without
+// the two bits of ECN.
+func matchClass(family, class byte) []expr.Any {
+	if family == 0 {
+		return nil
+	}
+	match := []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{family}},
+	}
+	if class == 0 {
+		return match
+	}
+	// IPv4 has it in the second byte; IPv6 after the four bits of the version.
+	offset, mask, want := uint32(1), []byte{0xfc}, []byte{class}
+	if family == unix.NFPROTO_IPV6 {
+		offset, mask, want = 0, []byte{0x0f, 0xc0}, []byte{class >> 4, class << 4}
+	}
+	n := uint32(len(mask))
+	return append(match,
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: n},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: n, Mask: mask, Xor: make([]byte, n)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: want},
+	)
 }
 
 func matchLink(name string) []expr.Any {
@@ -195,11 +277,18 @@ func matchPort(offset uint32, port uint16) []expr.Any {
 	}
 }
 
-// verdict draws the lot, counts the packet and drops it.
-func (r Rule) verdict() []expr.Any {
-	drop := []expr.Any{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}}
+// verdict draws the lot, counts the packet and drops it, or sends it back.
+func (r Rule) verdict(family byte, why *Unreachable) []expr.Any {
+	end := []expr.Any{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}}
+	if why != nil {
+		code := why.V4
+		if family == unix.NFPROTO_IPV6 {
+			code = why.V6
+		}
+		end[1] = &expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: code}
+	}
 	if r.Percent == 100 {
-		return drop
+		return end
 	}
 	if r.Apart {
 		return slices.Concat(
@@ -207,9 +296,9 @@ func (r Rule) verdict() []expr.Any {
 				&expr.Numgen{Register: 1, Type: unix.NFT_NG_INCREMENTAL, Modulus: 2},
 				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(0)},
 			},
-			lot(2*r.Percent), drop)
+			lot(2*r.Percent), end)
 	}
-	return slices.Concat(lot(r.Percent), drop)
+	return slices.Concat(lot(r.Percent), end)
 }
 
 // lot lets so many packets of 100 pass on to the next expression.

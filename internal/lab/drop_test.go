@@ -3,6 +3,7 @@
 package lab
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -144,6 +146,68 @@ func TestDropSparesOtherPorts(t *testing.T) {
 	mustDrop(t, l.Client, Rule{Percent: 100}) // port 0 spares none
 	send(t, spared, "lost")
 	receiveNothing(t, sparedEnd)
+}
+
+func TestDropByClass(t *testing.T) {
+	l := newLab(t)
+	families(t, l, func(t *testing.T, server netip.Addr) {
+		client, accepted := connect(t, l, netip.AddrPortFrom(server, 5432))
+		spared, sparedEnd := connect(t, l, netip.AddrPortFrom(server, 5433))
+		mustDrop(t, l.Client, Rule{Class: 0x44, Percent: 100})
+		for c, class := range map[*net.TCPConn]uint8{client: 0x44, spared: 0x48} {
+			if err := SetClass(c, class); err != nil {
+				t.Fatal(err)
+			}
+		}
+		send(t, client, "lost")
+		send(t, spared, "question")
+		receive(t, sparedEnd, "question")
+		receiveNothing(t, accepted)
+		if err := SetClass(client, 0); err != nil {
+			t.Fatal(err)
+		}
+		receive(t, accepted, "lost")
+	})
+}
+
+func TestReject(t *testing.T) {
+	l := newLab(t)
+	for i, tt := range []struct {
+		why    Unreachable
+		v4, v6 unix.Errno
+	}{
+		{NetUnreachable, unix.ENETUNREACH, unix.ENETUNREACH},
+		{HostUnreachable, unix.EHOSTUNREACH, unix.EHOSTUNREACH},
+		{PortUnreachable, unix.ECONNREFUSED, unix.ECONNREFUSED},
+		{AdminProhibited, unix.EHOSTUNREACH, unix.EACCES},
+		{HostProhibited, unix.EHOSTUNREACH, unix.EHOSTUNREACH},
+		{SourceProhibited, unix.ENETUNREACH, unix.EACCES},
+	} {
+		port := uint16(6000 + i)
+		if _, err := l.Client.Reject(Rule{Port: port, Direction: Out, Percent: 100}, tt.why); err != nil {
+			t.Fatal(err)
+		}
+		for addr, want := range map[netip.Addr]unix.Errno{l.Server.Addr4(): tt.v4, l.Server.Addr6(): tt.v6} {
+			// More at once than the kernel sends to one host if it is let. One
+			// that comes back while connect() still has the socket ends
+			// nothing, but that for the next SYN does, a second later.
+			var wg sync.WaitGroup
+			for range 11 {
+				wg.Go(func() {
+					ctx, cancel := context.WithTimeout(t.Context(), 2500*time.Millisecond)
+					defer cancel()
+					c, err := l.Client.Dial(ctx, netip.AddrPortFrom(addr, port))
+					if err == nil {
+						c.Close()
+					}
+					if !errors.Is(err, want) {
+						t.Errorf("%+v of %s: %v, want %v", tt.why, addr, err, want)
+					}
+				})
+			}
+			wg.Wait()
+		}
+	}
 }
 
 func TestRulesAddUp(t *testing.T) {
@@ -301,6 +365,8 @@ func TestRuleValidate(t *testing.T) {
 		{"half can be lost, and never two in a row", Rule{Percent: 50, Apart: true}, true},
 		{"no more than half can", Rule{Percent: 51, Apart: true}, false},
 		{"less than nothing cannot be lost", Rule{Percent: -1}, false},
+		{"a traffic class is fine", Rule{Class: 0xb8, Percent: 100}, true},
+		{"the bits of ECN are no traffic class", Rule{Class: 0xb9, Percent: 100}, false},
 		{"there is no fourth direction", Rule{Direction: Out + 1, Percent: 100}, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -4,12 +4,15 @@ package lab
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"net"
 	"net/netip"
 	"syscall"
 	"time"
+	"unsafe"
 
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -85,6 +88,105 @@ func Cookie(c syscall.Conn) (uint64, error) {
 		return 0, fmt.Errorf("get socket cookie: %w", err)
 	}
 	return cookie, nil
+}
+
+// SetClass gives what the socket sends from now on a traffic class (IP_TOS,
+// IPV6_TCLASS), by which a [Rule] can tell it from what other sockets send: one
+// connection can be cut without a rule of its own. A connection that is accepted
+// has its listener's. The two lowest bits are TCP's own.
+func SetClass(c syscall.Conn, class uint8) error {
+	return control(c, func(fd int) error { return SetClassFD(fd, class) })
+}
+
+// SetClassFD is SetClass for a descriptor.
+func SetClassFD(fd int, class uint8) error {
+	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	if err != nil {
+		return fmt.Errorf("set traffic class: %w", err)
+	}
+	level, name := unix.IPPROTO_IP, unix.IP_TOS
+	if domain == unix.AF_INET6 {
+		level, name = unix.IPPROTO_IPV6, unix.IPV6_TCLASS
+	}
+	if err := unix.SetsockoptInt(fd, level, name, int(class)); err != nil {
+		return fmt.Errorf("set traffic class: %w", err)
+	}
+	return nil
+}
+
+// Info returns what the kernel says of a connection (TCP_INFO). Its State is the
+// kernel's number.
+func Info(c syscall.Conn) (*unix.TCPInfo, error) {
+	var info *unix.TCPInfo
+	err := control(c, func(fd int) (err error) {
+		info, err = unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("get TCP info: %w", err)
+	}
+	return info, nil
+}
+
+// Disconnect ends a connection as connect() to nowhere does (AF_UNSPEC): the
+// socket stays, and could be connected again.
+func Disconnect(c syscall.Conn) error {
+	return control(c, DisconnectFD)
+}
+
+// DisconnectFD is Disconnect for a descriptor.
+func DisconnectFD(fd int) error {
+	var nowhere unix.RawSockaddr // family 0 is AF_UNSPEC
+	_, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&nowhere)), unix.SizeofSockaddrInet4)
+	if errno != 0 {
+		return fmt.Errorf("disconnect: %w", errno)
+	}
+	return nil
+}
+
+// Destroy ends a connection from outside, as `ss -K` does (SOCK_DESTROY). The
+// ends are those of one of the namespace's sockets, and cookie is its cookie.
+func (n *Namespace) Destroy(local, remote netip.AddrPort, cookie uint64) error {
+	request := nl.NewNetlinkRequest(nl.SOCK_DESTROY, unix.NLM_F_ACK)
+	request.AddData(destroyRequest{local, remote, cookie})
+	err := n.Do(func() error {
+		_, err := request.Execute(unix.NETLINK_INET_DIAG, 0)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("destroy socket %x: %w", cookie, err)
+	}
+	return nil
+}
+
+// destroyRequest is struct inet_diag_req_v2.
+type destroyRequest struct {
+	local, remote netip.AddrPort
+	cookie        uint64
+}
+
+// Len is that of Serialize.
+func (destroyRequest) Len() int { return 56 }
+
+// Serialize returns the request as the kernel takes it.
+func (r destroyRequest) Serialize() []byte {
+	b := make([]byte, 0, r.Len())
+	family := byte(unix.AF_INET)
+	if r.local.Addr().Is6() {
+		family = unix.AF_INET6
+	}
+	b = append(b, family, unix.IPPROTO_TCP, 0, 0)
+	b = binary.NativeEndian.AppendUint32(b, ^uint32(0)) // any state
+	b = binary.BigEndian.AppendUint16(b, r.local.Port())
+	b = binary.BigEndian.AppendUint16(b, r.remote.Port())
+	for _, end := range []netip.AddrPort{r.local, r.remote} {
+		var addr [16]byte
+		copy(addr[:], end.Addr().AsSlice())
+		b = append(b, addr[:]...)
+	}
+	b = binary.NativeEndian.AppendUint32(b, 0) // any interface
+	b = binary.NativeEndian.AppendUint32(b, uint32(r.cookie))
+	return binary.NativeEndian.AppendUint32(b, uint32(r.cookie>>32))
 }
 
 type sockopt struct {

@@ -214,3 +214,47 @@ func TestSocketOptions(t *testing.T) {
 		t.Error("a closed socket took an option")
 	}
 }
+
+func TestDisconnectAndDestroy(t *testing.T) {
+	l := newLab(t)
+	families(t, l, func(t *testing.T, server netip.Addr) {
+		for _, tt := range []struct {
+			name string
+			end  func(c *net.TCPConn) error
+			want unix.Errno
+		}{
+			{"disconnect", func(c *net.TCPConn) error { return Disconnect(c) }, unix.ECONNRESET},
+			{"destroy", func(c *net.TCPConn) error {
+				cookie, err := Cookie(c)
+				if err != nil {
+					return err
+				}
+				return l.Client.Destroy(c.LocalAddr().(*net.TCPAddr).AddrPort(), c.RemoteAddr().(*net.TCPAddr).AddrPort(), cookie)
+			}, unix.ECONNABORTED},
+		} {
+			t.Run(tt.name, func(t *testing.T) {
+				client, accepted := connect(t, l, netip.AddrPortFrom(server, 5432))
+				if err := tt.end(client); err != nil {
+					t.Fatal(err)
+				}
+				info, err := Info(client)
+				if err != nil || info.State != 7 { // TCP_CLOSE
+					t.Errorf("its state is %d (%v)", info.State, err)
+				}
+				if errno := unix.Errno(getsockopt(t, client, unix.SOL_SOCKET, unix.SO_ERROR)); errno != tt.want {
+					t.Errorf("its error is %v, want %v", errno, tt.want)
+				}
+				accepted.SetReadDeadline(time.Now().Add(patience))
+				if _, err := accepted.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
+					t.Errorf("the peer got %v", err)
+				}
+				client.Close()
+				accepted.Close()
+			})
+		}
+		err := l.Client.Destroy(netip.AddrPortFrom(server, 1), netip.AddrPortFrom(server, 2), 12345)
+		if !errors.Is(err, unix.ENOENT) {
+			t.Errorf("a socket that does not exist: %v", err)
+		}
+	})
+}
