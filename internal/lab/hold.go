@@ -3,6 +3,7 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"syscall"
@@ -121,7 +122,10 @@ func (h *hold) stuck() error {
 		select {
 		case err := <-h.done:
 			h.done <- err
-			return fmt.Errorf("nothing was held, the write is over: %v", err)
+			if err == nil {
+				err = errors.New("it needed no page")
+			}
+			return fmt.Errorf("nothing was held, the write is over: %w", err)
 		default:
 		}
 		if n, err := unix.Poll(fds, 10); err != nil && err != unix.EINTR {

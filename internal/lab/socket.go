@@ -144,32 +144,69 @@ func DisconnectFD(fd int) error {
 	return nil
 }
 
-// Destroy ends a connection from outside, as `ss -K` does (SOCK_DESTROY). The
-// ends are those of one of the namespace's sockets, and cookie is its cookie.
-func (n *Namespace) Destroy(local, remote netip.AddrPort, cookie uint64) error {
-	request := nl.NewNetlinkRequest(nl.SOCK_DESTROY, unix.NLM_F_ACK)
-	request.AddData(destroyRequest{local, remote, cookie})
+// Diag looks at the sockets of a namespace from outside, as ss does, and ends
+// them as `ss -K` does (sock_diag(7)). It may be used by several goroutines.
+type Diag struct {
+	sockets map[int]*nl.SocketHandle
+}
+
+// Diag opens a view of the namespace's sockets, until its Close.
+func (n *Namespace) Diag() (*Diag, error) {
+	d := &Diag{}
 	err := n.Do(func() error {
-		_, err := request.Execute(unix.NETLINK_INET_DIAG, 0)
+		s, err := nl.Subscribe(unix.NETLINK_INET_DIAG)
+		d.sockets = map[int]*nl.SocketHandle{unix.NETLINK_INET_DIAG: {Socket: s}}
 		return err
 	})
 	if err != nil {
+		return nil, fmt.Errorf("open sock_diag: %w", err)
+	}
+	return d, nil
+}
+
+// Close ends the view.
+func (d *Diag) Close() { d.sockets[unix.NETLINK_INET_DIAG].Close() }
+
+// Find returns state and cookie of the connection between two ends; any if the
+// cookie asked for is 0. The error is ENOENT where there is none.
+func (d *Diag) Find(local, remote netip.AddrPort, cookie uint64) (state uint8, found uint64, err error) {
+	messages, err := d.execute(nl.SOCK_DIAG_BY_FAMILY, 0, diagRequest{local, remote, cookie})
+	if err != nil {
+		return 0, 0, fmt.Errorf("find socket of %s and %s: %w", local, remote, err)
+	}
+	if len(messages) != 1 || len(messages[0]) < 52 {
+		return 0, 0, fmt.Errorf("find socket of %s and %s: %d answers", local, remote, len(messages))
+	}
+	m := messages[0] // struct inet_diag_msg
+	return m[1], uint64(binary.NativeEndian.Uint32(m[44:])) | uint64(binary.NativeEndian.Uint32(m[48:]))<<32, nil
+}
+
+// Destroy ends the connection between two ends that has this cookie.
+func (d *Diag) Destroy(local, remote netip.AddrPort, cookie uint64) error {
+	if _, err := d.execute(nl.SOCK_DESTROY, unix.NLM_F_ACK, diagRequest{local, remote, cookie}); err != nil {
 		return fmt.Errorf("destroy socket %x: %w", cookie, err)
 	}
 	return nil
 }
 
-// destroyRequest is struct inet_diag_req_v2.
-type destroyRequest struct {
+func (d *Diag) execute(proto, flags int, r diagRequest) ([][]byte, error) {
+	request := nl.NewNetlinkRequest(proto, flags)
+	request.Sockets = d.sockets
+	request.AddData(r)
+	return request.Execute(unix.NETLINK_INET_DIAG, 0)
+}
+
+// diagRequest is struct inet_diag_req_v2.
+type diagRequest struct {
 	local, remote netip.AddrPort
-	cookie        uint64
+	cookie        uint64 // 0 for any
 }
 
 // Len is that of Serialize.
-func (destroyRequest) Len() int { return 56 }
+func (diagRequest) Len() int { return 56 }
 
 // Serialize returns the request as the kernel takes it.
-func (r destroyRequest) Serialize() []byte {
+func (r diagRequest) Serialize() []byte {
 	b := make([]byte, 0, r.Len())
 	family := byte(unix.AF_INET)
 	if r.local.Addr().Is6() {
@@ -185,8 +222,12 @@ func (r destroyRequest) Serialize() []byte {
 		b = append(b, addr[:]...)
 	}
 	b = binary.NativeEndian.AppendUint32(b, 0) // any interface
-	b = binary.NativeEndian.AppendUint32(b, uint32(r.cookie))
-	return binary.NativeEndian.AppendUint32(b, uint32(r.cookie>>32))
+	cookie := r.cookie
+	if cookie == 0 {
+		cookie = ^uint64(0) // INET_DIAG_NOCOOKIE
+	}
+	b = binary.NativeEndian.AppendUint32(b, uint32(cookie))
+	return binary.NativeEndian.AppendUint32(b, uint32(cookie>>32))
 }
 
 type sockopt struct {

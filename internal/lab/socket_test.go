@@ -217,6 +217,11 @@ func TestSocketOptions(t *testing.T) {
 
 func TestDisconnectAndDestroy(t *testing.T) {
 	l := newLab(t)
+	diag, err := l.Client.Diag()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer diag.Close()
 	families(t, l, func(t *testing.T, server netip.Addr) {
 		for _, tt := range []struct {
 			name string
@@ -229,7 +234,11 @@ func TestDisconnectAndDestroy(t *testing.T) {
 				if err != nil {
 					return err
 				}
-				return l.Client.Destroy(c.LocalAddr().(*net.TCPAddr).AddrPort(), c.RemoteAddr().(*net.TCPAddr).AddrPort(), cookie)
+				local, remote := c.LocalAddr().(*net.TCPAddr).AddrPort(), c.RemoteAddr().(*net.TCPAddr).AddrPort()
+				if state, found, err := diag.Find(local, remote, 0); err != nil || state != 1 || found != cookie {
+					t.Errorf("found %x in state %d, want %x, established (%v)", found, state, cookie, err)
+				}
+				return diag.Destroy(local, remote, cookie)
 			}, unix.ECONNABORTED},
 		} {
 			t.Run(tt.name, func(t *testing.T) {
@@ -252,7 +261,7 @@ func TestDisconnectAndDestroy(t *testing.T) {
 				accepted.Close()
 			})
 		}
-		err := l.Client.Destroy(netip.AddrPortFrom(server, 1), netip.AddrPortFrom(server, 2), 12345)
+		err := diag.Destroy(netip.AddrPortFrom(server, 1), netip.AddrPortFrom(server, 2), 12345)
 		if !errors.Is(err, unix.ENOENT) {
 			t.Errorf("a socket that does not exist: %v", err)
 		}
