@@ -167,18 +167,26 @@ func (n *Namespace) Diag() (*Diag, error) {
 // Close ends the view.
 func (d *Diag) Close() { d.sockets[unix.NETLINK_INET_DIAG].Close() }
 
-// Find returns state and cookie of the connection between two ends; any if the
-// cookie asked for is 0. The error is ENOENT where there is none.
-func (d *Diag) Find(local, remote netip.AddrPort, cookie uint64) (state uint8, found uint64, err error) {
+// A Socket is what is to be seen of one: the kernel's numbers of its state and of
+// the timer that is running, and its cookie.
+type Socket struct {
+	State, Timer uint8
+	Cookie       uint64
+}
+
+// Find looks for the connection between two ends; for any if the cookie is 0. The
+// error is ENOENT where there is none.
+func (d *Diag) Find(local, remote netip.AddrPort, cookie uint64) (Socket, error) {
 	messages, err := d.execute(nl.SOCK_DIAG_BY_FAMILY, 0, diagRequest{local, remote, cookie})
 	if err != nil {
-		return 0, 0, fmt.Errorf("find socket of %s and %s: %w", local, remote, err)
+		return Socket{}, fmt.Errorf("find socket of %s and %s: %w", local, remote, err)
 	}
 	if len(messages) != 1 || len(messages[0]) < 52 {
-		return 0, 0, fmt.Errorf("find socket of %s and %s: %d answers", local, remote, len(messages))
+		return Socket{}, fmt.Errorf("find socket of %s and %s: %d answers", local, remote, len(messages))
 	}
 	m := messages[0] // struct inet_diag_msg
-	return m[1], uint64(binary.NativeEndian.Uint32(m[44:])) | uint64(binary.NativeEndian.Uint32(m[48:]))<<32, nil
+	found := uint64(binary.NativeEndian.Uint32(m[44:])) | uint64(binary.NativeEndian.Uint32(m[48:]))<<32
+	return Socket{State: m[1], Timer: m[2], Cookie: found}, nil
 }
 
 // Destroy ends the connection between two ends that has this cookie.

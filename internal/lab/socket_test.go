@@ -235,8 +235,8 @@ func TestDisconnectAndDestroy(t *testing.T) {
 					return err
 				}
 				local, remote := c.LocalAddr().(*net.TCPAddr).AddrPort(), c.RemoteAddr().(*net.TCPAddr).AddrPort()
-				if state, found, err := diag.Find(local, remote, 0); err != nil || state != 1 || found != cookie {
-					t.Errorf("found %x in state %d, want %x, established (%v)", found, state, cookie, err)
+				if s, err := diag.Find(local, remote, 0); err != nil || s.State != 1 || s.Cookie != cookie {
+					t.Errorf("found %+v, want %x, established (%v)", s, cookie, err)
 				}
 				return diag.Destroy(local, remote, cookie)
 			}, unix.ECONNABORTED},

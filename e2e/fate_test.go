@@ -1,0 +1,772 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/halfopen/halfopen/internal/lab"
+)
+
+// A fate is how one socket ended, as known from outside the agent.
+type fate struct {
+	scenario string // and family
+	cookie   string
+	cause    string
+	during   string
+	errno    string // anything if "*": nobody was there to get it
+	state    string
+	quiet    bool // an orderly end: it is counted, and told only if there was trouble before
+
+	// It ended between these moments.
+	alive, dead time.Time
+
+	unforeseen bool // something else kept the kernel from ending it in time, or made it
+}
+
+// The classes that the packets of a socket may have, and what becomes of them.
+const (
+	passes = 4 * iota
+	vanishes
+	netUnreachable
+	hostUnreachable
+	portUnreachable
+	adminProhibited
+	hostProhibited
+	sourceProhibited
+)
+
+var refusals = map[uint8]lab.Unreachable{
+	netUnreachable: lab.NetUnreachable, hostUnreachable: lab.HostUnreachable,
+	portUnreachable: lab.PortUnreachable, adminProhibited: lab.AdminProhibited,
+	hostProhibited: lab.HostProhibited, sourceProhibited: lab.SourceProhibited,
+}
+
+// errnoOf is what the application gets to know of a refusal
+// (icmp_err_convert, icmpv6_err_convert).
+func errnoOf(class uint8, family string) string {
+	v6 := family == "ipv6"
+	switch class {
+	case netUnreachable:
+		return "ENETUNREACH"
+	case portUnreachable:
+		return "ECONNREFUSED"
+	case sourceProhibited:
+		if v6 {
+			return "EACCES"
+		}
+		return "ENETUNREACH"
+	case adminProhibited:
+		if v6 {
+			return "EACCES"
+		}
+	}
+	return "EHOSTUNREACH"
+}
+
+// The kernel's settings in all the namespaces of the scenarios, so that nobody
+// has to wait for long.
+var quick = map[string]string{
+	"net.ipv4.tcp_retries2":                       "3",
+	"net.ipv4.tcp_orphan_retries":                 "2",
+	"net.ipv4.tcp_syn_linear_timeouts":            "0",
+	"net.ipv4.tcp_synack_retries":                 "0",
+	"net.ipv4.tcp_fastopen":                       "3",
+	"net.ipv4.tcp_fastopen_blackhole_timeout_sec": "0",
+	"net.ipv4.tcp_fin_timeout":                    "30",
+}
+
+// stage is a lab in which scenarios are played: its sockets can be told apart by
+// class, and what became of each is written down.
+type stage struct {
+	*lab.Lab
+	t              testing.TB
+	began          time.Time
+	client, server *lab.Diag
+	open, narrow   map[string]*lobby // by family
+
+	mu     sync.Mutex
+	fates  []fate
+	failed []string
+}
+
+// lobby is a listener, and those it has accepted and nobody has asked for yet.
+type lobby struct {
+	addr netip.AddrPort
+	mu   sync.Mutex
+	in   map[int]chan *net.TCPConn // by the client's port
+}
+
+func newStage(t testing.TB) *stage {
+	t.Helper()
+	l, err := lab.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &stage{Lab: l, t: t, began: time.Now(), open: map[string]*lobby{}, narrow: map[string]*lobby{}}
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, n := range []*lab.Namespace{l.Client, l.Server} {
+		for key, value := range quick {
+			if err := n.Sysctl(key, value); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	// An orphan of the server's in fin_wait2 stays a full socket for a while.
+	if err := l.Server.Sysctl("net.ipv4.tcp_fin_timeout", "90"); err != nil {
+		t.Fatal(err)
+	}
+	for n, d := range map[*lab.Namespace]**lab.Diag{l.Client: &s.client, l.Server: &s.server} {
+		diag, err := n.Diag()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(diag.Close)
+		*d = diag
+	}
+	if _, err := l.Client.Drop(lab.Rule{Class: vanishes, Percent: 100}); err != nil {
+		t.Fatal(err)
+	}
+	for class, why := range refusals {
+		if _, err := l.Client.Reject(lab.Rule{Class: class, Direction: lab.Out, Percent: 100}, why); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for family, addr := range map[string]netip.Addr{"ipv4": l.Server.Addr4(), "ipv6": l.Server.Addr6()} {
+		s.open[family] = s.receive(netip.AddrPortFrom(addr, 7000), 0)
+		s.narrow[family] = s.receive(netip.AddrPortFrom(addr, 7001), 4096)
+	}
+	return s
+}
+
+// receive opens a lobby; buffer is the receive buffer of its sockets, if not 0.
+func (s *stage) receive(addr netip.AddrPort, buffer int) *lobby {
+	s.t.Helper()
+	l, err := s.Server.Listen("tcp", addr)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if buffer > 0 {
+		if err := onFD(l, func(fd int) error {
+			return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, buffer)
+		}); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	s.t.Cleanup(func() { l.Close() })
+	in := &lobby{addr: addr, in: map[int]chan *net.TCPConn{}}
+	go func() {
+		for {
+			c, err := l.AcceptTCP()
+			if err != nil {
+				return
+			}
+			in.of(c.RemoteAddr().(*net.TCPAddr).Port) <- c
+		}
+	}()
+	return in
+}
+
+// of is where the connection from a port is handed over.
+func (l *lobby) of(port int) chan *net.TCPConn {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c := l.in[port]
+	if c == nil {
+		c = make(chan *net.TCPConn, 1)
+		l.in[port] = c
+	}
+	return c
+}
+
+func (l *lobby) forget(port int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.in, port)
+}
+
+// onFD runs f on a socket's descriptor.
+func onFD(c syscall.Conn, f func(fd int) error) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var ferr error
+	if err := raw.Control(func(fd uintptr) { ferr = f(int(fd)) }); err != nil {
+		return err
+	}
+	return ferr
+}
+
+// A trial is one scenario being played. Its methods end it when something is not
+// as it must be.
+type trial struct {
+	*stage
+	name   string
+	family string
+	rng    *rand.Rand
+	undo   []func()
+}
+
+// play runs a scenario to its end; f runs in a goroutine of its own.
+func (s *stage) play(name, family string, rng *rand.Rand, f func(*trial)) {
+	t := &trial{stage: s, name: name + " over " + family, family: family, rng: rng}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer func() {
+			for _, f := range t.undo {
+				f()
+			}
+		}()
+		f(t)
+	}()
+	<-done
+}
+
+// fail ends the trial.
+func (t *trial) fail(format string, args ...any) {
+	t.mu.Lock()
+	t.failed = append(t.failed, fmt.Sprintf("%s: %s", t.name, fmt.Sprintf(format, args...)))
+	t.mu.Unlock()
+	runtime.Goexit()
+}
+
+func (t *trial) must(err error) {
+	if err != nil {
+		t.fail("%v (%s)", err, caller())
+	}
+}
+
+// caller is where the scenario is.
+func caller() string {
+	var pcs [10]uintptr
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(3, pcs[:])])
+	for {
+		frame, more := frames.Next()
+		if !more || strings.HasSuffix(frame.File, "scenario_test.go") {
+			return fmt.Sprintf("line %d", frame.Line)
+		}
+	}
+}
+
+// trialTimeout bounds every wait: the longest-lived socket lives for some seconds.
+const trialTimeout = time.Minute
+
+// until waits for a condition.
+func (t *trial) until(what string, ok func() bool) {
+	for late := time.Now().Add(trialTimeout); !ok(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(late) {
+			t.fail("never: %s (%s)", what, caller())
+		}
+	}
+}
+
+// between is a random duration.
+func (t *trial) between(from, to time.Duration) time.Duration {
+	return from + time.Duration(t.rng.Int64N(int64(to-from)))
+}
+
+func (t *trial) ended(f fate) {
+	f.scenario = t.name
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.fates = append(t.fates, f)
+}
+
+// An end of a connection.
+type end struct {
+	*net.TCPConn
+	t             *trial
+	diag          *lab.Diag
+	cookie        uint64
+	local, remote netip.AddrPort
+	unforeseen    bool
+}
+
+func (t *trial) end(c *net.TCPConn, d *lab.Diag) *end {
+	t.undo = append(t.undo, func() { c.Close() })
+	cookie, err := lab.Cookie(c)
+	t.must(err)
+	return &end{
+		TCPConn: c, t: t, diag: d, cookie: cookie,
+		local: c.LocalAddr().(*net.TCPAddr).AddrPort(), remote: c.RemoteAddr().(*net.TCPAddr).AddrPort(),
+	}
+}
+
+// pair connects the client to the server.
+func (t *trial) pair() (client, server *end) { return t.pairAt(t.open[t.family]) }
+
+func (t *trial) pairAt(l *lobby) (client, server *end) {
+	ctx, cancel := context.WithTimeout(context.Background(), trialTimeout)
+	defer cancel()
+	c, err := t.Client.Dial(ctx, l.addr)
+	t.must(err)
+	client = t.end(c, t.client)
+	port := int(client.local.Port())
+	defer l.forget(port)
+	select {
+	case c = <-l.of(port):
+		return client, t.end(c, t.server)
+	case <-ctx.Done():
+		t.fail("nobody accepted")
+		return nil, nil
+	}
+}
+
+// class says what becomes of what the end sends from now on.
+func (e *end) class(class uint8) { e.t.must(lab.SetClass(e, class)) }
+
+func (e *end) write(n int) {
+	_, err := e.Write(make([]byte, n))
+	e.t.must(err)
+}
+
+func (e *end) info() *unix.TCPInfo {
+	info, err := lab.Info(e)
+	e.t.must(err)
+	return info
+}
+
+// The kernel's numbers of states.
+const (
+	stateEstablished = 1
+	stateSynRecv     = 3
+	stateFinWait2    = 5
+	stateClose       = 7
+)
+
+// timerTimeWait is how sock_diag shows that a time_wait socket has taken over.
+const timerTimeWait = 3
+
+// eof reads to the peer's FIN.
+func (e *end) eof() {
+	_ = e.SetReadDeadline(time.Now().Add(trialTimeout))
+	if _, err := io.Copy(io.Discard, e.TCPConn); err != nil {
+		e.t.fail("want the peer's FIN: %v", err)
+	}
+}
+
+// wait waits, asleep, until ok is true of the socket; what changes it must be
+// something that wakes a reader.
+func (e *end) wait(what string, ok func(fd int) bool) {
+	raw, err := e.SyscallConn()
+	e.t.must(err)
+	_ = e.SetReadDeadline(time.Now().Add(trialTimeout))
+	if err := raw.Read(func(fd uintptr) bool { return ok(int(fd)) }); err != nil {
+		e.t.fail("never: %s: %v (%s)", what, err, caller())
+	}
+}
+
+func stateOf(fd int) uint8 {
+	info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+	if err != nil {
+		return 0
+	}
+	return info.State
+}
+
+// dies waits for the socket's end, and checks the error that its application
+// gets.
+func (e *end) dies(cause, during, errno, state string) {
+	var dead time.Time
+	e.wait("its end", func(fd int) bool {
+		dead = time.Now()
+		return stateOf(fd) == stateClose
+	})
+	var got int
+	e.t.must(onFD(e, func(fd int) (err error) {
+		got, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+		return err
+	}))
+	if name := unix.ErrnoName(syscall.Errno(got)); name != errno {
+		e.t.fail("the application got %q, expected %q: the scenario is not what it should be (%s)", name, errno, caller())
+	}
+	e.t.ended(fate{
+		cookie: fmt.Sprintf("%x", e.cookie), cause: cause, during: during, errno: errno, state: state,
+		alive: dead.Add(-latency), dead: dead, unforeseen: e.unforeseen,
+	})
+	e.Close()
+}
+
+// latency is how late one may hear of the end of a socket: the machine is busy.
+const latency = 250 * time.Millisecond
+
+// goes waits until an orphan is not to be seen any more.
+func (e *end) goes(cause, during, errno, state string) {
+	alive := time.Now()
+	e.t.until("gone", func() bool {
+		_, err := e.diag.Find(e.local, e.remote, e.cookie)
+		if err == nil {
+			alive = time.Now()
+		}
+		return err != nil
+	})
+	e.t.ended(fate{
+		cookie: fmt.Sprintf("%x", e.cookie), cause: cause, during: during, errno: errno, state: state,
+		alive: alive.Add(-latency), dead: time.Now(), unforeseen: e.unforeseen,
+	})
+}
+
+// is waits until the socket has a state, as seen from outside.
+func (e *end) is(state uint8) {
+	e.t.until(fmt.Sprintf("state %d", state), func() bool {
+		now, err := e.diag.Find(e.local, e.remote, e.cookie)
+		return err == nil && now.State == state
+	})
+}
+
+// abort closes with SO_LINGER 0.
+func (e *end) abort(state string) {
+	e.t.must(e.SetLinger(0))
+	before := time.Now()
+	e.Close()
+	e.t.ended(fate{
+		cookie: fmt.Sprintf("%x", e.cookie), cause: "aborted", state: state, alive: before, dead: time.Now(),
+	})
+}
+
+// closes is an orderly end that is over once the socket is gone, or lives on in
+// time_wait.
+func (e *end) closes(state string) {
+	e.t.until("closed", func() bool {
+		now, err := e.diag.Find(e.local, e.remote, e.cookie)
+		return err != nil || now.Timer == timerTimeWait
+	})
+	e.t.ended(fate{cookie: fmt.Sprintf("%x", e.cookie), cause: "closed", state: state, quiet: true})
+}
+
+// gossip is what the agent says about everybody, asked for again and again.
+type gossip struct {
+	a      *agent
+	client http.Client
+
+	mu        sync.Mutex
+	deaths    map[string]death
+	again     []death // told twice
+	forecasts map[string][]foretold
+	errs      []error
+}
+
+// foretold is a `gives_up` and when it was asked for.
+type foretold struct {
+	asked    time.Time
+	At       time.Time `json:"at"`
+	In       float64   `json:"in_seconds"`
+	LatestIn float64   `json:"latest_in_seconds"`
+	By       string    `json:"by"`
+}
+
+func (f *foretold) latest() time.Time {
+	return f.At.Add(time.Duration((f.LatestIn - f.In) * float64(time.Second)))
+}
+
+func listen(ctx context.Context, a *agent) (g *gossip, done chan struct{}) {
+	g = &gossip{a: a, deaths: map[string]death{}, forecasts: map[string][]foretold{}}
+	done = make(chan struct{})
+	var wg sync.WaitGroup
+	for _, ask := range []func() error{g.askDeaths, g.askForecasts} {
+		wg.Go(func() {
+			tick := time.NewTicker(500 * time.Millisecond)
+			defer tick.Stop()
+			for ctx.Err() == nil {
+				if err := ask(); err != nil {
+					g.mu.Lock()
+					g.errs = append(g.errs, err)
+					g.mu.Unlock()
+				}
+				select {
+				case <-tick.C:
+				case <-ctx.Done():
+				}
+			}
+		})
+	}
+	go func() {
+		wg.Wait()
+		close(done)
+	}()
+	return g, done
+}
+
+// get asks over a connection that is kept, so that asking ends none.
+func (g *gossip) get(path string, into any) error {
+	resp, err := g.client.Get(g.a.url + path)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %s", path, resp.Status)
+	}
+	if err := json.NewDecoder(resp.Body).Decode(into); err != nil {
+		return err
+	}
+	_, err = io.Copy(io.Discard, resp.Body)
+	return err
+}
+
+func (g *gossip) askDeaths() error {
+	for limit := 500; ; limit = 4096 {
+		var list struct {
+			Total  int     `json:"total"`
+			Deaths []death `json:"deaths"`
+		}
+		if err := g.get(fmt.Sprintf("/api/v1/deaths?limit=%d", limit), &list); err != nil {
+			return err
+		}
+		known := false
+		g.mu.Lock()
+		for _, d := range list.Deaths {
+			old, ok := g.deaths[d.Cookie]
+			known = known || ok
+			if !ok {
+				g.deaths[d.Cookie] = d
+			} else if !old.At.Equal(d.At) {
+				g.again = append(g.again, d)
+			}
+		}
+		g.mu.Unlock()
+		if known || len(list.Deaths) == list.Total {
+			return nil
+		}
+		if limit == 4096 {
+			return errors.New("more than 4096 deaths between two questions")
+		}
+	}
+}
+
+func (g *gossip) askForecasts() error {
+	var list struct {
+		Connections []struct {
+			connection
+			GivesUp *foretold `json:"gives_up"`
+		} `json:"connections"`
+	}
+	asked := time.Now()
+	if err := g.get("/api/v1/connections?verdict=suspect&verdict=zombie&verdict=stalled&limit=100000", &list); err != nil {
+		return err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, c := range list.Connections {
+		if c.GivesUp != nil {
+			c.GivesUp.asked = asked
+			g.forecasts[c.Cookie] = append(g.forecasts[c.Cookie], *c.GivesUp)
+		}
+	}
+	return nil
+}
+
+// describe prints all of a death object.
+func describe(d death) string {
+	b, err := json.Marshal(d)
+	if err != nil {
+		return err.Error()
+	}
+	return string(b)
+}
+
+// compare holds what the agent told of the stage's sockets against their fates.
+func (s *stage) compare(g *gossip) {
+	s.t.Helper()
+	report := func(format string, args ...any) {
+		s.t.Helper()
+		s.t.Errorf(format, args...)
+	}
+	for _, f := range s.failed {
+		report("%s", f)
+	}
+	// The last deaths may still be on their way.
+	missing := func() (n int) {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		for _, f := range s.fates {
+			if _, ok := g.deaths[f.cookie]; !ok && !f.quiet {
+				n++
+			}
+		}
+		return n
+	}
+	for late := time.Now().Add(10 * time.Second); missing() > 0 && time.Now().Before(late); {
+		time.Sleep(100 * time.Millisecond)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	known := map[string]bool{}
+	for _, f := range s.fates {
+		known[f.cookie] = true
+		d, ok := g.deaths[f.cookie]
+		if !ok {
+			if !f.quiet {
+				report("%s: the agent told nothing of %s, which ended by %s (%s) in %s", f.scenario, f.cookie, f.cause, f.errno, f.state)
+			}
+			continue
+		}
+		if d.Cause != f.cause || d.During != f.during || (f.state != "*" && d.State != f.state) || (f.errno != "*" && d.Errno != f.errno) {
+			report("%s: expected of %s %s, during %q, errno %q, in %s; the agent says %s, during %q, errno %q, in %s: %s",
+				f.scenario, f.cookie, f.cause, f.during, f.errno, f.state, d.Cause, d.During, d.Errno, d.State, describe(d))
+		}
+	}
+	for _, d := range g.again {
+		if known[d.Cookie] {
+			report("the agent told of %s twice: %s", d.Cookie, describe(d))
+		}
+	}
+	for _, d := range g.deaths {
+		// The inode of a namespace may have been that of an earlier one.
+		ours := (d.Netns == s.Client.Inode() || d.Netns == s.Server.Inode()) && d.At.After(s.began)
+		if ours && !known[d.Cookie] && len(s.failed) == 0 {
+			report("nobody knows of the death of %s: %s", d.Cookie, describe(d))
+		}
+	}
+}
+
+// clocks is by how much the agent's clock, which turns jiffies into the time of
+// day, may differ from ours.
+const clocks = time.Millisecond
+
+// foresight counts how the agent's forecasts did.
+type foresight struct {
+	deaths, asked int // that had a forecast, and one asked for a second before
+	missed        int // it was not between at and latest, by our clock
+	agentMissed   int // by the agent's own
+	wide          int // more room than the timers' own slack
+	notes         []string
+	ahead         time.Duration  // a death that the agent told to be so much later than it can have been
+	missedBy      map[string]int // ours and the agent's, by scenario
+}
+
+// slack is by how much the timers that are still to come before a death can be
+// late altogether.
+func slack(in time.Duration, hz int) time.Duration {
+	// Timers that double from 200 ms, or come every second: more of the latter
+	// fit, each of which is late by up to its level's granularity.
+	jiffy := time.Second / time.Duration(hz)
+	var sum time.Duration
+	for wait := 200 * time.Millisecond; ; wait = min(2*wait, time.Second) {
+		sum += granularity(int(wait/jiffy)) * jiffy
+		if in -= wait; in <= 0 {
+			return sum
+		}
+	}
+}
+
+// granularity is that of the timer wheel, in jiffies, for a timer so far away.
+func granularity(jiffies int) time.Duration {
+	g := time.Duration(1)
+	for limit := 63; jiffies >= limit && g < 8<<18; limit *= 8 {
+		g *= 8
+	}
+	return g
+}
+
+// checkForetold holds what the agent foretold of the stage's sockets against their
+// fates.
+func (s *stage) checkForetold(g *gossip, hz int, f *foresight) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, end := range s.fates {
+		d, ok := g.deaths[end.cookie]
+		if !ok || d.Cause != end.cause || end.unforeseen || end.dead.IsZero() {
+			continue
+		}
+		if d.ForecastErrorSeconds != nil {
+			f.deaths++
+			if *d.ForecastErrorSeconds != 0 {
+				f.agentMissed++
+				f.missedBy[end.scenario]++
+				f.notes = append(f.notes, fmt.Sprintf("%s: the agent's error is %v s: %s", end.scenario, *d.ForecastErrorSeconds, describe(d)))
+			}
+		}
+		var last *foretold
+		for i := range g.forecasts[end.cookie] {
+			c := &g.forecasts[end.cookie][i]
+			if c.By == end.cause && end.dead.Sub(c.asked) >= time.Second {
+				last = c
+			}
+		}
+		if last == nil {
+			continue
+		}
+		f.asked++
+		f.ahead = max(f.ahead, d.At.Sub(end.dead))
+		if last.At.After(end.dead.Add(clocks)) || last.latest().Before(end.alive) {
+			f.missed++
+			f.missedBy[end.scenario]++
+			f.notes = append(f.notes, fmt.Sprintf("%s: forecast %v before for %v to %v later, died after %v to %v: %s", end.scenario,
+				end.dead.Sub(last.asked), last.At.Sub(last.asked), last.latest().Sub(last.asked), end.alive.Sub(last.asked), end.dead.Sub(last.asked), describe(d)))
+		}
+		in := time.Duration(last.In * float64(time.Second))
+		// And some jiffies, for a CPU that has other work.
+		if room := last.latest().Sub(last.At); room > slack(in, hz)+in/100+5*time.Second/time.Duration(hz) {
+			f.wide++
+			f.notes = append(f.notes, fmt.Sprintf("%s: %v before, the forecast leaves room of %v, the timers %v", end.scenario, in, room, slack(in, hz)))
+		}
+	}
+}
+
+// jiffies reads how many a second has, from the kernel's own list of timers.
+func jiffies(t *testing.T) int {
+	read := func() (n int64, at time.Time) {
+		list, err := os.ReadFile("/proc/timer_list")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(list)) {
+			if _, err := fmt.Sscanf(line, "jiffies: %d", &n); err == nil {
+				return n, time.Now()
+			}
+		}
+		t.Fatal("no jiffies in /proc/timer_list")
+		return 0, time.Time{}
+	}
+	n0, t0 := read()
+	time.Sleep(500 * time.Millisecond)
+	n1, t1 := read()
+	measured := float64(n1-n0) / t1.Sub(t0).Seconds()
+	for _, hz := range []int{100, 250, 300, 1000} {
+		if measured > 0.9*float64(hz) && measured < 1.1*float64(hz) {
+			return hz
+		}
+	}
+	t.Fatalf("%v jiffies a second", measured)
+	return 0
+}
+
+// seed is $HALFOPEN_SEED, or a random one; it is printed, to play the same again.
+func seed(t *testing.T) uint64 {
+	var base uint64
+	if s := os.Getenv("HALFOPEN_SEED"); s != "" {
+		if _, err := fmt.Sscan(s, &base); err != nil {
+			t.Fatalf("HALFOPEN_SEED: %v", err)
+		}
+	} else {
+		base = rand.Uint64()
+	}
+	t.Logf("HALFOPEN_SEED=%d", base)
+	return base
+}

@@ -1,0 +1,1107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	encoding "encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/halfopen/halfopen/internal/lab"
+)
+
+type scenario struct {
+	name string
+	play func(*trial)
+	// rare: once a run and family. Who holds a socket's lock keeps everybody from
+	// looking at it, and a census that is stuck there tells no forecasts.
+	rare bool
+}
+
+// scenarios reach every cause of death, by every way that is known. Each knows
+// how its sockets end: from the application's errno, or from sock_diag, or
+// because it did it itself.
+var scenarios = []scenario{
+	{"keepalive", keepaliveFails, false},
+	{"keepalive in close_wait", keepaliveFailsInCloseWait, false},
+	{"keepalive answered by ICMP", keepaliveRejected, false},
+	{"user timeout, keepalive", userTimeoutKeepalive, false},
+	{"user timeout, data in flight", userTimeoutRetransmit, false},
+	{"user timeout, data answered by ICMP", userTimeoutRejected, false},
+	{"user timeout, data in flight, in use", userTimeoutInUse, true},
+	{"user timeout, window closed", userTimeoutWindow, false},
+	{"user timeout, window closed, peer gone", userTimeoutWindowSilent, false},
+	{"user timeout, connecting", userTimeoutConnecting, false},
+	{"user timeout, orphan", userTimeoutOrphan, false},
+	{"retransmit", retransmitFails, false},
+	{"retransmit in close_wait", retransmitFailsInCloseWait, false},
+	{"retransmit answered by ICMP", retransmitRejected, false},
+	{"retransmit, ICMP comes late", retransmitRevert, false},
+	{"retransmit while in use", retransmitFailsInUse, true},
+	{"window probe", windowProbeFails, false},
+	{"window probe while in use", windowProbeFailsInUse, true},
+	{"window shrunk", windowShrunk, false},
+	{"window shrunk while in use", windowShrunkInUse, true},
+	{"window shrunk, user timeout", windowShrunkUserTimeout, false},
+	{"connect", connectFails, false},
+	{"orphan in fin_wait1", orphanFinWait1, false},
+	{"orphan in fin_wait1 answered by ICMP", orphanRejected, false},
+	{"orphan in last_ack", orphanLastAck, false},
+	{"orphan, window closed", orphanWindow, false},
+	{"orphan, window closed, peer gone", orphanWindowSilent, false},
+	{"reset", reset, false},
+	{"reset in close_wait", resetInCloseWait, false},
+	{"reset in fin_wait1", resetInFinWait1, false},
+	{"reset in fin_wait2", resetInFinWait2, false},
+	{"reset in last_ack", resetInLastAck, false},
+	{"reset of an orphan", resetOrphan, false},
+	{"refused", refused, false},
+	{"unreachable", unreachable, false},
+	{"close with unread data", abortUnread, false},
+	{"close with SO_LINGER 0", abortLinger, false},
+	{"disconnect", abortDisconnect, false},
+	{"disconnect in fin_wait2", abortDisconnectFinWait2, false},
+	{"disconnect while connecting", abortConnect, false},
+	{"disconnect while connecting, at once", abortConnectAtOnce, false},
+	{"data after close, in fin_wait1", dataAfterClose, false},
+	{"data after close, with the ACK of the FIN", dataWithAckAfterClose, false},
+	{"data after close, in fin_wait2", dataAfterCloseFinWait2, false},
+	{"listener closed", listenerCloses, false},
+	{"TCP_LINGER2 -1", linger2, false},
+	{"TCP_LINGER2 -1 in fin_wait2", linger2FinWait2, false},
+	{"destroyed", destroyed, false},
+	{"destroyed while connecting", destroyedConnecting, false},
+	{"destroyed orphan", destroyedOrphan, false},
+	{"closed first", closesFirst, false},
+	{"closed last", closesLast, false},
+	{"closed by both", closesBoth, false},
+	{"TFO child", fastOpenChild, false},
+}
+
+const (
+	socketsARun = 500
+	runs        = 20
+	runsAtATime = 4
+	startWithin = 10 * time.Second
+)
+
+// Each cause is reached by sockets of known fate, mixed and at random times, and
+// each is told as it was.
+func TestEveryCause(t *testing.T) { // not parallel: it reads node-wide counters
+	base, hz := seed(t), jiffies(t)
+	a := startAgent(t)
+	settle(t, a)
+	ctx, cancel := context.WithCancel(context.Background())
+	g, done := listen(ctx, a)
+	defer func() {
+		cancel()
+		<-done
+	}()
+	before := a.metrics()
+	var stages []*stage
+	var mu sync.Mutex
+	play := func(name string, f func(t *testing.T) *stage) {
+		t.Run(name, func(t *testing.T) {
+			s := f(t)
+			mu.Lock()
+			defer mu.Unlock()
+			stages = append(stages, s)
+		})
+	}
+	var wg sync.WaitGroup
+	places := make(chan struct{}, runsAtATime)
+	for i := range uint64(runs) {
+		wg.Go(func() {
+			places <- struct{}{}
+			defer func() { <-places }()
+			play(fmt.Sprintf("run %d", i), func(t *testing.T) *stage { return everyCause(t, g, base+i) })
+		})
+	}
+	wg.Go(func() { play("fin_wait2", func(t *testing.T) *stage { return finWait2Expires(t, g) }) })
+	wg.Wait()
+
+	for _, err := range g.errs {
+		t.Error(err)
+	}
+	checkCounted(t, before, a.metrics(), stages)
+	f := foresight{missedBy: map[string]int{}}
+	for _, s := range stages {
+		s.checkForetold(g, hz, &f)
+	}
+	t.Logf("%d deaths had a forecast, %d of them missed it by the agent's clock; of %d asked for a second before or more, %d missed, %d had too much room",
+		f.deaths, f.agentMissed, f.asked, f.missed, f.wide)
+	t.Logf("the agent's clock is at most %v ahead of ours", f.ahead)
+	for scenario, n := range f.missedBy {
+		t.Logf("missed: %d of %s", n, scenario)
+	}
+	for _, note := range f.notes[:min(len(f.notes), 20)] {
+		t.Log(note)
+	}
+	if 100*f.missed > f.asked || 100*f.agentMissed > f.deaths || f.wide > 0 {
+		t.Error("forecasts do not hold")
+	}
+}
+
+// settle waits until what the tests before have left behind is dead.
+func settle(t *testing.T, a *agent) {
+	t.Helper()
+	quiet, last := time.Now(), -1.0
+	eventually(t, time.Minute, "three quiet seconds", func() error {
+		if now := a.metrics().value("halfopen_events_total", "type", "death"); now != last {
+			quiet, last = time.Now(), now
+		}
+		if time.Since(quiet) < 3*time.Second {
+			return fmt.Errorf("quiet for only %v", time.Since(quiet))
+		}
+		return nil
+	})
+}
+
+// checkCounted holds the agent's counters against all the fates. Only of the
+// orderly ends there may be more: other programs talk, too.
+func checkCounted(t *testing.T, before, after metrics, stages []*stage) {
+	t.Helper()
+	want := map[string]int{}
+	for _, s := range stages {
+		if len(s.failed) > 0 {
+			return
+		}
+		for _, f := range s.fates {
+			want[f.cause]++
+		}
+	}
+	var counted []string
+	for _, series := range after.families["halfopen_tcp_deaths_total"].Metric {
+		cause := series.Label[0].GetValue()
+		got := int(series.Counter.GetValue() - before.value("halfopen_tcp_deaths_total", "cause", cause))
+		counted = append(counted, fmt.Sprintf("%d %s", got, cause))
+		if got != want[cause] && (cause != "closed" || got < want[cause]) {
+			t.Errorf("%d deaths by %s are counted, expected %d", got, cause, want[cause])
+		}
+	}
+	slices.Sort(counted)
+	t.Logf("counted: %s", strings.Join(counted, ", "))
+	for _, kind := range []string{"solicitation", "death"} {
+		t.Logf("%s: %v events, %v lost, %v suppressed", kind, after.value("halfopen_events_total", "type", kind),
+			after.value("halfopen_events_lost_total", "type", kind), after.value("halfopen_events_suppressed_total", "type", kind))
+	}
+	t.Logf("%v programs were skipped", after.value("halfopen_events_lost_total", "type", "recursion"))
+}
+
+func everyCause(t *testing.T, g *gossip, seed uint64) *stage {
+	s := newStage(t)
+	rng := rand.New(rand.NewPCG(seed, 0))
+	played := slices.Clone(scenarios)
+	if only := os.Getenv("HALFOPEN_SCENARIO"); only != "" {
+		played = slices.DeleteFunc(played, func(s scenario) bool { return s.name != only })
+	}
+	// Each once, then those that are not rare in turn.
+	bill := slices.Concat(played, played)
+	common := slices.DeleteFunc(slices.Clone(played), func(s scenario) bool { return s.rare && len(played) > 1 })
+	for len(bill) < socketsARun {
+		bill = append(bill, common...)
+	}
+	var wg sync.WaitGroup
+	for i, scenario := range bill[:socketsARun] {
+		family := []string{"ipv4", "ipv6"}[i/len(played)%2]
+		own := rand.New(rand.NewPCG(seed, uint64(i)+1))
+		begin := time.Duration(rng.Int64N(int64(startWithin)))
+		wg.Go(func() {
+			time.Sleep(begin)
+			s.play(scenario.name, family, own, scenario.play)
+		})
+	}
+	wg.Wait()
+	// What no application was there to be told of, the kernel has counted.
+	timeouts := 0
+	for _, f := range s.fates {
+		if strings.HasSuffix(f.cause, "_timeout") {
+			timeouts++
+		}
+	}
+	if n := netstat(t, s.Client)["TcpExtTCPAbortOnTimeout"] + netstat(t, s.Server)["TcpExtTCPAbortOnTimeout"]; n != timeouts && len(s.failed) == 0 {
+		t.Errorf("the kernel counts %d connections that timed out, the scenarios %d", n, timeouts)
+	}
+	s.compare(g)
+	return s
+}
+
+// keepalive turns it on: quick, with so many probes.
+func (e *end) keepalive(probes int) {
+	e.t.must(lab.SetKeepalive(e, time.Second, time.Second, probes))
+}
+
+func (e *end) userTimeout(d time.Duration) { e.t.must(lab.SetUserTimeout(e, d)) }
+
+func keepaliveFails(t *trial) {
+	c, p := t.pair()
+	c.class(vanishes)
+	c.keepalive(1 + t.rng.IntN(3))
+	c.dies("keepalive_timeout", "", "ETIMEDOUT", "established")
+	p.abort("established")
+}
+
+func keepaliveFailsInCloseWait(t *trial) {
+	c, p := t.pair()
+	p.hasClosed(c)
+	c.class(vanishes)
+	c.keepalive(2)
+	c.dies("keepalive_timeout", "", "ETIMEDOUT", "close_wait")
+	p.abort("fin_wait2")
+}
+
+// A probe is outside the window, so TCP takes no notice of the ICMP that it
+// brings (tcp_v4_err, OUTOFWINDOWICMPS).
+func keepaliveRejected(t *trial) {
+	c, p := t.pair()
+	c.class(hostUnreachable)
+	c.keepalive(2)
+	c.dies("keepalive_timeout", "", "ETIMEDOUT", "established")
+	p.abort("established")
+}
+
+// hasClosed closes an end for writing, and waits until the other end knows and
+// has said so.
+func (e *end) hasClosed(other *end) {
+	e.t.must(e.CloseWrite())
+	other.eof()
+	e.is(stateFinWait2)
+}
+
+func userTimeoutKeepalive(t *trial) {
+	c, p := t.pair()
+	c.class(vanishes)
+	c.userTimeout(t.between(1500*time.Millisecond, 3500*time.Millisecond))
+	c.keepalive(60)
+	c.dies("user_timeout", "keepalive", "ETIMEDOUT", "established")
+	p.abort("established")
+}
+
+func userTimeoutRetransmit(t *trial) {
+	c, p := t.pair()
+	c.class(vanishes)
+	c.userTimeout(t.between(time.Second, 3*time.Second))
+	c.write(1 + t.rng.IntN(5000))
+	c.dies("user_timeout", "retransmit", "ETIMEDOUT", "established")
+	p.abort("established")
+}
+
+// refusal is one at random.
+func (t *trial) refusal() uint8 {
+	return netUnreachable + 4*uint8(t.rng.IntN(len(refusals)))
+}
+
+func userTimeoutRejected(t *trial) {
+	c, p := t.pair()
+	class := t.refusal()
+	c.class(class)
+	c.userTimeout(t.between(time.Second, 3*time.Second))
+	c.write(1)
+	c.dies("user_timeout", "retransmit", errnoOf(class, t.family), "established")
+	p.abort("established")
+}
+
+// inUse has the socket held for a time, during which a timer is to find it so.
+func (e *end) inUse(d time.Duration) {
+	release, err := lab.HoldLock(e)
+	e.t.must(err)
+	time.Sleep(d)
+	e.t.must(release())
+	e.unforeseen = true
+}
+
+// soon is long enough before a timer fires to get hold of the socket, late as
+// long after it has fired at the latest.
+const soon, late = 200 * time.Millisecond, 400 * time.Millisecond
+
+func userTimeoutInUse(t *trial) {
+	c, p := t.pair()
+	c.class(vanishes)
+	c.userTimeout(time.Second)
+	c.write(1)
+	t.until("the last retransmission", func() bool { return c.info().Retransmits == 2 })
+	time.Sleep(600*time.Millisecond - soon) // a second after the first
+	c.inUse(soon + late)
+	c.dies("user_timeout", "retransmit", "ETIMEDOUT", "established")
+	p.abort("established")
+}
+
+// pairNarrow is a connection whose server never reads, with a window of little,
+// and data for more.
+func (t *trial) pairNarrow() (client, server *end) {
+	client, server = t.pairAt(t.narrow[t.family])
+	t.must(client.SetWriteBuffer(1 << 20))
+	return client, server
+}
+
+// windowCloses fills the peer's window.
+func (e *end) windowCloses() {
+	e.write(64 << 10)
+	e.t.until("the window is closed", func() bool {
+		info := e.info()
+		return info.Unacked == 0 && info.Notsent_bytes > 0 && info.Snd_wnd == 0
+	})
+}
+
+func userTimeoutWindow(t *trial) {
+	c, p := t.pairNarrow()
+	c.windowCloses()
+	c.userTimeout(t.between(1500*time.Millisecond, 3*time.Second))
+	c.dies("user_timeout", "window_probe", "ETIMEDOUT", "established")
+	p.abort("established")
+}
+
+func userTimeoutWindowSilent(t *trial) {
+	c, p := t.pairNarrow()
+	c.windowCloses()
+	c.class(vanishes)
+	c.userTimeout(t.between(500*time.Millisecond, 1000*time.Millisecond))
+	c.dies("user_timeout", "window_probe", "ETIMEDOUT", "established")
+	p.abort("established")
+}
+
+func retransmitFails(t *trial) {
+	c, p := t.pair()
+	c.class(vanishes)
+	c.write(1 + t.rng.IntN(5000))
+	c.dies("retransmit_timeout", "", "ETIMEDOUT", "established")
+	p.abort("established")
+}
+
+func retransmitFailsInCloseWait(t *trial) {
+	c, p := t.pair()
+	p.hasClosed(c)
+	c.class(vanishes)
+	c.write(1)
+	c.dies("retransmit_timeout", "", "ETIMEDOUT", "close_wait")
+	p.abort("fin_wait2")
+}
+
+func retransmitRejected(t *trial) {
+	c, p := t.pair()
+	class := t.refusal()
+	c.class(class)
+	c.write(1)
+	c.dies("retransmit_timeout", "", errnoOf(class, t.family), "established")
+	p.abort("established")
+}
+
+func retransmitFailsInUse(t *trial) {
+	c, p := t.pair()
+	c.class(vanishes)
+	c.write(1)
+	time.Sleep(c.lastRetransmission() - soon)
+	c.inUse(soon + late)
+	c.dies("retransmit_timeout", "", "ETIMEDOUT", "established")
+	p.abort("established")
+}
+
+// lastRetransmission waits for the last that goes out before the connection is
+// given up, and returns after how long that will be.
+func (e *end) lastRetransmission() (rto time.Duration) {
+	e.t.until("the last retransmission", func() bool {
+		info := e.info()
+		rto = time.Duration(info.Rto) * time.Microsecond
+		// Each is twice as long as the one before. The next expiry is so long
+		// after the first: is that as long as 3 doublings of 200 ms take?
+		return info.Retransmits > 1 && 2*rto-2*(rto>>info.Retransmits) >= 15*200*time.Millisecond
+	})
+	return rto
+}
+
+// An ICMP takes back one doubling of the timeout. If the halved one has passed by
+// then, the kernel does at once what the timer was to do (tcp_ld_RTO_revert): it
+// gives up, where no timer runs.
+func retransmitRevert(t *trial) {
+	c, p := t.pair()
+	seq := c.sequence()
+	c.class(vanishes)
+	c.write(1)
+	rto := c.lastRetransmission()
+	time.Sleep(rto/2 + 100*time.Millisecond)
+	c.unforeseen = true
+	sent := time.Now()
+	t.must(t.sendUnreachable(c.local, c.remote, seq))
+	c.dies("retransmit_timeout", "", "ETIMEDOUT", "established")
+	if took := time.Since(sent); took > rto/3 {
+		t.fail("it ended %v after the ICMP: by its timer", took)
+	}
+	p.abort("established")
+}
+
+// sequence is the sequence number of what is written next (TCP_REPAIR).
+func (e *end) sequence() (seq uint32) {
+	e.t.must(onFD(e, func(fd int) error {
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR, unix.TCP_REPAIR_ON); err != nil {
+			return err
+		}
+		err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR_QUEUE, 2) // TCP_SEND_QUEUE
+		if err == nil {
+			var n int
+			n, err = unix.GetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_QUEUE_SEQ)
+			seq = uint32(n)
+		}
+		return errors.Join(err, unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR, unix.TCP_REPAIR_OFF_NO_WP))
+	}))
+	return seq
+}
+
+// sendUnreachable sends the client an ICMP, network unreachable, about a segment of
+// its own.
+func (t *trial) sendUnreachable(from, to netip.AddrPort, seq uint32) error {
+	var segment []byte // as much of the packet as counts
+	domain, protocol := unix.AF_INET, unix.IPPROTO_ICMP
+	icmp := []byte{3, 0, 0, 0, 0, 0, 0, 0}
+	var sa unix.Sockaddr
+	if from.Addr().Is4() {
+		segment = []byte{0x45, 0, 0, 41, 0, 0, 0x40, 0, 64, unix.IPPROTO_TCP, 0, 0}
+		sa = &unix.SockaddrInet4{Addr: from.Addr().As4()}
+	} else {
+		domain, protocol, icmp[0] = unix.AF_INET6, unix.IPPROTO_ICMPV6, 1
+		segment = []byte{0x60, 0, 0, 0, 0, 21, unix.IPPROTO_TCP, 64}
+		sa = &unix.SockaddrInet6{Addr: from.Addr().As16()}
+	}
+	segment = append(segment, from.Addr().AsSlice()...)
+	segment = append(segment, to.Addr().AsSlice()...)
+	segment = encoding.BigEndian.AppendUint16(segment, from.Port())
+	segment = encoding.BigEndian.AppendUint16(segment, to.Port())
+	segment = encoding.BigEndian.AppendUint32(segment, seq)
+	icmp = append(icmp, segment...)
+	if domain == unix.AF_INET { // of ICMPv6 the kernel sees to it
+		var sum uint32
+		for i := 0; i < len(icmp); i += 2 {
+			sum += uint32(encoding.BigEndian.Uint16(icmp[i:]))
+		}
+		sum = sum>>16 + sum&0xffff
+		encoding.BigEndian.PutUint16(icmp[2:], ^uint16(sum+sum>>16))
+	}
+	return t.Server.Do(func() error {
+		fd, err := unix.Socket(domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		return unix.Sendto(fd, icmp, 0, sa)
+	})
+}
+
+func windowProbeFails(t *trial) {
+	c, p := t.pairNarrow()
+	c.windowCloses()
+	c.class(vanishes)
+	c.dies("window_probe_timeout", "", "ETIMEDOUT", "established")
+	p.abort("established")
+}
+
+func windowProbeFailsInUse(t *trial) {
+	c, p := t.pairNarrow()
+	c.windowCloses()
+	c.class(vanishes)
+	t.until("the last probe", func() bool { return c.info().Probes == 3 })
+	time.Sleep(1600*time.Millisecond - soon)
+	c.inUse(soon + late)
+	c.dies("window_probe_timeout", "", "ETIMEDOUT", "established")
+	p.abort("established")
+}
+
+// windowShrinks is a connection whose peer takes its window back under data in
+// flight, and is gone. Retransmissions are at most a second apart: the kernel
+// gives up after twice that.
+func (t *trial) windowShrinks() (client, server *end) {
+	c, p := t.pair()
+	t.must(onFD(c, func(fd int) error {
+		return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_RTO_MAX_MS, 1000)
+	}))
+	t.must(c.SetWriteBuffer(4 << 20))
+	t.must(p.SetReadBuffer(4096))
+	c.write(1 << 20)
+	t.until("the window has shrunk", func() bool {
+		info := c.info()
+		return info.Unacked > 0 && info.Snd_wnd == 0 && info.Total_retrans > 0
+	})
+	return c, p
+}
+
+func windowShrunk(t *trial) {
+	c, p := t.windowShrinks()
+	c.class(vanishes)
+	c.dies("window_probe_timeout", "", "ETIMEDOUT", "established")
+	p.abort("established")
+}
+
+func windowShrunkInUse(t *trial) {
+	c, p := t.windowShrinks()
+	c.class(vanishes)
+	time.Sleep(1200 * time.Millisecond)
+	c.inUse(1400 * time.Millisecond) // to after twice the second, with a timer every second
+	c.dies("window_probe_timeout", "", "ETIMEDOUT", "established")
+	p.abort("established")
+}
+
+func windowShrunkUserTimeout(t *trial) {
+	c, p := t.windowShrinks()
+	c.class(vanishes)
+	c.userTimeout(time.Second)
+	c.dies("user_timeout", "window_probe", "ETIMEDOUT", "established")
+	p.abort("established")
+}
+
+// connects tries to connect in vain; set prepares the socket. It waits for the
+// state: SO_ERROR alone may be an error that ends nothing. (An ICMP that arrives
+// while connect() has the socket is one; to the application of an IPv4 socket it
+// looks like the end all the same.)
+func (t *trial) connects(to netip.AddrPort, cause, during, errno string, set func(fd int) error) {
+	fd, cookie := t.connecting(to, set)
+	t.until("its end", func() bool { return stateOf(fd) == stateClose })
+	dead := time.Now()
+	got, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	t.must(err)
+	if name := unix.ErrnoName(syscall.Errno(got)); name != errno {
+		t.fail("the application got %q, expected %q", name, errno)
+	}
+	t.ended(fate{
+		cookie: fmt.Sprintf("%x", cookie), cause: cause, during: during, errno: errno, state: "syn_sent",
+		alive: dead.Add(-latency), dead: dead,
+	})
+}
+
+func (t *trial) addr() netip.AddrPort { return t.open[t.family].addr }
+
+func connectFails(t *trial) {
+	t.connects(t.addr(), "connect_timeout", "", "ETIMEDOUT", func(fd int) error {
+		return errors.Join(inVain(fd), unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_SYNCNT, 1))
+	})
+}
+
+func userTimeoutConnecting(t *trial) {
+	t.connects(t.addr(), "user_timeout", "retransmit", "ETIMEDOUT", func(fd int) error {
+		return errors.Join(inVain(fd), unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 1500))
+	})
+}
+
+func unreachable(t *trial) {
+	class := t.refusal()
+	t.connects(t.addr(), "unreachable", "", errnoOf(class, t.family), func(fd int) error { return lab.SetClassFD(fd, class) })
+}
+
+func refused(t *trial) {
+	t.connects(netip.AddrPortFrom(t.addr().Addr(), 6999), "refused", "", "ECONNREFUSED", func(int) error { return nil })
+}
+
+func orphanFinWait1(t *trial) {
+	c, p := t.pair()
+	c.class(vanishes)
+	if t.rng.IntN(2) == 0 {
+		c.write(1)
+	}
+	c.Close()
+	c.goes("orphan_timeout", "", "ETIMEDOUT", "fin_wait1")
+	p.abort("established")
+}
+
+func orphanRejected(t *trial) {
+	c, p := t.pair()
+	class := t.refusal()
+	c.class(class)
+	c.write(1)
+	c.Close()
+	c.goes("orphan_timeout", "", errnoOf(class, t.family), "fin_wait1")
+	p.abort("established")
+}
+
+func userTimeoutOrphan(t *trial) {
+	c, p := t.pair()
+	c.class(vanishes)
+	c.userTimeout(t.between(time.Second, 3*time.Second))
+	c.write(1)
+	c.Close()
+	c.goes("user_timeout", "retransmit", "ETIMEDOUT", "fin_wait1")
+	p.abort("established")
+}
+
+func orphanLastAck(t *trial) {
+	c, p := t.pair()
+	p.hasClosed(c)
+	c.class(vanishes)
+	c.Close()
+	c.goes("orphan_timeout", "", "ETIMEDOUT", "last_ack")
+	p.abort("fin_wait2")
+}
+
+// The peer answers every probe; an orphan is given up all the same, once its
+// probes are as far apart as they may be.
+func orphanWindow(t *trial) {
+	c, p := t.pairNarrow()
+	t.must(onFD(c, func(fd int) error {
+		return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_RTO_MAX_MS, 1000)
+	}))
+	c.windowCloses()
+	c.Close()
+	c.goes("orphan_timeout", "", "ETIMEDOUT", "fin_wait1")
+	p.abort("established")
+}
+
+func orphanWindowSilent(t *trial) {
+	c, p := t.pairNarrow()
+	c.windowCloses()
+	c.class(vanishes)
+	c.Close()
+	c.goes("orphan_timeout", "", "ETIMEDOUT", "fin_wait1")
+	p.abort("established")
+}
+
+func reset(t *trial) {
+	c, p := t.pair()
+	if t.rng.IntN(2) == 0 {
+		c.class(vanishes) // and data in flight
+		c.write(1)
+	}
+	p.abort("established")
+	c.dies("reset_by_peer", "", "ECONNRESET", "established")
+}
+
+func resetInCloseWait(t *trial) {
+	c, p := t.pair()
+	p.hasClosed(c)
+	p.abort("fin_wait2")
+	c.dies("reset_by_peer", "", "EPIPE", "close_wait")
+}
+
+func resetInFinWait1(t *trial) {
+	c, p := t.pair()
+	c.class(vanishes)
+	t.must(c.CloseWrite())
+	p.abort("established")
+	c.dies("reset_by_peer", "", "ECONNRESET", "fin_wait1")
+}
+
+func resetInFinWait2(t *trial) {
+	c, p := t.pair()
+	c.hasClosed(p)
+	p.abort("close_wait")
+	c.dies("reset_by_peer", "", "ECONNRESET", "fin_wait2")
+}
+
+func resetInLastAck(t *trial) {
+	c, p := t.pair()
+	p.hasClosed(c)
+	c.class(vanishes)
+	c.Close()
+	p.abort("fin_wait2")
+	c.goes("reset_by_peer", "", "*", "last_ack")
+}
+
+func resetOrphan(t *trial) {
+	c, p := t.pair()
+	c.class(vanishes)
+	c.Close()
+	p.abort("established")
+	c.goes("reset_by_peer", "", "*", "fin_wait1")
+}
+
+// aborts checks an end that the socket's own application has just made.
+func (e *end) aborts(state string) {
+	e.t.ended(fate{
+		cookie: fmt.Sprintf("%x", e.cookie), cause: "aborted", errno: "*", state: state,
+		alive: time.Now().Add(-latency), dead: time.Now(),
+	})
+}
+
+func abortUnread(t *trial) {
+	c, p := t.pair()
+	p.write(1)
+	c.wait("data to read", func(fd int) bool {
+		n, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
+		return err == nil && n > 0
+	})
+	c.Close()
+	c.aborts("established")
+	p.dies("reset_by_peer", "", "ECONNRESET", "established")
+}
+
+func abortLinger(t *trial) {
+	c, p := t.pair()
+	c.abort("established")
+	p.dies("reset_by_peer", "", "ECONNRESET", "established")
+}
+
+// disconnects ends the connection but not the socket.
+func (e *end) disconnects(state string) {
+	e.t.must(lab.Disconnect(e))
+	e.aborts(state)
+}
+
+func abortDisconnect(t *trial) {
+	c, p := t.pair()
+	c.disconnects("established")
+	p.dies("reset_by_peer", "", "ECONNRESET", "established")
+}
+
+func abortDisconnectFinWait2(t *trial) {
+	c, p := t.pair()
+	c.hasClosed(p)
+	c.disconnects("fin_wait2")
+	p.dies("reset_by_peer", "", "EPIPE", "close_wait")
+}
+
+// connecting is a descriptor whose connect() has begun.
+func (t *trial) connecting(to netip.AddrPort, set func(fd int) error) (fd int, cookie uint64) {
+	return t.connectingBy(to, set, func(fd int, sa unix.Sockaddr) error {
+		if err := unix.Connect(fd, sa); err != unix.EINPROGRESS {
+			return fmt.Errorf("connect: %w", err)
+		}
+		return nil
+	})
+}
+
+func (t *trial) connectingBy(to netip.AddrPort, set func(fd int) error, connect func(fd int, sa unix.Sockaddr) error) (fd int, cookie uint64) {
+	domain := unix.AF_INET6
+	var sa unix.Sockaddr = &unix.SockaddrInet6{Port: int(to.Port()), Addr: to.Addr().As16()}
+	if to.Addr().Is4() {
+		domain, sa = unix.AF_INET, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}
+	}
+	t.must(t.Client.Do(func() (err error) {
+		fd, err = unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		return err
+	}))
+	t.undo = append(t.undo, func() { unix.Close(fd) })
+	t.must(set(fd))
+	t.must(connect(fd, sa))
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
+	t.must(err)
+	return fd, cookie
+}
+
+// inVain has a SYN lost.
+func inVain(fd int) error { return lab.SetClassFD(fd, vanishes) }
+
+func (t *trial) errorIs(fd int, errno syscall.Errno) {
+	got, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	t.must(err)
+	if syscall.Errno(got) != errno {
+		t.fail("the application got %v, expected %v", syscall.Errno(got), errno)
+	}
+}
+
+func (t *trial) synRepeated(fd int) {
+	t.until("another SYN", func() bool {
+		info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+		t.must(err)
+		return info.Total_retrans > 0
+	})
+}
+
+func abortConnect(t *trial) {
+	fd, cookie := t.connecting(t.addr(), inVain)
+	t.synRepeated(fd)
+	t.must(lab.DisconnectFD(fd))
+	t.errorIs(fd, unix.ECONNRESET)
+	t.ended(fate{cookie: fmt.Sprintf("%x", cookie), cause: "aborted", errno: "*", state: "syn_sent"})
+}
+
+func abortConnectAtOnce(t *trial) {
+	fd, cookie := t.connecting(t.addr(), inVain)
+	t.must(lab.DisconnectFD(fd))
+	t.errorIs(fd, unix.ECONNRESET)
+	t.ended(fate{cookie: fmt.Sprintf("%x", cookie), cause: "aborted", errno: "*", state: "syn_sent", quiet: true})
+}
+
+func dataAfterClose(t *trial) {
+	c, p := t.pair()
+	c.class(vanishes)
+	c.Close()
+	p.write(1)
+	c.goes("aborted", "", "*", "fin_wait1")
+	p.dies("reset_by_peer", "", "ECONNRESET", "established") // that reset is not of the socket's class
+}
+
+// The peer's ACK of the FIN is lost, the next one comes with data.
+func dataWithAckAfterClose(t *trial) {
+	c, p := t.pair()
+	p.class(vanishes)
+	c.Close()
+	p.eof()
+	p.class(passes)
+	p.write(1)
+	c.goes("aborted", "", "*", "fin_wait2")
+	p.dies("reset_by_peer", "", "EPIPE", "close_wait")
+}
+
+// Here it is the server's end: only there fin_wait2 outlasts close.
+func dataAfterCloseFinWait2(t *trial) {
+	c, p := t.pair()
+	p.Close()
+	c.eof()
+	p.is(stateFinWait2)
+	c.write(1)
+	p.goes("aborted", "", "*", "fin_wait2")
+	c.dies("reset_by_peer", "", "EPIPE", "close_wait")
+}
+
+func listenerCloses(t *trial) {
+	l, err := t.Server.Listen("tcp", netip.AddrPortFrom(t.addr().Addr(), 0))
+	t.must(err)
+	addr := l.Addr().(*net.TCPAddr).AddrPort()
+	ctx, cancel := context.WithTimeout(context.Background(), trialTimeout)
+	defer cancel()
+	dialled, err := t.Client.Dial(ctx, addr)
+	t.must(err)
+	c := t.end(dialled, t.client)
+	var child uint64
+	t.until("in the queue", func() bool {
+		s, err := t.server.Find(addr, c.local, 0)
+		child = s.Cookie
+		return err == nil && s.State == stateEstablished
+	})
+	l.Close()
+	t.ended(fate{cookie: fmt.Sprintf("%x", child), cause: "aborted", errno: "*", state: "established"})
+	c.dies("reset_by_peer", "", "ECONNRESET", "established")
+}
+
+func (e *end) linger2() {
+	e.t.must(onFD(e, func(fd int) error { return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_LINGER2, -1) }))
+}
+
+func linger2(t *trial) {
+	c, p := t.pair()
+	c.linger2()
+	c.Close()
+	c.goes("aborted", "", "*", "fin_wait2")
+	p.dies("reset_by_peer", "", "EPIPE", "close_wait")
+}
+
+func linger2FinWait2(t *trial) {
+	c, p := t.pair()
+	c.linger2()
+	c.hasClosed(p)
+	c.Close()
+	c.goes("aborted", "", "*", "fin_wait2")
+	p.dies("reset_by_peer", "", "EPIPE", "close_wait")
+}
+
+func destroyed(t *trial) {
+	c, p := t.pair()
+	t.must(t.client.Destroy(c.local, c.remote, c.cookie))
+	c.dies("destroyed", "", "ECONNABORTED", "established")
+	p.dies("reset_by_peer", "", "ECONNRESET", "established")
+}
+
+func destroyedConnecting(t *trial) {
+	fd, cookie := t.connecting(t.addr(), inVain)
+	sa, err := unix.Getsockname(fd)
+	t.must(err)
+	var local netip.AddrPort
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		local = netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
+	case *unix.SockaddrInet6:
+		local = netip.AddrPortFrom(netip.AddrFrom16(sa.Addr), uint16(sa.Port))
+	}
+	t.must(t.client.Destroy(local, t.addr(), cookie))
+	t.errorIs(fd, unix.ECONNABORTED)
+	t.ended(fate{cookie: fmt.Sprintf("%x", cookie), cause: "destroyed", errno: "ECONNABORTED", state: "syn_sent"})
+}
+
+func destroyedOrphan(t *trial) {
+	c, p := t.pair()
+	c.class(vanishes)
+	c.Close()
+	t.must(t.client.Destroy(c.local, c.remote, c.cookie))
+	c.goes("destroyed", "", "*", "fin_wait1")
+	p.abort("established")
+}
+
+func closesFirst(t *trial) {
+	c, p := t.pair()
+	c.Close()
+	p.eof()
+	p.Close()
+	c.closes("fin_wait2")
+	p.closes("last_ack")
+}
+
+func closesLast(t *trial) {
+	c, p := t.pair()
+	p.Close()
+	c.eof()
+	c.Close()
+	p.closes("fin_wait2")
+	c.closes("last_ack")
+}
+
+func closesBoth(t *trial) {
+	c, p := t.pair()
+	go c.Close()
+	p.Close()
+	c.closes("*")
+	p.closes("*")
+}
+
+// fastOpenChild is a connection that the server has accepted with the SYN, and
+// whose SYN-ACKs are lost. The client needs a cookie first, of an ordinary
+// connection.
+func fastOpenChild(t *trial) {
+	l, err := t.Server.Listen("tcp", netip.AddrPortFrom(t.addr().Addr(), 0))
+	t.must(err)
+	t.undo = append(t.undo, func() { l.Close() })
+	t.must(onFD(l, func(fd int) error { return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_FASTOPEN, 16) }))
+	to := l.Addr().(*net.TCPAddr).AddrPort()
+	fastOpen := func(set func(fd int) error) (client int, cookie uint64, server *end) {
+		client, cookie = t.connectingBy(to, set, func(fd int, sa unix.Sockaddr) error {
+			if err := unix.Sendto(fd, []byte("x"), unix.MSG_FASTOPEN, sa); err != unix.EINPROGRESS {
+				return err
+			}
+			return nil
+		})
+		_ = l.SetDeadline(time.Now().Add(trialTimeout))
+		c, err := l.AcceptTCP()
+		t.must(err)
+		return client, cookie, t.end(c, t.server)
+	}
+	first, cookie, p := fastOpen(func(int) error { return nil })
+	c := &end{t: t, diag: t.client, local: p.remote, remote: p.local, cookie: cookie}
+	t.must(unix.Shutdown(first, unix.SHUT_WR))
+	p.eof()
+	p.Close()
+	p.closes("last_ack")
+	c.closes("*")
+
+	t.must(lab.SetClass(l, vanishes))
+	client, cookie, child := fastOpen(func(fd int) error { return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_SYNCNT, 1) })
+	if state := child.info().State; state != stateSynRecv {
+		t.fail("the child is in state %d", state)
+	}
+	child.dies("connect_timeout", "", "ETIMEDOUT", "syn_recv")
+	t.until("its end", func() bool { return stateOf(client) == stateClose })
+	t.errorIs(client, unix.ETIMEDOUT)
+	t.ended(fate{cookie: fmt.Sprintf("%x", cookie), cause: "connect_timeout", errno: "ETIMEDOUT", state: "syn_sent"})
+}
+
+// In a second lab, the time that orphans are let be in fin_wait2 changes while
+// they wait: its last minute is spent in a time_wait socket, and an orphan that
+// finds that there is no more to wait than that is reset.
+func finWait2Expires(t *testing.T, g *gossip) *stage {
+	s := newStage(t)
+	for _, test := range []struct {
+		later        string
+		cause, state string
+	}{{"63", "closed", "fin_wait2"}, {"30", "orphan_timeout", "fin_wait2"}} {
+		if err := s.Client.Sysctl("net.ipv4.tcp_fin_timeout", "63"); err != nil {
+			t.Fatal(err)
+		}
+		const sockets = 5 // of each family
+		var waiting, played sync.WaitGroup
+		waiting.Add(2 * sockets)
+		changed := make(chan struct{})
+		for i := range 2 * sockets {
+			played.Go(func() {
+				arrived := sync.OnceFunc(waiting.Done)
+				defer arrived()
+				s.play("fin_wait2 expires by "+test.cause, []string{"ipv4", "ipv6"}[i%2], nil, func(t *trial) {
+					c, p := t.pair()
+					c.Close()
+					p.eof()
+					c.is(stateFinWait2)
+					arrived()
+					<-changed
+					if test.cause == "closed" {
+						t.until("a time_wait socket", func() bool {
+							s, err := c.diag.Find(c.local, c.remote, 0)
+							return err == nil && s.Timer == timerTimeWait
+						})
+						t.ended(fate{cookie: fmt.Sprintf("%x", c.cookie), cause: test.cause, state: test.state, quiet: true})
+						p.abort("close_wait")
+						return
+					}
+					c.goes(test.cause, "", "*", test.state)
+					p.dies("reset_by_peer", "", "EPIPE", "close_wait")
+				})
+			})
+		}
+		waiting.Wait()
+		if err := s.Client.Sysctl("net.ipv4.tcp_fin_timeout", test.later); err != nil {
+			t.Fatal(err)
+		}
+		close(changed)
+		played.Wait()
+	}
+	s.compare(g)
+	return s
+}
+
+// How many orphans there may be is the whole machine's affair: for a moment there
+// may be none. Those that are waiting for their peer are given up when their
+// timers find that out, and who closes meanwhile is given up at once.
+func TestOutOfMemory(t *testing.T) { // not parallel, for that reason
+	const sysctl = "/proc/sys/net/ipv4/tcp_max_orphans"
+	usual, err := os.ReadFile(sysctl)
+	if err != nil {
+		t.Fatal(err)
+	}
+	restore := func() {
+		if err := os.WriteFile(sysctl, usual, 0); err != nil {
+			t.Error(err)
+		}
+	}
+	t.Cleanup(restore)
+	a := startAgent(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	g, done := listen(ctx, a)
+	defer func() {
+		cancel()
+		<-done
+	}()
+	s := newStage(t)
+	before := netstat(t, s.Client)["TcpExtTCPAbortOnMemory"]
+	var ready, played sync.WaitGroup
+	scarce := make(chan struct{})
+	for i := range 2 * many {
+		for _, early := range []bool{true, false} {
+			ready.Add(1)
+			played.Go(func() {
+				arrived := sync.OnceFunc(ready.Done)
+				defer arrived()
+				s.play(fmt.Sprintf("no memory, closed before: %v", early), []string{"ipv4", "ipv6"}[i%2], nil, func(t *trial) {
+					c, p := t.pair()
+					c.class(vanishes)
+					if early {
+						c.Close()
+					}
+					arrived()
+					<-scarce
+					c.Close()
+					c.goes("out_of_memory", "", "*", "fin_wait1")
+					p.abort("established")
+				})
+			})
+		}
+	}
+	ready.Wait()
+	time.Sleep(150 * time.Millisecond) // the kernel counts orphans ten times a second
+	if err := os.WriteFile(sysctl, []byte("0"), 0); err != nil {
+		t.Fatal(err)
+	}
+	close(scarce)
+	eventually(t, 2*time.Second, "all given up", func() error {
+		if n := netstat(t, s.Client)["TcpExtTCPAbortOnMemory"] - before; n != 4*many {
+			return fmt.Errorf("%d of %d", n, 4*many)
+		}
+		return nil
+	})
+	restore()
+	played.Wait()
+	s.compare(g)
+}
