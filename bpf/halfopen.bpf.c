@@ -1229,11 +1229,15 @@ static __always_inline void died(const struct sock *sk, const struct tcp_sock *t
 	COUNT(deaths[cause]);
 	if (slot)
 		slot->dead = 1;
-	/* A healthy end of a healthy connection is nothing to tell, nor is a
-	 * connect that its application gave up. */
-	if (!seen &&
-	    (cause == CAUSE_CLOSED || (cause == CAUSE_ABORTED && oldstate == TCP_SYN_SENT)))
+	/* A healthy end of a healthy connection is nothing to tell. */
+	if (!seen && cause == CAUSE_CLOSED)
 		return;
+	if (!slot && cause == CAUSE_CLOSED && oldstate == TCP_FIN_WAIT2) {
+		/* The watch pass tells it, unless reset_in_answer() is next. */
+		seen->cause = cause;
+		seen->dead = 1;
+		return;
+	}
 	e = within_rate(cause, EVENT_DEATH) ? reserve(EVENT_DEATH) : NULL;
 	if (!e) {
 		if (seen) { /* the watch pass tells it */
@@ -1302,6 +1306,7 @@ static __always_inline void reset_in_answer(const struct sock *sk)
 	const struct tcp_sock *tp;
 	__u64 key = (__u64)sk;
 	struct undecided *u;
+	struct watch *seen;
 	struct event *e;
 
 	tp = bpf_skc_to_tcp_sock((void *)sk);
@@ -1317,9 +1322,17 @@ static __always_inline void reset_in_answer(const struct sock *sk)
 		return;
 	COUNT(not_closed);
 	COUNT(deaths[CAUSE_ABORTED]);
+	seen = bpf_map_lookup_elem(&watched, &key);
+	if (seen && seen->cookie != (__u64)sk->__sk_common.skc_cookie.counter)
+		seen = NULL;
 	e = within_rate(CAUSE_ABORTED, EVENT_DEATH) ? reserve(EVENT_DEATH) : NULL;
-	if (!e)
+	if (!e) {
+		if (seen)
+			seen->cause = CAUSE_ABORTED;
 		return;
+	}
+	if (seen)
+		bpf_map_delete_elem(&watched, &key);
 	e->cause = CAUSE_ABORTED;
 	describe(&e->conn, tp, NULL, false);
 	e->conn.state = TCP_FIN_WAIT2;

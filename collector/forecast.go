@@ -228,11 +228,7 @@ func (t *timers) retransmissions() (uint64, Cause) {
 		case state == Established && c.ThinRto > 0 && retransmits <= 6: // TCP_THIN_LINEAR_RETRIES
 			rto = uint64(c.ThinRto)
 		case reverting: // armed again when the ICMP error comes, for what is left
-			if t.late == 0 {
-				rto = max(uint64(c.Rto), 2) - 1
-			} else {
-				rto = uint64(c.Rto)
-			}
+			rto = max(uint64(c.Rto), 2) - 1
 		case state != SynSent || retransmits > int(c.SynLinear):
 			rto = min(2*rto, uint64(c.RtoMax))
 		}

@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -35,9 +36,13 @@ type fate struct {
 	state    string
 	quiet    bool // an orderly end: it is counted, and told only if there was trouble before
 
-	// It ended between these moments.
+	local, remote netip.AddrPort
+
+	// It ended between these moments; zero: some time in the trial.
 	alive, dead time.Time
 
+	hidden     bool // from every program, see witness
+	maybe      bool // or it was an orderly end
 	unforeseen bool // something else kept the kernel from ending it in time, or made it
 }
 
@@ -105,6 +110,7 @@ type stage struct {
 	mu     sync.Mutex
 	fates  []fate
 	failed []string
+	found  int // of those that were hidden, how many the agent told of
 }
 
 // lobby is a listener, and those it has accepted and nobody has asked for yet.
@@ -227,11 +233,13 @@ type trial struct {
 	family string
 	rng    *rand.Rand
 	undo   []func()
+	// The addresses of sockets that were to be connected, by cookie.
+	attempts map[string][2]netip.AddrPort
 }
 
 // play runs a scenario to its end; f runs in a goroutine of its own.
 func (s *stage) play(name, family string, rng *rand.Rand, f func(*trial)) {
-	t := &trial{stage: s, name: name + " over " + family, family: family, rng: rng}
+	t := &trial{stage: s, name: name + " over " + family, family: family, rng: rng, attempts: map[string][2]netip.AddrPort{}}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -290,6 +298,9 @@ func (t *trial) between(from, to time.Duration) time.Duration {
 
 func (t *trial) ended(f fate) {
 	f.scenario = t.name
+	if a, ok := t.attempts[f.cookie]; ok {
+		f.local, f.remote = a[0], a[1]
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.fates = append(t.fates, f)
@@ -303,6 +314,7 @@ type end struct {
 	cookie        uint64
 	local, remote netip.AddrPort
 	unforeseen    bool
+	maybeClosed   bool
 }
 
 func (t *trial) end(c *net.TCPConn, d *lab.Diag) *end {
@@ -353,6 +365,7 @@ func (e *end) info() *unix.TCPInfo {
 const (
 	stateEstablished = 1
 	stateSynRecv     = 3
+	stateFinWait1    = 4
 	stateFinWait2    = 5
 	stateClose       = 7
 )
@@ -404,7 +417,7 @@ func (e *end) dies(cause, during, errno, state string) {
 		e.t.fail("the application got %q, expected %q: the scenario is not what it should be (%s)", name, errno, caller())
 	}
 	e.t.ended(fate{
-		cookie: fmt.Sprintf("%x", e.cookie), cause: cause, during: during, errno: errno, state: state,
+		cookie: fmt.Sprintf("%x", e.cookie), local: e.local, remote: e.remote, cause: cause, during: during, errno: errno, state: state,
 		alive: dead.Add(-latency), dead: dead, unforeseen: e.unforeseen,
 	})
 	e.Close()
@@ -424,8 +437,8 @@ func (e *end) goes(cause, during, errno, state string) {
 		return err != nil
 	})
 	e.t.ended(fate{
-		cookie: fmt.Sprintf("%x", e.cookie), cause: cause, during: during, errno: errno, state: state,
-		alive: alive.Add(-latency), dead: time.Now(), unforeseen: e.unforeseen,
+		cookie: fmt.Sprintf("%x", e.cookie), local: e.local, remote: e.remote, cause: cause, during: during, errno: errno, state: state,
+		alive: alive.Add(-latency), dead: time.Now(), unforeseen: e.unforeseen, maybe: e.maybeClosed,
 	})
 }
 
@@ -443,7 +456,7 @@ func (e *end) abort(state string) {
 	before := time.Now()
 	e.Close()
 	e.t.ended(fate{
-		cookie: fmt.Sprintf("%x", e.cookie), cause: "aborted", state: state, alive: before, dead: time.Now(),
+		cookie: fmt.Sprintf("%x", e.cookie), local: e.local, remote: e.remote, cause: "aborted", state: state, alive: before, dead: time.Now(),
 	})
 }
 
@@ -454,7 +467,7 @@ func (e *end) closes(state string) {
 		now, err := e.diag.Find(e.local, e.remote, e.cookie)
 		return err != nil || now.Timer == timerTimeWait
 	})
-	e.t.ended(fate{cookie: fmt.Sprintf("%x", e.cookie), cause: "closed", state: state, quiet: true})
+	e.t.ended(fate{cookie: fmt.Sprintf("%x", e.cookie), local: e.local, remote: e.remote, cause: "closed", state: state, quiet: true})
 }
 
 // gossip is what the agent says about everybody, asked for again and again.
@@ -588,9 +601,14 @@ func describe(d death) string {
 	return string(b)
 }
 
-// compare holds what the agent told of the stage's sockets against their fates.
-func (s *stage) compare(g *gossip) {
+// compare holds what the agent told of the stage's sockets against their fates. Of
+// those that were hidden from it, it may say nothing, or that it does not know.
+func (s *stage) compare(g *gossip, w *witness) {
 	s.t.Helper()
+	hidden := w.hidden()
+	for i := range s.fates {
+		s.fates[i].hidden = slices.ContainsFunc(hidden, func(d hiddenDeath) bool { return d.is(&s.fates[i], s.began) })
+	}
 	report := func(format string, args ...any) {
 		s.t.Helper()
 		s.t.Errorf(format, args...)
@@ -603,7 +621,7 @@ func (s *stage) compare(g *gossip) {
 		g.mu.Lock()
 		defer g.mu.Unlock()
 		for _, f := range s.fates {
-			if _, ok := g.deaths[f.cookie]; !ok && !f.quiet {
+			if _, ok := g.deaths[f.cookie]; !ok && !f.quiet && !f.hidden && !f.maybe {
 				n++
 			}
 		}
@@ -615,9 +633,19 @@ func (s *stage) compare(g *gossip) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	known := map[string]bool{}
-	for _, f := range s.fates {
+	for i := range s.fates {
+		f := &s.fates[i]
 		known[f.cookie] = true
 		d, ok := g.deaths[f.cookie]
+		if f.maybe && !ok {
+			f.cause, f.quiet = "closed", true
+		}
+		if ok && f.hidden {
+			s.found++
+		}
+		if f.hidden && (!ok || d.Cause == "unknown") {
+			continue
+		}
 		if !ok {
 			if !f.quiet {
 				report("%s: the agent told nothing of %s, which ended by %s (%s) in %s", f.scenario, f.cookie, f.cause, f.errno, f.state)

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -95,6 +96,7 @@ func startWitness(t *testing.T) *witness {
 	}
 	t.Cleanup(func() { w.link.Close() })
 	w.set("buffer_size_kb", "32768")
+	w.set("trace_clock", "mono")
 	w.set("events/sock/inet_sock_set_state/filter", fmt.Sprintf("newstate == %d && protocol == %d", tcpClose, unix.IPPROTO_TCP))
 	w.set("events/sock/inet_sock_set_state/enable", "1")
 	return w
@@ -111,13 +113,26 @@ func (w *witness) set(file, value string) {
 
 // A hiddenDeath is one that no program saw.
 type hiddenDeath struct {
+	at            time.Time
 	task          string
 	local, remote netip.AddrPort
 	state         string // before, as the kernel calls it
 }
 
+// is tells whether it is the end that is known from outside, of a socket that was
+// opened after began.
+func (d *hiddenDeath) is(f *fate, began time.Time) bool {
+	if d.local != f.local || d.remote != f.remote {
+		return false
+	}
+	if !f.dead.IsZero() {
+		return d.at.After(f.alive.Add(-latency)) && d.at.Before(f.dead.Add(latency))
+	}
+	return d.at.After(began)
+}
+
 // "  comm-1234  [001] .Ns2. 14560.906096: inet_sock_set_state: family=AF_INET …"
-var traceLine = regexp.MustCompile(`^ *(.*-(\d+)) +\[\d+\].*: inet_sock_set_state: family=(\w+) .*sport=(\d+) dport=(\d+) saddr=(\S+) daddr=(\S+) saddrv6=(\S+) daddrv6=(\S+) oldstate=(\w+)`)
+var traceLine = regexp.MustCompile(`^ *(.*-(\d+)) +\[\d+\] \S+ +(\d+\.\d+): inet_sock_set_state: family=(\w+) .*sport=(\d+) dport=(\d+) saddr=(\S+) daddr=(\S+) saddrv6=(\S+) daddrv6=(\S+) oldstate=(\w+)`)
 
 // hidden are the deaths so far that no program saw.
 func (w *witness) hidden() []hiddenDeath {
@@ -127,6 +142,11 @@ func (w *witness) hidden() []hiddenDeath {
 		w.t.Fatal(err)
 	}
 	defer f.Close()
+	var mono unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &mono); err != nil {
+		w.t.Fatal(err)
+	}
+	boot := time.Now().Add(-time.Duration(mono.Nano()))
 	byTask := make(map[uint32][]hiddenDeath)
 	lines := bufio.NewScanner(f)
 	for lines.Scan() {
@@ -139,15 +159,16 @@ func (w *witness) hidden() []hiddenDeath {
 			w.t.Fatalf("trace says %q", line)
 		}
 		pid, _ := strconv.ParseUint(m[2], 10, 32)
-		saddr, daddr := m[6], m[7]
-		if m[3] == "AF_INET6" {
-			saddr, daddr = m[8], m[9]
+		saddr, daddr := m[7], m[8]
+		if m[4] == "AF_INET6" {
+			saddr, daddr = m[9], m[10]
 		}
-		d := hiddenDeath{task: m[1], state: m[10]}
+		seconds, _ := strconv.ParseFloat(m[3], 64)
+		d := hiddenDeath{task: m[1], state: m[11], at: boot.Add(time.Duration(seconds * float64(time.Second)))}
 		for _, end := range []struct {
 			into       *netip.AddrPort
 			addr, port string
-		}{{&d.local, saddr, m[4]}, {&d.remote, daddr, m[5]}} {
+		}{{&d.local, saddr, m[5]}, {&d.remote, daddr, m[6]}} {
 			addr, err := netip.ParseAddr(end.addr)
 			if err != nil {
 				w.t.Fatal(err)
