@@ -89,7 +89,7 @@ func TestHundredThousandDeathsAreCountedExactly(t *testing.T) {
 	}
 	host := netstat(t, nil)
 	before := a.settled(3 * time.Second)
-	witness := startWitness(t)
+	witness := startWitness(t, someDeath)
 
 	began := time.Now()
 	for _, g := range timeouts {

@@ -605,7 +605,7 @@ func describe(d death) string {
 // those that were hidden from it, it may say nothing, or that it does not know.
 func (s *stage) compare(g *gossip, w *witness) {
 	s.t.Helper()
-	hidden := w.hidden()
+	hidden := w.hiddenDeaths()
 	for i := range s.fates {
 		s.fates[i].hidden = slices.ContainsFunc(hidden, func(d hiddenDeath) bool { return d.is(&s.fates[i], s.began) })
 	}

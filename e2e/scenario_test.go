@@ -110,7 +110,7 @@ func TestEveryCause(t *testing.T) { // not parallel: it reads node-wide counters
 		cancel()
 		<-done
 	}()
-	w := startWitness(t)
+	w := startWitness(t, someDeath)
 	before := a.metrics()
 	var stages []*stage
 	var mu sync.Mutex
@@ -1080,7 +1080,7 @@ func TestOutOfMemory(t *testing.T) { // not parallel, for that reason
 	}
 	t.Cleanup(restore)
 	a := startAgent(t)
-	w := startWitness(t)
+	w := startWitness(t, someDeath)
 	ctx, cancel := context.WithCancel(context.Background())
 	g, done := listen(ctx, a)
 	defer func() {

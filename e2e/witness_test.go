@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -21,7 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A witness tells which deaths no BPF program can have seen, because the kernel
+// A witness tells which events no BPF program can have seen, because the kernel
 // of this machine runs none in the context of some tasks (docs/kernel.md). It
 // takes note of the same event in two ways: with a program of its own, which does
 // nothing but count by the task that was running, and with tracefs. A task that
@@ -29,16 +30,36 @@ import (
 //
 // On a kernel that runs every program it finds nothing, and nothing is excused.
 type witness struct {
-	t       *testing.T
-	trace   string // the tracefs instance
-	program *ebpf.Program
-	link    link.Link
-	tasks   *ebpf.Map // pid to how many deaths
+	t     *testing.T
+	trace string    // the tracefs instance
+	tasks *ebpf.Map // pid to how many events
 }
+
+// An occasion is what a witness takes note of.
+type occasion struct {
+	group, event string // of tracefs; the event is a tracepoint as well
+	filter       string // "": all
+	// only is what the program checks of ctx, in R1, before it counts: it jumps to
+	// "out".
+	only asm.Instructions
+}
+
+const tcpClose = 7 // include/net/tcp_states.h
+
+var (
+	someDeath = occasion{
+		"sock", "inet_sock_set_state", fmt.Sprintf("newstate == %d && protocol == %d", tcpClose, unix.IPPROTO_TCP),
+		asm.Instructions{
+			asm.LoadMem(asm.R1, asm.R1, 16, asm.DWord), // newstate
+			asm.JNE.Imm32(asm.R1, tcpClose, "out"),
+		},
+	}
+	someRetransmission = occasion{group: "tcp", event: "tcp_retransmit_skb"}
+)
 
 const tracefs = "/sys/kernel/tracing"
 
-func startWitness(t *testing.T) *witness {
+func startWitness(t *testing.T, o occasion) *witness {
 	t.Helper()
 	w := &witness{t: t, trace: filepath.Join(tracefs, "instances", fmt.Sprintf("halfopen-e2e-%d", os.Getpid()))}
 	if _, err := os.Stat(filepath.Join(tracefs, "instances")); errors.Is(err, os.ErrNotExist) {
@@ -59,11 +80,9 @@ func startWitness(t *testing.T) *witness {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { w.tasks.Close() })
-	w.program, err = ebpf.NewProgram(&ebpf.ProgramSpec{
-		Type: ebpf.Tracing, AttachType: ebpf.AttachTraceRawTp, AttachTo: "inet_sock_set_state", License: "GPL",
-		Instructions: asm.Instructions{
-			asm.LoadMem(asm.R1, asm.R1, 16, asm.DWord), // newstate
-			asm.JNE.Imm32(asm.R1, tcpClose, "out"),
+	spec := &ebpf.ProgramSpec{
+		Type: ebpf.Tracing, AttachType: ebpf.AttachTraceRawTp, AttachTo: o.event, License: "GPL",
+		Instructions: slices.Concat(o.only, asm.Instructions{
 			asm.FnGetCurrentPidTgid.Call(),
 			asm.StoreMem(asm.R10, -4, asm.R0, asm.Word),
 			asm.Mov.Reg(asm.R2, asm.R10),
@@ -85,24 +104,30 @@ func startWitness(t *testing.T) *witness {
 			asm.FnMapUpdateElem.Call(),
 			asm.Mov.Imm(asm.R0, 0).WithSymbol("out"),
 			asm.Return(),
-		},
-	})
-	if err != nil {
-		t.Fatalf("%+v", err)
+		}),
 	}
-	t.Cleanup(func() { w.program.Close() })
-	if w.link, err = link.AttachTracing(link.TracingOptions{Program: w.program, AttachType: ebpf.AttachTraceRawTp}); err != nil {
-		t.Fatal(err)
+	// Two, of which the kernel skips one that is interrupted while it runs.
+	for range 2 {
+		program, err := ebpf.NewProgram(spec)
+		if err != nil {
+			t.Fatalf("%+v", err)
+		}
+		t.Cleanup(func() { program.Close() })
+		l, err := link.AttachTracing(link.TracingOptions{Program: program, AttachType: ebpf.AttachTraceRawTp})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
 	}
-	t.Cleanup(func() { w.link.Close() })
 	w.set("buffer_size_kb", "32768")
 	w.set("trace_clock", "mono")
-	w.set("events/sock/inet_sock_set_state/filter", fmt.Sprintf("newstate == %d && protocol == %d", tcpClose, unix.IPPROTO_TCP))
-	w.set("events/sock/inet_sock_set_state/enable", "1")
+	event := filepath.Join("events", o.group, o.event)
+	if o.filter != "" {
+		w.set(filepath.Join(event, "filter"), o.filter)
+	}
+	w.set(filepath.Join(event, "enable"), "1")
 	return w
 }
-
-const tcpClose = 7 // include/net/tcp_states.h
 
 func (w *witness) set(file, value string) {
 	w.t.Helper()
@@ -111,12 +136,98 @@ func (w *witness) set(file, value string) {
 	}
 }
 
+// "  comm-1234  [001] .Ns2. 14560.906096: inet_sock_set_state: family=AF_INET …"
+var traceLine = regexp.MustCompile(`^ *(.*)-(\d+) +\[\d+\] \S+ +(\d+\.\d+): \w+: (.*)$`)
+
+// A trace is one line of tracefs.
+type trace struct {
+	at   time.Time
+	says string
+}
+
+// hidden are the events so far that no program saw.
+func (w *witness) hidden() []trace {
+	w.t.Helper()
+	f, err := os.Open(filepath.Join(w.trace, "trace"))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer f.Close()
+	var mono unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &mono); err != nil {
+		w.t.Fatal(err)
+	}
+	boot := time.Now().Add(-time.Duration(mono.Nano()))
+	byTask := make(map[uint32][]trace)
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		line := lines.Text()
+		if strings.HasPrefix(line, "#") {
+			continue
+		}
+		m := traceLine.FindStringSubmatch(line)
+		if m == nil {
+			w.t.Fatalf("trace says %q", line)
+		}
+		pid, _ := strconv.ParseUint(m[2], 10, 32)
+		seconds, _ := strconv.ParseFloat(m[3], 64)
+		byTask[uint32(pid)] = append(byTask[uint32(pid)], trace{boot.Add(time.Duration(seconds * float64(time.Second))), m[4]})
+	}
+	if err := lines.Err(); err != nil {
+		w.t.Fatal(err)
+	}
+	w.complete()
+	var found []trace
+	for pid, events := range byTask {
+		var n uint64
+		err := w.tasks.Lookup(pid, &n)
+		if err == nil {
+			continue
+		}
+		if !errors.Is(err, ebpf.ErrKeyNotExist) {
+			w.t.Fatal(err)
+		}
+		found = append(found, events...)
+	}
+	return found
+}
+
 // A hiddenDeath is one that no program saw.
 type hiddenDeath struct {
 	at            time.Time
-	task          string
 	local, remote netip.AddrPort
-	state         string // before, as the kernel calls it
+}
+
+var deathLine = regexp.MustCompile(`^family=(\w+) .*sport=(\d+) dport=(\d+) saddr=(\S+) daddr=(\S+) saddrv6=(\S+) daddrv6=(\S+) `)
+
+// hiddenDeaths are the deaths so far that no program saw.
+func (w *witness) hiddenDeaths() []hiddenDeath {
+	w.t.Helper()
+	var deaths []hiddenDeath
+	for _, line := range w.hidden() {
+		m := deathLine.FindStringSubmatch(line.says)
+		if m == nil {
+			w.t.Fatalf("trace says %q", line.says)
+		}
+		saddr, daddr := m[4], m[5]
+		if m[1] == "AF_INET6" {
+			saddr, daddr = m[6], m[7]
+		}
+		d := hiddenDeath{at: line.at}
+		for _, end := range []struct {
+			into       *netip.AddrPort
+			addr, port string
+		}{{&d.local, saddr, m[2]}, {&d.remote, daddr, m[3]}} {
+			addr, err := netip.ParseAddr(end.addr)
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			port, _ := strconv.ParseUint(end.port, 10, 16)
+			*end.into = netip.AddrPortFrom(addr.Unmap(), uint16(port))
+		}
+		deaths = append(deaths, d)
+	}
+	return deaths
 }
 
 // is tells whether it is the end that is known from outside, of a socket that was
@@ -129,79 +240,6 @@ func (d *hiddenDeath) is(f *fate, began time.Time) bool {
 		return d.at.After(f.alive.Add(-latency)) && d.at.Before(f.dead.Add(latency))
 	}
 	return d.at.After(began)
-}
-
-// "  comm-1234  [001] .Ns2. 14560.906096: inet_sock_set_state: family=AF_INET …"
-var traceLine = regexp.MustCompile(`^ *(.*-(\d+)) +\[\d+\] \S+ +(\d+\.\d+): inet_sock_set_state: family=(\w+) .*sport=(\d+) dport=(\d+) saddr=(\S+) daddr=(\S+) saddrv6=(\S+) daddrv6=(\S+) oldstate=(\w+)`)
-
-// hidden are the deaths so far that no program saw.
-func (w *witness) hidden() []hiddenDeath {
-	w.t.Helper()
-	f, err := os.Open(filepath.Join(w.trace, "trace"))
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	defer f.Close()
-	var mono unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &mono); err != nil {
-		w.t.Fatal(err)
-	}
-	boot := time.Now().Add(-time.Duration(mono.Nano()))
-	byTask := make(map[uint32][]hiddenDeath)
-	lines := bufio.NewScanner(f)
-	for lines.Scan() {
-		line := lines.Text()
-		if strings.HasPrefix(line, "#") {
-			continue
-		}
-		m := traceLine.FindStringSubmatch(line)
-		if m == nil {
-			w.t.Fatalf("trace says %q", line)
-		}
-		pid, _ := strconv.ParseUint(m[2], 10, 32)
-		saddr, daddr := m[7], m[8]
-		if m[4] == "AF_INET6" {
-			saddr, daddr = m[9], m[10]
-		}
-		seconds, _ := strconv.ParseFloat(m[3], 64)
-		d := hiddenDeath{task: m[1], state: m[11], at: boot.Add(time.Duration(seconds * float64(time.Second)))}
-		for _, end := range []struct {
-			into       *netip.AddrPort
-			addr, port string
-		}{{&d.local, saddr, m[5]}, {&d.remote, daddr, m[6]}} {
-			addr, err := netip.ParseAddr(end.addr)
-			if err != nil {
-				w.t.Fatal(err)
-			}
-			port, _ := strconv.ParseUint(end.port, 10, 16)
-			*end.into = netip.AddrPortFrom(addr.Unmap(), uint16(port))
-		}
-		byTask[uint32(pid)] = append(byTask[uint32(pid)], d)
-	}
-	if err := lines.Err(); err != nil {
-		w.t.Fatal(err)
-	}
-	w.complete()
-	stats, err := w.program.Stats()
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	var found []hiddenDeath
-	for pid, deaths := range byTask {
-		var n uint64
-		err := w.tasks.Lookup(pid, &n)
-		if err == nil {
-			continue
-		}
-		if !errors.Is(err, ebpf.ErrKeyNotExist) {
-			w.t.Fatal(err)
-		}
-		// A program that was skipped because it was running is no proof.
-		if uint64(len(deaths)) > stats.RecursionMisses {
-			found = append(found, deaths...)
-		}
-	}
-	return found
 }
 
 // complete checks that the trace has lost nothing.
