@@ -1313,11 +1313,12 @@ static __always_inline void reset_in_answer(const struct sock *sk)
 	if (!tp || sk->__sk_common.skc_state != TCP_CLOSE)
 		return;
 	u = bpf_map_lookup_elem(&undecided, &key);
-	if (u) {
-		if (u->event.conn.cookie == (__u64)sk->__sk_common.skc_cookie.counter)
-			decided(u, &key, CAUSE_ABORTED);
+	if (u && u->event.conn.cookie == (__u64)sk->__sk_common.skc_cookie.counter) {
+		decided(u, &key, CAUSE_ABORTED);
 		return;
 	}
+	if (u) /* of the socket that was there before */
+		decided(u, &key, CAUSE_RESET_BY_PEER);
 	if (sk->sk_err || tp->linger2 < 0 || !(sk->__sk_common.skc_flags & (1 << SOCK_DEAD)))
 		return;
 	COUNT(not_closed);

@@ -64,11 +64,19 @@ func TestMain(m *testing.M) {
 		}
 		dir, err := prepare()
 		defer os.RemoveAll(dir)
+		if err == nil {
+			deaths, err = newWitness(someDeath)
+		}
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
-		return m.Run()
+		status := m.Run()
+		if err := deaths.close(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		return status
 	}())
 }
 

@@ -352,8 +352,8 @@ func TestScrapeWhileTheyDie(t *testing.T) {
 		}
 		return nil
 	})
-	before := a.metrics()
-	deaths := func(m metrics) float64 {
+	before, hiddenBefore := a.metrics(), len(deaths.hiddenDeaths(t))
+	died := func(m metrics) float64 {
 		return m.value("halfopen_tcp_deaths_total", "cause", "keepalive_timeout") -
 			before.value("halfopen_tcp_deaths_total", "cause", "keepalive_timeout")
 	}
@@ -362,10 +362,13 @@ func TestScrapeWhileTheyDie(t *testing.T) {
 	scrapes, between := 0, 0
 	for deadline := time.Now().Add(20 * time.Second); last < dying; scrapes++ {
 		if time.Now().After(deadline) {
-			t.Fatalf("%v died", last)
+			if hidden := len(deaths.hiddenDeaths(t)) - hiddenBefore; int(last)+hidden < dying {
+				t.Fatalf("%v died, and %d that no program can have seen", last, hidden)
+			}
+			break
 		}
 		m := a.metrics()
-		dead, undead := deaths(m), zombies(m)
+		dead, undead := died(m), zombies(m)
 		if dead < last {
 			t.Errorf("%v deaths after %v", dead, last)
 		}
@@ -385,7 +388,7 @@ func TestScrapeWhileTheyDie(t *testing.T) {
 		t.Errorf("only %d scrapes in the midst of the dying", between)
 	}
 	m := a.metrics()
-	if dead, undead := deaths(m), zombies(m); dead != dying || undead != 0 {
+	if dead, undead := died(m), zombies(m); int(dead)+len(deaths.hiddenDeaths(t))-hiddenBefore < dying || undead != 0 {
 		t.Errorf("%v dead and %v zombies at the end", dead, undead)
 	}
 	if seconds := m.value("halfopen_tcp_zombie_seconds") - before.value("halfopen_tcp_zombie_seconds"); seconds < dying {

@@ -40,6 +40,10 @@ func checkDeaths(t *testing.T, a *agent, n *network, port, count int, cause, dur
 		return nil
 	})
 	for _, d := range deaths {
+		if d.hidden(t) {
+			t.Logf("hidden from every program: %+v", d)
+			continue
+		}
 		if d.Cause != cause || d.During != during || d.Errno != errno {
 			t.Errorf("cause %q during %q with errno %q, expected %q, %q, %q; the kernel skipped %v programs", d.Cause, d.During, d.Errno,
 				cause, during, errno, a.metrics().value("halfopen_events_lost_total", "type", "recursion"))

@@ -317,6 +317,13 @@ type end struct {
 	maybeClosed   bool
 }
 
+// Close closes the socket, with which no child that is just being made is left.
+func (e *end) Close() error {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	return e.TCPConn.Close()
+}
+
 func (t *trial) end(c *net.TCPConn, d *lab.Diag) *end {
 	t.undo = append(t.undo, func() { c.Close() })
 	cookie, err := lab.Cookie(c)
@@ -365,7 +372,6 @@ func (e *end) info() *unix.TCPInfo {
 const (
 	stateEstablished = 1
 	stateSynRecv     = 3
-	stateFinWait1    = 4
 	stateFinWait2    = 5
 	stateClose       = 7
 )
@@ -603,9 +609,9 @@ func describe(d death) string {
 
 // compare holds what the agent told of the stage's sockets against their fates. Of
 // those that were hidden from it, it may say nothing, or that it does not know.
-func (s *stage) compare(g *gossip, w *witness) {
+func (s *stage) compare(t *testing.T, g *gossip) {
 	s.t.Helper()
-	hidden := w.hiddenDeaths()
+	hidden := deaths.hiddenDeaths(t)
 	for i := range s.fates {
 		s.fates[i].hidden = slices.ContainsFunc(hidden, func(d hiddenDeath) bool { return d.is(&s.fates[i], s.began) })
 	}

@@ -136,7 +136,7 @@ func TestRetransmissionsAreCountedExactlyByType(t *testing.T) {
 			}
 			// The host's own retransmissions are none of the test's doing.
 			host, before := netstat(t, nil), a.retransmissions()
-			hiddenBefore := w.hiddenRetransmissions()
+			hiddenBefore := w.hiddenRetransmissions(t)
 			var wg sync.WaitGroup
 			for _, n := range networks {
 				wg.Go(func() { s.run(t, n) })
@@ -166,7 +166,7 @@ func TestRetransmissionsAreCountedExactlyByType(t *testing.T) {
 					expected["tail_loss_probe"] += off
 				}
 				// Nor can the agent count what no program sees.
-				hidden := w.hiddenRetransmissions() - hiddenBefore
+				hidden := w.hiddenRetransmissions(t) - hiddenBefore
 				for kind, n := range expected {
 					if off := n - got[kind]; off > 0 && off <= hidden {
 						expected[kind] -= off
@@ -185,9 +185,9 @@ func TestRetransmissionsAreCountedExactlyByType(t *testing.T) {
 }
 
 // hiddenRetransmissions is how many so far no program saw.
-func (w *witness) hiddenRetransmissions() (n int) {
-	w.t.Helper()
-	for _, line := range w.hidden() {
+func (w *witness) hiddenRetransmissions(t *testing.T) (n int) {
+	t.Helper()
+	for _, line := range w.hidden(t) {
 		if !strings.Contains(line.says, " err=") || strings.HasSuffix(line.says, " err=0") {
 			n++
 		}

@@ -4,8 +4,10 @@ package e2e
 
 import (
 	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -30,9 +32,9 @@ import (
 //
 // On a kernel that runs every program it finds nothing, and nothing is excused.
 type witness struct {
-	t     *testing.T
 	trace string    // the tracefs instance
 	tasks *ebpf.Map // pid to how many events
+	undo  []func() error
 }
 
 // An occasion is what a witness takes note of.
@@ -59,27 +61,44 @@ var (
 
 const tracefs = "/sys/kernel/tracing"
 
+// deaths sees all deaths while the tests run.
+var deaths *witness
+
+// startWitness begins to take note, until the test ends.
 func startWitness(t *testing.T, o occasion) *witness {
 	t.Helper()
-	w := &witness{t: t, trace: filepath.Join(tracefs, "instances", fmt.Sprintf("halfopen-e2e-%d", os.Getpid()))}
-	if _, err := os.Stat(filepath.Join(tracefs, "instances")); errors.Is(err, os.ErrNotExist) {
-		if err := unix.Mount("tracefs", tracefs, "tracefs", 0, ""); err != nil {
-			t.Fatalf("mount tracefs: %v", err)
-		}
-	}
-	if err := os.Mkdir(w.trace, 0o700); err != nil {
+	w, err := newWitness(o)
+	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := os.Remove(w.trace); err != nil {
+		if err := w.close(); err != nil {
 			t.Error(err)
 		}
 	})
-	var err error
-	if w.tasks, err = ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Hash, KeySize: 4, ValueSize: 8, MaxEntries: 65536}); err != nil {
-		t.Fatal(err)
+	return w
+}
+
+func newWitness(o occasion) (_ *witness, err error) {
+	w := &witness{trace: filepath.Join(tracefs, "instances", fmt.Sprintf("halfopen-e2e-%d-%s", os.Getpid(), o.event))}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, w.close())
+		}
+	}()
+	if _, err := os.Stat(filepath.Join(tracefs, "instances")); errors.Is(err, os.ErrNotExist) {
+		if err := unix.Mount("tracefs", tracefs, "tracefs", 0, ""); err != nil {
+			return nil, fmt.Errorf("mount tracefs: %w", err)
+		}
 	}
-	t.Cleanup(func() { w.tasks.Close() })
+	if err := os.Mkdir(w.trace, 0o700); err != nil {
+		return nil, err
+	}
+	w.undo = append(w.undo, func() error { return os.Remove(w.trace) })
+	if w.tasks, err = ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Hash, KeySize: 4, ValueSize: 8, MaxEntries: 65536}); err != nil {
+		return nil, err
+	}
+	w.undo = append(w.undo, w.tasks.Close)
 	spec := &ebpf.ProgramSpec{
 		Type: ebpf.Tracing, AttachType: ebpf.AttachTraceRawTp, AttachTo: o.event, License: "GPL",
 		Instructions: slices.Concat(o.only, asm.Instructions{
@@ -110,30 +129,35 @@ func startWitness(t *testing.T, o occasion) *witness {
 	for range 2 {
 		program, err := ebpf.NewProgram(spec)
 		if err != nil {
-			t.Fatalf("%+v", err)
+			return nil, err
 		}
-		t.Cleanup(func() { program.Close() })
+		w.undo = append(w.undo, program.Close)
 		l, err := link.AttachTracing(link.TracingOptions{Program: program, AttachType: ebpf.AttachTraceRawTp})
 		if err != nil {
-			t.Fatal(err)
+			return nil, err
 		}
-		t.Cleanup(func() { l.Close() })
+		w.undo = append(w.undo, l.Close)
 	}
-	w.set("buffer_size_kb", "32768")
-	w.set("trace_clock", "mono")
 	event := filepath.Join("events", o.group, o.event)
-	if o.filter != "" {
-		w.set(filepath.Join(event, "filter"), o.filter)
+	for _, set := range [][2]string{
+		{"buffer_size_kb", "65536"},
+		{"trace_clock", "mono"},
+		{filepath.Join(event, "filter"), cmp.Or(o.filter, "0")}, // 0 clears it
+		{filepath.Join(event, "enable"), "1"},
+	} {
+		if err := os.WriteFile(filepath.Join(w.trace, set[0]), []byte(set[1]), 0); err != nil {
+			return nil, err
+		}
 	}
-	w.set(filepath.Join(event, "enable"), "1")
-	return w
+	return w, nil
 }
 
-func (w *witness) set(file, value string) {
-	w.t.Helper()
-	if err := os.WriteFile(filepath.Join(w.trace, file), []byte(value), 0); err != nil {
-		w.t.Fatal(err)
+func (w *witness) close() error {
+	var errs []error
+	for _, f := range slices.Backward(w.undo) {
+		errs = append(errs, f())
 	}
+	return errors.Join(errs...)
 }
 
 // "  comm-1234  [001] .Ns2. 14560.906096: inet_sock_set_state: family=AF_INET …"
@@ -146,16 +170,16 @@ type trace struct {
 }
 
 // hidden are the events so far that no program saw.
-func (w *witness) hidden() []trace {
-	w.t.Helper()
+func (w *witness) hidden(t *testing.T) []trace {
+	t.Helper()
 	f, err := os.Open(filepath.Join(w.trace, "trace"))
 	if err != nil {
-		w.t.Fatal(err)
+		t.Fatal(err)
 	}
 	defer f.Close()
 	var mono unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &mono); err != nil {
-		w.t.Fatal(err)
+		t.Fatal(err)
 	}
 	boot := time.Now().Add(-time.Duration(mono.Nano()))
 	byTask := make(map[uint32][]trace)
@@ -167,16 +191,16 @@ func (w *witness) hidden() []trace {
 		}
 		m := traceLine.FindStringSubmatch(line)
 		if m == nil {
-			w.t.Fatalf("trace says %q", line)
+			t.Fatalf("trace says %q", line)
 		}
 		pid, _ := strconv.ParseUint(m[2], 10, 32)
 		seconds, _ := strconv.ParseFloat(m[3], 64)
 		byTask[uint32(pid)] = append(byTask[uint32(pid)], trace{boot.Add(time.Duration(seconds * float64(time.Second))), m[4]})
 	}
 	if err := lines.Err(); err != nil {
-		w.t.Fatal(err)
+		t.Fatal(err)
 	}
-	w.complete()
+	w.complete(t)
 	var found []trace
 	for pid, events := range byTask {
 		var n uint64
@@ -185,7 +209,7 @@ func (w *witness) hidden() []trace {
 			continue
 		}
 		if !errors.Is(err, ebpf.ErrKeyNotExist) {
-			w.t.Fatal(err)
+			t.Fatal(err)
 		}
 		found = append(found, events...)
 	}
@@ -201,13 +225,13 @@ type hiddenDeath struct {
 var deathLine = regexp.MustCompile(`^family=(\w+) .*sport=(\d+) dport=(\d+) saddr=(\S+) daddr=(\S+) saddrv6=(\S+) daddrv6=(\S+) `)
 
 // hiddenDeaths are the deaths so far that no program saw.
-func (w *witness) hiddenDeaths() []hiddenDeath {
-	w.t.Helper()
+func (w *witness) hiddenDeaths(t *testing.T) []hiddenDeath {
+	t.Helper()
 	var deaths []hiddenDeath
-	for _, line := range w.hidden() {
+	for _, line := range w.hidden(t) {
 		m := deathLine.FindStringSubmatch(line.says)
 		if m == nil {
-			w.t.Fatalf("trace says %q", line.says)
+			t.Fatalf("trace says %q", line.says)
 		}
 		saddr, daddr := m[4], m[5]
 		if m[1] == "AF_INET6" {
@@ -220,7 +244,7 @@ func (w *witness) hiddenDeaths() []hiddenDeath {
 		}{{&d.local, saddr, m[2]}, {&d.remote, daddr, m[3]}} {
 			addr, err := netip.ParseAddr(end.addr)
 			if err != nil {
-				w.t.Fatal(err)
+				t.Fatal(err)
 			}
 			port, _ := strconv.ParseUint(end.port, 10, 16)
 			*end.into = netip.AddrPortFrom(addr.Unmap(), uint16(port))
@@ -243,21 +267,31 @@ func (d *hiddenDeath) is(f *fate, began time.Time) bool {
 }
 
 // complete checks that the trace has lost nothing.
-func (w *witness) complete() {
-	w.t.Helper()
+func (w *witness) complete(t *testing.T) {
+	t.Helper()
 	cpus, err := filepath.Glob(filepath.Join(w.trace, "per_cpu/cpu*/stats"))
 	if err != nil || len(cpus) == 0 {
-		w.t.Fatalf("no statistics of the trace: %v", err)
+		t.Fatalf("no statistics of the trace: %v", err)
 	}
 	for _, file := range cpus {
 		body, err := os.ReadFile(file)
 		if err != nil {
-			w.t.Fatal(err)
+			t.Fatal(err)
 		}
 		for _, name := range []string{"overrun", "dropped events"} {
 			if !strings.Contains(string(body), name+": 0\n") {
-				w.t.Fatalf("%s: the trace is not complete:\n%s", file, body)
+				t.Fatalf("%s: the trace is not complete:\n%s", file, body)
 			}
 		}
 	}
+}
+
+// hidden tells whether it is a death that no program saw: its cause is unknown.
+func (d *death) hidden(t *testing.T) bool {
+	t.Helper()
+	return d.Cause == "unknown" && slices.ContainsFunc(deaths.hiddenDeaths(t), func(h hiddenDeath) bool {
+		return h.local.String() == net.JoinHostPort(d.Local.IP, strconv.Itoa(d.Local.Port)) &&
+			h.remote.String() == net.JoinHostPort(d.Remote.IP, strconv.Itoa(d.Remote.Port)) &&
+			d.At.Sub(h.at).Abs() < 2*time.Second
+	})
 }
