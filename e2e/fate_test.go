@@ -612,8 +612,8 @@ func describe(d death) string {
 func (s *stage) compare(t *testing.T, g *gossip) {
 	s.t.Helper()
 	hidden := deaths.hiddenDeaths(t)
-	for i := range s.fates {
-		s.fates[i].hidden = slices.ContainsFunc(hidden, func(d hiddenDeath) bool { return d.is(&s.fates[i], s.began) })
+	isHidden := func(f *fate) bool {
+		return slices.ContainsFunc(hidden, func(d hiddenDeath) bool { return d.is(f, s.began) })
 	}
 	report := func(format string, args ...any) {
 		s.t.Helper()
@@ -626,8 +626,9 @@ func (s *stage) compare(t *testing.T, g *gossip) {
 	missing := func() (n int) {
 		g.mu.Lock()
 		defer g.mu.Unlock()
-		for _, f := range s.fates {
-			if _, ok := g.deaths[f.cookie]; !ok && !f.quiet && !f.hidden && !f.maybe {
+		for i := range s.fates {
+			f := &s.fates[i]
+			if _, ok := g.deaths[f.cookie]; !ok && !f.quiet && !f.maybe && !isHidden(f) {
 				n++
 			}
 		}
@@ -646,10 +647,10 @@ func (s *stage) compare(t *testing.T, g *gossip) {
 		if f.maybe && !ok {
 			f.cause, f.quiet = "closed", true
 		}
-		if ok && f.hidden {
-			s.found++
-		}
-		if f.hidden && (!ok || d.Cause == "unknown") {
+		if f.hidden = (!ok || d.Cause == "unknown") && isHidden(f); f.hidden {
+			if ok {
+				s.found++
+			}
 			continue
 		}
 		if !ok {

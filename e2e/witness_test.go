@@ -254,6 +254,10 @@ func (w *witness) hiddenDeaths(t *testing.T) []hiddenDeath {
 	return deaths
 }
 
+// hiddenFor is how much later than its end one may hear of a socket's at the
+// latest, on a machine that stalls.
+const hiddenFor = 5 * time.Second
+
 // is tells whether it is the end that is known from outside, of a socket that was
 // opened after began.
 func (d *hiddenDeath) is(f *fate, began time.Time) bool {
@@ -261,7 +265,7 @@ func (d *hiddenDeath) is(f *fate, began time.Time) bool {
 		return false
 	}
 	if !f.dead.IsZero() {
-		return d.at.After(f.alive.Add(-latency)) && d.at.Before(f.dead.Add(latency))
+		return d.at.After(f.alive.Add(-hiddenFor)) && d.at.Before(f.dead.Add(latency))
 	}
 	return d.at.After(began)
 }
