@@ -644,7 +644,7 @@ func (s *stage) compare(t *testing.T, g *gossip) {
 		f := &s.fates[i]
 		known[f.cookie] = true
 		d, ok := g.deaths[f.cookie]
-		if f.maybe && !ok {
+		if f.maybe && !ok && !isHidden(f) {
 			f.cause, f.quiet = "closed", true
 		}
 		if f.hidden = (!ok || d.Cause == "unknown") && isHidden(f); f.hidden {
