@@ -218,7 +218,7 @@ func TestExplainTellsSettingsAndWhereFrom(t *testing.T) {
 			}
 			n.checkSettings(t, connecting, explainOf(t, socketCookie(t, connecting)).Explanation.Settings, defaults, "TCP_SYNCNT")
 		}
-		if err := unix.SetsockoptInt(connecting, unix.IPPROTO_TCP, unix.TCP_SYNCNT, 5); err != nil {
+		if err := unix.SetsockoptInt(connecting, unix.IPPROTO_TCP, unix.TCP_SYNCNT, 60); err != nil {
 			t.Fatal(err)
 		}
 		check()
@@ -449,7 +449,7 @@ func TestExplainAdviceForTheNamespaceWorks(t *testing.T) {
 		orphan := cookieOf(t, c)
 		c.Close()
 		connecting := n.connecting(t, 7011)
-		time.Sleep(2 * time.Second)
+		time.Sleep(300 * time.Millisecond) // for a first retransmission; the orphan's limit is 3 s
 		for _, test := range []struct{ cookie, how, by string }{
 			{orphan, "sysctl -w net.ipv4.tcp_orphan_retries=3", "orphan_timeout"},
 			{socketCookie(t, connecting), "sysctl -w net.ipv4.tcp_syn_retries=3", "connect_timeout"},

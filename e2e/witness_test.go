@@ -3,7 +3,7 @@
 package e2e
 
 import (
-	"bufio"
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -35,6 +36,11 @@ type witness struct {
 	trace string    // the tracefs instance
 	tasks *ebpf.Map // pid to how many events
 	undo  []func() error
+
+	mu   sync.Mutex
+	pipe int                // trace_pipe, which gives each line once
+	rest []byte             // the beginning of a line
+	seen map[uint32][]trace // by pid
 }
 
 // An occasion is what a witness takes note of.
@@ -80,7 +86,7 @@ func startWitness(t *testing.T, o occasion) *witness {
 }
 
 func newWitness(o occasion) (_ *witness, err error) {
-	w := &witness{trace: filepath.Join(tracefs, "instances", fmt.Sprintf("halfopen-e2e-%d-%s", os.Getpid(), o.event))}
+	w := &witness{seen: make(map[uint32][]trace), trace: filepath.Join(tracefs, "instances", fmt.Sprintf("halfopen-e2e-%d-%s", os.Getpid(), o.event))}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, w.close())
@@ -149,6 +155,10 @@ func newWitness(o occasion) (_ *witness, err error) {
 			return nil, err
 		}
 	}
+	if w.pipe, err = unix.Open(filepath.Join(w.trace, "trace_pipe"), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0); err != nil {
+		return nil, err
+	}
+	w.undo = append(w.undo, func() error { return unix.Close(w.pipe) })
 	return w, nil
 }
 
@@ -172,37 +182,14 @@ type trace struct {
 // hidden are the events so far that no program saw.
 func (w *witness) hidden(t *testing.T) []trace {
 	t.Helper()
-	f, err := os.Open(filepath.Join(w.trace, "trace"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	var mono unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &mono); err != nil {
-		t.Fatal(err)
-	}
-	boot := time.Now().Add(-time.Duration(mono.Nano()))
-	byTask := make(map[uint32][]trace)
-	lines := bufio.NewScanner(f)
-	for lines.Scan() {
-		line := lines.Text()
-		if strings.HasPrefix(line, "#") {
-			continue
-		}
-		m := traceLine.FindStringSubmatch(line)
-		if m == nil {
-			t.Fatalf("trace says %q", line)
-		}
-		pid, _ := strconv.ParseUint(m[2], 10, 32)
-		seconds, _ := strconv.ParseFloat(m[3], 64)
-		byTask[uint32(pid)] = append(byTask[uint32(pid)], trace{boot.Add(time.Duration(seconds * float64(time.Second))), m[4]})
-	}
-	if err := lines.Err(); err != nil {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.drain(); err != nil {
 		t.Fatal(err)
 	}
 	w.complete(t)
 	var found []trace
-	for pid, events := range byTask {
+	for pid, events := range w.seen {
 		var n uint64
 		err := w.tasks.Lookup(pid, &n)
 		if err == nil {
@@ -214,6 +201,43 @@ func (w *witness) hidden(t *testing.T) []trace {
 		found = append(found, events...)
 	}
 	return found
+}
+
+// drain takes in what tracefs has seen since.
+func (w *witness) drain() error {
+	var mono unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &mono); err != nil {
+		return err
+	}
+	boot := time.Now().Add(-time.Duration(mono.Nano()))
+	buf := make([]byte, 1<<16)
+	for {
+		n, err := unix.Read(w.pipe, buf)
+		if errors.Is(err, unix.EAGAIN) || err == nil && n == 0 {
+			return nil
+		}
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		w.rest = append(w.rest, buf[:n]...)
+		for {
+			line, rest, whole := bytes.Cut(w.rest, []byte("\n"))
+			if !whole {
+				break
+			}
+			w.rest = rest
+			m := traceLine.FindSubmatch(line)
+			if m == nil {
+				return fmt.Errorf("trace says %q", line)
+			}
+			pid, _ := strconv.ParseUint(string(m[2]), 10, 32)
+			seconds, _ := strconv.ParseFloat(string(m[3]), 64)
+			w.seen[uint32(pid)] = append(w.seen[uint32(pid)], trace{boot.Add(time.Duration(seconds * float64(time.Second))), string(m[4])})
+		}
+	}
 }
 
 // A hiddenDeath is one that no program saw.
