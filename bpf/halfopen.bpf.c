@@ -29,6 +29,7 @@
 #define REMEMBER_MAX 4096
 #define WANTED_MAX 16384
 #define EVENTS_BYTES (4 << 20)
+#define TICK_NSEC ((1000000000 + hz / 2) / (hz ?: 1)) /* of a jiffy, as the kernel rounds it */
 
 /*
  * Details are bounded, counters are exact: at most this many events of a kind
@@ -56,6 +57,14 @@ volatile __u64 write_timer_fn = 0;
 /* The socket that learn() looks for, and what it found there. */
 volatile __u64 learn_cookie = 0;
 volatile __u32 learn_keepalive_time = 0;
+
+/*
+ * When jiffy 0 would have begun, ns of CLOCK_MONOTONIC. A jiffy is never early
+ * (tick_do_update_jiffies64), and timers run right after it: the earliest that
+ * any saw is it. Two CPUs that find one at once may keep the later, until the
+ * next.
+ */
+volatile __s64 jiffies_epoch = 0x7fffffffffffffffLL;
 
 /* Knobs. May change at any time. */
 volatile __u32 idle_after = 0; /* jiffies */
@@ -414,6 +423,14 @@ static __always_inline __u32 age(__u32 now, __u32 stamp)
 	return d < 0 && d > -1000 ? 0 : (__u32)d;
 }
 
+/* When jiffy 0 would have begun if this one just did; ns. */
+static __always_inline __s64 epoch_now(void)
+{
+	__u64 jiffies = bpf_jiffies64(); /* first: it may be the older of the two */
+
+	return bpf_ktime_get_ns() - jiffies * TICK_NSEC;
+}
+
 /* The stamp of the peer's last sign of life, as solicited() takes it. */
 static __always_inline __u32 heard_at(const struct conn *c)
 {
@@ -624,10 +641,17 @@ static __always_inline void detail(struct conn *c, const struct tcp_sock *tp, co
 	const struct netns_ipv4___rto_max *usual = (const void *)&net->ipv4;
 	const struct inet_connection_sock___rto_max *max = (const void *)tp;
 	int linger;
+	__u64 since;
+	__s64 epoch;
 	__u32 v;
 
 	/* The moment of assess(), whatever has come in between. */
-	c->at = bpf_ktime_get_ns() - (bpf_jiffies64() - c->jiffies) * (1000000000 / (hz ?: 1));
+	epoch = epoch_now();
+	c->at = epoch + c->jiffies * TICK_NSEC;
+	if (epoch > jiffies_epoch) {
+		since = (__u64)(epoch - jiffies_epoch) / 1000;
+		c->into_jiffy = since < 0xffff ? since : 0xffff;
+	}
 	c->netns = FIELD(net, ns.inum);
 	c->uid = FIELD(tp, inet_conn.icsk_inet.sk.sk_uid.val);
 	c->family = FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_family);
@@ -815,6 +839,7 @@ static __always_inline int timer_entry(struct timer_list *timer)
 	const struct tcp_sock *tp;
 	struct timer_slot *slot;
 	bool probe = true;
+	__s64 epoch;
 	__u32 offset;
 	__u8 pending;
 	__u64 key;
@@ -828,6 +853,9 @@ static __always_inline int timer_entry(struct timer_list *timer)
 	slot = timer_slot();
 	if (!slot)
 		return 0;
+	epoch = epoch_now();
+	if (epoch < jiffies_epoch)
+		jiffies_epoch = epoch;
 	tp = (const void *)((__u64)timer - offset);
 	pending = FIELD(tp, inet_conn.icsk_pending);
 	if (fn == write_timer_fn) {

@@ -131,7 +131,8 @@ struct conn {
 	__u32 srtt; /* us */
 	__u32 total_retrans;
 	__u8 retries2; /* tcp_retries2, whatever the state */
-	__u8 pad2[3];
+	__u8 pad2[1];
+	__u16 into_jiffy; /* us since that jiffy began */
 };
 _Static_assert(sizeof(struct conn) == 176, "struct conn has holes");
 

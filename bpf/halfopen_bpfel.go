@@ -100,7 +100,8 @@ type halfopenConn struct {
 	Srtt             uint32
 	TotalRetrans     uint32
 	Retries2         uint8
-	Pad2             [3]uint8
+	Pad2             [1]uint8
+	IntoJiffy        uint16
 }
 
 type halfopenConnFlag uint32
@@ -339,6 +340,7 @@ const (
 	halfopenVarHz                    = "hz"
 	halfopenVarIdleAfter             = "idle_after"
 	halfopenVarIdleBounds            = "idle_bounds"
+	halfopenVarJiffiesEpoch          = "jiffies_epoch"
 	halfopenVarKeepaliveTimerFn      = "keepalive_timer_fn"
 	halfopenVarLearnCookie           = "learn_cookie"
 	halfopenVarLearnKeepaliveTime    = "learn_keepalive_time"
@@ -447,6 +449,7 @@ type halfopenVariableSpecs struct {
 	Hz                   *ebpf.VariableSpec `ebpf:"hz"`
 	IdleAfter            *ebpf.VariableSpec `ebpf:"idle_after"`
 	IdleBounds           *ebpf.VariableSpec `ebpf:"idle_bounds"`
+	JiffiesEpoch         *ebpf.VariableSpec `ebpf:"jiffies_epoch"`
 	KeepaliveTimerFn     *ebpf.VariableSpec `ebpf:"keepalive_timer_fn"`
 	LearnCookie          *ebpf.VariableSpec `ebpf:"learn_cookie"`
 	LearnKeepaliveTime   *ebpf.VariableSpec `ebpf:"learn_keepalive_time"`
@@ -526,6 +529,7 @@ type halfopenVariables struct {
 	Hz                   *ebpf.Variable `ebpf:"hz"`
 	IdleAfter            *ebpf.Variable `ebpf:"idle_after"`
 	IdleBounds           *ebpf.Variable `ebpf:"idle_bounds"`
+	JiffiesEpoch         *ebpf.Variable `ebpf:"jiffies_epoch"`
 	KeepaliveTimerFn     *ebpf.Variable `ebpf:"keepalive_timer_fn"`
 	LearnCookie          *ebpf.Variable `ebpf:"learn_cookie"`
 	LearnKeepaliveTime   *ebpf.Variable `ebpf:"learn_keepalive_time"`

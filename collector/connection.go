@@ -94,6 +94,16 @@ var causeNames = [Causes]string{
 // String returns the cause's name in the contract.
 func (c Cause) String() string { return causeNames[c] }
 
+// timeout tells whether a timer of the kernel's was it.
+func (c Cause) timeout() bool {
+	switch c {
+	case CauseKeepaliveTimeout, CauseUserTimeout, CauseRetransmitTimeout, CauseWindowProbeTimeout,
+		CauseConnectTimeout, CauseOrphanTimeout:
+		return true
+	}
+	return false
+}
+
 // ParseCause is the reverse of String.
 func ParseCause(s string) (Cause, error) {
 	c, err := parse(s, causeNames[:], "cause")
@@ -281,7 +291,8 @@ type Death struct {
 	ZombieFor time.Duration // 0: it was none
 	// Forecast is what had been said of it since the peer was last heard, and
 	// ForecastError by how much the death came before (below 0) or after it.
-	// None where there was none, or it was of another cause.
+	// None where there was none, or it was no timeout that ended it: a forecast
+	// holds if nothing else happens.
 	Forecast      Forecast
 	ForecastError time.Duration
 }

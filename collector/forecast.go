@@ -34,7 +34,8 @@ func (f Forecast) miss(died time.Time) time.Duration {
 // same order, timer after timer (net/ipv4/tcp_timer.c, alike in all that matters
 // from 5.10 to 7.x). At is reached if every timer fires in the very jiffy of its
 // bucket in the timer wheel, Latest if each is as late as a busy machine makes
-// it.
+// it. The two are never further apart than the granularity of those buckets all
+// in all, and 1 % of the time till then.
 func (r *Rules) Forecast(c *bpf.Conn, at time.Time) Forecast {
 	early := timers{c: c, hz: uint64(r.HZ)}
 	late := timers{c: c, hz: uint64(r.HZ), late: lateness}
@@ -43,15 +44,15 @@ func (r *Rules) Forecast(c *bpf.Conn, at time.Time) Forecast {
 		return Forecast{}
 	}
 	last, _ := late.givesUp()
-	return r.between(c, at, first, max(first, last), by)
+	return r.between(c, at, first, min(max(first, last), first+early.slack), by)
 }
 
 // between is a forecast from the first to the last jiffy.
 func (r *Rules) between(c *bpf.Conn, at time.Time, first, last uint64, by Cause) Forecast {
-	// A moment between two jiffies counts as the first of them.
-	from := r.jiffies64(first-c.Jiffies) - r.jiffies64(1)
-	to := r.jiffies64(last - c.Jiffies)
-	return Forecast{At: at.Add(from), Latest: at.Add(to + 9*to/1000), By: by}
+	into := time.Duration(c.IntoJiffy) * time.Microsecond
+	from := r.jiffies64(first-c.Jiffies) - into
+	to := r.jiffies64(last-c.Jiffies) - into
+	return Forecast{At: at.Add(from), Latest: at.Add(to + max(from, 0)/100), By: by}
 }
 
 func (r *Rules) jiffies64(n uint64) time.Duration {
@@ -71,9 +72,10 @@ const (
 
 // timers replays a connection's timers. Everything is in jiffies.
 type timers struct {
-	c    *bpf.Conn
-	hz   uint64
-	late uint64 // by which every timer is late
+	c     *bpf.Conn
+	hz    uint64
+	late  uint64 // by which every timer is late
+	slack uint64 // by which the timers so far may have been late: their levels' granularity
 }
 
 // decider is what a connection's end is up to, if nothing more is heard.
@@ -345,11 +347,15 @@ func (t *timers) msecs(ms uint32) uint64 { return (uint64(ms)*t.hz + 999) / 1000
 
 // pending is when a timer fires that is in the wheel already.
 func (t *timers) pending(expires uint64, level uint8) uint64 {
+	t.slack += granularity(int(level))
 	return max(bucket(expires, int(level)), t.c.Jiffies) + t.late
 }
 
 // arm is when a timer fires that is armed at now.
-func (t *timers) arm(now, wait uint64) uint64 { return fires(now, now+wait) + t.late }
+func (t *timers) arm(now, wait uint64) uint64 {
+	t.slack += granularity(levelOf(now, now+wait))
+	return fires(now, now+wait) + t.late
+}
 
 // wheelLevels is the depth of the timer wheel where HZ > 100 (LVL_DEPTH).
 const wheelLevels = 9
@@ -367,9 +373,10 @@ func levelOf(now, expires uint64) int {
 	return level
 }
 
-// bucket rounds up to the granularity of a level of the wheel: 8^level jiffies
-// (calc_index).
+// granularity is that of a level of the wheel, in jiffies: 8^level (LVL_GRAN).
+func granularity(level int) uint64 { return 1 << (3 * level) }
+
+// bucket rounds up to the granularity of a level of the wheel (calc_index).
 func bucket(expires uint64, level int) uint64 {
-	shift := 3 * level
-	return (expires>>shift + 1) << shift
+	return (expires/granularity(level) + 1) * granularity(level)
 }

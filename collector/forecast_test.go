@@ -180,6 +180,25 @@ func TestForecast(t *testing.T) {
 	}
 }
 
+// Whatever the settings, the two ends are no further apart than the timers' own
+// slack and 1 %: here as many timers of one length as are still to come.
+func TestForecastIsAsNarrowAsTheTimers(t *testing.T) {
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for _, jiffies := range []uint32{1, 10, 50, 62, 63, 100, 250, 503, 504, 1000, 4031, 4032, 18750} {
+		for probes := uint8(1); probes <= 9; probes += 4 {
+			c := idleConn(func(c *bpf.Conn) {
+				c.KeepaliveTime, c.KeepaliveIntvl, c.KeepaliveProbes = jiffies, jiffies, probes
+				c.KeepaliveExpires, c.KeepaliveLevel = armed(c, time.Duration(jiffies)*time.Second/testHZ)
+			})
+			f := testRules.Forecast(c, at)
+			in, slack := f.At.Sub(at), time.Duration(probes+1)*testRules.jiffies64(granularity(levelOf(0, uint64(jiffies))))
+			if width := f.Latest.Sub(f.At); width < 0 || width > slack+in/100 {
+				t.Errorf("%d probes, one every %d jiffies: %v wide, the timers' slack is %v, the whole %v", probes, jiffies, width, slack, in)
+			}
+		}
+	}
+}
+
 func TestForecastNever(t *testing.T) {
 	for name, c := range map[string]*bpf.Conn{
 		"idle without keepalive": forecastConn(func(c *bpf.Conn) { c.Flags = 0 }),

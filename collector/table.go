@@ -335,7 +335,7 @@ func (t *Table) bury(cookie uint64, m *member, d Death) {
 			d.ZombieFor = d.DiedAt.Sub(m.since)
 			t.zombieSeconds.observe(d.ZombieFor)
 		}
-		if m.forecast.Ever() && m.forecast.By == d.Cause {
+		if m.forecast.Ever() && d.Cause.timeout() {
 			d.Forecast, d.ForecastError = m.forecast, m.forecast.miss(d.DiedAt)
 			t.forecastError.observe(d.ForecastError.Abs())
 		}

@@ -197,6 +197,9 @@ func TestTableForecastError(t *testing.T) {
 	if d := die(700*time.Second, CauseKeepaliveTimeout); d.ForecastError < 70*time.Second || d.ForecastError > 100*time.Second {
 		t.Errorf("100 s late, less what the timer wheel takes: missed by %v", d.ForecastError)
 	}
+	if d := die(500*time.Second, CauseUserTimeout); d.ForecastError > -99*time.Second || d.ForecastError < -120*time.Second {
+		t.Errorf("early, and another timeout than was forecast: missed by %v", d.ForecastError)
+	}
 	if d := die(500*time.Second, CauseResetByPeer); d.Forecast.Ever() || d.ForecastError != 0 {
 		t.Errorf("that is not what was forecast: %+v", d.Forecast)
 	}

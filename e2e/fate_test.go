@@ -697,9 +697,13 @@ type foresight struct {
 // late altogether.
 func slack(in time.Duration, hz int) time.Duration {
 	// Timers that double from 200 ms, or come every second: more of the latter
-	// fit, each of which is late by up to its level's granularity.
+	// fit, each of which is late by up to its level's granularity. The one that
+	// is pending may have been armed for longer than what is left of it.
 	jiffy := time.Second / time.Duration(hz)
 	var sum time.Duration
+	if in < time.Second {
+		return granularity(hz) * jiffy
+	}
 	for wait := 200 * time.Millisecond; ; wait = min(2*wait, time.Second) {
 		sum += granularity(int(wait/jiffy)) * jiffy
 		if in -= wait; in <= 0 {
@@ -756,8 +760,8 @@ func (s *stage) checkForetold(g *gossip, hz int, f *foresight) {
 				end.dead.Sub(last.asked), last.At.Sub(last.asked), last.latest().Sub(last.asked), end.alive.Sub(last.asked), end.dead.Sub(last.asked), describe(d)))
 		}
 		in := time.Duration(last.In * float64(time.Second))
-		// And some jiffies, for a CPU that has other work.
-		if room := last.latest().Sub(last.At); room > slack(in, hz)+in/100+5*time.Second/time.Duration(hz) {
+		// Both ends are rounded to milliseconds.
+		if room := last.latest().Sub(last.At); room > slack(in, hz)+in/100+time.Millisecond {
 			f.wide++
 			f.notes = append(f.notes, fmt.Sprintf("%s: %v before, the forecast leaves room of %v, the timers %v", end.scenario, in, room, slack(in, hz)))
 		}

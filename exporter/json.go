@@ -108,8 +108,8 @@ type Death struct {
 	SilentSeconds *float64  `json:"silent_seconds"` // null: never heard
 	Verdict       *string   `json:"verdict"`        // the last one; null: the state has none
 	ZombieSeconds *float64  `json:"zombie_seconds"` // null: it was none
-	// By how much it came before (negative) or after what was forecast when the
-	// peer was last heard; null: no such thing was forecast.
+	// By how much a timeout came before (negative) or after what was forecast when
+	// the peer was last heard; null: no timeout, or nothing was forecast.
 	ForecastErrorSeconds *float64 `json:"forecast_error_seconds"`
 }
 
