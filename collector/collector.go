@@ -322,9 +322,9 @@ func (c *Collector) takeCensuses(ctx context.Context) error {
 // takeCensus takes one census and tells when the next is due.
 func (c *Collector) takeCensus(ctx context.Context) (time.Duration, error) {
 	began := time.Now()
-	var troubled []bpf.Conn
+	var troubled []Seen
 	res, err := c.kernel.Census(ctx, []uint8{bpf.ClassTrouble}, func(conn *bpf.Conn) {
-		troubled = append(troubled, *conn)
+		troubled = append(troubled, Seen{*conn, wall(conn.At)})
 	})
 	if err != nil {
 		return 0, err

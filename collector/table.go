@@ -161,9 +161,15 @@ func (t *Table) Sweep(now time.Time) {
 	}
 }
 
+// Seen is how a connection was at a time.
+type Seen struct {
+	Conn bpf.Conn
+	At   time.Time
+}
+
 // Census takes in a census that began and ended at these times: what the
 // kernel counted, and every connection in trouble.
-func (t *Table) Census(counts *bpf.CensusCounts, troubled []bpf.Conn, began, ended time.Time) {
+func (t *Table) Census(counts *bpf.CensusCounts, troubled []Seen, began, ended time.Time) {
 	t.counts = [States][Verdicts]int64{}
 	for state := range counts.Sockets {
 		s := stateOf(uint8(state))
@@ -176,7 +182,7 @@ func (t *Table) Census(counts *bpf.CensusCounts, troubled []bpf.Conn, began, end
 	}
 	seen := make(map[uint64]bool, len(troubled))
 	for i := range troubled {
-		c := &troubled[i]
+		c := &troubled[i].Conn
 		seen[c.Cookie] = true
 		if _, dead := t.buried[c.Cookie]; dead {
 			continue
@@ -190,7 +196,7 @@ func (t *Table) Census(counts *bpf.CensusCounts, troubled []bpf.Conn, began, end
 		} else {
 			t.count(cell{stateOf(c.State), ofClass(c.Class)})
 		}
-		t.observe(c, began)
+		t.observe(c, troubled[i].At)
 	}
 	for cookie, m := range t.members {
 		switch {

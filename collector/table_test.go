@@ -78,6 +78,14 @@ func census(active, idle, unguarded uint64) *bpf.CensusCounts {
 	return &c
 }
 
+func seen(at time.Time, conns ...bpf.Conn) []Seen {
+	var s []Seen
+	for _, c := range conns {
+		s = append(s, Seen{c, at})
+	}
+	return s
+}
+
 func TestTableFromFirstProbeToDeath(t *testing.T) {
 	r := newReplay(t)
 	r.Census(census(3, 0, 0), nil, r.at(0), r.at(0))
@@ -212,7 +220,7 @@ func TestTableFirstSight(t *testing.T) {
 	c.KeepaliveExpires = c.Jiffies + uint64(ago(500*time.Millisecond))
 	var first bool
 	r.notify = func(n Notice) { first = n.First }
-	r.Census(census(0, 0, 0), []bpf.Conn{*c}, r.at(0), r.at(0))
+	r.Census(census(0, 0, 0), seen(r.at(0), *c), r.at(0), r.at(0))
 	m := r.members[c.Cookie]
 	if !first || m.verdict != Zombie || r.at(0).Sub(m.since) != 6500*time.Millisecond {
 		t.Errorf("first %v, %v since %v", first, m.verdict, r.at(0).Sub(m.since))
@@ -282,7 +290,7 @@ func TestTableCensus(t *testing.T) {
 
 	t.Run("finds the troubles that were there before the agent", func(t *testing.T) {
 		r := newReplay(t)
-		r.Census(census(5, 3, 2), []bpf.Conn{zombie(1, 0), zombie(2, 0)}, r.at(0), r.at(0))
+		r.Census(census(5, 3, 2), seen(r.at(0), zombie(1, 0), zombie(2, 0)), r.at(0), r.at(0))
 		r.expect("0s active to zombie", "0s active to zombie")
 		r.counted(map[Verdict]int64{Active: 5, Idle: 3, Unguarded: 2, Zombie: 2})
 	})
@@ -293,17 +301,24 @@ func TestTableCensus(t *testing.T) {
 		r.Event(&bpf.Event{Type: bpf.EventSolicitation, Conn: z}, r.at(time.Second))
 		r.counted(map[Verdict]int64{Active: 9, Zombie: 1})
 		// The next census sees it as what it is.
-		r.Census(census(9, 0, 0), []bpf.Conn{zombie(1, 15*time.Second)}, r.at(15*time.Second), r.at(16*time.Second))
+		r.Census(census(9, 0, 0), seen(r.at(15*time.Second), zombie(1, 15*time.Second)), r.at(15*time.Second), r.at(16*time.Second))
 		r.counted(map[Verdict]int64{Active: 9, Zombie: 1})
 		// The one after passes another by just before its trouble.
 		z = zombie(2, 31*time.Second)
 		r.Event(&bpf.Event{Type: bpf.EventSolicitation, Conn: z}, r.at(31*time.Second))
-		r.Census(census(9, 0, 0), []bpf.Conn{zombie(1, 30*time.Second)}, r.at(30*time.Second), r.at(32*time.Second))
+		r.Census(census(9, 0, 0), seen(r.at(30*time.Second), zombie(1, 30*time.Second)), r.at(30*time.Second), r.at(32*time.Second))
 		r.counted(map[Verdict]int64{Active: 8, Zombie: 2})
+	})
+	t.Run("takes each as of the moment that it got to it", func(t *testing.T) {
+		r := newReplay(t)
+		r.Census(census(0, 0, 0), seen(r.at(3*time.Second), zombie(1, 3*time.Second)), r.at(0), r.at(5*time.Second))
+		if m := r.members[1]; !m.at.Equal(r.at(3 * time.Second)) {
+			t.Errorf("seen at %v", m.at)
+		}
 	})
 	t.Run("forgets what is in no trouble any more, and calls nothing dead that may live", func(t *testing.T) {
 		r := newReplay(t)
-		r.Census(census(0, 0, 0), []bpf.Conn{zombie(1, 0)}, r.at(0), r.at(0))
+		r.Census(census(0, 0, 0), seen(r.at(0), zombie(1, 0)), r.at(0), r.at(0))
 		r.told = nil
 		r.Census(census(1, 0, 0), nil, r.at(15*time.Second), r.at(15*time.Second))
 		r.Sweep(r.at(17 * time.Second))
@@ -316,11 +331,11 @@ func TestTableCensus(t *testing.T) {
 	t.Run("does not wake the dead that it saw alive", func(t *testing.T) {
 		r := newReplay(t)
 		z := zombie(1, 0)
-		r.Census(census(0, 0, 0), []bpf.Conn{z}, r.at(0), r.at(0))
+		r.Census(census(0, 0, 0), seen(r.at(0), z), r.at(0), r.at(0))
 		r.die(time.Second, CauseKeepaliveTimeout, &z)
 		r.told = nil
 		r.Watched(&z, r.at(0))
-		r.Census(census(0, 0, 0), []bpf.Conn{z}, r.at(500*time.Millisecond), r.at(2*time.Second))
+		r.Census(census(0, 0, 0), seen(r.at(500*time.Millisecond), z), r.at(500*time.Millisecond), r.at(2*time.Second))
 		r.expect()
 		r.counted(nil)
 		if len(r.members) != 0 {
@@ -334,7 +349,7 @@ func TestTableCensus(t *testing.T) {
 		well := connWith(func(c *bpf.Conn) { c.Cookie, c.Flags = 1, c.Flags|bpf.ConnAnswered })
 		r.Watched(stamp(well, 3*time.Second), r.at(3*time.Second))
 		r.told = nil
-		r.Census(census(0, 0, 0), []bpf.Conn{zombie(1, 2*time.Second)}, r.at(2*time.Second), r.at(4*time.Second))
+		r.Census(census(0, 0, 0), seen(r.at(2*time.Second), zombie(1, 2*time.Second)), r.at(2*time.Second), r.at(4*time.Second))
 		r.expect()
 		r.counted(map[Verdict]int64{Active: 1})
 		if len(r.members) != 0 {
@@ -376,7 +391,7 @@ func TestTableIsBounded(t *testing.T) {
 		troubled[i] = *silentWith(bpf.EvidenceKeepalive, 9, time.Minute)
 		troubled[i].Cookie = uint64(i + 1)
 	}
-	r.Census(census(0, 0, 0), troubled, r.at(0), r.at(0))
+	r.Census(census(0, 0, 0), seen(r.at(0), troubled...), r.at(0), r.at(0))
 	if len(r.members) != maxMembers || len(r.stories) > maxStories {
 		t.Errorf("%d members, %d stories", len(r.members), len(r.stories))
 	}
