@@ -16,8 +16,8 @@ type Advice struct {
 	Text string   // what to do, by whom, and what comes of it
 	How  []string // the exact calls or commands
 	// Then is when the kernel would give the connection up if that were done
-	// at the moment of the look, and nothing more were heard; none where it
-	// would change nothing for the connection as it is.
+	// at the moment of the look, and nothing more were heard; none where that
+	// is no sooner than without.
 	Then Forecast
 }
 
@@ -37,12 +37,13 @@ const (
 	advisedOrphanTries = 3
 )
 
-// with is when the kernel would give the connection up with other settings.
+// with is when the kernel would give the connection up with other settings, if
+// that is sooner.
 func (x *explainer) with(change func(*bpf.Conn)) Forecast {
 	changed := *x.c
 	change(&changed)
 	f := x.rules.Forecast(&changed, x.conn.At)
-	if f == x.conn.GivesUp {
+	if now := x.conn.GivesUp; now.Ever() && !f.At.Before(now.At) {
 		return Forecast{}
 	}
 	return f
@@ -143,7 +144,7 @@ func (x *explainer) adviseOrphan() (string, []Advice) {
 			How:  []string{sysctl("tcp_fin_timeout", int64(defaultFinTimeout/time.Second))},
 		}}
 	case c.UserTimeout > 0 || x.t.orphanRetries(true) <= advisedOrphanTries:
-		return nobody + " Nothing needs changing.", nil
+		return nobody + " No setting needs changing.", nil
 	}
 	return nobody, []Advice{{
 		Text: "If there are very many of these, for all sockets of " + x.namespace() + " that their applications have closed; they follow at their next retransmission. A TCP_USER_TIMEOUT set before the close bounds it too.",
@@ -181,22 +182,29 @@ func (x *explainer) adviseCloseWait() (string, []Advice) {
 
 func (x *explainer) adviseClosedWindow() (string, []Advice) {
 	if x.c.UserTimeout > 0 && x.conn.UserTimeout <= soon {
-		return "Nothing needs changing: TCP_USER_TIMEOUT bounds how long the peer may refuse to read.", nil
+		return "No setting needs changing: TCP_USER_TIMEOUT bounds how long the peer may refuse to read.", nil
 	}
 	timeout := max(soon, x.rules.StalledAfter)
-	return "A peer that answers without ever reading is waited for without end; keepalive does not help, since data waits to be sent.", []Advice{{
+	bound := Advice{
 		Text: fmt.Sprintf("Let the application set TCP_USER_TIMEOUT to the longest time that a peer may refuse to read, for example %s. That ends the connection even if the peer is alive and only slow. It is looked at when the next window probe is due.",
 			human.Setting(timeout)),
 		How:  []string{userTimeoutCall(timeout)},
 		Then: x.with(func(c *bpf.Conn) { c.UserTimeout = uint32(timeout.Milliseconds()) }),
-	}}
+	}
+	switch {
+	case x.conn.Verdict < Suspect:
+		return "A peer that answers without ever reading is waited for without end; keepalive does not help, since data waits to be sent.", []Advice{bound}
+	case bound.Then.Ever(), !x.conn.GivesUp.Ever():
+		return "The peer does not answer, and only unanswered window probes end the connection; keepalive does not help, since data waits to be sent.", []Advice{bound}
+	}
+	return fmt.Sprintf("No setting needs changing: the kernel gives up %s.", x.in(x.conn.GivesUp)), nil
 }
 
 // adviseInFlight is for what only retransmission can end.
 func (x *explainer) adviseInFlight() (string, []Advice) {
 	for_ := x.retransmitsFor()
 	if for_ <= soon {
-		return fmt.Sprintf("Nothing needs changing: data that is not acknowledged ends the connection after about %s.", human.Age(for_)), nil
+		return fmt.Sprintf("No setting needs changing: data that is not acknowledged ends the connection after about %s.", human.Age(for_)), nil
 	}
 	what, masked := "Data is in flight", ""
 	if !x.canSend() {
@@ -280,6 +288,23 @@ func (x *explainer) noticesWith(t timing) time.Duration {
 // notices is after how much silence the socket's own keepalive gives up.
 func (x *explainer) notices() time.Duration { return x.noticesWith(x.inForce()) }
 
+// overdue tells whether the keepalive timer that is running fires later than one
+// that were set now: it keeps the time that it was set for, whatever the sysctls
+// say since. By more than a second, since keepalive may have been turned on in
+// the midst of a silence.
+func (x *explainer) overdue() bool {
+	if !x.flag(bpf.ConnKeepalive) || x.c.KeepaliveExpires == 0 {
+		return false
+	}
+	now := *x.c
+	rearm(&now)
+	due := now.KeepaliveExpires
+	if x.c.ProbesOut > 0 {
+		due = max(due, x.c.Jiffies+uint64(x.c.KeepaliveIntvl))
+	}
+	return x.c.KeepaliveExpires > due+uint64(x.rules.HZ)
+}
+
 // adviseKeepalive is for a connection with which nothing is wrong but that its
 // peer may vanish, or may have.
 func (x *explainer) adviseKeepalive() (string, []Advice) {
@@ -306,8 +331,11 @@ func (x *explainer) adviseKeepalive() (string, []Advice) {
 	case slow:
 		says = fmt.Sprintf("A dead peer is noticed only after %s of silence.", human.Age(x.notices()))
 		advice = append(advice, x.quicken()...)
-	case x.conn.Unanswered > 0:
-		says = fmt.Sprintf("Nothing needs changing: keepalive ends the connection after %s of silence.", human.Age(x.notices()))
+	case x.overdue():
+		says = fmt.Sprintf("With what is set now, a peer that vanishes is noticed after %s of silence.", human.Age(x.notices()))
+		advice = append(advice, x.setAnew())
+	case x.conn.Verdict >= Suspect && x.conn.GivesUp.Ever():
+		says = fmt.Sprintf("No setting needs changing: the kernel gives up %s.", x.in(x.conn.GivesUp))
 	case gap:
 		says = fmt.Sprintf("An idle peer that vanishes is noticed after %s of silence. But keepalive waits while data is unacknowledged: if the peer vanishes then, only retransmission ends the connection, after about %s.",
 			human.Age(x.notices()), human.Age(x.retransmitsFor()))
@@ -317,10 +345,13 @@ func (x *explainer) adviseKeepalive() (string, []Advice) {
 		says = fmt.Sprintf("Nothing needs changing: a peer that vanishes is noticed after %s of silence, and with data in flight after about %s.",
 			human.Age(x.notices()), human.Age(x.retransmitsFor()))
 	}
+	if x.overdue() {
+		says += fmt.Sprintf(" But the keepalive timer that is running fires only in %s: a changed sysctl leaves it as it is.", human.Age(x.keepaliveFires()))
+	}
 	if on && x.conn.UserTimeout > 0 && x.conn.UserTimeout <= t.idle {
 		says += " Mind that TCP_USER_TIMEOUT is not longer than TCP_KEEPIDLE: one lost probe is enough to end the connection, whatever TCP_KEEPCNT says."
 	}
-	if gap && x.conn.Unanswered == 0 && x.conn.UserTimeout == 0 {
+	if gap && x.conn.Verdict < Suspect && x.conn.UserTimeout == 0 {
 		advice = append(advice, x.boundData())
 	}
 	return says, advice
@@ -347,20 +378,39 @@ func (x *explainer) turnOn() Advice {
 	return a
 }
 
+// setAnew is for a keepalive timer that was set before keepalive was made quicker.
+func (x *explainer) setAnew() Advice {
+	return Advice{
+		Text: "Let the application set TCP_KEEPIDLE again, be it to the same value: that sets the running timer anew. Else what is set now applies from when it fires.",
+		How:  keepaliveCalls("fd", x.inForce(), keepIdle),
+		Then: x.with(rearm),
+	}
+}
+
+// keepaliveFires is in how long the keepalive timer fires that is running.
+func (x *explainer) keepaliveFires() time.Duration {
+	at, _ := x.fires(x.c.KeepaliveExpires, x.c.KeepaliveLevel)
+	return at.Sub(x.conn.At)
+}
+
 // quicken is for keepalive that asks too late or too rarely.
 func (x *explainer) quicken() []Advice {
 	t := x.suggested()
 	changed := x.changed(t)
+	set := changed
+	if x.overdue() {
+		set |= keepIdle
+	}
 	these := "these"
-	if changed&(changed-1) == 0 {
+	if set&(set-1) == 0 {
 		these = "this"
 	}
 	a := Advice{
 		Text: fmt.Sprintf("Let the application set %s: a dead peer is then noticed after %s of silence.", these, human.Age(t.notices())),
-		How:  keepaliveCalls("fd", t, changed),
+		How:  keepaliveCalls("fd", t, set),
 		Then: x.with(func(c *bpf.Conn) {
 			x.setTiming(c, t)
-			if changed&keepIdle != 0 {
+			if set&keepIdle != 0 {
 				rearm(c)
 			}
 			if c.UserTimeout > 0 {
@@ -394,13 +444,12 @@ func (x *explainer) quicken() []Advice {
 		}
 	}
 	if open == changed {
-		at, _ := x.fires(x.c.KeepaliveExpires, x.c.KeepaliveLevel)
 		wait := ""
 		if x.c.KeepaliveExpires != 0 {
-			wait = fmt.Sprintf(", this one in %s", human.Age(at.Sub(x.conn.At)))
+			wait = fmt.Sprintf(", this one in %s", human.Age(x.keepaliveFires()))
 		}
 		advice = append(advice, Advice{
-			Text: "Or for all sockets of " + x.namespace() + " that have keepalive on and no values of their own. Those that exist follow only when their keepalive timer fires next" + wait + ".",
+			Text: "Or for all sockets of " + x.namespace() + " that have keepalive on and no values of their own. Those that exist keep their running keepalive timer until it fires" + wait + ".",
 			How:  commands,
 			Then: x.with(func(c *bpf.Conn) { x.setTiming(c, t) }),
 		})

@@ -284,7 +284,7 @@ func (x *explainer) keepaliveThen() string {
 	case x.waiting():
 		return "Sends nothing while data is unacknowledged, and waits for another " + idle + "."
 	case silent < uint64(c.KeepaliveTime):
-		return "The peer has been heard since it was set: it waits for what is left of the " + idle + "."
+		return "The peer has not been silent for " + idle + " by then: it waits for the rest."
 	case timeout > 0 && silent >= timeout && c.ProbesOut > 0:
 		return "Gives the connection up: TCP_USER_TIMEOUT has passed."
 	case timeout == 0 && c.ProbesOut >= c.KeepaliveProbes:
@@ -439,6 +439,8 @@ func (x *explainer) answering() string {
 		return "No application waits for it."
 	case x.conn.UserTimeout > 0:
 		return "TCP_USER_TIMEOUT ends it even if the peer answers."
+	case x.conn.Verdict >= Suspect:
+		return "An answer sets all of this back."
 	}
 	return "As long as the peer answers and its window stays closed, it never gives up."
 }

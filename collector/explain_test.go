@@ -169,6 +169,42 @@ func TestExplain(t *testing.T) {
 			how:        []string{"setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, 10); setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, 3)", "setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, 150000)"},
 			then:       []time.Duration{140 * time.Second, 0},
 		},
+		"keepalive was made quick by sysctl, and the timer runs as it was set before": {
+			conn: idleConn(func(c *bpf.Conn) {
+				c.KeepaliveTime, c.KeepaliveIntvl, c.KeepaliveProbes = ago(time.Minute), ago(10*time.Second), 3
+				c.Silent, c.Idle = ago(2*time.Minute), ago(2*time.Minute)
+				c.KeepaliveExpires, c.KeepaliveLevel = armed(c, 118*time.Minute)
+			}),
+			next:       "the first keepalive probe goes out in 1h58m",
+			assessment: "With what is set now, a peer that vanishes is noticed after 1m30s of silence. But the keepalive timer that is running fires only in 1h58m: a changed sysctl leaves it as it is.",
+			how:        []string{"setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, 60)", userTimeout90},
+			then:       []time.Duration{30 * time.Second, 0},
+		},
+		"the same, and the probes are still slow": {
+			conn: idleConn(func(c *bpf.Conn) {
+				c.KeepaliveTime = ago(time.Minute)
+				c.Silent, c.Idle = ago(2*time.Minute), ago(2*time.Minute)
+				c.KeepaliveExpires, c.KeepaliveLevel = armed(c, 118*time.Minute)
+			}),
+			assessment: "A dead peer is noticed only after 12m of silence. But the keepalive timer that is running fires only in 1h58m: a changed sysctl leaves it as it is.",
+			how: []string{
+				"setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, 10); setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, 3); setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, 60)",
+				"sysctl -w net.ipv4.tcp_keepalive_intvl=10; sysctl -w net.ipv4.tcp_keepalive_probes=3",
+				userTimeout90,
+			},
+			then: []time.Duration{30 * time.Second, 118*time.Minute + 30*time.Second, 0},
+		},
+		"the same, and probes are out since the timer fired": {
+			conn: zombied(idleConn(func(c *bpf.Conn) {
+				c.KeepaliveTime, c.KeepaliveIntvl, c.KeepaliveProbes = ago(time.Minute), ago(10*time.Second), 9
+				c.Silent, c.Idle, c.ProbesOut = ago(2*time.Hour), ago(2*time.Hour), 4
+				c.KeepaliveExpires, c.KeepaliveLevel = armed(c, 5*time.Second)
+			}), bpf.EvidenceKeepalive, 4),
+			next:       "the kernel gives up in 56s",
+			assessment: "No setting needs changing: the kernel gives up in 56s",
+			how:        []string{killNow},
+			then:       []time.Duration{0},
+		},
 		"unguarded": {
 			conn:       unguarded(),
 			doing:      "Verdict: unguarded. No data for 5m or more, and keepalive is off: nothing would notice that the peer is gone.",
@@ -213,7 +249,7 @@ func TestExplain(t *testing.T) {
 		"data in flight that is given up soon": {
 			conn:       unacknowledged(func(c *bpf.Conn) { off(c); c.UserTimeout = 60000 }),
 			next:       "(user_timeout)",
-			assessment: "Nothing needs changing: data that is not acknowledged ends the connection after about 1m.",
+			assessment: "No setting needs changing: data that is not acknowledged ends the connection after about 1m.",
 			how:        []string{killNow},
 			then:       []time.Duration{0},
 		},
@@ -240,7 +276,22 @@ func TestExplain(t *testing.T) {
 		"a peer that does not read, but not for ever": {
 			conn:       closedWindow(func(c *bpf.Conn) { c.UserTimeout = 60000 }),
 			next:       "TCP_USER_TIMEOUT ends it even if the peer answers.",
-			assessment: "Nothing needs changing: TCP_USER_TIMEOUT bounds how long the peer may refuse to read.",
+			assessment: "No setting needs changing: TCP_USER_TIMEOUT bounds how long the peer may refuse to read.",
+		},
+		"a peer that neither reads nor answers": {
+			conn:       zombied(closedWindow(func(c *bpf.Conn) { c.ProbesOut, c.Silent = 6, ago(18*time.Second) }), bpf.EvidenceWindowProbe, 6),
+			doing:      "Verdict: zombie. 6 window probes in a row went unanswered: the peer is most likely gone",
+			next:       "The kernel goes on asking the peer for room. An answer sets all of this back. If nothing is heard from the peer, the kernel gives up in 15m",
+			assessment: "The peer does not answer, and only unanswered window probes end the connection; keepalive does not help, since data waits to be sent.",
+			how:        []string{"setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, 300000)", killNow},
+			then:       []time.Duration{280 * time.Second, 0},
+		},
+		"a peer that neither reads nor answers, and is given up soon": {
+			conn:       zombied(closedWindow(func(c *bpf.Conn) { c.ProbesOut, c.Retries, c.Silent = 6, 8, ago(18*time.Second) }), bpf.EvidenceWindowProbe, 6),
+			next:       "An answer sets all of this back. If nothing is heard from the peer, the kernel gives up in 1m",
+			assessment: "No setting needs changing: the kernel gives up in 1m",
+			how:        []string{killNow},
+			then:       []time.Duration{0},
 		},
 		"nobody answers the SYN": {
 			conn:       connecting(func(*bpf.Conn) {}),
@@ -288,7 +339,7 @@ func TestExplain(t *testing.T) {
 		},
 		"closed, and the namespace is strict with such": {
 			conn:       orphan(func(c *bpf.Conn) { c.Retries = 1 }),
-			assessment: "No application waits for this: it costs the kernel some memory, and ends by itself. Nothing needs changing.",
+			assessment: "No application waits for this: it costs the kernel some memory, and ends by itself. No setting needs changing.",
 			how:        []string{killNow},
 			then:       []time.Duration{0},
 		},
@@ -354,7 +405,7 @@ func TestExplain(t *testing.T) {
 		"a network error was reported, which is what the application gets": {
 			conn:       unacknowledged(func(c *bpf.Conn) { c.Flags |= bpf.ConnSoftError; c.UserTimeout = 60000 }),
 			next:       "the application gets the network error that was reported meanwhile, such as EHOSTUNREACH, or else ETIMEDOUT.",
-			assessment: "Nothing needs changing",
+			assessment: "No setting needs changing",
 			how:        []string{killNow},
 			then:       []time.Duration{0},
 		},
@@ -389,8 +440,9 @@ func TestExplain(t *testing.T) {
 					}
 				}
 			}
-			if strings.HasPrefix(e.Assessment, "Nothing needs changing") && slices.ContainsFunc(e.Advice, func(a Advice) bool { return a.How[0] != killNow }) {
-				t.Error("nothing needs changing, and there is advice")
+			if strings.Contains(e.Assessment, "Nothing needs changing") && len(e.Advice) > 0 ||
+				strings.Contains(e.Assessment, "No setting needs changing") && slices.ContainsFunc(e.Advice, func(a Advice) bool { return a.How[0] != killNow }) {
+				t.Error("it needs no changing, and there is advice")
 			}
 		})
 	}
@@ -429,7 +481,7 @@ func TestTimers(t *testing.T) {
 		},
 		"the peer was heard since the timer was set": {
 			idleConn(func(c *bpf.Conn) { c.KeepaliveExpires, c.KeepaliveLevel = armed(c, 10*time.Minute) }),
-			"keepalive in 10m: The peer has been heard since it was set: it waits for what is left of the 2h.",
+			"keepalive in 10m: The peer has not been silent for 2h by then: it waits for the rest.",
 			"retransmission: Not running: nothing is in flight.",
 		},
 		"the user timeout decides": {
@@ -588,6 +640,35 @@ func TestSettingsAndTheirSources(t *testing.T) {
 			}
 			if diff := cmp.Diff(test.want, got); diff != "" {
 				t.Errorf("(-want +got)\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestWhatRetries2Means(t *testing.T) {
+	for name, test := range map[string]struct {
+		conn *bpf.Conn
+		want string
+	}{
+		"data in flight":                     {unacknowledged(func(*bpf.Conn) {}), "Before it gives up on data in flight: about 15m"},
+		"data in flight, and a user timeout": {unacknowledged(func(c *bpf.Conn) { c.UserTimeout = 1000 }), "Before it gives up on data in flight; without effect, since TCP_USER_TIMEOUT is set"},
+		"a closed window":                    {closedWindow(func(*bpf.Conn) {}), "Unanswered window probes in a row, before it gives up"},
+		"a closed window, and a user timeout, which does not override it": {
+			closedWindow(func(c *bpf.Conn) { c.UserTimeout = 1000 }), "Unanswered window probes in a row, before it gives up",
+		},
+		"a window that was closed under data in flight": {
+			unacknowledged(func(c *bpf.Conn) { c.SendWindow = 0 }),
+			"Before it gives up on data in flight; without effect while the peer's window is closed",
+		},
+		"an open window, and a host that lets nothing out": {
+			closedWindow(func(c *bpf.Conn) { c.Flags, c.SendWindow = bpf.ConnBlocked, 65536 }), "Tries to send, before it gives up",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, e := explained(test.conn)
+			i := slices.IndexFunc(e.Settings, func(s Setting) bool { return s.Sysctl == "net.ipv4.tcp_retries2" })
+			if i < 0 || e.Settings[i].Means != test.want {
+				t.Errorf("%+v", e.Settings)
 			}
 		})
 	}

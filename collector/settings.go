@@ -172,8 +172,17 @@ func (x *explainer) retrySettings() []Setting {
 	return all
 }
 
+// retriesMean says what tcp_retries2 bounds, which window probes obey with a user
+// timeout as well (tcp_probe_timer).
 func (x *explainer) retriesMean() string {
-	if x.c.UserTimeout > 0 {
+	switch d := x.t.decider(); {
+	case d == byWindowProbe && x.flag(bpf.ConnBlocked):
+		return "Tries to send, before it gives up"
+	case d == byWindowProbe:
+		return "Unanswered window probes in a row, before it gives up"
+	case d == byRetransmission && x.c.SendWindow == 0: // tcp_rtx_probe0_timed_out()
+		return "Before it gives up on data in flight; without effect while the peer's window is closed"
+	case x.c.UserTimeout > 0:
 		return "Before it gives up on data in flight" + x.overridden()
 	}
 	return "Before it gives up on data in flight: about " + human.Age(x.retransmitsFor())
