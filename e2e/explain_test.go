@@ -384,6 +384,21 @@ func TestExplainAdviceWorks(t *testing.T) {
 			},
 			"sysctl -w net.ipv4.tcp_keepalive_time=2", "keepalive_timeout", "keepalive_timeout",
 		},
+		"keepalive that sysctls have made quick since its timer was set": {
+			func(t *testing.T, n *network, c *net.TCPConn) {
+				n.keepalive([]*net.TCPConn{c}, 0, 0, 0)
+				for key, value := range map[string]string{"time": "2", "intvl": "1", "probes": "3"} {
+					if err := n.Client.Sysctl("net.ipv4.tcp_keepalive_"+key, value); err != nil {
+						t.Fatal(err)
+					}
+				}
+				e := explainOf(t, cookieOf(t, c), soonForgotten)
+				if e.GivesUp.InSeconds < 7000 || !strings.Contains(e.Explanation.Assessment, "But the keepalive timer that is running fires only in ") {
+					t.Errorf("it gives up %+v: %s", e.GivesUp, e.Explanation.Assessment)
+				}
+			},
+			"setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, 2)", "keepalive_timeout", "keepalive_timeout",
+		},
 		"data in flight, and keepalive": {
 			func(t *testing.T, n *network, c *net.TCPConn) {
 				n.keepalive([]*net.TCPConn{c}, time.Second, time.Second, 3)
