@@ -19,6 +19,8 @@ type CensusResult struct {
 	// Unvisited is how many namespaces could not be entered, or went away.
 	Unvisited int
 	Err       error // why the last of them could not, nil if they went away
+	// Paths lead into the network namespaces, by inode number, but for our own.
+	Paths map[uint64]string
 }
 
 // Census visits every TCP socket of every network namespace that [netnsPaths]
@@ -66,6 +68,7 @@ func (k *Kernel) visitAll(ctx context.Context, write uint32, cookie uint64, visi
 	if err := <-done; err != nil {
 		return res, fmt.Errorf("census: %w", err)
 	}
+	res.Paths = paths
 	if err := k.objs.CensusCounts.Lookup(uint32(0), &res.Counts); err != nil {
 		return res, fmt.Errorf("read census: %w", err)
 	}

@@ -4,6 +4,7 @@ package collector
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 	"time"
 
@@ -71,7 +72,7 @@ func (x *explainer) advise() (assessment string, advice []Advice) {
 		}
 		advice = append(advice, Advice{
 			Text: "To end this one now, as root in " + x.namespace() + " (where the kernel has CONFIG_INET_DIAG_DESTROY)." + told,
-			How:  []string{fmt.Sprintf("ss -K src %s dst %s", x.conn.Local, x.conn.Remote)},
+			How:  []string{x.inside(fmt.Sprintf("ss -K src %s dst %s", x.conn.Local, x.conn.Remote))},
 		})
 	}
 	return assessment, advice
@@ -119,7 +120,7 @@ func (x *explainer) adviseConnecting() (string, []Advice) {
 	if !x.flag(bpf.ConnSynRetriesSet) {
 		advice = append(advice, Advice{
 			Text: "Or for all sockets of " + x.namespace() + " that have no TCP_SYNCNT of their own; those that are connecting follow at their next retransmission.",
-			How:  []string{sysctl("tcp_syn_retries", advisedSynRetries)},
+			How:  []string{x.sysctl("tcp_syn_retries", advisedSynRetries)},
 			Then: x.with(func(c *bpf.Conn) { c.Retries = advisedSynRetries }),
 		})
 	}
@@ -141,14 +142,14 @@ func (x *explainer) adviseOrphan() (string, []Advice) {
 		}
 		return nobody, []Advice{{
 			Text: "For all sockets of " + x.namespace() + " that are closed from then on; this one keeps its time.",
-			How:  []string{sysctl("tcp_fin_timeout", int64(defaultFinTimeout/time.Second))},
+			How:  []string{x.sysctl("tcp_fin_timeout", int64(defaultFinTimeout/time.Second))},
 		}}
 	case c.UserTimeout > 0 || x.t.orphanRetries(true) <= advisedOrphanTries:
 		return nobody + " No setting needs changing.", nil
 	}
 	return nobody, []Advice{{
 		Text: "If there are very many of these, for all sockets of " + x.namespace() + " that their applications have closed; they follow at their next retransmission. A TCP_USER_TIMEOUT set before the close bounds it too.",
-		How:  []string{sysctl("tcp_orphan_retries", advisedOrphanTries)},
+		How:  []string{x.sysctl("tcp_orphan_retries", advisedOrphanTries)},
 		Then: x.with(func(c *bpf.Conn) { c.Retries = advisedOrphanTries }),
 	}}
 }
@@ -228,7 +229,7 @@ func (x *explainer) boundRetransmission() []Advice {
 		limit := x.rules.jiffies64(model(advisedRetries2, x.t.hz/5, uint64(x.c.RtoMax)))
 		advice = append(advice, Advice{
 			Text: fmt.Sprintf("Or for all sockets of %s that have no TCP_USER_TIMEOUT, existing ones too: about %s instead of %s.", x.namespace(), human.Age(limit), human.Age(x.retransmitsFor())),
-			How:  []string{sysctl("tcp_retries2", advisedRetries2)},
+			How:  []string{x.sysctl("tcp_retries2", advisedRetries2)},
 			Then: x.with(func(c *bpf.Conn) { c.Retries = advisedRetries2 }),
 		})
 	}
@@ -440,7 +441,7 @@ func (x *explainer) quicken() []Advice {
 	} {
 		if changed&s.what != 0 && !x.flag(s.own) {
 			open |= s.what
-			commands = append(commands, sysctl(s.key, s.value))
+			commands = append(commands, x.sysctl(s.key, s.value))
 		}
 	}
 	if open == changed {
@@ -548,9 +549,20 @@ func call(level, name string, value int64) string {
 	return fmt.Sprintf("setsockopt(fd, %s, %s, %d)", level, name, value)
 }
 
-func sysctl(key string, value int64) string {
-	return fmt.Sprintf("sysctl -w net.ipv4.%s=%d", key, value)
+func (x *explainer) sysctl(key string, value int64) string {
+	return x.inside(fmt.Sprintf("sysctl -w net.ipv4.%s=%d", key, value))
 }
+
+// inside is a command for the connection's network namespace.
+func (x *explainer) inside(command string) string {
+	if !plainPath.MatchString(x.netns) {
+		return command
+	}
+	return "nsenter --net=" + x.netns + " " + command
+}
+
+// plainPath is a path that a shell takes as it is.
+var plainPath = regexp.MustCompile(`^/[\w./@+-]+$`)
 
 func (x *explainer) namespace() string {
 	return fmt.Sprintf("network namespace %d", x.conn.Netns)

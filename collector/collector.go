@@ -585,13 +585,16 @@ func (c *Collector) Connection(ctx context.Context, cookie uint64) (*Detail, err
 	}
 	c.catchUp()
 	var d *Detail
-	_, err := c.kernel.Find(ctx, cookie, func(k *bpf.Conn) {
-		conn, events := c.update(k)
-		d = &Detail{Connection: conn, Events: events, Explanation: c.table.rules.Explain(k, &conn)}
+	var found bpf.Conn
+	res, err := c.kernel.Find(ctx, cookie, func(k *bpf.Conn) {
+		found = *k
+		d = new(Detail)
+		d.Connection, d.Events = c.update(k)
 	})
 	if err != nil || d == nil {
 		return nil, err
 	}
+	d.Explanation = c.table.rules.Explain(&found, &d.Connection, res.Paths[uint64(found.Netns)])
 	one := []Connection{d.Connection}
 	err = c.FillOwners(one)
 	d.Connection = one[0]

@@ -12,7 +12,8 @@ import (
 )
 
 // Explanation is what there is to say of one connection in plain sentences.
-// None of them has a word in it that a process or a peer has chosen.
+// None of them has a word in it that a process or a peer has chosen, but for the
+// name of a mounted network namespace, if that is harmless.
 type Explanation struct {
 	At         time.Time // of the look: "in 5s" counts from here
 	Doing      []string  // what the socket is doing
@@ -36,9 +37,10 @@ type Timer struct {
 func (t *Timer) Pending() bool { return !t.At.IsZero() }
 
 // Explain explains a connection that looked like c, and of which conn is what
-// there is to say in short.
-func (r *Rules) Explain(c *bpf.Conn, conn *Connection) Explanation {
-	x := explainer{rules: r, c: c, conn: conn, t: timers{c: c, hz: uint64(r.HZ)}}
+// there is to say in short. netns is a path to its network namespace, "" if that
+// is our own, or none is known.
+func (r *Rules) Explain(c *bpf.Conn, conn *Connection, netns string) Explanation {
+	x := explainer{rules: r, c: c, conn: conn, netns: netns, t: timers{c: c, hz: uint64(r.HZ)}}
 	e := Explanation{
 		At:       conn.At,
 		Doing:    x.doing(),
@@ -55,6 +57,7 @@ type explainer struct {
 	rules *Rules
 	c     *bpf.Conn
 	conn  *Connection
+	netns string // a path, or ""
 	t     timers // with every timer on time
 }
 

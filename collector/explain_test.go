@@ -23,7 +23,7 @@ func explained(c *bpf.Conn) (Connection, Explanation) {
 	c.Netns = 4026531840
 	conn := testRules.Describe(c, explainedAt)
 	conn.Local, conn.Remote = netip.MustParseAddrPort("10.0.0.1:37024"), netip.MustParseAddrPort("10.0.0.2:5432")
-	return conn, testRules.Explain(c, &conn)
+	return conn, testRules.Explain(c, &conn, "")
 }
 
 // guarded is idle for ten seconds, with these settings of its own.
@@ -443,6 +443,33 @@ func TestExplain(t *testing.T) {
 			if strings.Contains(e.Assessment, "Nothing needs changing") && len(e.Advice) > 0 ||
 				strings.Contains(e.Assessment, "No setting needs changing") && slices.ContainsFunc(e.Advice, func(a Advice) bool { return a.How[0] != killNow }) {
 				t.Error("it needs no changing, and there is advice")
+			}
+		})
+	}
+}
+
+// A command that is pasted as it is acts on the connection's network namespace.
+func TestCommandsEnterTheNetworkNamespace(t *testing.T) {
+	for name, test := range map[string]struct{ netns, enter string }{
+		"our own":                             {"", ""},
+		"one that a process is in":            {"/proc/812/ns/net", "nsenter --net=/proc/812/ns/net "},
+		"one that is mounted":                 {"/run/netns/blue-1", "nsenter --net=/run/netns/blue-1 "},
+		"one whose name a shell would act on": {"/run/netns/a;reboot", ""},
+		"one whose name is of two words":      {"/run/netns/a b", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := keepaliveZombie()
+			conn, _ := explained(c)
+			advice := testRules.Explain(c, &conn, test.netns).Advice
+			want := []string{
+				test.enter + "sysctl -w net.ipv4.tcp_keepalive_time=60", test.enter + "sysctl -w net.ipv4.tcp_keepalive_intvl=10",
+				test.enter + "sysctl -w net.ipv4.tcp_keepalive_probes=3", test.enter + killNow,
+			}
+			if diff := cmp.Diff(want, append(advice[1].How, advice[2].How...)); diff != "" {
+				t.Errorf("(-want +got)\n%s", diff)
+			}
+			if !strings.Contains(advice[2].Text, "in network namespace 4026531840") {
+				t.Error(advice[2].Text)
 			}
 		})
 	}
