@@ -16,7 +16,7 @@ type Verdict uint8
 
 // The verdicts, best first.
 const (
-	// Active: data moved within Rules.IdleAfter, nothing unanswered.
+	// Active: made, or data moved, within Rules.IdleAfter, nothing overdue.
 	Active Verdict = iota
 	// Idle: no data for Rules.IdleAfter; keepalive is on.
 	Idle

@@ -156,10 +156,11 @@ func (x *explainer) traffic() string {
 	if x.conn.Verdict >= Suspect || idle < 0 {
 		return "Nothing has been heard from the peer for " + human.Age(silent) + "."
 	}
+	// The kernel stamps the making of a connection as data, too.
 	if since(idle) == since(silent) {
-		return "Data last moved, and the peer was last heard, " + since(idle) + "."
+		return fmt.Sprintf("The connection was made, or data last moved, %s; the peer was last heard then, too.", since(idle))
 	}
-	return fmt.Sprintf("Data last moved %s; the peer was last heard %s.", since(idle), since(silent))
+	return fmt.Sprintf("The connection was made, or data last moved, %s; the peer was last heard %s.", since(idle), since(silent))
 }
 
 func since(d time.Duration) string {
@@ -226,7 +227,7 @@ func (x *explainer) judged() string {
 	case Idle:
 		return "Verdict: idle. No data for " + human.Setting(x.rules.IdleAfter) + " or more, but the kernel would notice that the peer is gone."
 	}
-	return "Verdict: active. Data moved within the last " + human.Setting(x.rules.IdleAfter) + ", and nothing is overdue."
+	return "Verdict: active. The connection was made, or data moved, within the last " + human.Setting(x.rules.IdleAfter) + ", and nothing is overdue."
 }
 
 // fires is when a timer does that is in the wheel.

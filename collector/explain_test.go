@@ -117,7 +117,7 @@ func TestExplain(t *testing.T) {
 	}{
 		"healthy, and well set": {
 			conn:       guarded(time.Minute, 10*time.Second, 3, 90000),
-			doing:      "The connection is established: both ends can send. Data last moved, and the peer was last heard, 10s ago. Nothing is in flight, and nothing waits to be sent. Verdict: active.",
+			doing:      "The connection is established: both ends can send. The connection was made, or data last moved, 10s ago; the peer was last heard then, too. Nothing is in flight, and nothing waits to be sent. Verdict: active. The connection was made, or data moved, within the last 5m, and nothing is overdue.",
 			next:       "If the peer stays silent, the first keepalive probe goes out in 50s; from then on the kernel sends one every 10s, and gives up once a probe is out and the peer has been silent for 90s (TCP_USER_TIMEOUT; TCP_KEEPCNT then means nothing). If nothing is heard from the peer, the kernel gives up in 1m21s (user_timeout): the application gets ETIMEDOUT.",
 			assessment: "Nothing needs changing: a peer that vanishes is noticed after 1m30s of silence, and with data in flight after about 1m30s.",
 		},
