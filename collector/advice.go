@@ -322,6 +322,12 @@ func (x *explainer) adviseKeepalive() (string, []Advice) {
 			says += " TCP_USER_TIMEOUT is set, but alone it only bounds data in flight."
 		}
 		advice = append(advice, x.turnOn())
+		if x.conn.State == FinWait2 {
+			advice = append(advice, Advice{
+				Text: "Or let it close the socket: then net.ipv4.tcp_fin_timeout bounds the wait.",
+				How:  []string{"close(fd)"},
+			})
+		}
 	case forgotten:
 		says = fmt.Sprintf("The first probe comes after %s of silence. A NAT or load balancer on the way may have forgotten the connection after %s, and a dead peer is noticed after %s.",
 			human.Setting(t.idle), human.Setting(x.rules.MiddleboxTimeout), human.Age(x.notices()))
@@ -372,9 +378,6 @@ func (x *explainer) turnOn() Advice {
 	}
 	if x.changed(t) == 0 {
 		a.Text = fmt.Sprintf("Let the application turn keepalive on, which no sysctl can; the rest is set well already. A dead peer is then noticed after %s of silence.", human.Age(x.noticesWith(t)))
-	}
-	if x.conn.State == FinWait2 {
-		a.Text += " Or let it close the socket: then net.ipv4.tcp_fin_timeout bounds the wait."
 	}
 	return a
 }

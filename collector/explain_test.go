@@ -384,8 +384,8 @@ func TestExplain(t *testing.T) {
 			doing:      "The application has closed its sending side (shutdown), and still holds the socket.",
 			next:       "It waits for the peer to close its side for as long as the application holds the socket.",
 			assessment: "Keepalive is off",
-			how:        []string{"setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, 1); " + advisedKeepalive},
-			then:       []time.Duration{90 * time.Second},
+			how:        []string{"setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, 1); " + advisedKeepalive, "close(fd)"},
+			then:       []time.Duration{90 * time.Second, 0},
 		},
 		"nobody has accepted it": {
 			conn: func() *bpf.Conn {
