@@ -545,7 +545,7 @@ func TestExplainByAddress(t *testing.T) {
 			}
 			for target, word := range map[string]string{
 				n.server(crowded).String():                             "5 connections have the local address " + n.server(crowded).String(),
-				n.server(deserted).String():                            "a socket that only listens is none",
+				n.server(deserted).String():                            "only listens",
 				"ffffffffffff":                                         "ffffffffffff",
 				fmt.Sprintf(":%d", 7014):                               "no connection has the local port 7014",
 				netip.AddrPortFrom(n.Client.Addr4(), crowded).String(): "no connection has the local address",

@@ -149,6 +149,9 @@ func (a *api) connections(w http.ResponseWriter, r *http.Request) {
 	writeList(w, "connections", total, conns, NewConnection)
 }
 
+// NoConnection is how the error begins about a cookie that no connection has.
+const NoConnection = "no living connection"
+
 func (a *api) connection(w http.ResponseWriter, r *http.Request) {
 	if _, err := parameters(r.URL.RawQuery); err != nil {
 		writeError(w, http.StatusBadRequest, err)
@@ -165,7 +168,7 @@ func (a *api) connection(w http.ResponseWriter, r *http.Request) {
 		a.fail(w, r, err)
 	case d == nil:
 		writeError(w, http.StatusNotFound, fmt.Errorf(
-			"no living connection has the cookie %s; if it has died, /api/v1/deaths may still know it", collector.FormatCookie(cookie)))
+			NoConnection+" has the cookie %s; if it has died, /api/v1/deaths may still know it", collector.FormatCookie(cookie)))
 	default:
 		writeJSON(w, http.StatusOK, NewConnectionDetail(d))
 	}

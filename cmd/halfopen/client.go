@@ -83,7 +83,7 @@ func (a *agentURL) pass(ctx context.Context, what string, query url.Values, w io
 	return err
 }
 
-// ask returns an answer that is one of an agent.
+// ask returns an answer that is one of an agent, nil if it knows no such connection.
 func (a *agentURL) ask(ctx context.Context, what string, query url.Values, isAnswer func([]byte) bool) ([]byte, error) {
 	limited, cancel := context.WithTimeout(ctx, agentTimeout)
 	defer cancel()
@@ -114,6 +114,9 @@ func (a *agentURL) ask(ctx context.Context, what string, query url.Values, isAns
 	var answer exporter.Error
 	if json.Unmarshal(body, &answer) != nil || answer.Error == "" {
 		return nil, a.stranger()
+	}
+	if resp.StatusCode == http.StatusNotFound && strings.HasPrefix(answer.Error, exporter.NoConnection) {
+		return nil, nil
 	}
 	return nil, fmt.Errorf("ask %s: %s", a, answer.Error)
 }

@@ -52,6 +52,9 @@ type target struct {
 
 func parseTarget(s string) (target, error) {
 	t := target{text: s}
+	if addr, err := netip.ParseAddr(s); err == nil {
+		return t, fmt.Errorf("%q is an address without its port: write it as %s", s, netip.AddrPortFrom(addr, 37024))
+	}
 	host, port, isAddr := cutLast(s, ":")
 	if isAddr && host != "sk" {
 		p, err := parsePort(port)
@@ -204,21 +207,21 @@ func (t *target) choose(conns []exporter.Connection) (cookie uint64, err error) 
 	case 1:
 		return collector.ParseCookie(mine[0].Cookie)
 	}
-	return 0, fmt.Errorf("%d connections have %s; choose one by its cookie: %s", len(mine), t, named3(mine, func(c *exporter.Connection) string {
-		return fmt.Sprintf("%s (to %s)", text(&c.Cookie), endpoint(c.Remote))
-	}, t.port))
-}
-
-func named3(conns []exporter.Connection, name func(*exporter.Connection) string, port uint16) string {
+	apart := slices.ContainsFunc(mine, func(c exporter.Connection) bool { return c.Netns != mine[0].Netns })
 	var names []string
-	for i := range conns[:min(len(conns), choices)] {
-		names = append(names, name(&conns[i]))
+	for i := range mine[:min(len(mine), choices)] {
+		c := &mine[i]
+		where := ""
+		if apart {
+			where = fmt.Sprintf(", in network namespace %d", c.Netns)
+		}
+		names = append(names, fmt.Sprintf("%s (to %s%s)", text(&c.Cookie), endpoint(c.Remote), where))
 	}
-	s := strings.Join(names, ", ")
-	if more := len(conns) - choices; more > 0 {
-		s += fmt.Sprintf(" and %d more, see halfopen list -o wide --port %d", more, port)
+	more := ""
+	if n := len(mine) - choices; n > 0 {
+		more = fmt.Sprintf(" and %d more, see halfopen list -o wide --port %d", n, t.port)
 	}
-	return s
+	return 0, fmt.Errorf("%d connections have %s; choose one by its cookie: %s%s", len(mine), t, strings.Join(names, ", "), more)
 }
 
 // nowhere says that the target is nobody's local end.
@@ -229,12 +232,12 @@ func (t *target) nowhere(conns []exporter.Connection) error {
 				t, endpoint(conns[i].Local), text(&conns[i].Cookie))
 		}
 	}
-	return fmt.Errorf("no connection has %s; a socket that only listens is none, and has nothing to explain until a client connects: see halfopen list, and ss -tln for listeners", t)
+	return fmt.Errorf("no connection has %s: it has ended (the stub that stays in time_wait or fin_wait2 has nothing to explain), only listens, or never was: see halfopen list, and ss -tan for all sockets", t)
 }
 
 // unknown says that there is no connection of that cookie.
 func (t *target) unknown() error {
-	hint := "it has ended, or only listens: see halfopen list -o wide for those that there are"
+	hint := "it has ended, only listens, or never was: see halfopen list -o wide for those that there are"
 	if port, err := parsePort(t.text); err == nil {
 		hint += fmt.Sprintf(", or write :%d if you mean the port", port)
 	}

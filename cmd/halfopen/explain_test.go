@@ -169,12 +169,14 @@ func TestTargets(t *testing.T) {
 		"0":                 "no socket has the cookie 0",
 		"postgres":          `"postgres" is not a socket cookie (hexadecimal, as ss -e prints it after sk:)`,
 		"0x1a2b":            "is not a socket cookie",
-		"10.0.0.1":          "is not a socket cookie",
+		"10.0.0.1":          `"10.0.0.1" is an address without its port: write it as 10.0.0.1:37024`,
+		"2001:db8::1":       `"2001:db8::1" is an address without its port: write it as [2001:db8::1]:37024`,
 		"1ffffffffffffffff": "is not a socket cookie",
 		":0":                `"0" is not a port from 1 to 65535`,
 		"10.0.0.1:http":     `"http" is not a port from 1 to 65535`,
 		"localhost:5432":    `"localhost:5432" is not an address and a port, such as 10.0.0.1:37024, [2001:db8::1]:443 or :443`,
-		"2001:db8::1:443":   "is not an address and a port",
+		"2001:db8::1:443":   `"2001:db8::1:443" is an address without its port: write it as [2001:db8::1:443]:37024`,
+		"[2001:db8::g]:443": "is not an address and a port",
 	} {
 		status, stdout, stderr := halfopen(t, "explain", arg)
 		if status != exitUsage || stdout != "" || !strings.Contains(stderr, want) || strings.Count(stderr, "\n") != 1 {
@@ -187,7 +189,7 @@ func TestWhichConnectionIsMeant(t *testing.T) {
 	at := func(cookie, local, remote string) exporter.Connection {
 		l, r := netip.MustParseAddrPort(local), netip.MustParseAddrPort(remote)
 		return exporter.Connection{
-			Cookie: cookie, Local: exporter.Endpoint{IP: l.Addr().String(), Port: l.Port()},
+			Cookie: cookie, Netns: 4026531840, Local: exporter.Endpoint{IP: l.Addr().String(), Port: l.Port()},
 			Remote: exporter.Endpoint{IP: r.Addr().String(), Port: r.Port()},
 		}
 	}
@@ -195,15 +197,18 @@ func TestWhichConnectionIsMeant(t *testing.T) {
 		at("a", "10.0.0.1:443", "10.0.0.9:1001"), at("b", "10.0.0.1:443", "10.0.0.9:1002"), at("c", "10.0.0.2:443", "10.0.0.9:1003"),
 		at("d", "10.0.0.1:443", "10.0.0.9:1004"), at("e", "10.0.0.1:443", "10.0.0.9:1005"), at("f", "10.0.0.1:2000", "10.0.0.8:5432"),
 		at("10", "[2001:db8::1]:2000", "[2001:db8::2]:443"),
+		at("11", "10.0.0.3:3000", "10.0.0.9:1001"), at("12", "10.0.0.3:3000", "10.0.0.9:1001"),
 	}
+	node[len(node)-1].Netns = 4026532317
 	for arg, want := range map[string]string{
 		"10.0.0.2:443":       "c",
 		":1001":              "no connection has the local port 1001, but for 10.0.0.1:443 it is the remote one: explain that by its cookie, a",
 		"10.0.0.1:443":       "4 connections have the local address 10.0.0.1:443; choose one by its cookie: a (to 10.0.0.9:1001), b (to 10.0.0.9:1002), d (to 10.0.0.9:1004) and 1 more, see halfopen list -o wide --port 443",
 		":2000":              "2 connections have the local port 2000; choose one by its cookie: f (to 10.0.0.8:5432), 10 (to [2001:db8::2]:443)",
+		":3000":              "2 connections have the local port 3000; choose one by its cookie: 11 (to 10.0.0.9:1001, in network namespace 4026531840), 12 (to 10.0.0.9:1001, in network namespace 4026532317)",
 		"[2001:db8::1]:2000": "10",
 		"10.0.0.8:5432":      "no connection has the local address 10.0.0.8:5432, but for 10.0.0.1:2000 it is the remote one: explain that by its cookie, f",
-		":80":                "no connection has the local port 80; a socket that only listens is none, and has nothing to explain until a client connects: see halfopen list, and ss -tln for listeners",
+		":80":                "no connection has the local port 80: it has ended (the stub that stays in time_wait or fin_wait2 has nothing to explain), only listens, or never was: see halfopen list, and ss -tan for all sockets",
 	} {
 		parsed, err := parseTarget(arg)
 		if err != nil {
@@ -248,7 +253,7 @@ func TestExplainAsksTheAgentWhichOne(t *testing.T) {
 		t.Errorf("asked (-want +got)\n%s", diff)
 	}
 	for arg, want := range map[string]string{
-		":37025": "no connection has the local port 37025; a socket that only listens is none, and has nothing to explain until a client connects: see halfopen list, and ss -tln for listeners",
+		":37025": "no connection has the local port 37025: it has ended (the stub that stays in time_wait or fin_wait2 has nothing to explain), only listens, or never was: see halfopen list, and ss -tan for all sockets",
 		":80":    "no connection has the local port 80, but for 10.0.0.1:1 it is the remote one: explain that by its cookie, 4",
 	} {
 		wantFailure(t, want, "explain", "--url", srv.URL, arg)
@@ -256,8 +261,8 @@ func TestExplainAsksTheAgentWhichOne(t *testing.T) {
 }
 
 func TestExplainWhatAnAgentDoesNot(t *testing.T) {
-	url, _ := agentWith(t, http.StatusNotFound, `{"error":"no living connection has the cookie 1a2b"}`)
-	wantFailure(t, "ask "+url+": no living connection has the cookie 1a2b", "explain", "--url", url, "1a2b")
+	url, _ := agentWith(t, http.StatusNotFound, `{"error":"no such path: /prefix/api/v1/connections/1a2b"}`)
+	wantFailure(t, "ask "+url+": no such path: /prefix/api/v1/connections/1a2b", "explain", "--url", url, "1a2b")
 	for _, body := range []string{"", "<html>", "{}", `{"cookie":"1a2b","events":[]}`, `{"explanation":null}`, `{"explanation":{}}`} {
 		url, _ := agentWith(t, http.StatusOK, body)
 		want := "what answers at " + url + " is not a halfopen agent: check the address and port of --url"
@@ -268,8 +273,8 @@ func TestExplainWhatAnAgentDoesNot(t *testing.T) {
 
 func TestUnknownCookie(t *testing.T) {
 	for arg, want := range map[string]string{
-		"fffff": "no connection has the cookie fffff: it has ended, or only listens: see halfopen list -o wide for those that there are",
-		"8080":  "no connection has the cookie 8080: it has ended, or only listens: see halfopen list -o wide for those that there are, or write :8080 if you mean the port",
+		"fffff": "no connection has the cookie fffff: it has ended, only listens, or never was: see halfopen list -o wide for those that there are",
+		"8080":  "no connection has the cookie 8080: it has ended, only listens, or never was: see halfopen list -o wide for those that there are, or write :8080 if you mean the port",
 	} {
 		parsed, err := parseTarget(arg)
 		if err != nil {
@@ -278,5 +283,8 @@ func TestUnknownCookie(t *testing.T) {
 		if got := parsed.unknown().Error(); got != want {
 			t.Errorf("%s\nwant\n%s", got, want)
 		}
+		// An agent's word for it is the same.
+		url, _ := agentWith(t, http.StatusNotFound, `{"error":"no living connection has the cookie `+arg+`; see elsewhere"}`)
+		wantFailure(t, want, "explain", "--url", url, arg)
 	}
 }
