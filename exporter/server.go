@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"strings"
 	"syscall"
 	"time"
 
@@ -31,6 +30,9 @@ const (
 	maxHeaderBytes = 64 << 10
 )
 
+// ErrAddress is of an address that means nothing, on whatever machine.
+var ErrAddress = errors.New("is not an address and a port, such as :9839 or [::1]:9839")
+
 // Listen opens the listeners that the flags ask for, after a look at the web
 // config file: a broken one and an address that cannot be had are errors, each
 // one line that says what to do.
@@ -46,12 +48,17 @@ func Listen(flags *web.FlagConfig) ([]net.Listener, error) {
 	if flags.WebListenAddresses == nil || len(*flags.WebListenAddresses) == 0 {
 		return nil, errors.New("no address to listen on: give one with --web.listen-address")
 	}
+	for _, address := range *flags.WebListenAddresses {
+		_, port, err := net.SplitHostPort(address)
+		if err == nil {
+			_, err = net.LookupPort("tcp", port)
+		}
+		if err != nil || port == "" { // it would be any port
+			return nil, fmt.Errorf("--web.listen-address: %q %w", address, ErrAddress)
+		}
+	}
 	var listeners []net.Listener
 	for _, address := range *flags.WebListenAddresses {
-		if address == "" || strings.HasSuffix(address, ":") { // it would be any port
-			closeAll(listeners)
-			return nil, fmt.Errorf("listen on %q: no port: give one, such as :9839, with --web.listen-address", address)
-		}
 		l, err := net.Listen("tcp", address)
 		if err != nil {
 			closeAll(listeners)

@@ -191,13 +191,16 @@ func TestServeSaysWhatIsWrongAtOnce(t *testing.T) {
 			flagsFor("", "192.0.2.1:0"), []string{"listen on 192.0.2.1:0:", "cannot assign requested address", "--web.listen-address"},
 		},
 		"an address without a port": {
-			flagsFor("", "127.0.0.1"), []string{"listen on 127.0.0.1:", "missing port in address", "--web.listen-address"},
+			flagsFor("", "127.0.0.1"), []string{`--web.listen-address: "127.0.0.1" is not an address and a port, such as :9839`},
 		},
 		"an empty address, which would be any port": {
-			flagsFor("", "127.0.0.1:0", ""), []string{`listen on "": no port: give one, such as :9839, with --web.listen-address`},
+			flagsFor("", "127.0.0.1:0", ""), []string{`"" is not an address and a port`},
 		},
 		"an address with an empty port, which would be any": {
-			flagsFor("", "127.0.0.1:"), []string{`listen on "127.0.0.1:": no port`},
+			flagsFor("", "127.0.0.1:"), []string{`"127.0.0.1:" is not an address and a port`},
+		},
+		"a port that is none": {
+			flagsFor("", "127.0.0.1:99999"), []string{`"127.0.0.1:99999" is not an address and a port`},
 		},
 		"no address":                  {flagsFor(""), []string{"--web.listen-address"}},
 		"no addresses at all":         {noAddress, []string{"--web.listen-address"}},

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
 	"strings"
 
@@ -38,8 +39,12 @@ func agentFlags(cmd *kingpin.CmdClause) action {
 	a.web = kingpinflag.AddFlags(cmd, defaultAddress)
 	cmd.GetFlag("web.listen-address").Help("Where to listen for HTTP, such as :9839 or [::1]:9839. Repeatable.") // not on vsock
 	a.log = promslog.Config{Level: promslog.NewLevel(), Format: promslog.NewFormat()}
-	cmd.Flag(logflag.LevelFlagName, logflag.LevelFlagHelp).Default("info").SetValue(a.log.Level)
-	cmd.Flag(logflag.FormatFlagName, logflag.FormatFlagHelp).Default("logfmt").SetValue(a.log.Format)
+	logFlag := func(name, help, def string, into kingpin.Value) {
+		set := func(s string) (string, error) { return s, into.Set(s) }
+		cmd.Flag(name, help).Default(def).SetValue(&value[string]{flag: name, parse: set, into: new(string)})
+	}
+	logFlag(logflag.LevelFlagName, logflag.LevelFlagHelp, "info", a.log.Level)
+	logFlag(logflag.FormatFlagName, logflag.FormatFlagHelp, "logfmt", a.log.Format)
 	return a.run
 }
 
@@ -49,7 +54,10 @@ func (a *agent) run(ctx context.Context, _, stderr io.Writer) error {
 
 	// Before the kernel is asked for anything: what can be wrong with the flags.
 	listeners, err := exporter.Listen(a.web)
-	if err != nil {
+	switch {
+	case errors.Is(err, exporter.ErrAddress):
+		return usageError{err}
+	case err != nil:
 		return err
 	}
 	defer func() {
