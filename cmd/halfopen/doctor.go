@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"net"
 	"os"
@@ -71,11 +72,10 @@ func (r *report) fail(what, format string, args ...any) {
 func (r *report) examine(ctx context.Context) error {
 	r.kernel()
 	r.privileges()
-	if text, err := os.ReadFile("/sys/kernel/security/lockdown"); err != nil {
-		r.note("lockdown", "not known, since it cannot be read: %s", reason(err))
-	} else {
-		r.lockdown(string(text))
-	}
+	var at unix.Statfs_t
+	mounted := unix.Statfs(securityfs, &at) == nil && at.Type == unix.SECURITYFS_MAGIC
+	text, err := os.ReadFile(securityfs + "/lockdown")
+	r.lockdown(text, err, mounted)
 	r.btf()
 
 	began := time.Now()
@@ -176,13 +176,23 @@ func effectiveCaps(status string) (uint64, error) {
 	return 0, errors.New("/proc/self/status has no line CapEff")
 }
 
-// lockdown reads "none [integrity] confidentiality": what is in brackets holds.
-func (r *report) lockdown(text string) {
-	_, rest, _ := strings.Cut(text, "[")
+const securityfs = "/sys/kernel/security"
+
+// lockdown reads "none [integrity] confidentiality": what is in brackets holds. A
+// kernel that cannot be locked down has no such file; but neither is it seen where
+// securityfs is not mounted, as in most containers.
+func (r *report) lockdown(text []byte, err error, mounted bool) {
+	_, rest, _ := strings.Cut(string(text), "[")
 	mode, _, ok := strings.Cut(rest, "]")
 	switch {
+	case errors.Is(err, fs.ErrNotExist) && mounted:
+		r.ok("lockdown", "none: this kernel cannot be locked down")
+	case errors.Is(err, fs.ErrNotExist):
+		r.note("lockdown", "not known, since securityfs is not mounted on %s", securityfs)
+	case err != nil:
+		r.note("lockdown", "not known, since it cannot be read: %s", reason(err))
 	case !ok:
-		r.note("lockdown", "not known, since its file says %q", strings.TrimSpace(text))
+		r.note("lockdown", "not known, since its file says %q", strings.TrimSpace(string(text)))
 	case mode == "confidentiality":
 		r.fail("lockdown", "confidentiality, which forbids to read the kernel's memory: boot with lockdown=integrity")
 	default:

@@ -4,7 +4,9 @@ package main
 
 import (
 	"bytes"
+	"io/fs"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -22,16 +24,26 @@ func TestEffectiveCapabilities(t *testing.T) {
 }
 
 func TestLockdown(t *testing.T) {
-	for _, tt := range []struct{ name, text, want string }{
-		{"none", "[none] integrity confidentiality\n", "ok    lockdown                           none\n"},
-		{"integrity allows BPF", "none [integrity] confidentiality\n", "ok    lockdown                           integrity\n"},
-		{"confidentiality forbids it", "none integrity [confidentiality]\n", "FAIL  lockdown                           confidentiality, which forbids to read the kernel's memory: boot with lockdown=integrity\n"},
-		{"something new is not guessed at", "x\n", "--    lockdown                           not known, since its file says \"x\"\n"},
+	missing := &fs.PathError{Op: "open", Path: securityfs + "/lockdown", Err: syscall.ENOENT}
+	forbidden := &fs.PathError{Op: "open", Path: securityfs + "/lockdown", Err: syscall.EACCES}
+	for _, tt := range []struct {
+		name, text string
+		err        error
+		mounted    bool
+		want       string
+	}{
+		{"none", "[none] integrity confidentiality\n", nil, true, "ok    lockdown                           none\n"},
+		{"integrity allows BPF", "none [integrity] confidentiality\n", nil, true, "ok    lockdown                           integrity\n"},
+		{"confidentiality forbids it", "none integrity [confidentiality]\n", nil, true, "FAIL  lockdown                           confidentiality, which forbids to read the kernel's memory: boot with lockdown=integrity\n"},
+		{"something new is not guessed at", "x\n", nil, true, "--    lockdown                           not known, since its file says \"x\"\n"},
+		{"a kernel without it", "", missing, true, "ok    lockdown                           none: this kernel cannot be locked down\n"},
+		{"securityfs is not there to tell", "", missing, false, "--    lockdown                           not known, since securityfs is not mounted on /sys/kernel/security\n"},
+		{"not for us to read", "", forbidden, true, "--    lockdown                           not known, since it cannot be read: permission denied\n"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var b bytes.Buffer
 			r := &report{w: &b}
-			r.lockdown(tt.text)
+			r.lockdown([]byte(tt.text), tt.err, tt.mounted)
 			if b.String() != tt.want || r.failed != strings.HasPrefix(tt.want, "FAIL") {
 				t.Errorf("failed %v\n%swant\n%s", r.failed, b.String(), tt.want)
 			}
