@@ -23,7 +23,6 @@ import (
 
 	"github.com/alecthomas/kingpin/v2"
 	"github.com/cilium/ebpf"
-	"github.com/prometheus/common/version"
 )
 
 const (
@@ -128,7 +127,7 @@ func parse(args []string) (parsed, error) {
 	p := parsed{name: "halfopen"}
 	app := kingpin.New("halfopen", "Finds TCP connections whose peer is gone (half-open, or zombies), says why, and says when the kernel will notice.")
 	app.HelpFlag.Short('h').Help("Show help.")
-	app.Version(version.Print("halfopen")).VersionFlag.Hidden()
+	app.Version(versionText()).VersionFlag.Hidden()
 	app.UsageTemplate(usageTemplate).UsageFuncs(usageFuncs)
 
 	// kingpin would end the process. It writes to buffers instead, and what it
