@@ -531,6 +531,34 @@ func TestExplainHowToEndAZombie(t *testing.T) {
 	})
 }
 
+// A peer that closed its window and then vanished is not one that answers, and
+// nothing is advised that ends it no sooner.
+func TestExplainAZombieBehindAClosedWindow(t *testing.T) {
+	families(t, func(t *testing.T, n *network) {
+		if err := n.Client.Sysctl("net.ipv4.tcp_retries2", "8"); err != nil {
+			t.Fatal(err)
+		}
+		n.serve(vanishing, paused(t))
+		c := n.dial(vanishing, 1)[0]
+		fill(c)
+		n.cut(vanishing)
+		var e explained
+		eventually(t, 30*time.Second, "a zombie", func() error {
+			if e = explainOf(t, cookieOf(t, c), "--zombie-silence=2s"); e.Verdict != "zombie" {
+				return errors.New(e.Verdict)
+			}
+			return nil
+		})
+		x := &e.Explanation
+		if says := strings.Join(x.Next, " ") + x.Assessment; strings.Contains(says, "peer answers") || !strings.Contains(says, "No setting needs changing: the kernel gives up in ") {
+			t.Errorf("it gives up %+v: %s", e.GivesUp, says)
+		}
+		if len(x.Advice) != 1 || !strings.Contains(x.Advice[0].How[0], "ss -K ") {
+			t.Errorf("advice: %+v", x.Advice)
+		}
+	})
+}
+
 func TestExplainByAddress(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
 		a := startAgent(t)
