@@ -631,6 +631,23 @@ static __always_inline void retries(struct conn *c, const struct tcp_sock *tp,
 	}
 }
 
+/* The control group that the socket was made in; of an accepted one, its listener. */
+static __always_inline __u64 cgroup_of(const struct tcp_sock *tp)
+{
+	const struct sock_cgroup_data *data = &tp->inet_conn.icsk_inet.sk.sk_cgrp_data;
+	const struct sock_cgroup_data___val *old = (const void *)data;
+	const struct cgroup *cgroup = NULL;
+	__u64 val;
+
+	if (bpf_core_field_exists(data->cgroup)) {
+		cgroup = BPF_CORE_READ(data, cgroup);
+	} else if (bpf_core_field_exists(old->val)) {
+		val = BPF_CORE_READ(old, val);
+		cgroup = val & CGROUP_NONE ? NULL : (const void *)(val & ~CGROUP_FLAGS);
+	}
+	return cgroup ? BPF_CORE_READ(cgroup, kn, id) : 0;
+}
+
 /*
  * The rest, for those who look at the connection: who it is, and what its
  * timers are going to do. After assess().
@@ -653,6 +670,7 @@ static __always_inline void detail(struct conn *c, const struct tcp_sock *tp, co
 		c->into_jiffy = since < 0xffff ? since : 0xffff;
 	}
 	c->netns = FIELD(net, ns.inum);
+	c->cgroup = cgroup_of(tp);
 	c->uid = FIELD(tp, inet_conn.icsk_inet.sk.sk_uid.val);
 	c->family = FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_family);
 	c->lport = __builtin_bswap16(FIELD(tp, inet_conn.icsk_inet.inet_sport));

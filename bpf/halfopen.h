@@ -90,6 +90,7 @@ struct conn {
 	__u64 jiffies; /* the same moment */
 	__u64 keepalive_expires; /* jiffies; 0: the keepalive timer is not pending */
 	__u64 write_expires; /* jiffies; 0: the write timer is not pending */
+	__u64 cgroup; /* id in the cgroup v2 hierarchy; 0: none */
 	__u32 netns; /* inode number */
 	__u32 uid;
 	__u8 laddr[16]; /* IPv4 in the first four */
@@ -134,7 +135,7 @@ struct conn {
 	__u8 pad2[1];
 	__u16 into_jiffy; /* us since that jiffy began */
 };
-_Static_assert(sizeof(struct conn) == 176, "struct conn has holes");
+_Static_assert(sizeof(struct conn) == 184, "struct conn has holes");
 
 enum event_type {
 	EVENT_SOLICITATION,
@@ -151,7 +152,7 @@ struct event {
 	__u16 err; /* death: errno the application gets, 0 none */
 	struct conn conn; /* at that moment; of a death, just before it */
 };
-_Static_assert(sizeof(struct event) == 184, "struct event has holes");
+_Static_assert(sizeof(struct event) == 192, "struct event has holes");
 
 enum retransmit_type {
 	RETRANSMIT_TIMEOUT,

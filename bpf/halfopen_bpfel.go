@@ -59,6 +59,7 @@ type halfopenConn struct {
 	Jiffies          uint64
 	KeepaliveExpires uint64
 	WriteExpires     uint64
+	Cgroup           uint64
 	Netns            uint32
 	Uid              uint32
 	Laddr            [16]uint8

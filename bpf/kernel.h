@@ -193,6 +193,25 @@ struct sock_common {
 	unsigned long skc_flags;
 };
 
+struct kernfs_node {
+	__u64 id;
+};
+
+struct cgroup {
+	struct kernfs_node *kn;
+};
+
+struct sock_cgroup_data {
+	struct cgroup *cgroup;
+};
+
+/* Before 5.15: a pointer, and in its lower bits what it points to. */
+struct sock_cgroup_data___val {
+	__u64 val;
+};
+#define CGROUP_NONE 1 /* it is no pointer: of cgroup v1 */
+#define CGROUP_FLAGS 3
+
 struct socket;
 
 struct sock {
@@ -203,6 +222,7 @@ struct sock {
 	int sk_err_soft; /* what an ICMP error said */
 	__u16 sk_protocol;
 	__u8 sk_shutdown;
+	struct sock_cgroup_data sk_cgrp_data; /* empty without CONFIG_SOCK_CGROUP_DATA */
 	kuid_t sk_uid;
 };
 

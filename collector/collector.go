@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math"
 	"os"
 	"slices"
@@ -89,6 +90,7 @@ func (o *Options) setDefaults() {
 // trouble, and can look at all others. Safe for concurrent use.
 type Collector struct {
 	kernel *bpf.Kernel
+	groups *groups
 	opts   Options
 	log    *slog.Logger
 	ready  atomic.Bool
@@ -117,7 +119,7 @@ type Collector struct {
 // Connections looks once by itself (bpf.Options.Observe is not needed then).
 func New(k *bpf.Kernel, opts Options) *Collector {
 	opts.setDefaults()
-	c := &Collector{kernel: k, opts: opts, log: opts.Logger, subs: make(map[*Subscription]struct{})}
+	c := &Collector{kernel: k, groups: newGroups(), opts: opts, log: opts.Logger, subs: make(map[*Subscription]struct{})}
 	c.settles, c.news = make(chan time.Duration, 1), make(chan struct{}, 1)
 	c.reader.caughtUpC = sync.NewCond(&c.reader)
 	c.table = NewTable(Rules{
@@ -390,18 +392,35 @@ func (c *Collector) takeOwners(now, since time.Time) error {
 	if len(wanted) == 0 {
 		return nil
 	}
-	owners, err := c.kernel.Owners(wanted)
+	found, err := c.kernel.Owners(slices.Collect(maps.Keys(wanted)))
 	if err != nil {
 		return err
 	}
-	processes := make(map[uint64]*Process, len(wanted))
-	for _, cookie := range wanted {
-		processes[cookie] = processOf(owners[cookie], nil)
+	owners := make(map[uint64]owner, len(wanted))
+	for cookie, cgroup := range wanted {
+		owners[cookie] = c.ownerOf(processOf(found[cookie], nil), cgroup)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.table.own(processes)
+	c.table.own(owners)
 	return nil
+}
+
+// initScope is where systemd itself runs, and so the group of the sockets that it
+// opens for others (systemd.socket(5)).
+const initScope = "/init.scope"
+
+// ownerOf completes what is known of an owner. The socket's own group tells whose
+// it is even after its process has gone; where there is none to tell (cgroup v1)
+// or it is that of systemd, the process's does.
+func (c *Collector) ownerOf(p *Process, cgroup uint64) owner {
+	group := c.groups.byID(cgroup)
+	if p != nil && (group.tells() == 0 || group.Path == initScope) {
+		if of := ofProcess(p.PID); of.tells() > 0 || group.Path == "" {
+			group = of
+		}
+	}
+	return owner{p, group}
 }
 
 // processOf picks one of the descriptors that hold a socket: of the processes
@@ -510,8 +529,8 @@ func (c *Collector) update(k *bpf.Conn) (Connection, []Event) {
 	return c.table.view(k, at, m), events
 }
 
-// FillOwners fills in Process of those connections that have none yet, and that
-// somebody holds.
+// FillOwners fills in Process and Group of those connections that have none yet,
+// and that somebody holds.
 func (c *Collector) FillOwners(conns []Connection) error { return c.fillOwners(conns, nil) }
 
 // fillOwners prefers, where several processes hold a socket, one of pids.
@@ -530,8 +549,12 @@ func (c *Collector) fillOwners(conns []Connection, pids []uint32) error {
 		return err
 	}
 	for i := range conns {
-		if found := owners[conns[i].Cookie]; len(found) > 0 {
-			conns[i].Process = processOf(found, pids)
+		conn := &conns[i]
+		if found := owners[conn.Cookie]; len(found) > 0 {
+			conn.Process = processOf(found, pids)
+		}
+		if conn.held() && conn.Group.Path == "" {
+			conn.Group = c.ownerOf(conn.Process, conn.Cgroup).group
 		}
 	}
 	return nil
@@ -781,11 +804,8 @@ func (c *Collector) Stats() (Stats, error) {
 			continue
 		}
 		s.ZombieOldest = max(s.ZombieOldest, now.Sub(m.since))
-		o := Owner{RemotePort: servicePort(m.conn.Rport)}
-		if m.process != nil {
-			o.Name = m.process.Comm
-		}
-		s.ZombiesByOwner[o]++
+		whose := Connection{Process: m.owner.process, Group: m.owner.group}
+		s.ZombiesByOwner[Owner{Name: whose.Owner(), RemotePort: servicePort(m.conn.Rport)}]++
 	}
 	return s, nil
 }

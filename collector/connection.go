@@ -247,7 +247,9 @@ type Connection struct {
 	Orphaned              bool // closed by its application
 	Accepted              bool // not in a listener's queue
 	UID                   uint32
+	Cgroup                uint64   // id in the cgroup v2 hierarchy, 0: none
 	Process               *Process // nil: nothing holds it, or not looked for
+	Group                 Group    // zero: not known, or not looked for
 }
 
 // IPv6 tells the family, by what is on the wire.
@@ -255,6 +257,23 @@ func (c *Connection) IPv6() bool { return c.Local.Addr().Is6() }
 
 // held tells whether a process can hold the socket.
 func (c *Connection) held() bool { return c.Accepted && !c.Orphaned }
+
+// Owner is a name for whose the connection is: the pod's UID, else the id of the
+// container, as short as its runtime prints it, else the unit, else the name of
+// the process, which may be any bytes; "" if none is known.
+func (c *Connection) Owner() string {
+	switch {
+	case c.Group.PodUID != "":
+		return c.Group.PodUID
+	case c.Group.ContainerID != "":
+		return c.Group.ContainerID[:12]
+	case c.Group.Unit != "":
+		return c.Group.Unit
+	case c.Process != nil:
+		return c.Process.Comm
+	}
+	return ""
+}
 
 // EventKind is the kind of an [Event] in a connection's story.
 type EventKind uint8

@@ -211,6 +211,7 @@ func (r *Rules) Describe(c *bpf.Conn, at time.Time) Connection {
 		Orphaned:         c.Flags&bpf.ConnOrphan != 0,
 		Accepted:         c.Flags&bpf.ConnUnaccepted == 0,
 		UID:              c.Uid,
+		Cgroup:           c.Cgroup,
 	}
 	if c.PacketsOut > 0 {
 		conn.RetransmitsUnanswered = int(c.Retransmits)

@@ -51,8 +51,8 @@ type member struct {
 	// forecast is the first since the peer was last heard, of this cause and
 	// with these settings: what a death is held against.
 	forecast Forecast
-	process  *Process
-	looked   time.Time // when its process was last looked for
+	owner    owner
+	looked   time.Time // when its owner was last looked for
 }
 
 func (m *member) cell() cell { return cell{stateOf(m.conn.State), m.verdict} }
@@ -366,7 +366,8 @@ func (t *Table) bury(cookie uint64, m *member, d Death) {
 func (t *Table) view(c *bpf.Conn, at time.Time, m *member) Connection {
 	conn := t.rules.Describe(c, at)
 	if m != nil {
-		conn.Verdict, conn.Evidence, conn.Since, conn.Process = m.verdict, m.evidence, m.since, m.process
+		conn.Verdict, conn.Evidence, conn.Since = m.verdict, m.evidence, m.since
+		conn.Process, conn.Group = m.owner.process, m.owner.group
 	} else if s := t.stories[c.Cookie]; s != nil {
 		// It had been in trouble: since when it is not.
 		for _, e := range s.events {
@@ -414,14 +415,21 @@ func (t *Table) uncount(c cell) {
 	}
 }
 
-// ownerless are the cookies of those whose process may be known by looking for
-// it now: connections in trouble, and those that died after since.
-func (t *Table) ownerless(now, since time.Time) []uint64 {
-	var wanted []uint64
+// An owner is whose a connection is.
+type owner struct {
+	process *Process // nil: none was found
+	group   Group
+}
+
+// ownerless are those whose owner may be known by looking for it now: connections
+// in trouble, and those that died after since. By cookie, with the id of their
+// control group.
+func (t *Table) ownerless(now, since time.Time) map[uint64]uint64 {
+	wanted := make(map[uint64]uint64)
 	for cookie, m := range t.members {
 		if m.verdict > Unguarded && now.Sub(m.looked) > ownersAgain &&
 			m.conn.Flags&(bpf.ConnOrphan|bpf.ConnUnaccepted) == 0 {
-			wanted = append(wanted, cookie)
+			wanted[cookie] = m.conn.Cgroup
 			m.looked = now
 		}
 	}
@@ -430,23 +438,23 @@ func (t *Table) ownerless(now, since time.Time) []uint64 {
 			return false
 		}
 		if d.Process == nil && d.held() {
-			wanted = append(wanted, d.Cookie)
+			wanted[d.Cookie] = d.Cgroup
 		}
 		return true
 	})
 	return wanted
 }
 
-// own fills in the processes that were found.
-func (t *Table) own(owners map[uint64]*Process) {
-	for cookie, p := range owners {
+// own fills in the owners that were found.
+func (t *Table) own(owners map[uint64]owner) {
+	for cookie, o := range owners {
 		if m := t.members[cookie]; m != nil {
-			m.process = p
+			m.owner = o
 		}
 	}
 	t.eachDeath(func(d *Death) bool {
-		if p := owners[d.Cookie]; p != nil && d.Process == nil {
-			d.Process = p
+		if o, ok := owners[d.Cookie]; ok && d.Process == nil {
+			d.Process, d.Group = o.process, o.group
 		}
 		return true
 	})

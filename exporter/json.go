@@ -77,9 +77,10 @@ type Ownership struct {
 	Accepted    *bool    `json:"accepted,omitempty"` // false, or left out
 	Process     *Process `json:"process"`
 	UID         *uint32  `json:"uid"`
-	Cgroup      *string  `json:"cgroup"`       // null: not looked for
-	ContainerID *string  `json:"container_id"` // null: not looked for
-	PodUID      *string  `json:"pod_uid"`      // null: not looked for
+	Cgroup      *string  `json:"cgroup"`       // null: not known
+	Unit        *string  `json:"unit"`         // of systemd, null: none
+	ContainerID *string  `json:"container_id"` // null: none
+	PodUID      *string  `json:"pod_uid"`      // null: none
 }
 
 // Process is one that holds a socket. A byte of Comm that is not UTF-8 is
@@ -400,6 +401,10 @@ func ownership(c *collector.Connection) Ownership {
 		return o
 	}
 	o.UID = new(c.UID)
+	o.Cgroup = nonEmpty(c.Group.Path)
+	o.Unit = nonEmpty(c.Group.Unit)
+	o.ContainerID = nonEmpty(c.Group.ContainerID)
+	o.PodUID = nonEmpty(c.Group.PodUID)
 	if p := c.Process; p != nil {
 		o.Process = &Process{PID: p.PID, Comm: p.Comm, FD: p.FD}
 	}

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package collector
+
+import (
+	"encoding/binary"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+
+	"github.com/prometheus/procfs"
+	"golang.org/x/sys/unix"
+)
+
+// groups finds control groups. Safe for concurrent use.
+type groups struct {
+	mu    sync.Mutex
+	mount *os.File         // of the cgroup v2 hierarchy; nil: not mounted here
+	known map[uint64]Group // by id, which is never used again
+}
+
+// maxGroups bounds what is remembered; a node has some thousands at most.
+const maxGroups = 16384
+
+func newGroups() *groups {
+	g := &groups{known: make(map[uint64]Group)}
+	mounts, err := procfs.GetMounts()
+	if err != nil {
+		return g // as if it were not mounted
+	}
+	for _, m := range mounts {
+		if m.FSType != "cgroup2" {
+			continue
+		}
+		if g.mount, err = os.OpenFile(m.MountPoint, os.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err == nil {
+			break
+		}
+	}
+	return g
+}
+
+// byID is the group of that id in the cgroup v2 hierarchy; the zero Group if it
+// is no more, or not to be seen from here.
+func (g *groups) byID(id uint64) Group {
+	if id == 0 || g.mount == nil {
+		return Group{}
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if known, ok := g.known[id]; ok {
+		return known
+	}
+	path, err := g.path(id)
+	if err != nil {
+		return Group{} // it may be gone, or show itself yet
+	}
+	if len(g.known) >= maxGroups {
+		clear(g.known)
+	}
+	found := GroupOf(path)
+	g.known[id] = found
+	return found
+}
+
+// fileIDKernfs is FILEID_KERNFS (include/linux/exportfs.h, 5.5): a handle that is
+// the id of a node, as the kernel's struct kernfs_node has it.
+const fileIDKernfs = 0xfe
+
+// path opens a group by its id, and asks where it is. No walk over the hierarchy
+// is needed, which may have tens of thousands of groups.
+func (g *groups) path(id uint64) (string, error) {
+	handle := unix.NewFileHandle(fileIDKernfs, binary.NativeEndian.AppendUint64(nil, id))
+	fd, err := unix.OpenByHandleAt(int(g.mount.Fd()), handle, unix.O_PATH|unix.O_CLOEXEC)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(fd)
+	path, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+	if err != nil {
+		return "", err
+	}
+	path, ok := strings.CutPrefix(path, strings.TrimSuffix(g.mount.Name(), "/"))
+	if !ok || strings.HasSuffix(path, " (deleted)") {
+		return "", os.ErrNotExist // outside of what is mounted here
+	}
+	if path == "" {
+		path = "/"
+	}
+	return path, nil
+}
+
+// ofProcess is the group of a process: of the cgroup v2 hierarchy, or, where that
+// tells nothing, of the cgroup v1 hierarchy that tells most.
+func ofProcess(pid uint32) Group {
+	p, err := procfs.NewProc(int(pid))
+	if err != nil {
+		return Group{}
+	}
+	cgroups, err := p.Cgroups()
+	if err != nil {
+		return Group{}
+	}
+	var best Group
+	for _, c := range cgroups {
+		found := GroupOf(c.Path)
+		if c.HierarchyID == 0 && found.tells() > 0 {
+			return found
+		}
+		if best.Path == "" || found.tells() > best.tells() {
+			best = found
+		}
+	}
+	return best
+}
+
+// tells is how much a group says.
+func (g *Group) tells() int {
+	switch {
+	case g.PodUID != "":
+		return 4
+	case g.ContainerID != "":
+		return 3
+	case g.Unit != "":
+		return 2
+	case len(g.Path) > 1:
+		return 1
+	}
+	return 0
+}
+
+func (g *groups) close() {
+	if g.mount != nil {
+		_ = g.mount.Close()
+	}
+}
