@@ -19,12 +19,18 @@ type CensusResult struct {
 	// Unvisited is how many namespaces could not be entered, or went away.
 	Unvisited int
 	Err       error // why the last of them could not, nil if they went away
-	// Paths lead into the network namespaces, by inode number, but for our own.
-	Paths map[uint64]string
+	ways      map[uint64]way
 }
 
-// Census visits every TCP socket of every network namespace that [netnsPaths]
-// finds, counts them all, and calls visit for each connection whose class is
+// Path leads to the network namespace of that inode number; "" if it is our own,
+// or there is none.
+func (r *CensusResult) Path(netns uint32) string {
+	w := r.ways[uint64(netns)]
+	return w.file()
+}
+
+// Census visits every TCP socket of every network namespace that can be
+// found, counts them all, and calls visit for each connection whose class is
 // in classes. visit runs on another goroutine, but not after Census returns.
 // One census runs at a time.
 func (k *Kernel) Census(ctx context.Context, classes []uint8, visit func(*Conn)) (CensusResult, error) {
@@ -47,7 +53,7 @@ func (k *Kernel) visitAll(ctx context.Context, write uint32, cookie uint64, visi
 	if err := ctx.Err(); err != nil { // it may have been a long wait
 		return res, err
 	}
-	paths, err := netnsPaths()
+	ways, err := k.namespaces()
 	if err != nil {
 		return res, fmt.Errorf("find network namespaces: %w", err)
 	}
@@ -59,7 +65,7 @@ func (k *Kernel) visitAll(ctx context.Context, write uint32, cookie uint64, visi
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
-		home, err := k.visitNamespaces(ctx, paths, &res, visit)
+		home, err := k.visitNamespaces(ctx, ways, &res, visit)
 		if home {
 			runtime.UnlockOSThread() // else the thread ends with the goroutine
 		}
@@ -68,7 +74,7 @@ func (k *Kernel) visitAll(ctx context.Context, write uint32, cookie uint64, visi
 	if err := <-done; err != nil {
 		return res, fmt.Errorf("census: %w", err)
 	}
-	res.Paths = paths
+	res.ways = ways
 	if err := k.objs.CensusCounts.Lookup(uint32(0), &res.Counts); err != nil {
 		return res, fmt.Errorf("read census: %w", err)
 	}
@@ -78,7 +84,7 @@ func (k *Kernel) visitAll(ctx context.Context, write uint32, cookie uint64, visi
 // visitNamespaces runs on a locked thread. home tells whether the thread is in
 // the namespace that it came from. That one is visited first, which needs no
 // privilege.
-func (k *Kernel) visitNamespaces(ctx context.Context, paths map[uint64]string, res *CensusResult, visit func(*Conn)) (home bool, err error) {
+func (k *Kernel) visitNamespaces(ctx context.Context, ways map[uint64]way, res *CensusResult, visit func(*Conn)) (home bool, err error) {
 	var c Conn
 	record := bytesOf(&c)
 	pass := func() error {
@@ -97,17 +103,17 @@ func (k *Kernel) visitNamespaces(ctx context.Context, paths map[uint64]string, r
 	if err := pass(); err != nil {
 		return true, err
 	}
-	delete(paths, own.Ino)
-	if len(paths) == 0 {
+	delete(ways, own.Ino)
+	if len(ways) == 0 {
 		return true, nil
 	}
 	defer func() { home = unix.Setns(int(from.Fd()), unix.CLONE_NEWNET) == nil }()
-	for ino, path := range paths {
+	for ino, w := range ways {
 		if err := ctx.Err(); err != nil {
 			return false, err
 		}
-		switch err := enter(path, ino); {
-		case errors.Is(err, os.ErrNotExist), errors.Is(err, errNotSame):
+		switch err := enter(&w, ino); {
+		case gone(err):
 			res.Unvisited++
 		case err != nil:
 			res.Unvisited++
@@ -123,10 +129,16 @@ func (k *Kernel) visitNamespaces(ctx context.Context, paths map[uint64]string, r
 
 var errNotSame = errors.New("another namespace by now")
 
-// enter moves the calling thread into the network namespace of the path, which
-// must still be the one of that inode.
-func enter(path string, ino uint64) error {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+// gone tells whether whoever led to a namespace is there no more.
+func gone(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EBADF) ||
+		errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENOTTY) || errors.Is(err, errNotSame)
+}
+
+// enter moves the calling thread into a network namespace, which must still be
+// the one of that inode.
+func enter(w *way, ino uint64) error {
+	fd, err := w.open()
 	if err != nil {
 		return err
 	}

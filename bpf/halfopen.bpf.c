@@ -212,6 +212,19 @@ struct {
 	__type(value, __u8);
 } wanted SEC(".maps");
 
+/*
+ * Network namespaces that were found in this search: inode number to the number
+ * of the search. LRU: one more than fit may be told twice.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, WANTED_MAX);
+	__type(key, __u32);
+	__type(value, __u32);
+} found SEC(".maps");
+
+volatile __u32 search = 0;
+
 /* What a census pass counted. User space clears it before and reads it after. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -237,6 +250,8 @@ struct {
 /* The types that bpf2go makes Go types of. */
 const struct event *unused_event __attribute__((unused));
 const struct owner *unused_owner __attribute__((unused));
+const struct holder *unused_holder __attribute__((unused));
+const enum holder_kind *unused_holder_kind __attribute__((unused));
 const enum evidence *unused_evidence __attribute__((unused));
 const enum cause *unused_cause __attribute__((unused));
 const enum class *unused_class __attribute__((unused));
@@ -1583,6 +1598,62 @@ static __always_inline int owner_of(struct bpf_iter__task_file *ctx)
 	return 0;
 }
 
+/* Tells of a network namespace that has not been found yet. */
+static __always_inline int tell_netns(struct seq_file *seq, const struct net *net, __u32 pid,
+				      __u32 fd, __u32 kind)
+{
+	struct holder h = {
+		.netns = BPF_CORE_READ(net, ns.inum),
+		.pid = pid,
+		.fd = fd,
+		.kind = kind,
+	};
+	__u32 now = search, *before;
+
+	before = bpf_map_lookup_elem(&found, &h.netns);
+	if (!h.netns || (before && *before == now))
+		return 0;
+	/* Full: the kernel will call us once more. */
+	if (!bpf_seq_write(seq, &h, sizeof(h)))
+		bpf_map_update_elem(&found, &h.netns, &now, BPF_ANY);
+	return 0;
+}
+
+/* Process context: every thread. */
+static __always_inline int netns_of_task(struct bpf_iter__task *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct net *net;
+
+	if (!task)
+		return 0;
+	net = BPF_CORE_READ(task, nsproxy, net_ns);
+	return net ? tell_netns(ctx->meta->seq, net, task->pid, 0, HOLDER_TASK) : 0;
+}
+
+/* Process context: every file descriptor of every process. */
+static __always_inline int netns_of_file(struct bpf_iter__task_file *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct file *file = ctx->file;
+	const struct ns_common *ns;
+	struct sock *sk;
+
+	if (!task || !file)
+		return 0;
+	sk = file_sock(file);
+	if (sk)
+		return tell_netns(ctx->meta->seq, BPF_CORE_READ(sk, __sk_common.skc_net.net),
+				  task->tgid, ctx->fd, HOLDER_SOCKET);
+	if (BPF_CORE_READ(file, f_inode, i_sb, s_magic) != NSFS_MAGIC)
+		return 0;
+	ns = BPF_CORE_READ(file, f_inode, i_private);
+	if (!ns || BPF_CORE_READ(ns, ops) != BPF_CORE_READ(task, nsproxy, net_ns, ns.ops))
+		return 0;
+	return tell_netns(ctx->meta->seq, (const void *)ns - bpf_core_field_offset(struct net, ns),
+			  task->tgid, ctx->fd, HOLDER_FILE);
+}
+
 /*
  * Learns from a socket of our own what cannot be had otherwise without
  * kallsyms and the kernel's configuration: the two timer functions, which
@@ -1668,6 +1739,18 @@ SEC("iter/task_file")
 int owners_pass(struct bpf_iter__task_file *ctx)
 {
 	return owner_of(ctx);
+}
+
+SEC("iter/task")
+int netns_task_pass(struct bpf_iter__task *ctx)
+{
+	return netns_of_task(ctx);
+}
+
+SEC("iter/task_file")
+int netns_file_pass(struct bpf_iter__task_file *ctx)
+{
+	return netns_of_file(ctx);
 }
 
 SEC("iter/task_file")

@@ -215,4 +215,20 @@ struct owner {
 };
 _Static_assert(sizeof(struct owner) == 32, "struct owner has holes");
 
+/* How a network namespace was found. */
+enum holder_kind {
+	HOLDER_TASK, /* a thread is in it */
+	HOLDER_FILE, /* a file descriptor is it */
+	HOLDER_SOCKET, /* a file descriptor is a socket of it */
+};
+
+/* Who leads to a network namespace. */
+struct holder {
+	__u32 netns; /* inode number */
+	__u32 pid; /* of the thread, or of the process */
+	__u32 fd;
+	__u32 kind; /* enum holder_kind */
+};
+_Static_assert(sizeof(struct holder) == 16, "struct holder has holes");
+
 #endif /* HALFOPEN_H */

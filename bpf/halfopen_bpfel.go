@@ -186,6 +186,22 @@ const (
 	halfopenFaultFAULT_MAX           halfopenFault = 8
 )
 
+type halfopenHolder struct {
+	_     structs.HostLayout
+	Netns uint32
+	Pid   uint32
+	Fd    uint32
+	Kind  uint32
+}
+
+type halfopenHolderKind uint32
+
+const (
+	halfopenHolderKindHOLDER_TASK   halfopenHolderKind = 0
+	halfopenHolderKindHOLDER_FILE   halfopenHolderKind = 1
+	halfopenHolderKindHOLDER_SOCKET halfopenHolderKind = 2
+)
+
 type halfopenHook uint32
 
 const (
@@ -311,6 +327,7 @@ const (
 	halfopenMapCounts                = "counts"
 	halfopenMapDeferred              = "deferred"
 	halfopenMapEvents                = "events"
+	halfopenMapFound                 = "found"
 	halfopenMapNotes                 = "notes"
 	halfopenMapRates                 = "rates"
 	halfopenMapResets                = "resets"
@@ -322,6 +339,8 @@ const (
 	halfopenProgInetSockSetState     = "inet_sock_set_state"
 	halfopenProgInetSockSetState2    = "inet_sock_set_state_2"
 	halfopenProgLearnPass            = "learn_pass"
+	halfopenProgNetnsFilePass        = "netns_file_pass"
+	halfopenProgNetnsTaskPass        = "netns_task_pass"
 	halfopenProgOwnersPass           = "owners_pass"
 	halfopenProgSettlePass           = "settle_pass"
 	halfopenProgTcpReceiveReset      = "tcp_receive_reset"
@@ -347,6 +366,7 @@ const (
 	halfopenVarLearnKeepaliveTime    = "learn_keepalive_time"
 	halfopenVarMiddleboxTimeout      = "middlebox_timeout"
 	halfopenVarRetransmitHasErr      = "retransmit_has_err"
+	halfopenVarSearch                = "search"
 	halfopenVarUnusedCause           = "unused_cause"
 	halfopenVarUnusedClass           = "unused_class"
 	halfopenVarUnusedConnFlag        = "unused_conn_flag"
@@ -354,6 +374,8 @@ const (
 	halfopenVarUnusedEventType       = "unused_event_type"
 	halfopenVarUnusedEvidence        = "unused_evidence"
 	halfopenVarUnusedFault           = "unused_fault"
+	halfopenVarUnusedHolder          = "unused_holder"
+	halfopenVarUnusedHolderKind      = "unused_holder_kind"
 	halfopenVarUnusedHook            = "unused_hook"
 	halfopenVarUnusedOwner           = "unused_owner"
 	halfopenVarUnusedRetransmitType  = "unused_retransmit_type"
@@ -408,6 +430,8 @@ type halfopenProgramSpecs struct {
 	InetSockSetState     *ebpf.ProgramSpec `ebpf:"inet_sock_set_state"`
 	InetSockSetState2    *ebpf.ProgramSpec `ebpf:"inet_sock_set_state_2"`
 	LearnPass            *ebpf.ProgramSpec `ebpf:"learn_pass"`
+	NetnsFilePass        *ebpf.ProgramSpec `ebpf:"netns_file_pass"`
+	NetnsTaskPass        *ebpf.ProgramSpec `ebpf:"netns_task_pass"`
 	OwnersPass           *ebpf.ProgramSpec `ebpf:"owners_pass"`
 	SettlePass           *ebpf.ProgramSpec `ebpf:"settle_pass"`
 	TcpReceiveReset      *ebpf.ProgramSpec `ebpf:"tcp_receive_reset"`
@@ -431,6 +455,7 @@ type halfopenMapSpecs struct {
 	Counts       *ebpf.MapSpec `ebpf:"counts"`
 	Deferred     *ebpf.MapSpec `ebpf:"deferred"`
 	Events       *ebpf.MapSpec `ebpf:"events"`
+	Found        *ebpf.MapSpec `ebpf:"found"`
 	Notes        *ebpf.MapSpec `ebpf:"notes"`
 	Rates        *ebpf.MapSpec `ebpf:"rates"`
 	Resets       *ebpf.MapSpec `ebpf:"resets"`
@@ -456,6 +481,7 @@ type halfopenVariableSpecs struct {
 	LearnKeepaliveTime   *ebpf.VariableSpec `ebpf:"learn_keepalive_time"`
 	MiddleboxTimeout     *ebpf.VariableSpec `ebpf:"middlebox_timeout"`
 	RetransmitHasErr     *ebpf.VariableSpec `ebpf:"retransmit_has_err"`
+	Search               *ebpf.VariableSpec `ebpf:"search"`
 	UnusedCause          *ebpf.VariableSpec `ebpf:"unused_cause"`
 	UnusedClass          *ebpf.VariableSpec `ebpf:"unused_class"`
 	UnusedConnFlag       *ebpf.VariableSpec `ebpf:"unused_conn_flag"`
@@ -463,6 +489,8 @@ type halfopenVariableSpecs struct {
 	UnusedEventType      *ebpf.VariableSpec `ebpf:"unused_event_type"`
 	UnusedEvidence       *ebpf.VariableSpec `ebpf:"unused_evidence"`
 	UnusedFault          *ebpf.VariableSpec `ebpf:"unused_fault"`
+	UnusedHolder         *ebpf.VariableSpec `ebpf:"unused_holder"`
+	UnusedHolderKind     *ebpf.VariableSpec `ebpf:"unused_holder_kind"`
 	UnusedHook           *ebpf.VariableSpec `ebpf:"unused_hook"`
 	UnusedOwner          *ebpf.VariableSpec `ebpf:"unused_owner"`
 	UnusedRetransmitType *ebpf.VariableSpec `ebpf:"unused_retransmit_type"`
@@ -495,6 +523,7 @@ type halfopenMaps struct {
 	Counts       *ebpf.Map `ebpf:"counts"`
 	Deferred     *ebpf.Map `ebpf:"deferred"`
 	Events       *ebpf.Map `ebpf:"events"`
+	Found        *ebpf.Map `ebpf:"found"`
 	Notes        *ebpf.Map `ebpf:"notes"`
 	Rates        *ebpf.Map `ebpf:"rates"`
 	Resets       *ebpf.Map `ebpf:"resets"`
@@ -510,6 +539,7 @@ func (m *halfopenMaps) Close() error {
 		m.Counts,
 		m.Deferred,
 		m.Events,
+		m.Found,
 		m.Notes,
 		m.Rates,
 		m.Resets,
@@ -536,6 +566,7 @@ type halfopenVariables struct {
 	LearnKeepaliveTime   *ebpf.Variable `ebpf:"learn_keepalive_time"`
 	MiddleboxTimeout     *ebpf.Variable `ebpf:"middlebox_timeout"`
 	RetransmitHasErr     *ebpf.Variable `ebpf:"retransmit_has_err"`
+	Search               *ebpf.Variable `ebpf:"search"`
 	UnusedCause          *ebpf.Variable `ebpf:"unused_cause"`
 	UnusedClass          *ebpf.Variable `ebpf:"unused_class"`
 	UnusedConnFlag       *ebpf.Variable `ebpf:"unused_conn_flag"`
@@ -543,6 +574,8 @@ type halfopenVariables struct {
 	UnusedEventType      *ebpf.Variable `ebpf:"unused_event_type"`
 	UnusedEvidence       *ebpf.Variable `ebpf:"unused_evidence"`
 	UnusedFault          *ebpf.Variable `ebpf:"unused_fault"`
+	UnusedHolder         *ebpf.Variable `ebpf:"unused_holder"`
+	UnusedHolderKind     *ebpf.Variable `ebpf:"unused_holder_kind"`
 	UnusedHook           *ebpf.Variable `ebpf:"unused_hook"`
 	UnusedOwner          *ebpf.Variable `ebpf:"unused_owner"`
 	UnusedRetransmitType *ebpf.Variable `ebpf:"unused_retransmit_type"`
@@ -559,6 +592,8 @@ type halfopenPrograms struct {
 	InetSockSetState     *ebpf.Program `ebpf:"inet_sock_set_state"`
 	InetSockSetState2    *ebpf.Program `ebpf:"inet_sock_set_state_2"`
 	LearnPass            *ebpf.Program `ebpf:"learn_pass"`
+	NetnsFilePass        *ebpf.Program `ebpf:"netns_file_pass"`
+	NetnsTaskPass        *ebpf.Program `ebpf:"netns_task_pass"`
 	OwnersPass           *ebpf.Program `ebpf:"owners_pass"`
 	SettlePass           *ebpf.Program `ebpf:"settle_pass"`
 	TcpReceiveReset      *ebpf.Program `ebpf:"tcp_receive_reset"`
@@ -580,6 +615,8 @@ func (p *halfopenPrograms) Close() error {
 		p.InetSockSetState,
 		p.InetSockSetState2,
 		p.LearnPass,
+		p.NetnsFilePass,
+		p.NetnsTaskPass,
 		p.OwnersPass,
 		p.SettlePass,
 		p.TcpReceiveReset,

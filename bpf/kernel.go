@@ -78,7 +78,11 @@ type Kernel struct {
 	record ringbuf.Record
 	hz     uint32
 	census sync.Mutex // one census pass at a time: it counts in one place
-	owners sync.Mutex // likewise, for the map of wanted cookies
+	// The search for namespaces, under census.
+	search    uint32
+	hidden    []Holder // of those that nothing but a file descriptor holds
+	hiddenDue time.Time
+	owners    sync.Mutex // likewise, for the map of wanted cookies
 	// What was told last of what is a difference of two counters.
 	closed  ceiling
 	missed  map[string]*ceiling // by tracepoint
@@ -162,11 +166,13 @@ func retransmitHasErr() (bool, error) {
 
 func (k *Kernel) openIterators() error {
 	for name, opts := range map[string]link.IterOptions{
-		"census": {Program: k.objs.CensusPass},
-		"watch":  {Program: k.objs.WatchPass, Map: k.objs.Watched},
-		"settle": {Program: k.objs.SettlePass, Map: k.objs.Undecided},
-		"owners": {Program: k.objs.OwnersPass},
-		"learn":  {Program: k.objs.LearnPass},
+		"census":     {Program: k.objs.CensusPass},
+		"watch":      {Program: k.objs.WatchPass, Map: k.objs.Watched},
+		"settle":     {Program: k.objs.SettlePass, Map: k.objs.Undecided},
+		"owners":     {Program: k.objs.OwnersPass},
+		"netns_task": {Program: k.objs.NetnsTaskPass},
+		"netns_file": {Program: k.objs.NetnsFilePass},
+		"learn":      {Program: k.objs.LearnPass},
 	} {
 		it, err := link.AttachIter(opts)
 		if err != nil {
@@ -491,7 +497,7 @@ func (k *Kernel) Watch(visit func(*Conn)) error {
 	return nil
 }
 
-func bytesOf[T Conn | Owner](v *T) []byte {
+func bytesOf[T Conn | Owner | Holder](v *T) []byte {
 	return unsafe.Slice((*byte)(unsafe.Pointer(v)), unsafe.Sizeof(*v))
 }
 

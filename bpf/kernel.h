@@ -113,8 +113,11 @@ struct timer_list {
 #define TIMER_ARRAYSHIFT 22
 #define LVL_SIZE 64
 
+struct proc_ns_operations;
+
 struct ns_common {
 	unsigned int inum;
+	const struct proc_ns_operations *ops; /* tells the kind of a namespace */
 };
 
 typedef struct {
@@ -300,8 +303,17 @@ struct tcp_sock___usec_ts {
 struct request_sock;
 struct sk_buff;
 
+struct super_block {
+	unsigned long s_magic;
+};
+
+/* include/uapi/linux/magic.h: the files of namespaces. */
+#define NSFS_MAGIC 0x6e736673
+
 struct inode {
 	unsigned short i_mode;
+	struct super_block *i_sb;
+	void *i_private; /* of nsfs: struct ns_common */
 };
 
 struct file {
@@ -313,8 +325,14 @@ struct socket {
 	struct sock *sk;
 };
 
+struct nsproxy {
+	struct net *net_ns;
+};
+
 struct task_struct {
+	int pid;
 	int tgid;
+	struct nsproxy *nsproxy; /* NULL: it has ended */
 	struct task_struct *group_leader;
 	char comm[16];
 };
@@ -328,6 +346,11 @@ struct bpf_iter_meta {
 struct bpf_iter__tcp {
 	struct bpf_iter_meta *meta;
 	struct sock_common *sk_common;
+};
+
+struct bpf_iter__task {
+	struct bpf_iter_meta *meta;
+	struct task_struct *task;
 };
 
 struct bpf_iter__task_file {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"slices"
 	"syscall"
 	"testing"
@@ -234,16 +235,94 @@ func TestJiffies(t *testing.T) {
 	}
 }
 
-func TestNetnsPaths(t *testing.T) {
-	paths, err := netnsPaths()
+// onLostThread runs f on a thread that is thrown away afterwards.
+func onLostThread(f func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends
+		if unix.Gettid() != unix.Getpid() {
+			done <- f()
+			return
+		}
+		go func() { done <- onLostThread(f) }() // the first thread never ends
+		runtime.UnlockOSThread()
+	}()
+	return <-done
+}
+
+// newNetns makes a network namespace and leaves it again: nothing but the
+// descriptors returned hold it, one of the namespace and one of a socket in it.
+func newNetns(t *testing.T) (ino uint64, ns, socket int) {
+	t.Helper()
+	err := onLostThread(func() (err error) {
+		if err = unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		if ns, err = unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+			return err
+		}
+		socket, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		return err
+	})
 	if err != nil {
 		t.Fatal(err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(ns, &st); err != nil {
+		t.Fatal(err)
+	}
+	return st.Ino, ns, socket
+}
+
+func TestNamespacesAreFound(t *testing.T) {
+	k := load(t, Options{})
+	find := func() map[uint64]way {
+		t.Helper()
+		k.hiddenDue = time.Time{}
+		ways, err := k.namespaces()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ways
+	}
+	enters := func(w way, ino uint64) error {
+		return onLostThread(func() error { return enter(&w, ino) })
 	}
 	var own unix.Stat_t
 	if err := unix.Stat("/proc/self/ns/net", &own); err != nil {
 		t.Fatal(err)
 	}
-	if paths[own.Ino] == "" {
-		t.Errorf("our own, %d, is not among %v", own.Ino, paths)
+	if _, ok := find()[own.Ino]; !ok {
+		t.Error("our own is not found")
+	}
+	byFile, file, socket := newNetns(t)
+	unix.Close(socket)
+	bySocket, ns, socket := newNetns(t)
+	defer unix.Close(socket)
+	unix.Close(ns)
+
+	// The threads that made them may take a moment to end.
+	var ways map[uint64]way
+	for end := time.Now().Add(5 * time.Second); ; {
+		ways = find()
+		f, s := ways[byFile].holder.Kind, ways[bySocket].holder.Kind
+		if uint8(f) == holderFile && uint8(s) == holderSocket {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("found by a descriptor of its own: %+v, by one of a socket: %+v", ways[byFile], ways[bySocket])
+		}
+	}
+	for _, ino := range []uint64{byFile, bySocket} {
+		if err := enters(ways[ino], ino); err != nil {
+			t.Errorf("enter by %+v: %v", ways[ino], err)
+		}
+	}
+	unix.Close(file)
+	if err := enters(ways[byFile], byFile); !gone(err) {
+		t.Errorf("enter a namespace that is gone: %v", err)
+	}
+	if w, ok := find()[byFile]; ok {
+		t.Errorf("a namespace that is gone is found: %+v", w)
 	}
 }

@@ -3,58 +3,119 @@
 package bpf
 
 import (
-	"bufio"
-	"os"
-	"path/filepath"
-	"strconv"
+	"fmt"
 	"strings"
+	"time"
 
+	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
 )
 
-// netnsPaths finds the network namespaces that a process is in or that are
-// bind-mounted somewhere (ip netns, container runtimes), each once: inode
-// number to a path that can be opened. Processes come and go while it looks;
-// what has gone is left out.
-func netnsPaths() (map[uint64]string, error) {
+// A way leads to a network namespace: the path of a file that is one, or whoever
+// holds it.
+type way struct {
+	path   string
+	holder Holder
+}
+
+// The files of all processes are searched for namespaces this often at most, and
+// within this share of a core.
+const (
+	hiddenInterval = 30 * time.Second
+	hiddenShare    = 0.005
+)
+
+// namespaces finds the network namespaces, by inode number: those that a thread
+// is in, those that are bind-mounted somewhere (ip netns, container runtimes),
+// and those that nothing but a file descriptor holds, of the namespace or of a
+// socket in it. Processes come and go while it looks.
+func (k *Kernel) namespaces() (map[uint64]way, error) {
+	k.search++
+	if err := k.objs.Search.Set(k.search); err != nil {
+		return nil, err
+	}
+	ways := make(map[uint64]way)
+	var h Holder
+	if err := k.pass("netns_task", bytesOf(&h), func() { ways[uint64(h.Netns)] = way{holder: h} }); err != nil {
+		return nil, err
+	}
+	mounted, err := mountedNamespaces()
+	if err != nil {
+		return nil, err
+	}
+	for ino, path := range mounted {
+		ways[ino] = way{path: path}
+	}
+	if began := time.Now(); !began.Before(k.hiddenDue) {
+		var hidden []Holder
+		if err := k.pass("netns_file", bytesOf(&h), func() { hidden = append(hidden, h) }); err != nil {
+			return nil, err
+		}
+		k.hidden = hidden
+		k.hiddenDue = began.Add(max(hiddenInterval, time.Duration(float64(time.Since(began))/hiddenShare)))
+	}
+	for _, h := range k.hidden {
+		if _, ok := ways[uint64(h.Netns)]; !ok {
+			ways[uint64(h.Netns)] = way{holder: h}
+		}
+	}
+	return ways, nil
+}
+
+// file is a path that leads to the namespace, "" where there is none.
+func (w *way) file() string {
+	switch h := w.holder; {
+	case w.path != "":
+		return w.path
+	case h.Pid == 0 || uint8(h.Kind) == holderSocket:
+		return ""
+	case uint8(h.Kind) == holderFile:
+		return fmt.Sprintf("/proc/%d/fd/%d", h.Pid, h.Fd)
+	default:
+		return fmt.Sprintf("/proc/%d/ns/net", h.Pid)
+	}
+}
+
+// open returns a descriptor of the namespace, if it is still there.
+func (w *way) open() (int, error) {
+	if path := w.file(); path != "" {
+		return unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	}
+	return netnsOfSocket(int(w.holder.Pid), int(w.holder.Fd))
+}
+
+// netnsOfSocket opens the namespace of a socket that another process holds.
+func netnsOfSocket(pid, fd int) (int, error) {
+	process, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(process)
+	socket, err := unix.PidfdGetfd(process, fd, 0) // 5.6
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(socket)
+	return unix.IoctlRetInt(socket, unix.SIOCGSKNS)
+}
+
+// mountedNamespaces are the network namespaces that are bind-mounted, by inode
+// number.
+func mountedNamespaces() (map[uint64]string, error) {
+	mounts, err := procfs.GetMounts()
+	if err != nil {
+		return nil, err
+	}
 	found := make(map[uint64]string)
-	add := func(path string) {
-		var st unix.Stat_t
-		if unix.Stat(path, &st) == nil {
-			if _, ok := found[st.Ino]; !ok {
-				found[st.Ino] = path
+	for _, m := range mounts {
+		var ino uint64
+		if m.FSType == "nsfs" {
+			if _, err := fmt.Sscanf(m.Root, "net:[%d]", &ino); err == nil {
+				found[ino] = unescapeMount.Replace(m.MountPoint)
 			}
 		}
 	}
-	add("/proc/self/ns/net")
-	proc, err := os.Open("/proc")
-	if err != nil {
-		return nil, err
-	}
-	defer proc.Close()
-	names, err := proc.Readdirnames(-1)
-	if err != nil {
-		return nil, err
-	}
-	for _, name := range names {
-		if _, err := strconv.Atoi(name); err == nil {
-			add(filepath.Join("/proc", name, "ns/net"))
-		}
-	}
-	mounts, err := os.Open("/proc/self/mountinfo")
-	if err != nil {
-		return nil, err
-	}
-	defer mounts.Close()
-	lines := bufio.NewScanner(mounts)
-	for lines.Scan() {
-		// proc_pid_mountinfo(5): … (4) root (5) mount point … - (1) type
-		fields := strings.Fields(lines.Text())
-		if len(fields) > 4 && strings.HasPrefix(fields[3], "net:[") {
-			add(unescapeMount.Replace(fields[4]))
-		}
-	}
-	return found, lines.Err()
+	return found, nil
 }
 
 // unescapeMount undoes how the kernel writes white space in mount points

@@ -13,6 +13,8 @@ type (
 	Event = halfopenEvent
 	// Owner is one descriptor of one process that holds a socket.
 	Owner = halfopenOwner
+	// Holder leads to a network namespace.
+	Holder = halfopenHolder
 	// CensusCounts is what one census pass counted.
 	CensusCounts = halfopenCensus
 	// Counters are the kernel's exact counters, summed over the CPUs.
@@ -24,6 +26,12 @@ const (
 	EventSolicitation = uint8(halfopenEventTypeEVENT_SOLICITATION)
 	EventDeath        = uint8(halfopenEventTypeEVENT_DEATH)
 	EventTypes        = int(halfopenEventTypeEVENT_MAX)
+)
+
+// Values of [Holder].Kind.
+const (
+	holderFile   = uint8(halfopenHolderKindHOLDER_FILE)
+	holderSocket = uint8(halfopenHolderKindHOLDER_SOCKET)
 )
 
 // Values of [Conn].Evidence and [Event].During.

@@ -617,7 +617,7 @@ func (c *Collector) Connection(ctx context.Context, cookie uint64) (*Detail, err
 	if err != nil || d == nil {
 		return nil, err
 	}
-	d.Explanation = c.table.rules.Explain(&found, &d.Connection, res.Paths[uint64(found.Netns)])
+	d.Explanation = c.table.rules.Explain(&found, &d.Connection, res.Path(found.Netns))
 	one := []Connection{d.Connection}
 	err = c.FillOwners(one)
 	d.Connection = one[0]
