@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,7 +20,9 @@ type CensusResult struct {
 	// Unvisited is how many namespaces could not be entered, or went away.
 	Unvisited int
 	Err       error // why the last of them could not, nil if they went away
-	ways      map[uint64]way
+	// CPU is the time that it took of a core, in the kernel and here.
+	CPU  time.Duration
+	ways map[uint64]way
 }
 
 // Path leads to the network namespace of that inode number; "" if it is our own,
@@ -53,10 +56,6 @@ func (k *Kernel) visitAll(ctx context.Context, write uint32, cookie uint64, visi
 	if err := ctx.Err(); err != nil { // it may have been a long wait
 		return res, err
 	}
-	ways, err := k.namespaces()
-	if err != nil {
-		return res, fmt.Errorf("find network namespaces: %w", err)
-	}
 	if err := errors.Join(k.objs.CensusWrite.Set(write), k.objs.CensusCookie.Set(cookie),
 		k.objs.CensusCounts.Put(uint32(0), &CensusCounts{})); err != nil {
 		return res, fmt.Errorf("set up census: %w", err)
@@ -65,7 +64,16 @@ func (k *Kernel) visitAll(ctx context.Context, write uint32, cookie uint64, visi
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
-		home, err := k.visitNamespaces(ctx, ways, &res, visit)
+		began := threadCPU()
+		home := true
+		ways, err := k.namespaces()
+		if err != nil {
+			err = fmt.Errorf("find network namespaces: %w", err)
+		} else {
+			res.ways = ways
+			home, err = k.visitNamespaces(ctx, ways, &res, visit)
+		}
+		res.CPU = threadCPU() - began
 		if home {
 			runtime.UnlockOSThread() // else the thread ends with the goroutine
 		}
@@ -74,11 +82,19 @@ func (k *Kernel) visitAll(ctx context.Context, write uint32, cookie uint64, visi
 	if err := <-done; err != nil {
 		return res, fmt.Errorf("census: %w", err)
 	}
-	res.ways = ways
 	if err := k.objs.CensusCounts.Lookup(uint32(0), &res.Counts); err != nil {
 		return res, fmt.Errorf("read census: %w", err)
 	}
 	return res, nil
+}
+
+// threadCPU is the time that the calling thread has had of a core.
+func threadCPU() time.Duration {
+	var r unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_THREAD, &r); err != nil {
+		return 0
+	}
+	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
 }
 
 // visitNamespaces runs on a locked thread. home tells whether the thread is in

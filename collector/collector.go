@@ -37,9 +37,6 @@ const (
 	// ownersAgain is when an owner that was not found, or may have changed, is
 	// looked for again.
 	ownersAgain = 30 * time.Second
-	// censusShare of one core is what the census may take: its interval
-	// stretches accordingly.
-	censusShare = 0.01
 	// flushTimeout bounds the wait for the event reader to catch up.
 	flushTimeout = time.Second
 )
@@ -71,7 +68,10 @@ type Options struct {
 	MiddleboxTimeout time.Duration
 	// CensusInterval between two censuses (default 15s).
 	CensusInterval time.Duration
-	Logger         *slog.Logger
+	// CensusCPU is the share of one core that censuses may take: the interval
+	// stretches accordingly (default 0.01).
+	CensusCPU float64
+	Logger    *slog.Logger
 }
 
 func (o *Options) setDefaults() {
@@ -81,6 +81,7 @@ func (o *Options) setDefaults() {
 	o.ZombieSilence = cmp.Or(o.ZombieSilence, 10*time.Second)
 	o.MiddleboxTimeout = cmp.Or(o.MiddleboxTimeout, 350*time.Second)
 	o.CensusInterval = cmp.Or(o.CensusInterval, 15*time.Second)
+	o.CensusCPU = cmp.Or(o.CensusCPU, 0.01)
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -349,7 +350,7 @@ func (c *Collector) takeCensus(ctx context.Context) (time.Duration, error) {
 	c.census = CensusStats{
 		At:         ended,
 		Duration:   took,
-		Interval:   max(c.opts.CensusInterval, time.Duration(float64(took)/censusShare)),
+		Interval:   max(c.opts.CensusInterval, time.Duration(float64(res.CPU)/c.opts.CensusCPU)),
 		Sockets:    sockets,
 		Namespaces: res.Namespaces,
 		Unvisited:  res.Unvisited,

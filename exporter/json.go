@@ -78,9 +78,9 @@ type Ownership struct {
 	Process     *Process `json:"process"`
 	UID         *uint32  `json:"uid"`
 	Cgroup      *string  `json:"cgroup"`       // null: not known
-	Unit        *string  `json:"unit"`         // of systemd, null: none
 	ContainerID *string  `json:"container_id"` // null: none
 	PodUID      *string  `json:"pod_uid"`      // null: none
+	Unit        *string  `json:"unit"`         // of systemd; null: none
 }
 
 // Process is one that holds a socket. A byte of Comm that is not UTF-8 is

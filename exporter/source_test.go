@@ -93,6 +93,7 @@ func contractConnection() collector.Connection {
 		},
 		Risks:    []collector.Risk{collector.RiskKeepaliveSlowerThanMiddlebox},
 		Accepted: true, UID: 1000, Process: &collector.Process{PID: 812, Comm: "postgres", FD: 9},
+		Group: collector.Group{Path: "/system.slice/x.service", Unit: "x.service"},
 	}
 }
 

@@ -94,6 +94,15 @@ func atLeast(least int) func(string) (int, error) {
 	}
 }
 
+// parsePercent parses a share above 0 of one core.
+func parsePercent(s string) (float64, error) {
+	n, err := strconv.ParseFloat(strings.TrimSuffix(s, "%"), 64)
+	if err != nil || !(n > 0 && n <= 100) {
+		return 0, fmt.Errorf("%q is not a percentage of one core such as 1%% or 0.5%%", s)
+	}
+	return n / 100, nil
+}
+
 func parsePort(s string) (uint16, error) {
 	n, err := strconv.ParseUint(s, 10, 16)
 	if err != nil || n == 0 {
@@ -197,6 +206,7 @@ func (s *selection) causeFlag(cmd *kingpin.CmdClause, help string) {
 type thresholds struct {
 	idleAfter, stalledAfter, zombieSilence, middlebox, census time.Duration
 	zombieUnanswered                                          int
+	censusCPU                                                 float64 // of one core
 	set                                                       [5]bool // by the user, of verdictFlags
 }
 
@@ -217,6 +227,8 @@ func (t *thresholds) verdictFlags(cmd *kingpin.CmdClause) {
 func (t *thresholds) censusFlag(cmd *kingpin.CmdClause) {
 	cmd.Flag("census-interval", "How often to look at all connections, not only those in trouble.").
 		Default("15s").SetValue(&value[time.Duration]{flag: "census-interval", parse: positiveDuration, into: &t.census})
+	cmd.Flag("census-cpu", "How much of one core this may take; the interval is stretched accordingly.").
+		Default("1%").SetValue(&value[float64]{flag: "census-cpu", parse: parsePercent, into: &t.censusCPU})
 }
 
 var errAgentDecides = usagef("--idle-after, --stalled-after, --zombie-unanswered, --zombie-silence and --middlebox-timeout are the agent's to decide with --url")
@@ -262,6 +274,7 @@ func (t *thresholds) options(logger *slog.Logger) collector.Options {
 		ZombieSilence:    t.zombieSilence,
 		MiddleboxTimeout: t.middlebox,
 		CensusInterval:   t.census,
+		CensusCPU:        t.censusCPU,
 		Logger:           logger,
 	}
 }

@@ -37,6 +37,7 @@ func TestWrongUsageIsOneLineAndStatusTwo(t *testing.T) {
 		{"a flag twice", "list --limit=1 --limit=2", "halfopen: flag 'limit' cannot be repeated, try 'halfopen list --help'"},
 		{"no duration", "agent --zombie-silence=10", `halfopen: --zombie-silence: "10" is not a duration such as 10s, 5m or 2h, try 'halfopen agent --help'`},
 		{"no time at all", "agent --census-interval=0s", "halfopen: --census-interval: 0s is not positive, try 'halfopen agent --help'"},
+		{"no share of a core", "agent --census-cpu=0", `halfopen: --census-cpu: "0" is not a percentage of one core such as 1% or 0.5%, try 'halfopen agent --help'`},
 		{"a negative duration", "agent --idle-after=-5m", "halfopen: --idle-after: -5m is not positive, try 'halfopen agent --help'"},
 		{"no probe at all", "agent --zombie-unanswered=0", `halfopen: --zombie-unanswered: "0" is not a number of at least 1, try 'halfopen agent --help'`},
 		{"an unknown log level", "agent --log.level=x", "halfopen: --log.level: unrecognized log level x, try 'halfopen agent --help'"},
