@@ -49,6 +49,9 @@ type Options struct {
 	// IdleBounds are the upper bounds of the idle-time counts, ascending; at
 	// most IdleBuckets.
 	IdleBounds []time.Duration
+	// EventsBytes is the size of the ring buffer, a power of two and of whole
+	// pages (default 4 MiB). Only tests have a reason to change it.
+	EventsBytes uint32
 }
 
 func (o *Options) setDefaults() error {
@@ -111,6 +114,10 @@ func Load(opts Options) (_ *Kernel, err error) {
 	}
 	if err := spec.Variables["retransmit_has_err"].Set(hasErr); err != nil {
 		return nil, fmt.Errorf("set up BPF object: %w", err)
+	}
+
+	if opts.EventsBytes != 0 {
+		spec.Maps["events"].MaxEntries = opts.EventsBytes
 	}
 
 	k := &Kernel{links: make(map[string][]link.Link), missed: make(map[string]*ceiling), iters: make(map[string]*link.Iter)}

@@ -36,6 +36,8 @@ func agentFlags(cmd *kingpin.CmdClause) action {
 	var a agent
 	a.thresholds.verdictFlags(cmd)
 	a.thresholds.censusFlag(cmd)
+	// For the tests of what becomes of the table when events are lost.
+	cmd.Flag("debug.events-bytes", "Size of the ring buffer of events.").Hidden().Uint32Var(&a.eventsBytes)
 	a.web = kingpinflag.AddFlags(cmd, defaultAddress)
 	cmd.GetFlag("web.listen-address").Help("Where to listen for HTTP, such as :9839 or [::1]:9839. Repeatable.") // not on vsock
 	a.log = promslog.Config{Level: promslog.NewLevel(), Format: promslog.NewFormat()}

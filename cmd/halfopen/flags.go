@@ -207,6 +207,7 @@ type thresholds struct {
 	idleAfter, stalledAfter, zombieSilence, middlebox, census time.Duration
 	zombieUnanswered                                          int
 	censusCPU                                                 float64 // of one core
+	eventsBytes                                               uint32  // 0: the default
 	set                                                       [5]bool // by the user, of verdictFlags
 }
 
@@ -245,6 +246,7 @@ func (t *thresholds) load(eventsFrom uint32) (*bpf.Kernel, error) {
 		IdleAfter:        t.idleAfter,
 		MiddleboxTimeout: t.middlebox,
 		IdleBounds:       collector.IdleBounds,
+		EventsBytes:      t.eventsBytes,
 	})
 }
 
