@@ -58,6 +58,9 @@ func TestMain(m *testing.M) {
 		if part := os.Getenv(crowdEnv); part != "" {
 			return playCrowd(part)
 		}
+		if path := os.Getenv(puppetEnv); path != "" {
+			return playPuppet(path)
+		}
 		if os.Geteuid() != 0 {
 			fmt.Fprintln(os.Stderr, "the end-to-end tests need root: sudo make e2e")
 			return 1
@@ -122,8 +125,12 @@ type connection struct {
 		Comm string `json:"comm"`
 		FD   int    `json:"fd"`
 	} `json:"process"`
-	UID      *int  `json:"uid"`
-	Accepted *bool `json:"accepted"`
+	UID         *int    `json:"uid"`
+	Accepted    *bool   `json:"accepted"`
+	Cgroup      *string `json:"cgroup"`
+	ContainerID *string `json:"container_id"`
+	PodUID      *string `json:"pod_uid"`
+	Unit        *string `json:"unit"`
 }
 
 type death struct {

@@ -1,0 +1,531 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/procfs"
+	"golang.org/x/sys/unix"
+)
+
+// everywhere asks for the connections of a network to or from a port, both ends,
+// by cookie.
+func (a *agent) everywhere(n *network, port int) map[string]connection {
+	a.t.Helper()
+	var list struct {
+		Connections []connection `json:"connections"`
+	}
+	if err := a.get(fmt.Sprintf("/api/v1/connections?limit=100000&port=%d", port), &list); err != nil {
+		a.t.Fatal(err)
+	}
+	conns := make(map[string]connection)
+	for _, c := range list.Connections {
+		if c.Netns == n.Client.Inode() || c.Netns == n.Server.Inode() {
+			conns[c.Cookie] = c
+		}
+	}
+	return conns
+}
+
+var ssUID, ssInode = regexp.MustCompile(`\buid:(\d+)`), regexp.MustCompile(`\bino:(\d+)`)
+
+// described is what ss says of a socket: its inode, 0 if nobody holds it, and its
+// user.
+func (n *network) described(t *testing.T, cookie string) (inode string, uid int) {
+	t.Helper()
+	for _, ns := range []interface {
+		Output(string, ...string) ([]byte, error)
+	}{n.Client, n.Server} {
+		out, err := ns.Output("ss", "-Htnae")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(out)) {
+			if !strings.Contains(line, " sk:"+cookie+" ") {
+				continue
+			}
+			if m := ssUID.FindStringSubmatch(line); m != nil {
+				uid, _ = strconv.Atoi(m[1])
+			}
+			if m := ssInode.FindStringSubmatch(line); m != nil {
+				inode = m[1]
+			}
+			return inode, uid
+		}
+	}
+	t.Fatalf("ss has no socket %s", cookie)
+	return "", 0
+}
+
+// owned checks that a connection is a puppet's, by its descriptor, and that ss and
+// /proc say the same.
+func (n *network) owned(t *testing.T, what string, c connection, p *puppet, fd int) {
+	t.Helper()
+	inode, uid := n.described(t, c.Cookie)
+	if link := p.holds(fd); link != "socket:["+inode+"]" {
+		t.Fatalf("%s: descriptor %d of %d is %s, ss knows inode %s of %s", what, fd, p.PID, link, inode, c.Cookie)
+	}
+	switch {
+	case c.Accepted != nil:
+		t.Errorf("%s: accepted is %v", what, *c.Accepted)
+	case c.Process == nil:
+		t.Errorf("%s: nobody's, %d holds it", what, p.PID)
+	case c.Process.PID != p.PID || c.Process.FD != fd || c.Process.Comm != p.comm():
+		t.Errorf("%s: of %+v, expected %d, %s, by %d", what, *c.Process, p.PID, p.comm(), fd)
+	}
+	if c.UID == nil || *c.UID != uid {
+		t.Errorf("%s: user %v, ss says %d", what, c.UID, uid)
+	}
+}
+
+// nobodys checks that nobody is claimed to hold a connection.
+func nobodys(t *testing.T, what string, c connection, accepted bool) {
+	t.Helper()
+	if c.Process != nil || c.UID != nil || c.Cgroup != nil || c.ContainerID != nil || c.PodUID != nil || c.Unit != nil {
+		t.Errorf("%s: of %+v, user %v, group %v", what, c.Process, c.UID, c.Cgroup)
+	}
+	if got := c.Accepted == nil; got != accepted {
+		t.Errorf("%s: accepted is %v", what, got)
+	}
+}
+
+// A user who needs no name.
+const someUser = 54321
+
+func TestOwners(t *testing.T) {
+	families(t, func(t *testing.T, n *network) {
+		a := startAgent(t)
+		h := newTheatre(t)
+		addr := n.server(healthy)
+		server := h.puppet("master", n.Server.Path())
+		listener := server.does(order{Do: "listen", Addr: addr, UID: someUser}).FD
+		client := h.puppet("client", n.Client.Path())
+		connect := func() answer {
+			t.Helper()
+			return client.does(order{Do: "connect", Addr: addr, UID: someUser})
+		}
+		find := func(what, cookie string) connection {
+			t.Helper()
+			c, ok := a.everywhere(n, healthy)[cookie]
+			if !ok {
+				t.Fatalf("%s: there is no %s", what, cookie)
+			}
+			return c
+		}
+
+		// Nobody has accepted it: whose will it be? ss knows it by its ends only.
+		early := connect()
+		waiting := func() (found []connection) {
+			for _, c := range a.everywhere(n, healthy) {
+				if c.Netns == n.Server.Inode() && c.Accepted != nil {
+					found = append(found, c)
+				}
+			}
+			return found
+		}
+		queued := waiting()
+		if len(queued) != 1 {
+			t.Fatalf("%d connections are not accepted, expected 1: %+v", len(queued), queued)
+		}
+		nobodys(t, "not yet accepted", queued[0], false)
+		c := find("client", early.Cookie)
+		n.owned(t, "client", c, client, early.FD)
+		if *c.UID != someUser {
+			t.Errorf("client: user %d, expected %d", *c.UID, someUser)
+		}
+
+		// Four workers share the listener, and with their parent hold it.
+		var workers []*puppet
+		for i := range 4 {
+			pid := server.does(order{Do: "fork", FD: listener}).PID
+			w := h.comes()
+			if w.PID != pid {
+				t.Fatalf("worker %d is %d, expected %d", i, w.PID, pid)
+			}
+			w.does(order{Do: "name", Name: fmt.Sprintf("worker-%d", i)})
+			workers = append(workers, w)
+		}
+		accepted := workers[0].does(order{Do: "accept", FD: 3})
+		if accepted.Cookie != queued[0].Cookie {
+			t.Fatalf("%s was accepted, %s had waited", accepted.Cookie, queued[0].Cookie)
+		}
+		n.owned(t, "accepted after all", find("accepted after all", accepted.Cookie), workers[0], accepted.FD)
+		for i, w := range workers {
+			for range 3 {
+				connect()
+				got := w.does(order{Do: "accept", FD: 3})
+				what := fmt.Sprintf("worker %d's", i)
+				n.owned(t, what, find(what, got.Cookie), w, got.FD)
+			}
+		}
+		if got := waiting(); len(got) > 0 {
+			t.Errorf("not accepted: %+v", got)
+		}
+
+		// It is passed on over a Unix socket, and the one who had it closes it.
+		dir := filepath.Join(t.TempDir(), "s")
+		heir := h.puppet("heir", "")
+		heir.does(order{Do: "await", Path: dir})
+		workers[0].does(order{Do: "pass", Path: dir, FD: accepted.FD})
+		passed := heir.does(order{Do: "take"}).FD
+		workers[0].does(order{Do: "close", FD: accepted.FD})
+		n.owned(t, "passed on", find("passed on", accepted.Cookie), heir, passed)
+
+		// Its owner ends while a child holds it, too.
+		shared := connect()
+		parent := h.puppet("parent", n.Server.Path())
+		workers[1].does(order{Do: "await", Path: dir + "2"})
+		got := workers[1].does(order{Do: "accept", FD: 3})
+		parent.does(order{Do: "await", Path: dir + "3"})
+		workers[1].does(order{Do: "pass", Path: dir + "3", FD: got.FD})
+		fd := parent.does(order{Do: "take"}).FD
+		workers[1].does(order{Do: "close", FD: got.FD})
+		parent.does(order{Do: "fork", FD: fd})
+		child := h.comes()
+		child.does(order{Do: "name", Name: "child"})
+		both := find("held by two", got.Cookie)
+		if both.Process != nil && both.Process.PID == child.PID {
+			n.owned(t, "held by two", both, child, 3)
+		} else {
+			n.owned(t, "held by two", both, parent, fd)
+		}
+		parent.leaves()
+		n.owned(t, "outlived its process", find("outlived its process", got.Cookie), child, 3)
+		n.owned(t, "its other end", find("its other end", shared.Cookie), client, shared.FD)
+
+		// Its application closes it, and the peer does not hear of that.
+		orphan := connect()
+		workers[2].does(order{Do: "accept", FD: 3})
+		n.cut(healthy)
+		client.does(order{Do: "write", FD: orphan.FD})
+		client.does(order{Do: "close", FD: orphan.FD})
+		c = find("orphan", orphan.Cookie)
+		nobodys(t, "orphan", c, true)
+		if inode, _ := n.described(t, orphan.Cookie); inode != "" && inode != "0" || c.State != "fin_wait1" {
+			t.Errorf("ss knows inode %q of the orphan, which is in %s", inode, c.State)
+		}
+	})
+}
+
+// A zombie's owner is looked for only now and then, and the one who held it first
+// may be gone by then.
+func TestOwnerOfZombieOutlivesItsProcess(t *testing.T) {
+	families(t, func(t *testing.T, n *network) {
+		a := startAgent(t)
+		h := newTheatre(t)
+		n.serve(vanishing, func(c *net.TCPConn) {})
+		parent := h.puppet("parent", n.Client.Path())
+		got := parent.does(order{Do: "connect", Addr: n.server(vanishing), Options: probing(100)})
+		n.cut(vanishing)
+		zombie := func() (connection, error) {
+			c := a.everywhere(n, vanishing)[got.Cookie]
+			if c.Verdict != "zombie" {
+				return c, fmt.Errorf("%s is %q", got.Cookie, c.Verdict)
+			}
+			return c, nil
+		}
+		eventually(t, 25*time.Second, "a zombie of its parent", func() error {
+			c, err := zombie()
+			if err == nil {
+				n.owned(t, "zombie", c, parent, got.FD)
+			}
+			return err
+		})
+		parent.does(order{Do: "fork", FD: got.FD})
+		child := h.comes()
+		child.does(order{Do: "name", Name: "child"})
+		parent.leaves()
+		eventually(t, 75*time.Second, "a zombie of its child", func() error {
+			c, err := zombie()
+			if err == nil && (c.Process == nil || c.Process.PID != child.PID) {
+				err = fmt.Errorf("of %+v", c.Process)
+			}
+			if err == nil {
+				n.owned(t, "zombie", c, child, 3)
+			}
+			return err
+		})
+	})
+}
+
+// probing is keepalive every second, to be given up after so many probes.
+func probing(count int) [][3]int {
+	return [][3]int{
+		{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 1}, {unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 1},
+		{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, count}, {unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+	}
+}
+
+// hierarchy is where control groups are made: of v2, or of v1 by name.
+func hierarchy(t *testing.T, v1 string) string {
+	t.Helper()
+	mounts, err := procfs.GetMounts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range mounts {
+		if _, ok := m.SuperOptions[v1]; v1 == "" && m.FSType == "cgroup2" || v1 != "" && m.FSType == "cgroup" && ok {
+			return m.MountPoint
+		}
+	}
+	// A node of v2 only has none of v1, and one may be mounted beside it.
+	dir := t.TempDir()
+	fstype, data := "cgroup2", ""
+	if v1 != "" {
+		fstype, data = "cgroup", "none,"+v1
+	}
+	if err := unix.Mount("none", dir, fstype, 0, data); err != nil {
+		t.Fatalf("mount %s %s: %v", fstype, data, err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	return dir
+}
+
+// group makes a control group, and those above it, in a hierarchy, until the test
+// ends. Its path is as /proc/PID/cgroup has it.
+func group(t *testing.T, mount, path string) string {
+	t.Helper()
+	dir := mount
+	for name := range strings.SplitSeq(strings.Trim(path, "/"), "/") {
+		dir = filepath.Join(dir, name)
+		at := dir
+		err := os.Mkdir(at, 0o755)
+		if errors.Is(err, os.ErrExist) {
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			// Those who were in it have ended, but the kernel takes its time.
+			var err error
+			for range 100 {
+				if err = os.Remove(at); err == nil {
+					return
+				}
+				time.Sleep(50 * time.Millisecond)
+			}
+			t.Error(err)
+		})
+	}
+	return dir
+}
+
+// joins puts a puppet into a group.
+func (p *puppet) joins(group string) {
+	p.t.Helper()
+	if err := os.WriteFile(filepath.Join(group, "cgroup.procs"), []byte(strconv.Itoa(p.PID)), 0); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// A resident is a puppet in a group, as container runtimes and systemd make them.
+type resident struct {
+	name                      string
+	path                      string // in the hierarchy
+	v1                        bool
+	containerID, podUID, unit string
+	owner                     string // of its zombies
+	*puppet
+	got answer
+}
+
+const (
+	aPod       = "0ef5a5f3-73c8-4c1b-8f5a-4ac3ee05c52c"
+	anotherPod = "cd0ea2a5-8b9e-4b1f-9a2e-7f1b3d5c7e90"
+)
+
+// hexes is a container's id.
+func hexes(digit string) string { return strings.Repeat(digit+"1f8", 16) }
+
+func residents() []*resident {
+	under := func(uid string) string { return strings.ReplaceAll(uid, "-", "_") }
+	return []*resident{
+		{name: "containerd in Kubernetes", containerID: hexes("a"), podUID: aPod, unit: "cri-containerd-" + hexes("a") + ".scope", owner: aPod,
+			path: "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod" + under(aPod) + ".slice/cri-containerd-" + hexes("a") + ".scope"},
+		{name: "CRI-O", containerID: hexes("b"), podUID: anotherPod, unit: "crio-" + hexes("b") + ".scope", owner: anotherPod,
+			path: "kubepods.slice/kubepods-pod" + under(anotherPod) + ".slice/crio-" + hexes("b") + ".scope/container"},
+		{name: "Docker", containerID: hexes("c"), unit: "docker-" + hexes("c") + ".scope", owner: hexes("c")[:12],
+			path: "system.slice/docker-" + hexes("c") + ".scope"},
+		{name: "Podman", containerID: hexes("d"), unit: "libpod-" + hexes("d") + ".scope", owner: hexes("d")[:12],
+			path: "machine.slice/libpod-" + hexes("d") + ".scope/container"},
+		{name: "Docker without systemd", containerID: hexes("e"), owner: hexes("e")[:12],
+			path: "docker/" + hexes("e")},
+		{name: "systemd service", unit: "postgresql@15-main.service", owner: "postgresql@15-main.service",
+			path: "system.slice/system-postgresql.slice/postgresql@15-main.service"},
+		{name: "cgroup v1 only", v1: true, containerID: hexes("f"), owner: hexes("f")[:12],
+			path: "docker/" + hexes("f")},
+		{name: "no group that tells", owner: "lonely",
+			path: "lonely"},
+	}
+}
+
+// lives checks what is said of the resident's group.
+func (r *resident) lives(t *testing.T, what string, c connection) {
+	t.Helper()
+	for _, field := range []struct {
+		name string
+		got  *string
+		want string
+	}{
+		{"cgroup", c.Cgroup, "/" + r.path}, {"container_id", c.ContainerID, r.containerID},
+		{"pod_uid", c.PodUID, r.podUID}, {"unit", c.Unit, r.unit},
+	} {
+		got := ""
+		if field.got != nil {
+			if got = *field.got; got == "" {
+				t.Errorf("%s, %s: %s is empty, not null", r.name, what, field.name)
+			}
+		}
+		if got != field.want {
+			t.Errorf("%s, %s: %s is %q, expected %q", r.name, what, field.name, got, field.want)
+		}
+	}
+	if c.Process == nil || c.Process.PID != r.PID || c.Process.FD != r.got.FD {
+		t.Errorf("%s, %s: of %+v, expected %d by %d", r.name, what, c.Process, r.PID, r.got.FD)
+	}
+}
+
+func TestGroupsOfOwners(t *testing.T) {
+	families(t, func(t *testing.T, n *network) {
+		a := startAgent(t)
+		v2, v1 := hierarchy(t, ""), hierarchy(t, "name=systemd")
+		h := newTheatre(t)
+		// All in one group, so that nothing of the node's own is touched.
+		top := fmt.Sprintf("halfopen-e2e-%d-%s", os.Getpid(), n.family)
+		all := residents()
+		n.serve(vanishing, func(*net.TCPConn) {})
+		for _, r := range all {
+			r.path = filepath.Join(top, r.path)
+			mount := v2
+			if r.v1 {
+				mount = v1
+			}
+			at := group(t, mount, r.path)
+			r.puppet = h.puppet("lonely", n.Client.Path())
+			r.joins(at)
+		}
+		for _, r := range all {
+			// Time enough as a zombie for a scrape, and then an end by itself.
+			r.got = r.does(order{Do: "connect", Addr: n.server(vanishing), Options: probing(22)})
+		}
+		for _, r := range all {
+			r.lives(t, "alive", a.everywhere(n, vanishing)[r.got.Cookie])
+		}
+
+		n.cut(vanishing)
+		eventually(t, 21*time.Second, "zombies by owner", func() error {
+			for _, c := range a.everywhere(n, vanishing) {
+				if c.Netns == n.Client.Inode() && c.Verdict != "zombie" {
+					return fmt.Errorf("%s is %s", c.Cookie, c.Verdict)
+				}
+			}
+			got := a.zombiesByOwner(vanishing)
+			for _, r := range all {
+				// Both families run at once, and with the same names.
+				if n := got[r.owner]; n < 1 || n > 2 {
+					return fmt.Errorf("%q has %d zombies: %v", r.owner, n, got)
+				}
+			}
+			return nil
+		})
+		for _, r := range all {
+			r.lives(t, "zombie", a.everywhere(n, vanishing)[r.got.Cookie])
+		}
+
+		var deaths []death
+		eventually(t, 30*time.Second, "all are given up", func() error {
+			if deaths = a.deaths(n, vanishing); len(deaths) != len(all) {
+				return fmt.Errorf("%d deaths, expected %d", len(deaths), len(all))
+			}
+			return nil
+		})
+		for _, r := range all {
+			i := slices.IndexFunc(deaths, func(d death) bool { return d.Cookie == r.got.Cookie })
+			if i < 0 {
+				t.Fatalf("%s: no death of %s", r.name, r.got.Cookie)
+			}
+			if d := deaths[i]; d.Cause != "keepalive_timeout" {
+				t.Errorf("%s died of %s", r.name, d.Cause)
+			}
+			r.lives(t, "dead", deaths[i].connection)
+		}
+	})
+}
+
+// zombiesByOwner is the metric of that name, for a service's port.
+func (a *agent) zombiesByOwner(port int) map[string]int {
+	a.t.Helper()
+	got := make(map[string]int)
+	f := a.metrics().families["halfopen_tcp_zombies_by_owner"]
+	if f == nil {
+		return got
+	}
+	for _, s := range f.Metric {
+		labels := make(map[string]string)
+		for _, l := range s.Label {
+			labels[l.GetName()] = l.GetValue()
+		}
+		if labels["remote_port"] == strconv.Itoa(port) {
+			got[labels["owner"]] += int(s.Gauge.GetValue())
+		}
+	}
+	return got
+}
+
+// A connection that is accepted has the group of its listener, whoever accepts it,
+// and one that dies without ever having been in trouble is told with its owner.
+func TestAcceptedConnectionHasItsListenersGroup(t *testing.T) {
+	families(t, func(t *testing.T, n *network) {
+		a := startAgent(t)
+		h := newTheatre(t)
+		v2 := hierarchy(t, "")
+		top := fmt.Sprintf("halfopen-e2e-accept-%d-%s", os.Getpid(), n.family)
+		r := &resident{name: "listener", path: top + "/web.service", unit: "web.service"}
+		web, other := group(t, v2, r.path), group(t, v2, top+"/worker.service")
+		server := h.puppet("master", n.Server.Path())
+		server.joins(web)
+		listener := server.does(order{Do: "listen", Addr: n.server(healthy)}).FD
+		server.does(order{Do: "fork", FD: listener})
+		r.puppet = h.comes()
+		r.joins(other)
+		client := n.dial(healthy, 1)[0]
+		r.got = r.does(order{Do: "accept", FD: 3})
+		r.lives(t, "alive", a.everywhere(n, healthy)[r.got.Cookie])
+
+		if err := client.SetLinger(0); err != nil {
+			t.Fatal(err)
+		}
+		client.Close()
+		eventually(t, 10*time.Second, "its death is told", func() error {
+			var list struct {
+				Deaths []death `json:"deaths"`
+			}
+			if err := a.get("/api/v1/deaths?limit=100000&cause=reset_by_peer", &list); err != nil {
+				return err
+			}
+			for _, d := range list.Deaths {
+				if d.Cookie != r.got.Cookie {
+					continue
+				}
+				if d.Process == nil {
+					return errors.New("nobody's")
+				}
+				r.lives(t, "dead", d.connection)
+				return nil
+			}
+			return errors.New("no death")
+		})
+	})
+}

@@ -1,0 +1,438 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// puppetEnv makes the test binary a puppet instead of running the tests. Its value
+// is the Unix socket of whoever tells it what to do.
+const puppetEnv = "HALFOPEN_E2E_PUPPET"
+
+// A puppet is a process of its own that holds sockets, and does with them what it
+// is told: the tests of owners need several, and those of a great many sockets
+// need more descriptors than one process may have.
+type puppet struct {
+	t    testing.TB
+	PID  int
+	conn net.Conn
+	in   *json.Decoder
+	out  *json.Encoder
+}
+
+// An order is what a puppet is told; the answer is what came of it.
+type order struct {
+	Do      string
+	FD      int            `json:",omitempty"`
+	FDs     []int          `json:",omitempty"`
+	Path    string         `json:",omitempty"`
+	Addr    netip.AddrPort // of listen and connect
+	UID     int            `json:",omitempty"` // of the socket that is opened
+	Name    string         `json:",omitempty"`
+	Options [][3]int       `json:",omitempty"` // level, name, value
+	Paths   []string       `json:",omitempty"` // of namespaces
+	Count   int            `json:",omitempty"`
+}
+
+type answer struct {
+	Err    string `json:",omitempty"`
+	FD     int
+	Cookie string // as ss prints it
+	PID    int
+	FDs    []int
+}
+
+// playPuppet is the main function of the child process. It ends when its master
+// hangs up.
+func playPuppet(path string) int {
+	runtime.LockOSThread() // namespaces and user ids are a thread's
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	in, out := json.NewDecoder(conn), json.NewEncoder(conn)
+	if out.Encode(answer{PID: os.Getpid()}) != nil {
+		return 1
+	}
+	p := &player{path: path}
+	for {
+		var o order
+		if in.Decode(&o) != nil {
+			return 0
+		}
+		a, err := p.play(&o)
+		if err != nil {
+			a.Err = fmt.Sprintf("%s: %v", o.Do, err)
+		}
+		if out.Encode(a) != nil {
+			return 0
+		}
+	}
+}
+
+// player is a puppet as it sees itself.
+type player struct {
+	path string
+	unix *net.UnixListener // await
+}
+
+func (p *player) play(o *order) (a answer, err error) {
+	switch o.Do {
+	case "name":
+		return a, os.WriteFile("/proc/self/comm", []byte(o.Name), 0)
+	case "enter":
+		return a, enter(o.Path)
+	case "listen":
+		a.FD, err = open(o)
+		if err != nil {
+			return a, err
+		}
+		return a, errors.Join(unix.SetsockoptInt(a.FD, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
+			unix.Bind(a.FD, sockaddr(o.Addr)), unix.Listen(a.FD, 128))
+	case "connect":
+		if a.FD, err = open(o); err != nil {
+			return a, err
+		}
+		for _, opt := range o.Options {
+			if err := unix.SetsockoptInt(a.FD, opt[0], opt[1], opt[2]); err != nil {
+				return a, err
+			}
+		}
+		if err := unix.Connect(a.FD, sockaddr(o.Addr)); err != nil {
+			return a, err
+		}
+		a.Cookie, err = cookieAt(a.FD)
+		return a, err
+	case "accept":
+		if a.FD, _, err = unix.Accept4(o.FD, unix.SOCK_CLOEXEC); err != nil {
+			return a, err
+		}
+		a.Cookie, err = cookieAt(a.FD)
+		return a, err
+	case "write":
+		_, err := unix.Write(o.FD, []byte("anybody there?"))
+		return a, err
+	case "close":
+		return a, unix.Close(o.FD)
+	case "fork": // a child of this process, which has the descriptor as its 3
+		f := os.NewFile(uintptr(o.FD), "inherited")
+		cmd := exec.Command(os.Args[0])
+		cmd.Env = append(os.Environ(), puppetEnv+"="+p.path)
+		cmd.ExtraFiles = []*os.File{f}
+		cmd.Stderr = os.Stderr
+		if err := cmd.Start(); err != nil {
+			return a, err
+		}
+		keep = append(keep, f) // its finalizer would close the descriptor
+		a.PID, a.FD = cmd.Process.Pid, 3
+		return a, nil
+	case "await": // what another puppet passes
+		p.unix, err = net.ListenUnix("unix", &net.UnixAddr{Name: o.Path, Net: "unix"})
+		return a, err
+	case "pass":
+		return a, pass(o.Path, o.FD)
+	case "take":
+		a.FD, err = take(p.unix)
+		return a, err
+	case "connect many":
+		a.FDs, err = connectMany(o)
+		return a, err
+	case "write all":
+		for _, fd := range o.FDs {
+			if _, err := unix.Write(fd, []byte("anybody there?")); err != nil {
+				return a, err
+			}
+		}
+		return a, nil
+	case "populate":
+		a.FDs, err = populate(o)
+		return a, err
+	case "visit":
+		return a, visit(o)
+	}
+	return a, errors.New("unknown order")
+}
+
+// keep are descriptors that must stay open.
+var keep []*os.File
+
+// open opens a socket, which belongs to a user.
+func open(o *order) (int, error) {
+	if o.UID != 0 {
+		if err := unix.Setfsuid(o.UID); err != nil {
+			return 0, err
+		}
+		defer func() { _ = unix.Setfsuid(0) }()
+	}
+	return newSocket(o.Addr)
+}
+
+func cookieAt(fd int) (string, error) {
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
+	return fmt.Sprintf("%x", cookie), err
+}
+
+func pass(path string, fd int) error {
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	_, _, err = conn.WriteMsgUnix([]byte{0}, unix.UnixRights(fd), nil)
+	return err
+}
+
+func take(l *net.UnixListener) (int, error) {
+	conn, err := l.AcceptUnix()
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	rights := make([]byte, unix.CmsgSpace(4))
+	_, n, _, _, err := conn.ReadMsgUnix(make([]byte, 1), rights)
+	if err != nil {
+		return 0, err
+	}
+	messages, err := unix.ParseSocketControlMessage(rights[:n])
+	if err != nil {
+		return 0, err
+	}
+	if len(messages) != 1 {
+		return 0, fmt.Errorf("%d control messages", len(messages))
+	}
+	fds, err := unix.ParseUnixRights(&messages[0])
+	if err != nil {
+		return 0, err
+	}
+	return fds[0], nil
+}
+
+// theatre is where the puppets of a test report.
+type theatre struct {
+	t testing.TB
+	l *net.UnixListener
+}
+
+func newTheatre(t testing.TB) *theatre {
+	t.Helper()
+	// Short: the path of a Unix socket has 107 bytes at most.
+	dir, err := os.MkdirTemp("", "halfopen-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, "s"), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return &theatre{t, l}
+}
+
+// puppet starts one, in a namespace if that is not "".
+func (h *theatre) puppet(name, netns string) *puppet {
+	h.t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), puppetEnv+"="+h.l.Addr().String())
+	stderr := &buffer{}
+	cmd.Stderr = stderr
+	if err := cmd.Start(); err != nil {
+		h.t.Fatal(err)
+	}
+	h.t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		if said := stderr.String(); said != "" {
+			h.t.Logf("puppet %s said: %s", name, said)
+		}
+	})
+	p := h.comes()
+	p.does(order{Do: "name", Name: name})
+	if netns != "" {
+		p.does(order{Do: "enter", Path: netns})
+	}
+	return p
+}
+
+// comes waits for the next puppet that reports.
+func (h *theatre) comes() *puppet {
+	h.t.Helper()
+	if err := h.l.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		h.t.Fatal(err)
+	}
+	conn, err := h.l.Accept()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.t.Cleanup(func() { conn.Close() })
+	p := &puppet{t: h.t, conn: conn, in: json.NewDecoder(conn), out: json.NewEncoder(conn)}
+	var hello answer
+	if err := p.in.Decode(&hello); err != nil {
+		h.t.Fatal(err)
+	}
+	p.PID = hello.PID
+	return p
+}
+
+// does waits until an order is carried out.
+func (p *puppet) does(o order) answer {
+	p.t.Helper()
+	a, err := p.do(o)
+	if err != nil {
+		p.t.Fatalf("puppet %d: %v", p.PID, err)
+	}
+	return a
+}
+
+// do is does for other goroutines than the test's.
+func (p *puppet) do(o order) (a answer, err error) {
+	if err := p.out.Encode(o); err != nil {
+		return a, err
+	}
+	if err := p.in.Decode(&a); err != nil {
+		return a, err
+	}
+	if a.Err != "" {
+		return a, errors.New(a.Err)
+	}
+	return a, nil
+}
+
+// leaves ends the process of the puppet.
+func (p *puppet) leaves() {
+	p.t.Helper()
+	p.conn.Close()
+	eventually(p.t, 10*time.Second, "the process has ended", func() error {
+		body, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID))
+		if err != nil || strings.Contains(string(body), ") Z ") {
+			return nil
+		}
+		return errors.New("it runs")
+	})
+}
+
+// holds is what a puppet's descriptor is, as /proc has it.
+func (p *puppet) holds(fd int) string {
+	p.t.Helper()
+	link, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", p.PID, fd))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return link
+}
+
+// comm is the name of the puppet's process.
+func (p *puppet) comm() string {
+	p.t.Helper()
+	body, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", p.PID))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return strings.TrimSuffix(string(body), "\n")
+}
+
+// connectMany makes connections from the first of two namespaces to the second,
+// holds both ends, and returns the clients'.
+func connectMany(o *order) (fds []int, err error) {
+	if err := enter(o.Paths[1]); err != nil {
+		return nil, err
+	}
+	listener, err := newSocket(o.Addr)
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(unix.Bind(listener, sockaddr(o.Addr)), unix.Listen(listener, 8)); err != nil {
+		return nil, err
+	}
+	if err := enter(o.Paths[0]); err != nil {
+		return nil, err
+	}
+	for range o.Count {
+		fd, _, err := pair(listener, o.Addr, true)
+		if err != nil {
+			return nil, err
+		}
+		fds = append(fds, fd)
+	}
+	return fds, nil
+}
+
+// populate makes so many connections of a namespace with itself in each of the
+// namespaces, and leaves them there in several states. It returns the listeners.
+func populate(o *order) (listeners []int, err error) {
+	for _, path := range o.Paths {
+		if err := enter(path); err != nil {
+			return nil, err
+		}
+		listener, err := newSocket(o.Addr)
+		if err != nil {
+			return nil, err
+		}
+		listeners = append(listeners, listener)
+		if err := errors.Join(unix.Bind(listener, sockaddr(o.Addr)), unix.Listen(listener, 8)); err != nil {
+			return nil, err
+		}
+		for i := range o.Count {
+			fd, _, err := pair(listener, o.Addr, i > 0)
+			if err != nil {
+				return nil, fmt.Errorf("connection %d: %w", i, err)
+			}
+			if i == 1 { // fin_wait2 here, close_wait there
+				if err := unix.Shutdown(fd, unix.SHUT_WR); err != nil {
+					return nil, err
+				}
+			}
+		}
+	}
+	return listeners, nil
+}
+
+// pair connects with a listener of the thread's namespace, and accepts if that is
+// wanted: who is not accepted stays in the listener's queue.
+func pair(listener int, addr netip.AddrPort, accept bool) (fd, accepted int, err error) {
+	if fd, err = newSocket(addr); err != nil {
+		return 0, 0, err
+	}
+	if err = unix.Connect(fd, sockaddr(addr)); err != nil {
+		return 0, 0, err
+	}
+	if accept {
+		accepted, _, err = unix.Accept4(listener, unix.SOCK_CLOEXEC)
+	}
+	return fd, accepted, err
+}
+
+// visit has so many short connections in each of the namespaces, and leaves one
+// end of each in time_wait.
+func visit(o *order) error {
+	for i, path := range o.Paths {
+		if err := enter(path); err != nil {
+			return err
+		}
+		for range o.Count {
+			fd, accepted, err := pair(o.FDs[i], o.Addr, true)
+			if err != nil {
+				return err
+			}
+			if err := errors.Join(unix.Close(fd), unix.Close(accepted)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
