@@ -5,6 +5,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -76,6 +77,7 @@ func TestNamespacesComeAndGo(t *testing.T) {
 
 	for round := range 3 {
 		made := make(map[uint32]*lab.Namespace)
+		var sockets []io.Closer
 		for range many {
 			n, err := lab.NewNamespace()
 			if err != nil {
@@ -88,11 +90,13 @@ func TestNamespacesComeAndGo(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer l.Close()
+			sockets = append(sockets, l)
 			c, err := n.Dial(t.Context(), netip.MustParseAddrPort("127.0.0.1:7001"))
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer c.Close()
+			sockets = append(sockets, c)
 		}
 		if got := len(seen(made)); got != many {
 			t.Errorf("round %d: connections of %d namespaces seen, expected %d", round, got, many)
@@ -103,6 +107,11 @@ func TestNamespacesComeAndGo(t *testing.T) {
 			}
 			return nil
 		})
+		for _, s := range sockets { // each of them would keep its namespace
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
 		for _, n := range made {
 			if err := n.Close(); err != nil {
 				t.Fatal(err)
@@ -211,5 +220,138 @@ func TestNothingIsLeftInTheKernel(t *testing.T) {
 			t.Errorf("%d processes in other namespaces are left\n%s", got-before, out)
 		}
 		checkGone(t)
+	})
+}
+
+// held are a process's descriptors, threads, goroutines and memory.
+type held struct {
+	fds, threads, goroutines int
+	resident                 float64 // MB
+}
+
+func holdings(t *testing.T, a *agent) held {
+	t.Helper()
+	pid := a.cmd.Process.Pid
+	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := a.metrics()
+	return held{fds(t, pid), len(threads), int(m.value("go_goroutines")), m.value("process_resident_memory_bytes") / 1e6}
+}
+
+// A thousand namespaces come and go, some of which nothing but a descriptor or a
+// socket holds. Not parallel: it counts namespaces.
+func TestThousandNamespacesLeaveNothing(t *testing.T) {
+	const batch = 25
+	a := startAgent(t, "--census-interval=100ms", "--census-cpu=100%")
+	namespaces := func() int { return int(a.metrics().value("halfopen_census_namespaces")) }
+	a.nextCensus()
+	base := namespaces()
+	quiet := func() {
+		t.Helper()
+		eventually(t, 60*time.Second, "the census counts them no more", func() error {
+			if got := namespaces(); got != base {
+				return fmt.Errorf("%d namespaces, there were %d", got, base)
+			}
+			return nil
+		})
+		a.nextCensus()
+	}
+	// round has so many come and go; a descriptor and a socket outlast two of them.
+	var outlast []io.Closer
+	release := func() {
+		t.Helper()
+		for _, c := range outlast {
+			if err := c.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		outlast = nil
+	}
+	t.Cleanup(release)
+	keepBy := func(n *lab.Namespace, socket bool) {
+		t.Helper()
+		var c io.Closer
+		var err error
+		if socket {
+			c, err = n.Listen("tcp", netip.MustParseAddrPort("127.0.0.1:7001"))
+		} else {
+			c, err = os.Open(n.Path())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		outlast = append(outlast, c)
+	}
+	round := func() {
+		t.Helper()
+		made := make([]*lab.Namespace, batch)
+		for i := range made {
+			n, err := lab.NewNamespace()
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { n.Close() })
+			made[i] = n
+		}
+		if got := int(a.nextCensus().value("halfopen_census_namespaces")); got < base+batch {
+			t.Errorf("%d namespaces, expected at least %d", got, base+batch)
+		}
+		release() // those of the round before
+		keepBy(made[0], true)
+		keepBy(made[1], false)
+		for _, n := range made {
+			if err := n.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	rounds := func(n int) held {
+		t.Helper()
+		for range n {
+			round()
+		}
+		release()
+		quiet()
+		return holdings(t, a)
+	}
+	first := rounds(200 / batch)
+	second := rounds(800 / batch)
+	t.Logf("after 200 namespaces %+v, after 1,000 %+v", first, second)
+	eventually(t, 10*time.Second, "nothing is held", func() error {
+		now := holdings(t, a)
+		// One may be a scrape's connection, and threads are kept for later.
+		if now.fds > first.fds+1 || now.goroutines > first.goroutines+2 || now.threads > first.threads+4 || now.resident > first.resident+8 {
+			return fmt.Errorf("%+v, after 200 %+v", now, first)
+		}
+		if got := strays(t, a.cmd.Process.Pid); len(got) > 0 {
+			return fmt.Errorf("threads in other namespaces: %v", got)
+		}
+		return nil
+	})
+
+	t.Run("those that nothing is in are found", func(t *testing.T) {
+		for i := range 2 * many {
+			n, err := lab.NewNamespace()
+			if err != nil {
+				t.Fatal(err)
+			}
+			keepBy(n, i%2 == 0)
+			if err := n.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		eventually(t, 60*time.Second, "the search finds them", func() error { // every 30 s
+			if got := namespaces(); got != base+2*many {
+				return fmt.Errorf("%d namespaces, expected %d", got, base+2*many)
+			}
+			return nil
+		})
+		release()
+		quiet()
+		if now := holdings(t, a); now.fds > first.fds+1 {
+			t.Errorf("%+v, before %+v", now, first)
+		}
 	})
 }

@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/halfopen/halfopen/internal/lab"
+)
+
+// ssStates are ss's names of the contract's states.
+var ssStates = map[string]string{
+	"ESTAB": "established", "SYN-SENT": "syn_sent", "SYN-RECV": "syn_recv", "FIN-WAIT-1": "fin_wait1", "FIN-WAIT-2": "fin_wait2",
+	"TIME-WAIT": "time_wait", "UNCONN": "close", "CLOSE-WAIT": "close_wait", "LAST-ACK": "last_ack", "LISTEN": "listen", "CLOSING": "closing",
+}
+
+// ssOfNode counts the TCP sockets of this node with ss, by state, one network
+// namespace of a process after the other.
+func ssOfNode(t *testing.T) (states map[string]int, namespaces int) {
+	t.Helper()
+	paths, err := filepath.Glob("/proc/[0-9]*/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	states, seen := make(map[string]int), make(map[string]bool)
+	for _, path := range paths {
+		ns, err := os.Readlink(path)
+		if err != nil || seen[ns] {
+			continue
+		}
+		out, err := exec.Command("nsenter", "--net="+path, "ss", "-Htan").Output()
+		if err != nil {
+			continue // its process has just ended
+		}
+		seen[ns] = true
+		for line := range strings.Lines(string(out)) {
+			state, ok := ssStates[strings.Fields(line)[0]]
+			if !ok {
+				t.Fatalf("ss says %q", line)
+			}
+			states[state]++
+		}
+	}
+	return states, len(seen)
+}
+
+// sockets are those of the last census by state, as the metrics have them.
+func (m metrics) sockets() map[string]int {
+	m.t.Helper()
+	states := make(map[string]int)
+	for _, s := range m.families["halfopen_tcp_connections"].Metric {
+		for _, l := range s.Label {
+			if n := int(s.Gauge.GetValue()); l.GetName() == "state" && n > 0 {
+				states[l.GetValue()] += n
+			}
+		}
+	}
+	return states
+}
+
+// nextCensus waits for a census that has begun since it was called.
+func (a *agent) nextCensus() metrics {
+	a.t.Helper()
+	// That no two take equally long, to the nanosecond, is good enough; the
+	// first may have been under way already.
+	m := a.metrics()
+	for range 2 {
+		last := m.value("halfopen_census_duration_seconds")
+		eventually(a.t, 10*time.Second, "a census", func() error {
+			if m = a.metrics(); m.value("halfopen_census_duration_seconds") == last {
+				return errors.New("none")
+			}
+			return nil
+		})
+	}
+	return m
+}
+
+func total(states map[string]int) (n int) {
+	for _, count := range states {
+		n += count
+	}
+	return n
+}
+
+// Two hundred thousand sockets in 11 processes and 100 namespaces. Not parallel:
+// it counts every socket of the node.
+func TestCensusOfTwoHundredThousandSockets(t *testing.T) {
+	const (
+		processes = 11
+		places    = 100
+		pairs     = 91 // of each process in each place
+	)
+	began := time.Now()
+	var paths []string
+	for range places {
+		n, err := lab.NewNamespace()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { n.Close() })
+		paths = append(paths, n.Path())
+	}
+	h := newTheatre(t)
+	type inhabitant struct {
+		*puppet
+		addr      netip.AddrPort
+		listeners []int
+	}
+	people := make([]*inhabitant, processes)
+	for i := range people {
+		loopback := "127.0.0.1"
+		if i%2 > 0 {
+			loopback = "::1"
+		}
+		people[i] = &inhabitant{puppet: h.puppet("inhabitant", ""),
+			addr: netip.AddrPortFrom(netip.MustParseAddr(loopback), uint16(7000+i))}
+	}
+	// together has all of them do something at once.
+	together := func(do func(p *inhabitant) error) {
+		t.Helper()
+		var wg sync.WaitGroup
+		errs := make([]error, len(people))
+		for i, p := range people {
+			wg.Go(func() { errs[i] = do(p) })
+		}
+		wg.Wait()
+		if err := errors.Join(errs...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	together(func(p *inhabitant) error {
+		got, err := p.do(order{Do: "populate", Paths: paths, Addr: p.addr, Count: pairs})
+		p.listeners = got.FDs
+		return err
+	})
+	visit := func(p *inhabitant, count int) error {
+		_, err := p.do(order{Do: "visit", Paths: paths, FDs: p.listeners, Addr: p.addr, Count: count})
+		return err
+	}
+	built := time.Since(began)
+
+	t.Run("at rest", func(t *testing.T) {
+		// A census every second would take ten times its share.
+		a := startAgent(t, "--census-interval=1s")
+		time.Sleep(3 * time.Second) // starting takes some, too
+		m, from := a.metrics(), time.Now()
+		used := m.value("process_cpu_seconds_total")
+		time.Sleep(20 * time.Second)
+		m = a.metrics()
+		share := (m.value("process_cpu_seconds_total") - used) / time.Since(from).Seconds()
+		interval, took := m.value("halfopen_census_interval_seconds"), m.value("halfopen_census_duration_seconds")
+		sockets := m.value("halfopen_census_sockets")
+		t.Logf("%.0f sockets built in %.1f s; a census takes %.3f s, every %.1f s; the agent takes %.2f %% of a core, and %.1f MB",
+			sockets, built.Seconds(), took, interval, 100*share, m.value("process_resident_memory_bytes")/1e6)
+		if sockets < 2*processes*places*pairs {
+			t.Errorf("%.0f sockets, expected at least %d", sockets, 2*processes*places*pairs)
+		}
+		if interval <= 1 {
+			t.Errorf("%.1f s between two censuses that take %.3f s: not stretched", interval, took)
+		}
+		if share > 0.04 {
+			t.Errorf("%.2f %% of a core at rest", 100*share)
+		}
+	})
+
+	a := startAgent(t, "--census-interval=100ms", "--census-cpu=100%")
+	t.Run("to the last socket", func(t *testing.T) {
+		together(func(p *inhabitant) error { return visit(p, 1) }) // some in time_wait
+		eventually(t, 60*time.Second, "a census of a quiet node", func() error {
+			host := netstat(t, nil)
+			before, namespaces := ssOfNode(t)
+			m := a.nextCensus()
+			after, _ := ssOfNode(t)
+			if !maps.Equal(before, after) {
+				return fmt.Errorf("not quiet: %v, then %v", before, after)
+			}
+			got := m.sockets()
+			if !maps.Equal(got, before) || int(m.value("halfopen_census_sockets")) != total(before) {
+				err := fmt.Errorf("the census has %v, %v in all; ss has %v, %d in all", got, m.value("halfopen_census_sockets"), before, total(before))
+				if strangers(host, netstat(t, nil)) == 0 {
+					t.Fatal(err)
+				}
+				return err // whoever came may have gone
+			}
+			if n := int(m.value("halfopen_census_namespaces")); n != namespaces || m.value("halfopen_census_namespaces_unvisited") != 0 {
+				t.Errorf("%d namespaces, expected %d", n, namespaces)
+			}
+			for _, state := range []string{"established", "listen", "time_wait", "fin_wait2", "close_wait"} {
+				if before[state] < processes*places {
+					t.Errorf("ss has %d in %s: too few to tell", before[state], state)
+				}
+			}
+			t.Logf("%d in %d namespaces: %v", total(got), namespaces, got)
+			return nil
+		})
+	})
+
+	t.Run("while they come and go", func(t *testing.T) {
+		const count = 3
+		before, _ := ssOfNode(t)
+		var visits atomic.Int64
+		stop, done := make(chan struct{}), make(chan error)
+		go func() {
+			var wg sync.WaitGroup
+			errs := make([]error, len(people))
+			for i, p := range people {
+				wg.Go(func() {
+					for errs[i] == nil {
+						select {
+						case <-stop:
+							return
+						default:
+						}
+						errs[i] = visit(p, count)
+						visits.Add(1)
+					}
+				})
+			}
+			wg.Wait()
+			done <- errors.Join(errs...)
+		}()
+		var taken []map[string]int
+		var came []int // both ends of each connection, in each census
+		for range 3 {
+			from := visits.Load()
+			m := a.nextCensus()
+			taken = append(taken, m.sockets())
+			came = append(came, 2*count*places*(int(visits.Load()-from)+processes))
+		}
+		close(stop)
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		after, _ := ssOfNode(t)
+		const foreign = 20 // of the host itself, such as who asks for the metrics
+		for i, got := range taken {
+			t.Logf("%d sockets came, and went: %v", came[i], got)
+			for _, name := range ssStates {
+				low, high := min(before[name], after[name])-foreign, max(before[name], after[name])+came[i]+foreign
+				if name == "time_wait" {
+					low = 0 // they end by themselves
+				}
+				if got[name] < low || got[name] > high {
+					t.Errorf("the census has %d in %s, ss had %d before and %d after, and %d came and went", got[name], name, before[name], after[name], came[i])
+				}
+			}
+		}
+		if visits.Load() < 2*processes {
+			t.Errorf("only %d visits: nothing came and went", visits.Load())
+		}
+	})
+}
