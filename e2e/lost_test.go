@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/halfopen/halfopen/internal/lab"
+)
+
+// solicitationsTold is what became of the solicitations that are events.
+func solicitationsTold(m metrics) (told, lost int) {
+	m.t.Helper()
+	for _, name := range []string{"events", "events_suppressed", "events_lost"} {
+		n := int(m.value("halfopen_"+name+"_total", "type", "solicitation"))
+		if name == "events_lost" {
+			lost = n
+		}
+		told += n
+	}
+	return told, lost
+}
+
+// A ring buffer of one page has room for twenty events, and in a storm hundreds of
+// timers expire in one softirq, in which nobody reads: most events do not fit, each
+// of them is counted, and the table is right all the same. Not parallel: it reads
+// node-wide counters.
+func TestLostEventsAreCountedAndRepaired(t *testing.T) {
+	const (
+		census = 2 * time.Second
+		crowds = 3
+		pairs  = 3001
+	)
+	a := startAgent(t, "--debug.events-bytes=4096", fmt.Sprintf("--census-interval=%v", census), "--census-cpu=100%")
+	var networks []*network
+	h := newTheatre(t)
+	var clients []*puppet
+	var victims [][]int
+	for range crowds {
+		n := newNetwork(t, "ipv4")
+		p := h.puppet("storm", "")
+		all := p.does(order{Do: "connect many", Paths: []string{n.Client.Path(), n.Server.Path()}, Addr: n.server(vanishing), Count: pairs})
+		networks, clients, victims = append(networks, n), append(clients, p), append(victims, all.FDs)
+	}
+	timeouts := func() (sum int) {
+		for _, n := range networks {
+			sum += netstat(t, n.Client)["TcpExtTCPTimeouts"]
+		}
+		return sum
+	}
+	zombies := func(m metrics) int {
+		return int(m.value("halfopen_tcp_connections", "state", "established", "verdict", "zombie"))
+	}
+	host := netstat(t, nil)
+	witness := startWitness(t, someRetransmission)
+	begun := timeouts()
+	m := a.metrics()
+	before, lostBefore := solicitationsTold(m)
+	zombiesBefore := zombies(m)
+	for i, n := range networks {
+		if _, err := n.Client.Drop(lab.Rule{Percent: 100}); err != nil {
+			t.Fatal(err)
+		}
+		clients[i].does(order{Do: "write all", FDs: victims[i]})
+	}
+
+	// By ss: three retransmissions by timeout in a row, and ten seconds of silence.
+	truth := func() (n int) {
+		for _, net := range networks {
+			n += net.overdue(vanishing, 3, 10*time.Second)
+		}
+		return n
+	}
+	const everyone = crowds * pairs
+	eventually(t, 60*time.Second, "by ss all are zombies", func() error {
+		if got := truth(); got != everyone {
+			return fmt.Errorf("%d, expected %d", got, everyone)
+		}
+		return nil
+	})
+	// What lies between is less than a census, and how long asking takes.
+	eventually(t, census+2*time.Second, "the table has them all", func() error {
+		if got := zombies(a.metrics()) - zombiesBefore; got != everyone {
+			return fmt.Errorf("%d zombies, expected %d", got, everyone)
+		}
+		return nil
+	})
+	for i, n := range networks {
+		if err := all(a.connections(n, vanishing, ""), pairs, "zombie"); err != nil {
+			t.Errorf("network %d: %v", i, err)
+		}
+	}
+
+	// The intervals double: there comes a time when nothing is sent.
+	var got, lost, sent int
+	eventually(t, 40*time.Second, "nothing is sent while the counters are read", func() error {
+		sent = timeouts()
+		got, lost = solicitationsTold(a.metrics())
+		time.Sleep(100 * time.Millisecond)
+		if now := timeouts(); now != sent {
+			return fmt.Errorf("%d retransmissions", now-sent)
+		}
+		return nil
+	})
+	got, lost, sent = got-before, lost-lostBefore, sent-begun
+	// The first of each row is not worth an event.
+	expected := sent - everyone
+	strangers := netstat(t, nil)["TcpExtTCPTimeouts"] - host["TcpExtTCPTimeouts"]
+	hidden := len(witness.hidden())
+	t.Logf("%d retransmissions: %d are to be told, %d were told, suppressed or lost, %d of them lost; %d hidden, of %d strangers",
+		sent, expected, got, lost, hidden, strangers)
+	if lost == 0 {
+		t.Error("nothing was lost: nothing was tried")
+	}
+	skipped := int(a.metrics().skipped() - m.skipped())
+	if got < expected-hidden-skipped || got > expected+strangers {
+		t.Errorf("%d were told, suppressed or lost, expected %d (%d hidden, %d skipped, of %d strangers)", got, expected, hidden, skipped, strangers)
+	}
+}
+
+// overdue counts by ss the client's connections to a port with so many
+// retransmissions by timeout in a row that have not heard anything for so long.
+func (n *network) overdue(port, least int, silence time.Duration) (count int) {
+	n.t.Helper()
+	out, err := n.Client.Output("ss", "-OHtnoi", "state", "established", fmt.Sprintf("dport = :%d", port))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	for line := range strings.Lines(string(out)) {
+		timer := ssTimer.FindStringSubmatch(line)
+		if timer == nil || timer[1] != "on" {
+			continue
+		}
+		if row, _ := strconv.Atoi(timer[2]); row < least {
+			continue
+		}
+		heard := ssHeard.FindAllStringSubmatch(line, 2)
+		if len(heard) != 2 {
+			n.t.Fatalf("ss does not say when the peer was heard: %s", line)
+		}
+		silent := true
+		for _, m := range heard {
+			ms, _ := strconv.Atoi(m[1])
+			silent = silent && time.Duration(ms)*time.Millisecond >= silence
+		}
+		if silent {
+			count++
+		}
+	}
+	return count
+}
+
+// ssHeard is since when, in milliseconds, no data and no ACK has come.
+var ssHeard = regexp.MustCompile(`\blast(?:rcv|ack):(\d+)`)
