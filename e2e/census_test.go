@@ -170,8 +170,10 @@ func TestCensusOfTwoHundredThousandSockets(t *testing.T) {
 		if interval <= 1 {
 			t.Errorf("%.1f s between two censuses that take %.3f s: not stretched", interval, took)
 		}
-		if share > 0.04 {
-			t.Errorf("%.2f %% of a core at rest", 100*share)
+		// One percent for censuses, and one of them that began before its time was
+		// up; all the rest that an agent does is another two.
+		if limit := 0.03 + took/20; share > limit {
+			t.Errorf("%.2f %% of a core at rest, expected at most %.2f %%", 100*share, 100*limit)
 		}
 	})
 

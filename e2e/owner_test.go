@@ -352,13 +352,13 @@ func hexes(digit string) string { return strings.Repeat(digit+"1f8", 16) }
 func residents() []*resident {
 	under := func(uid string) string { return strings.ReplaceAll(uid, "-", "_") }
 	return []*resident{
-		{name: "containerd in Kubernetes", containerID: hexes("a"), podUID: aPod, unit: "cri-containerd-" + hexes("a") + ".scope", owner: aPod,
+		{name: "containerd in Kubernetes", containerID: hexes("a"), podUID: aPod, owner: aPod,
 			path: "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod" + under(aPod) + ".slice/cri-containerd-" + hexes("a") + ".scope"},
-		{name: "CRI-O", containerID: hexes("b"), podUID: anotherPod, unit: "crio-" + hexes("b") + ".scope", owner: anotherPod,
+		{name: "CRI-O", containerID: hexes("b"), podUID: anotherPod, owner: anotherPod,
 			path: "kubepods.slice/kubepods-pod" + under(anotherPod) + ".slice/crio-" + hexes("b") + ".scope/container"},
-		{name: "Docker", containerID: hexes("c"), unit: "docker-" + hexes("c") + ".scope", owner: hexes("c")[:12],
+		{name: "Docker", containerID: hexes("c"), owner: hexes("c")[:12],
 			path: "system.slice/docker-" + hexes("c") + ".scope"},
-		{name: "Podman", containerID: hexes("d"), unit: "libpod-" + hexes("d") + ".scope", owner: hexes("d")[:12],
+		{name: "Podman", containerID: hexes("d"), owner: hexes("d")[:12],
 			path: "machine.slice/libpod-" + hexes("d") + ".scope/container"},
 		{name: "Docker without systemd", containerID: hexes("e"), owner: hexes("e")[:12],
 			path: "docker/" + hexes("e")},

@@ -363,7 +363,7 @@ func connectMany(o *order) (fds []int, err error) {
 		return nil, err
 	}
 	for range o.Count {
-		fd, _, err := pair(listener, o.Addr, true)
+		fd, _, err := pair(listener, o.Addr)
 		if err != nil {
 			return nil, err
 		}
@@ -388,11 +388,11 @@ func populate(o *order) (listeners []int, err error) {
 			return nil, err
 		}
 		for i := range o.Count {
-			fd, _, err := pair(listener, o.Addr, i > 0)
+			fd, _, err := pair(listener, o.Addr)
 			if err != nil {
 				return nil, fmt.Errorf("connection %d: %w", i, err)
 			}
-			if i == 1 { // fin_wait2 here, close_wait there
+			if i == 0 { // fin_wait2 here, close_wait there
 				if err := unix.Shutdown(fd, unix.SHUT_WR); err != nil {
 					return nil, err
 				}
@@ -402,18 +402,15 @@ func populate(o *order) (listeners []int, err error) {
 	return listeners, nil
 }
 
-// pair connects with a listener of the thread's namespace, and accepts if that is
-// wanted: who is not accepted stays in the listener's queue.
-func pair(listener int, addr netip.AddrPort, accept bool) (fd, accepted int, err error) {
+// pair connects from the thread's namespace with a listener, which accepts.
+func pair(listener int, addr netip.AddrPort) (fd, accepted int, err error) {
 	if fd, err = newSocket(addr); err != nil {
 		return 0, 0, err
 	}
 	if err = unix.Connect(fd, sockaddr(addr)); err != nil {
 		return 0, 0, err
 	}
-	if accept {
-		accepted, _, err = unix.Accept4(listener, unix.SOCK_CLOEXEC)
-	}
+	accepted, _, err = unix.Accept4(listener, unix.SOCK_CLOEXEC)
 	return fd, accepted, err
 }
 
@@ -425,7 +422,7 @@ func visit(o *order) error {
 			return err
 		}
 		for range o.Count {
-			fd, accepted, err := pair(o.FDs[i], o.Addr, true)
+			fd, accepted, err := pair(o.FDs[i], o.Addr)
 			if err != nil {
 				return err
 			}
