@@ -33,8 +33,8 @@ func (r *CensusResult) Path(netns uint32) string {
 }
 
 // Census visits every TCP socket of every network namespace that can be
-// found, counts them all, and calls visit for each connection whose class is
-// in classes. visit runs on another goroutine, but not after Census returns.
+// found, counts them all, and calls visit for each socket whose class is in
+// classes: of ClassNone those that are no connections. visit runs on another goroutine, but not after Census returns.
 // One census runs at a time.
 func (k *Kernel) Census(ctx context.Context, classes []uint8, visit func(*Conn)) (CensusResult, error) {
 	var write uint32
@@ -46,7 +46,7 @@ func (k *Kernel) Census(ctx context.Context, classes []uint8, visit func(*Conn))
 
 // Find is a census that calls visit for the one connection of that cookie.
 func (k *Kernel) Find(ctx context.Context, cookie uint64, visit func(*Conn)) (CensusResult, error) {
-	return k.visitAll(ctx, ^uint32(0), cookie, visit)
+	return k.visitAll(ctx, ^uint32(1<<ClassNone), cookie, visit)
 }
 
 func (k *Kernel) visitAll(ctx context.Context, write uint32, cookie uint64, visit func(*Conn)) (CensusResult, error) {

@@ -663,6 +663,25 @@ static __always_inline __u64 cgroup_of(const struct tcp_sock *tp)
 	return cgroup ? BPF_CORE_READ(cgroup, kn, id) : 0;
 }
 
+/* Who it is, as far as every kind of socket has it; lport aside. */
+static __always_inline void identify(struct conn *c, const struct sock_common *skc,
+				     const bool probe)
+{
+	const struct net *net = FIELD(skc, skc_net.net);
+
+	c->at = bpf_ktime_get_ns();
+	c->netns = FIELD(net, ns.inum);
+	c->family = FIELD(skc, skc_family);
+	c->rport = __builtin_bswap16(FIELD(skc, skc_dport));
+	if (c->family == AF_INET6) {
+		BPF_CORE_READ_INTO(&c->laddr, skc, skc_v6_rcv_saddr);
+		BPF_CORE_READ_INTO(&c->raddr, skc, skc_v6_daddr);
+	} else {
+		*(__u32 *)c->laddr = FIELD(skc, skc_rcv_saddr);
+		*(__u32 *)c->raddr = FIELD(skc, skc_daddr);
+	}
+}
+
 /*
  * The rest, for those who look at the connection: who it is, and what its
  * timers are going to do. After assess().
@@ -677,6 +696,9 @@ static __always_inline void detail(struct conn *c, const struct tcp_sock *tp, co
 	__s64 epoch;
 	__u32 v;
 
+	c->cgroup = cgroup_of(tp);
+	c->uid = FIELD(tp, inet_conn.icsk_inet.sk.sk_uid.val);
+	identify(c, &tp->inet_conn.icsk_inet.sk.__sk_common, probe);
 	/* The moment of assess(), whatever has come in between. */
 	epoch = epoch_now();
 	c->at = epoch + c->jiffies * TICK_NSEC;
@@ -684,20 +706,7 @@ static __always_inline void detail(struct conn *c, const struct tcp_sock *tp, co
 		since = (__u64)(epoch - jiffies_epoch) / 1000;
 		c->into_jiffy = since < 0xffff ? since : 0xffff;
 	}
-	c->netns = FIELD(net, ns.inum);
-	c->cgroup = cgroup_of(tp);
-	c->uid = FIELD(tp, inet_conn.icsk_inet.sk.sk_uid.val);
-	c->family = FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_family);
 	c->lport = __builtin_bswap16(FIELD(tp, inet_conn.icsk_inet.inet_sport));
-	c->rport = __builtin_bswap16(FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_dport));
-	if (c->family == AF_INET6) {
-		BPF_CORE_READ_INTO(&c->laddr, tp,
-				   inet_conn.icsk_inet.sk.__sk_common.skc_v6_rcv_saddr);
-		BPF_CORE_READ_INTO(&c->raddr, tp, inet_conn.icsk_inet.sk.__sk_common.skc_v6_daddr);
-	} else {
-		*(__u32 *)c->laddr = FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_rcv_saddr);
-		*(__u32 *)c->raddr = FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_daddr);
-	}
 	c->srtt = FIELD(tp, srtt_us) >> 3;
 	c->total_retrans = FIELD(tp, total_retrans);
 
@@ -1438,13 +1447,45 @@ static __always_inline void risks_counted(struct census *n, __u8 risks)
 }
 
 /*
+ * What the kernel keeps before a connection is made and after its end: less than
+ * a socket, of which only the part that all have in common may be read.
+ */
+static __always_inline void stub(struct conn *c, const struct sock_common *skc)
+{
+	__builtin_memset(c, 0, sizeof(*c));
+	c->class = CLASS_NONE;
+	c->cookie = skc->skc_cookie.counter;
+	identify(c, skc, false);
+	c->lport = skc->skc_num;
+	c->state = skc->skc_state;
+	if (c->state == TCP_TIME_WAIT) {
+		/* Also what is left of FIN_WAIT2; ss tells them apart, too. */
+		c->state = BPF_CORE_READ((const struct inet_timewait_sock *)skc, tw_substate);
+		c->flags = CONN_ORPHAN;
+	} else {
+		c->flags = CONN_UNACCEPTED;
+	}
+}
+
+/* What the connections to a listener are going to inherit is in it, too. */
+static __always_inline void listener(struct conn *c, const struct tcp_sock *tp)
+{
+	assess(c, tp, NULL, false);
+	detail(c, tp, false);
+	c->class = CLASS_NONE;
+	c->flags &= ~CONN_TROUBLE;
+	c->accept_queue = tp->inet_conn.icsk_inet.sk.sk_ack_backlog;
+	c->accept_limit = tp->inet_conn.icsk_inet.sk.sk_max_ack_backlog;
+}
+
+/*
  * Process context, one socket after the other of the reader's network
  * namespace; the kernel holds the socket's lock on most versions.
  */
 static __always_inline int visit(struct bpf_iter__tcp *ctx)
 {
 	struct sock_common *skc = ctx->sk_common;
-	__u32 zero = 0, state, class = CLASS_NONE;
+	__u32 zero = 0, state, class;
 	const struct tcp_sock *tp;
 	struct census *n;
 	struct watch *seen = NULL;
@@ -1458,6 +1499,15 @@ static __always_inline int visit(struct bpf_iter__tcp *ctx)
 	state = skc->skc_state & (TCP_MAX_STATES - 1);
 	tp = bpf_skc_to_tcp_sock(skc); /* NULL for time_wait and request sockets */
 	if (!tp || state == TCP_LISTEN || state == TCP_CLOSE) {
+		if ((census_write & (1 << CLASS_NONE)) && state != TCP_CLOSE) {
+			bpf_get_socket_cookie(skc);
+			if (tp)
+				listener(&c, tp);
+			else
+				stub(&c, skc);
+			if (bpf_seq_write(ctx->meta->seq, &c, sizeof(c)) < 0)
+				return 0;
+		}
 		n->sockets[state][CLASS_NONE]++;
 		return 0;
 	}

@@ -42,7 +42,7 @@ enum cause {
  * counts them and nobody has to remember them.
  */
 enum class {
-	CLASS_NONE, /* no connection: listen, time_wait, syn_recv, close */
+	CLASS_NONE, /* no connection: listen, close, and stubs (time_wait, syn_recv) */
 	CLASS_ACTIVE,
 	CLASS_IDLE,
 	CLASS_UNGUARDED,
@@ -83,7 +83,10 @@ enum conn_flag {
 /* Ages are in jiffies; this one stands for "never". */
 #define AGE_NONE 0xffffffffu
 
-/* One connection as it was at one moment. */
+/*
+ * One connection as it was at one moment; or, of CLASS_NONE, another socket: of a
+ * stub, only who it is.
+ */
 struct conn {
 	__u64 cookie;
 	__u64 at; /* ns, CLOCK_MONOTONIC */
@@ -101,7 +104,7 @@ struct conn {
 	__u16 flags; /* enum conn_flag */
 	__u16 unanswered; /* solicitations in a row */
 	__u8 state; /* enum tcp_state */
-	__u8 class; /* active, idle or unguarded, trouble aside */
+	__u8 class; /* active, idle, unguarded or none, trouble aside */
 	__u8 evidence; /* enum evidence */
 	__u8 risks; /* 1 << enum risk */
 	__u8 probes_out; /* the kernel's icsk_probes_out */
@@ -131,11 +134,13 @@ struct conn {
 	__u32 send_window; /* bytes */
 	__u32 srtt; /* us */
 	__u32 total_retrans;
+	__u32 accept_queue; /* listen: connections that wait to be accepted */
+	__u32 accept_limit; /* listen: how many may */
 	__u8 retries2; /* tcp_retries2, whatever the state */
 	__u8 pad2[1];
 	__u16 into_jiffy; /* us since that jiffy began */
 };
-_Static_assert(sizeof(struct conn) == 184, "struct conn has holes");
+_Static_assert(sizeof(struct conn) == 192, "struct conn has holes");
 
 enum event_type {
 	EVENT_SOLICITATION,
@@ -152,7 +157,7 @@ struct event {
 	__u16 err; /* death: errno the application gets, 0 none */
 	struct conn conn; /* at that moment; of a death, just before it */
 };
-_Static_assert(sizeof(struct event) == 192, "struct event has holes");
+_Static_assert(sizeof(struct event) == 200, "struct event has holes");
 
 enum retransmit_type {
 	RETRANSMIT_TIMEOUT,

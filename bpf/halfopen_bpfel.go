@@ -100,6 +100,8 @@ type halfopenConn struct {
 	SendWindow       uint32
 	Srtt             uint32
 	TotalRetrans     uint32
+	AcceptQueue      uint32
+	AcceptLimit      uint32
 	Retries2         uint8
 	Pad2             [1]uint8
 	IntoJiffy        uint16

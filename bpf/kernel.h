@@ -223,6 +223,8 @@ struct sock {
 	unsigned long sk_tsq_flags;
 	int sk_err;
 	int sk_err_soft; /* what an ICMP error said */
+	__u32 sk_ack_backlog; /* of a listener: ss shows it as Recv-Q */
+	__u32 sk_max_ack_backlog; /* of a listener: ss shows it as Send-Q */
 	__u16 sk_protocol;
 	__u8 sk_shutdown;
 	struct sock_cgroup_data sk_cgrp_data; /* empty without CONFIG_SOCK_CGROUP_DATA */
@@ -237,6 +239,11 @@ struct sock___sk_timer {
 /* Where the retransmit timer lives from 7.0 on. */
 struct sock___rtx_timer {
 	struct timer_list tcp_retransmit_timer;
+};
+
+/* What is left of a connection: no struct sock, but for the part in common. */
+struct inet_timewait_sock {
+	volatile unsigned char tw_substate; /* TCP_TIME_WAIT or TCP_FIN_WAIT2 */
 };
 
 struct inet_sock {

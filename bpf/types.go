@@ -7,7 +7,8 @@ import "net/netip"
 // The types shared with the kernel programs; see halfopen.h for each field's
 // meaning and unit.
 type (
-	// Conn is one connection as it was at one moment.
+	// Conn is one connection, or of ClassNone another socket, as it was at one
+	// moment.
 	Conn = halfopenConn
 	// Event is what the kernel found worth saying.
 	Event = halfopenEvent
