@@ -445,73 +445,30 @@ func processOf(owners []bpf.Owner, pids []uint32) *Process {
 // Ready tells whether the first census is done.
 func (c *Collector) Ready() bool { return c.ready.Load() }
 
-// Query selects connections: within a field any, between fields all. The zero
-// value selects every connection (listeners and time_wait are none).
-type Query struct {
-	Verdicts []Verdict
-	States   []State
-	Ports    []uint16 // local or remote
-	PIDs     []uint32
-	Limit    int // 0: no limit
-}
-
-func (q *Query) matches(conn *Connection) bool {
-	return anyOf(q.Verdicts, conn.Verdict) && anyOf(q.States, conn.State) &&
-		(len(q.Ports) == 0 || slices.Contains(q.Ports, conn.Local.Port()) || slices.Contains(q.Ports, conn.Remote.Port()))
-}
-
-func anyOf[T comparable](wanted []T, v T) bool { return len(wanted) == 0 || slices.Contains(wanted, v) }
-
-// classes are those that the census has to write out for the query.
-func (q *Query) classes() []uint8 {
-	classes := []uint8{bpf.ClassTrouble}
-	for _, class := range []uint8{bpf.ClassActive, bpf.ClassIdle, bpf.ClassUnguarded} {
-		if anyOf(q.Verdicts, ofClass(class)) {
-			classes = append(classes, class)
-		}
-	}
-	return classes
-}
-
 // Connections looks at the connections now, worst first, and returns at most
-// q.Limit of them and how many there are. Process is filled in.
+// q.Limit of them and how many there are. Process and Group are filled in.
 func (c *Collector) Connections(ctx context.Context, q Query) (total int, conns []Connection, err error) {
-	c.catchUp()
-	keep := q.Limit
-	if len(q.PIDs) > 0 {
-		keep = 0 // who owns them is known only afterwards
-	}
 	var worst worstFirst
-	_, err = c.kernel.Census(ctx, q.classes(), func(k *bpf.Conn) {
-		conn, _ := c.update(k)
-		if !q.matches(&conn) {
-			return
-		}
+	err = c.each(ctx, &q, false, func(conn *Connection) {
 		total++
-		if keep > 0 && len(worst) >= keep {
-			if compare(&conn, &worst[0]) >= 0 {
+		if q.Limit > 0 && len(worst) >= q.Limit {
+			if compare(conn, &worst[0]) >= 0 {
 				return
 			}
 			heap.Pop(&worst)
 		}
-		heap.Push(&worst, conn)
+		heap.Push(&worst, *conn)
 	})
 	if err != nil {
 		return 0, nil, err
 	}
 	conns = worst
 	slices.SortFunc(conns, func(a, b Connection) int { return compare(&a, &b) })
-	if err := c.fillOwners(conns, q.PIDs); err != nil {
-		return 0, nil, err
+	if q.byOwner() {
+		return total, conns, nil
 	}
-	if len(q.PIDs) > 0 {
-		conns = slices.DeleteFunc(conns, func(conn Connection) bool {
-			return conn.Process == nil || !slices.Contains(q.PIDs, conn.Process.PID)
-		})
-		total = len(conns)
-		if q.Limit > 0 {
-			conns = conns[:min(len(conns), q.Limit)]
-		}
+	if err := c.fillOwners(conns, nil); err != nil {
+		return 0, nil, err
 	}
 	return total, conns, nil
 }
@@ -520,6 +477,9 @@ func (c *Collector) Connections(ctx context.Context, q Query) (total int, conns 
 // it.
 func (c *Collector) update(k *bpf.Conn) (Connection, []Event) {
 	at := wall(k.At)
+	if k.Class == bpf.ClassNone {
+		return c.table.rules.Describe(k, at), nil
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	m := c.table.observe(k, at)
@@ -562,7 +522,8 @@ func (c *Collector) fillOwners(conns []Connection, pids []uint32) error {
 }
 
 // compare orders connections worst first: by verdict, then by silence (of
-// healthy ones: by idleness), then by cookie so that the order is stable.
+// healthy ones: by idleness), then by cookie so that the order is stable. What is
+// no connection comes last: listeners first, which are few.
 func compare(a, b *Connection) int {
 	silence := func(c *Connection) time.Duration {
 		age := c.Idle
@@ -574,7 +535,16 @@ func compare(a, b *Connection) int {
 		}
 		return age.Truncate(time.Second) // they are not all looked at in the same moment
 	}
-	return cmp.Or(cmp.Compare(b.Verdict, a.Verdict), cmp.Compare(silence(b), silence(a)), cmp.Compare(a.Cookie, b.Cookie))
+	other := func(c *Connection) int {
+		switch {
+		case c.Judged():
+			return 0
+		case c.State == Listen:
+			return 1
+		}
+		return 1 + int(c.State)
+	}
+	return cmp.Or(cmp.Compare(other(a), other(b)), cmp.Compare(b.Verdict, a.Verdict), cmp.Compare(silence(b), silence(a)), cmp.Compare(a.Cookie, b.Cookie))
 }
 
 // worstFirst is a heap whose root is the least bad.

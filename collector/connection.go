@@ -132,6 +132,12 @@ var riskNames = [Risks]string{
 // String returns the risk's name in the contract.
 func (r Risk) String() string { return riskNames[r] }
 
+// ParseRisk is the reverse of String.
+func ParseRisk(s string) (Risk, error) {
+	v, err := parse(s, riskNames[:], "risk")
+	return Risk(v), err
+}
+
 // State is the kernel's TCP state (include/net/tcp_states.h).
 type State uint8
 
@@ -221,7 +227,9 @@ type Process struct {
 	FD   uint32
 }
 
-// Connection is one TCP connection as it was at one moment.
+// Connection is one TCP connection as it was at one moment. Asked for with
+// [Query.All] it can also be a listener, or a stub: what the kernel keeps before a
+// connection is made (syn_recv) and after its end (time_wait, fin_wait2).
 type Connection struct {
 	Cookie                uint64
 	At                    time.Time // that moment
@@ -238,19 +246,26 @@ type Connection struct {
 	UserTimeout           time.Duration // 0: off
 	RetransmitsUnanswered int
 	RetransmitsTotal      int
+	RTO                   time.Duration // until the next retransmission goes unanswered
 	UnackedSegments       uint32
 	SendQueue             uint32 // bytes
 	SendWindow            uint32 // bytes
 	SRTT                  time.Duration
 	GivesUp               Forecast // when the kernel will, by itself
 	Risks                 []Risk
-	Orphaned              bool // closed by its application
-	Accepted              bool // not in a listener's queue
+	Stub                  bool   // of a stub nothing is known but who it is
+	AcceptQueue           uint32 // of a listener: connections that wait to be accepted
+	AcceptLimit           uint32 // of a listener: how many may
+	Orphaned              bool   // closed by its application
+	Accepted              bool   // not in a listener's queue
 	UID                   uint32
 	Cgroup                uint64   // id in the cgroup v2 hierarchy, 0: none
 	Process               *Process // nil: nothing holds it, or not looked for
 	Group                 Group    // zero: not known, or not looked for
 }
+
+// Judged tells whether the connection has a verdict.
+func (c *Connection) Judged() bool { return c.State.Judged() && !c.Stub }
 
 // IPv6 tells the family, by what is on the wire.
 func (c *Connection) IPv6() bool { return c.Local.Addr().Is6() }
@@ -262,17 +277,22 @@ func (c *Connection) held() bool { return c.Accepted && !c.Orphaned }
 // container, as short as its runtime prints it, else the unit, else the name of
 // the process, which may be any bytes; "" if none is known.
 func (c *Connection) Owner() string {
+	_, name := c.owner()
+	return name
+}
+
+func (c *Connection) owner() (OwnerKind, string) {
 	switch {
 	case c.Group.PodUID != "":
-		return c.Group.PodUID
+		return OwnerPod, c.Group.PodUID
 	case c.Group.ContainerID != "":
-		return c.Group.ContainerID[:12]
+		return OwnerContainer, c.Group.ContainerID[:12]
 	case c.Group.Unit != "":
-		return c.Group.Unit
+		return OwnerUnit, c.Group.Unit
 	case c.Process != nil:
-		return c.Process.Comm
+		return OwnerProcess, c.Process.Comm
 	}
-	return ""
+	return NoOwner, ""
 }
 
 // EventKind is the kind of an [Event] in a connection's story.

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package collector
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/halfopen/halfopen/bpf"
+)
+
+func TestQueryWants(t *testing.T) {
+	conn := &bpf.Conn{
+		Netns: 4026531840, State: bpf.StateEstablished, Class: bpf.ClassIdle, Family: 2, Lport: 37024, Rport: 5432,
+		Raddr: [16]byte{10, 0, 0, 2}, Risks: 1 << RiskCloseWaitLeak,
+	}
+	listener := &bpf.Conn{Netns: 4026531840, State: bpf.StateListen, Family: 2, Lport: 5432}
+	remotes := func(s ...string) (p []netip.Prefix) {
+		for _, s := range s {
+			one, err := ParseRemote(s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p = append(p, one)
+		}
+		return p
+	}
+	for _, tt := range []struct {
+		name               string
+		q                  Query
+		conn, listensAlone bool
+	}{
+		{"anything", Query{}, true, true},
+		{"its state", Query{States: []State{Closing, Established}}, true, false},
+		{"either port", Query{Ports: []uint16{5432}}, true, true},
+		{"another port", Query{Ports: []uint16{5433}}, false, false},
+		{"its namespace", Query{Netns: []uint32{1, 4026531840}}, true, true},
+		{"another namespace", Query{Netns: []uint32{1}}, false, false},
+		{"its risk among others", Query{Risks: []Risk{RiskNoKeepalive, RiskCloseWaitLeak}}, true, false},
+		{"another risk", Query{Risks: []Risk{RiskNoKeepalive}}, false, false},
+		{"its remote address", Query{Remotes: remotes("10.0.0.2")}, true, false},
+		{"the same as an IPv6 socket has it", Query{Remotes: remotes("::ffff:10.0.0.2")}, true, false},
+		{"its network", Query{Remotes: remotes("192.168.0.0/16", "10.9.9.9/8")}, true, false},
+		{"another network", Query{Remotes: remotes("10.0.1.0/24")}, false, false},
+		{"everything has no listeners in it", Query{Remotes: remotes("0.0.0.0/0")}, true, false},
+		{"all of IPv6 has no IPv4 in it", Query{Remotes: remotes("::/0")}, false, false},
+		{"all of them, not one", Query{Netns: []uint32{4026531840}, Ports: []uint16{1}}, false, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := tt.q.wants(conn); got != tt.conn {
+				t.Errorf("of the connection: %v", got)
+			}
+			if got := tt.q.wants(listener); got != tt.listensAlone {
+				t.Errorf("of the listener: %v", got)
+			}
+		})
+	}
+}
+
+func TestWhatIsNoConnectionIsAskedForOnlyWithAll(t *testing.T) {
+	none := func(q Query) bool { return strings.ContainsRune(string(q.classes()), rune(bpf.ClassNone)) }
+	if none(Query{}) || none(Query{States: []State{Listen}}) {
+		t.Error("though nobody said all")
+	}
+	if !none(Query{All: true}) {
+		t.Error("not with all")
+	}
+	if none(Query{All: true, Verdicts: []Verdict{Active}}) || none(Query{All: true, Risks: []Risk{RiskNoKeepalive}}) {
+		t.Error("though it has neither verdict nor risk")
+	}
+}
+
+func TestParseRemote(t *testing.T) {
+	for s, want := range map[string]string{
+		"10.0.0.2":             "10.0.0.2/32",
+		"10.1.2.3/8":           "10.0.0.0/8",
+		"::ffff:10.0.0.2":      "10.0.0.2/32",
+		"::ffff:10.0.0.0/104":  "10.0.0.0/8",
+		"2001:db8::1":          "2001:db8::1/128",
+		"fe80::1%eth0":         "",
+		"2001:db8:0:1::1/32":   "2001:db8::/32",
+		"0.0.0.0/0":            "0.0.0.0/0",
+		"":                     "",
+		"10.0.0":               "",
+		"10.0.0.0/33":          "",
+		"10.0.0.2:5432":        "",
+		"db.example.org":       "",
+		"fe80::1%eth0/64":      "",
+		"10.0.0.0/255.0.0.0":   "",
+		"-1":                   "",
+		"[2001:db8::1]":        "",
+		"2001:db8::1/":         "",
+		"10.0.0.2,10.0.0.3":    "",
+		"10.0.0.2 ":            "",
+		"::ffff:10.0.0.0/-104": "",
+	} {
+		p, err := ParseRemote(s)
+		if want == "" {
+			if err == nil {
+				t.Errorf("%q is %s", s, p)
+			}
+			continue
+		}
+		if err != nil || p.String() != want {
+			t.Errorf("%q is %s, %v, want %s", s, p, err, want)
+		}
+	}
+}
+
+func TestOwnedBy(t *testing.T) {
+	const container, pod = "3f2a9c8d7e6f0123456789abcdef0123456789abcdef0123456789abcdef0123", "5b3a8f0e-1111-2222-3333-444444444444"
+	process := &Process{PID: 812, Comm: "postgres"}
+	for _, tt := range []struct {
+		name     string
+		c        Connection
+		yes, not []string
+	}{
+		{"nobody's", Connection{}, []string{"-"}, []string{"postgres", ".service"}},
+		{"a process's", Connection{Process: process}, []string{"postgres"}, []string{"-", "postgre", "Postgres", "812"}},
+		{
+			"a unit's", Connection{Process: process, Group: Group{Unit: "postgresql.service"}},
+			[]string{"postgres", "postgresql", "postgresql.service"}, []string{"-", "postgresql.scope", "postgresq"},
+		},
+		{
+			"a pod's", Connection{Group: Group{ContainerID: container, PodUID: pod}},
+			[]string{container, container[:12], container[:8], pod, "5b3a8f0e"}, []string{"-", container[:7], "5b3a8f0", container + "0"},
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			for _, name := range tt.yes {
+				if !tt.c.OwnedBy(name) {
+					t.Errorf("not %q's", name)
+				}
+			}
+			for _, name := range tt.not {
+				if tt.c.OwnedBy(name) {
+					t.Errorf("%q's", name)
+				}
+			}
+			if name := tt.c.Owner(); name != "" && !tt.c.OwnedBy(name) {
+				t.Errorf("its owner is shown as %s, and not found so", name)
+			}
+		})
+	}
+}
+
+func TestOthersSayOnlyWhatIsKnown(t *testing.T) {
+	r, start := testRules, time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
+	got := r.Describe(&bpf.Conn{
+		Cookie: 7, Netns: 1, State: bpf.StateListen, Class: bpf.ClassNone, Family: 2, Lport: 22, AcceptQueue: 3, AcceptLimit: 128,
+		Flags: bpf.ConnKeepalive | bpf.ConnKeepaliveTimeSet, KeepaliveTime: 250 * 60, KeepaliveIntvl: 250 * 10, KeepaliveProbes: 6,
+		UserTimeout: 1500, Uid: 5, Cgroup: 9, Risks: 0xff, SendQueue: 99, Idle: 250, Unanswered: 3,
+	}, start)
+	want := Connection{
+		Cookie: 7, At: start, Netns: 1, State: Listen, Local: netip.MustParseAddrPort("0.0.0.0:22"), Remote: netip.MustParseAddrPort("0.0.0.0:0"),
+		Idle: -1, Silent: -1, Accepted: true, AcceptQueue: 3, AcceptLimit: 128, UID: 5, Cgroup: 9, UserTimeout: 1500e6,
+		Keepalive: Keepalive{Enabled: true, Time: 60e9, Interval: 10e9, Probes: 6, PerSocket: true},
+	}
+	diff := func(want, got Connection) string {
+		return cmp.Diff(want, got, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b }))
+	}
+	if d := diff(want, got); d != "" || got.Judged() {
+		t.Errorf("judged %v, (-want +got)\n%s", got.Judged(), d)
+	}
+	got = r.Describe(&bpf.Conn{
+		Cookie: 8, Netns: 1, State: bpf.StateFinWait2, Class: bpf.ClassNone, Family: 2, Lport: 22, Rport: 40000, Flags: bpf.ConnOrphan,
+	}, start)
+	want = Connection{
+		Cookie: 8, At: start, Netns: 1, State: FinWait2, Local: netip.MustParseAddrPort("0.0.0.0:22"), Remote: netip.MustParseAddrPort("0.0.0.0:40000"),
+		Idle: -1, Silent: -1, Stub: true, Orphaned: true, Accepted: true,
+	}
+	if d := diff(want, got); d != "" || got.Judged() || got.held() {
+		t.Errorf("judged %v, (-want +got)\n%s", got.Judged(), d)
+	}
+	if got := r.Describe(&bpf.Conn{State: bpf.StateNewSynRecv, Class: bpf.ClassNone, Flags: bpf.ConnUnaccepted}, start); got.State != SynRecv || got.held() || !got.Stub {
+		t.Errorf("a request: %+v", got)
+	}
+}

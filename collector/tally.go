@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package collector
+
+import (
+	"cmp"
+	"context"
+	"net/netip"
+	"slices"
+)
+
+// Grouping is what connections have in common that are counted together.
+type Grouping uint8
+
+// The groupings.
+const (
+	ByOwner Grouping = iota
+	ByRemote
+	ByVerdict
+)
+
+var groupingNames = [...]string{"owner", "remote", "verdict"}
+
+// String returns the grouping's name, as in `halfopen list --by`.
+func (g Grouping) String() string { return groupingNames[g] }
+
+// ParseGrouping is the reverse of String.
+func ParseGrouping(s string) (Grouping, error) {
+	v, err := parse(s, groupingNames[:], "grouping")
+	return Grouping(v), err
+}
+
+// OwnerKind is what kind of thing an owner is.
+type OwnerKind uint8
+
+// The kinds of owners.
+const (
+	NoOwner OwnerKind = iota
+	OwnerProcess
+	OwnerUnit
+	OwnerContainer
+	OwnerPod
+)
+
+var ownerKindNames = [...]string{"", "process", "unit", "container", "pod"}
+
+// String returns the kind's name, "" for NoOwner.
+func (k OwnerKind) String() string { return ownerKindNames[k] }
+
+// Common is what the connections of a [Tally] have in common: what its grouping
+// is about, the rest is zero.
+type Common struct {
+	OwnerKind OwnerKind
+	Owner     string // see [Connection.Owner]
+	// Remote is where the connections go. Its port is 0 where it is not one of a
+	// service but of a client. The zero value: they have no remote end.
+	Remote  netip.AddrPort
+	Judged  bool // they have Verdict
+	Verdict Verdict
+}
+
+// Tally counts connections that have something in common.
+type Tally struct {
+	Common
+	Total    int
+	Verdicts [Verdicts]int // they may be fewer than Total, if q.All
+}
+
+func commonOf(conn *Connection, by Grouping) (k Common) {
+	switch by {
+	case ByOwner:
+		k.OwnerKind, k.Owner = conn.owner()
+	case ByRemote:
+		if conn.State == Listen {
+			break
+		}
+		k.Remote = conn.Remote
+		if servicePort(k.Remote.Port()) == "" {
+			k.Remote = netip.AddrPortFrom(k.Remote.Addr(), 0)
+		}
+	case ByVerdict:
+		if k.Judged = conn.Judged(); k.Judged {
+			k.Verdict = conn.Verdict
+		}
+	}
+	return k
+}
+
+// Tallies counts what the query selects, in groups. It returns at most q.Limit
+// groups, worst first, and how many there are.
+func (c *Collector) Tallies(ctx context.Context, q Query, by Grouping) (total int, tallies []Tally, err error) {
+	groups := make(map[Common]*Tally)
+	err = c.each(ctx, &q, by == ByOwner, func(conn *Connection) {
+		k := commonOf(conn, by)
+		t := groups[k]
+		if t == nil {
+			t = &Tally{Common: k}
+			groups[k] = t
+		}
+		t.Total++
+		if conn.Judged() {
+			t.Verdicts[conn.Verdict]++
+		}
+	})
+	if err != nil {
+		return 0, nil, err
+	}
+	for _, t := range groups {
+		tallies = append(tallies, *t)
+	}
+	slices.SortFunc(tallies, compareTallies)
+	total = len(tallies)
+	if q.Limit > 0 {
+		tallies = tallies[:min(total, q.Limit)]
+	}
+	return total, tallies, nil
+}
+
+// compareTallies orders groups worst first: by how many zombies they have, then
+// suspects, and so on; by their size if all is well; then by name.
+func compareTallies(a, b Tally) int {
+	for v := Zombie; v > Idle; v-- {
+		if d := cmp.Compare(b.Verdicts[v], a.Verdicts[v]); d != 0 {
+			return d
+		}
+	}
+	return cmp.Or(cmp.Compare(b.Total, a.Total), cmp.Compare(a.Owner, b.Owner), cmp.Compare(a.OwnerKind, b.OwnerKind),
+		a.Remote.Compare(b.Remote), cmp.Compare(b.Verdict, a.Verdict))
+}

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package collector
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+)
+
+func TestWhatConnectionsHaveInCommon(t *testing.T) {
+	client := &Connection{
+		State: Established, Verdict: Zombie, Remote: netip.MustParseAddrPort("10.0.0.2:5432"),
+		Process: &Process{Comm: "app"}, Group: Group{Unit: "app.service"},
+	}
+	server := &Connection{State: Established, Remote: netip.MustParseAddrPort("[2001:db8::2]:50000")}
+	listener := &Connection{State: Listen, Remote: netip.MustParseAddrPort("0.0.0.0:0")}
+	stub := &Connection{State: FinWait2, Stub: true, Remote: netip.MustParseAddrPort("10.0.0.2:5432")}
+	for _, tt := range []struct {
+		name string
+		c    *Connection
+		by   Grouping
+		want Common
+	}{
+		{"an owner", client, ByOwner, Common{OwnerKind: OwnerUnit, Owner: "app.service"}},
+		{"no owner", stub, ByOwner, Common{}},
+		{"a service", client, ByRemote, Common{Remote: client.Remote}},
+		{"a client, whose port means nothing", server, ByRemote, Common{Remote: netip.MustParseAddrPort("[2001:db8::2]:0")}},
+		{"a listener goes nowhere", listener, ByRemote, Common{}},
+		{"what is left of a connection went somewhere", stub, ByRemote, Common{Remote: client.Remote}},
+		{"a verdict", client, ByVerdict, Common{Judged: true, Verdict: Zombie}},
+		{"no verdict", stub, ByVerdict, Common{}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := commonOf(tt.c, tt.by); got != tt.want {
+				t.Errorf("%+v, want %+v", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestGroupsAreOrderedWorstFirst(t *testing.T) {
+	tally := func(owner string, zombies, unguarded, idle, active int) Tally {
+		return Tally{
+			Common: Common{OwnerKind: OwnerProcess, Owner: owner}, Total: zombies + unguarded + idle + active,
+			Verdicts: [Verdicts]int{Active: active, Idle: idle, Unguarded: unguarded, Zombie: zombies},
+		}
+	}
+	want := []Tally{tally("a", 2, 0, 0, 0), tally("b", 1, 0, 0, 900), tally("c", 0, 3, 0, 0), tally("d", 0, 0, 3, 4), tally("e", 0, 0, 6, 0), tally("f", 0, 0, 0, 6)}
+	got := slices.Clone(want)
+	slices.Reverse(got)
+	slices.SortFunc(got, compareTallies)
+	if !slices.Equal(got, want) {
+		t.Errorf("%v", got)
+	}
+}
+
+func TestGroupingsAreParsed(t *testing.T) {
+	for _, g := range []Grouping{ByOwner, ByRemote, ByVerdict} {
+		if got, err := ParseGrouping(g.String()); got != g || err != nil {
+			t.Errorf("%v is %v, %v", g, got, err)
+		}
+	}
+	if _, err := ParseGrouping("port"); err == nil {
+		t.Error("there is a grouping by port")
+	}
+}
