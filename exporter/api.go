@@ -32,13 +32,14 @@ type Source interface {
 	Ready() bool
 	Stats() (collector.Stats, error)
 	Connections(ctx context.Context, q collector.Query) (total int, conns []collector.Connection, err error)
+	Tallies(ctx context.Context, q collector.Query, by collector.Grouping) (total int, tallies []collector.Tally, err error)
 	Connection(ctx context.Context, cookie uint64) (*collector.Detail, error) // nil: no such connection
 	Deaths(causes []collector.Cause, limit int) (total int, deaths []collector.Death)
 }
 
 var _ Source = (*collector.Collector)(nil)
 
-// defaultLimit is how many connections or deaths an answer has at most, unless
+// defaultLimit is how many connections, groups or deaths an answer has at most, unless
 // the query says otherwise.
 const defaultLimit = 1000
 
@@ -78,6 +79,7 @@ func NewHandler(src Source, logger *slog.Logger) (http.Handler, error) {
 	for path, h := range map[string]http.HandlerFunc{
 		"/api/v1/connections":          a.connections,
 		"/api/v1/connections/{cookie}": a.connection,
+		"/api/v1/groups":               a.groups,
 		"/api/v1/deaths":               a.deaths,
 	} {
 		mux.HandleFunc("GET "+path, h)
@@ -136,7 +138,12 @@ type api struct {
 }
 
 func (a *api) connections(w http.ResponseWriter, r *http.Request) {
-	q, err := connectionQuery(r.URL.RawQuery)
+	params, err := parameters(r.URL.RawQuery, connectionParameters...)
+	if err != nil {
+		writeError(w, http.StatusBadRequest, err)
+		return
+	}
+	q, err := connectionQuery(params)
 	if err != nil {
 		writeError(w, http.StatusBadRequest, err)
 		return
@@ -147,6 +154,30 @@ func (a *api) connections(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	writeList(w, "connections", total, conns, NewConnection)
+}
+
+func (a *api) groups(w http.ResponseWriter, r *http.Request) {
+	params, err := parameters(r.URL.RawQuery, append([]string{"by"}, connectionParameters...)...)
+	if err != nil {
+		writeError(w, http.StatusBadRequest, err)
+		return
+	}
+	by, err := parseGrouping(params["by"])
+	if err != nil {
+		writeError(w, http.StatusBadRequest, err)
+		return
+	}
+	q, err := connectionQuery(params)
+	if err != nil {
+		writeError(w, http.StatusBadRequest, err)
+		return
+	}
+	total, tallies, err := a.src.Tallies(r.Context(), q, by)
+	if err != nil {
+		a.fail(w, r, err)
+		return
+	}
+	writeList(w, "groups", total, tallies, func(t *collector.Tally) Group { return NewGroup(t, by) })
 }
 
 // NoConnection is how the error begins about a cookie that no connection has.
@@ -202,11 +233,10 @@ func (a *api) fail(w http.ResponseWriter, r *http.Request, err error) {
 	writeError(w, http.StatusInternalServerError, err)
 }
 
-func connectionQuery(raw string) (q collector.Query, err error) {
-	params, err := parameters(raw, "verdict", "state", "port", "pid", "limit")
-	if err != nil {
-		return q, err
-	}
+// connectionParameters are those that connectionQuery understands.
+var connectionParameters = []string{"verdict", "state", "port", "pid", "owner", "remote", "risk", "netns", "all", "limit"}
+
+func connectionQuery(params url.Values) (q collector.Query, err error) {
 	if q.Verdicts, err = each(params["verdict"], collector.ParseVerdict); err != nil {
 		return q, err
 	}
@@ -217,6 +247,21 @@ func connectionQuery(raw string) (q collector.Query, err error) {
 		return q, err
 	}
 	if q.PIDs, err = each(params["pid"], parsePID); err != nil {
+		return q, err
+	}
+	if q.Owners, err = each(params["owner"], collector.ParseOwner); err != nil {
+		return q, err
+	}
+	if q.Remotes, err = each(params["remote"], collector.ParseRemote); err != nil {
+		return q, err
+	}
+	if q.Risks, err = each(params["risk"], collector.ParseRisk); err != nil {
+		return q, err
+	}
+	if q.Netns, err = each(params["netns"], collector.ParseNetns); err != nil {
+		return q, err
+	}
+	if q.All, err = parseAll(params["all"]); err != nil {
 		return q, err
 	}
 	q.Limit, err = parseLimit(params["limit"])
@@ -265,6 +310,25 @@ func parsePID(s string) (uint32, error) {
 	return uint32(v), nil
 }
 
+func parseAll(values []string) (bool, error) {
+	switch {
+	case len(values) == 0:
+		return false, nil
+	case len(values) > 1:
+		return false, errors.New("all is given more than once")
+	case values[0] != "true" && values[0] != "false":
+		return false, fmt.Errorf("all %q is neither true nor false", values[0])
+	}
+	return values[0] == "true", nil
+}
+
+func parseGrouping(values []string) (collector.Grouping, error) {
+	if len(values) != 1 {
+		return 0, errors.New("by is to be given once: owner, remote or verdict")
+	}
+	return collector.ParseGrouping(values[0])
+}
+
 func parseLimit(values []string) (int, error) {
 	switch len(values) {
 	case 0:
@@ -282,7 +346,7 @@ func parseLimit(values []string) (int, error) {
 	return 0, errors.New("limit is given more than once")
 }
 
-// writeList writes the object of [Connections] or [Deaths], an item a line.
+// writeList writes the object of [Connections], [Groups] or [Deaths], an item a line.
 // Items are encoded one by one: all of a large node's would be hundreds of MB.
 func writeList[In, Out any](w http.ResponseWriter, name string, total int, items []In, encode func(*In) Out) {
 	w.Header().Set("Content-Type", "application/json")

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -67,6 +68,43 @@ func TestConnectionsAreListed(t *testing.T) {
 	}
 }
 
+func TestGroupsAreListed(t *testing.T) {
+	owned := func(kind collector.OwnerKind, name string) collector.Tally {
+		return collector.Tally{
+			Common: collector.Common{OwnerKind: kind, Owner: name}, Total: 9,
+			Verdicts: [collector.Verdicts]int{collector.Zombie: 1, collector.Suspect: 2, collector.Stalled: 3, collector.Unguarded: 0, collector.Idle: 1, collector.Active: 1},
+		}
+	}
+	const verdicts = `"total":9,"verdicts":{"zombie":1,"suspect":2,"stalled":3,"unguarded":0,"idle":1,"active":1}}`
+	const nothing = `"total":0,"verdicts":{"zombie":0,"suspect":0,"stalled":0,"unguarded":0,"idle":0,"active":0}}`
+	for _, tt := range []struct {
+		by    string
+		tally collector.Tally
+		want  string
+	}{
+		{"owner", owned(collector.OwnerUnit, "x.service"), `{"owner":{"kind":"unit","name":"x.service"},` + verdicts},
+		{"owner", owned(collector.OwnerProcess, "\xff<b>"), `{"owner":{"kind":"process","name":"\ufffd\u003cb\u003e"},` + verdicts},
+		{"owner", owned(collector.NoOwner, ""), "{" + verdicts},
+		{"remote", collector.Tally{Common: collector.Common{Remote: netip.MustParseAddrPort("10.0.0.2:5432")}}, `{"remote":{"ip":"10.0.0.2","port":5432},` + nothing},
+		{"remote", collector.Tally{Common: collector.Common{Remote: netip.MustParseAddrPort("[2001:db8::2]:0")}}, `{"remote":{"ip":"2001:db8::2","port":null},` + nothing},
+		{"remote", collector.Tally{}, "{" + nothing},
+		{"verdict", collector.Tally{Common: collector.Common{Judged: true, Verdict: collector.Active}}, `{"verdict":"active",` + nothing},
+		{"verdict", collector.Tally{}, "{" + nothing},
+	} {
+		src := &fakeSource{total: 12, tallies: []collector.Tally{tt.tally}}
+		since := time.Now()
+		w := request(t, newHandler(t, src), "GET", "/api/v1/groups?by="+tt.by)
+		if !strings.Contains(w.Body.String(), "\n"+tt.want+"\n") {
+			t.Errorf("no %s in\n%s", tt.want, w.Body)
+		}
+		got := decode[Groups](t, w)
+		if got.Total != 12 || len(got.Groups) != 1 {
+			t.Errorf("%+v", got)
+		}
+		checkGeneratedAt(t, got.GeneratedAt, since)
+	}
+}
+
 func TestDeathsAreListed(t *testing.T) {
 	d := contractDeath()
 	src := &fakeSource{total: 29, dead: []collector.Death{d}}
@@ -105,6 +143,8 @@ func TestConnectionHasItsEventsAndExplanation(t *testing.T) {
 	}
 }
 
+var comparePrefixes = cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
+
 func TestQueriesReachTheCollector(t *testing.T) {
 	for query, want := range map[string]collector.Query{
 		"":         {Limit: 1000},
@@ -114,14 +154,28 @@ func TestQueriesReachTheCollector(t *testing.T) {
 			States:   []collector.State{collector.Established, collector.CloseWait},
 			Ports:    []uint16{5432, 65535}, PIDs: []uint32{1, 812}, Limit: 1000,
 		},
+		"?owner=nginx&owner=-&remote=10.0.0.2&remote=2001:db8::/32&risk=no_keepalive&risk=close_wait_leak&netns=4026531840&all=true": {
+			Owners:  []string{"nginx", "-"},
+			Remotes: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/32"), netip.MustParsePrefix("2001:db8::/32")},
+			Risks:   []collector.Risk{collector.RiskNoKeepalive, collector.RiskCloseWaitLeak},
+			Netns:   []uint32{4026531840}, All: true, Limit: 1000,
+		},
+		"?all=false": {Limit: 1000},
 	} {
 		src := &fakeSource{}
 		if w := request(t, newHandler(t, src), "GET", "/api/v1/connections"+query); w.Code != http.StatusOK {
 			t.Errorf("%q: status %d", query, w.Code)
 			continue
 		}
-		if diff := cmp.Diff(want, *src.query); diff != "" {
+		if diff := cmp.Diff(want, *src.query, comparePrefixes); diff != "" {
 			t.Errorf("%q (-want +got)\n%s", query, diff)
+		}
+		if w := request(t, newHandler(t, src), "GET", "/api/v1/groups?by=remote"+strings.Replace(query, "?", "&", 1)); w.Code != http.StatusOK || src.by != collector.ByRemote {
+			t.Errorf("groups of %q: status %d, by %v", query, w.Code, src.by)
+			continue
+		}
+		if diff := cmp.Diff(want, *src.query, comparePrefixes); diff != "" {
+			t.Errorf("groups of %q (-want +got)\n%s", query, diff)
 		}
 	}
 	src := &fakeSource{}
@@ -136,7 +190,7 @@ func TestQueriesReachTheCollector(t *testing.T) {
 }
 
 func TestWrongQueries(t *testing.T) {
-	const conns, deaths = "/api/v1/connections", "/api/v1/deaths"
+	const conns, groups, deaths = "/api/v1/connections", "/api/v1/groups", "/api/v1/deaths"
 	for name, target := range map[string]string{
 		"connections: a parameter nobody knows":     conns + "?verdicts=zombie",
 		"connections: a parameter of deaths":        conns + "?cause=closed",
@@ -167,6 +221,27 @@ func TestWrongQueries(t *testing.T) {
 		"connections: a limit given twice":          conns + "?limit=1&limit=1",
 		"connections: a broken escape":              conns + "?verdict=%zz",
 		"connections: a semicolon":                  conns + "?verdict=zombie;limit=1",
+		"connections: an empty owner":               conns + "?owner=",
+		"connections: a remote that is a name":      conns + "?remote=localhost",
+		"connections: a remote with its port":       conns + "?remote=10.0.0.2:5432",
+		"connections: a remote with a long prefix":  conns + "?remote=10.0.0.0/33",
+		"connections: an empty remote":              conns + "?remote=",
+		"connections: a risk nobody knows":          conns + "?risk=rain",
+		"connections: an empty risk":                conns + "?risk=",
+		"connections: netns 0":                      conns + "?netns=0",
+		"connections: a netns by name":              conns + "?netns=blue",
+		"connections: a netns of 33 bits":           conns + "?netns=4294967296",
+		"connections: all that is no truth":         conns + "?all=yes",
+		"connections: an empty all":                 conns + "?all=",
+		"connections: all given twice":              conns + "?all=true&all=true",
+		"connections: a grouping":                   conns + "?by=owner",
+		"groups: by nothing":                        groups,
+		"groups: an empty grouping":                 groups + "?by=",
+		"groups: a grouping nobody knows":           groups + "?by=port",
+		"groups: two groupings":                     groups + "?by=owner&by=remote",
+		"groups: a parameter nobody knows":          groups + "?by=owner&order=worst",
+		"groups: a verdict nobody knows":            groups + "?by=owner&verdict=dead",
+		"groups: limit 0":                           groups + "?by=owner&limit=0",
 		"deaths: a parameter nobody knows":          deaths + "?causes=closed",
 		"deaths: a parameter of connections":        deaths + "?verdict=zombie",
 		"deaths: a cause nobody knows":              deaths + "?cause=murder",

@@ -15,28 +15,36 @@ import (
 
 // Connection is the connection object of the API.
 type Connection struct {
-	Cookie             string      `json:"cookie"` // as `ss -e` prints it after sk:
-	Family             string      `json:"family"` // ipv4, ipv6
-	Local              Endpoint    `json:"local"`
-	Remote             Endpoint    `json:"remote"`
-	Netns              uint32      `json:"netns"` // inode number
-	State              string      `json:"state"`
-	Verdict            *string     `json:"verdict"`  // null: the state has none
-	Since              *time.Time  `json:"since"`    // null: not known
-	Evidence           *string     `json:"evidence"` // null: none
-	Unanswered         int         `json:"unanswered"`
-	IdleSeconds        *float64    `json:"idle_seconds"`   // null: no data ever
-	SilentSeconds      *float64    `json:"silent_seconds"` // null: never heard
-	Keepalive          Keepalive   `json:"keepalive"`
-	UserTimeoutSeconds float64     `json:"user_timeout_seconds"` // 0: off
-	Retransmits        Retransmits `json:"retransmits"`
-	UnackedSegments    uint32      `json:"unacked_segments"`
-	SendQueueBytes     uint32      `json:"send_queue_bytes"`
-	SendWindowBytes    uint32      `json:"send_window_bytes"`
-	SRTTSeconds        float64     `json:"srtt_seconds"`
-	GivesUp            *GivesUp    `json:"gives_up"` // null: the kernel never will
-	Risks              []string    `json:"risks"`
+	Cookie             string       `json:"cookie"` // as `ss -e` prints it after sk:
+	Family             string       `json:"family"` // ipv4, ipv6
+	Local              Endpoint     `json:"local"`
+	Remote             Endpoint     `json:"remote"`
+	Netns              uint32       `json:"netns"` // inode number
+	State              string       `json:"state"`
+	Verdict            *string      `json:"verdict"`  // null: the state has none
+	Since              *time.Time   `json:"since"`    // null: not known
+	Evidence           *string      `json:"evidence"` // null: none
+	Unanswered         int          `json:"unanswered"`
+	IdleSeconds        *float64     `json:"idle_seconds"`   // null: no data ever
+	SilentSeconds      *float64     `json:"silent_seconds"` // null: never heard
+	Keepalive          Keepalive    `json:"keepalive"`
+	UserTimeoutSeconds float64      `json:"user_timeout_seconds"` // 0: off
+	Retransmits        Retransmits  `json:"retransmits"`
+	UnackedSegments    uint32       `json:"unacked_segments"`
+	SendQueueBytes     uint32       `json:"send_queue_bytes"`
+	SendWindowBytes    uint32       `json:"send_window_bytes"`
+	SRTTSeconds        float64      `json:"srtt_seconds"`
+	RTOSeconds         float64      `json:"rto_seconds"` // the retransmission timeout
+	GivesUp            *GivesUp     `json:"gives_up"`    // null: the kernel never will
+	Risks              []string     `json:"risks"`
+	AcceptQueue        *AcceptQueue `json:"accept_queue,omitempty"` // of a listener, or left out
 	Ownership
+}
+
+// AcceptQueue is a listener's queue of connections that wait to be accepted.
+type AcceptQueue struct {
+	Length uint32 `json:"length"`
+	Limit  uint32 `json:"limit"`
 }
 
 // Endpoint is one end of a connection.
@@ -148,6 +156,46 @@ type Connections struct {
 	Connections []Connection `json:"connections"`
 }
 
+// Group is connections that have something in common, counted. What it is, is in
+// the field of that name; all are left out where there is none.
+type Group struct {
+	Owner    *Owner       `json:"owner,omitempty"`
+	Remote   *Remote      `json:"remote,omitempty"`
+	Verdict  *string      `json:"verdict,omitempty"`
+	Total    int          `json:"total"`
+	Verdicts VerdictCount `json:"verdicts"`
+}
+
+// Owner is whose a connection is: see [collector.Connection.Owner].
+type Owner struct {
+	Kind string `json:"kind"` // process, unit, container, pod
+	Name string `json:"name"`
+}
+
+// Remote is where connections go to.
+type Remote struct {
+	IP   string  `json:"ip"`
+	Port *uint16 `json:"port"` // null: not that of a service
+}
+
+// VerdictCount is how many connections have each verdict.
+type VerdictCount struct {
+	Zombie    int `json:"zombie"`
+	Suspect   int `json:"suspect"`
+	Stalled   int `json:"stalled"`
+	Unguarded int `json:"unguarded"`
+	Idle      int `json:"idle"`
+	Active    int `json:"active"`
+}
+
+// Groups is the answer of /api/v1/groups. Total is how many groups there are,
+// whatever the limit.
+type Groups struct {
+	GeneratedAt time.Time `json:"generated_at"`
+	Total       int       `json:"total"`
+	Groups      []Group   `json:"groups"`
+}
+
 // ConnectionDetail is the answer of /api/v1/connections/{cookie}: the
 // connection, its recent events, oldest first, and what `halfopen explain` says.
 type ConnectionDetail struct {
@@ -243,6 +291,7 @@ func NewConnection(c *collector.Connection) Connection {
 		SendQueueBytes:     c.SendQueue,
 		SendWindowBytes:    c.SendWindow,
 		SRTTSeconds:        float64(c.SRTT.Microseconds()) / 1e6,
+		RTOSeconds:         seconds(c.RTO),
 		Risks:              make([]string, 0, len(c.Risks)),
 		Ownership:          ownership(c),
 	}
@@ -250,8 +299,38 @@ func NewConnection(c *collector.Connection) Connection {
 		out.Since = new(c.Since.UTC())
 	}
 	out.GivesUp = givesUp(c.GivesUp, c.At)
+	if c.State == collector.Listen {
+		out.AcceptQueue = &AcceptQueue{Length: c.AcceptQueue, Limit: c.AcceptLimit}
+	}
 	for _, r := range c.Risks {
 		out.Risks = append(out.Risks, r.String())
+	}
+	return out
+}
+
+// NewGroup encodes a group of that grouping.
+func NewGroup(t *collector.Tally, by collector.Grouping) Group {
+	out := Group{
+		Total: t.Total,
+		Verdicts: VerdictCount{
+			Zombie:    t.Verdicts[collector.Zombie],
+			Suspect:   t.Verdicts[collector.Suspect],
+			Stalled:   t.Verdicts[collector.Stalled],
+			Unguarded: t.Verdicts[collector.Unguarded],
+			Idle:      t.Verdicts[collector.Idle],
+			Active:    t.Verdicts[collector.Active],
+		},
+	}
+	switch {
+	case by == collector.ByOwner && t.OwnerKind != collector.NoOwner:
+		out.Owner = &Owner{Kind: t.OwnerKind.String(), Name: t.Owner}
+	case by == collector.ByRemote && t.Remote.IsValid():
+		out.Remote = &Remote{IP: t.Remote.Addr().String()}
+		if port := t.Remote.Port(); port != 0 {
+			out.Remote.Port = &port
+		}
+	case by == collector.ByVerdict && t.Judged:
+		out.Verdict = new(t.Verdict.String())
 	}
 	return out
 }
@@ -386,7 +465,7 @@ func endpoint(a netip.AddrPort) Endpoint {
 }
 
 func verdict(c *collector.Connection) *string {
-	if !c.State.Judged() {
+	if !c.Judged() {
 		return nil
 	}
 	return new(c.Verdict.String())

@@ -31,7 +31,7 @@ const contractJSON = `{"cookie":"1a2b","family":"ipv4","local":{"ip":"10.0.0.1",
 	`"evidence":"keepalive","unanswered":3,"idle_seconds":12.4,"silent_seconds":12.4,` +
 	`"keepalive":{"enabled":true,"time_seconds":7200,"interval_seconds":75,"probes":9,"probes_out":3,"per_socket":false},` +
 	`"user_timeout_seconds":0,"retransmits":{"unanswered":0,"total":5},` +
-	`"unacked_segments":0,"send_queue_bytes":0,"send_window_bytes":64256,"srtt_seconds":0.0004,` +
+	`"unacked_segments":0,"send_queue_bytes":0,"send_window_bytes":64256,"srtt_seconds":0.0004,"rto_seconds":0.204,` +
 	`"gives_up":{"at":"2025-11-21T12:07:43.123456789Z","in_seconds":450,"latest_in_seconds":460,"by":"keepalive_timeout"},` +
 	`"risks":["keepalive_slower_than_middlebox"],` +
 	`"process":{"pid":812,"comm":"postgres","fd":9},"uid":1000,"cgroup":"/system.slice/x.service","container_id":null,"pod_uid":null,"unit":"x.service"}`
@@ -68,6 +68,24 @@ func TestConnectionIsEncodedAsInTheContract(t *testing.T) {
 	c := contractConnection()
 	if diff := cmp.Diff(contractJSON, encode(t, NewConnection(&c))); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
+func TestWhatIsNoConnection(t *testing.T) {
+	listener := collector.Connection{
+		State: collector.Listen, Local: netip.MustParseAddrPort("0.0.0.0:22"), Remote: netip.MustParseAddrPort("0.0.0.0:0"),
+		Idle: -1, Silent: -1, Accepted: true, AcceptQueue: 3, AcceptLimit: 128,
+	}
+	if got := encode(t, NewConnection(&listener)); !strings.Contains(got, `"state":"listen","verdict":null,`) ||
+		!strings.Contains(got, `"accept_queue":{"length":3,"limit":128},"process":null,"uid":0`) {
+		t.Errorf("a listener: %s", got)
+	}
+	stub := collector.Connection{
+		State: collector.FinWait2, Stub: true, Local: netip.MustParseAddrPort("10.0.0.1:22"), Remote: netip.MustParseAddrPort("10.0.0.2:50000"),
+		Idle: -1, Silent: -1, Orphaned: true, Accepted: true,
+	}
+	if got := encode(t, NewConnection(&stub)); !strings.Contains(got, `"state":"fin_wait2","verdict":null,`) || strings.Contains(got, "accept_queue") {
+		t.Errorf("a stub: %s", got)
 	}
 }
 

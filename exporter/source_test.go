@@ -22,11 +22,13 @@ type fakeSource struct {
 	conns    []collector.Connection
 	events   []collector.Event
 	explains collector.Explanation
+	tallies  []collector.Tally
 	dead     []collector.Death
 	total    int
 	err      error
 
 	query  *collector.Query
+	by     collector.Grouping
 	causes []collector.Cause
 	limit  int
 }
@@ -38,6 +40,11 @@ func (f *fakeSource) Stats() (collector.Stats, error) { return f.stats, f.err }
 func (f *fakeSource) Connections(_ context.Context, q collector.Query) (int, []collector.Connection, error) {
 	f.query = &q
 	return f.total, f.conns, f.err
+}
+
+func (f *fakeSource) Tallies(_ context.Context, q collector.Query, by collector.Grouping) (int, []collector.Tally, error) {
+	f.query, f.by = &q, by
+	return f.total, f.tallies, f.err
 }
 
 func (f *fakeSource) Connection(_ context.Context, cookie uint64) (*collector.Detail, error) {
@@ -87,7 +94,7 @@ func contractConnection() collector.Connection {
 		Keepalive: collector.Keepalive{
 			Enabled: true, Time: 7200 * time.Second, Interval: 75 * time.Second, Probes: 9, ProbesOut: 3,
 		},
-		RetransmitsTotal: 5, SendWindow: 64256, SRTT: 400 * time.Microsecond,
+		RetransmitsTotal: 5, SendWindow: 64256, SRTT: 400 * time.Microsecond, RTO: 204 * time.Millisecond,
 		GivesUp: collector.Forecast{
 			At: noon.Add(463 * time.Second), Latest: noon.Add(473 * time.Second), By: collector.CauseKeepaliveTimeout,
 		},
