@@ -134,7 +134,7 @@ func (c *Connection) OwnedBy(name string) bool {
 // ParseOwner checks a name for [Query].Owners.
 func ParseOwner(s string) (string, error) {
 	if s == "" {
-		return "", errors.New("owner is empty; - is for those that have none")
+		return "", errors.New("the name is empty; - is for those that have none")
 	}
 	return s, nil
 }
@@ -147,7 +147,7 @@ func ParseRemote(s string) (netip.Prefix, error) {
 	}
 	p, err := netip.ParsePrefix(s)
 	if err != nil {
-		return p, fmt.Errorf("remote %q is neither an address such as 10.0.0.2 nor a prefix such as 10.0.0.0/8", s)
+		return p, fmt.Errorf("%q is neither an address such as 10.0.0.2 nor a prefix such as 10.0.0.0/8", s)
 	}
 	if bits := p.Bits() - 96; p.Addr().Is4In6() && bits >= 0 {
 		p = netip.PrefixFrom(p.Addr().Unmap(), bits)
@@ -159,7 +159,7 @@ func ParseRemote(s string) (netip.Prefix, error) {
 func ParseNetns(s string) (uint32, error) {
 	v, err := strconv.ParseUint(s, 10, 32)
 	if err != nil || v == 0 {
-		return 0, fmt.Errorf("netns %q is not the inode number of a network namespace such as 4026531840 (see lsns -t net)", s)
+		return 0, fmt.Errorf("%q is not the inode number of a network namespace such as 4026531840 (see lsns -t net)", s)
 	}
 	return uint32(v), nil
 }

@@ -249,16 +249,16 @@ func connectionQuery(params url.Values) (q collector.Query, err error) {
 	if q.PIDs, err = each(params["pid"], parsePID); err != nil {
 		return q, err
 	}
-	if q.Owners, err = each(params["owner"], collector.ParseOwner); err != nil {
+	if q.Owners, err = each(params["owner"], of("owner", collector.ParseOwner)); err != nil {
 		return q, err
 	}
-	if q.Remotes, err = each(params["remote"], collector.ParseRemote); err != nil {
+	if q.Remotes, err = each(params["remote"], of("remote", collector.ParseRemote)); err != nil {
 		return q, err
 	}
 	if q.Risks, err = each(params["risk"], collector.ParseRisk); err != nil {
 		return q, err
 	}
-	if q.Netns, err = each(params["netns"], collector.ParseNetns); err != nil {
+	if q.Netns, err = each(params["netns"], of("netns", collector.ParseNetns)); err != nil {
 		return q, err
 	}
 	if q.All, err = parseAll(params["all"]); err != nil {
@@ -292,6 +292,17 @@ func each[T any](values []string, parse func(string) (T, error)) ([]T, error) {
 		out = append(out, v)
 	}
 	return out, nil
+}
+
+// of has the errors of parse name the parameter.
+func of[T any](name string, parse func(string) (T, error)) func(string) (T, error) {
+	return func(s string) (T, error) {
+		v, err := parse(s)
+		if err != nil {
+			err = fmt.Errorf("%s: %w", name, err)
+		}
+		return v, err
+	}
 }
 
 func parsePort(s string) (uint16, error) {

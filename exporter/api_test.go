@@ -75,8 +75,8 @@ func TestGroupsAreListed(t *testing.T) {
 			Verdicts: [collector.Verdicts]int{collector.Zombie: 1, collector.Suspect: 2, collector.Stalled: 3, collector.Unguarded: 0, collector.Idle: 1, collector.Active: 1},
 		}
 	}
-	const verdicts = `"total":9,"verdicts":{"zombie":1,"suspect":2,"stalled":3,"unguarded":0,"idle":1,"active":1}}`
-	const nothing = `"total":0,"verdicts":{"zombie":0,"suspect":0,"stalled":0,"unguarded":0,"idle":0,"active":0}}`
+	const verdicts = `"total":9,"verdicts":{"active":1,"idle":1,"stalled":3,"suspect":2,"unguarded":0,"zombie":1}}`
+	const nothing = `"total":0,"verdicts":{"active":0,"idle":0,"stalled":0,"suspect":0,"unguarded":0,"zombie":0}}`
 	for _, tt := range []struct {
 		by    string
 		tally collector.Tally

@@ -159,11 +159,11 @@ type Connections struct {
 // Group is connections that have something in common, counted. What it is, is in
 // the field of that name; all are left out where there is none.
 type Group struct {
-	Owner    *Owner       `json:"owner,omitempty"`
-	Remote   *Remote      `json:"remote,omitempty"`
-	Verdict  *string      `json:"verdict,omitempty"`
-	Total    int          `json:"total"`
-	Verdicts VerdictCount `json:"verdicts"`
+	Owner    *Owner         `json:"owner,omitempty"`
+	Remote   *Remote        `json:"remote,omitempty"`
+	Verdict  *string        `json:"verdict,omitempty"`
+	Total    int            `json:"total"`
+	Verdicts map[string]int `json:"verdicts"` // how many have each
 }
 
 // Owner is whose a connection is: see [collector.Connection.Owner].
@@ -176,16 +176,6 @@ type Owner struct {
 type Remote struct {
 	IP   string  `json:"ip"`
 	Port *uint16 `json:"port"` // null: not that of a service
-}
-
-// VerdictCount is how many connections have each verdict.
-type VerdictCount struct {
-	Zombie    int `json:"zombie"`
-	Suspect   int `json:"suspect"`
-	Stalled   int `json:"stalled"`
-	Unguarded int `json:"unguarded"`
-	Idle      int `json:"idle"`
-	Active    int `json:"active"`
 }
 
 // Groups is the answer of /api/v1/groups. Total is how many groups there are,
@@ -310,16 +300,9 @@ func NewConnection(c *collector.Connection) Connection {
 
 // NewGroup encodes a group of that grouping.
 func NewGroup(t *collector.Tally, by collector.Grouping) Group {
-	out := Group{
-		Total: t.Total,
-		Verdicts: VerdictCount{
-			Zombie:    t.Verdicts[collector.Zombie],
-			Suspect:   t.Verdicts[collector.Suspect],
-			Stalled:   t.Verdicts[collector.Stalled],
-			Unguarded: t.Verdicts[collector.Unguarded],
-			Idle:      t.Verdicts[collector.Idle],
-			Active:    t.Verdicts[collector.Active],
-		},
+	out := Group{Total: t.Total, Verdicts: make(map[string]int, collector.Verdicts)}
+	for v, n := range t.Verdicts {
+		out.Verdicts[collector.Verdict(v).String()] = n
 	}
 	switch {
 	case by == collector.ByOwner && t.OwnerKind != collector.NoOwner:

@@ -55,6 +55,21 @@ func (s *selection) query(limit int) url.Values {
 	for _, v := range s.pids {
 		q.Add("pid", strconv.FormatUint(uint64(v), 10))
 	}
+	for _, v := range s.owners {
+		q.Add("owner", v)
+	}
+	for _, v := range s.remotes {
+		q.Add("remote", v.String())
+	}
+	for _, v := range s.risks {
+		q.Add("risk", v.String())
+	}
+	for _, v := range s.netns {
+		q.Add("netns", strconv.FormatUint(uint64(v), 10))
+	}
+	if s.all {
+		q.Set("all", "true")
+	}
 	for _, v := range s.causes {
 		q.Add("cause", v.String())
 	}

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 
@@ -222,7 +223,7 @@ func (d *demo) list(ctx context.Context, title string) error {
 		}
 	}
 	t := connectionTable(doc.Connections, doc.GeneratedAt, false)
-	t.columns = t.columns[:len(t.columns)-1]
+	t.columns = slices.DeleteFunc(t.columns, func(c column) bool { return c.title == ownerTitle || c.title == runsInTitle })
 	t.fit(min(roomFor(d.w), demoWidth) - len(margin))
 	var b strings.Builder
 	_ = t.write(&b, d.palette)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"strconv"
 	"strings"
 	"syscall"
@@ -160,6 +161,16 @@ func stateNames() []string {
 	return names
 }
 
+var groupingNames = []string{collector.ByOwner.String(), collector.ByRemote.String(), collector.ByVerdict.String()}
+
+func riskNames() []string {
+	var names []string
+	for r := range collector.Risk(collector.Risks) {
+		names = append(names, r.String())
+	}
+	return names
+}
+
 func causeNames() []string {
 	var names []string
 	for c := collector.CauseUnknown; int(c) < collector.Causes; c++ {
@@ -174,7 +185,17 @@ type selection struct {
 	states   []collector.State
 	ports    []uint16
 	pids     []uint32
+	owners   []string
+	remotes  []netip.Prefix
+	risks    []collector.Risk
+	netns    []uint32
+	all      bool
 	causes   []collector.Cause
+}
+
+// filtered tells whether only some connections are selected.
+func (s *selection) filtered() bool {
+	return len(s.verdicts)+len(s.states)+len(s.ports)+len(s.pids)+len(s.owners)+len(s.remotes)+len(s.risks)+len(s.netns) > 0
 }
 
 func (s *selection) verdictFlag(cmd *kingpin.CmdClause) {
@@ -195,6 +216,19 @@ func (s *selection) portFlag(cmd *kingpin.CmdClause) {
 func (s *selection) pidFlag(cmd *kingpin.CmdClause) {
 	cmd.Flag("pid", "Only connections of this process. Repeatable.").
 		PlaceHolder("PID").SetValue(&values[uint32]{"pid", parsePID, &s.pids})
+}
+
+// moreFlags adds those that only a list of connections has.
+func (s *selection) moreFlags(cmd *kingpin.CmdClause) {
+	cmd.Flag("owner", "Only connections of this owner: a process by its name, a systemd unit, a container or pod by its id or the first 8 digits of it; - for those without. Repeatable.").
+		PlaceHolder("NAME").SetValue(&values[string]{"owner", collector.ParseOwner, &s.owners})
+	cmd.Flag("remote", "Only connections to this address, or to an address in this prefix, such as 10.0.0.0/8. Repeatable.").
+		PlaceHolder("ADDRESS").SetValue(&values[netip.Prefix]{"remote", collector.ParseRemote, &s.remotes})
+	cmd.Flag("risk", "Only connections at this risk: "+strings.Join(riskNames(), ", ")+". Repeatable.").
+		PlaceHolder("RISK").SetValue(&values[collector.Risk]{"risk", named(collector.ParseRisk, riskNames()), &s.risks})
+	cmd.Flag("netns", "Only connections in the network namespace of this inode number. Repeatable.").
+		PlaceHolder("INODE").SetValue(&values[uint32]{"netns", collector.ParseNetns, &s.netns})
+	cmd.Flag("all", "Also sockets that are no connections: listen, time_wait, syn_recv.").Short('a').BoolVar(&s.all)
 }
 
 func (s *selection) causeFlag(cmd *kingpin.CmdClause, help string) {

@@ -49,6 +49,14 @@ func keepalive(k *exporter.Keepalive) string {
 	return fmt.Sprintf("%s/%s×%d", setting(duration(k.TimeSeconds)), setting(duration(k.IntervalSeconds)), k.Probes)
 }
 
+// keepaliveOf is keepalive, and whether the socket has any of it set itself.
+func keepaliveOf(k *exporter.Keepalive) string {
+	if k.Enabled && k.PerSocket {
+		return keepalive(k) + " own"
+	}
+	return keepalive(k)
+}
+
 // givesUp prints in how long the kernel ends a connection if nothing is heard.
 func givesUp(g *exporter.GivesUp) string {
 	if g == nil {
@@ -71,7 +79,57 @@ func owner(o *exporter.Ownership) string {
 	case o.UID == nil:
 		return "(orphaned)"
 	}
+	return runsIn(o)
+}
+
+// nameWidth is the room for the name of a unit.
+const nameWidth = 30
+
+// runsIn prints what the owner of a connection is part of: the best that there
+// is of its pod, its container and its unit, short, but enough for --owner.
+func runsIn(o *exporter.Ownership) string {
+	switch {
+	case known(o.PodUID):
+		return ownerName("pod", *o.PodUID)
+	case known(o.ContainerID):
+		return ownerName("container", *o.ContainerID)
+	case known(o.Unit):
+		return ownerName("unit", *o.Unit)
+	}
 	return none
+}
+
+// runsInAll prints all of it, or else the control group.
+func runsInAll(o *exporter.Ownership) string {
+	best := runsIn(o)
+	switch {
+	case known(o.PodUID) && known(o.ContainerID):
+		return best + " " + ownerName("container", *o.ContainerID)
+	case best == none && known(o.Cgroup) && *o.Cgroup != "/":
+		return cut(printable(*o.Cgroup), nameWidth)
+	}
+	return best
+}
+
+func known(s *string) bool { return s != nil && *s != "" }
+
+// The digits of an id that are shown: of a container's as its runtime does.
+const (
+	containerDigits = 12
+	podDigits       = 8
+)
+
+// ownerName prints the name of an owner of that kind.
+func ownerName(kind, name string) string {
+	switch {
+	case name == "":
+		return none
+	case kind == "pod":
+		return "pod " + printable(name[:min(len(name), podDigits)])
+	case kind == "container":
+		return "container " + printable(name[:min(len(name), containerDigits)])
+	}
+	return cut(printable(name), nameWidth)
 }
 
 // visible tells whether a character can be shown to somebody as it is: it takes

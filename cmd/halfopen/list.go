@@ -23,9 +23,11 @@ import (
 
 // list is the command's flags.
 type list struct {
-	output string
-	limit  int
-	agent  *agentURL
+	output  string
+	limit   int
+	by      collector.Grouping
+	grouped bool // by that
+	agent   *agentURL
 	selection
 	thresholds
 }
@@ -38,7 +40,10 @@ func listFlags(cmd *kingpin.CmdClause) action {
 	l.selection.stateFlag(cmd)
 	l.selection.portFlag(cmd)
 	l.selection.pidFlag(cmd)
+	l.selection.moreFlags(cmd)
 	l.selection.causeFlag(cmd, "Show deaths of this cause, such as keepalive_timeout, instead of living connections; needs --url, since only an agent remembers them.")
+	cmd.Flag("by", "Count connections in groups, worst first, instead of listing them: by owner, remote (address, and port of a service) or verdict.").PlaceHolder("WHAT").
+		IsSetByUser(&l.grouped).SetValue(&value[collector.Grouping]{flag: "by", parse: named(collector.ParseGrouping, groupingNames), into: &l.by})
 	cmd.Flag("limit", "Print at most this many, 0: all.").Default("0").
 		SetValue(&value[int]{flag: "limit", parse: atLeast(0), into: &l.limit})
 	cmd.Flag("url", "Ask the agent at this URL, such as http://127.0.0.1:9839, instead of looking here and now; with https:// and user:password@ where it wants them. SSL_CERT_FILE names the file of a private CA.").PlaceHolder("URL").
@@ -51,29 +56,45 @@ func (l *list) run(ctx context.Context, stdout, stderr io.Writer) error {
 	switch {
 	case l.agent != nil && l.thresholds.given():
 		return errAgentDecides
+	case len(l.causes) == 0 && l.grouped:
+		return l.groups(ctx, stdout, stderr)
 	case len(l.causes) == 0:
 		return l.connections(ctx, stdout, stderr)
 	case l.agent == nil:
 		return usagef("--cause needs --url, since only an agent remembers deaths")
-	case len(l.verdicts)+len(l.states)+len(l.ports)+len(l.pids) > 0:
-		return usagef("--cause cannot be combined with --verdict, --state, --port or --pid")
+	case l.filtered(), l.all, l.grouped:
+		return usagef("--cause cannot be combined with filters of connections, --all or --by")
 	}
 	return l.deaths(ctx, stdout, stderr)
 }
 
 func (l *list) connections(ctx context.Context, stdout, stderr io.Writer) error {
-	if l.agent != nil && l.output == "json" {
-		return l.agent.pass(ctx, "connections", l.selection.query(l.limit), stdout)
-	}
-	doc, err := l.look(ctx)
-	if err != nil {
-		return err
-	}
-	if l.output == "json" {
-		return writeConnections(stdout, &doc)
+	doc := exporter.Connections{GeneratedAt: time.Now().UTC()}
+	query := l.selection.query(l.limit)
+	switch {
+	case l.agent != nil && l.output == "json":
+		return l.agent.pass(ctx, "connections", query, stdout)
+	case l.agent != nil:
+		if err := l.agent.get(ctx, "connections", query, &doc); err != nil {
+			return err
+		}
+	default:
+		total, conns, err := look(l, func(c *collector.Collector) (int, []collector.Connection, error) {
+			return c.Connections(ctx, l.asked())
+		})
+		if err != nil {
+			return err
+		}
+		if l.output == "json" {
+			return writeList(stdout, "connections", total, conns, exporter.NewConnection)
+		}
+		doc.Total = total
+		for i := range conns {
+			doc.Connections = append(doc.Connections, exporter.NewConnection(&conns[i]))
+		}
 	}
 	if len(doc.Connections) == 0 {
-		_, err := fmt.Fprintln(stderr, l.selection.nothing("connection"))
+		_, err := fmt.Fprintln(stderr, l.selection.nothing(l.thing()))
 		return err
 	}
 	t := connectionTable(doc.Connections, doc.GeneratedAt, l.output == "wide")
@@ -83,40 +104,84 @@ func (l *list) connections(ctx context.Context, stdout, stderr io.Writer) error 
 	if err := t.write(stdout, paletteFor(stdout)); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintln(stderr, summary(&doc))
+	_, err := fmt.Fprintln(stderr, summary(&doc, l.thing()))
 	return err
 }
 
-// look looks at the connections, or has the agent do so.
-func (l *list) look(ctx context.Context) (doc exporter.Connections, err error) {
-	if l.agent != nil {
-		return doc, l.agent.get(ctx, "connections", l.selection.query(l.limit), &doc)
+func (l *list) groups(ctx context.Context, stdout, stderr io.Writer) error {
+	var doc exporter.Groups
+	query := l.selection.query(l.limit)
+	query.Set("by", l.by.String())
+	switch {
+	case l.agent != nil && l.output == "json":
+		return l.agent.pass(ctx, "groups", query, stdout)
+	case l.agent != nil:
+		if err := l.agent.get(ctx, "groups", query, &doc); err != nil {
+			return err
+		}
+	default:
+		total, tallies, err := look(l, func(c *collector.Collector) (int, []collector.Tally, error) {
+			return c.Tallies(ctx, l.asked(), l.by)
+		})
+		if err != nil {
+			return err
+		}
+		encode := func(t *collector.Tally) exporter.Group { return exporter.NewGroup(t, l.by) }
+		if l.output == "json" {
+			return writeList(stdout, "groups", total, tallies, encode)
+		}
+		doc.Total = total
+		for i := range tallies {
+			doc.Groups = append(doc.Groups, encode(&tallies[i]))
+		}
 	}
-	k, err := l.thresholds.load(0)
-	if err != nil {
-		return doc, err
+	if len(doc.Groups) == 0 {
+		_, err := fmt.Fprintln(stderr, l.selection.nothing(l.thing()))
+		return err
 	}
-	defer k.Close()
-	total, conns, err := collector.New(k, l.thresholds.options(nil)).Connections(ctx, collector.Query{
-		Verdicts: l.verdicts, States: l.states, Ports: l.ports, PIDs: l.pids, Limit: l.limit,
-	})
-	doc = exporter.Connections{GeneratedAt: time.Now().UTC(), Total: total, Connections: make([]exporter.Connection, 0, len(conns))}
-	for i := range conns {
-		doc.Connections = append(doc.Connections, exporter.NewConnection(&conns[i]))
+	if err := groupTable(doc.Groups, l.by).write(stdout, paletteFor(stdout)); err != nil {
+		return err
 	}
-	return doc, err
+	_, err := fmt.Fprintln(stderr, groupSummary(&doc, l.thing()))
+	return err
 }
 
-// writeConnections writes a connection a line, as the agent does.
-func writeConnections(w io.Writer, doc *exporter.Connections) error {
+// look looks by itself.
+func look[T any](l *list, how func(*collector.Collector) (int, []T, error)) (total int, found []T, err error) {
+	k, err := l.thresholds.load(0)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer k.Close()
+	return how(collector.New(k, l.thresholds.options(nil)))
+}
+
+// asked is what is selected, and how much of it.
+func (l *list) asked() collector.Query {
+	return collector.Query{
+		Verdicts: l.verdicts, States: l.states, Ports: l.ports, PIDs: l.pids, Owners: l.owners,
+		Remotes: l.remotes, Risks: l.risks, Netns: l.netns, All: l.all, Limit: l.limit,
+	}
+}
+
+// thing is what is listed or counted.
+func (l *list) thing() string {
+	if l.all {
+		return "socket"
+	}
+	return "connection"
+}
+
+// writeList writes things as the agent does, one a line and one after the other.
+func writeList[In, Out any](w io.Writer, name string, total int, things []In, encode func(*In) Out) error {
 	b := bufio.NewWriter(w)
-	fmt.Fprintf(b, `{"generated_at":%q,"total":%d,"connections":[`+"\n", doc.GeneratedAt.Format(time.RFC3339Nano), doc.Total)
+	fmt.Fprintf(b, `{"generated_at":%q,"total":%d,%q:[`+"\n", time.Now().UTC().Format(time.RFC3339Nano), total, name)
 	enc := json.NewEncoder(harmlessJSON{b})
-	for i := range doc.Connections {
+	for i := range things {
 		if i > 0 {
 			b.WriteByte(',')
 		}
-		if err := enc.Encode(&doc.Connections[i]); err != nil {
+		if err := enc.Encode(encode(&things[i])); err != nil {
 			return err
 		}
 	}
@@ -146,7 +211,7 @@ func (l *list) deaths(ctx context.Context, stdout, stderr io.Writer) error {
 
 // nothing says that there is none.
 func (s *selection) nothing(thing string) string {
-	if len(s.verdicts)+len(s.states)+len(s.ports)+len(s.pids)+len(s.causes) > 0 {
+	if s.filtered() || len(s.causes) > 0 {
 		return "no " + thing + " matches" + s.onlyCounted()
 	}
 	return "no " + thing + "s"
@@ -157,8 +222,8 @@ func (s *selection) onlyCounted() string {
 	switch {
 	case slices.Contains(s.causes, collector.CauseClosed):
 		return ": orderly ends (closed) are only counted, unless the connection was in trouble, by the metric halfopen_tcp_deaths_total"
-	case slices.ContainsFunc(s.states, func(st collector.State) bool { return !st.Judged() }):
-		return ": syn_recv, time_wait, close and listen are only counted, by the metric halfopen_tcp_connections"
+	case !s.all && slices.ContainsFunc(s.states, func(st collector.State) bool { return !st.Judged() }):
+		return ": sockets in listen, syn_recv and time_wait are no connections, and are listed with --all"
 	}
 	return ""
 }
@@ -186,51 +251,161 @@ func makeTable[T any](fields []field[T], things []T, wide bool) *table {
 		}
 		t.rows = append(t.rows, row)
 	}
+	t.dropRare()
 	return &t
 }
+
+// The columns that say whose a connection is.
+const (
+	ownerTitle  = "OWNER"
+	runsInTitle = "RUNS IN"
+)
 
 // connectionTable shows connections as they were at now.
 func connectionTable(conns []exporter.Connection, now time.Time, wide bool) *table {
 	type conn = exporter.Connection
-	return makeTable([]field[conn]{
-		{column{title: "VERDICT", paint: paintVerdict}, false, func(c *conn) string { return text(c.Verdict) }},
-		{column{title: "FOR", right: true}, true, func(c *conn) string {
+	// Of what is no connection, the state says most.
+	spareState, spareGivesUp := 5, 6
+	if slices.ContainsFunc(conns, func(c conn) bool { return c.Verdict == nil }) {
+		spareState, spareGivesUp = 0, 5
+	}
+	// of connections: nothing to show of anything else.
+	of := func(cell func(*conn) string) func(*conn) string {
+		return func(c *conn) string {
+			if c.Verdict == nil {
+				return none
+			}
+			return cell(c)
+		}
+	}
+	// set is of sockets that have settings.
+	set := func(cell func(*conn) string) func(*conn) string {
+		return func(c *conn) string {
+			if c.Verdict == nil && c.AcceptQueue == nil {
+				return none
+			}
+			return cell(c)
+		}
+	}
+	fields := []field[conn]{
+		{column{title: "VERDICT", paint: paintVerdict, rare: true}, false, func(c *conn) string { return text(c.Verdict) }},
+		{column{title: "FOR", right: true, rare: true}, true, of(func(c *conn) string {
 			if c.Since == nil {
 				return none
 			}
 			return age(max(0, now.Sub(*c.Since)))
-		}},
-		{column{title: "UNANSWERED", right: true, spare: 3}, false, func(c *conn) string { return count(c.Unanswered) }},
-		{column{title: "EVIDENCE"}, true, func(c *conn) string { return text(c.Evidence) }},
-		{column{title: "SILENT", right: true}, false, func(c *conn) string { return ageOf(c.SilentSeconds) }},
-		{column{title: "IDLE", right: true, spare: 2}, false, func(c *conn) string { return ageOf(c.IdleSeconds) }},
-		{column{title: "GIVES UP", right: true, spare: 5}, false, func(c *conn) string { return givesUp(c.GivesUp) }},
-		{column{title: "STATE", spare: 4}, false, func(c *conn) string { return text(&c.State) }},
+		})},
+		{column{title: "UNANSWERED", right: true, spare: 3, rare: true}, false, of(func(c *conn) string { return count(c.Unanswered) })},
+		{column{title: "SILENT", right: true, rare: true}, false, of(func(c *conn) string { return ageOf(c.SilentSeconds) })},
+		{column{title: "IDLE", right: true, spare: 2, rare: true}, false, of(func(c *conn) string { return ageOf(c.IdleSeconds) })},
+		{column{title: "GIVES UP", right: true, spare: spareGivesUp, rare: true}, false, of(func(c *conn) string { return givesUp(c.GivesUp) })},
+		{column{title: "STATE", spare: spareState}, false, func(c *conn) string { return text(&c.State) }},
 		{column{title: "LOCAL"}, false, func(c *conn) string { return endpoint(c.Local) }},
-		{column{title: "REMOTE"}, false, func(c *conn) string { return endpoint(c.Remote) }},
-		{column{title: "KEEPALIVE", spare: 1}, false, func(c *conn) string { return keepalive(&c.Keepalive) }},
-		{column{title: "USER-TIMEOUT", right: true}, true, func(c *conn) string {
-			if c.UserTimeoutSeconds == 0 {
-				return "off"
-			}
-			return setting(duration(c.UserTimeoutSeconds))
-		}},
-		{column{title: "RETRANSMITS", right: true}, true, func(c *conn) string { return count(c.Retransmits.Total) }},
-		{column{title: "UNACKED", right: true}, true, func(c *conn) string { return count(int(c.UnackedSegments)) }},
-		{column{title: "SEND-Q", right: true}, true, func(c *conn) string { return size(c.SendQueueBytes) }},
-		{column{title: "WINDOW", right: true}, true, func(c *conn) string { return size(c.SendWindowBytes) }},
-		{column{title: "RTT", right: true}, true, func(c *conn) string { return moment(duration(c.SRTTSeconds)) }},
-		{column{title: "RISKS"}, true, func(c *conn) string {
-			if len(c.Risks) == 0 {
+		{column{title: "REMOTE", rare: true}, false, func(c *conn) string {
+			if c.AcceptQueue != nil {
 				return none
 			}
-			return printable(strings.Join(c.Risks, ","))
+			return endpoint(c.Remote)
 		}},
-		{column{title: "NETNS"}, true, func(c *conn) string { return strconv.FormatUint(uint64(c.Netns), 10) }},
-		{column{title: "COOKIE"}, true, func(c *conn) string { return text(&c.Cookie) }},
-		{column{title: "UID"}, true, func(c *conn) string { return uid(c.UID) }},
-		{column{title: "OWNER"}, false, func(c *conn) string { return owner(&c.Ownership) }},
-	}, conns, wide)
+		{column{title: "KEEPALIVE", spare: 1, rare: true}, false, set(func(c *conn) string { return keepalive(&c.Keepalive) })},
+		{column{title: ownerTitle}, false, func(c *conn) string {
+			if c.State == collector.TimeWait.String() {
+				return none
+			}
+			return owner(&c.Ownership)
+		}},
+		{column{title: runsInTitle, spare: 4, rare: true}, false, func(c *conn) string { return runsIn(&c.Ownership) }},
+	}
+	if wide {
+		at := func(title string) *field[conn] {
+			return &fields[slices.IndexFunc(fields, func(f field[conn]) bool { return f.title == title })]
+		}
+		unanswered := at("UNANSWERED")
+		unanswered.cell = of(func(c *conn) string {
+			if c.Evidence == nil {
+				return none
+			}
+			return count(c.Unanswered) + " " + text(c.Evidence)
+		})
+		at("KEEPALIVE").cell = set(func(c *conn) string { return keepaliveOf(&c.Keepalive) })
+		at(runsInTitle).cell = func(c *conn) string { return runsInAll(&c.Ownership) }
+		fields = append(fields, []field[conn]{
+			{column{title: "FD", right: true, rare: true}, true, func(c *conn) string {
+				if c.Process == nil {
+					return none
+				}
+				return strconv.FormatUint(uint64(c.Process.FD), 10)
+			}},
+			{column{title: "UID", right: true}, true, func(c *conn) string { return uid(c.UID) }},
+			{column{title: "USER-TIMEOUT", right: true, rare: true}, true, set(func(c *conn) string {
+				if c.UserTimeoutSeconds == 0 {
+					return none
+				}
+				return setting(duration(c.UserTimeoutSeconds))
+			})},
+			{column{title: "RTO", right: true, rare: true}, true, of(func(c *conn) string { return moment(duration(c.RTOSeconds)) })},
+			{column{title: "RTT", right: true, rare: true}, true, of(func(c *conn) string { return moment(duration(c.SRTTSeconds)) })},
+			{column{title: "RETRANS", right: true, rare: true}, true, of(func(c *conn) string { return some(c.Retransmits.Total) })},
+			{column{title: "UNACKED", right: true, rare: true}, true, of(func(c *conn) string { return some(int(c.UnackedSegments)) })},
+			{column{title: "SEND-Q", right: true, rare: true}, true, of(func(c *conn) string {
+				if c.SendQueueBytes == 0 {
+					return none
+				}
+				return size(c.SendQueueBytes)
+			})},
+			{column{title: "WINDOW", right: true, rare: true}, true, of(func(c *conn) string { return size(c.SendWindowBytes) })},
+			{column{title: "ACCEPT-Q", right: true, rare: true}, true, func(c *conn) string {
+				if c.AcceptQueue == nil {
+					return none
+				}
+				return fmt.Sprintf("%d/%d", c.AcceptQueue.Length, c.AcceptQueue.Limit)
+			}},
+			{column{title: "NETNS"}, true, func(c *conn) string { return strconv.FormatUint(uint64(c.Netns), 10) }},
+			{column{title: "COOKIE"}, true, func(c *conn) string { return text(&c.Cookie) }},
+			{column{title: "RISKS", rare: true}, true, func(c *conn) string {
+				if len(c.Risks) == 0 {
+					return none
+				}
+				return printable(strings.Join(c.Risks, ","))
+			}},
+		}...)
+	}
+	return makeTable(fields, conns, wide)
+}
+
+// groupTable shows groups of connections.
+func groupTable(groups []exporter.Group, by collector.Grouping) *table {
+	type group = exporter.Group
+	fields := []field[group]{{column{title: "TOTAL", right: true}, false, func(g *group) string { return count(g.Total) }}}
+	if by != collector.ByVerdict {
+		for _, name := range verdictNames() {
+			fields = append(fields, field[group]{column{title: strings.ToUpper(name), right: true, rare: true, paint: func(n string) style {
+				if n == none {
+					return ""
+				}
+				return paintVerdict(name)
+			}}, false, func(g *group) string { return some(g.Verdicts[name]) }})
+		}
+	}
+	fields = append(fields, map[collector.Grouping]field[group]{
+		collector.ByOwner: {column{title: ownerTitle}, false, func(g *group) string {
+			if g.Owner == nil {
+				return none
+			}
+			return ownerName(g.Owner.Kind, g.Owner.Name)
+		}},
+		collector.ByRemote: {column{title: "REMOTE"}, false, func(g *group) string {
+			switch {
+			case g.Remote == nil:
+				return none
+			case g.Remote.Port == nil:
+				return address(g.Remote.IP)
+			}
+			return endpoint(exporter.Endpoint{IP: g.Remote.IP, Port: *g.Remote.Port})
+		}},
+		collector.ByVerdict: {column{title: "VERDICT", paint: paintVerdict}, false, func(g *group) string { return text(g.Verdict) }},
+	}[by])
+	return makeTable(fields, groups, false)
 }
 
 func deathTable(deaths []exporter.Death, wide bool) *table {
@@ -251,29 +426,50 @@ func deathTable(deaths []exporter.Death, wide bool) *table {
 		{column{title: "NETNS"}, true, func(d *death) string { return strconv.FormatUint(uint64(d.Netns), 10) }},
 		{column{title: "COOKIE"}, true, func(d *death) string { return text(&d.Cookie) }},
 		{column{title: "UID"}, true, func(d *death) string { return uid(d.UID) }},
-		{column{title: "OWNER"}, false, func(d *death) string { return owner(&d.Ownership) }},
+		{column{title: ownerTitle}, false, func(d *death) string { return owner(&d.Ownership) }},
+		{column{title: runsInTitle, rare: true}, true, func(d *death) string { return runsInAll(&d.Ownership) }},
 	}, deaths, wide)
 }
 
-// summary says how many there are of each verdict, worst first.
-func summary(doc *exporter.Connections) string {
+// summary says how many there are of each verdict, worst first; of what has
+// none, of each state.
+func summary(doc *exporter.Connections, thing string) string {
 	counts := make(map[string]int)
 	for i := range doc.Connections {
-		if v := doc.Connections[i].Verdict; v != nil {
-			counts[*v]++
+		c := &doc.Connections[i]
+		if c.Verdict != nil {
+			counts[*c.Verdict]++
+		} else {
+			counts[c.State]++
 		}
 	}
+	return shown(len(doc.Connections), doc.Total, thing) + counted(counts)
+}
+
+// counted lists what there is any of, by verdict or else by state.
+func counted(counts map[string]int) string {
 	var parts []string
-	for _, name := range verdictNames() {
+	for _, name := range append(verdictNames(), stateNames()...) {
 		if n := counts[name]; n > 0 {
 			parts = append(parts, fmt.Sprintf("%d %s", n, name))
 		}
 	}
-	s := shown(len(doc.Connections), doc.Total, "connection")
-	if len(parts) > 0 {
-		s += ": " + strings.Join(parts, ", ")
+	if len(parts) == 0 {
+		return ""
 	}
-	return s
+	return ": " + strings.Join(parts, ", ")
+}
+
+func groupSummary(doc *exporter.Groups, thing string) string {
+	total, counts := 0, make(map[string]int)
+	for i := range doc.Groups {
+		g := &doc.Groups[i]
+		total += g.Total
+		for _, name := range verdictNames() {
+			counts[name] += g.Verdicts[name]
+		}
+	}
+	return shown(len(doc.Groups), doc.Total, "group") + ", " + plural(total, thing) + counted(counts)
 }
 
 // shown says how many things are listed, of how many there are.
@@ -295,6 +491,14 @@ func text(s *string) string {
 
 func count(n int) string { return strconv.Itoa(n) }
 
+// some is count of what there is usually none of.
+func some(n int) string {
+	if n == 0 {
+		return none
+	}
+	return count(n)
+}
+
 func duration(seconds float64) time.Duration {
 	return time.Duration(math.Round(seconds * float64(time.Second)))
 }
@@ -311,6 +515,14 @@ func uid(id *uint32) string {
 		return none
 	}
 	return strconv.FormatUint(uint64(*id), 10)
+}
+
+func address(s string) string {
+	ip, err := netip.ParseAddr(s)
+	if err != nil {
+		return none
+	}
+	return printable(ip.String())
 }
 
 func endpoint(e exporter.Endpoint) string {

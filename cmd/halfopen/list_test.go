@@ -28,12 +28,13 @@ var conns = []collector.Connection{
 		Local: netip.MustParseAddrPort("10.0.0.1:37024"), Remote: netip.MustParseAddrPort("10.0.0.2:5432"),
 		Verdict: collector.Zombie, Since: noon.Add(-2400 * time.Millisecond), Evidence: collector.EvidenceKeepalive,
 		Unanswered: 3, Idle: 131 * time.Minute, Silent: 12400 * time.Millisecond,
-		Keepalive:   collector.Keepalive{Enabled: true, Time: 2 * time.Hour, Interval: 75 * time.Second, Probes: 9, ProbesOut: 3},
+		Keepalive:   collector.Keepalive{Enabled: true, Time: 2 * time.Hour, Interval: 75 * time.Second, Probes: 9, ProbesOut: 3, PerSocket: true},
 		UserTimeout: 1500 * time.Millisecond, RetransmitsTotal: 5, SendQueue: 1536, SendWindow: 64256, UnackedSegments: 2,
-		SRTT: 400 * time.Microsecond, Accepted: true, UID: 1000,
+		SRTT: 400 * time.Microsecond, RTO: 204 * time.Millisecond, Accepted: true, UID: 1000,
 		GivesUp: collector.Forecast{At: noon.Add(450 * time.Second), Latest: noon.Add(460 * time.Second), By: collector.CauseKeepaliveTimeout},
 		Risks:   []collector.Risk{collector.RiskNoKeepalive, collector.RiskCloseWaitLeak},
 		Process: &collector.Process{PID: 812, Comm: "postgres", FD: 9},
+		Group:   collector.Group{Path: "/system.slice/postgresql.service", Unit: "postgresql.service"},
 	},
 	{
 		Cookie: 0x3, At: noon, Netns: 4026531840, State: collector.CloseWait,
@@ -58,10 +59,10 @@ func document() exporter.Connections {
 
 func TestConnectionTable(t *testing.T) {
 	const want = "" +
-		"VERDICT    UNANSWERED  SILENT   IDLE  GIVES UP  STATE        LOCAL              REMOTE               KEEPALIVE  OWNER\n" +
-		"zombie              3     12s  2h11m     7m30s  established  10.0.0.1:37024     10.0.0.2:5432        2h/75s×9   postgres[812]\n" +
-		"unguarded           0    3d4h   3d4h     never  close_wait   [2001:db8::1]:443  [2001:db8::2]:50000  off        \\x1b[2Jngin\\xff[7]\n" +
-		"active              0       -      -     never  syn_sent     10.0.0.1:1         10.0.0.3:80          off        (orphaned)\n"
+		"VERDICT    UNANSWERED  SILENT   IDLE  GIVES UP  STATE        LOCAL              REMOTE               KEEPALIVE  OWNER               RUNS IN\n" +
+		"zombie              3     12s  2h11m     7m30s  established  10.0.0.1:37024     10.0.0.2:5432        2h/75s×9   postgres[812]       postgresql.service\n" +
+		"unguarded           0    3d4h   3d4h     never  close_wait   [2001:db8::1]:443  [2001:db8::2]:50000  off        \\x1b[2Jngin\\xff[7]  -\n" +
+		"active              0       -      -     never  syn_sent     10.0.0.1:1         10.0.0.3:80          off        (orphaned)          -\n"
 	var b bytes.Buffer
 	if err := connectionTable(document().Connections, noon, false).write(&b, false); err != nil {
 		t.Fatal(err)
@@ -79,8 +80,9 @@ func TestANarrowTerminalGetsTheMostImportantColumns(t *testing.T) {
 		room  int
 		want  string // the columns
 	}{
-		{"all where there is room", ipv4, 114, "VERDICT UNANSWERED SILENT IDLE GIVES UP STATE LOCAL REMOTE KEEPALIVE OWNER"},
-		{"one column less", ipv4, 113, "VERDICT UNANSWERED SILENT IDLE GIVES UP STATE LOCAL REMOTE OWNER"},
+		{"all where there is room", ipv4, 134, "VERDICT UNANSWERED SILENT IDLE GIVES UP STATE LOCAL REMOTE KEEPALIVE OWNER RUNS IN"},
+		{"one column less", ipv4, 133, "VERDICT UNANSWERED SILENT IDLE GIVES UP STATE LOCAL REMOTE OWNER RUNS IN"},
+		{"120 columns", ipv4, 120, "VERDICT UNANSWERED SILENT GIVES UP STATE LOCAL REMOTE OWNER RUNS IN"},
 		{"80 columns, and IPv4", ipv4, 80, "VERDICT SILENT GIVES UP LOCAL REMOTE OWNER"},
 		{"what must stay stays where there is no room", document().Connections, 20, "VERDICT SILENT LOCAL REMOTE OWNER"},
 	} {
@@ -116,10 +118,11 @@ func TestWideTableHasEverythingKnown(t *testing.T) {
 		got[c.title] = table.rows[0][i]
 	}
 	want := map[string]string{
-		"VERDICT": "zombie", "FOR": "2.4s", "UNANSWERED": "3", "EVIDENCE": "keepalive", "SILENT": "12s", "IDLE": "2h11m", "GIVES UP": "7m30s",
-		"STATE": "established", "LOCAL": "10.0.0.1:37024", "REMOTE": "10.0.0.2:5432", "KEEPALIVE": "2h/75s×9",
-		"USER-TIMEOUT": "1500ms", "RETRANSMITS": "5", "UNACKED": "2", "SEND-Q": "1.5K", "WINDOW": "62K", "RTT": "400µs",
+		"VERDICT": "zombie", "FOR": "2.4s", "UNANSWERED": "3 keepalive", "SILENT": "12s", "IDLE": "2h11m", "GIVES UP": "7m30s",
+		"STATE": "established", "LOCAL": "10.0.0.1:37024", "REMOTE": "10.0.0.2:5432", "KEEPALIVE": "2h/75s×9 own",
+		"USER-TIMEOUT": "1500ms", "RETRANS": "5", "RTO": "204ms", "FD": "9", "UNACKED": "2", "SEND-Q": "1.5K", "WINDOW": "62K", "RTT": "400µs",
 		"RISKS": "no_keepalive,close_wait_leak", "NETNS": "4026531840", "COOKIE": "1a2b", "UID": "1000", "OWNER": "postgres[812]",
+		"RUNS IN": "postgresql.service",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -176,11 +179,12 @@ func TestListAsksTheAgent(t *testing.T) {
 	}
 	url, asked := agentWith(t, http.StatusOK, string(body))
 	status, stdout, stderr := halfopen(t, "list", "--url", url+"/", "--verdict=zombie", "--verdict=active", "--state=established",
-		"--port=5432", "--pid=812", "--limit=3")
-	if want := "/api/v1/connections?limit=3&pid=812&port=5432&state=established&verdict=zombie&verdict=active"; *asked != want {
+		"--port=5432", "--pid=812", "--limit=3", "--owner=-", "--remote=10.1.2.3/8", "--remote=::ffff:10.0.0.2", "--risk=no_keepalive", "--netns=1", "-a")
+	if want := "/api/v1/connections?all=true&limit=3&netns=1&owner=-&pid=812&port=5432&remote=10.0.0.0%2F8&remote=10.0.0.2%2F32&risk=no_keepalive" +
+		"&state=established&verdict=zombie&verdict=active"; *asked != want {
 		t.Errorf("asked for %s, want %s", *asked, want)
 	}
-	if want := "3 of 245 connections: 1 zombie, 1 unguarded, 1 active\n"; status != exitDone || stderr != want {
+	if want := "3 of 245 sockets: 1 zombie, 1 unguarded, 1 active\n"; status != exitDone || stderr != want {
 		t.Errorf("status %d, stderr %q, want %q", status, stderr, want)
 	}
 	if strings.Count(stdout, "\n") != 4 || !strings.HasPrefix(stdout, "VERDICT ") {
@@ -199,6 +203,141 @@ func TestJSONOfAnAgentIsPassedOn(t *testing.T) {
 	status, stdout, stderr := halfopen(t, "list", "-o", "json", "--url", url)
 	if want := `{"generated_at":"2026-11-21T12:00:00Z","total":1,"connections":[{"later":1,"comm":"\u001b\u009b日\udb40\udc41"}]}` + "\n"; status != exitDone || stdout != want || stderr != "" {
 		t.Errorf("status %d, stderr %q, stdout\n%s\nwant\n%s", status, stderr, stdout, want)
+	}
+}
+
+// What is no connection, after one that is.
+func others() []exporter.Connection {
+	socket := func(c collector.Connection) exporter.Connection {
+		c.At, c.Idle, c.Silent = noon, -1, -1
+		return exporter.NewConnection(&c)
+	}
+	return []exporter.Connection{
+		document().Connections[0],
+		socket(collector.Connection{
+			Cookie: 5, State: collector.Listen, Local: netip.MustParseAddrPort("[::]:22"), Remote: netip.MustParseAddrPort("[::]:0"),
+			Keepalive: collector.Keepalive{Enabled: true, Time: time.Minute, Interval: 10 * time.Second, Probes: 6, PerSocket: true},
+			Accepted:  true, AcceptQueue: 3, AcceptLimit: 128, Process: &collector.Process{PID: 9, Comm: "sshd", FD: 3},
+			Group: collector.Group{Unit: "ssh.service"},
+		}),
+		socket(collector.Connection{
+			Cookie: 6, State: collector.SynRecv, Stub: true, Local: netip.MustParseAddrPort("10.0.0.1:22"), Remote: netip.MustParseAddrPort("10.0.0.9:40000"),
+		}),
+		socket(collector.Connection{
+			Cookie: 7, State: collector.TimeWait, Stub: true, Local: netip.MustParseAddrPort("10.0.0.1:22"), Remote: netip.MustParseAddrPort("10.0.0.9:40001"),
+			Accepted: true, Orphaned: true,
+		}),
+		socket(collector.Connection{
+			Cookie: 8, State: collector.FinWait2, Stub: true, Local: netip.MustParseAddrPort("10.0.0.1:22"), Remote: netip.MustParseAddrPort("10.0.0.9:40002"),
+			Accepted: true, Orphaned: true,
+		}),
+	}
+}
+
+func TestTableOfAllSockets(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		conns []exporter.Connection
+		room  int
+		want  string
+	}{
+		{
+			"80 columns show the state, since it is what there is to say", others(), 84, "" +
+				"VERDICT  SILENT  STATE        LOCAL           REMOTE          OWNER\n" +
+				"zombie      12s  established  10.0.0.1:37024  10.0.0.2:5432   postgres[812]\n" +
+				"-             -  listen       [::]:22         -               sshd[9]\n" +
+				"-             -  syn_recv     10.0.0.1:22     10.0.0.9:40000  (not accepted)\n" +
+				"-             -  time_wait    10.0.0.1:22     10.0.0.9:40001  -\n" +
+				"-             -  fin_wait2    10.0.0.1:22     10.0.0.9:40002  (orphaned)\n",
+		},
+		{
+			"columns that have nothing to show are left out", others()[1:2], 80, "" +
+				"STATE   LOCAL    KEEPALIVE  OWNER    RUNS IN\n" +
+				"listen  [::]:22  1m/10s×6   sshd[9]  ssh.service\n",
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			table := connectionTable(tt.conns, noon, false)
+			table.fit(tt.room)
+			var b bytes.Buffer
+			table.write(&b, false)
+			if diff := cmp.Diff(tt.want, b.String()); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+	const want = "" +
+		"STATE      LOCAL        REMOTE          KEEPALIVE     OWNER    RUNS IN      FD  UID  ACCEPT-Q  NETNS  COOKIE\n" +
+		"listen     [::]:22      -               1m/10s×6 own  sshd[9]  ssh.service   3    0     3/128  0      5\n"
+	var b bytes.Buffer
+	connectionTable([]exporter.Connection{others()[1], others()[3]}, noon, true).write(&b, false)
+	if !strings.HasPrefix(b.String(), want) {
+		t.Errorf("\n%s", b.String())
+	}
+	doc := exporter.Connections{Total: 5, Connections: others()}
+	if got, want := summary(&doc, "socket"), "5 sockets: 1 zombie, 1 syn_recv, 1 fin_wait2, 1 time_wait, 1 listen"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+}
+
+func TestGroups(t *testing.T) {
+	const verdicts = `"verdicts":{"zombie":2,"suspect":0,"unguarded":12,"active":1}`
+	const head = `{"generated_at":"2026-11-21T12:00:00Z","total":`
+	for _, tt := range []struct {
+		name, args, body, asked, stdout, stderr string
+	}{
+		{
+			"by owner", "--by=owner --limit=6 --all --owner=x",
+			head + `9,"groups":[{"owner":{"kind":"pod","name":"5b3a8f0e-1111-2222-3333-444444444444"},"total":15,` + verdicts + `},
+				{"owner":{"kind":"container","name":"3f2a9c8d7e6f"},"total":3},{"owner":{"kind":"unit","name":"x.service"},"total":2,"verdicts":{"idle":1}},
+				{"owner":{"kind":"process","name":"\u001b[2J"},"total":1},{"total":1,"verdicts":null},{"owner":{"kind":"","name":""},"total":1}]}`,
+			"/api/v1/groups?all=true&by=owner&limit=6&owner=x",
+			"" +
+				"TOTAL  ZOMBIE  UNGUARDED  IDLE  ACTIVE  OWNER\n" +
+				"   15       2         12     -       1  pod 5b3a8f0e\n" +
+				"    3       -          -     -       -  container 3f2a9c8d7e6f\n" +
+				"    2       -          -     1       -  x.service\n" +
+				"    1       -          -     -       -  \\x1b[2J\n" +
+				"    1       -          -     -       -  -\n" +
+				"    1       -          -     -       -  -\n",
+			"6 of 9 groups, 23 sockets: 2 zombie, 12 unguarded, 1 idle, 1 active\n",
+		},
+		{
+			"by remote", "--by=remote",
+			head + `3,"groups":[{"remote":{"ip":"10.0.0.2","port":5432},"total":15,` + verdicts + `},{"remote":{"ip":"2001:db8::2","port":null},"total":1},{"total":1}]}`,
+			"/api/v1/groups?by=remote&limit=2147483647",
+			"" +
+				"TOTAL  ZOMBIE  UNGUARDED  ACTIVE  REMOTE\n" +
+				"   15       2         12       1  10.0.0.2:5432\n" +
+				"    1       -          -       -  2001:db8::2\n" +
+				"    1       -          -       -  -\n",
+			"3 groups, 17 connections: 2 zombie, 12 unguarded, 1 active\n",
+		},
+		{
+			"by verdict", "--by=verdict",
+			head + `1,"groups":[{"verdict":"zombie","total":1,"verdicts":{"zombie":1}}]}`,
+			"/api/v1/groups?by=verdict&limit=2147483647",
+			"" +
+				"TOTAL  VERDICT\n" +
+				"    1  zombie\n",
+			"1 group, 1 connection: 1 zombie\n",
+		},
+		{"none", "--by=verdict --risk=no_keepalive", head + `0,"groups":[]}`, "/api/v1/groups?by=verdict&limit=2147483647&risk=no_keepalive", "", "no connection matches\n"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			url, asked := agentWith(t, http.StatusOK, tt.body)
+			status, stdout, stderr := halfopen(t, append([]string{"list", "--url", url}, strings.Fields(tt.args)...)...)
+			if *asked != tt.asked || status != exitDone || stderr != tt.stderr {
+				t.Errorf("asked for %s, want %s; status %d, stderr %q, want %q", *asked, tt.asked, status, stderr, tt.stderr)
+			}
+			if diff := cmp.Diff(tt.stdout, stdout); diff != "" {
+				t.Error(diff)
+			}
+			status, stdout, _ = halfopen(t, append([]string{"list", "--url", url, "-o", "json"}, strings.Fields(tt.args)...)...)
+			if !json.Valid([]byte(stdout)) || status != exitDone {
+				t.Errorf("status %d, JSON\n%s", status, stdout)
+			}
+		})
 	}
 }
 
@@ -229,8 +368,11 @@ func TestNothingToListIsASentence(t *testing.T) {
 		"--cause=aborted":  "no death matches\n",
 		"--cause=aborted --cause=closed": "no death matches: orderly ends (closed) are only counted, unless the connection was in trouble, " +
 			"by the metric halfopen_tcp_deaths_total\n",
-		"--state=close_wait --state=listen": "no connection matches: syn_recv, time_wait, close and listen are only counted, " +
-			"by the metric halfopen_tcp_connections\n",
+		"--state=close_wait --state=listen": "no connection matches: sockets in listen, syn_recv and time_wait are no connections, " +
+			"and are listed with --all\n",
+		"--all --state=listen": "no socket matches\n",
+		"--all":                "no sockets\n",
+		"--remote=::1":         "no connection matches\n",
 	} {
 		status, stdout, stderr := halfopen(t, append([]string{"list", "--url", url}, strings.Fields(args)...)...)
 		if status != exitDone || stdout != "" || stderr != want {
@@ -242,7 +384,7 @@ func TestNothingToListIsASentence(t *testing.T) {
 func TestJSONOfALook(t *testing.T) {
 	doc := document()
 	var b bytes.Buffer
-	if err := writeConnections(&b, &doc); err != nil {
+	if err := writeList(&b, "connections", doc.Total, conns, exporter.NewConnection); err != nil {
 		t.Fatal(err)
 	}
 	var got exporter.Connections
@@ -250,11 +392,12 @@ func TestJSONOfALook(t *testing.T) {
 		t.Fatalf("%v in\n%s", err, b.String())
 	}
 	doc.Connections[1].Process.Comm = "\x1b[2Jngin\ufffd" // JSON has no other bytes
+	doc.GeneratedAt = got.GeneratedAt                     // it is now
 	if diff := cmp.Diff(doc, got); diff != "" {
 		t.Error(diff)
 	}
 	b.Reset()
-	if err := writeConnections(&b, &exporter.Connections{GeneratedAt: noon}); err != nil || !json.Valid(b.Bytes()) {
+	if err := writeList(&b, "connections", 0, nil, exporter.NewConnection); err != nil || !json.Valid(b.Bytes()) {
 		t.Errorf("no connections: error %v in\n%s", err, b.String())
 	}
 }

@@ -23,6 +23,7 @@ type column struct {
 	right bool               // numbers, aligned to the right
 	paint func(string) style // of a cell's text; nil: none
 	spare int                // where there is no room, 1 is left out first; 0: never
+	rare  bool               // left out where every cell is none
 }
 
 const gap = "  "
@@ -40,18 +41,33 @@ func (t *table) widths() []int {
 
 // fit leaves out columns until the table has that room, or none can be spared.
 func (t *table) fit(room int) {
-	for rank := 1; ; rank++ {
-		width := -len(gap)
-		for _, w := range t.widths() {
+	for {
+		width, next := -len(gap), -1
+		for i, w := range t.widths() {
 			width += w + len(gap)
+			if spare := t.columns[i].spare; spare > 0 && (next < 0 || spare < t.columns[next].spare) {
+				next = i
+			}
 		}
-		i := slices.IndexFunc(t.columns, func(c column) bool { return c.spare == rank })
-		if width <= room || i < 0 {
+		if width <= room || next < 0 {
 			return
 		}
-		t.columns = slices.Delete(t.columns, i, i+1)
-		for j, row := range t.rows {
-			t.rows[j] = slices.Delete(row, i, i+1)
+		t.drop(next)
+	}
+}
+
+func (t *table) drop(i int) {
+	t.columns = slices.Delete(t.columns, i, i+1)
+	for j, row := range t.rows {
+		t.rows[j] = slices.Delete(row, i, i+1)
+	}
+}
+
+// dropRare leaves out the rare columns that have nothing to show.
+func (t *table) dropRare() {
+	for i := len(t.columns) - 1; i >= 0; i-- {
+		if t.columns[i].rare && !slices.ContainsFunc(t.rows, func(row []string) bool { return row[i] != none }) {
+			t.drop(i)
 		}
 	}
 }
