@@ -1,0 +1,397 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"net/url"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/halfopen/halfopen/internal/lab"
+)
+
+// row is a socket as ss shows it: state, both ends, and of a listener its queue.
+type row struct {
+	state         string
+	local, remote netip.AddrPort
+	queue         string
+}
+
+var ssStates = map[string]string{
+	"ESTAB": "established", "SYN-SENT": "syn_sent", "SYN-RECV": "syn_recv", "FIN-WAIT-1": "fin_wait1", "FIN-WAIT-2": "fin_wait2",
+	"TIME-WAIT": "time_wait", "CLOSE-WAIT": "close_wait", "LAST-ACK": "last_ack", "LISTEN": "listen", "CLOSING": "closing",
+}
+
+// ssAll is every TCP socket that ss shows inside a namespace, by cookie.
+func ssAll(t *testing.T, ns *lab.Namespace) map[string]row {
+	t.Helper()
+	out, err := ns.Output("ss", "-Htane")
+	if err != nil {
+		t.Fatal(err)
+	}
+	end := func(s string) netip.AddrPort {
+		i := strings.LastIndexByte(s, ':')
+		host := strings.Trim(s[:i], "[]")
+		if host == "*" {
+			host = "::" // of both families
+		}
+		port, _ := strconv.ParseUint(s[i+1:], 10, 16) // "*" is 0
+		return netip.AddrPortFrom(netip.MustParseAddr(host).Unmap(), uint16(port))
+	}
+	rows := make(map[string]row)
+	for line := range strings.Lines(string(out)) {
+		f, cookie := strings.Fields(line), ssCookie.FindStringSubmatch(line)
+		if len(f) < 5 || cookie == nil || ssStates[f[0]] == "" {
+			t.Fatalf("ss: %q", line)
+		}
+		r := row{state: ssStates[f[0]], local: end(f[3]), remote: end(f[4])}
+		if r.state == "listen" {
+			r.queue = f[1] + "/" + f[2]
+		}
+		rows[cookie[1]] = r
+	}
+	return rows
+}
+
+// socketObject is a connection object, with what only some sockets have.
+type socketObject struct {
+	connection
+	Verdict     *string `json:"verdict"`
+	AcceptQueue *struct {
+		Length int `json:"length"`
+		Limit  int `json:"limit"`
+	} `json:"accept_queue"`
+	Unit        *string `json:"unit"`
+	ContainerID *string `json:"container_id"`
+	PodUID      *string `json:"pod_uid"`
+}
+
+// list runs `halfopen list -o json`.
+func list(t *testing.T, args ...string) []socketObject {
+	t.Helper()
+	var doc struct {
+		Total       int
+		Connections []socketObject
+	}
+	listInto(t, &doc, args...)
+	if doc.Total != len(doc.Connections) && !slices.ContainsFunc(args, func(a string) bool { return strings.HasPrefix(a, "--limit") }) {
+		t.Errorf("%v: total is %d, with %d connections", args, doc.Total, len(doc.Connections))
+	}
+	return doc.Connections
+}
+
+func listInto(t *testing.T, doc any, args ...string) {
+	t.Helper()
+	stdout, stderr, status := run(t, exec.Command(binary, append([]string{"list", "-o", "json"}, args...)...))
+	if status != 0 || stderr != "" {
+		t.Fatalf("%v: exit status %d: %s", args, status, stderr)
+	}
+	if err := json.Unmarshal([]byte(stdout), doc); err != nil {
+		t.Fatalf("%v: %v in\n%s", args, err, stdout)
+	}
+}
+
+func rowOf(c *socketObject) row {
+	r := row{
+		state:  c.State,
+		local:  netip.AddrPortFrom(netip.MustParseAddr(c.Local.IP), uint16(c.Local.Port)),
+		remote: netip.AddrPortFrom(netip.MustParseAddr(c.Remote.IP), uint16(c.Remote.Port)),
+	}
+	if c.AcceptQueue != nil {
+		r.queue = fmt.Sprintf("%d/%d", c.AcceptQueue.Length, c.AcceptQueue.Limit)
+	}
+	return r
+}
+
+// Every state that can be made to stay, on IPv4, on IPv6, and on IPv4 with the
+// server's sockets of IPv6.
+func TestListAllIsWhatSSShows(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t, "")
+	n.sockets()
+	want := []string{"close_wait", "established", "fin_wait2", "listen", "syn_recv", "syn_sent", "time_wait"}
+	a := startAgent(t)
+
+	for name, args := range map[string][]string{"alone": nil, "from an agent": {"--url", a.url}} {
+		for _, ns := range []*lab.Namespace{n.Client, n.Server} {
+			eventually(t, 20*time.Second, name, func() error {
+				before := ssAll(t, ns)
+				conns := list(t, append([]string{"--all"}, args...)...)
+				after := ssAll(t, ns)
+				if !maps.Equal(before, after) {
+					return fmt.Errorf("they change: %v, then %v", before, after)
+				}
+				rows := make(map[string]row)
+				for i := range conns {
+					c := &conns[i]
+					if c.Netns != ns.Inode() {
+						continue
+					}
+					rows[c.Cookie] = rowOf(c)
+					if stub := c.State == "time_wait" || c.State == "syn_recv" || c.State == "listen"; stub && c.Verdict != nil {
+						t.Errorf("a socket in %s is %s", c.State, *c.Verdict)
+					}
+				}
+				if !maps.Equal(rows, before) {
+					return fmt.Errorf("\n%v\nss:\n%v", rows, before)
+				}
+				return nil
+			})
+		}
+	}
+
+	states := make(map[string]bool)
+	stubs := 0
+	for _, c := range list(t, "--all", "--netns", fmt.Sprint(n.Client.Inode()), "--netns", fmt.Sprint(n.Server.Inode())) {
+		states[c.State] = true
+		if c.State == "fin_wait2" && c.Verdict == nil {
+			stubs++
+		}
+		if c.State == "listen" && (c.Process == nil || c.Process.PID != syscall.Getpid()) {
+			t.Errorf("a listener belongs to %+v, not to us", c.Process)
+		}
+		if c.State == "listen" && c.Local.Port == unaccepting &&
+			(!c.Keepalive.Enabled || c.Keepalive.TimeSeconds != 60 || !c.Keepalive.PerSocket) {
+			t.Errorf("wrong settings of a listener: %+v", c)
+		}
+		if accepted := c.Accepted == nil || *c.Accepted; accepted == (c.State == "syn_recv") {
+			if c.Local.Port != unaccepting { // there they wait to be accepted
+				t.Errorf("accepted is %v in %s", accepted, c.State)
+			}
+		}
+	}
+	if got := slices.Sorted(maps.Keys(states)); !slices.Equal(got, want) || stubs != 3 {
+		t.Errorf("states %v, expected %v; %d stubs in fin_wait2, expected 3", got, want, stubs)
+	}
+
+	for _, c := range list(t) {
+		if c.State == "listen" || c.State == "syn_recv" || c.State == "time_wait" || c.Verdict == nil {
+			t.Errorf("without --all there is %+v", c)
+		}
+	}
+	if got := list(t, "--all", "--state=listen", "--netns", fmt.Sprint(n.Server.Inode()), "--port", fmt.Sprint(unaccepting)); len(got) != 1 {
+		t.Errorf("listeners on port %d: %+v", unaccepting, got)
+	}
+	if got := list(t, "--all", "--verdict=active", "--state=listen", "--state=time_wait"); len(got) != 0 {
+		t.Errorf("what is no connection has a verdict: %+v", got)
+	}
+	for _, c := range list(t, "--all", "--state=listen", "--netns", fmt.Sprint(n.Server.Inode())) {
+		if err := a.get("/api/v1/connections/"+url.PathEscape(c.Cookie), &struct{}{}); err == nil || !strings.Contains(err.Error(), "404") {
+			t.Errorf("a listener is explained: %v", err)
+		}
+	}
+}
+
+const (
+	unaccepting = 7002 // a listener that leaves its connections in its queue
+	unanswering = 7003 // the first of the ports whose SYN-ACKs get lost
+)
+
+// sockets makes connections in many states, three of each: IPv4, IPv6, and IPv4
+// to a server of IPv6.
+func (n *network) sockets() {
+	t := n.t
+	t.Helper()
+	listen := func(addr netip.AddrPort, accepts bool) (accepted chan *net.TCPConn) {
+		l, err := n.Server.Listen("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+		accepted = make(chan *net.TCPConn, many)
+		if !accepts {
+			if err := lab.SetKeepalive(l, time.Minute, 0, 0); err != nil {
+				t.Fatal(err)
+			}
+			return accepted
+		}
+		go func() {
+			for {
+				c, err := l.AcceptTCP()
+				if err != nil {
+					return
+				}
+				accepted <- c
+			}
+		}()
+		return accepted
+	}
+	both := netip.IPv6Unspecified()
+	server4, server6 := n.Server.Addr4(), n.Server.Addr6()
+	listen(netip.AddrPortFrom(both, unaccepting), false)
+	for i, at := range []struct {
+		listens, connects netip.Addr
+		port              uint16
+	}{{server4, server4, 7000}, {server6, server6, 7000}, {both, server4, 7001}} {
+		accepted := listen(netip.AddrPortFrom(at.listens, at.port), true)
+		dial := func(port uint16) *net.TCPConn {
+			c, err := n.Client.Dial(t.Context(), netip.AddrPortFrom(at.connects, port))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { c.Close() })
+			return c
+		}
+		pair := func() (client, server *net.TCPConn) {
+			client = dial(at.port)
+			select {
+			case server = <-accepted:
+			case <-time.After(5 * time.Second):
+				t.Fatal("nothing is accepted")
+			}
+			t.Cleanup(func() { server.Close() })
+			return client, server
+		}
+		pair()
+		client, _ := pair() // fin_wait2 and close_wait
+		if err := client.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		client, _ = pair() // of the client only a stub is left, in fin_wait2
+		client.Close()
+		client, server := pair() // and here in time_wait
+		client.Close()
+		_, _ = server.Read(make([]byte, 1)) // its FIN
+		server.Close()
+		if i < 2 {
+			dial(unaccepting)
+		}
+		silent := unanswering + uint16(i)
+		listen(netip.AddrPortFrom(at.listens, silent), true)
+		if _, err := n.Client.Drop(lab.Rule{Port: silent, Direction: lab.In, Percent: 100}); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan struct{})
+		t.Cleanup(func() {
+			cancel()
+			<-done
+		})
+		go func() { // syn_sent and syn_recv
+			defer close(done)
+			if c, err := n.Client.Dial(ctx, netip.AddrPortFrom(at.connects, silent)); err == nil {
+				c.Close()
+			}
+		}()
+	}
+}
+
+// groupObject is a group of `halfopen list --by`.
+type groupObject struct {
+	Owner *struct {
+		Kind string `json:"kind"`
+		Name string `json:"name"`
+	} `json:"owner"`
+	Remote *struct {
+		IP   string `json:"ip"`
+		Port *int   `json:"port"`
+	} `json:"remote"`
+	Verdict  *string        `json:"verdict"`
+	Total    int            `json:"total"`
+	Verdicts map[string]int `json:"verdicts"`
+}
+
+func TestListGroupsAndFilters(t *testing.T) {
+	t.Parallel()
+	const zombies, live = 3, 7
+	n := newNetwork(t, "ipv4")
+	rules := []string{"--zombie-unanswered=2", "--zombie-silence=2s"}
+	a := startAgent(t, rules...)
+	n.serve(vanishing, echo)
+	n.serve(healthy, echo)
+	dying, living := n.dial(vanishing, zombies), n.dial(healthy, live)
+	n.greet(dying)
+	n.greet(living)
+	n.keepalive(dying, time.Second, time.Second, 60)
+	n.cut(vanishing)
+	eventually(t, 15*time.Second, "zombies", func() error { return all(a.connections(n, vanishing, ""), zombies, "zombie") })
+	client, server := fmt.Sprint(n.Client.Inode()), fmt.Sprint(n.Server.Inode())
+
+	for name, how := range map[string][]string{"alone": rules, "from an agent": {"--url", a.url}} {
+		groups := func(by string, args ...string) (doc struct {
+			Total  int
+			Groups []groupObject
+		}) {
+			listInto(t, &doc, slices.Concat(how, []string{"--by", by}, args)...)
+			return doc
+		}
+
+		doc := groups("verdict", "--netns", client)
+		if g := doc.Groups; len(g) != 2 || *g[0].Verdict != "zombie" || g[0].Total != zombies || *g[1].Verdict != "active" || g[1].Total != live {
+			t.Errorf("%s: by verdict: %+v", name, doc)
+		}
+		doc = groups("remote", "--netns", client)
+		if g := doc.Groups; len(g) != 2 || *g[0].Remote.Port != vanishing || g[0].Verdicts["zombie"] != zombies || g[0].Total != zombies ||
+			*g[1].Remote.Port != healthy || g[1].Verdicts["active"] != live || g[1].Remote.IP != n.Server.Addr4().String() {
+			t.Errorf("%s: by remote: %+v", name, doc)
+		}
+		doc = groups("remote", "--netns", server)
+		if g := doc.Groups; len(g) != 1 || g[0].Remote.Port != nil || g[0].Remote.IP != n.Client.Addr4().String() || g[0].Total != zombies+live {
+			t.Errorf("%s: clients: %+v", name, doc)
+		}
+		doc = groups("remote", "--netns", client, "--limit=1")
+		if doc.Total != 2 || len(doc.Groups) != 1 || *doc.Groups[0].Remote.Port != vanishing {
+			t.Errorf("%s: the worst group alone: %+v", name, doc)
+		}
+		doc = groups("owner", "--netns", client)
+		if g := doc.Groups; len(g) != 1 || g[0].Owner == nil || g[0].Total != zombies+live || g[0].Verdicts["zombie"] != zombies {
+			t.Fatalf("%s: by owner: %+v", name, doc)
+		}
+		owner := doc.Groups[0].Owner.Name
+		doc = groups("owner", "--netns", server, "--all", "--state=listen")
+		if g := doc.Groups; len(g) != 1 || g[0].Owner == nil || g[0].Owner.Name != owner || g[0].Total != 2 || g[0].Verdicts["active"] != 0 {
+			t.Errorf("%s: owner of listeners: %+v", name, doc)
+		}
+
+		prefix := netip.PrefixFrom(n.Server.Addr4(), 24).Masked().String()
+		for _, test := range []struct {
+			filter string
+			count  int
+		}{
+			{"", zombies + live},
+			{"--owner=" + owner, zombies + live},
+			{"--owner=" + owner + " --owner=-", zombies + live},
+			{"--owner=-", 0},
+			{"--owner=nobody's.service", 0},
+			{"--owner=" + owner + " --verdict=zombie", zombies},
+			{"--owner=" + owner + " --pid=" + strconv.Itoa(syscall.Getpid()), zombies + live},
+			{"--owner=" + owner + " --pid=1", 0},
+			{"--remote=" + n.Server.Addr4().String(), zombies + live},
+			{"--remote=::ffff:" + n.Server.Addr4().String() + " --port=" + strconv.Itoa(vanishing), zombies},
+			{"--remote=" + prefix, zombies + live},
+			{"--remote=203.0.113.0/24 --remote=" + n.Server.Addr6().String(), 0},
+			{"--remote=::/0", 0},
+			{"--remote=0.0.0.0/0", zombies + live},
+			{"--risk=no_keepalive", live},
+			{"--risk=no_keepalive --risk=close_wait_leak", live},
+			{"--risk=close_wait_leak", 0},
+			{"--risk=no_keepalive --verdict=zombie", 0},
+			{"--all --risk=no_keepalive", live},
+			{"--state=established --all", zombies + live},
+			{"--netns=" + server, 2 * (zombies + live)},
+		} {
+			args := slices.Concat(how, []string{"--netns", client}, strings.Fields(test.filter))
+			if got := list(t, args...); len(got) != test.count {
+				t.Errorf("%s: %s: %d connections, expected %d", name, test.filter, len(got), test.count)
+			}
+		}
+		worst := list(t, slices.Concat(how, []string{"--netns", client, "--limit=2", "--owner", owner})...)
+		if len(worst) != 2 || *worst[0].Verdict != "zombie" || *worst[1].Verdict != "zombie" || worst[0].Process == nil {
+			t.Errorf("%s: the worst two: %+v", name, worst)
+		}
+	}
+	if err := a.get("/api/v1/connections?remote=localhost", &struct{}{}); err == nil || !strings.Contains(err.Error(), "400") {
+		t.Errorf("a remote that is a name: %v", err)
+	}
+}
