@@ -449,7 +449,7 @@ func (c *Collector) Ready() bool { return c.ready.Load() }
 // q.Limit of them and how many there are. Process and Group are filled in.
 func (c *Collector) Connections(ctx context.Context, q Query) (total int, conns []Connection, err error) {
 	var worst worstFirst
-	err = c.each(ctx, &q, false, func(conn *Connection) {
+	err = c.each(ctx, &look{Query: q}, func(conn *Connection) {
 		total++
 		if q.Limit > 0 && len(worst) >= q.Limit {
 			if compare(conn, &worst[0]) >= 0 {

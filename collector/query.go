@@ -29,8 +29,24 @@ type Query struct {
 	Limit    int      // 0: no limit
 }
 
+// look is what a look at the connections is for.
+type look struct {
+	Query
+	owners    bool              // who owns them is asked for
+	listeners map[listener]bool // if not nil, those that there are, as they are found
+}
+
+// listener is what accepts connections to a port.
+type listener struct {
+	netns uint32
+	port  uint16
+}
+
 // wants tells, as soon as possible, whether a socket can match.
 func (q *Query) wants(k *bpf.Conn) bool {
+	if k.Class == bpf.ClassNone && (!q.All || len(q.Verdicts)+len(q.Risks) > 0) { // it has neither
+		return false
+	}
 	return anyOf(q.States, stateOf(k.State)) && anyOf(q.Netns, k.Netns) &&
 		(len(q.Ports) == 0 || slices.Contains(q.Ports, k.Lport) || slices.Contains(q.Ports, k.Rport)) &&
 		(len(q.Risks) == 0 || slices.ContainsFunc(q.Risks, func(r Risk) bool { return k.Risks&(1<<r) != 0 })) &&
@@ -57,15 +73,15 @@ func (q *Query) ofOwner(conn *Connection) bool {
 
 func anyOf[T comparable](wanted []T, v T) bool { return len(wanted) == 0 || slices.Contains(wanted, v) }
 
-// classes are those that the census has to write out for the query.
-func (q *Query) classes() []uint8 {
+// classes are those that the census has to write out.
+func (q *look) classes() []uint8 {
 	classes := []uint8{bpf.ClassTrouble}
 	for _, class := range []uint8{bpf.ClassActive, bpf.ClassIdle, bpf.ClassUnguarded} {
 		if anyOf(q.Verdicts, ofClass(class)) {
 			classes = append(classes, class)
 		}
 	}
-	if q.All && len(q.Verdicts)+len(q.Risks) == 0 { // it has neither
+	if q.All && len(q.Verdicts)+len(q.Risks) == 0 || q.listeners != nil {
 		classes = append(classes, bpf.ClassNone)
 	}
 	return classes
@@ -76,9 +92,10 @@ func (q *Query) classes() []uint8 {
 const ownersBatch = 16384
 
 // each looks at what the query selects now, and calls visit for each, with its
-// owner if that is asked for or decides. What it is given is not kept, so that a
+// owner if that is asked for or decides. The kernel has the listeners of a network
+// namespace come before its connections. What it is given is not kept, so that a
 // look takes no more memory than what the visitor keeps.
-func (c *Collector) each(ctx context.Context, q *Query, owners bool, visit func(*Connection)) error {
+func (c *Collector) each(ctx context.Context, q *look, visit func(*Connection)) error {
 	c.catchUp()
 	var batch []Connection
 	var failed error
@@ -94,13 +111,16 @@ func (c *Collector) each(ctx context.Context, q *Query, owners bool, visit func(
 		batch = batch[:0]
 	}
 	_, err := c.kernel.Census(ctx, q.classes(), func(k *bpf.Conn) {
+		if q.listeners != nil && stateOf(k.State) == Listen {
+			q.listeners[listener{k.Netns, k.Lport}] = true
+		}
 		if !q.wants(k) {
 			return
 		}
 		conn, _ := c.update(k)
 		switch {
 		case !q.judges(&conn):
-		case !owners && !q.byOwner():
+		case !q.owners && !q.byOwner():
 			visit(&conn)
 		default:
 			if batch = append(batch, conn); len(batch) == ownersBatch {

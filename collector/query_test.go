@@ -18,7 +18,7 @@ func TestQueryWants(t *testing.T) {
 		Netns: 4026531840, State: bpf.StateEstablished, Class: bpf.ClassIdle, Family: 2, Lport: 37024, Rport: 5432,
 		Raddr: [16]byte{10, 0, 0, 2}, Risks: 1 << RiskCloseWaitLeak,
 	}
-	listener := &bpf.Conn{Netns: 4026531840, State: bpf.StateListen, Family: 2, Lport: 5432}
+	listens := &bpf.Conn{Netns: 4026531840, State: bpf.StateListen, Family: 2, Lport: 5432}
 	remotes := func(s ...string) (p []netip.Prefix) {
 		for _, s := range s {
 			one, err := ParseRemote(s)
@@ -54,7 +54,11 @@ func TestQueryWants(t *testing.T) {
 			if got := tt.q.wants(conn); got != tt.conn {
 				t.Errorf("of the connection: %v", got)
 			}
-			if got := tt.q.wants(listener); got != tt.listensAlone {
+			if tt.q.wants(listens) {
+				t.Error("of the listener, without all")
+			}
+			tt.q.All = true
+			if got := tt.q.wants(listens); got != tt.listensAlone {
 				t.Errorf("of the listener: %v", got)
 			}
 		})
@@ -62,15 +66,20 @@ func TestQueryWants(t *testing.T) {
 }
 
 func TestWhatIsNoConnectionIsAskedForOnlyWithAll(t *testing.T) {
-	none := func(q Query) bool { return strings.ContainsRune(string(q.classes()), rune(bpf.ClassNone)) }
-	if none(Query{}) || none(Query{States: []State{Listen}}) {
+	none := func(q look) bool { return strings.ContainsRune(string(q.classes()), rune(bpf.ClassNone)) }
+	if none(look{}) || none(look{Query: Query{States: []State{Listen}}}) {
 		t.Error("though nobody said all")
 	}
-	if !none(Query{All: true}) {
+	if !none(look{Query: Query{All: true}}) {
 		t.Error("not with all")
 	}
-	if none(Query{All: true, Verdicts: []Verdict{Active}}) || none(Query{All: true, Risks: []Risk{RiskNoKeepalive}}) {
-		t.Error("though it has neither verdict nor risk")
+	if !none(look{listeners: map[listener]bool{}}) {
+		t.Error("not where listeners are wanted")
+	}
+	for _, q := range []Query{{All: true, Verdicts: []Verdict{Active}}, {All: true, Risks: []Risk{RiskNoKeepalive}}} {
+		if none(look{Query: q}) || q.wants(&bpf.Conn{Class: bpf.ClassNone, State: bpf.StateListen, Risks: 0xff}) {
+			t.Error("though it has neither verdict nor risk")
+		}
 	}
 }
 

@@ -52,8 +52,8 @@ func (k OwnerKind) String() string { return ownerKindNames[k] }
 type Common struct {
 	OwnerKind OwnerKind
 	Owner     string // see [Connection.Owner]
-	// Remote is where the connections go. Its port is 0 where it is not one of a
-	// service but of a client. The zero value: they have no remote end.
+	// Remote is where the connections go. Its port is 0 where it is that of a
+	// client and says nothing. The zero value: they have no remote end.
 	Remote  netip.AddrPort
 	Judged  bool // they have Verdict
 	Verdict Verdict
@@ -66,7 +66,7 @@ type Tally struct {
 	Verdicts [Verdicts]int // they may be fewer than Total, if q.All
 }
 
-func commonOf(conn *Connection, by Grouping) (k Common) {
+func commonOf(conn *Connection, by Grouping, listeners map[listener]bool) (k Common) {
 	switch by {
 	case ByOwner:
 		k.OwnerKind, k.Owner = conn.owner()
@@ -75,7 +75,7 @@ func commonOf(conn *Connection, by Grouping) (k Common) {
 			break
 		}
 		k.Remote = conn.Remote
-		if servicePort(k.Remote.Port()) == "" {
+		if inbound(conn, listeners) {
 			k.Remote = netip.AddrPortFrom(k.Remote.Addr(), 0)
 		}
 	case ByVerdict:
@@ -86,12 +86,23 @@ func commonOf(conn *Connection, by Grouping) (k Common) {
 	return k
 }
 
+// inbound tells whether the remote end is a client: it came to a port that is
+// listened on here. Where nobody listens there any more, the ports have to tell.
+func inbound(conn *Connection, listeners map[listener]bool) bool {
+	return listeners[listener{conn.Netns, conn.Local.Port()}] ||
+		conn.Local.Port() < ephemeralFrom && conn.Remote.Port() >= ephemeralFrom
+}
+
 // Tallies counts what the query selects, in groups. It returns at most q.Limit
 // groups, worst first, and how many there are.
 func (c *Collector) Tallies(ctx context.Context, q Query, by Grouping) (total int, tallies []Tally, err error) {
 	groups := make(map[Common]*Tally)
-	err = c.each(ctx, &q, by == ByOwner, func(conn *Connection) {
-		k := commonOf(conn, by)
+	l := look{Query: q, owners: by == ByOwner}
+	if by == ByRemote {
+		l.listeners = make(map[listener]bool)
+	}
+	err = c.each(ctx, &l, func(conn *Connection) {
+		k := commonOf(conn, by, l.listeners)
 		t := groups[k]
 		if t == nil {
 			t = &Tally{Common: k}

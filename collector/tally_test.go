@@ -10,12 +10,16 @@ import (
 
 func TestWhatConnectionsHaveInCommon(t *testing.T) {
 	client := &Connection{
-		State: Established, Verdict: Zombie, Remote: netip.MustParseAddrPort("10.0.0.2:5432"),
+		Netns: 1, State: Established, Verdict: Zombie, Local: netip.MustParseAddrPort("10.0.0.1:40000"), Remote: netip.MustParseAddrPort("10.0.0.2:5432"),
 		Process: &Process{Comm: "app"}, Group: Group{Unit: "app.service"},
 	}
-	server := &Connection{State: Established, Remote: netip.MustParseAddrPort("[2001:db8::2]:50000")}
+	server := &Connection{Netns: 1, State: Established, Local: netip.MustParseAddrPort("[2001:db8::1]:50051"), Remote: netip.MustParseAddrPort("[2001:db8::2]:1025")}
+	elsewhere, orphan := *server, *server
+	elsewhere.Netns = 2
+	orphan.Local, orphan.Remote = netip.MustParseAddrPort("[2001:db8::1]:443"), netip.MustParseAddrPort("[2001:db8::2]:50000")
+	listeners := map[listener]bool{{netns: 1, port: 50051}: true, {netns: 1, port: 22}: true}
 	listener := &Connection{State: Listen, Remote: netip.MustParseAddrPort("0.0.0.0:0")}
-	stub := &Connection{State: FinWait2, Stub: true, Remote: netip.MustParseAddrPort("10.0.0.2:5432")}
+	stub := &Connection{State: FinWait2, Stub: true, Local: client.Local, Remote: netip.MustParseAddrPort("10.0.0.2:5432")}
 	for _, tt := range []struct {
 		name string
 		c    *Connection
@@ -26,13 +30,15 @@ func TestWhatConnectionsHaveInCommon(t *testing.T) {
 		{"no owner", stub, ByOwner, Common{}},
 		{"a service", client, ByRemote, Common{Remote: client.Remote}},
 		{"a client, whose port means nothing", server, ByRemote, Common{Remote: netip.MustParseAddrPort("[2001:db8::2]:0")}},
+		{"a service, as nobody listens there in this namespace", &elsewhere, ByRemote, Common{Remote: server.Remote}},
+		{"a client by its port, as its listener has gone", &orphan, ByRemote, Common{Remote: netip.MustParseAddrPort("[2001:db8::2]:0")}},
 		{"a listener goes nowhere", listener, ByRemote, Common{}},
 		{"what is left of a connection went somewhere", stub, ByRemote, Common{Remote: client.Remote}},
 		{"a verdict", client, ByVerdict, Common{Judged: true, Verdict: Zombie}},
 		{"no verdict", stub, ByVerdict, Common{}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if got := commonOf(tt.c, tt.by); got != tt.want {
+			if got := commonOf(tt.c, tt.by, listeners); got != tt.want {
 				t.Errorf("%+v, want %+v", got, tt.want)
 			}
 		})

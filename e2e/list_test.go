@@ -337,7 +337,7 @@ func TestListGroupsAndFilters(t *testing.T) {
 			t.Errorf("%s: by remote: %+v", name, doc)
 		}
 		doc = groups("remote", "--netns", server)
-		if g := doc.Groups; len(g) != 1 || g[0].Remote.Port != nil || g[0].Remote.IP != n.Client.Addr4().String() || g[0].Total != zombies+live {
+		if g := doc.Groups; len(g) != 1 || g[0].Remote == nil || g[0].Remote.Port != nil || g[0].Remote.IP != n.Client.Addr4().String() || g[0].Total != zombies+live {
 			t.Errorf("%s: clients: %+v", name, doc)
 		}
 		doc = groups("remote", "--netns", client, "--limit=1")
