@@ -232,7 +232,7 @@ func (t *target) nowhere(conns []exporter.Connection) error {
 				t, endpoint(conns[i].Local), text(&conns[i].Cookie))
 		}
 	}
-	return fmt.Errorf("no connection has %s: it has ended (the stub that stays in time_wait or fin_wait2 has nothing to explain), only listens, or never was: see halfopen list, and ss -tan for all sockets", t)
+	return fmt.Errorf("no connection has %s: it has ended (the stub that stays in time_wait or fin_wait2 has nothing to explain), only listens, or never was: see halfopen list --all", t)
 }
 
 // unknown says that there is no connection of that cookie.

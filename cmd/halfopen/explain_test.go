@@ -208,7 +208,7 @@ func TestWhichConnectionIsMeant(t *testing.T) {
 		":3000":              "2 connections have the local port 3000; choose one by its cookie: 11 (to 10.0.0.9:1001, in network namespace 4026531840), 12 (to 10.0.0.9:1001, in network namespace 4026532317)",
 		"[2001:db8::1]:2000": "10",
 		"10.0.0.8:5432":      "no connection has the local address 10.0.0.8:5432, but for 10.0.0.1:2000 it is the remote one: explain that by its cookie, f",
-		":80":                "no connection has the local port 80: it has ended (the stub that stays in time_wait or fin_wait2 has nothing to explain), only listens, or never was: see halfopen list, and ss -tan for all sockets",
+		":80":                "no connection has the local port 80: it has ended (the stub that stays in time_wait or fin_wait2 has nothing to explain), only listens, or never was: see halfopen list --all",
 	} {
 		parsed, err := parseTarget(arg)
 		if err != nil {
@@ -253,7 +253,7 @@ func TestExplainAsksTheAgentWhichOne(t *testing.T) {
 		t.Errorf("asked (-want +got)\n%s", diff)
 	}
 	for arg, want := range map[string]string{
-		":37025": "no connection has the local port 37025: it has ended (the stub that stays in time_wait or fin_wait2 has nothing to explain), only listens, or never was: see halfopen list, and ss -tan for all sockets",
+		":37025": "no connection has the local port 37025: it has ended (the stub that stays in time_wait or fin_wait2 has nothing to explain), only listens, or never was: see halfopen list --all",
 		":80":    "no connection has the local port 80, but for 10.0.0.1:1 it is the remote one: explain that by its cookie, 4",
 	} {
 		wantFailure(t, want, "explain", "--url", srv.URL, arg)

@@ -46,7 +46,7 @@ var commands = []struct {
 	flags      func(*kingpin.CmdClause) action
 }{
 	{"agent", "Run the node agent: watch every TCP connection, and serve metrics and the API.", agentFlags},
-	{"list", "List the TCP connections of this node, worst first.", listFlags},
+	{"list", "List the TCP connections of this node, worst first, or count them in groups.", listFlags},
 	{"explain", "Explain one connection: what it is doing, which timers apply, what is next, and what would make a dead peer be noticed sooner.", explainFlags},
 	{"trace", "Print what happens to connections as it happens.", traceFlags},
 	{"demo", "Make a zombie in private network namespaces, and watch it being found.", demoFlags},
