@@ -160,6 +160,28 @@ func FuzzTableOfAStrangersAnswer(f *testing.F) {
 	})
 }
 
+func FuzzGroupsOfAStrangersAnswer(f *testing.F) {
+	f.Add([]byte(`{"groups":[{"total":-1,"owner":{"kind":"pod","name":"\u001b[2J日本"},"remote":{"ip":"fe80::1%\u001b[2J"},"verdict":"\u009b","verdicts":{"\n":1,"zombie":1}}]}`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		var doc exporter.Groups
+		if json.Unmarshal(body, &doc) != nil {
+			return
+		}
+		for _, by := range []collector.Grouping{collector.ByOwner, collector.ByRemote, collector.ByVerdict} {
+			var b bytes.Buffer
+			if err := groupTable(doc.Groups, by).write(&b, false); err != nil {
+				t.Fatal(err)
+			}
+			if lines := strings.Count(b.String(), "\n"); lines != len(doc.Groups)+1 {
+				t.Fatalf("%d groups are %d lines", len(doc.Groups), lines-1)
+			}
+			if i := strings.IndexFunc(b.String(), func(r rune) bool { return r != '\n' && !unicode.IsPrint(r) }); i >= 0 {
+				t.Fatalf("%q", b.String())
+			}
+		}
+	})
+}
+
 // agentWith is an agent that answers with this body, and what it was asked.
 func agentWith(t *testing.T, status int, body string) (url string, asked *string) {
 	asked = new(string)
