@@ -422,12 +422,11 @@ func TestTableIsBounded(t *testing.T) {
 
 func BenchmarkEvent(b *testing.B) {
 	table := NewTable(testRules, nil)
-	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	e := bpf.Event{Type: bpf.EventSolicitation, Conn: *silentWith(bpf.EvidenceKeepalive, 2, time.Minute)}
 	b.ReportAllocs()
 	for i := range b.N {
 		e.Conn.Cookie = uint64(i%1000 + 1)
 		e.Conn.At++
-		table.Event(&e, now)
+		table.Event(&e, wall(e.Conn.At))
 	}
 }
