@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"github.com/halfopen/halfopen/bpf"
+)
+
+// doNothing is a program that returns at once: what the kernel charges for any.
+func doNothing(attach ebpf.AttachType, to string) (*ebpf.Program, error) {
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name:         "do_nothing",
+		Type:         ebpf.Tracing,
+		AttachType:   attach,
+		AttachTo:     to,
+		License:      "GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("load a program for %s that does nothing: %w", to, err)
+	}
+	return prog, nil
+}
+
+// observeNothing attaches a program that does nothing to each tracepoint that the
+// agent uses.
+func observeNothing() (stop func(), err error) {
+	var closers []io.Closer
+	stop = func() {
+		for _, c := range closers {
+			c.Close()
+		}
+	}
+	names, err := bpf.Tracepoints()
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		prog, err := doNothing(ebpf.AttachTraceRawTp, name)
+		if err != nil {
+			stop()
+			return nil, err
+		}
+		closers = append(closers, prog)
+		l, err := link.AttachTracing(link.TracingOptions{Program: prog, AttachType: ebpf.AttachTraceRawTp})
+		if err != nil {
+			stop()
+			return nil, fmt.Errorf("attach to %s: %w", name, err)
+		}
+		closers = append(closers, l)
+	}
+	return stop, nil
+}
+
+// bareIterator returns a pass over all TCP sockets of the caller's namespace that
+// does nothing with them.
+func bareIterator() (pass func() error, stop func(), err error) {
+	prog, err := doNothing(ebpf.AttachTraceIter, "tcp")
+	if err != nil {
+		return nil, nil, err
+	}
+	it, err := link.AttachIter(link.IterOptions{Program: prog})
+	if err != nil {
+		prog.Close()
+		return nil, nil, fmt.Errorf("attach bare iterator: %w", err)
+	}
+	pass = func() error {
+		r, err := it.Open()
+		if err != nil {
+			return err
+		}
+		defer r.Close()
+		buf := make([]byte, 16<<10)
+		for {
+			_, err := r.Read(buf)
+			switch {
+			case errors.Is(err, io.EOF):
+				return nil
+			case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR): // after a million sockets
+			case err != nil:
+				return err
+			}
+		}
+	}
+	stop = func() {
+		it.Close()
+		prog.Close()
+	}
+	return pass, stop, nil
+}

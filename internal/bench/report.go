@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// sample is one thing measured several times.
+type sample []float64
+
+// median is 0 of nothing.
+func (s sample) median() float64 { return s.quantile(0.5) }
+
+func (s sample) quantile(q float64) float64 {
+	if len(s) == 0 {
+		return 0
+	}
+	sorted := slices.Sorted(slices.Values(s))
+	at := q * float64(len(sorted)-1)
+	low := int(at)
+	high := min(low+1, len(sorted)-1)
+	return sorted[low] + (at-float64(low))*(sorted[high]-sorted[low])
+}
+
+// over is the ratio of each pair.
+func (s sample) over(t sample) sample {
+	ratios := make(sample, min(len(s), len(t)))
+	for i := range ratios {
+		ratios[i] = s[i] / t[i]
+	}
+	return ratios
+}
+
+// String is the median and, where there are several, the middle half.
+func (s sample) String() string {
+	if len(s) < 3 {
+		return significant(s.median())
+	}
+	return fmt.Sprintf("%s (half of them %s to %s)", significant(s.median()), significant(s.quantile(0.25)), significant(s.quantile(0.75)))
+}
+
+// significant writes three digits of a ratio.
+func significant(v float64) string {
+	switch {
+	case v < 10:
+		return fmt.Sprintf("%.3f", v)
+	case v < 100:
+		return fmt.Sprintf("%.1f", v)
+	}
+	return fmt.Sprintf("%.0f", v)
+}
+
+func atLeast[T cmp.Ordered](v, bar T) *bool { return new(v >= bar) }
+func atMost[T cmp.Ordered](v, bar T) *bool  { return new(v <= bar) }
+
+// page is the document.
+func (b *bench) page(began time.Time) []byte {
+	var p bytes.Buffer
+	fmt.Fprint(&p, "<!-- Written by `make bench`; do not edit. -->\n\n# Benchmarks\n\n")
+	fmt.Fprintf(&p, "%s: %s, kernel %s. The run took %s.\n", began.UTC().Format("2 January 2006"), machine(), kernel(), time.Since(began).Round(time.Second))
+	if b.quick {
+		fmt.Fprint(&p, "\n**A quick run, to try the program: too few rounds to mean much.**\n")
+	}
+	fmt.Fprint(&p, `
+Ratios are what lasts: both sides of one are measured in turn, in this run, and
+the figure is the median of the rounds' ratios. The load runs on the same cores,
+and other guests on the same host; how much rounds differ for that is in brackets.
+A bar is a promise, not a test: nothing fails by it.
+
+| what | bar | measured | met | how |
+|---|---|---|---|---|
+`)
+	for _, r := range b.rows {
+		met := ""
+		if r.met != nil {
+			met = map[bool]string{true: "yes", false: "**no**"}[*r.met]
+		}
+		fmt.Fprintf(&p, "| %s | %s | %s | %s | %s |\n", r.what, r.bar, r.measured, met, r.how)
+	}
+	p.Write(b.extra.Bytes())
+	fmt.Fprint(&p, `
+What is not here is no matter of speed, and tested instead (`+"`make e2e`"+`): that
+counters stay exact and nothing is lost in silence under a storm, and that the
+kernel's time of death is as forecast.
+`)
+	return p.Bytes()
+}
+
+func machine() string {
+	model := runtime.GOARCH
+	if info, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		for line := range strings.Lines(string(info)) {
+			if name, ok := strings.CutPrefix(line, "model name"); ok {
+				model = strings.TrimSpace(strings.TrimLeft(name, "\t :"))
+				break
+			}
+		}
+	}
+	var si unix.Sysinfo_t
+	if err := unix.Sysinfo(&si); err != nil {
+		return model
+	}
+	return fmt.Sprintf("%d cores (%s), %d GiB", runtime.NumCPU(), model, (si.Totalram*uint64(si.Unit)+1<<29)>>30)
+}
+
+func kernel() string {
+	var uts unix.Utsname
+	if unix.Uname(&uts) != nil {
+		return "unknown"
+	}
+	return unix.ByteSliceToString(uts.Release[:])
+}
