@@ -74,10 +74,10 @@ lint: check-format ## go vet and golangci-lint, after gofmt and clang-format
 	go vet ./...
 	golangci-lint run ./...
 
-bench: ## run the Go benchmarks (root for those that need the kernel)
+bench: root build ## measure against ss and the bare kernel, write docs/benchmarks.md (root; ARGS=-quick to try)
 	@$(call step,benchmarks)
-	scripts/need.sh go ca-certificates
-	go test -run '^$$' -bench . -benchmem ./...
+	scripts/need.sh go ca-certificates iproute2 nginx wrk
+	go run ./internal/bench -halfopen bin/halfopen -o docs/benchmarks.md $(ARGS)
 
 clean: ## remove what was built; generated files are committed and stay
 	rm -rf bin

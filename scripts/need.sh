@@ -5,9 +5,9 @@
 # there, and installs only what is missing. It looks for the programs, not for
 # the packages: where they come from does not matter.
 #
-# Two things do not go into the system but into $TOOLS, which the Makefile has
+# Some things do not go into the system but into $TOOLS, which the Makefile has
 # at the front of PATH: golangci-lint (built at $GOLANGCI_LINT_VERSION), and
-# promtool, since installing Debian's prometheus would start a server.
+# promtool and nginx, since installing Debian's packages would start servers.
 set -euo pipefail
 
 say() { printf '    %s\n' "$*"; }
@@ -31,7 +31,9 @@ there() {
     iproute2) command -v ss && command -v ip ;;
     libc6-dev) [[ -e /usr/include/stdlib.h ]] ;;
     llvm-19) command -v llvm-strip-19 ;;
+    nginx) nginx -v ;; # runs, so its libraries are there
     prometheus) command -v promtool ;;
+    wrk) command -v wrk ;;
     *) return 1 ;;
     esac >/dev/null 2>&1
 }
@@ -45,22 +47,27 @@ install_golangci_lint() {
     CGO_ENABLED=0 GOBIN=$TOOLS go install "github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$GOLANGCI_LINT_VERSION"
 }
 
-take_promtool() {
-    say "taking promtool out of the prometheus package"
-    tmp=$(mktemp -d)
-    trap 'rm -rf "$tmp"' EXIT
-    (cd "$tmp" && apt -o APT::Sandbox::User=root download prometheus)
-    dpkg-deb --fsys-tarfile "$tmp"/prometheus_*.deb | tar -x -C "$tmp" ./usr/bin/promtool
-    install -D "$tmp/usr/bin/promtool" "$TOOLS/promtool"
+# take PACKET PATH: one program out of a package, without what it is to be run as.
+take() {
+    local dir
+    say "taking ${2##*/} out of the $1 package"
+    dir=$(mktemp -d)
+    tmp+=("$dir")
+    (cd "$dir" && apt -o APT::Sandbox::User=root download "$1")
+    dpkg-deb --fsys-tarfile "$dir/$1"_*.deb | tar -x -C "$dir" ".$2"
+    install -D "$dir$2" "$TOOLS/${2##*/}"
 }
 
-packages=() missing=() promtool=false linter=false
+tmp=()
+trap 'rm -rf "${tmp[@]}"' EXIT
+packages=() missing=() taken=() linter=false
 for name; do
     there "$name" && continue
     case $name in
     go) die "Go $(awk '$1 == "go" { print $2 }' go.mod) or newer is needed, and is neither in PATH nor in /usr/local/go/bin: https://go.dev/dl/" ;;
     golangci-lint) linter=true ;;
-    prometheus) promtool=true missing+=("promtool (of prometheus)") ;;
+    nginx) taken+=("nginx /usr/sbin/nginx") missing+=(nginx) ;;
+    prometheus) taken+=("prometheus /usr/bin/promtool") missing+=("promtool (of prometheus)") ;;
     *) packages+=("$name") missing+=("$name") ;;
     esac
 done
@@ -75,9 +82,10 @@ if ((${#missing[@]})); then
     if ((${#packages[@]})); then
         apt install --no-install-recommends -y "${packages[@]}"
     fi
-    if $promtool; then
-        take_promtool
-    fi
+    for what in "${taken[@]}"; do
+        # shellcheck disable=SC2086 # two words
+        take $what
+    done
 fi
 if $linter; then
     install_golangci_lint
