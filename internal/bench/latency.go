@@ -98,7 +98,7 @@ func (b *bench) latency(ctx context.Context) (err error) {
 	b.add(row{
 		what: "from the deciding probe to the verdict shown", bar: "≤ 100 ms at the median, ≤ 1 s at the worst",
 		measured: fmt.Sprintf("%.0f ms, worst %.0f ms", took.median(), took.quantile(1)),
-		met:      new(took.median() <= 100 && took.quantile(1) <= 1000),
+		met:      met(took.median() <= 100 && took.quantile(1) <= 1000),
 		how:      fmt.Sprintf("%d connections; a packet socket says when the third probe left, /metrics every 10 ms (it looks at no connection by itself) how many zombies there are", zombies),
 	})
 	return nil

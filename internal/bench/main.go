@@ -38,7 +38,7 @@ type bench struct {
 // A row is one line of the table.
 type row struct {
 	what, bar, measured, how string
-	met                      *bool // nil: there is no bar, or no figure
+	met                      string // empty where there is no bar
 }
 
 func (b *bench) add(r row) {

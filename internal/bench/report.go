@@ -4,7 +4,6 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"fmt"
 	"os"
 	"runtime"
@@ -60,8 +59,30 @@ func significant(v float64) string {
 	return fmt.Sprintf("%.0f", v)
 }
 
-func atLeast[T cmp.Ordered](v, bar T) *bool { return new(v >= bar) }
-func atMost[T cmp.Ordered](v, bar T) *bool  { return new(v <= bar) }
+// What there is to say of a bar. A run whose rounds fall on both sides of it, a
+// quarter of them at least, cannot tell.
+const (
+	yes     = "yes"
+	no      = "**no**"
+	unclear = "unclear"
+)
+
+func met(is bool) string {
+	if is {
+		return yes
+	}
+	return no
+}
+
+func (s sample) atLeast(bar float64) string { return s.beside(bar, s.median() >= bar) }
+func (s sample) atMost(bar float64) string  { return s.beside(bar, s.median() <= bar) }
+
+func (s sample) beside(bar float64, is bool) string {
+	if len(s) >= 3 && s.quantile(0.25) < bar && bar < s.quantile(0.75) {
+		return unclear
+	}
+	return met(is)
+}
 
 // page is the document.
 func (b *bench) page(began time.Time) []byte {
@@ -75,17 +96,14 @@ func (b *bench) page(began time.Time) []byte {
 Ratios are what lasts: both sides of one are measured in turn, in this run, and
 the figure is the median of the rounds' ratios. The load runs on the same cores,
 and other guests on the same host; how much rounds differ for that is in brackets.
-A bar is a promise, not a test: nothing fails by it.
+A bar is a promise, not a test: nothing fails by it. Where it is inside the
+brackets the run was too noisy to tell, and says unclear.
 
 | what | bar | measured | met | how |
 |---|---|---|---|---|
 `)
 	for _, r := range b.rows {
-		met := ""
-		if r.met != nil {
-			met = map[bool]string{true: "yes", false: "**no**"}[*r.met]
-		}
-		fmt.Fprintf(&p, "| %s | %s | %s | %s | %s |\n", r.what, r.bar, r.measured, met, r.how)
+		fmt.Fprintf(&p, "| %s | %s | %s | %s | %s |\n", r.what, r.bar, r.measured, r.met, r.how)
 	}
 	p.Write(b.extra.Bytes())
 	fmt.Fprint(&p, `
