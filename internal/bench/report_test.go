@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import "testing"
+
+func TestSample(t *testing.T) {
+	for _, tt := range []struct {
+		name           string
+		s              sample
+		text           string
+		atLeast, under string // of 1
+	}{
+		{"all above the bar", sample{1.2, 1.1, 1.3, 1.15, 1.25}, "1.200 (half of them 1.150 to 1.250)", yes, no},
+		{"all below the bar", sample{0.5, 0.7, 0.6}, "0.600 (half of them 0.550 to 0.650)", no, yes},
+		{"on both sides of the bar", sample{0.8, 1.3, 1.1, 0.9}, "1.000 (half of them 0.875 to 1.150)", unclear, unclear},
+		{"too few to know how they differ", sample{0.9, 1.3}, "1.100", yes, no},
+	} {
+		if got := tt.s.String(); got != tt.text {
+			t.Errorf("%s: %s, want %s", tt.name, got, tt.text)
+		}
+		if got := tt.s.atLeast(1); got != tt.atLeast {
+			t.Errorf("%s: at least 1 is %s, want %s", tt.name, got, tt.atLeast)
+		}
+		if got := tt.s.atMost(1); got != tt.under {
+			t.Errorf("%s: at most 1 is %s, want %s", tt.name, got, tt.under)
+		}
+	}
+}
