@@ -16,7 +16,7 @@ import (
 // groups finds control groups. Safe for concurrent use.
 type groups struct {
 	mu    sync.Mutex
-	mount *os.File         // of the cgroup v2 hierarchy; nil: not mounted here
+	mount *os.File         // of the cgroup v2 hierarchy, open for good; nil: not mounted here
 	known map[uint64]Group // by id, which is never used again
 }
 
@@ -63,7 +63,7 @@ func (g *groups) byID(id uint64) Group {
 	return found
 }
 
-// fileIDKernfs is FILEID_KERNFS (include/linux/exportfs.h, 5.5): a handle that is
+// fileIDKernfs is FILEID_KERNFS (fs/kernfs/mount.c, 5.5): a handle that is
 // the id of a node, as the kernel's struct kernfs_node has it.
 const fileIDKernfs = 0xfe
 
@@ -127,10 +127,4 @@ func (g *Group) tells() int {
 		return 1
 	}
 	return 0
-}
-
-func (g *groups) close() {
-	if g.mount != nil {
-		_ = g.mount.Close()
-	}
 }

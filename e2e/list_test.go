@@ -28,7 +28,7 @@ type row struct {
 	queue         string
 }
 
-var ssStates = map[string]string{
+var ssStateNames = map[string]string{
 	"ESTAB": "established", "SYN-SENT": "syn_sent", "SYN-RECV": "syn_recv", "FIN-WAIT-1": "fin_wait1", "FIN-WAIT-2": "fin_wait2",
 	"TIME-WAIT": "time_wait", "CLOSE-WAIT": "close_wait", "LAST-ACK": "last_ack", "LISTEN": "listen", "CLOSING": "closing",
 }
@@ -52,10 +52,10 @@ func ssAll(t *testing.T, ns *lab.Namespace) map[string]row {
 	rows := make(map[string]row)
 	for line := range strings.Lines(string(out)) {
 		f, cookie := strings.Fields(line), ssCookie.FindStringSubmatch(line)
-		if len(f) < 5 || cookie == nil || ssStates[f[0]] == "" {
+		if len(f) < 5 || cookie == nil || ssStateNames[f[0]] == "" {
 			t.Fatalf("ss: %q", line)
 		}
-		r := row{state: ssStates[f[0]], local: end(f[3]), remote: end(f[4])}
+		r := row{state: ssStateNames[f[0]], local: end(f[3]), remote: end(f[4])}
 		if r.state == "listen" {
 			r.queue = f[1] + "/" + f[2]
 		}

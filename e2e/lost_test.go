@@ -120,7 +120,7 @@ func TestLostEventsAreCountedAndRepaired(t *testing.T) {
 	// The first of each row is not worth an event.
 	expected := sent - everyone
 	strangers := netstat(t, nil)["TcpExtTCPTimeouts"] - host["TcpExtTCPTimeouts"]
-	hidden := len(witness.hidden())
+	hidden := len(witness.hidden(t))
 	t.Logf("%d retransmissions: %d are to be told, %d were told, suppressed or lost, %d of them lost; %d hidden, of %d strangers",
 		sent, expected, got, lost, hidden, strangers)
 	if lost == 0 {
