@@ -68,8 +68,9 @@ type Options struct {
 	MiddleboxTimeout time.Duration
 	// CensusInterval between two censuses (default 15s).
 	CensusInterval time.Duration
-	// CensusCPU is the share of one core that censuses may take: the interval
-	// stretches accordingly (default 0.01).
+	// CensusCPU is the share of one core that censuses may take, together with
+	// whatever else the agent does, which leaves at least half of it to them: the
+	// interval stretches accordingly (default 0.01).
 	CensusCPU float64
 	Logger    *slog.Logger
 }
@@ -102,6 +103,7 @@ type Collector struct {
 	mu     sync.Mutex // of all below
 	table  *Table
 	census CensusStats
+	budget budget
 	counts bpf.CensusCounts
 	subs   map[*Subscription]struct{}
 
@@ -132,6 +134,7 @@ func New(k *bpf.Kernel, opts Options) *Collector {
 		HZ:               k.HZ(),
 	}, c.publish)
 	c.census.Interval = opts.CensusInterval
+	c.budget.share = opts.CensusCPU
 	return c
 }
 
@@ -338,6 +341,34 @@ func (c *Collector) takeCensuses(ctx context.Context) error {
 	}
 }
 
+// budget keeps what the censuses take of a core, and all else that the process
+// does, within a share.
+type budget struct {
+	share float64
+	at    time.Time     // when the last census ended; zero: there was none
+	spent time.Duration // by the process by then
+}
+
+// spacing is how long one census has to be from the next, of which the last took
+// cpu and ended at a time, by when the process had spent that much.
+func (b *budget) spacing(cpu time.Duration, at time.Time, spent time.Duration) time.Duration {
+	left := b.share
+	if !b.at.IsZero() {
+		left -= float64(spent-b.spent-cpu) / float64(at.Sub(b.at))
+	}
+	b.at, b.spent = at, spent
+	return time.Duration(float64(cpu) / max(left, b.share/2))
+}
+
+// processCPU is the time that this process has had of the cores.
+func processCPU() time.Duration {
+	var r unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &r); err != nil {
+		return 0
+	}
+	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
+}
+
 // takeCensus takes one census and tells when the next is due.
 func (c *Collector) takeCensus(ctx context.Context) (time.Duration, error) {
 	began := time.Now()
@@ -366,7 +397,7 @@ func (c *Collector) takeCensus(ctx context.Context) (time.Duration, error) {
 	c.census = CensusStats{
 		At:         ended,
 		Duration:   took,
-		Interval:   max(c.opts.CensusInterval, time.Duration(float64(res.CPU)/c.opts.CensusCPU)),
+		Interval:   max(c.opts.CensusInterval, c.budget.spacing(res.CPU, ended, processCPU())),
 		Sockets:    sockets,
 		Namespaces: res.Namespaces,
 		Unvisited:  res.Unvisited,

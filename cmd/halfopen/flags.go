@@ -262,7 +262,7 @@ func (t *thresholds) verdictFlags(cmd *kingpin.CmdClause) {
 func (t *thresholds) censusFlag(cmd *kingpin.CmdClause) {
 	cmd.Flag("census-interval", "How often to look at all connections, not only those in trouble.").
 		Default("15s").SetValue(&value[time.Duration]{flag: "census-interval", parse: positiveDuration, into: &t.census})
-	cmd.Flag("census-cpu", "How much of one core this may take; the interval is stretched accordingly.").
+	cmd.Flag("census-cpu", "How much of one core the agent may take with it when little happens; the interval is stretched accordingly.").
 		Default("1%").SetValue(&value[float64]{flag: "census-cpu", parse: parsePercent, into: &t.censusCPU})
 }
 
