@@ -142,7 +142,13 @@ func Load(opts Options) (_ *Kernel, err error) {
 		return nil, fmt.Errorf("set up BPF programs: %w", err)
 	}
 	if opts.Observe {
-		if err := k.attach(); err != nil {
+		if k.events, err = ringbuf.NewReader(k.objs.Events); err != nil {
+			return nil, fmt.Errorf("open ring buffer: %w", err)
+		}
+		for name := range k.observers() {
+			k.missed[name] = new(ceiling)
+		}
+		if err := k.Attach(); err != nil {
 			return nil, err
 		}
 	}
@@ -287,11 +293,8 @@ func (k *Kernel) observers() map[string]observer {
 	}
 }
 
-func (k *Kernel) attach() error {
-	var err error
-	if k.events, err = ringbuf.NewReader(k.objs.Events); err != nil {
-		return fmt.Errorf("open ring buffer: %w", err)
-	}
+// Attach undoes Detach. Not to be called while something else is.
+func (k *Kernel) Attach() error {
 	for name, o := range k.observers() {
 		for _, prog := range []*ebpf.Program{o.program, o.standIn} {
 			if prog == nil {
@@ -303,9 +306,21 @@ func (k *Kernel) attach() error {
 			}
 			k.links[name] = append(k.links[name], l)
 		}
-		k.missed[name] = new(ceiling)
 	}
 	return nil
+}
+
+// Detach lets go of the tracepoints: nothing is seen until Attach. It is there to
+// measure what seeing costs. Not to be called while something else is.
+func (k *Kernel) Detach() error {
+	var errs []error
+	for _, links := range k.links {
+		for _, l := range links {
+			errs = append(errs, l.Close())
+		}
+	}
+	clear(k.links)
+	return errors.Join(errs...)
 }
 
 // Close detaches and unloads everything. ReadEvent returns.
@@ -315,11 +330,7 @@ func (k *Kernel) Close() error {
 		if k.events != nil {
 			errs = append(errs, k.events.Close())
 		}
-		for _, links := range k.links {
-			for _, l := range links {
-				errs = append(errs, l.Close())
-			}
-		}
+		errs = append(errs, k.Detach())
 		for _, it := range k.iters {
 			errs = append(errs, it.Close())
 		}

@@ -33,12 +33,14 @@ func doNothing(attach ebpf.AttachType, to string) (*ebpf.Program, error) {
 
 // observeNothing attaches a program that does nothing to each tracepoint that the
 // agent uses.
-func observeNothing() (stop func(), err error) {
+func observeNothing() (stop func() error, err error) {
 	var closers []io.Closer
-	stop = func() {
+	stop = func() error {
+		var errs []error
 		for _, c := range closers {
-			c.Close()
+			errs = append(errs, c.Close())
 		}
+		return errors.Join(errs...)
 	}
 	names, err := bpf.Tracepoints()
 	if err != nil {
@@ -47,14 +49,12 @@ func observeNothing() (stop func(), err error) {
 	for _, name := range names {
 		prog, err := doNothing(ebpf.AttachTraceRawTp, name)
 		if err != nil {
-			stop()
-			return nil, err
+			return nil, errors.Join(err, stop())
 		}
 		closers = append(closers, prog)
 		l, err := link.AttachTracing(link.TracingOptions{Program: prog, AttachType: ebpf.AttachTraceRawTp})
 		if err != nil {
-			stop()
-			return nil, fmt.Errorf("attach to %s: %w", name, err)
+			return nil, errors.Join(fmt.Errorf("attach to %s: %w", name, err), stop())
 		}
 		closers = append(closers, l)
 	}

@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"math"
 	"os"
 	"runtime"
 	"slices"
@@ -40,12 +41,23 @@ func (s sample) over(t sample) sample {
 	return ratios
 }
 
-// String is the median and, where there are several, the middle half.
+// between is where the median of ever more rounds would be, with a confidence of
+// 95 % (of all that there are, where they are fewer than six): so many ranks up and
+// down as heads and tails differ.
+func (s sample) between() (low, high float64) {
+	sorted := slices.Sorted(slices.Values(s))
+	n := float64(len(s))
+	rank := max(int((n-1.96*math.Sqrt(n))/2), 0)
+	return sorted[rank], sorted[len(s)-1-rank]
+}
+
+// String is the median and, where there are several, how certain it is.
 func (s sample) String() string {
 	if len(s) < 3 {
 		return significant(s.median())
 	}
-	return fmt.Sprintf("%s (half of them %s to %s)", significant(s.median()), significant(s.quantile(0.25)), significant(s.quantile(0.75)))
+	low, high := s.between()
+	return fmt.Sprintf("%s (%s to %s)", significant(s.median()), significant(low), significant(high))
 }
 
 // significant writes three digits of a ratio.
@@ -59,8 +71,8 @@ func significant(v float64) string {
 	return fmt.Sprintf("%.0f", v)
 }
 
-// What there is to say of a bar. A run whose rounds fall on both sides of it, a
-// quarter of them at least, cannot tell.
+// What there is to say of a bar. A run that is not certain on which side of it
+// the median is cannot tell.
 const (
 	yes     = "yes"
 	no      = "**no**"
@@ -78,8 +90,10 @@ func (s sample) atLeast(bar float64) string { return s.beside(bar, s.median() >=
 func (s sample) atMost(bar float64) string  { return s.beside(bar, s.median() <= bar) }
 
 func (s sample) beside(bar float64, is bool) string {
-	if len(s) >= 3 && s.quantile(0.25) < bar && bar < s.quantile(0.75) {
-		return unclear
+	if len(s) >= 3 {
+		if low, high := s.between(); low < bar && bar < high {
+			return unclear
+		}
 	}
 	return met(is)
 }
@@ -95,9 +109,10 @@ func (b *bench) page(began time.Time) []byte {
 	fmt.Fprint(&p, `
 Ratios are what lasts: both sides of one are measured in turn, in this run, and
 the figure is the median of the rounds' ratios. The load runs on the same cores,
-and other guests on the same host; how much rounds differ for that is in brackets.
-A bar is a promise, not a test: nothing fails by it. Where it is inside the
-brackets the run was too noisy to tell, and says unclear.
+and other guests on the same host, so that rounds differ; in brackets is where the
+median of ever more of them would be, with 95 % confidence. A bar is a promise, not
+a test: nothing fails by it. Where it is inside the brackets the run was too noisy
+to tell, and says unclear.
 
 | what | bar | measured | met | how |
 |---|---|---|---|---|
