@@ -494,59 +494,39 @@ static __always_inline __u32 probes_since_heard(const struct conn *c, const stru
 }
 
 /*
- * What a verdict needs to know of a socket as it is now: the census does this
- * for every socket. tp is any full TCP socket; probe says how it has to be read
- * and is a constant. seen is what the watch knows, or NULL.
+ * Whether a socket asks anything of its peer, or would: a probe or a
+ * retransmission, or a SYN, data or a FIN that are not acknowledged, which are
+ * all in its queues. Of one that does not, most of its fields say nothing.
  */
-static __always_inline void assess(struct conn *c, const struct tcp_sock *tp,
-				   const struct watch *seen, const bool probe)
+static __always_inline bool asks(const struct tcp_sock *tp, const bool probe)
 {
-	const struct net *net = FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_net.net);
-	__u32 heard, heard_data, sent, window_closed, now, v;
-	bool idle, retransmitting, probing, answered;
-	unsigned long flags;
-	__u32 probes, counted;
+	return FIELD(tp, inet_conn.icsk_inet.sk.sk_wmem_queued) ||
+	       FIELD(tp, inet_conn.icsk_probes_out) || FIELD(tp, inet_conn.icsk_retransmits);
+}
 
-	__builtin_memset(c, 0, sizeof(*c));
-	c->cookie = COOKIE(tp);
-	c->state = STATE(tp);
+/*
+ * What is asked and not answered, and for how long: after the first part of
+ * assess(), and only where there may be something (asks) or somebody will look.
+ */
+static __always_inline void question(struct conn *c, const struct tcp_sock *tp,
+				     const struct watch *seen, __u32 heard_data, const bool probe)
+{
+	__u32 heard = FIELD(tp, rcv_tstamp), now = (__u32)c->jiffies;
+	bool retransmitting, probing, answered;
+	__u32 probes, counted, window_closed, v;
+
 	c->probes_out = FIELD(tp, inet_conn.icsk_probes_out);
 	c->retransmits = FIELD(tp, inet_conn.icsk_retransmits);
-	c->user_timeout = FIELD(tp, inet_conn.icsk_user_timeout);
 	c->packets_out = FIELD(tp, packets_out);
 	c->send_window = FIELD(tp, snd_wnd);
 	c->send_queue = FIELD(tp, write_seq) - FIELD(tp, snd_una);
-
-	v = FIELD(tp, keepalive_time);
-	if (v)
-		c->flags |= CONN_KEEPALIVE_TIME_SET;
-	c->keepalive_time = v ?: FIELD(net, ipv4.sysctl_tcp_keepalive_time);
-
-	flags = FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_flags);
-	if (flags & (1 << SOCK_KEEPOPEN))
-		c->flags |= CONN_KEEPALIVE;
-	if (flags & (1 << SOCK_DEAD))
-		c->flags |= CONN_ORPHAN;
-	else if (!FIELD(tp, inet_conn.icsk_inet.sk.sk_socket))
-		c->flags |= CONN_UNACCEPTED;
-
-	heard = FIELD(tp, rcv_tstamp);
-	heard_data = FIELD(tp, inet_conn.icsk_ack.lrcvtime);
-	sent = FIELD(tp, lsndtime);
 	window_closed = FIELD(tp, inet_conn.icsk_probes_tstamp);
-	/* After the stamps, so that none of them lies in the future. */
-	c->jiffies = bpf_jiffies64();
-	now = (__u32)c->jiffies;
 
 	/* A stamp of 0 was never set: a connection that is still being made. */
 	c->silent = heard ? age(now, heard) : AGE_NONE;
 	v = heard_data ? age(now, heard_data) : AGE_NONE;
 	if (v < c->silent)
 		c->silent = v;
-	c->idle = v;
-	v = sent ? age(now, sent) : AGE_NONE;
-	if (v < c->idle)
-		c->idle = v;
 	c->solicited = seen && seen->sent ? age(now, seen->solicited) : AGE_NONE;
 	/* Any sign of life since the watch began or the last solicitation. */
 	answered = seen && c->silent != AGE_NONE && now - c->silent != seen->heard;
@@ -588,9 +568,13 @@ static __always_inline void assess(struct conn *c, const struct tcp_sock *tp,
 	if (probes && !seen && !probing)
 		probes = probes_since_heard(c, tp, probe);
 	counted = probes + (retransmitting ? c->retransmits : 0);
-	if (seen && !answered)
-		counted = (counted >= seen->before ? counted - seen->before : counted) +
-			  seen->uncounted;
+	if (seen && !answered) {
+		if (counted >= seen->before)
+			counted -= seen->before;
+		/* Retransmissions all, of what is still in flight. */
+		if (c->packets_out)
+			counted += seen->uncounted;
+	}
 	c->unanswered = answered ? 0 : counted;
 	if (c->flags & CONN_WINDOW_CLOSED)
 		c->evidence = EVIDENCE_WINDOW_PROBE;
@@ -598,10 +582,54 @@ static __always_inline void assess(struct conn *c, const struct tcp_sock *tp,
 		c->evidence = EVIDENCE_RETRANSMIT;
 	else if (c->unanswered)
 		c->evidence = probing ? EVIDENCE_WINDOW_PROBE : EVIDENCE_KEEPALIVE;
-
-	idle = c->idle != AGE_NONE && c->idle >= idle_after;
 	if (c->unanswered || (c->flags & CONN_WINDOW_CLOSED))
 		c->flags |= CONN_TROUBLE;
+}
+
+/*
+ * What a verdict needs to know of a socket as it is now: the census does this
+ * for every socket. tp is any full TCP socket; probe says how it has to be read
+ * and is a constant. seen is what the watch knows, or NULL. Unless whole, only
+ * the state, the class, the risks and the idle time are made out, of a socket
+ * that asks nothing: the census of many sockets takes as long as the cache
+ * misses that it has for each.
+ */
+static __always_inline void assess(struct conn *c, const struct tcp_sock *tp,
+				   const struct watch *seen, bool whole, const bool probe)
+{
+	const struct net *net = FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_net.net);
+	__u32 heard_data, sent, now, v;
+	unsigned long flags;
+	bool idle;
+
+	__builtin_memset(c, 0, sizeof(*c));
+	c->cookie = COOKIE(tp);
+	c->state = STATE(tp);
+	heard_data = FIELD(tp, inet_conn.icsk_ack.lrcvtime);
+	sent = FIELD(tp, lsndtime);
+	flags = FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_flags);
+	if (flags & (1 << SOCK_KEEPOPEN))
+		c->flags |= CONN_KEEPALIVE;
+	if (flags & (1 << SOCK_DEAD))
+		c->flags |= CONN_ORPHAN;
+	if (whole || (c->flags & CONN_KEEPALIVE)) {
+		c->user_timeout = FIELD(tp, inet_conn.icsk_user_timeout);
+		v = FIELD(tp, keepalive_time);
+		if (v)
+			c->flags |= CONN_KEEPALIVE_TIME_SET;
+		c->keepalive_time = v ?: FIELD(net, ipv4.sysctl_tcp_keepalive_time);
+	}
+	/* After the stamps, so that none of them lies in the future. */
+	c->jiffies = bpf_jiffies64();
+	now = (__u32)c->jiffies;
+	c->idle = heard_data ? age(now, heard_data) : AGE_NONE;
+	v = sent ? age(now, sent) : AGE_NONE;
+	if (v < c->idle)
+		c->idle = v;
+	if (whole)
+		question(c, tp, seen, heard_data, probe);
+
+	idle = c->idle != AGE_NONE && c->idle >= idle_after;
 	if (!idle)
 		c->class = CLASS_ACTIVE;
 	else if ((c->flags & (CONN_KEEPALIVE | CONN_ORPHAN)) || c->send_queue)
@@ -696,6 +724,8 @@ static __always_inline void detail(struct conn *c, const struct tcp_sock *tp, co
 	__s64 epoch;
 	__u32 v;
 
+	if (!(c->flags & CONN_ORPHAN) && !FIELD(tp, inet_conn.icsk_inet.sk.sk_socket))
+		c->flags |= CONN_UNACCEPTED;
 	c->cgroup = cgroup_of(tp);
 	c->uid = FIELD(tp, inet_conn.icsk_inet.sk.sk_uid.val);
 	identify(c, &tp->inet_conn.icsk_inet.sk.__sk_common, probe);
@@ -756,7 +786,7 @@ static __always_inline void detail(struct conn *c, const struct tcp_sock *tp, co
 static __always_inline void describe(struct conn *c, const struct tcp_sock *tp,
 				     const struct watch *seen, const bool probe)
 {
-	assess(c, tp, seen, probe);
+	assess(c, tp, seen, true, probe);
 	detail(c, tp, probe);
 }
 
@@ -853,7 +883,7 @@ static __always_inline void solicited(const struct tcp_sock *tp, __u8 evidence, 
 	} else if (counted > 1) { /* a row that began before we did */
 		struct conn c;
 
-		assess(&c, tp, NULL, probe);
+		assess(&c, tp, NULL, true, probe);
 		if (c.unanswered < counted)
 			next.before = counted - c.unanswered;
 	}
@@ -1470,8 +1500,7 @@ static __always_inline void stub(struct conn *c, const struct sock_common *skc)
 /* What the connections to a listener are going to inherit is in it, too. */
 static __always_inline void listener(struct conn *c, const struct tcp_sock *tp)
 {
-	assess(c, tp, NULL, false);
-	detail(c, tp, false);
+	describe(c, tp, NULL, false);
 	c->class = CLASS_NONE;
 	c->flags &= ~CONN_TROUBLE;
 	c->accept_queue = tp->inet_conn.icsk_inet.sk.sk_ack_backlog;
@@ -1489,6 +1518,7 @@ static __always_inline int visit(struct bpf_iter__tcp *ctx)
 	const struct tcp_sock *tp;
 	struct census *n;
 	struct watch *seen = NULL;
+	bool asked, whole;
 	struct conn c;
 
 	if (!skc)
@@ -1511,11 +1541,15 @@ static __always_inline int visit(struct bpf_iter__tcp *ctx)
 		n->sockets[state][CLASS_NONE]++;
 		return 0;
 	}
-	bpf_get_socket_cookie(skc);
-	seen = watched_as(tp, skc->skc_cookie.counter);
-	assess(&c, tp, seen, false);
+	if (!skc->skc_cookie.counter) /* or whoever watches it could not tell it apart */
+		bpf_get_socket_cookie(skc);
+	asked = !census_cookie || census_cookie == (__u64)skc->skc_cookie.counter;
+	whole = asks(tp, false) || (asked && (census_write & ~(1 << CLASS_TROUBLE)));
+	if (whole)
+		seen = watched_as(tp, skc->skc_cookie.counter);
+	assess(&c, tp, seen, whole, false);
 	class = c.flags & CONN_TROUBLE ? CLASS_TROUBLE : c.class & (CLASS_MAX - 1);
-	if ((census_write & (1 << class)) && (!census_cookie || census_cookie == c.cookie)) {
+	if (asked && (census_write & (1 << class))) {
 		detail(&c, tp, false);
 		/* Full: the kernel will call us for this socket once more. */
 		if (bpf_seq_write(ctx->meta->seq, &c, sizeof(c)) < 0)

@@ -221,6 +221,7 @@ struct sock {
 	struct sock_common __sk_common;
 	struct socket *sk_socket; /* NULL: orphaned, or not accepted yet */
 	unsigned long sk_tsq_flags;
+	int sk_wmem_queued; /* bytes of memory: what is not acknowledged, or not sent */
 	int sk_err;
 	int sk_err_soft; /* what an ICMP error said */
 	__u32 sk_ack_backlog; /* of a listener: ss shows it as Recv-Q */
