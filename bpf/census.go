@@ -16,7 +16,7 @@ import (
 // CensusResult is what one census found.
 type CensusResult struct {
 	Counts     CensusCounts
-	Namespaces int // visited
+	Namespaces int // visited, or known to have no TCP socket
 	// Unvisited is how many namespaces could not be entered, or went away.
 	Unvisited int
 	Err       error // why the last of them could not, nil if they went away
@@ -104,7 +104,6 @@ func (k *Kernel) visitNamespaces(ctx context.Context, ways map[uint64]way, res *
 	var c Conn
 	record := bytesOf(&c)
 	pass := func() error {
-		res.Namespaces++
 		return k.pass("census", record, func() { visit(&c) })
 	}
 	from, err := os.Open("/proc/thread-self/ns/net")
@@ -116,6 +115,7 @@ func (k *Kernel) visitNamespaces(ctx context.Context, ways map[uint64]way, res *
 	if err := unix.Fstat(int(from.Fd()), &own); err != nil {
 		return true, err
 	}
+	res.Namespaces++
 	if err := pass(); err != nil {
 		return true, err
 	}
@@ -123,6 +123,7 @@ func (k *Kernel) visitNamespaces(ctx context.Context, ways map[uint64]way, res *
 	if len(ways) == 0 {
 		return true, nil
 	}
+	silent := make(map[uint64]float64)
 	defer func() { home = unix.Setns(int(from.Fd()), unix.CLONE_NEWNET) == nil }()
 	for ino, w := range ways {
 		if err := ctx.Err(); err != nil {
@@ -135,12 +136,55 @@ func (k *Kernel) visitNamespaces(ctx context.Context, ways map[uint64]way, res *
 			res.Unvisited++
 			res.Err = fmt.Errorf("enter network namespace %d: %w", ino, err)
 		default:
-			if err := pass(); err != nil {
+			res.Namespaces++
+			if err := k.visitUnlessEmpty(ino, silent, pass); err != nil {
 				return false, err
 			}
 		}
 	}
+	k.silent = silent
 	return false, nil
+}
+
+// visitUnlessEmpty makes a pass over the calling thread's network namespace, but
+// not if it is certain that there is no TCP socket: none that the kernel counts,
+// and no segment since there was none at all, as in the beginning. silent is what
+// the next census has to know.
+func (k *Kernel) visitUnlessEmpty(ino uint64, silent map[uint64]float64, pass func() error) error {
+	if sockets, err := countedTCP(); err != nil || sockets > 0 {
+		return pass()
+	}
+	segments, err := tcpSegments()
+	if err != nil {
+		return pass()
+	}
+	if segments == k.silent[ino] {
+		silent[ino] = segments
+		return nil
+	}
+	before, err := k.counted()
+	if err := errors.Join(err, pass()); err != nil {
+		return err
+	}
+	after, err := k.counted()
+	if after == before {
+		silent[ino] = segments
+	}
+	return err
+}
+
+// counted is how many sockets this census has seen.
+func (k *Kernel) counted() (n uint64, err error) {
+	var counts CensusCounts
+	if err := k.objs.CensusCounts.Lookup(uint32(0), &counts); err != nil {
+		return 0, fmt.Errorf("read census: %w", err)
+	}
+	for _, classes := range counts.Sockets {
+		for _, sockets := range classes {
+			n += sockets
+		}
+	}
+	return n, nil
 }
 
 var errNotSame = errors.New("another namespace by now")

@@ -85,7 +85,10 @@ type Kernel struct {
 	search    uint32
 	hidden    []Holder // of those that nothing but a file descriptor holds
 	hiddenDue time.Time
-	owners    sync.Mutex // likewise, for the map of wanted cookies
+	// Of the namespaces that had no TCP socket at the last census: the segments
+	// they had received before it. Under census.
+	silent map[uint64]float64
+	owners sync.Mutex // likewise, for the map of wanted cookies
 	// What was told last of what is a difference of two counters.
 	closed  ceiling
 	missed  map[string]*ceiling // by tracepoint
