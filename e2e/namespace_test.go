@@ -3,12 +3,14 @@
 package e2e
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -353,5 +355,77 @@ func TestThousandNamespacesLeaveNothing(t *testing.T) {
 		if now := holdings(t, a); now.fds > first.fds+1 {
 			t.Errorf("%+v, before %+v", now, first)
 		}
+	})
+}
+
+// The census passes by namespaces in which there is nothing, and the kernel does
+// not count everything that there may be: what is left of a connection that a
+// listener began, and the listener has gone; or of one that has ended.
+func TestWhatIsLeftInANamespaceIsFound(t *testing.T) {
+	families(t, func(t *testing.T, n *network) {
+		a := startAgent(t)
+		agree := func(want ...string) {
+			t.Helper()
+			eventually(t, 10*time.Second, "the agent and ss agree", func() error {
+				var states []string
+				before := ssAll(t, n.Server)
+				var list struct{ Connections []socketObject }
+				if err := a.get(fmt.Sprintf("/api/v1/connections?all=true&netns=%d", n.Server.Inode()), &list); err != nil {
+					return err
+				}
+				for _, c := range list.Connections {
+					states = append(states, c.State)
+				}
+				if slices.Sort(states); !slices.Equal(states, want) || len(before) != len(want) {
+					return fmt.Errorf("%v, ss says %v, expected %v", states, before, want)
+				}
+				return nil
+			})
+		}
+		agree()
+		agree() // it is passed by now
+
+		l, err := n.Server.Listen("tcp", n.server(7000))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		agree("listen")
+		if _, err := n.Client.Drop(lab.Rule{Port: 7000, Direction: lab.In, Percent: 100}); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go func() {
+			if c, err := n.Client.Dial(ctx, n.server(7000)); err == nil {
+				c.Close()
+			}
+		}()
+		agree("listen", "syn_recv")
+		l.Close()
+		agree("syn_recv")
+		cancel()
+		agree() // it is given up
+
+		if l, err = n.Server.Listen("tcp", n.server(7001)); err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		c, err := n.Client.Dial(t.Context(), n.server(7001))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		s, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Close()
+		if _, err := io.Copy(io.Discard, c); err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+		l.Close()
+		agree("time_wait")
 	})
 }
