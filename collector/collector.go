@@ -445,8 +445,9 @@ func (c *Collector) takeOwners(now, since time.Time) error {
 		return err
 	}
 	owners := make(map[uint64]owner, len(wanted))
+	processes := make(processGroups)
 	for cookie, cgroup := range wanted {
-		owners[cookie] = c.ownerOf(processOf(found[cookie], nil), cgroup)
+		owners[cookie] = c.ownerOf(processOf(found[cookie], nil), cgroup, processes)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -461,10 +462,10 @@ const initScope = "/init.scope"
 // ownerOf completes what is known of an owner. The socket's own group tells whose
 // it is even after its process has gone; where there is none to tell (cgroup v1)
 // or it is that of systemd, the process's does.
-func (c *Collector) ownerOf(p *Process, cgroup uint64) owner {
+func (c *Collector) ownerOf(p *Process, cgroup uint64, processes processGroups) owner {
 	group := c.groups.byID(cgroup)
 	if p != nil && (group.tells() == 0 || group.Path == initScope) {
-		if of := ofProcess(p.PID); of.tells() > 0 || group.Path == "" {
+		if of := processes.of(p.PID); of.tells() > 0 || group.Path == "" {
 			group = of
 		}
 	}
@@ -556,13 +557,14 @@ func (c *Collector) fillOwners(conns []Connection, pids []uint32) error {
 	if err != nil {
 		return err
 	}
+	processes := make(processGroups)
 	for i := range conns {
 		conn := &conns[i]
 		if found := owners[conn.Cookie]; len(found) > 0 {
 			conn.Process = processOf(found, pids)
 		}
 		if conn.held() && conn.Group.Path == "" {
-			conn.Group = c.ownerOf(conn.Process, conn.Cgroup).group
+			conn.Group = c.ownerOf(conn.Process, conn.Cgroup, processes).group
 		}
 	}
 	return nil

@@ -90,6 +90,19 @@ func (g *groups) path(id uint64) (string, error) {
 	return path, nil
 }
 
+// processGroups are the groups of processes, for one use: a process may have very
+// many connections, and go to another group.
+type processGroups map[uint32]Group
+
+func (g processGroups) of(pid uint32) Group {
+	found, ok := g[pid]
+	if !ok {
+		found = ofProcess(pid)
+		g[pid] = found
+	}
+	return found
+}
+
 // ofProcess is the group of a process: of the cgroup v2 hierarchy, or, where that
 // tells nothing, of the cgroup v1 hierarchy that tells most.
 func ofProcess(pid uint32) Group {
