@@ -4,10 +4,10 @@ package collector
 
 import (
 	"cmp"
-	"container/heap"
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"maps"
 	"math"
@@ -493,32 +493,50 @@ func processOf(owners []bpf.Owner, pids []uint32) *Process {
 // Ready tells whether the first census is done.
 func (c *Collector) Ready() bool { return c.ready.Load() }
 
-// Connections looks at the connections now, worst first, and returns at most
-// q.Limit of them and how many there are. Process and Group are filled in.
-func (c *Collector) Connections(ctx context.Context, q Query) (total int, conns []Connection, err error) {
-	var worst worstFirst
-	err = c.each(ctx, &look{Query: q}, func(conn *Connection) {
+// Connections looks at the connections now. It returns how many the query selects,
+// and at most q.Limit of them, worst first, to be ranged over once. Process and Group
+// are filled in, for a batch at a time: an error of that comes last, in place of a
+// connection.
+func (c *Collector) Connections(ctx context.Context, q Query) (total int, conns iter.Seq2[*Connection, error], err error) {
+	worst := worst{limit: q.Limit}
+	err = c.each(ctx, &look{Query: q}, func(k *bpf.Conn, conn *Connection) {
 		total++
-		if q.Limit > 0 && len(worst) >= q.Limit {
-			if compare(conn, &worst[0]) >= 0 {
-				return
-			}
-			heap.Pop(&worst)
-		}
-		heap.Push(&worst, *conn)
+		worst.add(k, conn)
 	})
 	if err != nil {
 		return 0, nil, err
 	}
-	conns = worst
-	slices.SortFunc(conns, func(a, b Connection) int { return compare(&a, &b) })
-	if q.byOwner() {
-		return total, conns, nil
+	rows := worst.first()
+	var batch []Connection
+	next := func() error {
+		n := min(len(rows), ownersBatch)
+		batch = slices.Grow(batch[:0], n)
+		for i, r := range rows[:n] {
+			batch = append(batch, r.describe(&c.table.rules))
+			rows[i] = nil // to be collected, however slow the reader is
+		}
+		rows = rows[n:]
+		if err := ctx.Err(); err != nil || q.byOwner() {
+			return err // the owners that decided are known
+		}
+		return c.fillOwners(batch, nil)
 	}
-	if err := c.fillOwners(conns, nil); err != nil {
+	if err := next(); err != nil {
 		return 0, nil, err
 	}
-	return total, conns, nil
+	return total, func(yield func(*Connection, error) bool) {
+		for len(batch) > 0 {
+			for i := range batch {
+				if !yield(&batch[i], nil) {
+					return
+				}
+			}
+			if err := next(); err != nil {
+				yield(nil, err)
+				return
+			}
+		}
+	}, nil
 }
 
 // update takes in how a connection is now, and returns what there is to say of
@@ -568,50 +586,6 @@ func (c *Collector) fillOwners(conns []Connection, pids []uint32) error {
 		}
 	}
 	return nil
-}
-
-// compare orders connections worst first: by verdict, then by silence (of
-// healthy ones: by idleness), then by cookie so that the order is stable. What is
-// no connection comes last: listeners first, which are few.
-func compare(a, b *Connection) int {
-	silence := func(c *Connection) time.Duration {
-		age := c.Idle
-		if c.Verdict >= Suspect {
-			age = c.Silent
-		}
-		if age < 0 {
-			return math.MaxInt64 // never heard
-		}
-		return age.Truncate(time.Second) // they are not all looked at in the same moment
-	}
-	other := func(c *Connection) int {
-		switch {
-		case c.Judged():
-			return 0
-		case c.State == Listen:
-			return 1
-		}
-		return 1 + int(c.State)
-	}
-	return cmp.Or(cmp.Compare(other(a), other(b)), cmp.Compare(b.Verdict, a.Verdict), cmp.Compare(silence(b), silence(a)), cmp.Compare(a.Cookie, b.Cookie))
-}
-
-// worstFirst is a heap whose root is the least bad.
-type worstFirst []Connection
-
-func (h worstFirst) Len() int           { return len(h) }
-func (h worstFirst) Less(i, j int) bool { return compare(&h[i], &h[j]) > 0 }
-func (h worstFirst) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
-
-// Push and Pop implement heap.Interface.
-func (h *worstFirst) Push(x any) { *h = append(*h, x.(Connection)) }
-
-// Pop implements heap.Interface.
-func (h *worstFirst) Pop() any {
-	old := *h
-	last := old[len(old)-1]
-	*h = old[:len(old)-1]
-	return last
 }
 
 // Detail is everything that is known of one connection.

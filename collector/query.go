@@ -91,13 +91,16 @@ func (q *look) classes() []uint8 {
 // they decide what is kept.
 const ownersBatch = 16384
 
-// each looks at what the query selects now, and calls visit for each, with its
-// owner if that is asked for or decides. The kernel has the listeners of a network
-// namespace come before its connections. What it is given is not kept, so that a
-// look takes no more memory than what the visitor keeps.
-func (c *Collector) each(ctx context.Context, q *look, visit func(*Connection)) error {
+// each looks at what the query selects now, and calls visit for each: as the kernel
+// wrote it and as it is to be described, with its owner if that is asked for or
+// decides. The kernel has the listeners of a network namespace come before its
+// connections. What visit is given is not kept, so that a look takes no more memory
+// than what the visitor keeps.
+func (c *Collector) each(ctx context.Context, q *look, visit func(*bpf.Conn, *Connection)) error {
 	c.catchUp()
 	var batch []Connection
+	var written []bpf.Conn // of the batch
+	var conn Connection    // one for all: visit makes it escape
 	var failed error
 	flush := func() {
 		if failed == nil {
@@ -105,10 +108,10 @@ func (c *Collector) each(ctx context.Context, q *look, visit func(*Connection)) 
 		}
 		for i := range batch {
 			if failed == nil && q.ofOwner(&batch[i]) {
-				visit(&batch[i])
+				visit(&written[i], &batch[i])
 			}
 		}
-		batch = batch[:0]
+		batch, written = batch[:0], written[:0]
 	}
 	_, err := c.kernel.Census(ctx, q.classes(), func(k *bpf.Conn) {
 		if q.listeners != nil && stateOf(k.State) == Listen {
@@ -117,13 +120,14 @@ func (c *Collector) each(ctx context.Context, q *look, visit func(*Connection)) 
 		if !q.wants(k) {
 			return
 		}
-		conn, _ := c.update(k)
+		conn, _ = c.update(k)
 		switch {
 		case !q.judges(&conn):
 		case !q.owners && !q.byOwner():
-			visit(&conn)
+			visit(k, &conn)
 		default:
-			if batch = append(batch, conn); len(batch) == ownersBatch {
+			batch, written = append(batch, conn), append(written, *k)
+			if len(batch) == ownersBatch {
 				flush()
 			}
 		}

@@ -7,6 +7,8 @@ import (
 	"context"
 	"net/netip"
 	"slices"
+
+	"github.com/halfopen/halfopen/bpf"
 )
 
 // Grouping is what connections have in common that are counted together.
@@ -101,7 +103,7 @@ func (c *Collector) Tallies(ctx context.Context, q Query, by Grouping) (total in
 	if by == ByRemote {
 		l.listeners = make(map[listener]bool)
 	}
-	err = c.each(ctx, &l, func(conn *Connection) {
+	err = c.each(ctx, &l, func(_ *bpf.Conn, conn *Connection) {
 		k := commonOf(conn, by, l.listeners)
 		t := groups[k]
 		if t == nil {

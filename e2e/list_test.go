@@ -10,10 +10,12 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"os"
 	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -394,4 +396,59 @@ func TestListGroupsAndFilters(t *testing.T) {
 	if err := a.get("/api/v1/connections?remote=localhost", &struct{}{}); err == nil || !strings.Contains(err.Error(), "400") {
 		t.Errorf("a remote that is a name: %v", err)
 	}
+}
+
+// Anybody may ask for all connections of a node, several times at once.
+func TestAskingForAllTakesLittleMemory(t *testing.T) {
+	const pairs, askers, most = 9000, 4, 40 << 20
+	g := gather(t, "close", pairs, 7600)
+	g.ready()
+	a := startAgent(t)
+	if err := a.get("/api/v1/connections", new(any)); err != nil { // as much as it takes anyway
+		t.Fatal(err)
+	}
+	before := a.peak()
+	var wg sync.WaitGroup
+	for range askers {
+		wg.Go(func() {
+			var doc struct {
+				Connections []struct {
+					Netns   uint32
+					Process *struct{ PID int }
+				}
+			}
+			if err := a.get("/api/v1/connections?limit=1000000", &doc); err != nil {
+				t.Error(err)
+			}
+			n := 0
+			for _, c := range doc.Connections {
+				if (c.Netns == g.Client.Inode() || c.Netns == g.Server.Inode()) && c.Process != nil {
+					n++
+				}
+			}
+			if n != 2*pairs {
+				t.Errorf("%d connections with their owners, expected %d", n, 2*pairs)
+			}
+		})
+	}
+	wg.Wait()
+	after := a.peak()
+	t.Logf("%d sockets: at most %.1f MB, then %.1f MB", 2*pairs, float64(before)/1e6, float64(after)/1e6)
+	if after-before > most {
+		t.Errorf("%.1f MB more", float64(after-before)/1e6)
+	}
+}
+
+// peak is the most bytes that were resident so far.
+func (a *agent) peak() (bytes int) {
+	a.t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", a.cmd.Process.Pid))
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(status), "VmHWM:")
+	if _, err := fmt.Sscan(rest, &bytes); err != nil {
+		a.t.Fatal(err)
+	}
+	return bytes << 10
 }

@@ -8,10 +8,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"iter"
 	"log/slog"
 	"math"
 	"net/http"
 	"net/url"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -31,7 +34,7 @@ import (
 type Source interface {
 	Ready() bool
 	Stats() (collector.Stats, error)
-	Connections(ctx context.Context, q collector.Query) (total int, conns []collector.Connection, err error)
+	Connections(ctx context.Context, q collector.Query) (total int, conns iter.Seq2[*collector.Connection, error], err error)
 	Tallies(ctx context.Context, q collector.Query, by collector.Grouping) (total int, tallies []collector.Tally, err error)
 	Connection(ctx context.Context, cookie uint64) (*collector.Detail, error) // nil: no such connection
 	Deaths(causes []collector.Cause, limit int) (total int, deaths []collector.Death)
@@ -62,7 +65,7 @@ func NewHandler(src Source, logger *slog.Logger) (http.Handler, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make landing page: %w", err)
 	}
-	a := &api{src: src, logger: logger}
+	a := &api{src: src, logger: logger, large: make(chan struct{}, 1)}
 	mux := http.NewServeMux()
 	mux.Handle("GET /{$}", landing)
 	mux.Handle("GET /metrics", metricsHandler(src, logger))
@@ -135,6 +138,7 @@ func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
 type api struct {
 	src    Source
 	logger *slog.Logger
+	large  chan struct{} // full while somebody has more than defaultLimit connections
 }
 
 func (a *api) connections(w http.ResponseWriter, r *http.Request) {
@@ -148,12 +152,24 @@ func (a *api) connections(w http.ResponseWriter, r *http.Request) {
 		writeError(w, http.StatusBadRequest, err)
 		return
 	}
+	if q.Limit > defaultLimit {
+		// Anybody may ask, and each answer would take as much memory again.
+		select {
+		case a.large <- struct{}{}:
+		case <-r.Context().Done():
+			return
+		}
+		defer func() {
+			debug.FreeOSMemory() // nobody asks for that often
+			<-a.large
+		}()
+	}
 	total, conns, err := a.src.Connections(r.Context(), q)
 	if err != nil {
 		a.fail(w, r, err)
 		return
 	}
-	writeList(w, "connections", total, conns, NewConnection)
+	writeList(a, w, r, "connections", total, conns, NewConnection)
 }
 
 func (a *api) groups(w http.ResponseWriter, r *http.Request) {
@@ -177,7 +193,7 @@ func (a *api) groups(w http.ResponseWriter, r *http.Request) {
 		a.fail(w, r, err)
 		return
 	}
-	writeList(w, "groups", total, tallies, func(t *collector.Tally) Group { return NewGroup(t, by) })
+	writeList(a, w, r, "groups", total, Each(tallies), func(t *collector.Tally) Group { return NewGroup(t, by) })
 }
 
 // NoConnection is how the error begins about a cookie that no connection has.
@@ -222,7 +238,7 @@ func (a *api) deaths(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	total, deaths := a.src.Deaths(causes, limit)
-	writeList(w, "deaths", total, deaths, NewDeath)
+	writeList(a, w, r, "deaths", total, Each(deaths), NewDeath)
 }
 
 // fail answers that looking did not work. Nobody hears it if the client is gone.
@@ -357,23 +373,54 @@ func parseLimit(values []string) (int, error) {
 	return 0, errors.New("limit is given more than once")
 }
 
-// writeList writes the object of [Connections], [Groups] or [Deaths], an item a line.
-// Items are encoded one by one: all of a large node's would be hundreds of MB.
-func writeList[In, Out any](w http.ResponseWriter, name string, total int, items []In, encode func(*In) Out) {
+// writeList answers with such an object. Where that fails half-way, the answer is
+// cut off, so that it does not look like a whole one.
+func writeList[In, Out any](a *api, w http.ResponseWriter, r *http.Request, name string, total int, items iter.Seq2[*In, error], encode func(*In) Out) {
 	w.Header().Set("Content-Type", "application/json")
 	b := bufio.NewWriter(w)
-	fmt.Fprintf(b, "{\"generated_at\":%q,\"total\":%d,%q:[\n", time.Now().UTC().Format(time.RFC3339Nano), total, name)
-	enc := json.NewEncoder(b)
-	for i := range items {
-		if i > 0 {
-			fmt.Fprint(b, ",")
+	if err := errors.Join(WriteList(b, name, total, items, encode), b.Flush()); err != nil {
+		if r.Context().Err() == nil {
+			a.logger.Error("Answer was cut off", "path", r.URL.Path, "err", oneLine(err.Error()))
 		}
-		if enc.Encode(encode(&items[i])) != nil {
-			return // the client is gone
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// WriteList writes the object of [Connections], [Groups] or [Deaths], an item a line
+// and in a Write of its own. Items are encoded one by one: all of a large node's
+// would be hundreds of MB.
+func WriteList[In, Out any](w io.Writer, name string, total int, items iter.Seq2[*In, error], encode func(*In) Out) error {
+	if _, err := fmt.Fprintf(w, "{\"generated_at\":%q,\"total\":%d,%q:[\n", time.Now().UTC().Format(time.RFC3339Nano), total, name); err != nil {
+		return err
+	}
+	enc, between := json.NewEncoder(w), ""
+	var out Out // one for all: Encode makes it escape
+	for item, err := range items {
+		if err != nil {
+			return err
+		}
+		if _, err := io.WriteString(w, between); err != nil {
+			return err
+		}
+		out = encode(item)
+		if err := enc.Encode(&out); err != nil {
+			return err
+		}
+		between = ","
+	}
+	_, err := io.WriteString(w, "]}\n")
+	return err
+}
+
+// Each ranges over items for [WriteList].
+func Each[T any](items []T) iter.Seq2[*T, error] {
+	return func(yield func(*T, error) bool) {
+		for i := range items {
+			if !yield(&items[i], nil) {
+				return
+			}
 		}
 	}
-	fmt.Fprintln(b, "]}")
-	b.Flush()
 }
 
 func writeError(w http.ResponseWriter, status int, err error) {

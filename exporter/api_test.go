@@ -3,14 +3,17 @@
 package exporter
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -415,3 +418,88 @@ type discard struct{ h http.Header }
 func (d discard) Header() http.Header         { return d.h }
 func (d discard) Write(b []byte) (int, error) { return len(b), nil }
 func (d discard) WriteHeader(int)             {}
+
+// endless is a source whose connections come as the reader takes them.
+type endless struct {
+	fakeSource
+	asked   chan struct{}
+	proceed chan struct{}
+	fails   error // after the first
+}
+
+func (e *endless) Connections(context.Context, collector.Query) (int, iter.Seq2[*collector.Connection, error], error) {
+	e.asked <- struct{}{}
+	return 2, func(yield func(*collector.Connection, error) bool) {
+		c := contractConnection()
+		if !yield(&c, nil) {
+			return
+		}
+		<-e.proceed
+		if e.fails != nil {
+			yield(nil, e.fails)
+			return
+		}
+		yield(&c, nil)
+	}, nil
+}
+
+// Each takes memory in proportion to the node, and anybody may ask.
+func TestLargeAnswersAreMadeOneAtATime(t *testing.T) {
+	src := &endless{asked: make(chan struct{}, 9), proceed: make(chan struct{})}
+	server := httptest.NewServer(newHandler(t, src))
+	defer server.Close()
+	proceed := sync.OnceFunc(func() { close(src.proceed) })
+	defer proceed() // else the server would wait for its answers
+	status := make(chan int, 9)
+	ask := func(ctx context.Context, limit string) {
+		r, err := http.NewRequestWithContext(ctx, "GET", server.URL+"/api/v1/connections?limit="+limit, nil)
+		if err != nil {
+			t.Error(err)
+		}
+		w, err := http.DefaultClient.Do(r)
+		if err != nil {
+			status <- 0
+			return
+		}
+		defer w.Body.Close()
+		_, _ = io.Copy(io.Discard, w.Body)
+		status <- w.StatusCode
+	}
+	go ask(t.Context(), "1001")
+	<-src.asked
+	impatient, leave := context.WithCancel(t.Context())
+	go ask(impatient, "1001")
+	go ask(t.Context(), "5000")
+	go ask(t.Context(), "1000") // not large
+	<-src.asked
+	select {
+	case <-src.asked:
+		t.Fatal("two large answers at a time")
+	case <-time.After(200 * time.Millisecond):
+	}
+	leave()
+	if got := <-status; got != 0 {
+		t.Errorf("status %d for who has left", got)
+	}
+	proceed()
+	for range 3 {
+		if got := <-status; got != http.StatusOK {
+			t.Errorf("status %d", got)
+		}
+	}
+}
+
+func TestAnAnswerThatFailsHalfWayIsCutOff(t *testing.T) {
+	src := &endless{asked: make(chan struct{}, 1), proceed: make(chan struct{}), fails: errors.New("no memory")}
+	close(src.proceed)
+	server := httptest.NewServer(newHandler(t, src))
+	defer server.Close()
+	w, err := http.Get(server.URL + "/api/v1/connections")
+	if err != nil {
+		return // cut off before anything was sent
+	}
+	defer w.Body.Close()
+	if body, err := io.ReadAll(w.Body); err == nil {
+		t.Errorf("a whole answer, status %d:\n%s", w.StatusCode, body)
+	}
+}

@@ -4,6 +4,7 @@ package exporter
 
 import (
 	"context"
+	"iter"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -37,9 +38,9 @@ func (f *fakeSource) Ready() bool { return !f.notReady }
 
 func (f *fakeSource) Stats() (collector.Stats, error) { return f.stats, f.err }
 
-func (f *fakeSource) Connections(_ context.Context, q collector.Query) (int, []collector.Connection, error) {
+func (f *fakeSource) Connections(_ context.Context, q collector.Query) (int, iter.Seq2[*collector.Connection, error], error) {
 	f.query = &q
-	return f.total, f.conns, f.err
+	return f.total, Each(f.conns), f.err
 }
 
 func (f *fakeSource) Tallies(_ context.Context, q collector.Query, by collector.Grouping) (int, []collector.Tally, error) {

@@ -217,9 +217,12 @@ func (d *demo) list(ctx context.Context, title string) error {
 		return err
 	}
 	doc := exporter.Connections{GeneratedAt: time.Now()}
-	for i := range conns {
-		if n := conns[i].Netns; n == d.lab.Client.Inode() || n == d.lab.Server.Inode() {
-			doc.Connections = append(doc.Connections, exporter.NewConnection(&conns[i]))
+	for conn, err := range conns {
+		if err != nil {
+			return err
+		}
+		if n := conn.Netns; n == d.lab.Client.Inode() || n == d.lab.Server.Inode() {
+			doc.Connections = append(doc.Connections, exporter.NewConnection(conn))
 		}
 	}
 	t := connectionTable(doc.Connections, doc.GeneratedAt, false)

@@ -159,11 +159,17 @@ type here struct{ c *collector.Collector }
 
 func (h here) withPort(ctx context.Context, port uint16) ([]exporter.Connection, error) {
 	_, found, err := h.c.Connections(ctx, collector.Query{Ports: []uint16{port}})
-	conns := make([]exporter.Connection, 0, len(found))
-	for i := range found {
-		conns = append(conns, exporter.NewConnection(&found[i]))
+	if err != nil {
+		return nil, err
 	}
-	return conns, err
+	var conns []exporter.Connection
+	for conn, err := range found {
+		if err != nil {
+			return nil, err
+		}
+		conns = append(conns, exporter.NewConnection(conn))
+	}
+	return conns, nil
 }
 
 func (h here) detail(ctx context.Context, cookie string) ([]byte, error) {

@@ -5,9 +5,9 @@ package main
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
+	"iter"
 	"math"
 	"net/netip"
 	"slices"
@@ -79,9 +79,12 @@ func (l *list) connections(ctx context.Context, stdout, stderr io.Writer) error 
 			return err
 		}
 	default:
-		total, conns, err := look(l, func(c *collector.Collector) (int, []collector.Connection, error) {
-			return c.Connections(ctx, l.asked())
-		})
+		k, err := l.thresholds.load(0)
+		if err != nil {
+			return err
+		}
+		defer k.Close()
+		total, conns, err := collector.New(k, l.thresholds.options(nil)).Connections(ctx, l.asked())
 		if err != nil {
 			return err
 		}
@@ -89,8 +92,11 @@ func (l *list) connections(ctx context.Context, stdout, stderr io.Writer) error 
 			return writeList(stdout, "connections", total, conns, exporter.NewConnection)
 		}
 		doc.Total = total
-		for i := range conns {
-			doc.Connections = append(doc.Connections, exporter.NewConnection(&conns[i]))
+		for conn, err := range conns {
+			if err != nil {
+				return err
+			}
+			doc.Connections = append(doc.Connections, exporter.NewConnection(conn))
 		}
 	}
 	if len(doc.Connections) == 0 {
@@ -120,15 +126,18 @@ func (l *list) groups(ctx context.Context, stdout, stderr io.Writer) error {
 			return err
 		}
 	default:
-		total, tallies, err := look(l, func(c *collector.Collector) (int, []collector.Tally, error) {
-			return c.Tallies(ctx, l.asked(), l.by)
-		})
+		k, err := l.thresholds.load(0)
+		if err != nil {
+			return err
+		}
+		defer k.Close()
+		total, tallies, err := collector.New(k, l.thresholds.options(nil)).Tallies(ctx, l.asked(), l.by)
 		if err != nil {
 			return err
 		}
 		encode := func(t *collector.Tally) exporter.Group { return exporter.NewGroup(t, l.by) }
 		if l.output == "json" {
-			return writeList(stdout, "groups", total, tallies, encode)
+			return writeList(stdout, "groups", total, exporter.Each(tallies), encode)
 		}
 		doc.Total = total
 		for i := range tallies {
@@ -144,16 +153,6 @@ func (l *list) groups(ctx context.Context, stdout, stderr io.Writer) error {
 	}
 	_, err := fmt.Fprintln(stderr, groupSummary(&doc, l.thing()))
 	return err
-}
-
-// look looks by itself.
-func look[T any](l *list, how func(*collector.Collector) (int, []T, error)) (total int, found []T, err error) {
-	k, err := l.thresholds.load(0)
-	if err != nil {
-		return 0, nil, err
-	}
-	defer k.Close()
-	return how(collector.New(k, l.thresholds.options(nil)))
 }
 
 // asked is what is selected, and how much of it.
@@ -172,20 +171,12 @@ func (l *list) thing() string {
 	return "connection"
 }
 
-// writeList writes things as the agent does, one a line and one after the other.
-func writeList[In, Out any](w io.Writer, name string, total int, things []In, encode func(*In) Out) error {
+// writeList writes what the agent would answer.
+func writeList[In, Out any](w io.Writer, name string, total int, items iter.Seq2[*In, error], encode func(*In) Out) error {
 	b := bufio.NewWriter(w)
-	fmt.Fprintf(b, `{"generated_at":%q,"total":%d,%q:[`+"\n", time.Now().UTC().Format(time.RFC3339Nano), total, name)
-	enc := json.NewEncoder(harmlessJSON{b})
-	for i := range things {
-		if i > 0 {
-			b.WriteByte(',')
-		}
-		if err := enc.Encode(encode(&things[i])); err != nil {
-			return err
-		}
+	if err := exporter.WriteList(harmlessJSON{b}, name, total, items, encode); err != nil {
+		return err
 	}
-	b.WriteString("]}\n")
 	return b.Flush()
 }
 

@@ -406,7 +406,7 @@ func TestNothingToListIsASentence(t *testing.T) {
 func TestJSONOfALook(t *testing.T) {
 	doc := document()
 	var b bytes.Buffer
-	if err := writeList(&b, "connections", doc.Total, conns, exporter.NewConnection); err != nil {
+	if err := writeList(&b, "connections", doc.Total, exporter.Each(conns), exporter.NewConnection); err != nil {
 		t.Fatal(err)
 	}
 	var got exporter.Connections
@@ -419,7 +419,7 @@ func TestJSONOfALook(t *testing.T) {
 		t.Error(diff)
 	}
 	b.Reset()
-	if err := writeList(&b, "connections", 0, nil, exporter.NewConnection); err != nil || !json.Valid(b.Bytes()) {
+	if err := writeList(&b, "connections", 0, exporter.Each[collector.Connection](nil), exporter.NewConnection); err != nil || !json.Valid(b.Bytes()) {
 		t.Errorf("no connections: error %v in\n%s", err, b.String())
 	}
 }

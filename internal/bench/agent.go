@@ -62,16 +62,22 @@ func (a *agent) stop() {
 }
 
 func (a *agent) get(path string) ([]byte, error) {
+	var body bytes.Buffer
+	err := a.getInto(&body, path)
+	return body.Bytes(), err
+}
+
+func (a *agent) getInto(w io.Writer, path string) error {
 	resp, err := http.Get(a.url + path)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
+	_, err = io.Copy(w, resp.Body)
 	if err == nil && resp.StatusCode != http.StatusOK {
 		err = fmt.Errorf("%s: %s", path, resp.Status)
 	}
-	return body, err
+	return err
 }
 
 // zombies are how many connections the metrics say are zombies. Unlike a question

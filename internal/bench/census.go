@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"math"
 	"os/exec"
 	"time"
 
@@ -170,10 +172,18 @@ func (v *view) everybody() (int, error) {
 func (v *view) list() (int, error) {
 	n, conns, err := collector.New(v.kernel, collector.Options{IdleAfter: time.Second}).
 		Connections(context.Background(), collector.Query{Limit: 1000})
-	if err == nil && conns[0].Process == nil {
-		err = fmt.Errorf("no owner of %v", conns[0])
+	if err != nil {
+		return 0, err
 	}
-	return n, err
+	for conn, err := range conns {
+		if err != nil {
+			return 0, err
+		}
+		if conn.Process == nil {
+			return 0, fmt.Errorf("no owner of %v", conn)
+		}
+	}
+	return n, nil
 }
 
 // censusAndOwners is the census, and the owners of as many as are ever in trouble
@@ -297,17 +307,19 @@ func (b *bench) rest(ctx context.Context, v *view, sockets int) error {
 	if err != nil {
 		return err
 	}
-	if _, err := a.get("/api/v1/connections?limit=1000"); err != nil {
-		return err
-	}
-	asked, err := a.peak()
-	if err != nil {
-		return err
+	var asked [2]int64 // the most, after these questions
+	for i, limit := range []int{1000, math.MaxInt32} {
+		if err := a.getInto(io.Discard, fmt.Sprintf("/api/v1/connections?limit=%d", limit)); err != nil {
+			return err
+		}
+		if asked[i], err = a.peak(); err != nil {
+			return err
+		}
 	}
 	const mb = 1e6
 	b.add(row{fmt.Sprintf("memory with %d idle sockets", sockets), "≤ 60 MB resident", fmt.Sprintf("%.1f MB", float64(resident)/mb),
-		fmt.Sprintf("most in %.0f s, whole process; after it was asked for all connections %.1f MB; its maps in the kernel %.1f MB more",
-			length.Seconds(), float64(asked)/mb, float64(maps)/mb), met(float64(resident)/mb <= 60)})
+		fmt.Sprintf("most in %.0f s, whole process; after it was asked for the worst 1000 connections %.1f MB, for all of them %.1f MB; its maps in the kernel %.1f MB more",
+			length.Seconds(), float64(asked[0])/mb, float64(asked[1])/mb, float64(maps)/mb), met(float64(resident)/mb <= 60)})
 
 	ss := exec.Command("ss", "-tanoi")
 	if err := v.ns.Start(ss); err != nil {
