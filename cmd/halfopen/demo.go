@@ -53,8 +53,9 @@ type demo struct {
 	w       io.Writer
 	palette palette
 	began   time.Time
-	err     error  // of writing
-	stop    func() // the show, for nobody sees it
+	cut     time.Time // of the cable
+	err     error     // of writing
+	stop    func()    // the show, for nobody sees it
 
 	lab       *lab.Lab
 	collector *collector.Collector
@@ -75,43 +76,50 @@ func (d *demo) run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, d.lab.Close()) }()
 
 	d.collector = collector.New(k, t.options(nil))
-	sub := d.collector.Subscribe(traceBuffer)
-	defer sub.Close()
 	g, gctx := errgroup.WithContext(ctx)
 	watching, stop := context.WithCancel(gctx)
 	g.Go(func() error { return d.collector.Run(watching) })
 	g.Go(func() error {
 		defer stop()
-		return d.show(gctx, sub)
+		return d.show(gctx)
 	})
 	return g.Wait()
 }
 
 // show tells the story.
-func (d *demo) show(ctx context.Context, sub *collector.Subscription) error {
-	d.began = time.Now()
+func (d *demo) show(ctx context.Context) error {
 	if err := d.connect(ctx); err != nil {
 		return err
 	}
 	defer d.disconnect()
 	d.print("A TCP connection whose peer goes silent, and how it is found. All of it happens in two\n" +
 		"private network namespaces; the rest of this machine is left alone.\n\n")
-	d.say(time.Now(), "", "Client and server are connected, and have greeted each other.")
-	d.more("The client uses keepalive: a probe after %s, then every %s, and no more than %d.", setting(demoIdle), setting(demoInterval), demoProbes)
-	d.more("(Linux's defaults are 2h, 75s and 9.) The server does not use it.")
-	if err := d.list(ctx, "halfopen sees two healthy connections, one for each end:"); err != nil {
+	healthy, err := d.look(ctx)
+	if err != nil {
 		return err
 	}
+	// That may have taken long, on a node with very many connections. Now it begins.
+	if err := d.greet(); err != nil {
+		return err
+	}
+	d.began = time.Now()
+	d.say(d.began, "", "Client and server are connected, and have greeted each other.")
+	d.more("The client uses keepalive: a probe after %s, then every %s, and no more than %d.", setting(demoIdle), setting(demoInterval), demoProbes)
+	d.more("(Linux's defaults are 2h, 75s and 9.) The server does not use it.")
+	d.list("halfopen sees two healthy connections, one for each end:", healthy)
 
 	if err := sleep(ctx, 1500*time.Millisecond); err != nil {
 		return err
 	}
+	sub := d.collector.Subscribe(traceBuffer) // not before: others' notices may fill it
+	defer sub.Close()
 	restore, err := d.lab.Client.Drop(lab.Rule{Port: demoPort, Direction: lab.Both, Percent: 100})
 	if err != nil {
 		return err
 	}
 	defer func() { _ = restore() }() // before disconnect: the ends can then part in order
-	d.say(time.Now(), bold, "The cable is cut: packets vanish both ways, and neither end is told.")
+	d.cut = time.Now()
+	d.say(d.cut, bold, "The cable is cut: packets vanish both ways, and neither end is told.")
 	if err := d.watch(ctx, sub); err != nil {
 		return err
 	}
@@ -138,12 +146,16 @@ func (d *demo) connect(ctx context.Context) error {
 	if d.server, err = ln.AcceptTCP(); err != nil {
 		return errors.Join(err, d.client.Close())
 	}
-	err = errors.Join(greet(d.client, d.server), greet(d.server, d.client),
-		lab.SetKeepalive(d.client, demoIdle, demoInterval, demoProbes))
-	if err != nil {
+	if err := errors.Join(d.greet(), lab.SetKeepalive(d.client, demoIdle, demoInterval, demoProbes)); err != nil {
 		d.disconnect()
+		return err
 	}
-	return err
+	return nil
+}
+
+// greet has data move both ways: keepalive counts from then.
+func (d *demo) greet() error {
+	return errors.Join(greet(d.client, d.server), greet(d.server, d.client))
 }
 
 // greet sends something from one end to the other.
@@ -174,8 +186,8 @@ func (d *demo) watch(ctx context.Context, sub *collector.Subscription) error {
 		case <-patience.C:
 			return fmt.Errorf("the connection did not end within %s: please report this, with what halfopen doctor says", demoPatience)
 		}
-		if n.Connection.Netns != d.lab.Client.Inode() {
-			continue
+		if n.Connection.Netns != d.lab.Client.Inode() || n.At.Before(d.cut) {
+			continue // before the cut a probe was answered
 		}
 		switch {
 		case n.Kind == collector.NoticeSolicitation:
@@ -188,7 +200,7 @@ func (d *demo) watch(ctx context.Context, sub *collector.Subscription) error {
 			if f := n.Connection.GivesUp; f.Ever() {
 				d.more("The kernel will not notice before %.1fs.", f.At.Sub(d.began).Seconds())
 			}
-			if err := d.contrast(ctx); err != nil {
+			if err := d.contrast(&n.Connection); err != nil {
 				return err
 			}
 		case n.Kind == collector.NoticeVerdict:
@@ -198,7 +210,7 @@ func (d *demo) watch(ctx context.Context, sub *collector.Subscription) error {
 }
 
 // contrast shows the zombie as ss does, where there is one, and as halfopen does.
-func (d *demo) contrast(ctx context.Context) error {
+func (d *demo) contrast(zombie *collector.Connection) error {
 	if _, err := exec.LookPath("ss"); err == nil {
 		out, err := d.lab.Client.Output("ss", "-Htn")
 		if err != nil {
@@ -206,32 +218,35 @@ func (d *demo) contrast(ctx context.Context) error {
 		}
 		d.print("\nss still sees a healthy connection:\n\n" + indent(printable(strings.TrimSpace(string(out)))+"\n"))
 	}
-	return d.list(ctx, "halfopen sees the zombie:")
+	d.list("halfopen sees the zombie:", []exporter.Connection{exporter.NewConnection(zombie)})
+	return nil
 }
 
-// list prints what `halfopen list` would, of the demo's connections only and
-// without their owner, which is this process.
-func (d *demo) list(ctx context.Context, title string) error {
-	_, conns, err := d.collector.Connections(ctx, collector.Query{Ports: []uint16{demoPort}})
+// look finds the two ends of the connection.
+func (d *demo) look(ctx context.Context) (ends []exporter.Connection, err error) {
+	_, conns, err := d.collector.Connections(ctx, collector.Query{
+		Ports: []uint16{demoPort}, Netns: []uint32{d.lab.Client.Inode(), d.lab.Server.Inode()},
+	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	doc := exporter.Connections{GeneratedAt: time.Now()}
 	for conn, err := range conns {
 		if err != nil {
-			return err
+			return nil, err
 		}
-		if n := conn.Netns; n == d.lab.Client.Inode() || n == d.lab.Server.Inode() {
-			doc.Connections = append(doc.Connections, exporter.NewConnection(conn))
-		}
+		ends = append(ends, exporter.NewConnection(conn))
 	}
-	t := connectionTable(doc.Connections, doc.GeneratedAt, false)
+	return ends, nil
+}
+
+// list prints what `halfopen list` would, without owners, which are this process.
+func (d *demo) list(title string, conns []exporter.Connection) {
+	t := connectionTable(conns, time.Now(), false)
 	t.columns = slices.DeleteFunc(t.columns, func(c column) bool { return c.title == ownerTitle || c.title == runsInTitle })
 	t.fit(min(roomFor(d.w), demoWidth) - len(margin))
 	var b strings.Builder
 	_ = t.write(&b, d.palette)
 	d.print("\n" + title + "\n\n" + indent(b.String()) + "\n")
-	return nil
 }
 
 // say prints what happens, and when.
