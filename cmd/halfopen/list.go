@@ -56,6 +56,10 @@ func (l *list) run(ctx context.Context, stdout, stderr io.Writer) error {
 	switch {
 	case l.agent != nil && l.thresholds.given():
 		return errAgentDecides
+	case l.all && len(l.verdicts)+len(l.risks) > 0:
+		return usagef("--all cannot be combined with --verdict or --risk, which only connections have")
+	case l.grouped && l.output == "wide":
+		return usagef("--by has no wide table: leave out -o wide")
 	case len(l.causes) == 0 && l.grouped:
 		return l.groups(ctx, stdout, stderr)
 	case len(l.causes) == 0:
@@ -300,8 +304,8 @@ func connectionTable(conns []exporter.Connection, now time.Time, wide bool) *tab
 		}},
 		{column{title: "KEEPALIVE", spare: 1, rare: true}, false, set(func(c *conn) string { return keepalive(&c.Keepalive) })},
 		{column{title: ownerTitle}, false, func(c *conn) string {
-			if c.State == collector.TimeWait.String() {
-				return none
+			if c.Verdict == nil && c.UID == nil && c.Accepted == nil {
+				return none // of a connection that has ended
 			}
 			return owner(&c.Ownership)
 		}},
@@ -422,33 +426,14 @@ func deathTable(deaths []exporter.Death, wide bool) *table {
 	}, deaths, wide)
 }
 
-// summary says how many there are of each verdict, worst first; of what has
-// none, of each state.
 func summary(doc *exporter.Connections, thing string) string {
 	counts := make(map[string]int)
 	for i := range doc.Connections {
-		c := &doc.Connections[i]
-		if c.Verdict != nil {
-			counts[*c.Verdict]++
-		} else {
-			counts[c.State]++
+		if v := doc.Connections[i].Verdict; v != nil {
+			counts[*v]++
 		}
 	}
-	return shown(len(doc.Connections), doc.Total, thing) + counted(counts)
-}
-
-// counted lists what there is any of, by verdict or else by state.
-func counted(counts map[string]int) string {
-	var parts []string
-	for _, name := range append(verdictNames(), stateNames()...) {
-		if n := counts[name]; n > 0 {
-			parts = append(parts, fmt.Sprintf("%d %s", n, name))
-		}
-	}
-	if len(parts) == 0 {
-		return ""
-	}
-	return ": " + strings.Join(parts, ", ")
+	return shown(len(doc.Connections), doc.Total, thing) + counted(len(doc.Connections), counts)
 }
 
 func groupSummary(doc *exporter.Groups, thing string) string {
@@ -460,13 +445,32 @@ func groupSummary(doc *exporter.Groups, thing string) string {
 			counts[name] += g.Verdicts[name]
 		}
 	}
-	return shown(len(doc.Groups), doc.Total, "group") + ", " + plural(total, thing) + counted(counts)
+	return shown(len(doc.Groups), doc.Total, "group") + ", " + plural(total, thing) + counted(total, counts)
+}
+
+// counted says how many of so many there are of each verdict, worst first.
+func counted(total int, counts map[string]int) string {
+	var parts []string
+	without := total
+	for _, name := range verdictNames() {
+		if n := counts[name]; n > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", n, name))
+			without -= n
+		}
+	}
+	if without > 0 {
+		parts = append(parts, fmt.Sprintf("%d without a verdict", without))
+	}
+	if len(parts) == 0 {
+		return ""
+	}
+	return ": " + strings.Join(parts, ", ")
 }
 
 // shown says how many things are listed, of how many there are.
 func shown(n, total int, thing string) string {
 	if n < total {
-		return fmt.Sprintf("%d of %s", n, plural(total, thing))
+		return fmt.Sprintf("%d of %s shown", n, plural(total, thing))
 	}
 	return plural(n, thing)
 }
