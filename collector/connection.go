@@ -246,7 +246,7 @@ type Connection struct {
 	UserTimeout           time.Duration // 0: off
 	RetransmitsUnanswered int
 	RetransmitsTotal      int
-	RTO                   time.Duration // until the next retransmission goes unanswered
+	RTO                   time.Duration // the retransmission timeout, with its backoff
 	UnackedSegments       uint32
 	SendQueue             uint32 // bytes
 	SendWindow            uint32 // bytes

@@ -34,7 +34,7 @@ type Connection struct {
 	SendQueueBytes     uint32       `json:"send_queue_bytes"`
 	SendWindowBytes    uint32       `json:"send_window_bytes"`
 	SRTTSeconds        float64      `json:"srtt_seconds"`
-	RTOSeconds         float64      `json:"rto_seconds"` // the retransmission timeout
+	RTOSeconds         float64      `json:"rto_seconds"` // the retransmission timeout, with its backoff
 	GivesUp            *GivesUp     `json:"gives_up"`    // null: the kernel never will
 	Risks              []string     `json:"risks"`
 	AcceptQueue        *AcceptQueue `json:"accept_queue,omitempty"` // of a listener, or left out

@@ -260,9 +260,9 @@ func (t *thresholds) verdictFlags(cmd *kingpin.CmdClause) {
 
 // censusFlag adds the one that only makes sense for what keeps running.
 func (t *thresholds) censusFlag(cmd *kingpin.CmdClause) {
-	cmd.Flag("census-interval", "How often to look at all connections, not only those in trouble.").
+	cmd.Flag("census-interval", "How often to look at all connections, not only those in trouble; less often where --census-cpu asks for it.").
 		Default("15s").SetValue(&value[time.Duration]{flag: "census-interval", parse: positiveDuration, into: &t.census})
-	cmd.Flag("census-cpu", "How much of one core the agent may take with it when little happens; the interval is stretched accordingly.").
+	cmd.Flag("census-cpu", "How much of one core the agent may take with it when little happens: --census-interval stretches to keep to it.").
 		Default("1%").SetValue(&value[float64]{flag: "census-cpu", parse: parsePercent, into: &t.censusCPU})
 }
 
