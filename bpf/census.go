@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -16,10 +18,12 @@ import (
 // CensusResult is what one census found.
 type CensusResult struct {
 	Counts     CensusCounts
-	Namespaces int // visited, or known to have no TCP socket
+	Namespaces int // that there are
 	// Unvisited is how many namespaces could not be entered, or went away.
 	Unvisited int
-	Err       error // why the last of them could not, nil if they went away
+	// Err is why the last of them could not, or whose sockets may be missing; nil
+	// if they went away.
+	Err error
 	// CPU is the time that it took of a core, in the kernel and here.
 	CPU  time.Duration
 	ways map[uint64]way
@@ -32,10 +36,10 @@ func (r *CensusResult) Path(netns uint32) string {
 	return w.file()
 }
 
-// Census visits every TCP socket of every network namespace that can be
-// found, counts them all, and calls visit for each socket whose class is in
-// classes: of ClassNone those that are no connections. visit runs on another goroutine, but not after Census returns.
-// One census runs at a time.
+// Census looks at every TCP socket of every network namespace, counts them all,
+// and calls visit for each socket whose class is in classes: of ClassNone those
+// that are no connections. visit runs on another goroutine, but not after Census
+// returns. One census runs at a time.
 func (k *Kernel) Census(ctx context.Context, classes []uint8, visit func(*Conn)) (CensusResult, error) {
 	var write uint32
 	for _, c := range classes {
@@ -57,7 +61,7 @@ func (k *Kernel) visitAll(ctx context.Context, write uint32, cookie uint64, visi
 		return res, err
 	}
 	if err := errors.Join(k.objs.CensusWrite.Set(write), k.objs.CensusCookie.Set(cookie),
-		k.objs.CensusCounts.Put(uint32(0), &CensusCounts{})); err != nil {
+		k.objs.CountedShare.Set(^uint32(0)), k.objs.CensusCounts.Put(uint32(0), &CensusCounts{})); err != nil {
 		return res, fmt.Errorf("set up census: %w", err)
 	}
 
@@ -65,14 +69,7 @@ func (k *Kernel) visitAll(ctx context.Context, write uint32, cookie uint64, visi
 	go func() {
 		runtime.LockOSThread()
 		began := threadCPU()
-		home := true
-		ways, err := k.namespaces()
-		if err != nil {
-			err = fmt.Errorf("find network namespaces: %w", err)
-		} else {
-			res.ways = ways
-			home, err = k.visitNamespaces(ctx, ways, &res, visit)
-		}
+		home, err := k.takeCensus(ctx, cookie, &res, visit)
 		res.CPU = threadCPU() - began
 		if home {
 			runtime.UnlockOSThread() // else the thread ends with the goroutine
@@ -97,37 +94,80 @@ func threadCPU() time.Duration {
 	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
 }
 
-// visitNamespaces runs on a locked thread. home tells whether the thread is in
-// the namespace that it came from. That one is visited first, which needs no
-// privilege.
-func (k *Kernel) visitNamespaces(ctx context.Context, ways map[uint64]way, res *CensusResult, visit func(*Conn)) (home bool, err error) {
+// takeCensus runs on a locked thread. home tells whether the thread is in the
+// namespace that it came from.
+//
+// The walk sees all sockets of all namespaces but for two kinds, for which the
+// namespaces are visited that have them: those that have no cookie yet, as all of
+// them when the first census is taken, and those in hash tables of their own.
+func (k *Kernel) takeCensus(ctx context.Context, cookie uint64, res *CensusResult, visit func(*Conn)) (home bool, err error) {
 	var c Conn
 	record := bytesOf(&c)
-	pass := func() error {
-		return k.pass("census", record, func() { visit(&c) })
-	}
+	pass := func(name string) error { return k.pass(name, record, func() { visit(&c) }) }
+
 	from, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
 		return true, err
 	}
 	defer from.Close()
-	var own unix.Stat_t
-	if err := unix.Fstat(int(from.Fd()), &own); err != nil {
+	own, err := inode(int(from.Fd()))
+	if err != nil {
 		return true, err
 	}
-	res.Namespaces++
-	if err := pass(); err != nil {
+	if res.ways, err = k.namespaces(); err != nil {
+		return true, fmt.Errorf("find network namespaces: %w", err)
+	}
+	delete(res.ways, own)
+	res.Namespaces = 1 + len(res.ways)
+	if err := pass("walk"); err != nil {
 		return true, err
 	}
-	delete(ways, own.Ino)
-	if len(ways) == 0 {
-		return true, nil
+	unnamed, err := k.takeUnnamed()
+	if err != nil {
+		return true, err
 	}
-	silent := make(map[uint64]float64)
-	defer func() { home = unix.Setns(int(from.Fd()), unix.CLONE_NEWNET) == nil }()
-	for ino, w := range ways {
+	if cookie != 0 {
+		clear(unnamed) // it has one
+	}
+
+	// visitOne visits the namespace that the thread is in, if it has to be.
+	tables := make(map[uint64]bool, len(k.tables))
+	visitOne := func(ino uint64) error {
+		if _, known := tables[ino]; !known {
+			has, err := hasOwnTable()
+			if err != nil {
+				res.Err = fmt.Errorf("find the hash table of network namespace %d: %w", ino, err)
+			} else {
+				tables[ino] = has
+			}
+		}
+		ownTable := tables[ino] && ino != k.initNetns
+		if !ownTable && !unnamed[ino] {
+			return nil
+		}
+		delete(unnamed, ino)
+		if err := k.objs.OwnTable.Set(boolean(ownTable)); err != nil {
+			return err
+		}
+		return pass("visit")
+	}
+	if err := visitOne(own); err != nil {
+		return true, err
+	}
+	home = true
+	defer func() {
+		if !home {
+			home = unix.Setns(int(from.Fd()), unix.CLONE_NEWNET) == nil
+		}
+	}()
+	for ino, w := range res.ways {
 		if err := ctx.Err(); err != nil {
-			return false, err
+			return home, err
+		}
+		if ownTable, known := k.tables[ino]; known {
+			if tables[ino] = ownTable; !ownTable && !unnamed[ino] {
+				continue
+			}
 		}
 		switch err := enter(&w, ino); {
 		case gone(err):
@@ -136,55 +176,57 @@ func (k *Kernel) visitNamespaces(ctx context.Context, ways map[uint64]way, res *
 			res.Unvisited++
 			res.Err = fmt.Errorf("enter network namespace %d: %w", ino, err)
 		default:
-			res.Namespaces++
-			if err := k.visitUnlessEmpty(ino, silent, pass); err != nil {
-				return false, err
+			home = false
+			if err := visitOne(ino); err != nil {
+				return home, err
 			}
 		}
+		delete(unnamed, ino)
 	}
-	k.silent = silent
-	return false, nil
+	res.Unvisited += len(unnamed) // which nobody knows a way into
+	k.tables = tables
+	return home, nil
 }
 
-// visitUnlessEmpty makes a pass over the calling thread's network namespace, but
-// not if it is certain that there is no TCP socket: none that the kernel counts,
-// and no segment since there was none at all, as in the beginning. silent is what
-// the next census has to know.
-func (k *Kernel) visitUnlessEmpty(ino uint64, silent map[uint64]float64, pass func() error) error {
-	if sockets, err := countedTCP(); err != nil || sockets > 0 {
-		return pass()
+// takeUnnamed returns in which namespaces the walk has seen sockets without a
+// cookie.
+func (k *Kernel) takeUnnamed() (map[uint64]bool, error) {
+	unnamed := make(map[uint64]bool)
+	var ino, value uint32
+	all := k.objs.Unnamed.Iterate()
+	for all.Next(&ino, &value) {
+		unnamed[uint64(ino)] = true
 	}
-	segments, err := tcpSegments()
-	if err != nil {
-		return pass()
+	if err := all.Err(); err != nil {
+		return nil, fmt.Errorf("read namespaces to visit: %w", err)
 	}
-	if segments == k.silent[ino] {
-		silent[ino] = segments
-		return nil
-	}
-	before, err := k.counted()
-	if err := errors.Join(err, pass()); err != nil {
-		return err
-	}
-	after, err := k.counted()
-	if after == before {
-		silent[ino] = segments
-	}
-	return err
-}
-
-// counted is how many sockets this census has seen.
-func (k *Kernel) counted() (n uint64, err error) {
-	var counts CensusCounts
-	if err := k.objs.CensusCounts.Lookup(uint32(0), &counts); err != nil {
-		return 0, fmt.Errorf("read census: %w", err)
-	}
-	for _, classes := range counts.Sockets {
-		for _, sockets := range classes {
-			n += sockets
+	for ino := range unnamed {
+		if err := k.objs.Unnamed.Delete(uint32(ino)); err != nil {
+			return nil, fmt.Errorf("forget namespaces: %w", err)
 		}
 	}
-	return n, nil
+	return unnamed, nil
+}
+
+// hasOwnTable tells whether the network namespace that the thread is in has a hash
+// table of TCP sockets of its own (net.ipv4.tcp_child_ehash_entries, 6.1).
+func hasOwnTable() (bool, error) {
+	b, err := os.ReadFile("/proc/sys/net/ipv4/tcp_ehash_entries")
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	entries, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	return entries > 0, err // negative: of the table that it shares
+}
+
+func boolean(b bool) uint32 {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 var errNotSame = errors.New("another namespace by now")
@@ -203,12 +245,17 @@ func enter(w *way, ino uint64) error {
 		return err
 	}
 	defer unix.Close(fd)
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
+	switch is, err := inode(fd); {
+	case err != nil:
 		return err
-	}
-	if st.Ino != ino {
+	case is != ino:
 		return errNotSame
 	}
 	return unix.Setns(fd, unix.CLONE_NEWNET)
+}
+
+func inode(fd int) (uint64, error) {
+	var st unix.Stat_t
+	err := unix.Fstat(fd, &st)
+	return st.Ino, err
 }

@@ -12,8 +12,8 @@
  *         ... set_state(CLOSE) ...    inet_sock_set_state  cookie, death
  *     timer_expire_exit   compare
  *
- *   read by user space: census (iter/tcp), watch (iter/bpf_map_elem),
- *   owners and learn (iter/task_file)
+ *   read by user space: census and watch (iter/bpf_map_elem), what the
+ *   census leaves (iter/tcp), owners and learn (iter/task_file)
  *
  * Two rules. A healthy connection costs counters only: no event, no map
  * insert. And nothing is guessed: a solicitation is a counter of the socket
@@ -29,6 +29,13 @@
 #define REMEMBER_MAX 4096
 #define WANTED_MAX 16384
 #define EVENTS_BYTES (4 << 20)
+#define NETNS_MAX 4096
+/*
+ * What a census looks at in one go: so many chains, whose heads are a cache line,
+ * and at most so many sockets, whose records bpf_seq_write() has room for.
+ */
+#define CHAINS 8
+#define SHARE_MAX 160
 #define TICK_NSEC ((1000000000 + hz / 2) / (hz ?: 1)) /* of a jiffy, as the kernel rounds it */
 
 /*
@@ -225,7 +232,49 @@ struct {
 
 volatile __u32 search = 0;
 
-/* What a census pass counted. User space clears it before and reads it after. */
+/*
+ * The kernel's hash tables of TCP sockets, found by learn(): addresses, and how
+ * many chains each has. Of the connections, and of the listeners.
+ */
+volatile __u64 ehash = 0;
+volatile __u64 lhash = 0;
+volatile __u32 ehash_chains = 0;
+volatile __u32 lhash_chains = 0;
+volatile __u32 init_netns = 0; /* inode of the first network namespace, whose they are */
+volatile __u32 counted_share = 0; /* the last that was counted */
+volatile __u32 own_table = 0; /* a namespace is visited that they do not have */
+
+/*
+ * A part of these tables. One census runs at a time. Inserted, read and
+ * overwritten by collect() and look_at().
+ */
+struct share {
+	__u32 sockets;
+	__u64 socket[SHARE_MAX]; /* addresses */
+	struct conn conn; /* the record of the one that is looked at */
+};
+_Static_assert(SHARE_MAX * sizeof(struct conn) <= 32768, "a share has to fit into a seq_file");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct share);
+} share SEC(".maps");
+
+/*
+ * The network namespaces with sockets that have no cookie. Inserted by the walk,
+ * read and deleted by user space, which visits them. Full: the next census gets
+ * to the others.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, NETNS_MAX);
+	__type(key, __u32); /* inode number */
+	__type(value, __u32);
+} unnamed SEC(".maps");
+
+/* What a census counted. User space clears it before and reads it after. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
@@ -1480,14 +1529,14 @@ static __always_inline void risks_counted(struct census *n, __u8 risks)
  * What the kernel keeps before a connection is made and after its end: less than
  * a socket, of which only the part that all have in common may be read.
  */
-static __always_inline void stub(struct conn *c, const struct sock_common *skc)
+static __always_inline void stub(struct conn *c, const struct sock_common *skc, const bool probe)
 {
 	__builtin_memset(c, 0, sizeof(*c));
 	c->class = CLASS_NONE;
-	c->cookie = skc->skc_cookie.counter;
-	identify(c, skc, false);
-	c->lport = skc->skc_num;
-	c->state = skc->skc_state;
+	c->cookie = FIELD(skc, skc_cookie.counter);
+	identify(c, skc, probe);
+	c->lport = FIELD(skc, skc_num);
+	c->state = FIELD(skc, skc_state);
 	if (c->state == TCP_TIME_WAIT) {
 		/* Also what is left of FIN_WAIT2; ss tells them apart, too. */
 		c->state = BPF_CORE_READ((const struct inet_timewait_sock *)skc, tw_substate);
@@ -1498,80 +1547,224 @@ static __always_inline void stub(struct conn *c, const struct sock_common *skc)
 }
 
 /* What the connections to a listener are going to inherit is in it, too. */
-static __always_inline void listener(struct conn *c, const struct tcp_sock *tp)
+static __always_inline void listener(struct conn *c, const struct tcp_sock *tp, const bool probe)
 {
-	describe(c, tp, NULL, false);
+	describe(c, tp, NULL, probe);
 	c->class = CLASS_NONE;
 	c->flags &= ~CONN_TROUBLE;
-	c->accept_queue = tp->inet_conn.icsk_inet.sk.sk_ack_backlog;
-	c->accept_limit = tp->inet_conn.icsk_inet.sk.sk_max_ack_backlog;
+	c->accept_queue = FIELD(tp, inet_conn.icsk_inet.sk.sk_ack_backlog);
+	c->accept_limit = FIELD(tp, inet_conn.icsk_inet.sk.sk_max_ack_backlog);
 }
 
 /*
- * Process context, one socket after the other of the reader's network
- * namespace; the kernel holds the socket's lock on most versions.
+ * What the census makes of a socket, in c; tp is NULL if it is but a stub. Returns
+ * whether the record is asked for; it is whole then.
+ */
+static __always_inline bool consider(struct conn *c, const struct sock_common *skc,
+				     const struct tcp_sock *tp, struct watch **seen,
+				     const bool probe)
+{
+	__u64 cookie = FIELD(skc, skc_cookie.counter);
+	__u8 state = FIELD(skc, skc_state) & (TCP_MAX_STATES - 1);
+	bool asked = !census_cookie || census_cookie == cookie, whole;
+
+	*seen = NULL;
+	if (!tp || state == TCP_LISTEN || state == TCP_CLOSE) {
+		asked = asked && (census_write & (1 << CLASS_NONE)) && state != TCP_CLOSE;
+		if (asked && tp)
+			listener(c, tp, probe);
+		else if (asked)
+			stub(c, skc, probe);
+		c->class = CLASS_NONE;
+		return asked;
+	}
+	whole = asks(tp, probe) || (asked && (census_write & ~(1 << CLASS_TROUBLE)));
+	if (whole)
+		*seen = watched_as(tp, cookie);
+	assess(c, tp, *seen, whole, probe);
+	if (!asked || !(census_write & (1 << (c->flags & CONN_TROUBLE ? CLASS_TROUBLE : c->class))))
+		return false;
+	detail(c, tp, probe);
+	return true;
+}
+
+/* Counts what consider() has made of a socket; written tells whether user space has it. */
+static __always_inline void account(const struct conn *c, const struct sock_common *skc,
+				    struct watch *seen, bool written, const bool probe)
+{
+	__u32 zero = 0, state = FIELD(skc, skc_state) & (TCP_MAX_STATES - 1), counted;
+	bool trouble = c->class != CLASS_NONE && (c->flags & CONN_TROUBLE);
+	struct census *n = bpf_map_lookup_elem(&census_counts, &zero);
+
+	if (!n)
+		return;
+	n->sockets[state][trouble ? CLASS_TROUBLE : c->class & (CLASS_MAX - 1)]++;
+	if (c->class == CLASS_NONE)
+		return;
+	if (state == TCP_ESTABLISHED && c->idle != AGE_NONE)
+		count_idle(n, c->idle);
+	risks_counted(n, c->risks);
+	if (seen && written) {
+		seen->told = 1;
+	} else if (trouble && !seen) {
+		counted = (__u32)c->probes_out + c->retransmits;
+		struct watch found = {
+			.cookie = c->cookie,
+			.heard = heard_at(c),
+			.told = 1,
+			.evidence = c->evidence,
+			.before = c->unanswered < counted ? counted - c->unanswered : 0,
+		};
+
+		watch((__u64)skc, &found);
+	}
+}
+
+/*
+ * Whether the walk can do all that there is to do about a socket: a connection
+ * needs a cookie, or whoever watches it later could not tell it apart, and so does
+ * what is written out. Only iter/tcp can give it one.
+ */
+static __always_inline bool walkable(__u64 cookie, bool connection)
+{
+	return cookie || !(connection || (census_write & (1 << CLASS_NONE)));
+}
+
+/*
+ * The visit: process context, one socket after the other of the reader's network
+ * namespace; the kernel holds the socket's lock on most versions. For what the
+ * walk leaves.
  */
 static __always_inline int visit(struct bpf_iter__tcp *ctx)
 {
 	struct sock_common *skc = ctx->sk_common;
-	__u32 zero = 0, state, class;
 	const struct tcp_sock *tp;
-	struct census *n;
-	struct watch *seen = NULL;
-	bool asked, whole;
+	struct watch *seen;
 	struct conn c;
+	bool write;
 
 	if (!skc)
 		return 0;
-	n = bpf_map_lookup_elem(&census_counts, &zero);
-	if (!n)
-		return 0;
-	state = skc->skc_state & (TCP_MAX_STATES - 1);
 	tp = bpf_skc_to_tcp_sock(skc); /* NULL for time_wait and request sockets */
-	if (!tp || state == TCP_LISTEN || state == TCP_CLOSE) {
-		if ((census_write & (1 << CLASS_NONE)) && state != TCP_CLOSE) {
-			bpf_get_socket_cookie(skc);
-			if (tp)
-				listener(&c, tp);
-			else
-				stub(&c, skc);
-			if (bpf_seq_write(ctx->meta->seq, &c, sizeof(c)) < 0)
+	if (!own_table && walkable(skc->skc_cookie.counter, tp && skc->skc_state != TCP_LISTEN))
+		return 0;
+	write = consider(&c, skc, tp, &seen, false);
+	if (!skc->skc_cookie.counter) {
+		bpf_get_socket_cookie(skc);
+		c.cookie = skc->skc_cookie.counter;
+	}
+	/* Full: the kernel will call us for this socket once more. */
+	if (write && bpf_seq_write(ctx->meta->seq, &c, sizeof(c)) < 0)
+		return 0;
+	account(&c, skc, seen, write, false);
+	return 0;
+}
+
+/* Where the first socket of a chain of the hash tables is to be found, 0: there is none such. */
+static __always_inline __u64 chain(__u32 number)
+{
+	if (number < ehash_chains)
+		return ehash + (__u64)number * bpf_core_type_size(struct inet_ehash_bucket);
+	number -= ehash_chains;
+	if (number < lhash_chains)
+		return lhash + (__u64)number * bpf_core_type_size(struct inet_listen_hashbucket) +
+		       bpf_core_field_offset(struct inet_listen_hashbucket, nulls_head);
+	return 0;
+}
+
+/*
+ * The sockets of a share of the hash tables. The kernel frees them after RCU, under
+ * which we run, and a chain that changes meanwhile still ends.
+ */
+__attribute__((noinline)) int collect(__u32 number)
+{
+	const __u32 offset = bpf_core_field_offset(struct sock_common, skc_nulls_node);
+	__u32 zero = 0, i, j, n;
+	struct share *s = bpf_map_lookup_elem(&share, &zero);
+	__u64 node, head;
+
+	if (!s)
+		return 0;
+	s->sockets = 0;
+	for (i = 0; i < CHAINS; i++) {
+		head = chain(number * CHAINS + i);
+		if (!head || bpf_probe_read_kernel(&node, sizeof(node), (void *)head))
+			break;
+		for (j = 0; j < SHARE_MAX && node && !(node & 1); j++) {
+			/* Not kept in a register, or the verifier would follow each value of it. */
+			n = *(volatile __u32 *)&s->sockets;
+			if (n >= SHARE_MAX) {
+				COUNT(faults[FAULT_CENSUS_FULL]);
 				return 0;
+			}
+			s->socket[n] = node - offset;
+			s->sockets = n + 1;
+			if (bpf_probe_read_kernel(&node, sizeof(node), (void *)node))
+				break;
 		}
-		n->sockets[state][CLASS_NONE]++;
+	}
+	return 0;
+}
+
+/* One socket of the share, the first time or again. Returns 0 if its record is not asked for. */
+__attribute__((noinline)) int look_at(__u32 i, __u32 first)
+{
+	const struct sock_common *skc;
+	const struct tcp_sock *tp;
+	__u32 zero = 0, netns;
+	struct watch *seen;
+	const struct net *net;
+	struct share *s;
+	__u8 state;
+	bool write;
+
+	s = bpf_map_lookup_elem(&share, &zero);
+	if (!s || i >= SHARE_MAX)
+		return 0;
+	skc = (const void *)s->socket[i];
+	state = BPF_CORE_READ(skc, skc_state);
+	tp = state == TCP_TIME_WAIT || state == TCP_NEW_SYN_RECV ? NULL : (const void *)skc;
+	if (!walkable(BPF_CORE_READ(skc, skc_cookie.counter), tp && state != TCP_LISTEN)) {
+		net = BPF_CORE_READ(skc, skc_net.net);
+		netns = BPF_CORE_READ(net, ns.inum);
+		if (bpf_map_update_elem(&unnamed, &netns, &zero, BPF_ANY))
+			COUNT(faults[FAULT_CENSUS_FULL]);
 		return 0;
 	}
-	if (!skc->skc_cookie.counter) /* or whoever watches it could not tell it apart */
-		bpf_get_socket_cookie(skc);
-	asked = !census_cookie || census_cookie == (__u64)skc->skc_cookie.counter;
-	whole = asks(tp, false) || (asked && (census_write & ~(1 << CLASS_TROUBLE)));
-	if (whole)
-		seen = watched_as(tp, skc->skc_cookie.counter);
-	assess(&c, tp, seen, whole, false);
-	class = c.flags & CONN_TROUBLE ? CLASS_TROUBLE : c.class & (CLASS_MAX - 1);
-	if (asked && (census_write & (1 << class))) {
-		detail(&c, tp, false);
-		/* Full: the kernel will call us for this socket once more. */
-		if (bpf_seq_write(ctx->meta->seq, &c, sizeof(c)) < 0)
-			return 0;
-		if (seen)
-			seen->told = 1;
-	}
-	n->sockets[state][class]++;
-	if (state == TCP_ESTABLISHED && c.idle != AGE_NONE)
-		count_idle(n, c.idle);
-	risks_counted(n, c.risks);
-	if (class == CLASS_TROUBLE && !seen) {
-		__u32 counted = (__u32)c.probes_out + c.retransmits;
-		struct watch found = {
-			.cookie = c.cookie,
-			.heard = heard_at(&c),
-			.told = 1,
-			.evidence = c.evidence,
-			.before = c.unanswered < counted ? counted - c.unanswered : 0,
-		};
+	write = consider(&s->conn, skc, tp, &seen, true);
+	if (first)
+		account(&s->conn, skc, seen, write, true);
+	return write;
+}
 
-		watch((__u64)tp, &found);
+/*
+ * The walk over all TCP sockets of the node: process context, one share after the
+ * other. iter/tcp sees only the reader's network namespace, but passes all other
+ * sockets on its way through the hash table, for each namespace anew, and takes
+ * the lock of each socket that it sees, waiting for whoever has it. This reads the
+ * table once, for all of them, and waits for nobody.
+ */
+static __always_inline int walk(struct bpf_iter__bpf_map_elem *ctx)
+{
+	__u32 *number = ctx->key, zero = 0, i;
+	struct share *s;
+	bool first;
+
+	if (!number)
+		return 0;
+	s = bpf_map_lookup_elem(&share, &zero);
+	if (!s)
+		return 0;
+	/* If what we wrote did not fit, the kernel throws it away and calls once more. */
+	first = *number != counted_share;
+	counted_share = *number;
+	collect(*number);
+	for (i = 0; i < SHARE_MAX; i++) {
+		if (i >= s->sockets)
+			break;
+		if (look_at(i, first) &&
+		    bpf_seq_write(ctx->meta->seq, &s->conn, sizeof(s->conn)) < 0)
+			break;
 	}
 	return 0;
 }
@@ -1744,14 +1937,48 @@ static __always_inline int netns_of_file(struct bpf_iter__task_file *ctx)
  * tcp_init_sock() has set, and jiffies a second, from a TCP_KEEPIDLE of known
  * length.
  */
+/* Where the sockets are of all namespaces that have no table of their own. */
+static __always_inline void learn_tables(struct task_struct *task)
+{
+	const struct inet_hashinfo___listening *old;
+	const struct netns_ipv4___death_row_pointer *pointer;
+	const struct inet_hashinfo *info;
+	const struct net *net;
+	__u32 i;
+
+	/* From parent to parent to the very first task, which is in the first namespace. */
+	for (i = 0; i < 64 && BPF_CORE_READ(task, pid); i++)
+		task = BPF_CORE_READ(task, real_parent);
+	net = BPF_CORE_READ(task, nsproxy, net_ns);
+	init_netns = BPF_CORE_READ(net, ns.inum);
+	if (bpf_core_field_size(net->ipv4.tcp_death_row) == sizeof(void *)) {
+		pointer = (const void *)&net->ipv4;
+		info = BPF_CORE_READ(pointer, tcp_death_row, hashinfo);
+	} else {
+		info = BPF_CORE_READ(net, ipv4.tcp_death_row.hashinfo);
+	}
+	ehash = (__u64)BPF_CORE_READ(info, ehash);
+	ehash_chains = BPF_CORE_READ(info, ehash_mask) + 1;
+	old = (const void *)info;
+	if (bpf_core_field_exists(old->listening_hash)) {
+		lhash = (__u64)info + bpf_core_field_offset(old->listening_hash);
+		lhash_chains = bpf_core_field_size(old->listening_hash) /
+			       bpf_core_type_size(struct inet_listen_hashbucket);
+	} else {
+		lhash = (__u64)BPF_CORE_READ(info, lhash2);
+		lhash_chains = BPF_CORE_READ(info, lhash2_mask) + 1;
+	}
+}
+
 static __always_inline int learn_from(struct bpf_iter__task_file *ctx)
 {
+	struct task_struct *task = ctx->task;
 	struct file *file = ctx->file;
 	struct timer_list *timer;
 	struct tcp_sock *tp;
 	void *fn = NULL;
 
-	if (!file)
+	if (!task || !file)
 		return 0;
 	tp = (void *)file_sock(file);
 	if (!tp || !learn_cookie ||
@@ -1765,6 +1992,7 @@ static __always_inline int learn_from(struct bpf_iter__task_file *ctx)
 	BPF_CORE_READ_INTO(&fn, timer, function);
 	write_timer_fn = (__u64)fn;
 	learn_keepalive_time = BPF_CORE_READ(tp, keepalive_time);
+	learn_tables(task);
 	return 0;
 }
 
@@ -1802,9 +2030,15 @@ int BPF_PROG(timer_expire_exit, struct timer_list *timer)
 }
 
 SEC("iter/tcp")
-int census_pass(struct bpf_iter__tcp *ctx)
+int visit_pass(struct bpf_iter__tcp *ctx)
 {
 	return visit(ctx);
+}
+
+SEC("iter/bpf_map_elem")
+int walk_pass(struct bpf_iter__bpf_map_elem *ctx)
+{
+	return walk(ctx);
 }
 
 SEC("iter/bpf_map_elem")

@@ -183,6 +183,8 @@ enum fault {
 	FAULT_WATCH_FULL, /* no room to watch a socket; the census still sees it */
 	FAULT_NO_COOKIE, /* a timer fired for a socket that has no cookie yet */
 	FAULT_REMEMBER_FULL, /* no room to note a deferred write timer, a reset, or a death */
+	FAULT_CENSUS_FULL, /* more sockets in a share of the hash table, or namespaces to visit,
+			      than there is room for */
 	FAULT_MAX = 8,
 };
 
@@ -203,7 +205,7 @@ struct counters {
 
 #define IDLE_BUCKETS 24
 
-/* What one census pass counts. Only the reader of the pass touches it. */
+/* What one census counts. Only its reader touches it. */
 struct census {
 	__u64 sockets[TCP_MAX_STATES][CLASS_MAX];
 	__u64 risks[RISK_MAX];

@@ -185,6 +185,7 @@ const (
 	halfopenFaultFAULT_WATCH_FULL    halfopenFault = 0
 	halfopenFaultFAULT_NO_COOKIE     halfopenFault = 1
 	halfopenFaultFAULT_REMEMBER_FULL halfopenFault = 2
+	halfopenFaultFAULT_CENSUS_FULL   halfopenFault = 3
 	halfopenFaultFAULT_MAX           halfopenFault = 8
 )
 
@@ -264,6 +265,14 @@ const (
 	halfopenRiskRISK_MAX                              halfopenRisk = 8
 )
 
+type halfopenShare struct {
+	_       structs.HostLayout
+	Sockets uint32
+	_       [4]byte
+	Socket  [160]uint64
+	Conn    halfopenConn
+}
+
 type halfopenTcpState uint32
 
 const (
@@ -333,11 +342,12 @@ const (
 	halfopenMapNotes                 = "notes"
 	halfopenMapRates                 = "rates"
 	halfopenMapResets                = "resets"
+	halfopenMapShare                 = "share"
 	halfopenMapTimerSlots            = "timer_slots"
 	halfopenMapUndecided             = "undecided"
+	halfopenMapUnnamed               = "unnamed"
 	halfopenMapWanted                = "wanted"
 	halfopenMapWatched               = "watched"
-	halfopenProgCensusPass           = "census_pass"
 	halfopenProgInetSockSetState     = "inet_sock_set_state"
 	halfopenProgInetSockSetState2    = "inet_sock_set_state_2"
 	halfopenProgLearnPass            = "learn_pass"
@@ -355,18 +365,27 @@ const (
 	halfopenProgTcpSendReset2        = "tcp_send_reset_2"
 	halfopenProgTimerExpireEntry     = "timer_expire_entry"
 	halfopenProgTimerExpireExit      = "timer_expire_exit"
+	halfopenProgVisitPass            = "visit_pass"
+	halfopenProgWalkPass             = "walk_pass"
 	halfopenProgWatchPass            = "watch_pass"
 	halfopenVarCensusCookie          = "census_cookie"
 	halfopenVarCensusWrite           = "census_write"
+	halfopenVarCountedShare          = "counted_share"
+	halfopenVarEhash                 = "ehash"
+	halfopenVarEhashChains           = "ehash_chains"
 	halfopenVarEventsFrom            = "events_from"
 	halfopenVarHz                    = "hz"
 	halfopenVarIdleAfter             = "idle_after"
 	halfopenVarIdleBounds            = "idle_bounds"
+	halfopenVarInitNetns             = "init_netns"
 	halfopenVarJiffiesEpoch          = "jiffies_epoch"
 	halfopenVarKeepaliveTimerFn      = "keepalive_timer_fn"
 	halfopenVarLearnCookie           = "learn_cookie"
 	halfopenVarLearnKeepaliveTime    = "learn_keepalive_time"
+	halfopenVarLhash                 = "lhash"
+	halfopenVarLhashChains           = "lhash_chains"
 	halfopenVarMiddleboxTimeout      = "middlebox_timeout"
+	halfopenVarOwnTable              = "own_table"
 	halfopenVarRetransmitHasErr      = "retransmit_has_err"
 	halfopenVarSearch                = "search"
 	halfopenVarUnusedCause           = "unused_cause"
@@ -428,7 +447,6 @@ type halfopenSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type halfopenProgramSpecs struct {
-	CensusPass           *ebpf.ProgramSpec `ebpf:"census_pass"`
 	InetSockSetState     *ebpf.ProgramSpec `ebpf:"inet_sock_set_state"`
 	InetSockSetState2    *ebpf.ProgramSpec `ebpf:"inet_sock_set_state_2"`
 	LearnPass            *ebpf.ProgramSpec `ebpf:"learn_pass"`
@@ -446,6 +464,8 @@ type halfopenProgramSpecs struct {
 	TcpSendReset2        *ebpf.ProgramSpec `ebpf:"tcp_send_reset_2"`
 	TimerExpireEntry     *ebpf.ProgramSpec `ebpf:"timer_expire_entry"`
 	TimerExpireExit      *ebpf.ProgramSpec `ebpf:"timer_expire_exit"`
+	VisitPass            *ebpf.ProgramSpec `ebpf:"visit_pass"`
+	WalkPass             *ebpf.ProgramSpec `ebpf:"walk_pass"`
 	WatchPass            *ebpf.ProgramSpec `ebpf:"watch_pass"`
 }
 
@@ -461,8 +481,10 @@ type halfopenMapSpecs struct {
 	Notes        *ebpf.MapSpec `ebpf:"notes"`
 	Rates        *ebpf.MapSpec `ebpf:"rates"`
 	Resets       *ebpf.MapSpec `ebpf:"resets"`
+	Share        *ebpf.MapSpec `ebpf:"share"`
 	TimerSlots   *ebpf.MapSpec `ebpf:"timer_slots"`
 	Undecided    *ebpf.MapSpec `ebpf:"undecided"`
+	Unnamed      *ebpf.MapSpec `ebpf:"unnamed"`
 	Wanted       *ebpf.MapSpec `ebpf:"wanted"`
 	Watched      *ebpf.MapSpec `ebpf:"watched"`
 }
@@ -473,15 +495,22 @@ type halfopenMapSpecs struct {
 type halfopenVariableSpecs struct {
 	CensusCookie         *ebpf.VariableSpec `ebpf:"census_cookie"`
 	CensusWrite          *ebpf.VariableSpec `ebpf:"census_write"`
+	CountedShare         *ebpf.VariableSpec `ebpf:"counted_share"`
+	Ehash                *ebpf.VariableSpec `ebpf:"ehash"`
+	EhashChains          *ebpf.VariableSpec `ebpf:"ehash_chains"`
 	EventsFrom           *ebpf.VariableSpec `ebpf:"events_from"`
 	Hz                   *ebpf.VariableSpec `ebpf:"hz"`
 	IdleAfter            *ebpf.VariableSpec `ebpf:"idle_after"`
 	IdleBounds           *ebpf.VariableSpec `ebpf:"idle_bounds"`
+	InitNetns            *ebpf.VariableSpec `ebpf:"init_netns"`
 	JiffiesEpoch         *ebpf.VariableSpec `ebpf:"jiffies_epoch"`
 	KeepaliveTimerFn     *ebpf.VariableSpec `ebpf:"keepalive_timer_fn"`
 	LearnCookie          *ebpf.VariableSpec `ebpf:"learn_cookie"`
 	LearnKeepaliveTime   *ebpf.VariableSpec `ebpf:"learn_keepalive_time"`
+	Lhash                *ebpf.VariableSpec `ebpf:"lhash"`
+	LhashChains          *ebpf.VariableSpec `ebpf:"lhash_chains"`
 	MiddleboxTimeout     *ebpf.VariableSpec `ebpf:"middlebox_timeout"`
+	OwnTable             *ebpf.VariableSpec `ebpf:"own_table"`
 	RetransmitHasErr     *ebpf.VariableSpec `ebpf:"retransmit_has_err"`
 	Search               *ebpf.VariableSpec `ebpf:"search"`
 	UnusedCause          *ebpf.VariableSpec `ebpf:"unused_cause"`
@@ -529,8 +558,10 @@ type halfopenMaps struct {
 	Notes        *ebpf.Map `ebpf:"notes"`
 	Rates        *ebpf.Map `ebpf:"rates"`
 	Resets       *ebpf.Map `ebpf:"resets"`
+	Share        *ebpf.Map `ebpf:"share"`
 	TimerSlots   *ebpf.Map `ebpf:"timer_slots"`
 	Undecided    *ebpf.Map `ebpf:"undecided"`
+	Unnamed      *ebpf.Map `ebpf:"unnamed"`
 	Wanted       *ebpf.Map `ebpf:"wanted"`
 	Watched      *ebpf.Map `ebpf:"watched"`
 }
@@ -545,8 +576,10 @@ func (m *halfopenMaps) Close() error {
 		m.Notes,
 		m.Rates,
 		m.Resets,
+		m.Share,
 		m.TimerSlots,
 		m.Undecided,
+		m.Unnamed,
 		m.Wanted,
 		m.Watched,
 	)
@@ -558,15 +591,22 @@ func (m *halfopenMaps) Close() error {
 type halfopenVariables struct {
 	CensusCookie         *ebpf.Variable `ebpf:"census_cookie"`
 	CensusWrite          *ebpf.Variable `ebpf:"census_write"`
+	CountedShare         *ebpf.Variable `ebpf:"counted_share"`
+	Ehash                *ebpf.Variable `ebpf:"ehash"`
+	EhashChains          *ebpf.Variable `ebpf:"ehash_chains"`
 	EventsFrom           *ebpf.Variable `ebpf:"events_from"`
 	Hz                   *ebpf.Variable `ebpf:"hz"`
 	IdleAfter            *ebpf.Variable `ebpf:"idle_after"`
 	IdleBounds           *ebpf.Variable `ebpf:"idle_bounds"`
+	InitNetns            *ebpf.Variable `ebpf:"init_netns"`
 	JiffiesEpoch         *ebpf.Variable `ebpf:"jiffies_epoch"`
 	KeepaliveTimerFn     *ebpf.Variable `ebpf:"keepalive_timer_fn"`
 	LearnCookie          *ebpf.Variable `ebpf:"learn_cookie"`
 	LearnKeepaliveTime   *ebpf.Variable `ebpf:"learn_keepalive_time"`
+	Lhash                *ebpf.Variable `ebpf:"lhash"`
+	LhashChains          *ebpf.Variable `ebpf:"lhash_chains"`
 	MiddleboxTimeout     *ebpf.Variable `ebpf:"middlebox_timeout"`
+	OwnTable             *ebpf.Variable `ebpf:"own_table"`
 	RetransmitHasErr     *ebpf.Variable `ebpf:"retransmit_has_err"`
 	Search               *ebpf.Variable `ebpf:"search"`
 	UnusedCause          *ebpf.Variable `ebpf:"unused_cause"`
@@ -590,7 +630,6 @@ type halfopenVariables struct {
 //
 // It can be passed to loadHalfopenObjects or ebpf.CollectionSpec.LoadAndAssign.
 type halfopenPrograms struct {
-	CensusPass           *ebpf.Program `ebpf:"census_pass"`
 	InetSockSetState     *ebpf.Program `ebpf:"inet_sock_set_state"`
 	InetSockSetState2    *ebpf.Program `ebpf:"inet_sock_set_state_2"`
 	LearnPass            *ebpf.Program `ebpf:"learn_pass"`
@@ -608,12 +647,13 @@ type halfopenPrograms struct {
 	TcpSendReset2        *ebpf.Program `ebpf:"tcp_send_reset_2"`
 	TimerExpireEntry     *ebpf.Program `ebpf:"timer_expire_entry"`
 	TimerExpireExit      *ebpf.Program `ebpf:"timer_expire_exit"`
+	VisitPass            *ebpf.Program `ebpf:"visit_pass"`
+	WalkPass             *ebpf.Program `ebpf:"walk_pass"`
 	WatchPass            *ebpf.Program `ebpf:"watch_pass"`
 }
 
 func (p *halfopenPrograms) Close() error {
 	return _HalfopenClose(
-		p.CensusPass,
 		p.InetSockSetState,
 		p.InetSockSetState2,
 		p.LearnPass,
@@ -631,6 +671,8 @@ func (p *halfopenPrograms) Close() error {
 		p.TcpSendReset2,
 		p.TimerExpireEntry,
 		p.TimerExpireExit,
+		p.VisitPass,
+		p.WalkPass,
 		p.WatchPass,
 	)
 }

@@ -80,15 +80,17 @@ type Kernel struct {
 	events *ringbuf.Reader
 	record ringbuf.Record
 	hz     uint32
-	census sync.Mutex // one census pass at a time: it counts in one place
+	census sync.Mutex // one census at a time: it counts in one place
 	// The search for namespaces, under census.
 	search    uint32
 	hidden    []Holder // of those that nothing but a file descriptor holds
 	hiddenDue time.Time
-	// Of the namespaces that had no TCP socket at the last census: the segments
-	// they had received before it. Under census.
-	silent map[uint64]float64
-	owners sync.Mutex // likewise, for the map of wanted cookies
+	// The namespaces of the last census, and whether they have a hash table of
+	// their own. Under census.
+	tables    map[uint64]bool
+	initNetns uint64
+	walked    *ebpf.Map  // whose elements are the shares of the walk
+	owners    sync.Mutex // likewise, for the map of wanted cookies
 	// What was told last of what is a difference of two counters.
 	closed  ceiling
 	missed  map[string]*ceiling // by tracepoint
@@ -182,7 +184,7 @@ func retransmitHasErr() (bool, error) {
 
 func (k *Kernel) openIterators() error {
 	for name, opts := range map[string]link.IterOptions{
-		"census":     {Program: k.objs.CensusPass},
+		"visit":      {Program: k.objs.VisitPass},
 		"watch":      {Program: k.objs.WatchPass, Map: k.objs.Watched},
 		"settle":     {Program: k.objs.SettlePass, Map: k.objs.Undecided},
 		"owners":     {Program: k.objs.OwnersPass},
@@ -234,10 +236,43 @@ func (k *Kernel) learn() error {
 	if keepalive == 0 || write == 0 || keepalive == write {
 		return errors.New("our own socket shows no timer functions; please report this kernel")
 	}
+	if err := k.openWalk(); err != nil {
+		return err
+	}
 	k.hz = jiffies / learnSeconds
 	if k.hz == 0 || jiffies%learnSeconds != 0 {
 		return fmt.Errorf("a TCP_KEEPIDLE of %d s is %d jiffies; please report this kernel", learnSeconds, jiffies)
 	}
+	return nil
+}
+
+// chainsEach is how many chains of the kernel's hash tables a share of the walk has.
+const chainsEach = 8
+
+// openWalk opens the iterator whose elements are the shares of the tables that
+// learn() has found.
+func (k *Kernel) openWalk() error {
+	var connections, listeners, netns uint32
+	if err := errors.Join(k.objs.EhashChains.Get(&connections), k.objs.LhashChains.Get(&listeners), k.objs.InitNetns.Get(&netns)); err != nil {
+		return err
+	}
+	if connections == 0 || listeners == 0 || netns == 0 {
+		return errors.New("no hash tables of TCP sockets are to be found; please report this kernel")
+	}
+	k.initNetns = uint64(netns)
+	var err error
+	k.walked, err = ebpf.NewMap(&ebpf.MapSpec{
+		Name: "walked", Type: ebpf.Array, KeySize: 4, ValueSize: 4,
+		MaxEntries: (connections + listeners + chainsEach - 1) / chainsEach,
+	})
+	if err != nil {
+		return fmt.Errorf("create map for the walk: %w", err)
+	}
+	it, err := link.AttachIter(link.IterOptions{Program: k.objs.WalkPass, Map: k.walked})
+	if err != nil {
+		return fmt.Errorf("attach iterator walk: %w", err)
+	}
+	k.iters["walk"] = it
 	return nil
 }
 
@@ -336,6 +371,9 @@ func (k *Kernel) Close() error {
 		errs = append(errs, k.Detach())
 		for _, it := range k.iters {
 			errs = append(errs, it.Close())
+		}
+		if k.walked != nil {
+			errs = append(errs, k.walked.Close())
 		}
 		errs = append(errs, k.objs.Close())
 	})

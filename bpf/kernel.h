@@ -138,7 +138,46 @@ struct ns_common___count {
 };
 
 /* Sysctls of a namespace: what applies where the socket has no value itself. */
+struct hlist_nulls_node {
+	struct hlist_nulls_node *next; /* odd: the end of the chain */
+};
+
+struct hlist_nulls_head {
+	struct hlist_nulls_node *first;
+};
+
+struct inet_ehash_bucket {
+	struct hlist_nulls_head chain;
+};
+
+struct inet_listen_hashbucket {
+	struct hlist_nulls_head nulls_head;
+};
+
+/* Where the TCP sockets are: one for all network namespaces but those that have their own. */
+struct inet_hashinfo {
+	struct inet_ehash_bucket *ehash;
+	unsigned int ehash_mask;
+	struct inet_listen_hashbucket *lhash2; /* of all listeners since 5.17 */
+	unsigned int lhash2_mask;
+};
+
+/* Of all listeners until then (cae3873c5b3a "net: inet: Retire port only listening_hash"). */
+struct inet_hashinfo___listening {
+	struct inet_listen_hashbucket listening_hash[32]; /* INET_LHTABLE_SIZE */
+};
+
+struct inet_timewait_death_row {
+	struct inet_hashinfo *hashinfo;
+};
+
+/* 6.0 only (fbb8295248e1); 6.1 took it back (e9bd0cca09d1). */
+struct netns_ipv4___death_row_pointer {
+	struct inet_timewait_death_row *tcp_death_row;
+};
+
 struct netns_ipv4 {
+	struct inet_timewait_death_row tcp_death_row;
 	int sysctl_tcp_keepalive_time; /* jiffies */
 	int sysctl_tcp_keepalive_intvl; /* jiffies */
 	__u8 sysctl_tcp_keepalive_probes;
@@ -182,6 +221,7 @@ typedef struct {
 } kuid_t;
 
 struct sock_common {
+	struct hlist_nulls_node skc_nulls_node;
 	__be32 skc_daddr;
 	__be32 skc_rcv_saddr;
 	__be16 skc_dport;
@@ -342,6 +382,7 @@ struct task_struct {
 	int tgid;
 	struct nsproxy *nsproxy; /* NULL: it has ended */
 	struct task_struct *group_leader;
+	struct task_struct *real_parent;
 	char comm[16];
 };
 

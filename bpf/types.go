@@ -16,7 +16,7 @@ type (
 	Owner = halfopenOwner
 	// Holder leads to a network namespace.
 	Holder = halfopenHolder
-	// CensusCounts is what one census pass counted.
+	// CensusCounts is what one census counted.
 	CensusCounts = halfopenCensus
 	// Counters are the kernel's exact counters, summed over the CPUs.
 	Counters = halfopenCounters
@@ -133,7 +133,8 @@ const (
 	FaultWatchFull    = int(halfopenFaultFAULT_WATCH_FULL)
 	FaultNoCookie     = int(halfopenFaultFAULT_NO_COOKIE)
 	FaultRememberFull = int(halfopenFaultFAULT_REMEMBER_FULL)
-	Faults            = FaultRememberFull + 1
+	FaultCensusFull   = int(halfopenFaultFAULT_CENSUS_FULL)
+	Faults            = FaultCensusFull + 1
 )
 
 // IdleBuckets is how many bounds of idle time [CensusCounts].Idle can have;

@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -358,9 +360,8 @@ func TestThousandNamespacesLeaveNothing(t *testing.T) {
 	})
 }
 
-// The census passes by namespaces in which there is nothing, and the kernel does
-// not count everything that there may be: what is left of a connection that a
-// listener began, and the listener has gone; or of one that has ended.
+// What is left of a connection that a listener began, and the listener has gone;
+// or of one that has ended.
 func TestWhatIsLeftInANamespaceIsFound(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
 		a := startAgent(t)
@@ -383,7 +384,7 @@ func TestWhatIsLeftInANamespaceIsFound(t *testing.T) {
 			})
 		}
 		agree()
-		agree() // it is passed by now
+		agree()
 
 		l, err := n.Server.Listen("tcp", n.server(7000))
 		if err != nil {
@@ -428,4 +429,49 @@ func TestWhatIsLeftInANamespaceIsFound(t *testing.T) {
 		l.Close()
 		agree("time_wait")
 	})
+}
+
+// A namespace may have a hash table of TCP sockets of its own: if the one that it
+// is made in says so (net.ipv4.tcp_child_ehash_entries, 6.1).
+func TestNamespacesWithHashTablesOfTheirOwn(t *testing.T) { // not parallel, for it makes all that are made meanwhile so
+	const sysctl = "/proc/sys/net/ipv4/tcp_child_ehash_entries"
+	usual, err := os.ReadFile(sysctl)
+	if errors.Is(err, os.ErrNotExist) {
+		t.Skip("no such namespaces before 6.1")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(sysctl, []byte("512"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	n := newNetwork(t, "ipv4")
+	if err := os.WriteFile(sysctl, usual, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := n.Server.Output("cat", "/proc/sys/net/ipv4/tcp_ehash_entries")
+	if err != nil || strings.TrimSpace(string(entries)) != "512" {
+		t.Fatalf("it has not: %q, %v", entries, err)
+	}
+	n.sockets()
+	a := startAgent(t)
+	for _, ns := range []*lab.Namespace{n.Client, n.Server} {
+		for name, args := range map[string][]string{"alone": nil, "from an agent": {"--url", a.url}, "again": {"--url", a.url}} {
+			eventually(t, 10*time.Second, name, func() error {
+				before := ssAll(t, ns)
+				rows := make(map[string]row)
+				conns := list(t, append([]string{"--all", "--netns", strconv.FormatUint(uint64(ns.Inode()), 10)}, args...)...)
+				for i := range conns {
+					rows[conns[i].Cookie] = rowOf(&conns[i])
+				}
+				if after := ssAll(t, ns); !maps.Equal(before, after) {
+					return fmt.Errorf("they change: %v, then %v", before, after)
+				}
+				if len(rows) == 0 || !maps.Equal(before, rows) {
+					return fmt.Errorf("%v, ss says %v", rows, before)
+				}
+				return nil
+			})
+		}
+	}
 }

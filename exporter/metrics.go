@@ -92,6 +92,7 @@ var (
 		bpf.FaultWatchFull:    "watch_full",
 		bpf.FaultNoCookie:     "no_cookie",
 		bpf.FaultRememberFull: "remember_full",
+		bpf.FaultCensusFull:   "census_full",
 	}
 )
 

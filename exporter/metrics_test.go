@@ -141,7 +141,7 @@ func TestEverythingIsPresentAtZeroFromTheStart(t *testing.T) {
 	series("halfopen_tcp_forecast_error_seconds")
 	series("halfopen_events_total", label("type", "solicitation death")...)
 	series("halfopen_events_lost_total", label("type",
-		"solicitation death watch_full no_cookie remember_full recursion")...)
+		"solicitation death watch_full no_cookie remember_full census_full recursion")...)
 	series("halfopen_events_suppressed_total", label("type", "solicitation death")...)
 	series("halfopen_census_duration_seconds")
 	series("halfopen_census_sockets")

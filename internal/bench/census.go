@@ -13,6 +13,7 @@ import (
 
 	"github.com/halfopen/halfopen/bpf"
 	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/internal/lab"
 )
 
 const (
@@ -221,6 +222,10 @@ func (b *bench) lookAtMany(v *view, many int) error {
 	b.add(row{what, "≥ 5 × faster than `ss -tanoi`", ratio.String() + " ×",
 		fmt.Sprintf("%d rounds; ss takes %.2f s, and writes to /dev/null", len(ratio), ss.median()), ratio.atLeast(5)})
 
+	if err := b.inManyNamespaces(v); err != nil {
+		return err
+	}
+
 	var cookies []uint64
 	if _, err := v.kernel.Census(context.Background(), []uint8{bpf.ClassUnguarded}, func(c *bpf.Conn) {
 		if len(cookies) < 1000 && c.Lport == 5432 {
@@ -248,6 +253,43 @@ func (b *bench) lookAtMany(v *view, many int) error {
 		fmt.Sprintf("%s, this %.0f ms: `halfopen list` and the API", how, listed.median()*1e3), ""})
 	b.add(row{"…, with the owners of all", "none", all.over(every).String() + " ×",
 		fmt.Sprintf("%s, this %.2f s, in rounds of 16,384; nothing in halfopen asks for that", how, every.median()), ""})
+	return nil
+}
+
+// inManyNamespaces measures what it costs that a node has many network namespaces,
+// which the kernel's own iterator pays for in each of them.
+func (b *bench) inManyNamespaces(v *view) error {
+	const many = 100
+	var spaces []*lab.Namespace
+	defer func() {
+		for _, n := range spaces {
+			n.Close()
+		}
+	}()
+	for range b.rounds(many) {
+		n, err := lab.NewNamespace()
+		if err != nil {
+			return err
+		}
+		spaces = append(spaces, n)
+	}
+	if _, err := v.census(); err != nil { // gets to know them
+		return err
+	}
+	bare := func() (int, error) {
+		errs := []error{v.bare(), v.ns.Do(v.bare)}
+		for _, n := range spaces {
+			errs = append(errs, n.Do(v.bare))
+		}
+		return -1, errors.Join(errs...)
+	}
+	census, all, err := v.compare(b.rounds(5), v.census, bare)
+	if err != nil {
+		return err
+	}
+	ratio := all.over(census)
+	b.add(row{fmt.Sprintf("…, in %d network namespaces more, which are empty", len(spaces)), "none: faster than a bare iter/tcp pass in each", ratio.String() + " ×",
+		fmt.Sprintf("%d rounds; the passes take %.2f s, this %.0f ms", len(ratio), all.median(), census.median()*1e3), ""})
 	return nil
 }
 
