@@ -318,7 +318,7 @@ func TestListGroupsAndFilters(t *testing.T) {
 	dying, living := n.dial(vanishing, zombies), n.dial(healthy, live)
 	n.greet(dying)
 	n.greet(living)
-	n.keepalive(dying, time.Second, time.Second, 60)
+	n.keepalive(dying, time.Second, time.Second, 127)
 	n.cut(vanishing)
 	eventually(t, 15*time.Second, "zombies", func() error { return all(a.connections(n, vanishing, ""), zombies, "zombie") })
 	client, server := fmt.Sprint(n.Client.Inode()), fmt.Sprint(n.Server.Inode())
