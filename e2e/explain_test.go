@@ -412,13 +412,13 @@ func TestExplainAdviceWorks(t *testing.T) {
 		},
 		"data in flight, and keepalive": {
 			func(t *testing.T, n *network, c *net.TCPConn) {
-				n.keepalive([]*net.TCPConn{c}, time.Second, time.Second, 3)
+				n.keepalive([]*net.TCPConn{c}, time.Second, 3*time.Second, 3)
 				if _, err := c.Write([]byte("anybody there?")); err != nil {
 					t.Fatal(err)
 				}
 				time.Sleep(2500 * time.Millisecond) // retransmissions
 			},
-			"setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, 4000)", "retransmit_timeout", "user_timeout",
+			"setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, 10000)", "retransmit_timeout", "user_timeout",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -480,13 +480,13 @@ func TestExplainAdviceForTheNamespaceWorks(t *testing.T) {
 			{orphan, "sysctl -w net.ipv4.tcp_orphan_retries=3", "orphan_timeout"},
 			{socketCookie(t, connecting), "sysctl -w net.ipv4.tcp_syn_retries=3", "connect_timeout"},
 		} {
-			advice := explainOf(t, test.cookie).Explanation.Advice
+			advice := explainOf(t, test.cookie, "--url", a.url).Explanation.Advice
 			for _, adv := range advice {
 				if strings.HasSuffix(adv.How[0], test.how) {
 					follow(t, 0, adv.How)
 				}
 			}
-			after := explainOf(t, test.cookie).GivesUp
+			after := explainOf(t, test.cookie, "--url", a.url).GivesUp
 			if after == nil || after.By != test.by || after.InSeconds > 30 {
 				t.Fatalf("after %+v: it gives up %+v", advice, after)
 			}
@@ -535,7 +535,7 @@ func TestExplainHowToEndAZombie(t *testing.T) {
 // nothing is advised that ends it no sooner.
 func TestExplainAZombieBehindAClosedWindow(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		if err := n.Client.Sysctl("net.ipv4.tcp_retries2", "8"); err != nil {
+		if err := n.Client.Sysctl("net.ipv4.tcp_retries2", "5"); err != nil {
 			t.Fatal(err)
 		}
 		n.serve(vanishing, paused(t))
@@ -543,7 +543,7 @@ func TestExplainAZombieBehindAClosedWindow(t *testing.T) {
 		fill(c)
 		n.cut(vanishing)
 		var e explained
-		eventually(t, 30*time.Second, "a zombie", func() error {
+		eventually(t, 40*time.Second, "a zombie", func() error {
 			if e = explainOf(t, cookieOf(t, c), "--zombie-silence=2s"); e.Verdict != "zombie" {
 				return errors.New(e.Verdict)
 			}
