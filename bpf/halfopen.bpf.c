@@ -1311,6 +1311,17 @@ static __always_inline __u32 cause_of(const struct sock *sk, const struct tcp_so
 	return CAUSE_ABORTED;
 }
 
+/*
+ * Has the verifier forget which constant a variable holds, or kernels before 6.2
+ * check all that follows once for each; unknown is any number that it cannot know.
+ */
+#define forget(var, unknown)                                                     \
+	do {                                                                     \
+		__u64 var_ = (var), unknown_ = (unknown);                        \
+		asm volatile("%0 ^= %1; %0 ^= %1" : "+r"(var_) : "r"(unknown_)); \
+		(var) = var_;                                                    \
+	} while (0)
+
 /* A death that was found out later than it happened. */
 static __always_inline void decided(struct undecided *u, __u64 *key, __u32 cause)
 {
@@ -1363,7 +1374,10 @@ static __always_inline void died(const struct sock *sk, const struct tcp_sock *t
 
 	if (!sk->__sk_common.skc_cookie.counter) /* made by TCP Fast Open, or older than us */
 		bpf_get_socket_cookie((void *)sk);
-	cause = cause_of(sk, tp, oldstate, &during) & 15;
+	cause = cause_of(sk, tp, oldstate, &during);
+	forget(cause, sk->sk_err);
+	forget(during, sk->sk_err);
+	cause &= 15;
 	seen = watched_as(sk, sk->__sk_common.skc_cookie.counter);
 	if (cause == CAUSE_RESET_BY_PEER && (sk->sk_shutdown & RCV_SHUTDOWN) &&
 	    (oldstate == TCP_FIN_WAIT1 || oldstate == TCP_FIN_WAIT2)) {
@@ -1378,14 +1392,16 @@ static __always_inline void died(const struct sock *sk, const struct tcp_sock *t
 	COUNT(deaths[cause]);
 	if (slot)
 		slot->dead = 1;
-	/* A healthy end of a healthy connection is nothing to tell. */
-	if (!seen && cause == CAUSE_CLOSED)
-		return;
-	if (!slot && cause == CAUSE_CLOSED && oldstate == TCP_FIN_WAIT2) {
+	if (cause == CAUSE_CLOSED) {
+		/* A healthy end of a healthy connection is nothing to tell. */
+		if (!seen)
+			return;
 		/* The watch pass tells it, unless reset_in_answer() is next. */
-		seen->cause = cause;
-		seen->dead = 1;
-		return;
+		if (!slot && oldstate == TCP_FIN_WAIT2) {
+			seen->cause = cause;
+			seen->dead = 1;
+			return;
+		}
 	}
 	e = within_rate(cause, EVENT_DEATH) ? reserve(EVENT_DEATH) : NULL;
 	if (!e) {
