@@ -24,9 +24,10 @@ type CensusResult struct {
 	// Err is why the last of them could not, or whose sockets may be missing; nil
 	// if they went away.
 	Err error
-	// CPU is the time that it took of a core, in the kernel and here.
-	CPU  time.Duration
-	ways map[uint64]way
+	// CPU is the time that it took of a core, in the kernel and here; Naming is what
+	// of it went into giving sockets their cookies, which is for once.
+	CPU, Naming time.Duration
+	ways        map[uint64]way
 }
 
 // Path leads to the network namespace of that inode number; "" if it is our own,
@@ -149,7 +150,12 @@ func (k *Kernel) takeCensus(ctx context.Context, cookie uint64, res *CensusResul
 		if err := k.objs.OwnTable.Set(boolean(ownTable)); err != nil {
 			return err
 		}
-		return pass("visit")
+		began := threadCPU()
+		err := pass("visit")
+		if !ownTable {
+			res.Naming += threadCPU() - began
+		}
+		return err
 	}
 	if err := visitOne(own); err != nil {
 		return true, err

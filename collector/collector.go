@@ -390,6 +390,10 @@ func (c *Collector) takeCensus(ctx context.Context) (time.Duration, error) {
 			sockets += n
 		}
 	}
+	cost := res.CPU
+	if !c.ready.Load() {
+		cost -= res.Naming // all the sockets that are older than we are
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.table.Census(&res.Counts, troubled, began, ended)
@@ -397,7 +401,7 @@ func (c *Collector) takeCensus(ctx context.Context) (time.Duration, error) {
 	c.census = CensusStats{
 		At:         ended,
 		Duration:   took,
-		Interval:   max(c.opts.CensusInterval, c.budget.spacing(res.CPU, ended, processCPU())),
+		Interval:   max(c.opts.CensusInterval, c.budget.spacing(cost, ended, processCPU())),
 		Sockets:    sockets,
 		Namespaces: res.Namespaces,
 		Unvisited:  res.Unvisited,

@@ -339,7 +339,7 @@ func TestScrapeWhileTheyDie(t *testing.T) {
 	// A little apart, so that there are scrapes between them: the timer wheel
 	// makes a few dozen batches of it.
 	for i := range conns {
-		n.keepalive(conns[i:i+1], time.Second, time.Second, 3)
+		n.keepalive(conns[i:i+1], time.Second, time.Second, 5)
 		time.Sleep(2 * time.Millisecond)
 	}
 	zombies := func(m metrics) float64 {
