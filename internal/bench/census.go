@@ -90,7 +90,7 @@ func (b *bench) census(ctx context.Context) (err error) {
 		}
 		fmt.Fprintf(&b.extra, "| %d | %.2f ms | %.2f ms | %s |\n", sockets, census.median()*1e3, bare.median()*1e3, per)
 	}
-	fmt.Fprintf(&b.extra, "\nThe census finds the network namespaces and visits all of them (%d in the end); the\nbare pass knows those of the crowd and of the agent, and visits both.\n", v.namespaces)
+	fmt.Fprintf(&b.extra, "\nThe census looks for the network namespaces (%d in the end) each time; the bare pass\nknows those of the crowd and of the agent, and visits both.\n", v.namespaces)
 	time.Sleep(2 * time.Second) // they are to be idle, and not new any more
 	if err := b.lookAtMany(&v, many); err != nil {
 		return err
