@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -225,7 +227,7 @@ func (a *agent) stop() int {
 	_ = a.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-a.done:
-	case <-time.After(10 * time.Second):
+	case <-time.After(10 * patience * time.Second):
 		_ = a.cmd.Process.Kill()
 		<-a.done
 		a.t.Error("the agent did not end within 10 s of SIGTERM")
@@ -370,9 +372,20 @@ series:
 	return 0
 }
 
+// patience is how many times longer than on a usual machine things may take:
+// $HALFOPEN_PATIENCE, or 1.
+var patience = func() time.Duration {
+	n, err := strconv.Atoi(cmp.Or(os.Getenv("HALFOPEN_PATIENCE"), "1"))
+	if err != nil || n < 1 {
+		panic("HALFOPEN_PATIENCE is no whole number of 1 or more")
+	}
+	return time.Duration(n)
+}()
+
 // eventually waits until f returns nil.
 func eventually(t testing.TB, timeout time.Duration, what string, f func() error) {
 	t.Helper()
+	timeout *= patience
 	deadline := time.Now().Add(timeout)
 	for {
 		err := f()
