@@ -283,13 +283,7 @@ func TestConnectTimeouts(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			families(t, func(t *testing.T, n *network) {
 				a := startAgent(t)
-				for key, value := range map[string]string{
-					"net.ipv4.tcp_syn_retries": "2", "net.ipv4.tcp_syn_linear_timeouts": "1",
-				} {
-					if err := n.Client.Sysctl(key, value); err != nil {
-						t.Fatal(err)
-					}
-				}
+				sysctls(t, n.Client, map[string]string{"net.ipv4.tcp_syn_retries": "2", synLinear: "1"})
 				n.cut(vanishing)
 				c, err := n.Client.Dial(context.Background(), n.server(vanishing), func(d *net.Dialer) {
 					d.Control = func(_, _ string, raw syscall.RawConn) error {

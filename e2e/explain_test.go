@@ -195,9 +195,8 @@ func TestExplainTellsSettingsAndWhereFrom(t *testing.T) {
 			"net.ipv4.tcp_keepalive_time": "77", "net.ipv4.tcp_keepalive_intvl": "11", "net.ipv4.tcp_keepalive_probes": "4",
 			"net.ipv4.tcp_retries2": "7", "net.ipv4.tcp_syn_retries": "3",
 		}
-		const linear = "net.ipv4.tcp_syn_linear_timeouts" // since 6.5
-		if _, err := os.Stat("/proc/sys/" + strings.ReplaceAll(linear, ".", "/")); err == nil {
-			changed[linear] = "2"
+		if _, err := os.Stat("/proc/sys/" + strings.ReplaceAll(synLinear, ".", "/")); err == nil {
+			changed[synLinear] = "2"
 		}
 		for name := range changed {
 			defaults[name] = n.sysctl(name)

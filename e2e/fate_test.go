@@ -91,7 +91,7 @@ func errnoOf(class uint8, family string) string {
 var quick = map[string]string{
 	"net.ipv4.tcp_retries2":                       "3",
 	"net.ipv4.tcp_orphan_retries":                 "2",
-	"net.ipv4.tcp_syn_linear_timeouts":            "0",
+	synLinear:                                     "0",
 	"net.ipv4.tcp_synack_retries":                 "0",
 	"net.ipv4.tcp_fastopen":                       "3",
 	"net.ipv4.tcp_fastopen_blackhole_timeout_sec": "0",
@@ -133,11 +133,7 @@ func newStage(t testing.TB) *stage {
 		}
 	})
 	for _, n := range []*lab.Namespace{l.Client, l.Server} {
-		for key, value := range quick {
-			if err := n.Sysctl(key, value); err != nil {
-				t.Fatal(err)
-			}
-		}
+		sysctls(t, n, quick)
 	}
 	// An orphan of the server's in fin_wait2 stays a full socket for a while.
 	if err := l.Server.Sysctl("net.ipv4.tcp_fin_timeout", "90"); err != nil {

@@ -4,10 +4,12 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"regexp"
 	"strconv"
 	"strings"
@@ -47,6 +49,23 @@ func newNetwork(t testing.TB, family string) *network {
 		}
 	})
 	return &network{l, t, family}
+}
+
+// synLinear is a sysctl that kernels have since 6.5; what it says there by 0 is
+// what they did before.
+const synLinear = "net.ipv4.tcp_syn_linear_timeouts"
+
+func sysctls(t testing.TB, n *lab.Namespace, values map[string]string) {
+	t.Helper()
+	for key, value := range values {
+		err := n.Sysctl(key, value)
+		if key == synLinear && errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 func (n *network) server(port int) netip.AddrPort {
