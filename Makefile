@@ -33,10 +33,10 @@ printf '\n==> %s\n' '$(1)'; SECONDS=0; tmp=$$(mktemp -d)
 trap 'code=$$?; rm -rf "$$tmp"; printf "==> %s: %s, %d s\n" "$(1)" "$$( ((code)) && echo FAILED || echo done)" "$$SECONDS"; exit $$code' EXIT
 endef
 
-.PHONY: help run build generate test e2e lint bench clean root deps unit race check-generate check-format
+.PHONY: help run build generate test e2e test-kernels lint bench clean root deps unit race check-generate check-format
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: root build ## build, and run the agent on this machine (root; ARGS="--idle-after 1m")
 	@printf '\n==> bin/halfopen agent %s (Ctrl-C ends it)\n' '$(ARGS)'
@@ -67,6 +67,11 @@ e2e: root build ## test the built halfopen on this kernel (root)
 		echo 'a test that does not run is a failure' >&2
 		exit 1
 	fi
+
+test-kernels: build ## the same on Debian's kernels, in virtual machines (KERNELS="5.10 6.1", KERNEL_IMAGE=vmlinuz)
+	@$(call step,end-to-end tests on other kernels)
+	scripts/need.sh go ca-certificates iproute2 qemu-system-x86 busybox-static kmod xz-utils debian-archive-keyring
+	scripts/test-kernels.sh
 
 lint: check-format ## go vet and golangci-lint, after gofmt and clang-format
 	@$(call step,go vet and golangci-lint)

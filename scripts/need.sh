@@ -18,9 +18,11 @@ die() {
 
 there() {
     case $1 in
+    busybox-static) busybox --help | grep -q poweroff && ! ldd "$(command -v busybox)" ;;
     ca-certificates) [[ -n ${SSL_CERT_FILE:-} || -s /etc/ssl/certs/ca-certificates.crt || -s /etc/pki/tls/certs/ca-bundle.crt ]] ;;
     clang-19) command -v clang-19 ;;
     clang-format-19) command -v clang-format-19 ;;
+    debian-archive-keyring) [[ -s /usr/share/keyrings/debian-archive-keyring.gpg ]] ;;
     gcc) command -v gcc ;;
     go) # with an older one that may, go fetches the version of go.mod by itself
         local have want
@@ -29,11 +31,14 @@ there() {
         ;;
     golangci-lint) [[ "$(golangci-lint version --short 2>&1)" == "${GOLANGCI_LINT_VERSION#v}" ]] ;;
     iproute2) command -v ss && command -v ip ;;
+    kmod) PATH=$PATH:/usr/sbin:/sbin command -v depmod modprobe ;;
     libc6-dev) [[ -e /usr/include/stdlib.h ]] ;;
     llvm-19) command -v llvm-strip-19 ;;
     nginx) nginx -v ;; # runs, so its libraries are there
     prometheus) command -v promtool ;;
+    qemu-system-x86) command -v qemu-system-x86_64 ;;
     wrk) command -v wrk ;;
+    xz-utils) command -v xz ;;
     *) return 1 ;;
     esac >/dev/null 2>&1
 }

@@ -1,0 +1,190 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# test-kernels.sh runs the end-to-end tests on other kernels, each in a virtual
+# machine whose processor QEMU emulates: it works where there is no KVM.
+#
+#   KERNELS="5.10 6.1"    only these of Debian's cloud kernels
+#   KERNEL_IMAGE=vmlinuz  this one instead; with MODULES=/lib/modules/VERSION if
+#                         what scripts/vm/modules names is not built in
+#   TESTS=regexp          only the tests of such a name
+#
+# What scripts/vm/left-out names does not run there. Any other test that does not
+# run is a failure.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+declare -A suites=([5.10]=bullseye [6.1]=bookworm [6.12]=trixie [7]=sid)
+tested=(bpf e2e) # packages
+limit=1500       # seconds, of one machine
+export PATH=$PATH:/usr/sbin:/sbin
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/halfopen/kernels
+keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+
+say() { printf '    %s\n' "$*"; }
+die() {
+    printf 'test-kernels: %s\n' "$*" >&2
+    exit 1
+}
+
+# own COMMAND...: apt-get or apt-cache for $suite alone, with a state of its own in
+# $dir, from the mirror that this machine's sources name.
+own() {
+    "$@" -qq -o Dir::State="$dir/apt" -o Dir::State::status=/dev/null \
+        -o Dir::Cache="$dir/apt" -o Dir::Cache::pkgcache=pkgcache.bin \
+        -o Dir::Etc::sourcelist="$dir/apt/sources.list" -o Dir::Etc::sourceparts=/dev/null \
+        -o Dir::Etc::preferences=/dev/null -o Dir::Etc::preferencesparts=/dev/null \
+        -o APT::Architecture=amd64 -o APT::Sandbox::User=root \
+        -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false </dev/null
+}
+
+# fetch SUITE sets image and modules to the newest kernel of a suite. Versions come
+# and go: the package without one leads to those that have the files.
+fetch() {
+    local suite=$1 dir=$cache/$1 mirror packages files
+    # shellcheck disable=SC2016 # apt's, not the shell's
+    mirror=$(apt-get indextargets --format '$(REPO_URI) $(LABEL)' 'Created-By: Packages' | awk '$2 == "Debian" { print $1; exit }')
+    [[ -n $mirror ]] || die 'no mirror of Debian in the sources of apt, or no apt-get update yet: use KERNEL_IMAGE'
+    mkdir -p "$dir/apt/lists/partial" "$dir/apt/archives/partial"
+    echo "deb [signed-by=$keyring] $mirror $suite main" >"$dir/apt/sources.list"
+    own apt-get update
+    packages=$(own apt-cache depends --recurse --important linux-image-cloud-amd64 | grep -E '^linux-[a-z]+-[0-9]' || true)
+    [[ -n $packages ]] || die "$suite has no linux-image-cloud-amd64"
+    # shellcheck disable=SC2086 # one a word
+    files=$(own apt-get download --print-uris $packages | sort)
+    if [[ "$(cat "$dir/files" 2>/dev/null)" != "$files" ]]; then
+        say "$suite: downloading $(awk '{ sum += $3 } END { printf "%d", sum / 1e6 }' <<<"$files") MB"
+        rm -rf "$dir/root" "$dir/debs" "$dir/files"
+        mkdir -p "$dir/root/usr/lib" "$dir/root/lib" "$dir/debs"
+        # shellcheck disable=SC2086 # one a word
+        (cd "$dir/debs" && own apt-get download $packages)
+        for deb in "$dir"/debs/*; do
+            dpkg-deb --fsys-tarfile "$deb" | tar -x -C "$dir/root"
+        done
+        rm -r "$dir/debs"
+        # In lib or usr/lib, and kmod looks in either, by how old they are.
+        [[ -d $dir/root/lib/modules ]] || ln -s ../usr/lib/modules "$dir/root/lib/modules"
+        [[ -d $dir/root/usr/lib/modules ]] || ln -s ../../lib/modules "$dir/root/usr/lib/modules"
+        depmod -b "$dir/root" "$(ls "$dir/root/lib/modules")"
+        echo "$files" >"$dir/files"
+    fi
+    modules=$(echo "$dir"/root/lib/modules/*)
+    image=$(find "$dir/root" -name 'vmlinuz*' -print -quit)
+}
+
+# program NAME: one of this machine's, and the libraries that it is linked with.
+program() {
+    local path lib
+    path=$(command -v "$1")
+    install -D "$path" "$tmp/root/bin/$1"
+    for lib in $(ldd "$path" 2>/dev/null | grep -o '/[^ ]*'); do
+        install -D "$lib" "$tmp/root$lib"
+    done
+}
+
+# initramfs: what is the same for all kernels.
+initramfs() {
+    mkdir -p "$tmp"/root/{bin,dev,proc,sys,tmp,run,etc,modules,tests}
+    program busybox
+    program ss
+    install scripts/vm/init "$tmp/root/init"
+    install bin/halfopen "$tmp/root/bin/halfopen"
+    for package in "${tested[@]}"; do
+        CGO_ENABLED=0 go test -c -o "$tmp/root/tests/$package" "./$package"
+    done
+    printf '%s\n' "${TESTS:-.}" >"$tmp/root/etc/tests"
+}
+
+# load puts the modules that are to be loaded, in order and unpacked, into the
+# initramfs.
+load() {
+    local name path n=100
+    rm -f "$tmp"/root/modules/*
+    [[ -n $modules ]] || return 0
+    while read -r name _; do
+        modprobe -C /dev/null -d "${modules%/lib/modules/*}/" -S "${modules##*/}" --show-depends "$name" 2>/dev/null ||
+            true # it is part of another there; if it is missing, tests fail
+    done <scripts/vm/modules | awk '$1 == "insmod" && !seen[$2]++ { print $2 }' >"$tmp/load"
+    while read -r path; do
+        name=$tmp/root/modules/$((n++))-$(basename "$path")
+        case $path in
+        *.xz) xz -dc "$path" >"${name%.xz}" ;;
+        *.zst) zstd -qdc "$path" >"${name%.zst}" ;;
+        *.gz) gzip -dc "$path" >"${name%.gz}" ;;
+        *) cp "$path" "$name" ;;
+        esac
+    done <"$tmp/load"
+}
+
+# left KERNEL: what is left out there, and why.
+left() { awk -v kernel="$1" '!/^#/ && NF && ($2 == "*" || $2 == kernel)' scripts/vm/left-out; }
+
+# boot KERNEL runs the tests on $image, and prints what became of them.
+boot() {
+    local out=bin/kernels/$1 skip version missing failed why='' code=0
+    mkdir -p "$out"
+    skip=$(left "$1" | awk '{ print $1 }' | paste -sd '|')
+    printf '%s\n' "^(${skip:--})$" >"$tmp/root/etc/skip"
+    load
+    (cd "$tmp/root" && find . | busybox cpio -o -H newc 2>/dev/null) >"$tmp/initramfs"
+    SECONDS=0
+    # QEMU 7.2 is not exact enough for 6.12, which now and then crashes: in a double
+    # fault at cmpxchg16b, and with a thread for each processor at patched code.
+    timeout --foreground --kill-after=10 "$limit" qemu-system-x86_64 \
+        -accel tcg,thread=single -cpu max,-la57,-cx16 -smp 2 -m 2048 \
+        -nodefaults -display none -no-reboot -kernel "$image" -initrd "$tmp/initramfs" \
+        -append 'console=ttyS0 panic=-1 quiet' \
+        -serial "file:$out/console" -serial "file:$out/tests" </dev/null || code=$?
+    tr -d '\r' <"$out/tests" >"$out/log"
+    rm "$out/tests"
+
+    count() { grep -c "^ *--- $1: " "$out/log" || true; }
+    names() { sed -n "s/^--- $1: \([^ ]*\).*/\1/p" "$out/log" | sort; }
+    version=$(sed -n 's/^kernel: //p' "$out/log")
+    missing=$(comm -23 <(grep -vxE -e "${skip:--}" "$tmp/wanted") <(names '[A-Z]*') | paste -sd ' ')
+    failed=$(names FAIL | paste -sd ' ')
+    if [[ -z $version ]]; then
+        why='it does not come up'
+    elif ((code == 124 || code == 137)); then
+        why="it hangs: not done after $limit s; did not run: $missing"
+    elif ! grep -qx done "$out/log"; then
+        why="it crashed; did not run: $missing"
+    elif [[ -n $failed ]]; then
+        why="failed: $failed"
+    elif [[ -n $missing ]]; then
+        why="did not run: $missing"
+    elif grep -q '^exit status [^0]' "$out/log"; then
+        why=$(grep '^exit status [^0]' "$out/log")
+    elif (($(count PASS) == 0 || $(count SKIP) > 0)); then
+        why="a test that does not run is a failure: $(names SKIP | paste -sd ' ')"
+    fi
+    printf '%s: %s: %d passed, %d failed, %d skipped, %d left out, in %d s\n' "$1" "${version:-unknown}" \
+        "$(count PASS)" "$(count FAIL)" "$(count SKIP)" "$(left "$1" | wc -l)" "$SECONDS"
+    [[ -z $why ]] && return
+    printf '    %s; see %s\n' "$why" "$out"
+    return 1
+}
+
+[[ $(uname -m) == x86_64 ]] || die 'only for amd64'
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+for package in "${tested[@]}"; do
+    sed -n 's/^func \(Test[^(]*\)(t \*testing.T).*/\1/p' "$package"/*_test.go
+done | sort >"$tmp/all"
+grep -E "${TESTS:-.}" "$tmp/all" >"$tmp/wanted" || die "no test is called $TESTS"
+stale=$(awk '!/^#/ && NF { print $1 }' scripts/vm/left-out | grep -vxF -f "$tmp/all" || true)
+[[ -z $stale ]] || die "scripts/vm/left-out names what is no test: $stale"
+initramfs
+left '*' | sed 's/^/    left out: /; s/ \* / /' | tr -s ' '
+status=0
+if [[ -n ${KERNEL_IMAGE:-} ]]; then
+    image=$KERNEL_IMAGE modules=${MODULES:-}
+    boot "$(basename "$image")" || status=1
+else
+    for kernel in ${KERNELS:-5.10 6.1 6.12 7}; do
+        [[ -n ${suites[$kernel]:-} ]] || die "no kernel $kernel; there are: ${!suites[*]}"
+        fetch "${suites[$kernel]}"
+        boot "$kernel" || status=1
+    done
+fi
+exit $status
