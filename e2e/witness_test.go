@@ -22,6 +22,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 )
 
@@ -101,6 +102,9 @@ func newWitness(o occasion) (_ *witness, err error) {
 		return nil, err
 	}
 	w.undo = append(w.undo, func() error { return os.Remove(w.trace) })
+	if err := rlimit.RemoveMemlock(); err != nil { // before 5.11
+		return nil, err
+	}
 	if w.tasks, err = ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Hash, KeySize: 4, ValueSize: 8, MaxEntries: 65536}); err != nil {
 		return nil, err
 	}
