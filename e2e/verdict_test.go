@@ -173,7 +173,7 @@ func TestConnectionsOlderThanTheAgent(t *testing.T) {
 		n.serve(vanishing, echo)
 		conns := n.dial(vanishing, many)
 		n.greet(conns)
-		n.keepalive(conns, 2*time.Second, time.Second, 60)
+		n.keepalive(conns, 2*time.Second, time.Second, 120)
 		n.cut(vanishing)
 		eventually(t, 20*time.Second, "ss counts enough probes", func() error {
 			for cookie, s := range n.ss(vanishing) {
