@@ -100,7 +100,8 @@ func threadCPU() time.Duration {
 //
 // The walk sees all sockets of all namespaces but for two kinds, for which the
 // namespaces are visited that have them: those that have no cookie yet, as all of
-// them when the first census is taken, and those in hash tables of their own.
+// them when the first census is taken, and those in hash tables of their own. Where
+// a visit could not give cookies either, all sockets are given theirs beforehand.
 func (k *Kernel) takeCensus(ctx context.Context, cookie uint64, res *CensusResult, visit func(*Conn)) (home bool, err error) {
 	var c Conn
 	record := bytesOf(&c)
@@ -120,6 +121,29 @@ func (k *Kernel) takeCensus(ctx context.Context, cookie uint64, res *CensusResul
 	}
 	delete(res.ways, own)
 	res.Namespaces = 1 + len(res.ways)
+	home = true
+	goHome := func() (err error) {
+		if !home {
+			err = unix.Setns(int(from.Fd()), unix.CLONE_NEWNET)
+			home = err == nil
+		}
+		return err
+	}
+	defer func() { _ = goHome() }()
+	if k.noCookieHelper && cookie == 0 {
+		err := k.nameSockets(ctx, res, func(ino uint64) error {
+			if ino == own {
+				return goHome()
+			}
+			w := res.ways[ino]
+			err := enter(&w, ino)
+			home = home && err != nil
+			return err
+		})
+		if err = errors.Join(err, goHome()); err != nil {
+			return home, fmt.Errorf("give sockets cookies: %w", err)
+		}
+	}
 	if err := pass("walk"); err != nil {
 		return true, err
 	}
@@ -160,12 +184,6 @@ func (k *Kernel) takeCensus(ctx context.Context, cookie uint64, res *CensusResul
 	if err := visitOne(own); err != nil {
 		return true, err
 	}
-	home = true
-	defer func() {
-		if !home {
-			home = unix.Setns(int(from.Fd()), unix.CLONE_NEWNET) == nil
-		}
-	}()
 	for ino, w := range res.ways {
 		if err := ctx.Err(); err != nil {
 			return home, err
@@ -192,6 +210,39 @@ func (k *Kernel) takeCensus(ctx context.Context, cookie uint64, res *CensusResul
 	res.Unvisited += len(unnamed) // which nobody knows a way into
 	k.tables = tables
 	return home, nil
+}
+
+// nameSockets gives cookies to the sockets that have none, in the namespaces where
+// there are any: sock_diag takes longer than the walk that finds them.
+func (k *Kernel) nameSockets(ctx context.Context, res *CensusResult, enter func(ino uint64) error) error {
+	unnamed, err := k.findUnnamed()
+	if err != nil {
+		return err
+	}
+	for ino := range unnamed {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if enter(ino) != nil {
+			continue // which the census will find, too
+		}
+		if err := diagCookies(); err != nil {
+			res.Err = fmt.Errorf("give sockets of network namespace %d cookies: %w", ino, err)
+		}
+	}
+	return nil
+}
+
+// findUnnamed walks only to see in which namespaces there are sockets without a
+// cookie.
+func (k *Kernel) findUnnamed() (map[uint64]bool, error) {
+	if err := k.objs.OnlyUnnamed.Set(boolean(true)); err != nil {
+		return nil, err
+	}
+	if err := errors.Join(k.pass("walk", nil, nil), k.objs.OnlyUnnamed.Set(boolean(false))); err != nil {
+		return nil, err
+	}
+	return k.takeUnnamed()
 }
 
 // takeUnnamed returns in which namespaces the walk has seen sockets without a

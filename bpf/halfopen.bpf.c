@@ -54,6 +54,9 @@
 /* Set once before anything is loaded: what this kernel's tracepoints pass. */
 const volatile bool retransmit_has_err = false;
 
+/* Likewise: before 5.12 no program of ours can give a socket its cookie (bpf/cookie.go). */
+const volatile bool no_cookie_helper = false;
+
 /*
  * Set before anything is attached: the addresses of the kernel's two timer
  * functions and jiffies a second, as learn() found them.
@@ -243,6 +246,7 @@ volatile __u32 lhash_chains = 0;
 volatile __u32 init_netns = 0; /* inode of the first network namespace, whose they are */
 volatile __u32 counted_share = 0; /* the last that was counted */
 volatile __u32 own_table = 0; /* a namespace is visited that they do not have */
+volatile __u32 only_unnamed = 0; /* all that the walk looks for are sockets without a cookie */
 
 /*
  * A part of these tables. One census runs at a time. Inserted, read and
@@ -406,6 +410,12 @@ static __always_inline bool stands_in(__u32 hook, __u64 of)
 			work;                          \
 		return 0;                              \
 	}
+
+static __always_inline void give_cookie(const void *sk)
+{
+	if (!no_cookie_helper)
+		bpf_get_socket_cookie((void *)sk);
+}
 
 static __always_inline struct timer_slot *timer_slot(void)
 {
@@ -1151,7 +1161,7 @@ static __always_inline int synack_retransmitted(const struct sock *sk)
 	if (slot)
 		slot->sent = 1;
 	if (sk->__sk_common.skc_state == TCP_SYN_RECV)
-		bpf_get_socket_cookie((void *)sk);
+		give_cookie(sk);
 	return 0;
 }
 
@@ -1373,7 +1383,7 @@ static __always_inline void died(const struct sock *sk, const struct tcp_sock *t
 	__u32 cause;
 
 	if (!sk->__sk_common.skc_cookie.counter) /* made by TCP Fast Open, or older than us */
-		bpf_get_socket_cookie((void *)sk);
+		give_cookie(sk);
 	cause = cause_of(sk, tp, oldstate, &during);
 	forget(cause, sk->sk_err);
 	forget(during, sk->sk_err);
@@ -1436,7 +1446,7 @@ static __always_inline int state_changed(const struct sock *sk, int oldstate, in
 	if (sk->sk_protocol != IPPROTO_TCP)
 		return 0;
 	if (newstate == TCP_ESTABLISHED || newstate == TCP_SYN_SENT) {
-		bpf_get_socket_cookie((void *)sk);
+		give_cookie(sk);
 		return 0;
 	}
 	if (newstate != TCP_CLOSE || oldstate == TCP_LISTEN || oldstate == TCP_CLOSE)
@@ -1622,7 +1632,7 @@ static __always_inline void account(const struct conn *c, const struct sock_comm
 	risks_counted(n, c->risks);
 	if (seen && written) {
 		seen->told = 1;
-	} else if (trouble && !seen) {
+	} else if (trouble && !seen && c->cookie) {
 		counted = (__u32)c->probes_out + c->retransmits;
 		struct watch found = {
 			.cookie = c->cookie,
@@ -1649,7 +1659,8 @@ static __always_inline bool walkable(__u64 cookie, bool connection)
 /*
  * The visit: process context, one socket after the other of the reader's network
  * namespace; the kernel holds the socket's lock on most versions. For what the
- * walk leaves.
+ * walk leaves. Where we cannot give a socket its cookie, it is one that came after
+ * others were asked to: it is counted, and the next census has the rest.
  */
 static __always_inline int visit(struct bpf_iter__tcp *ctx)
 {
@@ -1666,8 +1677,9 @@ static __always_inline int visit(struct bpf_iter__tcp *ctx)
 		return 0;
 	write = consider(&c, skc, tp, &seen, false);
 	if (!skc->skc_cookie.counter) {
-		bpf_get_socket_cookie(skc);
+		give_cookie(skc);
 		c.cookie = skc->skc_cookie.counter;
+		write = write && c.cookie;
 	}
 	/* Full: the kernel will call us for this socket once more. */
 	if (write && bpf_seq_write(ctx->meta->seq, &c, sizeof(c)) < 0)
@@ -1747,6 +1759,8 @@ __attribute__((noinline)) int look_at(__u32 i, __u32 first)
 			COUNT(faults[FAULT_CENSUS_FULL]);
 		return 0;
 	}
+	if (only_unnamed)
+		return 0;
 	write = consider(&s->conn, skc, tp, &seen, true);
 	if (first)
 		account(&s->conn, skc, seen, write, true);

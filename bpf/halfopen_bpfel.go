@@ -385,6 +385,8 @@ const (
 	halfopenVarLhash                 = "lhash"
 	halfopenVarLhashChains           = "lhash_chains"
 	halfopenVarMiddleboxTimeout      = "middlebox_timeout"
+	halfopenVarNoCookieHelper        = "no_cookie_helper"
+	halfopenVarOnlyUnnamed           = "only_unnamed"
 	halfopenVarOwnTable              = "own_table"
 	halfopenVarRetransmitHasErr      = "retransmit_has_err"
 	halfopenVarSearch                = "search"
@@ -510,6 +512,8 @@ type halfopenVariableSpecs struct {
 	Lhash                *ebpf.VariableSpec `ebpf:"lhash"`
 	LhashChains          *ebpf.VariableSpec `ebpf:"lhash_chains"`
 	MiddleboxTimeout     *ebpf.VariableSpec `ebpf:"middlebox_timeout"`
+	NoCookieHelper       *ebpf.VariableSpec `ebpf:"no_cookie_helper"`
+	OnlyUnnamed          *ebpf.VariableSpec `ebpf:"only_unnamed"`
 	OwnTable             *ebpf.VariableSpec `ebpf:"own_table"`
 	RetransmitHasErr     *ebpf.VariableSpec `ebpf:"retransmit_has_err"`
 	Search               *ebpf.VariableSpec `ebpf:"search"`
@@ -606,6 +610,8 @@ type halfopenVariables struct {
 	Lhash                *ebpf.Variable `ebpf:"lhash"`
 	LhashChains          *ebpf.Variable `ebpf:"lhash_chains"`
 	MiddleboxTimeout     *ebpf.Variable `ebpf:"middlebox_timeout"`
+	NoCookieHelper       *ebpf.Variable `ebpf:"no_cookie_helper"`
+	OnlyUnnamed          *ebpf.Variable `ebpf:"only_unnamed"`
 	OwnTable             *ebpf.Variable `ebpf:"own_table"`
 	RetransmitHasErr     *ebpf.Variable `ebpf:"retransmit_has_err"`
 	Search               *ebpf.Variable `ebpf:"search"`

@@ -52,6 +52,8 @@ type Options struct {
 	// EventsBytes is the size of the ring buffer, a power of two and of whole
 	// pages (default 4 MiB). Only tests have a reason to change it.
 	EventsBytes uint32
+	// noCookieHelper is for tests: as before 5.12 (cookie.go).
+	noCookieHelper bool
 }
 
 func (o *Options) setDefaults() error {
@@ -87,10 +89,12 @@ type Kernel struct {
 	hiddenDue time.Time
 	// The namespaces of the last census, and whether they have a hash table of
 	// their own. Under census.
-	tables    map[uint64]bool
-	initNetns uint64
-	walked    *ebpf.Map  // whose elements are the shares of the walk
-	owners    sync.Mutex // likewise, for the map of wanted cookies
+	tables         map[uint64]bool
+	initNetns      uint64
+	walked         *ebpf.Map  // whose elements are the shares of the walk
+	noCookieHelper bool       // before 5.12
+	cookiesErr     error      // why new connections get none
+	owners         sync.Mutex // likewise, for the map of wanted cookies
 	// What was told last of what is a difference of two counters.
 	closed  ceiling
 	missed  map[string]*ceiling // by tracepoint
@@ -117,7 +121,13 @@ func Load(opts Options) (_ *Kernel, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := spec.Variables["retransmit_has_err"].Set(hasErr); err != nil {
+	if !opts.noCookieHelper {
+		if opts.noCookieHelper, err = noCookieHelper(); err != nil {
+			return nil, err
+		}
+	}
+	if err := errors.Join(spec.Variables["retransmit_has_err"].Set(hasErr),
+		spec.Variables["no_cookie_helper"].Set(opts.noCookieHelper)); err != nil {
 		return nil, fmt.Errorf("set up BPF object: %w", err)
 	}
 
@@ -125,7 +135,7 @@ func Load(opts Options) (_ *Kernel, err error) {
 		spec.Maps["events"].MaxEntries = opts.EventsBytes
 	}
 
-	k := &Kernel{links: make(map[string][]link.Link), missed: make(map[string]*ceiling), iters: make(map[string]*link.Iter)}
+	k := &Kernel{noCookieHelper: opts.noCookieHelper, links: make(map[string][]link.Link), missed: make(map[string]*ceiling), iters: make(map[string]*link.Iter)}
 	defer func() {
 		if err != nil {
 			k.Close()
@@ -333,6 +343,12 @@ func (k *Kernel) observers() map[string]observer {
 
 // Attach undoes Detach. Not to be called while something else is.
 func (k *Kernel) Attach() error {
+	if k.noCookieHelper {
+		var l link.Link
+		if l, k.cookiesErr = giveCookies(); k.cookiesErr == nil {
+			k.links["cookies"] = append(k.links["cookies"], l)
+		}
+	}
 	for name, o := range k.observers() {
 		for _, prog := range []*ebpf.Program{o.program, o.standIn} {
 			if prog == nil {

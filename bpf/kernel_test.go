@@ -16,6 +16,7 @@ import (
 	"testing/iotest"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -161,6 +162,61 @@ func TestWhatAConnectionLooksLike(t *testing.T) {
 	}
 	if got := owners[cookie]; len(owners) != 1 || len(got) != 1 || got[0].Pid != uint32(os.Getpid()) || got[0].Fd != fd {
 		t.Errorf("owners are %+v, expected pid %d with descriptor %d", owners, os.Getpid(), fd)
+	}
+}
+
+// As before 5.12, whatever this kernel is.
+func TestCookiesThatOurProgramsCannotGive(t *testing.T) {
+	ino, ns, socket := newNetns(t)
+	defer unix.Close(ns)
+	defer unix.Close(socket)
+	pairThere := func() (client *net.TCPConn) {
+		t.Helper()
+		runtime.LockOSThread()
+		home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(home)
+		if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
+			t.Fatal(err)
+		}
+		if err := netlink.LinkSetUp(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: "lo"}}); err != nil {
+			t.Fatal(err)
+		}
+		client, _ = pair(t)
+		if err := unix.Setns(home, unix.CLONE_NEWNET); err != nil {
+			t.Fatal(err)
+		}
+		runtime.UnlockOSThread()
+		return client
+	}
+	older := pairThere()
+	k := load(t, Options{Observe: true, noCookieHelper: true})
+	if given, err := k.CookiesErr(); !given || err != nil {
+		t.Errorf("given is %v, error %v", given, err)
+	}
+	if unnamed, err := k.findUnnamed(); err != nil || !unnamed[ino] {
+		t.Errorf("there are sockets without a cookie in %v, error %v; expected %d", unnamed, err, ino)
+	}
+	found := make(map[uint64]int)
+	res, err := k.Census(context.Background(), []uint8{ClassActive, ClassNone}, func(c *Conn) {
+		if uint64(c.Netns) == ino {
+			found[c.Cookie]++
+		}
+	})
+	if err = errors.Join(err, res.Err); err != nil {
+		t.Fatal(err)
+	}
+	if cookie, _ := cookieOf(t, older); len(found) != 2 || found[cookie] != 1 {
+		t.Errorf("found %v, expected two ends, one of them %x", found, cookie)
+	}
+	younger := pairThere()
+	if unnamed, err := k.findUnnamed(); err != nil || unnamed[ino] {
+		t.Errorf("a connection begins without a cookie, error %v", err)
+	}
+	if cookie, _ := cookieOf(t, younger); found[cookie] != 0 {
+		t.Errorf("two connections have the cookie %x", cookie)
 	}
 }
 

@@ -96,6 +96,12 @@ func (r *report) examine(ctx context.Context) error {
 	} else {
 		r.ok("programs", "loaded, and %d attached, in %s", len(attached), moment(took))
 	}
+	switch given, err := k.CookiesErr(); {
+	case err != nil:
+		r.note("cookies", "a new connection has none until a census, and what it asks before is not seen: %s", err)
+	case given:
+		r.ok("cookies", "given by sock_diag, and to new connections by a program of the root cgroup")
+	}
 	r.ok("timers", "learned from a socket of our own; %d jiffies a second", k.HZ())
 	r.look(ctx, k)
 	return nil
