@@ -300,8 +300,10 @@ func onLostThread(f func() error) error {
 			done <- f()
 			return
 		}
-		go func() { done <- onLostThread(f) }() // the first thread never ends
+		// The first thread never ends. While this sits on it, others cannot.
+		err := onLostThread(f)
 		runtime.UnlockOSThread()
+		done <- err
 	}()
 	return <-done
 }
