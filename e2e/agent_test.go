@@ -77,6 +77,12 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		status := m.Run()
+		if a := common.agent; a != nil {
+			if code := a.stop(); code != 0 {
+				fmt.Fprintf(os.Stderr, "the agent's exit status is %d: %s\n", code, a.log)
+				status = 1
+			}
+		}
 		if err := deaths.close(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
@@ -163,6 +169,7 @@ type agent struct {
 	log  *buffer
 	done chan struct{}
 	err  error // of its exit; after done
+	late bool  // it had to be killed
 }
 
 // buffer is what a child process has said so far.
@@ -186,6 +193,48 @@ func (b *buffer) String() string {
 // startAgent runs an agent until the test ends, and returns once it is ready.
 func startAgent(t testing.TB, flags ...string) *agent {
 	t.Helper()
+	a := launchAgent(t, flags...)
+	t.Cleanup(func() {
+		if a.stop(); a.late {
+			t.Error("the agent did not end within 10 s of SIGTERM")
+		}
+		if t.Failed() {
+			t.Logf("the agent said:\n%s", a.log)
+		}
+	})
+	a.ready()
+	return a
+}
+
+// common is the agent of the tests that any agent with the defaults will do for,
+// whatever it has seen before: to start one for each takes longer than they do.
+var common struct {
+	sync.Mutex
+	agent *agent
+}
+
+// theAgent is that one. It ends with the last test.
+func theAgent(t testing.TB) *agent {
+	t.Helper()
+	common.Lock()
+	defer common.Unlock()
+	if common.agent == nil {
+		common.agent = launchAgent(t)
+	}
+	a := common.agent.of(t)
+	said := len(a.log.String())
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the agent said:\n%s", a.log.String()[said:])
+		}
+	})
+	a.ready()
+	return a
+}
+
+// launchAgent starts an agent, which is not ready yet.
+func launchAgent(t testing.TB, flags ...string) *agent {
+	t.Helper()
 	addr := freeAddr(t)
 	a := &agent{t: t, url: "http://" + addr, log: &buffer{}, done: make(chan struct{})}
 	a.cmd = exec.Command(binary, append([]string{"agent", "--web.listen-address=" + addr}, flags...)...)
@@ -197,16 +246,16 @@ func startAgent(t testing.TB, flags ...string) *agent {
 		a.err = a.cmd.Wait()
 		close(a.done)
 	}()
-	t.Cleanup(func() {
-		a.stop()
-		if t.Failed() {
-			t.Logf("the agent said:\n%s", a.log)
-		}
-	})
-	eventually(t, 10*time.Second, "the agent is ready", func() error {
+	return a
+}
+
+// ready waits until it is.
+func (a *agent) ready() {
+	a.t.Helper()
+	eventually(a.t, 10*time.Second, "the agent is ready", func() error {
 		select {
 		case <-a.done:
-			t.Fatalf("the agent ended: %v\n%s", a.err, a.log)
+			a.t.Fatalf("the agent ended: %v\n%s", a.err, a.log)
 		default:
 		}
 		resp, err := http.Get(a.url + "/-/ready")
@@ -219,7 +268,6 @@ func startAgent(t testing.TB, flags ...string) *agent {
 		}
 		return nil
 	})
-	return a
 }
 
 // stop ends the agent in order and returns its exit status.
@@ -228,9 +276,9 @@ func (a *agent) stop() int {
 	select {
 	case <-a.done:
 	case <-time.After(10 * patience * time.Second):
+		a.late = true
 		_ = a.cmd.Process.Kill()
 		<-a.done
-		a.t.Error("the agent did not end within 10 s of SIGTERM")
 	}
 	return a.cmd.ProcessState.ExitCode()
 }
@@ -374,13 +422,22 @@ series:
 
 // patience is how many times longer than on a usual machine things may take:
 // $HALFOPEN_PATIENCE, or 1.
-var patience = func() time.Duration {
-	n, err := strconv.Atoi(cmp.Or(os.Getenv("HALFOPEN_PATIENCE"), "1"))
+var patience = time.Duration(factor("HALFOPEN_PATIENCE"))
+
+func factor(variable string) int {
+	n, err := strconv.Atoi(cmp.Or(os.Getenv(variable), "1"))
 	if err != nil || n < 1 {
-		panic("HALFOPEN_PATIENCE is no whole number of 1 or more")
+		panic(variable + " is no whole number of 1 or more")
 	}
-	return time.Duration(n)
-}()
+	return n
+}
+
+// scale is how many times smaller than on a usual machine loads are:
+// $HALFOPEN_SCALE, or 1.
+var scale = factor("HALFOPEN_SCALE")
+
+// scaled is the size of a load.
+func scaled(n int) int { return max(n/scale, 1) }
 
 // eventually waits until f returns nil.
 func eventually(t testing.TB, timeout time.Duration, what string, f func() error) {

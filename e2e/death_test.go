@@ -81,7 +81,7 @@ func TestKeepaliveTimeout(t *testing.T) {
 
 func TestUserTimeoutWithDataInFlight(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		a := startAgent(t)
+		a := theAgent(t)
 		n.serve(vanishing, echo)
 		conns := n.dial(vanishing, many)
 		n.greet(conns)
@@ -109,7 +109,7 @@ func TestUserTimeoutWithDataInFlight(t *testing.T) {
 
 func TestUserTimeoutOverridesKeepaliveProbes(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		a := startAgent(t)
+		a := theAgent(t)
 		n.serve(vanishing, echo)
 		conns := n.dial(vanishing, many)
 		n.greet(conns)
@@ -135,7 +135,7 @@ func TestUserTimeoutOverridesKeepaliveProbes(t *testing.T) {
 
 func TestRetransmitTimeout(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		a := startAgent(t)
+		a := theAgent(t)
 		if err := n.Client.Sysctl("net.ipv4.tcp_retries2", "3"); err != nil {
 			t.Fatal(err)
 		}
@@ -163,7 +163,7 @@ func TestRetransmitTimeout(t *testing.T) {
 
 func TestResetByPeerAndAborted(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		a := startAgent(t)
+		a := theAgent(t)
 		release := make(chan struct{})
 		n.serve(healthy, func(c *net.TCPConn) {
 			<-release
@@ -192,7 +192,7 @@ func TestResetByPeerAndAborted(t *testing.T) {
 
 func TestRefused(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		a := startAgent(t)
+		a := theAgent(t)
 		for range many {
 			c, err := n.Client.Dial(context.Background(), n.server(7009))
 			if err == nil {
@@ -232,7 +232,7 @@ func TestWindowProbeTimeout(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			families(t, func(t *testing.T, n *network) {
-				a := startAgent(t)
+				a := theAgent(t)
 				if err := n.Client.Sysctl("net.ipv4.tcp_retries2", "3"); err != nil {
 					t.Fatal(err)
 				}
@@ -258,7 +258,7 @@ func TestWindowProbeTimeout(t *testing.T) {
 
 func TestUserTimeoutWithAClosedWindow(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		a := startAgent(t)
+		a := theAgent(t)
 		n.serve(vanishing, paused(t))
 		c := n.dial(vanishing, 1)[0]
 		if err := lab.SetUserTimeout(c, 3*time.Second); err != nil {
@@ -282,7 +282,7 @@ func TestConnectTimeouts(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			families(t, func(t *testing.T, n *network) {
-				a := startAgent(t)
+				a := theAgent(t)
 				sysctls(t, n.Client, map[string]string{"net.ipv4.tcp_syn_retries": "2", synLinear: "1"})
 				n.cut(vanishing)
 				c, err := n.Client.Dial(context.Background(), n.server(vanishing), func(d *net.Dialer) {
@@ -312,7 +312,7 @@ func TestConnectTimeouts(t *testing.T) {
 
 func TestOrphanTimeout(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		a := startAgent(t)
+		a := theAgent(t)
 		if err := n.Client.Sysctl("net.ipv4.tcp_orphan_retries", "2"); err != nil {
 			t.Fatal(err)
 		}
@@ -343,7 +343,7 @@ func TestOrphanTimeout(t *testing.T) {
 // Whatever had a forecast died within it.
 func TestForecastsHold(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		a := startAgent(t)
+		a := theAgent(t)
 		if err := n.Client.Sysctl("net.ipv4.tcp_retries2", "5"); err != nil {
 			t.Fatal(err)
 		}

@@ -174,7 +174,7 @@ func (n *network) checkSettings(t *testing.T, fd int, settings []setting, defaul
 
 func TestExplainTellsSettingsAndWhereFrom(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		a := startAgent(t)
+		a := theAgent(t)
 		n.serve(healthy, echo)
 		conns := n.dial(healthy, 4)
 		n.greet(conns)
@@ -272,7 +272,7 @@ var durations = regexp.MustCompile(`[0-9.]+(ms|s|m|h)([0-9]+(s|m))?\b`)
 // An agent and a look of our own say the same, but for the time between them.
 func TestExplainIsTheSameFromAnAgent(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		a := startAgent(t)
+		a := theAgent(t)
 		n.serve(healthy, echo)
 		n.serve(vanishing, echo)
 		conns, victims := n.dial(healthy, 2), n.dial(vanishing, 1)
@@ -371,7 +371,9 @@ func punctual(t *testing.T, died time.Time, f *forecast) {
 
 // Who does what is advised is rid of the dead peer when the explanation says.
 func TestExplainAdviceWorks(t *testing.T) {
-	const soonForgotten = "--middlebox-timeout=4s" // so that quick keepalive is advised
+	// So that quick keepalive is advised; and it answers at once, while the
+	// connections live.
+	url := startAgent(t, "--middlebox-timeout=4s").url
 	for name, test := range map[string]struct {
 		prepare func(t *testing.T, n *network, c *net.TCPConn)
 		how     string // how the first line of the advice to follow ends
@@ -402,7 +404,7 @@ func TestExplainAdviceWorks(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				e := explainOf(t, cookieOf(t, c), soonForgotten)
+				e := explainOf(t, cookieOf(t, c), "--url", url)
 				if e.GivesUp.InSeconds < 7000 || !strings.Contains(e.Explanation.Assessment, "But the keepalive timer that is running fires only in ") {
 					t.Errorf("it gives up %+v: %s", e.GivesUp, e.Explanation.Assessment)
 				}
@@ -427,7 +429,7 @@ func TestExplainAdviceWorks(t *testing.T) {
 				n.greet([]*net.TCPConn{c})
 				n.cut(vanishing)
 				test.prepare(t, n, c)
-				e := explainOf(t, cookieOf(t, c), soonForgotten)
+				e := explainOf(t, cookieOf(t, c), "--url", url)
 				if by := e.GivesUp; (by == nil) != (test.before == "") || by != nil && by.By != test.before {
 					t.Errorf("before: it gives up %+v", by)
 				}
@@ -443,7 +445,7 @@ func TestExplainAdviceWorks(t *testing.T) {
 					follow(t, fd, e.Explanation.Advice[i].How)
 					return nil
 				})
-				after := explainOf(t, cookieOf(t, c), soonForgotten).GivesUp
+				after := explainOf(t, cookieOf(t, c), "--url", url).GivesUp
 				if after == nil || after.By != test.by {
 					t.Fatalf("after: it gives up %+v", after)
 				}
@@ -463,7 +465,7 @@ func TestExplainAdviceWorks(t *testing.T) {
 // Of a sysctl, and what acts on sockets that exist.
 func TestExplainAdviceForTheNamespaceWorks(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		a := startAgent(t)
+		a := theAgent(t)
 		n.serve(vanishing, echo)
 		c := n.dial(vanishing, 1)[0]
 		n.greet([]*net.TCPConn{c})
@@ -560,7 +562,7 @@ func TestExplainAZombieBehindAClosedWindow(t *testing.T) {
 
 func TestExplainByAddress(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		a := startAgent(t)
+		a := theAgent(t)
 		const crowded, deserted = 7012, 7013 // ports that no other test has, since the addresses are the same
 		n.serve(crowded, echo)
 		n.serve(deserted, echo)

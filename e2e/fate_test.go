@@ -111,6 +111,8 @@ type stage struct {
 	fates  []fate
 	failed []string
 	found  int // of those that were hidden, how many the agent told of
+	// What became of the comparison.
+	wrong, unknown int
 }
 
 // lobby is a listener, and those it has accepted and nobody has asked for yet.
@@ -613,6 +615,7 @@ func (s *stage) compare(t *testing.T, g *gossip) {
 	}
 	report := func(format string, args ...any) {
 		s.t.Helper()
+		s.wrong++
 		s.t.Errorf(format, args...)
 	}
 	for _, f := range s.failed {
@@ -654,6 +657,9 @@ func (s *stage) compare(t *testing.T, g *gossip) {
 				report("%s: the agent told nothing of %s, which ended by %s (%s) in %s", f.scenario, f.cookie, f.cause, f.errno, f.state)
 			}
 			continue
+		}
+		if d.Cause == "unknown" {
+			s.unknown++
 		}
 		if d.Cause != f.cause || d.During != f.during || (f.state != "*" && d.State != f.state) || (f.errno != "*" && d.Errno != f.errno) {
 			report("%s: expected of %s %s, during %q, errno %q, in %s; the agent says %s, during %q, errno %q, in %s: %s",

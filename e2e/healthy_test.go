@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -14,8 +13,7 @@ import (
 	"github.com/halfopen/halfopen/internal/lab"
 )
 
-// soaking is how long healthy connections are watched; $HALFOPEN_SOAK is another
-// time, to try things out.
+// soaking is how long healthy connections are watched.
 const soaking = 10 * time.Minute
 
 // each is how many connections there are of each kind, over each family.
@@ -45,14 +43,7 @@ const (
 // of silence at most, whatever the dice say.
 func TestHealthyConnectionsAreNeverCalledDead(t *testing.T) {
 	t.Parallel()
-	lasting := soaking
-	if v := os.Getenv("HALFOPEN_SOAK"); v != "" {
-		d, err := time.ParseDuration(v)
-		if err != nil {
-			t.Fatal(err)
-		}
-		lasting = d
-	}
+	lasting := soaking / time.Duration(scale)
 	a := startAgent(t)
 	var soaks []*soak
 	for _, family := range []string{"ipv4", "ipv6"} {

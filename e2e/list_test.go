@@ -404,7 +404,8 @@ func TestListGroupsAndFilters(t *testing.T) {
 
 // Anybody may ask for all connections of a node, several times at once.
 func TestAskingForAllTakesLittleMemory(t *testing.T) {
-	const pairs, askers, most = 9000, 4, 40 << 20
+	const askers, most = 4, 40 << 20
+	pairs := scaled(9000)
 	g := gather(t, "close", pairs, 7600)
 	g.ready()
 	a := startAgent(t)

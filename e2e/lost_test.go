@@ -42,8 +42,8 @@ func TestLostEventsAreCountedAndRepaired(t *testing.T) {
 	const (
 		census = 2 * time.Second
 		crowds = 3
-		pairs  = 3001
 	)
+	pairs := scaled(3001)
 	a := startAgent(t, "--debug.events-bytes=4096", fmt.Sprintf("--census-interval=%v", census), "--census-cpu=100%")
 	var networks []*network
 	h := newTheatre(t)
@@ -85,7 +85,7 @@ func TestLostEventsAreCountedAndRepaired(t *testing.T) {
 		}
 		return n
 	}
-	const everyone = crowds * pairs
+	everyone := crowds * pairs
 	eventually(t, 60*time.Second, "by ss all are zombies", func() error {
 		if got := truth(); got != everyone {
 			return fmt.Errorf("%d, expected %d", got, everyone)

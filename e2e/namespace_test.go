@@ -320,14 +320,14 @@ func TestThousandNamespacesLeaveNothing(t *testing.T) {
 		quiet()
 		return holdings(t, a)
 	}
-	first := rounds(200 / batch)
-	second := rounds(800 / batch)
-	t.Logf("after 200 namespaces %+v, after 1,000 %+v", first, second)
+	first := rounds(scaled(200 / batch))
+	second := rounds(scaled(800 / batch))
+	t.Logf("after a fifth of the namespaces %+v, after all %+v", first, second)
 	eventually(t, 10*time.Second, "nothing is held", func() error {
 		now := holdings(t, a)
 		// One may be a scrape's connection, and threads are kept for later.
 		if now.fds > first.fds+1 || now.goroutines > first.goroutines+2 || now.threads > first.threads+4 || now.resident > first.resident+8 {
-			return fmt.Errorf("%+v, after 200 %+v", now, first)
+			return fmt.Errorf("%+v, after a fifth %+v", now, first)
 		}
 		if got := strays(t, a.cmd.Process.Pid); len(got) > 0 {
 			return fmt.Errorf("threads in other namespaces: %v", got)

@@ -105,7 +105,7 @@ const someUser = 54321
 
 func TestOwners(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		a := startAgent(t)
+		a := theAgent(t)
 		h := newTheatre(t)
 		addr := n.server(healthy)
 		server := h.puppet("master", n.Server.Path())
@@ -222,7 +222,7 @@ func TestOwners(t *testing.T) {
 // may be gone by then.
 func TestOwnerOfZombieOutlivesItsProcess(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		a := startAgent(t)
+		a := theAgent(t)
 		h := newTheatre(t)
 		n.serve(vanishing, func(c *net.TCPConn) {})
 		parent := h.puppet("parent", n.Client.Path())
@@ -399,7 +399,7 @@ func (r *resident) lives(t *testing.T, what string, c connection) {
 
 func TestGroupsOfOwners(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		a := startAgent(t)
+		a := theAgent(t)
 		v2, v1 := hierarchy(t, ""), hierarchy(t, "name=systemd")
 		h := newTheatre(t)
 		// All in one group, so that nothing of the node's own is touched.
@@ -488,7 +488,7 @@ func (a *agent) zombiesByOwner(port int) map[string]int {
 // and one that dies without ever having been in trouble is told with its owner.
 func TestAcceptedConnectionHasItsListenersGroup(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		a := startAgent(t)
+		a := theAgent(t)
 		h := newTheatre(t)
 		v2 := hierarchy(t, "")
 		top := fmt.Sprintf("halfopen-e2e-accept-%d-%s", os.Getpid(), n.family)

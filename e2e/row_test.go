@@ -136,7 +136,7 @@ func TestProbesThatAnAnswerLeftBehind(t *testing.T) {
 }
 
 func TestManyRecoverAtOnce(t *testing.T) {
-	const count = 1000 // not parallel: every agent sees every event
+	count := scaled(1000) // not parallel: every agent sees every event
 	n := newNetwork(t, "ipv4")
 	a := startAgent(t)
 	n.serve(vanishing, echo)
@@ -164,7 +164,7 @@ func TestManyRecoverAtOnce(t *testing.T) {
 
 // More deaths at once than there are events: none of them is lost.
 func TestManyAreDestroyedAtOnce(t *testing.T) {
-	const count = 2500 // not parallel: every agent sees every event
+	count := scaled(2500) // not parallel: every agent sees every event
 	n := newNetwork(t, "ipv4")
 	a := startAgent(t, "--zombie-silence=2s")
 	n.serve(vanishing, echo)
@@ -195,7 +195,7 @@ func TestManyAreDestroyedAtOnce(t *testing.T) {
 		}
 	}
 	m := a.metrics()
-	if grew := m.value("halfopen_tcp_deaths_total", "cause", "destroyed") - before; grew < count {
+	if grew := m.value("halfopen_tcp_deaths_total", "cause", "destroyed") - before; grew < float64(count) {
 		t.Errorf("%v deaths are counted, expected %d", grew, count)
 	}
 	t.Logf("%v deaths over the rate limit were told by the watch pass", m.value("halfopen_events_suppressed_total", "type", "death"))

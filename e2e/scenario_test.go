@@ -93,7 +93,6 @@ var scenarios = []scenario{
 
 const (
 	socketsARun = 500
-	runs        = 20
 	runsAtATime = 4
 	startWithin = 10 * time.Second
 )
@@ -123,7 +122,7 @@ func TestEveryCause(t *testing.T) { // not parallel: it reads node-wide counters
 	}
 	var wg sync.WaitGroup
 	places := make(chan struct{}, runsAtATime)
-	for i := range uint64(runs) {
+	for i := range uint64(scaled(20)) {
 		wg.Go(func() {
 			places <- struct{}{}
 			defer func() { <-places }()
@@ -175,7 +174,13 @@ func settle(t *testing.T, a *agent) {
 func checkCounted(t *testing.T, before, after metrics, stages []*stage) {
 	t.Helper()
 	want := map[string]int{}
-	hidden, found := 0, 0
+	hidden, found, told, wrong, unknown := 0, 0, 0, 0, 0
+	for _, s := range stages {
+		told += len(s.fates)
+		wrong += s.wrong
+		unknown += s.unknown
+	}
+	t.Logf("%d runs with %d ends of known fate: %d wrong, %d of them unknown", len(stages), told, wrong, unknown)
 	for _, s := range stages {
 		if len(s.failed) > 0 {
 			return

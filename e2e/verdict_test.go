@@ -39,7 +39,7 @@ func checkLatency(t *testing.T, conns []connection, within time.Duration) {
 
 func TestKeepaliveZombies(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		a := startAgent(t)
+		a := theAgent(t)
 		n.serve(vanishing, echo)
 		n.serve(healthy, echo)
 		victims, neighbours := n.dial(vanishing, many), n.dial(healthy, many)
@@ -100,7 +100,7 @@ func TestKeepaliveZombies(t *testing.T) {
 
 func TestRetransmitZombies(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		a := startAgent(t)
+		a := theAgent(t)
 		n.serve(vanishing, echo)
 		victims := n.dial(vanishing, many)
 		n.greet(victims)
@@ -127,7 +127,7 @@ func TestRetransmitZombies(t *testing.T) {
 
 func TestPeerComesBack(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		a := startAgent(t)
+		a := theAgent(t)
 		n.serve(vanishing, echo)
 		conns := n.dial(vanishing, many)
 		n.greet(conns)
@@ -243,7 +243,7 @@ func TestPausedPeerThatShrinksItsWindowIsStalledNotZombie(t *testing.T) {
 
 func TestLossNeverMakesAZombie(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		a := startAgent(t)
+		a := theAgent(t)
 		chat := func(c *net.TCPConn) {
 			go func() {
 				buf := make([]byte, 4096)
