@@ -360,7 +360,7 @@ func (a *agent) deaths(n *network, port int) []death {
 	}
 	var deaths []death
 	for _, d := range list.Deaths {
-		if d.Remote.Port == port && d.Netns == n.Client.Inode() {
+		if d.Remote.Port == port && d.Netns == n.Client.Inode() && d.At.After(n.made) {
 			deaths = append(deaths, d)
 		}
 	}

@@ -35,6 +35,7 @@ type network struct {
 	*lab.Lab
 	t      testing.TB
 	family string
+	made   time.Time // its namespaces may have the inodes of earlier ones
 }
 
 func newNetwork(t testing.TB, family string) *network {
@@ -48,7 +49,7 @@ func newNetwork(t testing.TB, family string) *network {
 			t.Error(err)
 		}
 	})
-	return &network{l, t, family}
+	return &network{l, t, family, time.Now()}
 }
 
 // synLinear is a sysctl that kernels have since 6.5; what it says there by 0 is
