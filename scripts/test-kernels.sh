@@ -185,6 +185,7 @@ boot() {
 [[ $(uname -m) == x86_64 ]] || die 'only for amd64'
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
+trap 'trap - TERM; kill 0' INT TERM # what is in the background gets no SIGINT
 for package in "${tested[@]}"; do
     sed -n 's/^func \(Test[^(]*\)(t \*testing.T).*/\1/p' "$package"/*_test.go
 done | sort >"$tmp/all"
