@@ -11,11 +11,13 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"testing/iotest"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -165,6 +167,29 @@ func TestWhatAConnectionLooksLike(t *testing.T) {
 	}
 }
 
+// setStatePrograms counts the programs that sit where sockets are given cookies,
+// those of other agents of this machine included.
+func setStatePrograms(t *testing.T) (n int) {
+	t.Helper()
+	for id := ebpf.ProgramID(0); ; {
+		var err error
+		if id, err = ebpf.ProgramGetNextID(id); errors.Is(err, os.ErrNotExist) {
+			return n
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := ebpf.NewProgramFromID(id)
+		if err != nil {
+			continue // gone
+		}
+		if info, err := p.Info(); err == nil && strings.HasPrefix(info.Name, "inet_sock_set_") {
+			n++
+		}
+		p.Close()
+	}
+}
+
 // As before 5.12, whatever this kernel is.
 func TestCookiesThatOurProgramsCannotGive(t *testing.T) {
 	ino, ns, socket := newNetns(t)
@@ -191,12 +216,16 @@ func TestCookiesThatOurProgramsCannotGive(t *testing.T) {
 		runtime.UnlockOSThread()
 		return client
 	}
+	strangers := setStatePrograms(t)
 	older := pairThere()
 	k := load(t, Options{Observe: true, noCookieHelper: true})
 	if given, err := k.CookiesErr(); !given || err != nil {
 		t.Errorf("given is %v, error %v", given, err)
 	}
-	if unnamed, err := k.findUnnamed(); err != nil || !unnamed[ino] {
+	unnamed, err := k.findUnnamed()
+	if strangers += setStatePrograms(t) - 2; strangers > 0 {
+		t.Log("another agent is at work, and may have given them cookies")
+	} else if err != nil || !unnamed[ino] {
 		t.Errorf("there are sockets without a cookie in %v, error %v; expected %d", unnamed, err, ino)
 	}
 	found := make(map[uint64]int)
