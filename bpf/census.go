@@ -159,7 +159,10 @@ func (k *Kernel) takeCensus(ctx context.Context, cookie uint64, res *CensusResul
 	tables := make(map[uint64]bool, len(k.tables))
 	visitOne := func(ino uint64) error {
 		if _, known := tables[ino]; !known {
-			has, err := hasOwnTable()
+			has, err := false, error(nil)
+			if k.hasOwnTables {
+				has, err = hasOwnTable()
+			}
 			if err != nil {
 				res.Err = fmt.Errorf("find the hash table of network namespace %d: %w", ino, err)
 			} else {
@@ -266,12 +269,9 @@ func (k *Kernel) takeUnnamed() (map[uint64]bool, error) {
 }
 
 // hasOwnTable tells whether the network namespace that the thread is in has a hash
-// table of TCP sockets of its own (net.ipv4.tcp_child_ehash_entries, 6.1).
+// table of TCP sockets of its own (net.ipv4.tcp_child_ehash_entries).
 func hasOwnTable() (bool, error) {
 	b, err := os.ReadFile("/proc/sys/net/ipv4/tcp_ehash_entries")
-	if errors.Is(err, os.ErrNotExist) {
-		return false, nil
-	}
 	if err != nil {
 		return false, err
 	}

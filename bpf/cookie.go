@@ -8,7 +8,6 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
-	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -19,25 +18,9 @@ import (
 // can; before, two others have to: a program of cgroups, at the beginning of each
 // connection, and sock_diag, for those that are older.
 
-// noCookieHelper tells whether tracing programs lack bpf_get_socket_cookie(): it is
-// a helper of its own for them (c5dbb89fc2ac).
-func noCookieHelper() (bool, error) {
-	kernel, err := btf.LoadKernelSpec()
-	if err != nil {
-		return false, fmt.Errorf("read the kernel's BTF: %w", err)
-	}
-	var helper *btf.Func
-	err = kernel.TypeByName("bpf_get_socket_ptr_cookie", &helper)
-	if errors.Is(err, btf.ErrNotFound) {
-		return true, nil
-	}
-	return false, err
-}
-
 // CookiesErr is why a connection that begins while we observe is without a cookie
-// until a census, so that what it asks before is not seen. given tells whether
-// others than our programs have to give cookies at all (before 5.12).
-func (k *Kernel) CookiesErr() (given bool, err error) { return k.noCookieHelper, k.cookiesErr }
+// until a census, so that what it asks before is not seen; nil if it is not.
+func (k *Kernel) CookiesErr() error { return k.cookiesErr }
 
 // giveCookies gives every TCP socket a cookie that connects, or is made by a
 // listener, until it is closed.

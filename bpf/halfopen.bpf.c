@@ -21,8 +21,6 @@
  */
 #include "kernel.h"
 #include "halfopen.h"
-#include <bpf/bpf_helpers.h>
-#include <bpf/bpf_core_read.h>
 #include <bpf/bpf_tracing.h>
 
 #define WATCH_MAX 32768
@@ -50,12 +48,6 @@
 
 /* How soon at the latest a reset is sent for data after close. */
 #define DECIDED_NS 50000000ULL
-
-/* Set once before anything is loaded: what this kernel's tracepoints pass. */
-const volatile bool retransmit_has_err = false;
-
-/* Likewise: before 5.12 no program of ours can give a socket its cookie (bpf/cookie.go). */
-const volatile bool no_cookie_helper = false;
 
 /*
  * Set before anything is attached: the addresses of the kernel's two timer
@@ -411,12 +403,6 @@ static __always_inline bool stands_in(__u32 hook, __u64 of)
 		return 0;                              \
 	}
 
-static __always_inline void give_cookie(const void *sk)
-{
-	if (!no_cookie_helper)
-		bpf_get_socket_cookie((void *)sk);
-}
-
 static __always_inline struct timer_slot *timer_slot(void)
 {
 	__u32 zero = 0;
@@ -435,30 +421,6 @@ static __always_inline struct timer_slot *running_timer(const void *sk)
 }
 
 /*
- * struct sock has held the keepalive timer in sk_timer for ever; 7.0 moved it
- * to inet_connection_sock (and 6.1.y and 6.12.y took that over), while
- * sk_timer still exists there and means another timer. So the new place is
- * asked for first.
- */
-static __always_inline __u32 keepalive_timer_offset(void)
-{
-	if (bpf_core_field_exists(struct inet_connection_sock___keepalive_timer,
-				  icsk_keepalive_timer))
-		return bpf_core_field_offset(struct inet_connection_sock___keepalive_timer,
-					     icsk_keepalive_timer);
-	return bpf_core_field_offset(struct sock___sk_timer, sk_timer);
-}
-
-/* 7.0 moved icsk_retransmit_timer to struct sock, as tcp_retransmit_timer. */
-static __always_inline __u32 write_timer_offset(void)
-{
-	if (bpf_core_field_exists(struct sock___rtx_timer, tcp_retransmit_timer))
-		return bpf_core_field_offset(struct sock___rtx_timer, tcp_retransmit_timer);
-	return bpf_core_field_offset(struct inet_connection_sock___retransmit_timer,
-				     icsk_retransmit_timer);
-}
-
-/*
  * Reads a field. Where the verifier knows what p points to, a plain load; in
  * timer context and for watched sockets, p is but a number and the read has to
  * be a probe.
@@ -467,22 +429,15 @@ static __always_inline __u32 write_timer_offset(void)
 #define COOKIE(tp) ((__u64)FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_cookie.counter))
 #define STATE(tp) ((__u8)FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_state))
 
-/*
- * Jiffies since the first retransmission of a row, or AGE_NONE. The stamp is in
- * ms, or in us (tcp_usec_ts, since 6.8).
- */
+/* Jiffies since the first retransmission of a row, or AGE_NONE. */
 static __always_inline __u32 retransmitting_for(const struct tcp_sock *tp)
 {
-	const struct tcp_sock___usec_ts *usec = (const void *)tp;
-	__u32 stamp = BPF_CORE_READ(tp, retrans_stamp);
+	__u32 elapsed, second, stamp = BPF_CORE_READ(tp, retrans_stamp);
 	__u64 now = bpf_ktime_get_ns();
-	__u32 elapsed, second = 1000;
 
 	if (!stamp)
 		return AGE_NONE;
-	if (bpf_core_field_exists(usec->tcp_usec_ts) &&
-	    BPF_CORE_READ_BITFIELD_PROBED(usec, tcp_usec_ts))
-		second = 1000000;
+	second = stamps_a_second(tp);
 	elapsed = (__u32)(now / (1000000000 / second)) - stamp;
 	/* The stamp may be a little ahead of us; in us it wraps every 71 minutes. */
 	return elapsed > 0xfff00000 ? 0 : (__u64)elapsed * hz / second;
@@ -715,8 +670,6 @@ static __always_inline void retries(struct conn *c, const struct tcp_sock *tp,
 				    const struct net *net, const bool probe)
 {
 	if (c->state == TCP_SYN_SENT || c->state == TCP_SYN_RECV) {
-		const struct netns_ipv4___syn_linear *linear = (const void *)&net->ipv4;
-
 		c->retries = FIELD(tp, inet_conn.icsk_syn_retries);
 		if (c->retries)
 			c->flags |= CONN_SYN_RETRIES_SET;
@@ -724,30 +677,12 @@ static __always_inline void retries(struct conn *c, const struct tcp_sock *tp,
 			c->retries = FIELD(net, ipv4.sysctl_tcp_synack_retries) + 1;
 		else
 			c->retries = FIELD(net, ipv4.sysctl_tcp_syn_retries);
-		if (bpf_core_field_exists(linear->sysctl_tcp_syn_linear_timeouts))
-			c->syn_linear = BPF_CORE_READ(linear, sysctl_tcp_syn_linear_timeouts);
+		c->syn_linear = syn_linear(net);
 	} else if (c->flags & CONN_ORPHAN) {
 		c->retries = FIELD(net, ipv4.sysctl_tcp_orphan_retries);
 	} else {
 		c->retries = c->retries2;
 	}
-}
-
-/* The control group that the socket was made in; of an accepted one, its listener. */
-static __always_inline __u64 cgroup_of(const struct tcp_sock *tp)
-{
-	const struct sock_cgroup_data *data = &tp->inet_conn.icsk_inet.sk.sk_cgrp_data;
-	const struct sock_cgroup_data___val *old = (const void *)data;
-	const struct cgroup *cgroup = NULL;
-	__u64 val;
-
-	if (bpf_core_field_exists(data->cgroup)) {
-		cgroup = BPF_CORE_READ(data, cgroup);
-	} else if (bpf_core_field_exists(old->val)) {
-		val = BPF_CORE_READ(old, val);
-		cgroup = val & CGROUP_NONE ? NULL : (const void *)(val & ~CGROUP_FLAGS);
-	}
-	return cgroup ? BPF_CORE_READ(cgroup, kn, id) : 0;
 }
 
 /* Who it is, as far as every kind of socket has it; lport aside. */
@@ -776,8 +711,7 @@ static __always_inline void identify(struct conn *c, const struct sock_common *s
 static __always_inline void detail(struct conn *c, const struct tcp_sock *tp, const bool probe)
 {
 	const struct net *net = FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_net.net);
-	const struct netns_ipv4___rto_max *usual = (const void *)&net->ipv4;
-	const struct inet_connection_sock___rto_max *max = (const void *)tp;
+	bool own;
 	int linger;
 	__u64 since;
 	__s64 epoch;
@@ -813,13 +747,9 @@ static __always_inline void detail(struct conn *c, const struct tcp_sock *tp, co
 	c->pending = FIELD(tp, inet_conn.icsk_pending);
 	c->backoff = FIELD(tp, inet_conn.icsk_backoff);
 	c->rto = FIELD(tp, inet_conn.icsk_rto);
-	c->rto_max = 120 * hz; /* TCP_RTO_MAX */
-	if (bpf_core_field_exists(max->icsk_rto_max)) {
-		c->rto_max = BPF_CORE_READ(max, icsk_rto_max);
-		v = BPF_CORE_READ(usual, sysctl_tcp_rto_max_ms);
-		if (c->rto_max != ((__u64)v * hz + 999) / 1000) /* msecs_to_jiffies() */
-			c->flags |= CONN_RTO_MAX_SET;
-	}
+	c->rto_max = rto_max(tp, net, hz, &own);
+	if (own)
+		c->flags |= CONN_RTO_MAX_SET;
 	c->keepalive_expires = expires_at(tp, keepalive_timer_offset(), &c->keepalive_level);
 	c->write_expires = expires_at(tp, write_timer_offset(), &c->write_level);
 	c->retries2 = FIELD(net, ipv4.sysctl_tcp_retries2);
@@ -1233,19 +1163,6 @@ static __always_inline bool was_reset(const struct sock *sk)
 	       bpf_ktime_get_ns() - r->at < RESET_FRESH_NS;
 }
 
-/* Whether a network namespace is going (check_net): its sockets just end. */
-static __always_inline bool is_going(const struct net *net)
-{
-	const struct ns_common___ref *ref = (const void *)&net->ns;
-	const struct ns_common___count *count = (const void *)&net->ns;
-
-	if (bpf_core_field_exists(ref->__ns_ref))
-		return !BPF_CORE_READ(ref, __ns_ref.refs.counter);
-	if (bpf_core_field_exists(count->count))
-		return !BPF_CORE_READ(count, count.refs.counter);
-	return false;
-}
-
 /* An orphan that the kernel gave up without an error. */
 static __always_inline __u32 given_up_cause(const struct sock *sk)
 {
@@ -1519,7 +1436,6 @@ static __always_inline int reset_sent(const struct sock *sk, const struct sk_buf
 {
 	struct timer_slot *slot;
 
-	COUNT(resets_sent);
 	if (!sk)
 		return 0;
 	slot = running_timer(sk);
@@ -1970,34 +1886,20 @@ static __always_inline int netns_of_file(struct bpf_iter__task_file *ctx)
 /* Where the sockets are of all namespaces that have no table of their own. */
 static __always_inline void learn_tables(struct task_struct *task)
 {
-	const struct inet_hashinfo___listening *old;
-	const struct netns_ipv4___death_row_pointer *pointer;
 	const struct inet_hashinfo *info;
 	const struct net *net;
-	__u32 i;
+	__u32 i, chains;
 
 	/* From parent to parent to the very first task, which is in the first namespace. */
 	for (i = 0; i < 64 && BPF_CORE_READ(task, pid); i++)
 		task = BPF_CORE_READ(task, real_parent);
 	net = BPF_CORE_READ(task, nsproxy, net_ns);
 	init_netns = BPF_CORE_READ(net, ns.inum);
-	if (bpf_core_field_size(net->ipv4.tcp_death_row) == sizeof(void *)) {
-		pointer = (const void *)&net->ipv4;
-		info = BPF_CORE_READ(pointer, tcp_death_row, hashinfo);
-	} else {
-		info = BPF_CORE_READ(net, ipv4.tcp_death_row.hashinfo);
-	}
+	info = hashinfo_of(net);
 	ehash = (__u64)BPF_CORE_READ(info, ehash);
 	ehash_chains = BPF_CORE_READ(info, ehash_mask) + 1;
-	old = (const void *)info;
-	if (bpf_core_field_exists(old->listening_hash)) {
-		lhash = (__u64)info + bpf_core_field_offset(old->listening_hash);
-		lhash_chains = bpf_core_field_size(old->listening_hash) /
-			       bpf_core_type_size(struct inet_listen_hashbucket);
-	} else {
-		lhash = (__u64)BPF_CORE_READ(info, lhash2);
-		lhash_chains = BPF_CORE_READ(info, lhash2_mask) + 1;
-	}
+	lhash = listeners(info, &chains);
+	lhash_chains = chains;
 }
 
 static __always_inline int learn_from(struct bpf_iter__task_file *ctx)
@@ -2030,10 +1932,9 @@ static __always_inline int learn_from(struct bpf_iter__task_file *ctx)
 STANDS_IN(inet_sock_set_state, HOOK_SET_STATE, sk, state_changed(sk, oldstate, newstate),
 	  const struct sock *sk, int oldstate, int newstate)
 
-/* Since 4.15. From 6.17 on also for segments that could not be sent. */
-STANDS_IN(tcp_retransmit_skb, HOOK_RETRANSMIT_SKB, sk,
-	  retransmitted(sk, retransmit_has_err ? (int)ctx[2] : 0), const struct sock *sk,
-	  const struct sk_buff *skb)
+/* Since 4.15. */
+STANDS_IN(tcp_retransmit_skb, HOOK_RETRANSMIT_SKB, sk, retransmitted(sk, retransmit_error_of(ctx)),
+	  const struct sock *sk, const struct sk_buff *skb)
 
 /* Since 4.15. sk is the listener, or a child that TCP Fast Open made. */
 STANDS_IN(tcp_retransmit_synack, HOOK_RETRANSMIT_SYNACK, req, synack_retransmitted(sk),

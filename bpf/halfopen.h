@@ -195,7 +195,6 @@ struct counters {
 	__u64 retransmits[RETRANSMIT_MAX];
 	__u64 probes_sent; /* keepalive probes */
 	__u64 probes_answered;
-	__u64 resets_sent;
 	__u64 events[4]; /* by event type: written to the ring buffer */
 	__u64 lost[4]; /* by event type: the ring buffer was full */
 	__u64 suppressed[4]; /* by event type: over the rate limit */

@@ -135,7 +135,6 @@ type halfopenCounters struct {
 	Retransmits    [8]uint64
 	ProbesSent     uint64
 	ProbesAnswered uint64
-	ResetsSent     uint64
 	Events         [4]uint64
 	Lost           [4]uint64
 	Suppressed     [4]uint64
@@ -370,6 +369,7 @@ const (
 	halfopenProgWatchPass            = "watch_pass"
 	halfopenVarCensusCookie          = "census_cookie"
 	halfopenVarCensusWrite           = "census_write"
+	halfopenVarCookieHelper          = "cookie_helper"
 	halfopenVarCountedShare          = "counted_share"
 	halfopenVarEhash                 = "ehash"
 	halfopenVarEhashChains           = "ehash_chains"
@@ -385,10 +385,9 @@ const (
 	halfopenVarLhash                 = "lhash"
 	halfopenVarLhashChains           = "lhash_chains"
 	halfopenVarMiddleboxTimeout      = "middlebox_timeout"
-	halfopenVarNoCookieHelper        = "no_cookie_helper"
 	halfopenVarOnlyUnnamed           = "only_unnamed"
 	halfopenVarOwnTable              = "own_table"
-	halfopenVarRetransmitHasErr      = "retransmit_has_err"
+	halfopenVarRetransmitError       = "retransmit_error"
 	halfopenVarSearch                = "search"
 	halfopenVarUnusedCause           = "unused_cause"
 	halfopenVarUnusedClass           = "unused_class"
@@ -497,6 +496,7 @@ type halfopenMapSpecs struct {
 type halfopenVariableSpecs struct {
 	CensusCookie         *ebpf.VariableSpec `ebpf:"census_cookie"`
 	CensusWrite          *ebpf.VariableSpec `ebpf:"census_write"`
+	CookieHelper         *ebpf.VariableSpec `ebpf:"cookie_helper"`
 	CountedShare         *ebpf.VariableSpec `ebpf:"counted_share"`
 	Ehash                *ebpf.VariableSpec `ebpf:"ehash"`
 	EhashChains          *ebpf.VariableSpec `ebpf:"ehash_chains"`
@@ -512,10 +512,9 @@ type halfopenVariableSpecs struct {
 	Lhash                *ebpf.VariableSpec `ebpf:"lhash"`
 	LhashChains          *ebpf.VariableSpec `ebpf:"lhash_chains"`
 	MiddleboxTimeout     *ebpf.VariableSpec `ebpf:"middlebox_timeout"`
-	NoCookieHelper       *ebpf.VariableSpec `ebpf:"no_cookie_helper"`
 	OnlyUnnamed          *ebpf.VariableSpec `ebpf:"only_unnamed"`
 	OwnTable             *ebpf.VariableSpec `ebpf:"own_table"`
-	RetransmitHasErr     *ebpf.VariableSpec `ebpf:"retransmit_has_err"`
+	RetransmitError      *ebpf.VariableSpec `ebpf:"retransmit_error"`
 	Search               *ebpf.VariableSpec `ebpf:"search"`
 	UnusedCause          *ebpf.VariableSpec `ebpf:"unused_cause"`
 	UnusedClass          *ebpf.VariableSpec `ebpf:"unused_class"`
@@ -595,6 +594,7 @@ func (m *halfopenMaps) Close() error {
 type halfopenVariables struct {
 	CensusCookie         *ebpf.Variable `ebpf:"census_cookie"`
 	CensusWrite          *ebpf.Variable `ebpf:"census_write"`
+	CookieHelper         *ebpf.Variable `ebpf:"cookie_helper"`
 	CountedShare         *ebpf.Variable `ebpf:"counted_share"`
 	Ehash                *ebpf.Variable `ebpf:"ehash"`
 	EhashChains          *ebpf.Variable `ebpf:"ehash_chains"`
@@ -610,10 +610,9 @@ type halfopenVariables struct {
 	Lhash                *ebpf.Variable `ebpf:"lhash"`
 	LhashChains          *ebpf.Variable `ebpf:"lhash_chains"`
 	MiddleboxTimeout     *ebpf.Variable `ebpf:"middlebox_timeout"`
-	NoCookieHelper       *ebpf.Variable `ebpf:"no_cookie_helper"`
 	OnlyUnnamed          *ebpf.Variable `ebpf:"only_unnamed"`
 	OwnTable             *ebpf.Variable `ebpf:"own_table"`
-	RetransmitHasErr     *ebpf.Variable `ebpf:"retransmit_has_err"`
+	RetransmitError      *ebpf.Variable `ebpf:"retransmit_error"`
 	Search               *ebpf.Variable `ebpf:"search"`
 	UnusedCause          *ebpf.Variable `ebpf:"unused_cause"`
 	UnusedClass          *ebpf.Variable `ebpf:"unused_class"`

@@ -3,6 +3,7 @@
 package bpf
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -14,7 +15,8 @@ import (
 	"unsafe"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/ringbuf"
 	"github.com/cilium/ebpf/rlimit"
@@ -29,7 +31,8 @@ var (
 
 // What [Load] can fail with for a reason the user can mend.
 var (
-	ErrPrivileges = errors.New("not permitted to load BPF programs: run as root, or with CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN and CAP_SYS_PTRACE; lockdown=confidentiality forbids it altogether")
+	ErrPrivileges = errors.New("not permitted to load BPF programs: run as root, or with CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN and CAP_SYS_PTRACE")
+	ErrLockdown   = errors.New("this kernel is locked down, and lets no BPF program read its memory: boot without lockdown=confidentiality (lockdown=integrity will do)")
 	ErrNoBTF      = errors.New("this kernel has no BTF (/sys/kernel/btf/vmlinux): one built with CONFIG_DEBUG_INFO_BTF=y is needed, as distributions have shipped since 5.10")
 )
 
@@ -54,6 +57,8 @@ type Options struct {
 	EventsBytes uint32
 	// noCookieHelper is for tests: as before 5.12 (cookie.go).
 	noCookieHelper bool
+	// object is for tests, too: another than the one that is embedded.
+	object []byte
 }
 
 func (o *Options) setDefaults() error {
@@ -92,7 +97,8 @@ type Kernel struct {
 	tables         map[uint64]bool
 	initNetns      uint64
 	walked         *ebpf.Map  // whose elements are the shares of the walk
-	noCookieHelper bool       // before 5.12
+	hasOwnTables   bool       // namespaces may (ownTables)
+	noCookieHelper bool       // our programs cannot give cookies (cookies)
 	cookiesErr     error      // why new connections get none
 	owners         sync.Mutex // likewise, for the map of wanted cookies
 	// What was told last of what is a difference of two counters.
@@ -107,35 +113,37 @@ func Load(opts Options) (_ *Kernel, err error) {
 	if err := opts.setDefaults(); err != nil {
 		return nil, err
 	}
-	if _, err := os.Stat("/sys/kernel/btf/vmlinux"); errors.Is(err, os.ErrNotExist) {
-		return nil, ErrNoBTF
-	}
-	if err := rlimit.RemoveMemlock(); err != nil && !errors.Is(err, unix.EPERM) {
-		return nil, fmt.Errorf("raise memlock limit: %w", err)
-	}
-	spec, err := loadHalfopen()
-	if err != nil {
-		return nil, fmt.Errorf("read BPF object: %w", err)
-	}
-	hasErr, err := retransmitHasErr()
+	kernel, err := kernelTypes()
 	if err != nil {
 		return nil, err
 	}
-	if !opts.noCookieHelper {
-		if opts.noCookieHelper, err = noCookieHelper(); err != nil {
-			return nil, err
+	spec, err := readObject(opts.object)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkNeeds(spec, kernel); err != nil {
+		return nil, err
+	}
+	for _, d := range differences {
+		if d.first != "" {
+			first := d.isFirst(kernel) && (d != cookies || !opts.noCookieHelper)
+			if err := spec.Variables[d.first].Set(first); err != nil {
+				return nil, fmt.Errorf("set up BPF object: %w", err)
+			}
 		}
 	}
-	if err := errors.Join(spec.Variables["retransmit_has_err"].Set(hasErr),
-		spec.Variables["no_cookie_helper"].Set(opts.noCookieHelper)); err != nil {
-		return nil, fmt.Errorf("set up BPF object: %w", err)
+	if err := rlimit.RemoveMemlock(); err != nil && !errors.Is(err, unix.EPERM) {
+		return nil, fmt.Errorf("raise memlock limit: %w", err)
 	}
 
 	if opts.EventsBytes != 0 {
 		spec.Maps["events"].MaxEntries = opts.EventsBytes
 	}
 
-	k := &Kernel{noCookieHelper: opts.noCookieHelper, links: make(map[string][]link.Link), missed: make(map[string]*ceiling), iters: make(map[string]*link.Iter)}
+	k := &Kernel{
+		noCookieHelper: opts.noCookieHelper || !cookies.isFirst(kernel), hasOwnTables: ownTables.isFirst(kernel),
+		links: make(map[string][]link.Link), missed: make(map[string]*ceiling), iters: make(map[string]*link.Iter),
+	}
 	defer func() {
 		if err != nil {
 			k.Close()
@@ -144,6 +152,9 @@ func Load(opts Options) (_ *Kernel, err error) {
 	if err := spec.LoadAndAssign(&k.objs, nil); err != nil {
 		if errors.Is(err, unix.EPERM) {
 			return nil, fmt.Errorf("%w (%w)", ErrPrivileges, err)
+		}
+		if lockedDown() {
+			return nil, ErrLockdown
 		}
 		return nil, fmt.Errorf("load BPF programs: %w", err)
 	}
@@ -170,26 +181,22 @@ func Load(opts Options) (_ *Kernel, err error) {
 	return k, nil
 }
 
-// retransmitHasErr tells whether tcp_retransmit_skb passes the result of the
-// transmission; it does since 6.17, and is then called for failures as well.
-func retransmitHasErr() (bool, error) {
-	kernel, err := btf.LoadKernelSpec()
+// readObject reads the object, the embedded one if there is no other.
+func readObject(object []byte) (*ebpf.CollectionSpec, error) {
+	if object == nil {
+		object = _HalfopenBytes
+	}
+	spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(object))
 	if err != nil {
-		return false, fmt.Errorf("read the kernel's BTF: %w", err)
+		return nil, fmt.Errorf("read BPF object: %w", err)
 	}
-	var def *btf.Typedef
-	if err := kernel.TypeByName("btf_trace_tcp_retransmit_skb", &def); err != nil {
-		return false, fmt.Errorf("find tracepoint tcp_retransmit_skb: %w", err)
-	}
-	proto, ok := btf.UnderlyingType(def).(*btf.Pointer)
-	if !ok {
-		return false, fmt.Errorf("tracepoint tcp_retransmit_skb: unexpected type %v", def.Type)
-	}
-	fn, ok := proto.Target.(*btf.FuncProto)
-	if !ok {
-		return false, fmt.Errorf("tracepoint tcp_retransmit_skb: unexpected type %v", proto.Target)
-	}
-	return len(fn.Params) > 3, nil // void *, sk, skb, err
+	return spec, nil
+}
+
+// lockedDown tells whether no program may read the kernel's memory: bpf_tracing_func_proto()
+// then hides the helper for it. Unlike /sys/kernel/security it is there in a container, too.
+func lockedDown() bool {
+	return errors.Is(features.HaveProgramHelper(ebpf.RawTracepoint, asm.FnProbeReadKernel), ebpf.ErrNotSupported)
 }
 
 func (k *Kernel) openIterators() error {
@@ -306,9 +313,9 @@ func (k *Kernel) configure(opts Options) error {
 // Tracepoints are those that Load attaches to, whether or not this kernel has
 // them.
 func Tracepoints() ([]string, error) {
-	spec, err := loadHalfopen()
+	spec, err := readObject(nil)
 	if err != nil {
-		return nil, fmt.Errorf("read BPF object: %w", err)
+		return nil, err
 	}
 	var names []string
 	for _, prog := range spec.Programs {
@@ -507,7 +514,7 @@ func words(c *Counters) []uint64 {
 
 // Missed tells by tracepoint how often no program ran: the first was already
 // running on that CPU (kernel/trace/bpf_trace.c), and the other did not stand in
-// for it. Zero before 5.12.
+// for it. Zero before 6.1, which skips none.
 func (k *Kernel) Missed() (map[string]uint64, error) {
 	missed := make(map[string]uint64)
 	observers := k.observers()

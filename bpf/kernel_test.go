@@ -219,8 +219,8 @@ func TestCookiesThatOurProgramsCannotGive(t *testing.T) {
 	strangers := setStatePrograms(t)
 	older := pairThere()
 	k := load(t, Options{Observe: true, noCookieHelper: true})
-	if given, err := k.CookiesErr(); !given || err != nil {
-		t.Errorf("given is %v, error %v", given, err)
+	if err := k.CookiesErr(); err != nil {
+		t.Error(err)
 	}
 	unnamed, err := k.findUnnamed()
 	if strangers += setStatePrograms(t) - 2; strangers > 0 {

@@ -77,6 +77,9 @@ func (r *report) examine(ctx context.Context) error {
 	text, err := os.ReadFile(securityfs + "/lockdown")
 	r.lockdown(text, err, mounted)
 	r.btf()
+	if all, err := bpf.Differences(); err == nil { // else there is no BTF, and a line about that
+		r.differences(all)
+	}
 
 	began := time.Now()
 	k, err := loadPrograms(bpf.Options{Observe: true, IdleBounds: collector.IdleBounds})
@@ -96,11 +99,8 @@ func (r *report) examine(ctx context.Context) error {
 	} else {
 		r.ok("programs", "loaded, and %d attached, in %s", len(attached), moment(took))
 	}
-	switch given, err := k.CookiesErr(); {
-	case err != nil:
-		r.note("cookies", "a new connection has none until a census, and what it asks before is not seen: %s", err)
-	case given:
-		r.ok("cookies", "given by sock_diag, and to new connections by a program of the root cgroup")
+	if err := k.CookiesErr(); err != nil {
+		r.note("cookies of new connections", "none until a census, and what they ask before is not seen: %s", err)
 	}
 	r.ok("timers", "learned from a socket of our own; %d jiffies a second", k.HZ())
 	r.look(ctx, k)
@@ -136,7 +136,7 @@ type capability struct {
 var capabilities = []capability{
 	{unix.CAP_BPF, "CAP_BPF", "to load programs", "", true},
 	{unix.CAP_PERFMON, "CAP_PERFMON", "to attach programs that read the kernel's memory", "", true},
-	{unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN", "to enter network namespaces", "", false},
+	{unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN", "to enter network namespaces, and before Linux 5.12 to give sockets cookies", "", false},
 	{unix.CAP_SYS_PTRACE, "CAP_SYS_PTRACE", "to find all network namespaces, and the owners of sockets", "network namespaces that only other users' processes are in, and the owners of other users' sockets, are not found", false},
 	{unix.CAP_NET_ADMIN, "CAP_NET_ADMIN", "to make network namespaces for the demo", "halfopen demo cannot run", false},
 }
@@ -230,6 +230,17 @@ func (r *report) btf() {
 			r.fail("tracepoint "+name, "this kernel does not have it: %s", err)
 		} else {
 			r.ok("tracepoint "+name, "present")
+		}
+	}
+}
+
+// differences tells what is otherwise on other kernels, and what is lost on this one.
+func (r *report) differences(all []bpf.Difference) {
+	for _, d := range all {
+		if d.Lost != "" {
+			r.note(d.Name, "%s", d.Lost)
+		} else {
+			r.ok(d.Name, "%s", d.Here)
 		}
 	}
 }

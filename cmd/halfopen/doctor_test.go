@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/halfopen/halfopen/bpf"
 )
 
 func TestEffectiveCapabilities(t *testing.T) {
@@ -51,6 +53,20 @@ func TestLockdown(t *testing.T) {
 	}
 }
 
+func TestDifferences(t *testing.T) {
+	var b bytes.Buffer
+	r := &report{w: &b}
+	r.differences([]bpf.Difference{
+		{Name: "keepalive timer", Here: "sock.sk_timer (before 7.0)"},
+		{Name: "control groups of sockets", Lost: "no unit is known of some"},
+	})
+	const want = "ok    keepalive timer                    sock.sk_timer (before 7.0)\n" +
+		"--    control groups of sockets          no unit is known of some\n"
+	if b.String() != want || r.failed {
+		t.Errorf("failed %v\n%swant\n%s", r.failed, b.String(), want)
+	}
+}
+
 func TestDoctorSaysWhatIsSoWhateverThePrivileges(t *testing.T) {
 	status, stdout, stderr := halfopen(t, "doctor")
 	for line := range strings.Lines(stdout) {
@@ -63,6 +79,15 @@ func TestDoctorSaysWhatIsSoWhateverThePrivileges(t *testing.T) {
 	for _, what := range []string{"kernel", "user", "CAP_BPF", "CAP_SYS_PTRACE", "lockdown", "BTF", "programs", "timers", "census", "owners"} {
 		if !strings.Contains(stdout, "  "+what+" ") {
 			t.Errorf("nothing is said of %s", what)
+		}
+	}
+	differences, err := bpf.Differences()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range differences {
+		if strings.Count(stdout, "  "+d.Name+" ") != 1 {
+			t.Errorf("there is not one line of %s:\n%s", d.Name, stdout)
 		}
 	}
 	failed := strings.Contains(stdout, "FAIL")

@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+
+package bpf
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/cilium/ebpf/btf"
+)
+
+// A Difference is one between kernels that halfopen knows of.
+type Difference struct {
+	Name string
+	// Here is what this kernel has.
+	Here string
+	// Lost is what cannot be known for that; "" if nothing.
+	Lost string
+}
+
+// Differences are all of them, as the running kernel has them. It takes no
+// privileges.
+func Differences() ([]Difference, error) {
+	kernel, err := kernelTypes()
+	if err != nil {
+		return nil, err
+	}
+	all := make([]Difference, len(differences))
+	for i, d := range differences {
+		all[i].Name = d.name
+		if v := d.in(kernel); v != nil {
+			all[i].Here, all[i].Lost = v.here+v.versions(), v.lost
+		} else {
+			all[i].Lost = "none of what halfopen knows: " + d.known()
+		}
+	}
+	return all, nil
+}
+
+// A difference is something that kernels have in one variant or another. What the
+// programs do about it is in kernel.h.
+type difference struct {
+	name string
+	// first is the constant of the programs that says whether the first applies.
+	first string
+	// variants are asked for in order. A kernel that has none of them is refused.
+	variants []variant
+}
+
+// A variant is what a kernel has if it has all these features; none: what is left.
+type variant struct {
+	has          []feature
+	since, until string // mainline versions; "" for ever
+	here, lost   string // see Difference
+}
+
+var differences = []*difference{cookies, {
+	// 08dfe370239e "tcp: introduce icsk->icsk_keepalive_timer". sk_timer is still
+	// there, but is another timer.
+	name: "keepalive timer",
+	variants: []variant{
+		{has: []feature{field("inet_connection_sock.icsk_keepalive_timer")}, since: "7.0", here: "inet_connection_sock.icsk_keepalive_timer"},
+		{has: []feature{field("sock.sk_timer")}, until: "7.0", here: "sock.sk_timer"},
+	},
+}, {
+	// 9a5e5334adc0 "tcp: remove icsk->icsk_retransmit_timer".
+	name: "retransmission timer",
+	variants: []variant{
+		{has: []feature{field("sock.tcp_retransmit_timer")}, since: "7.0", here: "sock.tcp_retransmit_timer"},
+		{has: []feature{field("inet_connection_sock.icsk_retransmit_timer")}, until: "7.0", here: "inet_connection_sock.icsk_retransmit_timer"},
+	},
+}, {
+	// 614e8316aa4c "tcp: add support for usec resolution in TCP TS values".
+	name: "retransmission stamps",
+	variants: []variant{
+		{has: []feature{field("tcp_sock.tcp_usec_ts")}, since: "6.7", here: "in ms, or in us where tcp_usec_ts is set"},
+		{until: "6.7", here: "in ms"},
+	},
+}, {
+	// 54a378f43425 "tcp: add the ability to control max RTO", 1280c26228bd "tcp: add
+	// tcp_rto_max_ms sysctl".
+	name: "longest retransmission timeout",
+	variants: []variant{
+		{has: []feature{field("inet_connection_sock.icsk_rto_max"), field("netns_ipv4.sysctl_tcp_rto_max_ms")}, since: "6.15", here: "by TCP_RTO_MAX_MS and tcp_rto_max_ms"},
+		{until: "6.15", here: "always 120 s"},
+	},
+}, {
+	// ad892e912b84 "tcp: trace retransmit failures in tcp_retransmit_skb".
+	name:  "retransmissions that fail",
+	first: "retransmit_error",
+	variants: []variant{
+		{has: []feature{argument{"tcp_retransmit_skb", 3}}, since: "6.17", here: "told by tcp_retransmit_skb, with the error"},
+		{until: "6.17", here: "not told by tcp_retransmit_skb"},
+	},
+}, {
+	// ccce324dabfe "tcp: make the first N SYN RTO backoffs linear".
+	name: "SYN retransmissions",
+	variants: []variant{
+		{has: []feature{field("netns_ipv4.sysctl_tcp_syn_linear_timeouts")}, since: "6.5", here: "linear at first, by tcp_syn_linear_timeouts"},
+		{until: "6.5", here: "each wait is twice the one before"},
+	},
+}, {
+	// 8520e224f547 "bpf, cgroups: Fix cgroup v2 fallback on v1/v2 mixed mode".
+	name: "control groups of sockets",
+	variants: []variant{
+		{has: []feature{field("sock_cgroup_data.cgroup")}, since: "5.15", here: "sock_cgroup_data.cgroup"},
+		{has: []feature{field("sock_cgroup_data.val")}, until: "5.15", here: "sock_cgroup_data.val"},
+		{lost: "no unit or container is known of a socket that no process holds: the kernel has no CONFIG_SOCK_CGROUP_DATA"},
+	},
+}, {
+	// 024596a4e280 "ns: rename to __ns_ref", 8b8f3e666fc6 "net: Use generic
+	// ns_common::count".
+	name: "holders of network namespaces",
+	variants: []variant{
+		{has: []feature{field("ns_common.__ns_ref")}, since: "6.18", here: "ns_common.__ns_ref"},
+		{has: []feature{field("ns_common.count")}, since: "5.11", until: "6.18", here: "ns_common.count"},
+		{has: []feature{field("net.count")}, until: "5.11", here: "net.count"},
+	},
+}, {
+	// fbb8295248e1 "tcp: allocate tcp_death_row outside of struct netns_ipv4",
+	// e9bd0cca09d1 "tcp: Don't allocate tcp_death_row outside of struct netns_ipv4."
+	name: "way to the hash tables",
+	variants: []variant{
+		{has: []feature{pointer("netns_ipv4.tcp_death_row")}, since: "6.0", until: "6.1", here: "netns_ipv4.tcp_death_row, a pointer"},
+		{has: []feature{field("netns_ipv4.tcp_death_row.hashinfo")}, here: "netns_ipv4.tcp_death_row"},
+	},
+}, {
+	// cae3873c5b3a "net: inet: Retire port only listening_hash". lhash2 was there
+	// before, but not for all of them.
+	name: "hash table of listeners",
+	variants: []variant{
+		{has: []feature{field("inet_hashinfo.listening_hash")}, until: "5.19", here: "inet_hashinfo.listening_hash"},
+		{has: []feature{field("inet_hashinfo.lhash2"), field("inet_hashinfo.lhash2_mask")}, since: "5.19", here: "inet_hashinfo.lhash2"},
+	},
+}, ownTables}
+
+// cookies: c5dbb89fc2ac "bpf: Expose bpf_get_socket_cookie to tracing programs". The
+// helper's number is older, so that it does not tell; see cookie.go.
+var cookies = &difference{
+	name:  "cookies",
+	first: "cookie_helper",
+	variants: []variant{
+		{has: []feature{function("bpf_get_socket_ptr_cookie")}, since: "5.12", here: "given by our programs"},
+		{until: "5.12", here: "given by sock_diag, and to new connections by a program of the root cgroup"},
+	},
+}
+
+// ownTables: d1e5e6408b30 "tcp: Introduce optional per-netns ehash.".
+var ownTables = &difference{
+	name: "hash tables of connections",
+	variants: []variant{
+		{has: []feature{field("netns_ipv4.sysctl_tcp_child_ehash_entries")}, since: "6.1", here: "one for all network namespaces but those that have their own"},
+		{until: "6.1", here: "one for all network namespaces"},
+	},
+}
+
+// in is the variant that a kernel has, nil if it has none.
+func (d *difference) in(kernel *btf.Spec) *variant {
+	for i := range d.variants {
+		if v := &d.variants[i]; !slices.ContainsFunc(v.has, func(f feature) bool { return !f.in(kernel) }) {
+			return v
+		}
+	}
+	return nil
+}
+
+// isFirst tells whether a kernel has the first variant.
+func (d *difference) isFirst(kernel *btf.Spec) bool { return d.in(kernel) == &d.variants[0] }
+
+// known is what the variants are told by.
+func (d *difference) known() string {
+	var all []string
+	for _, v := range d.variants {
+		for _, f := range v.has {
+			all = append(all, fmt.Sprint(f))
+		}
+	}
+	return strings.Join(all, " or ")
+}
+
+// versions are those that have a variant, in brackets.
+func (v *variant) versions() string {
+	switch {
+	case v.since != "" && v.until != "":
+		return fmt.Sprintf(" (from %s until %s)", v.since, v.until)
+	case v.since != "":
+		return fmt.Sprintf(" (since %s)", v.since)
+	case v.until != "":
+		return fmt.Sprintf(" (before %s)", v.until)
+	}
+	return ""
+}
+
+// A feature is something that a kernel's types tell whether it has it.
+type feature interface {
+	in(kernel *btf.Spec) bool
+}
+
+type (
+	field    string   // struct.member
+	pointer  string   // likewise, and it is a pointer
+	function string   // of the kernel
+	argument struct { // of a tracepoint, the first is 1
+		tracepoint string
+		number     int
+	}
+)
+
+func (f field) in(kernel *btf.Spec) bool {
+	return fieldOf(kernel, strings.Split(string(f), ".")) != nil
+}
+
+func (p pointer) in(kernel *btf.Spec) bool {
+	_, is := fieldOf(kernel, strings.Split(string(p), ".")).(*btf.Pointer)
+	return is
+}
+
+func (f function) in(kernel *btf.Spec) bool {
+	var fn *btf.Func
+	return kernel.TypeByName(string(f), &fn) == nil
+}
+
+func (a argument) in(kernel *btf.Spec) bool {
+	var def *btf.Typedef
+	if kernel.TypeByName(tracepointPrefix+a.tracepoint, &def) != nil {
+		return false
+	}
+	fn, ok := btf.UnderlyingType(def).(*btf.Pointer)
+	if !ok {
+		return false
+	}
+	proto, ok := fn.Target.(*btf.FuncProto)
+	return ok && len(proto.Params) > a.number // the first is a void *
+}
+
+func (a argument) String() string { return fmt.Sprintf("argument %d of %s", a.number, a.tracepoint) }

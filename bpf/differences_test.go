@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+
+package bpf
+
+import (
+	"bytes"
+	_ "embed"
+	"encoding/binary"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf/btf"
+	"golang.org/x/sys/unix"
+)
+
+//go:embed halfopen.bpf.c
+var source string
+
+func runningKernel(t *testing.T) *btf.Spec {
+	t.Helper()
+	kernel, err := kernelTypes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kernel
+}
+
+// wants are what the programs name of the kernel, by relocation.
+func wants(t *testing.T) map[*btf.CORERelocation]want {
+	t.Helper()
+	spec, err := readObject(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := make(map[*btf.CORERelocation]want)
+	for _, prog := range spec.Programs {
+		for i := range prog.Instructions {
+			if relo := btf.CORERelocationMetadata(&prog.Instructions[i]); relo != nil {
+				if all[relo], err = wantedBy(relo, spec.Types); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	return all
+}
+
+func TestDifferencesAreThoseOfTheHeader(t *testing.T) {
+	if found := regexp.MustCompile(`\w+___\w+|bpf_core_\w+_exists|const volatile`).FindAllString(source, -1); found != nil {
+		t.Errorf("halfopen.bpf.c has of what belongs into kernel.h: %q", found)
+	}
+	named := make(map[string]bool)
+	for relo, w := range wants(t) {
+		name := strings.Join(w.path, ".")
+		named[name] = true
+		if said := relo.String(); (strings.Contains(said, "___") || strings.Contains(said, "_exists,")) && !optional(name) {
+			t.Errorf("%s may be missing, says the header, and no difference knows of it", name)
+		}
+	}
+	spec, err := readObject(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, v := range spec.Variables {
+		if v.SectionName == ".rodata" && !slices.ContainsFunc(differences, func(d *difference) bool { return d.first == name }) {
+			t.Errorf("%s is to be set before loading, and no difference does", name)
+		}
+	}
+	for _, d := range differences {
+		told := d.first != "" || d == ownTables
+		for _, v := range d.variants {
+			for _, f := range v.has {
+				name := fmt.Sprint(f)
+				for n := range named {
+					told = told || n == name || strings.HasPrefix(n, name+".")
+				}
+			}
+			if v.here == "" && v.lost == "" {
+				t.Errorf("nothing is said where of %s the kernel has %v", d.name, v.has)
+			}
+		}
+		if !told {
+			t.Errorf("no program makes a difference of %s", d.name)
+		}
+	}
+}
+
+// What is in a variant is there in the versions that it names; a backport may
+// make it come earlier, or stay longer.
+func TestVariantsAreThoseOfTheirVersions(t *testing.T) {
+	kernel := runningKernel(t)
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		t.Fatal(err)
+	}
+	number := func(version string, otherwise int) int {
+		var major, minor int
+		if _, err := fmt.Sscanf(version, "%d.%d", &major, &minor); err != nil {
+			return otherwise
+		}
+		return major<<16 + minor
+	}
+	running := number(unix.ByteSliceToString(uts.Release[:]), 0)
+	for _, d := range differences {
+		if d.in(kernel) == nil {
+			t.Errorf("%s: no variant is there", d.name)
+		}
+		for _, v := range d.variants {
+			for _, f := range v.has {
+				if number(v.since, 0) <= running && running < number(v.until, 1<<30) && !f.in(kernel) {
+					t.Errorf("%s: %s is said to be there%s", d.name, f, v.versions())
+				}
+			}
+		}
+	}
+}
+
+// broken is the object with a name of the kernel's misspelt: as long, and nowhere.
+func broken(t *testing.T, name string) (object []byte, as string) {
+	t.Helper()
+	as = name[:len(name)-1] + "~"
+	object = bytes.ReplaceAll(_HalfopenBytes, []byte("\x00"+name+"\x00"), []byte("\x00"+as+"\x00"))
+	if bytes.Equal(object, _HalfopenBytes) {
+		t.Fatalf("the object does not name %s", name)
+	}
+	return object, as
+}
+
+func TestBrokenNamesAreRefused(t *testing.T) {
+	names := []string{"icsk_user_timeout", "skc_cookie", "sk_wmem_queued", "inet_timewait_sock", "TCP_WRITE_TIMER_DEFERRED", "bpf_iter__tcp"}
+	for _, d := range differences {
+		for _, v := range d.variants {
+			for _, f := range v.has {
+				switch f.(type) {
+				case field, pointer:
+					if name := fmt.Sprint(f); d != ownTables {
+						names = append(names, name[strings.LastIndex(name, ".")+1:])
+					}
+				}
+			}
+		}
+	}
+	for _, name := range names {
+		t.Run(name, func(t *testing.T) {
+			object, as := broken(t, name)
+			k, err := Load(Options{object: object})
+			if err == nil {
+				k.Close()
+			}
+			if err == nil || !strings.Contains(err.Error(), as) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("error is %v", err)
+			}
+		})
+	}
+}
+
+// What we take for missing is what the loader poisons.
+func TestWhatIsMissingIsWhatTheLoaderMisses(t *testing.T) {
+	kernel := runningKernel(t)
+	n := 0
+	for relo, w := range wants(t) {
+		fixups, err := btf.CORERelocate([]*btf.CORERelocation{relo}, []*btf.Spec{kernel}, binary.LittleEndian, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fixup := fixups[0].String()
+		missed := strings.HasSuffix(fixup, "=poison") || strings.HasSuffix(fixup, "_exists=1->0")
+		has := fieldOf(kernel, w.path)
+		if missing := has == nil || !sameKind(w.typ, has); missing != missed {
+			t.Errorf("%s: missing %v, but the loader makes of it %s", strings.Join(w.path, "."), missing, fixup)
+		}
+		if missed {
+			n++
+		}
+	}
+	if n == 0 {
+		t.Error("nothing is missing: no kernel has all variants")
+	}
+}
+
+func TestFieldsThatGotSmallerAreRefused(t *testing.T) {
+	kernel := runningKernel(t)
+	w := want{path: []string{"sock", "sk_err"}, typ: &btf.Int{Size: 8}, exact: true}
+	if err := w.check(kernel); err == nil || err.Error() != "sock.sk_err of 8 bytes (it has 4)" {
+		t.Errorf("error is %v", err)
+	}
+	w.typ = &btf.Int{Size: 4}
+	if err := w.check(kernel); err != nil {
+		t.Error(err)
+	}
+}
+
+// A kernel before 5.10, as its types tell: without iterators, tracepoints and helpers.
+func TestOldKernelsAreRefused(t *testing.T) {
+	old, err := btf.NewBuilder([]btf.Type{&btf.Struct{Name: "sock", Size: 4, Members: []btf.Member{
+		{Name: "sk_err", Type: &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed}},
+	}}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kernel, err := old.Spec()
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec, err := readObject(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = checkNeeds(spec, kernel)
+	want := regexp.MustCompile(`^Linux \S+ lacks iterator bpf_map_elem, iterator task, iterator task_file, \d+ more: 5.10 or newer is needed; if this is, please report it$`)
+	if err == nil || !want.MatchString(err.Error()) {
+		t.Errorf("error is %v", err)
+	}
+}

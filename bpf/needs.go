@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"reflect"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
+	"golang.org/x/sys/unix"
+)
+
+// kernelTypes are the running kernel's own, not those of an image on disk.
+func kernelTypes() (*btf.Spec, error) {
+	if _, err := os.Stat("/sys/kernel/btf/vmlinux"); errors.Is(err, os.ErrNotExist) {
+		return nil, ErrNoBTF
+	}
+	kernel, err := btf.LoadKernelSpec()
+	if err != nil {
+		return nil, fmt.Errorf("read the kernel's BTF: %w", err)
+	}
+	return kernel, nil
+}
+
+// checkNeeds tells in one line what the programs need and the kernel lacks. It is
+// not left to the verifier: a field that is guarded by bpf_core_field_exists() and
+// is called by a wrong name, or has been renamed, would be taken for one that the
+// kernel does not have yet.
+func checkNeeds(spec *ebpf.CollectionSpec, kernel *btf.Spec) error {
+	lacking, err := lacks(spec, kernel)
+	if err != nil || len(lacking) == 0 {
+		return err
+	}
+	const most = 3
+	if more := len(lacking) - most; more > 0 {
+		lacking = append(lacking[:most], fmt.Sprintf("%d more", more))
+	}
+	var uts unix.Utsname
+	_ = unix.Uname(&uts)                                                                          // it cannot fail
+	return fmt.Errorf("Linux %s lacks %s: 5.10 or newer is needed; if this is, please report it", //nolint:staticcheck // a name
+		unix.ByteSliceToString(uts.Release[:]), strings.Join(lacking, ", "))
+}
+
+const tracepointPrefix = "btf_trace_"
+
+// lacks is everything that the programs need and a kernel does not have: what they
+// attach to, helpers, types and fields, unless a difference allows for that.
+func lacks(spec *ebpf.CollectionSpec, kernel *btf.Spec) ([]string, error) {
+	missing := make(map[string]bool)
+	helpers := helpersOf(kernel)
+	seen := make(map[string]bool)
+	for _, prog := range spec.Programs {
+		switch prog.AttachType {
+		case ebpf.AttachTraceRawTp:
+			missing["tracepoint "+prog.AttachTo] = !argument{prog.AttachTo, 0}.in(kernel)
+		case ebpf.AttachTraceIter:
+			missing["iterator "+prog.AttachTo] = !function("bpf_iter_" + prog.AttachTo).in(kernel)
+		}
+		for i := range prog.Instructions {
+			ins := &prog.Instructions[i]
+			if ins.IsBuiltinCall() {
+				missing["helper "+strings.TrimPrefix(asm.BuiltinFunc(ins.Constant).String(), "Fn")] = !helpers[ins.Constant]
+			}
+			relo := btf.CORERelocationMetadata(ins)
+			if relo == nil || seen[relo.String()] {
+				continue
+			}
+			seen[relo.String()] = true
+			w, err := wantedBy(relo, spec.Types)
+			if err != nil {
+				return nil, err
+			}
+			if err := w.check(kernel); err != nil {
+				missing[err.Error()] = true
+			}
+		}
+	}
+	for _, d := range differences {
+		if d.in(kernel) == nil {
+			missing[d.known()] = true
+		}
+	}
+	var all []string
+	for what, is := range missing {
+		if is {
+			all = append(all, what)
+		}
+	}
+	// What is below the floor lacks hooks: these first.
+	slices.SortFunc(all, func(a, b string) int {
+		return strings.Compare(order(a)+a, order(b)+b)
+	})
+	return all, nil
+}
+
+func order(what string) string {
+	for i, kind := range []string{"iterator ", "tracepoint ", "helper "} {
+		if strings.HasPrefix(what, kind) {
+			return strconv.Itoa(i)
+		}
+	}
+	return "3"
+}
+
+// helpersOf are the numbers of the BPF helpers that a kernel has.
+func helpersOf(kernel *btf.Spec) map[int64]bool {
+	numbers := make(map[int64]bool)
+	var ids *btf.Enum
+	if kernel.TypeByName("bpf_func_id", &ids) == nil {
+		for _, v := range ids.Values {
+			if v.Name != "__BPF_FUNC_MAX_ID" {
+				numbers[int64(v.Value)] = true
+			}
+		}
+	}
+	return numbers
+}
+
+// A want is something of the kernel that a program names: a type, a field, or a
+// value of an enumeration.
+type want struct {
+	path  []string // the type's name, and those of members
+	typ   btf.Type // of it, as the program has declared it
+	exact bool     // it is read as declared
+}
+
+// relocation is what String() says of a relocation: there is no other way to see it.
+var relocation = regexp.MustCompile(`^CORERelocation\((\w+), .*\[([\d:]+)\], local_id=(\d+)\)$`)
+
+func wantedBy(relo *btf.CORERelocation, types *btf.Spec) (w want, err error) {
+	m := relocation.FindStringSubmatch(relo.String())
+	if m == nil {
+		return w, fmt.Errorf("relocation %s is not understood", relo)
+	}
+	kind := m[1]
+	id, err := strconv.ParseUint(m[3], 10, 32)
+	if err != nil {
+		return w, fmt.Errorf("relocation %s: %w", relo, err)
+	}
+	if w.typ, err = types.TypeByID(btf.TypeID(id)); err != nil {
+		return w, fmt.Errorf("relocation %s: %w", relo, err)
+	}
+	w.path = []string{essential(w.typ.TypeName())}
+	w.exact = kind == "byte_off"
+	for i, accessor := range strings.Split(m[2], ":") {
+		n, err := strconv.Atoi(accessor)
+		if err != nil {
+			return w, fmt.Errorf("relocation %s: %w", relo, err)
+		}
+		if i == 0 && !strings.HasPrefix(kind, "enumval_") {
+			continue // the index of an array of that type
+		}
+		switch t := btf.UnderlyingType(w.typ).(type) {
+		case *btf.Struct:
+			w.path, w.typ = append(w.path, t.Members[n].Name), t.Members[n].Type
+		case *btf.Union:
+			w.path, w.typ = append(w.path, t.Members[n].Name), t.Members[n].Type
+		case *btf.Array:
+			w.typ = t.Type
+		case *btf.Enum:
+			w.path = append(w.path, essential(t.Values[n].Name))
+		default:
+			return w, fmt.Errorf("relocation %s of a %T is not understood", relo, t)
+		}
+	}
+	return w, nil
+}
+
+// essential is a name without what tells flavours of it apart.
+func essential(name string) string {
+	if i := strings.LastIndex(name, "___"); i > 0 {
+		return name[:i]
+	}
+	return name
+}
+
+// check looks whether a kernel has it, and as the program reads it: a field that has
+// got smaller would be read with its neighbour.
+func (w want) check(kernel *btf.Spec) error {
+	name := strings.Join(w.path, ".")
+	has := fieldOf(kernel, w.path)
+	if has == nil || !sameKind(w.typ, has) {
+		if optional(name) {
+			return nil
+		}
+		return errors.New(name)
+	}
+	if _, number := has.(*btf.Int); number && w.exact {
+		want, err := btf.Sizeof(w.typ)
+		if err != nil {
+			return err
+		}
+		if size, err := btf.Sizeof(has); err != nil || size < want {
+			return fmt.Errorf("%s of %d bytes (it has %d)", name, want, size)
+		}
+	}
+	return nil
+}
+
+// optional tells whether a difference allows for a field to be missing.
+func optional(name string) bool {
+	for _, d := range differences {
+		for _, v := range d.variants {
+			for _, f := range v.has {
+				var is string
+				switch f := f.(type) {
+				case field:
+					is = string(f)
+				case pointer:
+					is = string(f)
+				default:
+					continue
+				}
+				if name == is || strings.HasPrefix(name, is+".") {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// fieldOf finds a type, and in it a field by the names of members, or a value of an
+// enumeration; nil if the kernel does not have it. Anonymous structs are looked
+// through.
+func fieldOf(kernel *btf.Spec, path []string) btf.Type {
+	types, err := kernel.AnyTypesByName(path[0])
+	if err != nil {
+		return nil
+	}
+	for _, t := range types {
+		if t = descend(t, path[1:]); t != nil {
+			return t
+		}
+	}
+	return nil
+}
+
+func descend(t btf.Type, path []string) btf.Type {
+	t = btf.UnderlyingType(t)
+	if len(path) == 0 {
+		return t
+	}
+	var members []btf.Member
+	switch t := t.(type) {
+	case *btf.Struct:
+		members = t.Members
+	case *btf.Union:
+		members = t.Members
+	case *btf.Array:
+		return descend(t.Type, path)
+	case *btf.Enum:
+		if slices.ContainsFunc(t.Values, func(v btf.EnumValue) bool { return v.Name == path[0] }) {
+			return t
+		}
+	}
+	for _, m := range members {
+		if m.Name == path[0] {
+			return descend(m.Type, path[1:])
+		}
+		if m.Name == "" {
+			if found := descend(m.Type, path); found != nil {
+				return found
+			}
+		}
+	}
+	return nil
+}
+
+// sameKind tells whether a relocation takes the one for the other, by the loader's rules.
+func sameKind(a, b btf.Type) bool {
+	a, b = btf.UnderlyingType(a), btf.UnderlyingType(b)
+	return composite(a) && composite(b) || reflect.TypeOf(a) == reflect.TypeOf(b)
+}
+
+func composite(t btf.Type) bool {
+	switch t.(type) {
+	case *btf.Struct, *btf.Union:
+		return true
+	}
+	return false
+}
