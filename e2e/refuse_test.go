@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"bytes"
-	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -78,19 +77,22 @@ func TestKernelWithoutAFieldIsRefused(t *testing.T) {
 	}
 }
 
+// lockedDown tells whether nobody may read this kernel's memory: then no test can
+// see anything, and only TestLockdown has something to show.
+func lockedDown() bool {
+	text, err := os.ReadFile("/sys/kernel/security/lockdown")
+	return err == nil && strings.Contains(string(text), "[confidentiality]")
+}
+
 // Whether or not this kernel is locked down.
 func TestLockdown(t *testing.T) {
 	t.Parallel()
-	text, err := os.ReadFile("/sys/kernel/security/lockdown")
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		t.Fatal(err)
-	}
-	if strings.Contains(string(text), "[confidentiality]") {
+	if lockedDown() {
 		refuses(t, func(args ...string) *exec.Cmd { return exec.Command(binary, args...) },
 			"this kernel is locked down", "lockdown")
 		return
 	}
 	if stdout, stderr, status := run(t, exec.Command(binary, "doctor")); status != 0 || strings.Contains(stdout, "FAIL") {
-		t.Errorf("lockdown is %q, but exit status %d, stderr %q\n%s", text, status, stderr, stdout)
+		t.Errorf("exit status %d, stderr %q\n%s", status, stderr, stdout)
 	}
 }

@@ -69,8 +69,8 @@ var (
 
 const tracefs = "/sys/kernel/tracing"
 
-// deaths sees all deaths while the tests run.
-var deaths *witness
+// deaths sees all deaths while the tests run; none where the kernel is locked down.
+var deaths = new(witness)
 
 // startWitness begins to take note, until the test ends.
 func startWitness(t *testing.T, o occasion) *witness {
