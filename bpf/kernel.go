@@ -194,9 +194,10 @@ func readObject(object []byte) (*ebpf.CollectionSpec, error) {
 }
 
 // lockedDown tells whether no program may read the kernel's memory: bpf_tracing_func_proto()
-// then hides the helper for it. Unlike /sys/kernel/security it is there in a container, too.
+// then hides the helpers for it (bpf_probe_read_kernel as well, but the loader would put
+// bpf_probe_read in its place). Unlike /sys/kernel/security, that shows in a container, too.
 func lockedDown() bool {
-	return errors.Is(features.HaveProgramHelper(ebpf.RawTracepoint, asm.FnProbeReadKernel), ebpf.ErrNotSupported)
+	return errors.Is(features.HaveProgramHelper(ebpf.RawTracepoint, asm.FnProbeRead), ebpf.ErrNotSupported)
 }
 
 func (k *Kernel) openIterators() error {
