@@ -33,7 +33,7 @@ var (
 var (
 	ErrPrivileges = errors.New("not permitted to load BPF programs: run as root, or with CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN and CAP_SYS_PTRACE")
 	ErrLockdown   = errors.New("this kernel is locked down, and lets no BPF program read its memory: boot without lockdown=confidentiality (lockdown=integrity will do)")
-	ErrNoBTF      = errors.New("this kernel has no BTF (/sys/kernel/btf/vmlinux): one built with CONFIG_DEBUG_INFO_BTF=y is needed, as distributions have shipped since 5.10")
+	ErrNoBTF      = errors.New("this kernel has no BTF (/sys/kernel/btf/vmlinux): Linux 5.10 or newer is needed, built with CONFIG_DEBUG_INFO_BTF=y")
 )
 
 // Options say what to load. The zero value of a field is its default.
