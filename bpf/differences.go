@@ -122,7 +122,7 @@ var differences = []*difference{cookies, {
 	// e9bd0cca09d1 "tcp: Don't allocate tcp_death_row outside of struct netns_ipv4."
 	name: "way to the hash tables",
 	variants: []variant{
-		{has: []feature{pointer("netns_ipv4.tcp_death_row")}, since: "6.0", until: "6.1", here: "netns_ipv4.tcp_death_row, a pointer"},
+		{has: []feature{pointer("netns_ipv4.tcp_death_row")}, since: "5.18", until: "6.1", here: "netns_ipv4.tcp_death_row, a pointer"},
 		{has: []feature{field("netns_ipv4.tcp_death_row.hashinfo")}, here: "netns_ipv4.tcp_death_row"},
 	},
 }, {

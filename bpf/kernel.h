@@ -491,8 +491,8 @@ static __always_inline __u32 rto_max(const struct tcp_sock *tp, const struct net
 
 /*
  * The control group that a socket was made in; of an accepted one, its listener.
- * 8520e224f547 "bpf, cgroups: Fix cgroup v2 fallback on v1/v2 mixed mode", 5.15:
- * before, a pointer with flags in its lower bits. Neither without
+ * 8520e224f547 "bpf, cgroups: Fix cgroup v2 fallback on v1/v2 mixed mode", 5.15, and
+ * in 5.10.y: before, a pointer with flags in its lower bits. Neither without
  * CONFIG_SOCK_CGROUP_DATA.
  */
 struct sock_cgroup_data___flags {
@@ -548,9 +548,9 @@ static __always_inline bool is_going(const struct net *net)
 }
 
 /*
- * The hash tables of a network namespace. In 6.0 the way there is a pointer:
- * fbb8295248e1, which 6.1 took back, e9bd0cca09d1 "tcp: Don't allocate tcp_death_row
- * outside of struct netns_ipv4."
+ * The hash tables of a network namespace. From 5.18 to 6.0 there is a pointer on the
+ * way: fbb8295248e1 "tcp: allocate tcp_death_row outside of struct netns_ipv4", which
+ * 6.1 took back, e9bd0cca09d1.
  */
 struct netns_ipv4___death_row_pointer {
 	struct inet_timewait_death_row *tcp_death_row;

@@ -66,9 +66,9 @@ func rearm(c *bpf.Conn) {
 func (x *explainer) advise() (assessment string, advice []Advice) {
 	assessment, advice = x.assess()
 	if x.conn.Verdict == Zombie && x.conn.State.Judged() {
-		told := ""
-		if !x.conn.Orphaned {
-			told = " The application gets ECONNABORTED."
+		told := " The application gets ECONNABORTED."
+		if x.conn.Orphaned { // bac76cf89816 "tcp: fix forever orphan socket caused by tcp_abort"
+			told = " Kernels before 6.11 may do nothing about a closed socket."
 		}
 		advice = append(advice, Advice{
 			Text: "To end this one now, as root in " + x.namespace() + " (where the kernel has CONFIG_INET_DIAG_DESTROY)." + told,
