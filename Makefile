@@ -83,7 +83,7 @@ e2e: root build ## test the built halfopen on this kernel (root; ARGS="-run Test
 
 test-kernels: build ## test it on Debian's kernels in virtual machines (KERNELS="5.10 6.1", KERNEL_IMAGE=vmlinuz)
 	@$(call step,end-to-end tests on other kernels)
-	scripts/need.sh go ca-certificates iproute2 qemu-system-x86 busybox-static kmod xz-utils debian-archive-keyring
+	scripts/need.sh go ca-certificates iproute2 qemu-system-x86 qemu-system-arm busybox-static kmod xz-utils debian-archive-keyring
 	scripts/test-kernels.sh
 
 lint: check-format ## go vet and golangci-lint, after gofmt and clang-format

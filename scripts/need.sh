@@ -36,6 +36,7 @@ there() {
     llvm-19) command -v llvm-strip-19 ;;
     nginx) nginx -v ;; # runs, so its libraries are there
     prometheus) command -v promtool ;;
+    qemu-system-arm) command -v qemu-system-aarch64 ;;
     qemu-system-x86) command -v qemu-system-x86_64 ;;
     wrk) command -v wrk ;;
     xz-utils) command -v xz ;;

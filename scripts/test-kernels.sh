@@ -5,7 +5,9 @@
 # each in a virtual machine whose processor QEMU emulates: it works where there is
 # no KVM.
 #
-#   KERNELS="5.10 6.1"    only these of Debian's cloud kernels
+#   KERNELS="5.10 arm64"  only these of Debian's cloud kernels; arm64 (a 6.12) and
+#                         lockdown (a 5.10 whose memory nobody may read) run but the
+#                         tests that show what is otherwise there
 #   KERNEL_IMAGE=vmlinuz  this one instead; with MODULES=/lib/modules/VERSION if
 #                         what scripts/vm/modules names is not built in
 #   TESTS=regexp          only the tests of such a name
@@ -17,7 +19,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-declare -A suites=([5.10]=bullseye [6.1]=bookworm [6.12]=trixie [7]=sid)
+declare -A suites=([5.10]=bullseye [6.1]=bookworm [6.12]=trixie [7]=sid [arm64]=trixie [lockdown]=bullseye)
+declare -A only=([arm64]='^Test(Doctor|KeepaliveZombies|Owners|Differences.*|Variants.*|WhatAConnection.*)$' [lockdown]='^TestLockdown$')
 tested=(bpf internal/lab e2e) # packages
 limit=1500                    # seconds, of one machine
 whole=2700                    # and of all
@@ -38,22 +41,27 @@ own() {
         -o Dir::Cache="$dir/apt" -o Dir::Cache::pkgcache=pkgcache.bin \
         -o Dir::Etc::sourcelist="$dir/apt/sources.list" -o Dir::Etc::sourceparts=/dev/null \
         -o Dir::Etc::preferences=/dev/null -o Dir::Etc::preferencesparts=/dev/null \
-        -o APT::Architecture=amd64 -o APT::Sandbox::User=root \
+        -o APT::Architecture="$arch" -o APT::Architectures::="$arch" -o APT::Sandbox::User=root \
         -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false </dev/null
 }
 
-# fetch SUITE sets image and modules to the newest kernel of a suite. Versions come
-# and go: the package without one leads to those that have the files.
+# fetch SUITE sets image and modules to the newest kernel of a suite for $arch. Versions
+# come and go: the package without one leads to those that have the files. For another
+# architecture than this machine's there is in usr, too, what program() takes.
 fetch() {
     local suite=$1 dir=$cache/$1 mirror packages files
+    [[ $arch == amd64 ]] || dir+=-$arch
     # shellcheck disable=SC2016 # apt's, not the shell's
     mirror=$(apt-get indextargets --format '$(REPO_URI) $(LABEL)' 'Created-By: Packages' | awk '$2 == "Debian" { print $1; exit }')
     [[ -n $mirror ]] || die 'no mirror of Debian in the sources of apt, or no apt-get update yet: use KERNEL_IMAGE'
     mkdir -p "$dir/apt/lists/partial" "$dir/apt/archives/partial"
-    echo "deb [signed-by=$keyring] $mirror $suite main" >"$dir/apt/sources.list"
+    echo "deb [arch=$arch signed-by=$keyring] $mirror $suite main" >"$dir/apt/sources.list"
     own apt-get update
-    packages=$(own apt-cache depends --recurse --important linux-image-cloud-amd64 | grep -E '^linux-[a-z]+-[0-9]' || true)
-    [[ -n $packages ]] || die "$suite has no linux-image-cloud-amd64"
+    packages=$(own apt-cache depends --recurse --important "linux-image-cloud-$arch" | grep -E '^linux-[a-z]+-[0-9]' || true)
+    [[ -n $packages ]] || die "$suite has no linux-image-cloud-$arch"
+    if [[ $arch != amd64 ]]; then
+        packages+=" busybox-static $(own apt-cache depends --recurse --important iproute2 | grep -E '^(iproute2|lib|zlib)' | sort -u)"
+    fi
     # shellcheck disable=SC2086 # one a word
     files=$(own apt-get download --print-uris $packages | sort)
     if [[ "$(cat "$dir/files" 2>/dev/null)" != "$files" ]]; then
@@ -72,35 +80,47 @@ fetch() {
         depmod -b "$dir/root" "$(ls "$dir/root/lib/modules")"
         echo "$files" >"$dir/files"
     fi
+    usr=$dir/root/usr
     modules=$(echo "$dir"/root/lib/modules/*)
     image=$(find "$dir/root" -name 'vmlinuz*' -print -quit)
 }
 
-# program NAME: one of this machine's, and the libraries that it is linked with.
+# program NAME: this machine's, or that of the packages for another architecture, and
+# the libraries that it is linked with.
 program() {
     local path lib
+    if [[ $arch != amd64 ]]; then
+        install -D "$usr/bin/$1" "$root/bin/$1"
+        install -D -t "$root/lib" "$usr"/lib/*-linux-gnu/*.so.*
+        return
+    fi
     path=$(command -v "$1")
-    install -D "$path" "$tmp/root/bin/$1"
+    install -D "$path" "$root/bin/$1"
     for lib in $(ldd "$path" 2>/dev/null | grep -o '/[^ ]*'); do
-        install -D "$lib" "$tmp/root$lib"
+        install -D "$lib" "$root$lib"
     done
 }
 
 # pack DIRECTORY: as an archive that a kernel unpacks. Several may follow each other.
 pack() { (cd "$1" && find . | busybox cpio -o -H newc 2>/dev/null); }
 
-# common: the archive of what is the same for all kernels.
+# common: the archive of what is the same for all kernels of $arch, once.
 common() {
-    mkdir -p "$tmp"/root/{bin,dev,proc,sys,tmp,run,etc,modules,tests}
+    local root=$tmp/root.$arch
+    [[ ! -e $root ]] || return 0
+    mkdir -p "$root"/{bin,dev,proc,sys,tmp,run,etc,modules,tests}
     program busybox
     program ss
-    install scripts/vm/init "$tmp/root/init"
-    install bin/halfopen "$tmp/root/bin/halfopen"
+    install scripts/vm/init "$root/init"
+    if [[ $arch == amd64 ]]; then
+        install bin/halfopen "$root/bin/halfopen"
+    else
+        GOARCH=$arch CGO_ENABLED=0 go build -trimpath -buildvcs=false -o "$root/bin/halfopen" ./cmd/halfopen
+    fi
     for package in "${tested[@]}"; do
-        CGO_ENABLED=0 go test -c -ldflags '-s -w' -o "$tmp/root/tests/${package//\//-}" "./$package"
+        GOARCH=$arch CGO_ENABLED=0 go test -c -ldflags '-s -w' -o "$root/tests/${package//\//-}" "./$package"
     done
-    printf '%s\n' "${TESTS:-.}" >"$tmp/root/etc/tests"
-    pack "$tmp/root" >"$tmp/common"
+    pack "$root" >"$tmp/common.$arch"
 }
 
 # own_modules DIRECTORY: puts those there that are to be loaded, in order and
@@ -135,19 +155,27 @@ left() { awk -v kernel="$1" '!/^#/ && NF && ($2 == "*" || $2 == kernel)' scripts
 # and fsrm recommend, byte by byte. Two processors do not always come up.
 boot() {
     local out=bin/kernels/$1 own=$tmp/$1 skip version missing failed why='' code=0 began=$SECONDS seconds
+    local run=${TESTS:-${only[$1]:-.}} console=ttyS0 args='' machine
     rm -rf "$out"
     mkdir -p "$out" "$own/etc"
     skip=$(left "$1" | awk '{ print $1 }' | paste -sd '|')
     printf '%s\n' "^(${skip:--})$" >"$own/etc/skip"
+    printf '%s\n' "$run" >"$own/etc/tests"
+    grep -E "$run" "$tmp/all" | grep -vxE -e "${skip:--}" >"$own.wanted" || true # none
     own_modules "$own/modules"
-    (cat "$tmp/common" && pack "$own") >"$own.initramfs"
+    (cat "$tmp/common.$arch" && pack "$own") >"$own.initramfs"
+    machine=(qemu-system-x86_64 -cpu max,-la57,-cx16,-erms,-fsrm -serial "file:$out/console" -serial "file:$out/tests")
+    if [[ $arch == arm64 ]]; then # it has one serial port; and what signs pointers is slow to emulate
+        console=ttyAMA0
+        machine=(qemu-system-aarch64 -M virt -cpu "max,pauth-impdef=on" -serial "file:$out/console"
+            -device virtio-serial-pci -chardev "file,id=tests,path=$out/tests" -device "virtconsole,chardev=tests")
+    fi
+    [[ $1 != lockdown ]] || args=lockdown=confidentiality
     seconds=$((deadline - SECONDS < limit ? deadline - SECONDS : limit))
-    timeout --foreground --kill-after=10 "$((seconds > 0 ? seconds : 1))" qemu-system-x86_64 \
-        -accel tcg -icount shift=0,sleep=off -rtc clock=vm \
-        -cpu max,-la57,-cx16,-erms,-fsrm -m 2560 \
+    timeout --foreground --kill-after=10 "$((seconds > 0 ? seconds : 1))" "${machine[@]}" \
+        -accel tcg -icount shift=0,sleep=off -rtc clock=vm -m 2560 \
         -nodefaults -display none -no-reboot -kernel "$image" -initrd "$own.initramfs" \
-        -append 'console=ttyS0 panic=-1 quiet' \
-        -serial "file:$out/console" -serial "file:$out/tests" </dev/null 2>"$out/qemu" || code=$?
+        -append "console=$console panic=-1 quiet $args" </dev/null 2>"$out/qemu" || code=$?
     rm "$own.initramfs"
     seconds=$((SECONDS - began))
     touch "$out/tests"
@@ -158,7 +186,7 @@ boot() {
     count() { grep -c "^ *--- $1: " "$out/log" || true; }
     names() { sed -n "s/^--- $1: \([^ ]*\).*/\1/p" "$out/log" | sort; }
     version=$(sed -n 's/^kernel: //p' "$out/log")
-    missing=$(comm -23 <(grep -vxE -e "${skip:--}" "$tmp/wanted") <(names '[A-Z]*') | paste -sd ' ')
+    missing=$(comm -23 "$own.wanted" <(names '[A-Z]*') | paste -sd ' ')
     failed=$(names FAIL | paste -sd ' ')
     if [[ -z $version ]]; then
         why='it does not come up'
@@ -176,7 +204,7 @@ boot() {
         why="a test that does not run is a failure: $(names SKIP | paste -sd ' ')"
     fi
     printf '%s: %s: %d passed, %d failed, %d skipped, %d left out, in %d s\n' "$1" "${version:-unknown}" \
-        "$(count PASS)" "$(count FAIL)" "$(count SKIP)" "$(left "$1" | wc -l)" "$seconds" | tee "$out/result"
+        "$(count PASS)" "$(count FAIL)" "$(count SKIP)" "$(comm -23 "$tmp/all" "$own.wanted" | wc -l)" "$seconds" | tee "$out/result"
     [[ -z $why ]] && return
     printf '    %s; see %s\n' "$why" "$out"
     return 1
@@ -189,23 +217,26 @@ trap 'trap - TERM; kill 0' INT TERM # what is in the background gets no SIGINT
 for package in "${tested[@]}"; do
     sed -n 's/^func \(Test[^(]*\)(t \*testing.T).*/\1/p' "$package"/*_test.go
 done | sort >"$tmp/all"
-grep -E "${TESTS:-.}" "$tmp/all" >"$tmp/wanted" || die "no test is called $TESTS"
+grep -qE "${TESTS:-.}" "$tmp/all" || die "no test is called $TESTS"
 stale=$(awk '!/^#/ && NF { print $1 }' scripts/vm/left-out | grep -vxF -f "$tmp/all" || true)
 [[ -z $stale ]] || die "scripts/vm/left-out names what is no test: $stale"
-common
 left '*' | sed 's/^/    left out: /; s/ \* / /' | tr -s ' '
 deadline=$((SECONDS + whole))
-status=0
+status=0 arch=amd64
 if [[ -n ${KERNEL_IMAGE:-} ]]; then
     image=$KERNEL_IMAGE modules=${MODULES:-}
+    common
     boot "$(basename "$image")" || status=1
     exit $status
 fi
-read -ra kernels <<<"${KERNELS:-5.10 6.1 6.12 7}"
+read -ra kernels <<<"${KERNELS:-5.10 6.1 6.12 7 arm64 lockdown}"
 running=0
 for kernel in "${kernels[@]}"; do
     [[ -n ${suites[$kernel]:-} ]] || die "no kernel $kernel; there are: ${!suites[*]}"
+    arch=amd64
+    [[ $kernel != arm64 ]] || arch=arm64
     fetch "${suites[$kernel]}"
+    common
     if ((running == ${JOBS:-$(nproc)})); then
         wait -n || status=1
         running=$((running - 1))
