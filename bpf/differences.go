@@ -86,6 +86,14 @@ var differences = []*difference{cookies, {
 		{until: "6.15", here: "always 120 s"},
 	},
 }, {
+	// a35b9af4ec2c "bpf: Add a kfunc for generic type cast".
+	name:  "reads of the census",
+	first: "casts",
+	variants: []variant{
+		{has: []feature{function("bpf_rdonly_cast")}, since: "6.2", here: "by plain loads"},
+		{until: "6.2", here: "by a probe for each field, which takes more time"},
+	},
+}, {
 	// ad892e912b84 "tcp: trace retransmit failures in tcp_retransmit_skb".
 	name:  "retransmissions that fail",
 	first: "retransmit_error",

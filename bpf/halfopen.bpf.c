@@ -54,6 +54,7 @@
  * functions and jiffies a second, as learn() found them.
  */
 volatile __u64 keepalive_timer_fn = 0;
+volatile __u64 socket_ops = 0; /* what the files are known by that are sockets */
 volatile __u64 write_timer_fn = 0;
 
 /* The socket that learn() looks for, and what it found there. */
@@ -426,6 +427,7 @@ static __always_inline struct timer_slot *running_timer(const void *sk)
  * be a probe.
  */
 #define FIELD(p, f) (probe ? BPF_CORE_READ((p), f) : (p)->f)
+
 #define COOKIE(tp) ((__u64)FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_cookie.counter))
 #define STATE(tp) ((__u8)FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_state))
 
@@ -1177,10 +1179,12 @@ static __always_inline __u32 given_up_cause(const struct sock *sk)
 static __always_inline bool gave_up(const struct sock *sk, const struct tcp_sock *tp, int oldstate,
 				    bool in_timer, struct deferred *d, bool *known)
 {
+	if (!sk->sk_err) /* as nearly always */
+		return false;
 	*known = write_timer_of(sk, d);
-	if (sk->sk_err == ETIMEDOUT || (in_timer && sk->sk_err))
+	if (sk->sk_err == ETIMEDOUT || in_timer)
 		return true;
-	if (!sk->sk_err || sk->sk_err != sk->sk_err_soft || tp->packets_out)
+	if (sk->sk_err != sk->sk_err_soft || tp->packets_out)
 		return false;
 	return *known || (tp->inet_conn.icsk_retransmits && oldstate != TCP_SYN_SENT);
 }
@@ -1604,6 +1608,16 @@ static __always_inline int visit(struct bpf_iter__tcp *ctx)
 	return 0;
 }
 
+/* The word at an address, 0 if it cannot be read. */
+static __always_inline __u64 word(__u64 address)
+{
+	__u64 value;
+
+	if (casts)
+		return AS(struct rb_node, address)->__rb_parent_color;
+	return bpf_probe_read_kernel(&value, sizeof(value), (void *)address) ? 0 : value;
+}
+
 /* Where the first socket of a chain of the hash tables is to be found, 0: there is none such. */
 static __always_inline __u64 chain(__u32 number)
 {
@@ -1632,8 +1646,9 @@ __attribute__((noinline)) int collect(__u32 number)
 	s->sockets = 0;
 	for (i = 0; i < CHAINS; i++) {
 		head = chain(number * CHAINS + i);
-		if (!head || bpf_probe_read_kernel(&node, sizeof(node), (void *)head))
+		if (!head)
 			break;
+		node = word(head);
 		for (j = 0; j < SHARE_MAX && node && !(node & 1); j++) {
 			/* Not kept in a register, or the verifier would follow each value of it. */
 			n = *(volatile __u32 *)&s->sockets;
@@ -1643,44 +1658,52 @@ __attribute__((noinline)) int collect(__u32 number)
 			}
 			s->socket[n] = node - offset;
 			s->sockets = n + 1;
-			if (bpf_probe_read_kernel(&node, sizeof(node), (void *)node))
-				break;
+			node = word(node);
 		}
 	}
 	return 0;
 }
 
-/* One socket of the share, the first time or again. Returns 0 if its record is not asked for. */
-__attribute__((noinline)) int look_at(__u32 i, __u32 first)
+static __always_inline bool look(struct share *s, const struct sock_common *skc,
+				 const struct tcp_sock *tp, bool first, const bool probe)
 {
-	const struct sock_common *skc;
-	const struct tcp_sock *tp;
+	__u8 state = FIELD(skc, skc_state);
 	__u32 zero = 0, netns;
 	struct watch *seen;
 	const struct net *net;
-	struct share *s;
-	__u8 state;
 	bool write;
+
+	if (state == TCP_TIME_WAIT || state == TCP_NEW_SYN_RECV)
+		tp = NULL;
+	if (!walkable(FIELD(skc, skc_cookie.counter), tp && state != TCP_LISTEN)) {
+		net = FIELD(skc, skc_net.net);
+		netns = FIELD(net, ns.inum);
+		if (bpf_map_update_elem(&unnamed, &netns, &zero, BPF_ANY))
+			COUNT(faults[FAULT_CENSUS_FULL]);
+		return false;
+	}
+	if (only_unnamed)
+		return false;
+	write = consider(&s->conn, skc, tp, &seen, probe);
+	if (first)
+		account(&s->conn, skc, seen, write, probe);
+	return write;
+}
+
+/* One socket of the share, the first time or again. Returns 0 if its record is not asked for. */
+__attribute__((noinline)) int look_at(__u32 i, __u32 first)
+{
+	__u32 zero = 0;
+	struct share *s;
+	__u64 sk;
 
 	s = bpf_map_lookup_elem(&share, &zero);
 	if (!s || i >= SHARE_MAX)
 		return 0;
-	skc = (const void *)s->socket[i];
-	state = BPF_CORE_READ(skc, skc_state);
-	tp = state == TCP_TIME_WAIT || state == TCP_NEW_SYN_RECV ? NULL : (const void *)skc;
-	if (!walkable(BPF_CORE_READ(skc, skc_cookie.counter), tp && state != TCP_LISTEN)) {
-		net = BPF_CORE_READ(skc, skc_net.net);
-		netns = BPF_CORE_READ(net, ns.inum);
-		if (bpf_map_update_elem(&unnamed, &netns, &zero, BPF_ANY))
-			COUNT(faults[FAULT_CENSUS_FULL]);
-		return 0;
-	}
-	if (only_unnamed)
-		return 0;
-	write = consider(&s->conn, skc, tp, &seen, true);
-	if (first)
-		account(&s->conn, skc, seen, write, true);
-	return write;
+	sk = s->socket[i];
+	if (casts)
+		return look(s, AS(struct sock_common, sk), AS(struct tcp_sock, sk), first, false);
+	return look(s, (const void *)sk, (const void *)sk, first, true);
 }
 
 /*
@@ -1787,14 +1810,14 @@ static __always_inline int settle(struct bpf_iter__bpf_map_elem *ctx)
 }
 
 /*
- * The socket behind a file, or NULL. By reading: bpf_sock_from_file() is
- * younger than what we run on.
+ * The socket behind a file, or NULL. By reading: bpf_sock_from_file() is younger
+ * than what we run on. The inode, which says it too, is one cache miss more.
  */
-static __always_inline struct sock *file_sock(struct file *file)
+static __always_inline const struct sock *file_sock(struct file *file)
 {
-	if ((file->f_inode->i_mode & S_IFMT) != S_IFSOCK)
+	if ((__u64)file->f_op != socket_ops)
 		return NULL;
-	return BPF_CORE_READ((struct socket *)file->private_data, sk);
+	return READ_AT(struct socket, file->private_data, sk);
 }
 
 /* Process context: every file descriptor of every process. */
@@ -1803,14 +1826,14 @@ static __always_inline int owner_of(struct bpf_iter__task_file *ctx)
 	struct task_struct *task = ctx->task;
 	struct file *file = ctx->file;
 	struct owner o = {};
-	struct sock *sk;
+	const struct sock *sk;
 
 	if (!task || !file)
 		return 0;
 	sk = file_sock(file);
 	if (!sk)
 		return 0;
-	o.cookie = BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
+	o.cookie = READ_AT(struct sock, sk, __sk_common.skc_cookie.counter);
 	if (!o.cookie || !bpf_map_lookup_elem(&wanted, &o.cookie))
 		return 0;
 	o.pid = task->tgid;
@@ -1826,7 +1849,7 @@ static __always_inline int tell_netns(struct seq_file *seq, const struct net *ne
 				      __u32 fd, __u32 kind)
 {
 	struct holder h = {
-		.netns = BPF_CORE_READ(net, ns.inum),
+		.netns = READ_AT(struct net, net, ns.inum),
 		.pid = pid,
 		.fd = fd,
 		.kind = kind,
@@ -1860,13 +1883,13 @@ static __always_inline int netns_of_file(struct bpf_iter__task_file *ctx)
 	struct task_struct *task = ctx->task;
 	struct file *file = ctx->file;
 	const struct ns_common *ns;
-	struct sock *sk;
+	const struct sock *sk;
 
 	if (!task || !file)
 		return 0;
 	sk = file_sock(file);
 	if (sk)
-		return tell_netns(ctx->meta->seq, BPF_CORE_READ(sk, __sk_common.skc_net.net),
+		return tell_netns(ctx->meta->seq, READ_AT(struct sock, sk, __sk_common.skc_net.net),
 				  task->tgid, ctx->fd, HOLDER_SOCKET);
 	if (BPF_CORE_READ(file, f_inode, i_sb, s_magic) != NSFS_MAGIC)
 		return 0;
@@ -1912,11 +1935,14 @@ static __always_inline int learn_from(struct bpf_iter__task_file *ctx)
 
 	if (!task || !file)
 		return 0;
-	tp = (void *)file_sock(file);
+	if ((file->f_inode->i_mode & S_IFMT) != S_IFSOCK)
+		return 0;
+	tp = (void *)BPF_CORE_READ((struct socket *)file->private_data, sk);
 	if (!tp || !learn_cookie ||
 	    (__u64)BPF_CORE_READ(tp, inet_conn.icsk_inet.sk.__sk_common.skc_cookie.counter) !=
 		    learn_cookie)
 		return 0;
+	socket_ops = (__u64)file->f_op;
 	timer = (void *)tp + keepalive_timer_offset();
 	BPF_CORE_READ_INTO(&fn, timer, function);
 	keepalive_timer_fn = (__u64)fn;

@@ -367,6 +367,7 @@ const (
 	halfopenProgVisitPass            = "visit_pass"
 	halfopenProgWalkPass             = "walk_pass"
 	halfopenProgWatchPass            = "watch_pass"
+	halfopenVarCasts                 = "casts"
 	halfopenVarCensusCookie          = "census_cookie"
 	halfopenVarCensusWrite           = "census_write"
 	halfopenVarCookieHelper          = "cookie_helper"
@@ -389,6 +390,7 @@ const (
 	halfopenVarOwnTable              = "own_table"
 	halfopenVarRetransmitError       = "retransmit_error"
 	halfopenVarSearch                = "search"
+	halfopenVarSocketOps             = "socket_ops"
 	halfopenVarUnusedCause           = "unused_cause"
 	halfopenVarUnusedClass           = "unused_class"
 	halfopenVarUnusedConnFlag        = "unused_conn_flag"
@@ -494,6 +496,7 @@ type halfopenMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type halfopenVariableSpecs struct {
+	Casts                *ebpf.VariableSpec `ebpf:"casts"`
 	CensusCookie         *ebpf.VariableSpec `ebpf:"census_cookie"`
 	CensusWrite          *ebpf.VariableSpec `ebpf:"census_write"`
 	CookieHelper         *ebpf.VariableSpec `ebpf:"cookie_helper"`
@@ -516,6 +519,7 @@ type halfopenVariableSpecs struct {
 	OwnTable             *ebpf.VariableSpec `ebpf:"own_table"`
 	RetransmitError      *ebpf.VariableSpec `ebpf:"retransmit_error"`
 	Search               *ebpf.VariableSpec `ebpf:"search"`
+	SocketOps            *ebpf.VariableSpec `ebpf:"socket_ops"`
 	UnusedCause          *ebpf.VariableSpec `ebpf:"unused_cause"`
 	UnusedClass          *ebpf.VariableSpec `ebpf:"unused_class"`
 	UnusedConnFlag       *ebpf.VariableSpec `ebpf:"unused_conn_flag"`
@@ -592,6 +596,7 @@ func (m *halfopenMaps) Close() error {
 //
 // It can be passed to loadHalfopenObjects or ebpf.CollectionSpec.LoadAndAssign.
 type halfopenVariables struct {
+	Casts                *ebpf.Variable `ebpf:"casts"`
 	CensusCookie         *ebpf.Variable `ebpf:"census_cookie"`
 	CensusWrite          *ebpf.Variable `ebpf:"census_write"`
 	CookieHelper         *ebpf.Variable `ebpf:"cookie_helper"`
@@ -614,6 +619,7 @@ type halfopenVariables struct {
 	OwnTable             *ebpf.Variable `ebpf:"own_table"`
 	RetransmitError      *ebpf.Variable `ebpf:"retransmit_error"`
 	Search               *ebpf.Variable `ebpf:"search"`
+	SocketOps            *ebpf.Variable `ebpf:"socket_ops"`
 	UnusedCause          *ebpf.Variable `ebpf:"unused_cause"`
 	UnusedClass          *ebpf.Variable `ebpf:"unused_class"`
 	UnusedConnFlag       *ebpf.Variable `ebpf:"unused_conn_flag"`

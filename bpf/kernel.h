@@ -303,7 +303,13 @@ struct inode {
 
 struct file {
 	struct inode *f_inode;
+	const struct file_operations *f_op;
 	void *private_data;
+};
+
+/* Only to read a word by: it begins with one that is a number. */
+struct rb_node {
+	unsigned long __rb_parent_color;
 };
 
 struct socket {
@@ -592,5 +598,20 @@ static __always_inline __u64 listeners(const struct inet_hashinfo *info, __u32 *
 }
 
 #pragma clang attribute pop
+
+/*
+ * An address can be made one of a type, through which plain loads read; where there
+ * is nothing they read 0: a35b9af4ec2c "bpf: Add a kfunc for generic type cast", 6.2.
+ * Before, each read is a probe, which costs far more. Set before anything is loaded.
+ */
+const volatile bool casts = false;
+
+extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id)
+	__attribute__((section(".ksyms"), weak));
+
+#define AS(type, address) \
+	((const type *)bpf_rdonly_cast((const void *)(address), bpf_core_type_id_kernel(type)))
+#define READ_AT(type, address, f) \
+	(casts ? AS(type, address)->f : BPF_CORE_READ((const type *)(address), f))
 
 #endif /* HALFOPEN_KERNEL_H */
