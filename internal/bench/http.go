@@ -24,15 +24,15 @@ import (
 
 const (
 	httpAddr     = "127.0.0.1:8080"
-	httpRounds   = 61
-	httpWindow   = 250 * time.Millisecond
+	httpRounds   = 121
+	httpWindow   = 100 * time.Millisecond
 	httpSettle   = 50 * time.Millisecond // after something was attached or detached
 	agentSeconds = 20
 )
 
 const nginxConf = `
 daemon off;
-master_process off;
+worker_processes auto;
 pid nginx.pid;
 error_log stderr crit;
 events { worker_connections 4096; }
@@ -64,7 +64,7 @@ func (b *bench) http(ctx context.Context) error {
 		return err
 	}
 	defer func() {
-		_ = nginx.Process.Kill()
+		_ = nginx.Process.Signal(unix.SIGTERM) // to its workers, too
 		_ = nginx.Wait()
 	}()
 	if err := reachable(ns, httpAddr); err != nil {
@@ -108,7 +108,7 @@ func (b *bench) http(ctx context.Context) error {
 		b.add(row{
 			what: load.what, bar: fmt.Sprintf("≥ %.2f of the throughput without the agent", load.bar),
 			measured: kept.String(), met: kept.atLeast(load.bar),
-			how: fmt.Sprintf("%d pairs of %v, programs attached and not, under one load; nginx and wrk on loopback, so that the agent sees both ends; without: %.0f requests/s; "+
+			how: fmt.Sprintf("%d rounds of two pairs of %v, programs attached and not, under one load that leaves no core idle; nginx and wrk on loopback, so that the agent sees both ends; without: %.0f requests/s; "+
 				"less the %.2f %% of the cores that the agent's process takes meanwhile", len(kept), httpWindow, rates["off"].median(), 100*process),
 		})
 		b.add(row{
@@ -128,7 +128,8 @@ type arm struct {
 
 // underLoad returns how many requests a second were answered in each round, by
 // arm. The load never stops: there is nothing to warm up, and what else the machine
-// does changes little from one window to the next.
+// does changes little from one window to the next. Each round goes through the arms
+// forth and back, so that what drifts meanwhile cancels out.
 func (b *bench) underLoad(ctx context.Context, ns *lab.Namespace, header string, arms []arm) (rates map[string]sample, err error) {
 	stop, err := wrk(ns, header)
 	if err != nil {
@@ -138,11 +139,12 @@ func (b *bench) underLoad(ctx context.Context, ns *lab.Namespace, header string,
 	time.Sleep(time.Second)
 	rates = make(map[string]sample)
 	for round := range b.rounds(httpRounds) {
-		for i := range arms {
+		sum := make(map[string]float64)
+		for i := range 2 * len(arms) {
 			if err := ctx.Err(); err != nil {
 				return nil, err
 			}
-			arm := arms[(round+i)%len(arms)]
+			arm := arms[(round+min(i, 2*len(arms)-1-i))%len(arms)]
 			detach, err := arm.start()
 			if err != nil {
 				return nil, err
@@ -152,7 +154,10 @@ func (b *bench) underLoad(ctx context.Context, ns *lab.Namespace, header string,
 			if err = errors.Join(err, detach()); err != nil {
 				return nil, err
 			}
-			rates[arm.name] = append(rates[arm.name], rate)
+			sum[arm.name] += rate
+		}
+		for name, both := range sum {
+			rates[name] = append(rates[name], both/2)
 		}
 	}
 	return rates, nil
@@ -221,7 +226,8 @@ var wrkErrors = regexp.MustCompile(`Socket errors:.*|Non-2xx.*`)
 // wrk loads nginx until it is stopped.
 func wrk(ns *lab.Namespace, header string) (stop func() error, err error) {
 	var out bytes.Buffer
-	cmd := exec.Command("wrk", "-t1", "-c32", fmt.Sprintf("-d%.0fs", limit.Seconds()), "-H", header, "http://"+httpAddr+"/")
+	threads := runtime.NumCPU()
+	cmd := exec.Command("wrk", fmt.Sprintf("-t%d", threads), fmt.Sprintf("-c%d", 32*threads), fmt.Sprintf("-d%.0fs", limit.Seconds()), "-H", header, "http://"+httpAddr+"/")
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := ns.Start(cmd); err != nil {
 		return nil, err
