@@ -112,9 +112,9 @@ func total(states map[string]int) (n int) {
 func TestCensusOfTwoHundredThousandSockets(t *testing.T) {
 	const (
 		processes = 11
-		places    = 100
+		pairs     = 91 // of each process in each place
 	)
-	pairs := scaled(91) // of each process in each place
+	places := scaled(100)
 	began := time.Now()
 	var paths []string
 	own := make(map[string]bool)
