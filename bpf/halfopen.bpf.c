@@ -247,6 +247,7 @@ volatile __u32 only_unnamed = 0; /* all that the walk looks for are sockets with
  */
 struct share {
 	__u32 sockets;
+	__u32 chains;
 	__u64 socket[SHARE_MAX]; /* addresses */
 	struct conn conn; /* the record of the one that is looked at */
 };
@@ -1632,35 +1633,41 @@ static __always_inline __u64 chain(__u32 number)
 
 /*
  * The sockets of a share of the hash tables. The kernel frees them after RCU, under
- * which we run, and a chain that changes meanwhile still ends.
+ * which we run, and a chain that changes meanwhile still ends. What is counted is
+ * not kept in registers, or the verifier would follow each value of it.
  */
 __attribute__((noinline)) int collect(__u32 number)
 {
 	const __u32 offset = bpf_core_field_offset(struct sock_common, skc_nulls_node);
-	__u32 zero = 0, i, j, n;
-	struct share *s = bpf_map_lookup_elem(&share, &zero);
-	__u64 node, head;
+	__u32 zero = 0, step, n;
+	volatile struct share *s = bpf_map_lookup_elem(&share, &zero);
+	__u64 node = 0, head;
 
 	if (!s)
 		return 0;
 	s->sockets = 0;
-	for (i = 0; i < CHAINS; i++) {
-		head = chain(number * CHAINS + i);
-		if (!head)
-			break;
-		node = word(head);
-		for (j = 0; j < SHARE_MAX && node && !(node & 1); j++) {
-			/* Not kept in a register, or the verifier would follow each value of it. */
-			n = *(volatile __u32 *)&s->sockets;
-			if (n >= SHARE_MAX) {
-				COUNT(faults[FAULT_CENSUS_FULL]);
+	s->chains = 0;
+	for (step = 0; step < CHAINS + SHARE_MAX; step++) {
+		if (!node || (node & 1)) { /* the end of a chain */
+			n = s->chains;
+			if (n >= CHAINS)
 				return 0;
-			}
-			s->socket[n] = node - offset;
-			s->sockets = n + 1;
-			node = word(node);
+			s->chains = n + 1;
+			head = chain(number * CHAINS + n);
+			if (!head)
+				return 0;
+			node = word(head);
+			continue;
 		}
+		n = s->sockets;
+		if (n >= SHARE_MAX)
+			break;
+		s->socket[n] = node - offset;
+		s->sockets = n + 1;
+		node = word(node);
 	}
+	if (s->chains < CHAINS || (node && !(node & 1)))
+		COUNT(faults[FAULT_CENSUS_FULL]);
 	return 0;
 }
 

@@ -267,7 +267,7 @@ const (
 type halfopenShare struct {
 	_       structs.HostLayout
 	Sockets uint32
-	_       [4]byte
+	Chains  uint32
 	Socket  [160]uint64
 	Conn    halfopenConn
 }
