@@ -24,7 +24,7 @@ import (
 
 const (
 	httpAddr     = "127.0.0.1:8080"
-	httpRounds   = 121
+	httpRounds   = 201
 	httpWindow   = 100 * time.Millisecond
 	httpSettle   = 50 * time.Millisecond // after something was attached or detached
 	agentSeconds = 20
@@ -79,9 +79,14 @@ func (b *bench) http(ctx context.Context) error {
 	if err := k.Detach(); err != nil {
 		return err
 	}
+	observe, programs, err := observeNothing()
+	if err != nil {
+		return err
+	}
+	defer programs.Close()
 	arms := []arm{
 		{"off", func() (func() error, error) { return func() error { return nil }, nil }},
-		{"idle", observeNothing},
+		{"idle", observe},
 		{"on", func() (func() error, error) { return k.Detach, k.Attach() }},
 	}
 	for _, load := range []struct {

@@ -31,34 +31,43 @@ func doNothing(attach ebpf.AttachType, to string) (*ebpf.Program, error) {
 	return prog, nil
 }
 
-// observeNothing attaches a program that does nothing to each tracepoint that the
-// agent uses.
-func observeNothing() (stop func() error, err error) {
-	var closers []io.Closer
-	stop = func() error {
-		var errs []error
-		for _, c := range closers {
-			errs = append(errs, c.Close())
-		}
-		return errors.Join(errs...)
+// closers are closed together.
+type closers []io.Closer
+
+func (cs closers) Close() error {
+	var errs []error
+	for _, c := range cs {
+		errs = append(errs, c.Close())
 	}
+	return errors.Join(errs...)
+}
+
+// observeNothing loads a program that does nothing for each tracepoint that the
+// agent uses, and returns how to attach them.
+func observeNothing() (attach func() (detach func() error, err error), programs closers, err error) {
 	names, err := bpf.Tracepoints()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	var all []*ebpf.Program
 	for _, name := range names {
 		prog, err := doNothing(ebpf.AttachTraceRawTp, name)
 		if err != nil {
-			return nil, errors.Join(err, stop())
+			return nil, nil, errors.Join(err, programs.Close())
 		}
-		closers = append(closers, prog)
-		l, err := link.AttachTracing(link.TracingOptions{Program: prog, AttachType: ebpf.AttachTraceRawTp})
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("attach to %s: %w", name, err), stop())
-		}
-		closers = append(closers, l)
+		all, programs = append(all, prog), append(programs, prog)
 	}
-	return stop, nil
+	return func() (func() error, error) {
+		var links closers
+		for _, prog := range all {
+			l, err := link.AttachTracing(link.TracingOptions{Program: prog, AttachType: ebpf.AttachTraceRawTp})
+			if err != nil {
+				return nil, errors.Join(fmt.Errorf("attach %s: %w", prog, err), links.Close())
+			}
+			links = append(links, l)
+		}
+		return links.Close, nil
+	}, programs, nil
 }
 
 // bareIterator returns a pass over all TCP sockets of the caller's namespace that
