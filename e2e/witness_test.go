@@ -42,6 +42,7 @@ type witness struct {
 	mu   sync.Mutex
 	pipe int                // trace_pipe, which gives each line once
 	rest []byte             // the beginning of a line
+	name []byte             // the beginning of a name, of a line that it breaks
 	seen map[uint32][]trace // by pid
 }
 
@@ -176,6 +177,10 @@ func (w *witness) close() error {
 }
 
 // "  comm-1234  [001] .Ns2. 14560.906096: inet_sock_set_state: family=AF_INET …"
+// nameColumn is how wide the column is that a line begins with: a blank, and the
+// process's name (kernel/trace/trace_output.c).
+const nameColumn = 17
+
 var traceLine = regexp.MustCompile(`^ *(.*)-(\d+) +\[\d+\] \S+ +(\d+\.\d+): \w+: (.*)$`)
 
 // A trace is one line of tracefs.
@@ -237,7 +242,13 @@ func (w *witness) drain() error {
 				break
 			}
 			w.rest = rest
+			line = append(w.name, line...)
+			w.name = nil
 			m := traceLine.FindSubmatch(line)
+			if m == nil && len(line) <= nameColumn { // a process may have a line break in its name
+				w.name = append(bytes.Clone(line), ' ')
+				continue
+			}
 			if m == nil {
 				return fmt.Errorf("trace says %q", line)
 			}
