@@ -11,7 +11,7 @@
 #   KERNEL_IMAGE=vmlinuz  this one instead; with MODULES=/lib/modules/VERSION if
 #                         what scripts/vm/modules names is not built in
 #   TESTS=regexp          only the tests of such a name
-#   QUICK=1               only those that scripts/vm/quick names: some 20 min, not 40
+#   QUICK=1               only those that scripts/vm/quick names: some 10 min, not 40
 #   JOBS=1                so many machines at a time, otherwise one a processor
 #
 # What scripts/vm/left-out names does not run there. Any other test that does not
@@ -148,6 +148,12 @@ own_modules() {
 # left KERNEL: what is left out there, and why.
 left() { awk -v kernel="$1" '!/^#/ && NF && ($2 == "*" || $2 == kernel)' scripts/vm/left-out; }
 
+# usual KERNEL: the tests that run there if nothing else is said.
+usual() {
+    [[ -n ${QUICK:-} ]] || { echo . && return; }
+    awk -v kernel="$1" '!/^#/ && NF && (NF == 1 || $0 " " ~ " " kernel " ") { print $1 }' scripts/vm/quick | paste -sd '|' | sed 's/.*/^(&)$/'
+}
+
 # boot KERNEL runs the tests on $image, and prints what became of them.
 #
 # With -icount the machine's clocks count instructions, and jump where it has
@@ -156,7 +162,7 @@ left() { awk -v kernel="$1" '!/^#/ && NF && ($2 == "*" || $2 == kernel)' scripts
 # and fsrm recommend, byte by byte. Two processors do not always come up.
 boot() {
     local out=bin/kernels/$1 own=$tmp/$1 skip version missing failed why='' code=0 began=$SECONDS seconds
-    local run=${TESTS:-${only[$1]:-$usual}} console=ttyS0 args='' machine
+    local run=${TESTS:-${only[$1]:-$(usual "$1")}} console=ttyS0 args='' machine
     rm -rf "$out"
     mkdir -p "$out" "$own/etc"
     skip=$(left "$1" | awk '{ print $1 }' | paste -sd '|')
@@ -221,8 +227,6 @@ done | sort >"$tmp/all"
 grep -qE "${TESTS:-.}" "$tmp/all" || die "no test is called $TESTS"
 stale=$(awk '!/^#/ && NF { print $1 }' scripts/vm/left-out scripts/vm/quick | grep -vxF -f "$tmp/all" || true)
 [[ -z $stale ]] || die "scripts/vm names what is no test: $stale"
-usual=. # what runs where nothing else is said
-[[ -z ${QUICK:-} ]] || usual="^($(grep -v '^#' scripts/vm/quick | paste -sd '|'))\$"
 left '*' | sed 's/^/    left out: /; s/ \* / /' | tr -s ' '
 deadline=$((SECONDS + whole))
 status=0 arch=amd64
