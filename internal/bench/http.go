@@ -24,7 +24,7 @@ import (
 
 const (
 	httpAddr     = "127.0.0.1:8080"
-	httpRounds   = 201
+	httpRounds   = 81
 	httpWindow   = 100 * time.Millisecond
 	httpSettle   = 50 * time.Millisecond // after something was attached or detached
 	agentSeconds = 20
