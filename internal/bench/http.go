@@ -24,9 +24,10 @@ import (
 
 const (
 	httpAddr     = "127.0.0.1:8080"
-	httpRounds   = 81
-	httpWindow   = 100 * time.Millisecond
-	httpSettle   = 50 * time.Millisecond // after something was attached or detached
+	httpRounds   = 1001
+	httpWindow   = 40 * time.Millisecond
+	httpSettle   = 20 * time.Millisecond // after something was attached or detached
+	idleEvery    = 10                    // the rounds with the arm that is only for comparison
 	agentSeconds = 20
 )
 
@@ -85,9 +86,9 @@ func (b *bench) http(ctx context.Context) error {
 	}
 	defer programs.Close()
 	arms := []arm{
-		{"off", func() (func() error, error) { return func() error { return nil }, nil }},
-		{"idle", observe},
-		{"on", func() (func() error, error) { return k.Detach, k.Attach() }},
+		{"off", 1, func() (func() error, error) { return func() error { return nil }, nil }},
+		{"on", 1, func() (func() error, error) { return k.Detach, k.Attach() }},
+		{"idle", idleEvery, observe},
 	}
 	for _, load := range []struct {
 		what, header string
@@ -118,23 +119,34 @@ func (b *bench) http(ctx context.Context) error {
 		})
 		b.add(row{
 			what: "…, programs that do nothing instead of the agent", bar: "none: what the kernel charges for any",
-			measured: rates["idle"].over(rates["off"]).String(),
-			how:      "same rounds; one program on each of the agent's tracepoints",
+			measured: rates["idle"].over(every(rates["off"], idleEvery)).String(),
+			how:      fmt.Sprintf("each %dth of the rounds; one program on each of the agent's tracepoints", idleEvery),
 		})
 	}
 	return nil
 }
 
-// An arm is what is attached while the load goes on.
+// An arm is what is attached while the load goes on, in every so many rounds.
 type arm struct {
 	name  string
+	every int
 	start func() (stop func() error, err error)
+}
+
+// every is each nth, from the first on.
+func every(s sample, n int) (some sample) {
+	for i := 0; i < len(s); i += n {
+		some = append(some, s[i])
+	}
+	return some
 }
 
 // underLoad returns how many requests a second were answered in each round, by
 // arm. The load never stops: there is nothing to warm up, and what else the machine
-// does changes little from one window to the next. Each round goes through the arms
-// forth and back, so that what drifts meanwhile cancels out.
+// does changes little from one window to the next. It changes the less the shorter
+// they are: for the same time in all, many short ones tell more than few long ones.
+// Each round goes through the arms forth and back, so that what drifts meanwhile
+// cancels out.
 func (b *bench) underLoad(ctx context.Context, ns *lab.Namespace, header string, arms []arm) (rates map[string]sample, err error) {
 	stop, err := wrk(ns, header)
 	if err != nil {
@@ -145,11 +157,17 @@ func (b *bench) underLoad(ctx context.Context, ns *lab.Namespace, header string,
 	rates = make(map[string]sample)
 	for round := range b.rounds(httpRounds) {
 		sum := make(map[string]float64)
-		for i := range 2 * len(arms) {
+		var turn []arm
+		for _, arm := range arms {
+			if round%arm.every == 0 {
+				turn = append(turn, arm)
+			}
+		}
+		for i := range 2 * len(turn) {
 			if err := ctx.Err(); err != nil {
 				return nil, err
 			}
-			arm := arms[(round+min(i, 2*len(arms)-1-i))%len(arms)]
+			arm := turn[(round+min(i, 2*len(turn)-1-i))%len(turn)]
 			detach, err := arm.start()
 			if err != nil {
 				return nil, err
