@@ -141,7 +141,7 @@ var differences = []*difference{cookies, {
 		{has: []feature{field("inet_hashinfo.listening_hash")}, until: "5.19", here: "inet_hashinfo.listening_hash"},
 		{has: []feature{field("inet_hashinfo.lhash2"), field("inet_hashinfo.lhash2_mask")}, since: "5.19", here: "inet_hashinfo.lhash2"},
 	},
-}, ownTables}
+}, ownTables, silentReceivers}
 
 // cookies: c5dbb89fc2ac "bpf: Expose bpf_get_socket_cookie to tracing programs". The
 // helper's number is older, so that it does not tell; see cookie.go.
@@ -161,6 +161,28 @@ var ownTables = &difference{
 		{has: []feature{field("netns_ipv4.sysctl_tcp_child_ehash_entries")}, since: "6.1", here: "one for all network namespaces but those that have their own"},
 		{until: "6.1", here: "one for all network namespaces"},
 	},
+}
+
+// silentReceivers: 8bd67ebb50c0 "net: tcp: send zero-window ACK when no memory". Before,
+// tcp_data_queue() drops what a receive buffer has no room for and says nothing: the
+// sender hears as little as of a peer that is gone, and gives it up likewise.
+var silentReceivers = &difference{
+	name: "receivers whose buffer is full",
+	variants: []variant{
+		{has: []feature{enumerator{"inet_csk_ack_state_t", "ICSK_ACK_NOMEM"}}, since: "6.6", here: "close their window"},
+		{until: "6.6", here: "may drop data in silence",
+			lost: "who sends to such a receiver on this host is called a zombie, and the kernel gives it up, though the receiver is there"},
+	},
+}
+
+// FullReceiversAnswer tells whether a receiver on this kernel whose buffer is full
+// answers. It takes no privileges.
+func FullReceiversAnswer() (bool, error) {
+	kernel, err := kernelTypes()
+	if err != nil {
+		return false, err
+	}
+	return silentReceivers.isFirst(kernel), nil
 }
 
 // in is the variant that a kernel has, nil if it has none.
@@ -213,6 +235,7 @@ type (
 		tracepoint string
 		number     int
 	}
+	enumerator struct{ enum, name string }
 )
 
 func (f field) in(kernel *btf.Spec) bool {
@@ -241,5 +264,13 @@ func (a argument) in(kernel *btf.Spec) bool {
 	proto, ok := fn.Target.(*btf.FuncProto)
 	return ok && len(proto.Params) > a.number // the first is a void *
 }
+
+func (e enumerator) in(kernel *btf.Spec) bool {
+	var enum *btf.Enum
+	return kernel.TypeByName(e.enum, &enum) == nil &&
+		slices.ContainsFunc(enum.Values, func(v btf.EnumValue) bool { return v.Name == e.name })
+}
+
+func (e enumerator) String() string { return e.name }
 
 func (a argument) String() string { return fmt.Sprintf("argument %d of %s", a.number, a.tracepoint) }

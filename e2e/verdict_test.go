@@ -260,24 +260,35 @@ func TestLossNeverMakesAZombie(t *testing.T) {
 				time.Sleep(50 * time.Millisecond)
 			}
 		}
-		n.serve(healthy, chat)
-		conns := n.dial(healthy, 3)
-		for _, direction := range []lab.Direction{lab.In, lab.Out} {
-			if _, err := n.Client.Drop(lab.Rule{Port: healthy, Direction: direction, Percent: 25}); err != nil {
-				t.Fatal(err)
+		// Of the same connection and direction no two in a row, so that whatever
+		// the dice say, none is silent for long.
+		var conns []*net.TCPConn
+		for port := lossyPort; port < lossyPort+3; port++ {
+			n.serve(port, chat)
+			conns = append(conns, n.dial(port, 1)...)
+			for _, direction := range []lab.Direction{lab.In, lab.Out} {
+				if _, err := n.Client.Drop(lab.Rule{Port: uint16(port), Direction: direction, Percent: 25, Apart: true}); err != nil {
+					t.Fatal(err)
+				}
 			}
+		}
+		all := func() (all []connection) {
+			for port := lossyPort; port < lossyPort+len(conns); port++ {
+				all = append(all, a.connections(n, port, "")...)
+			}
+			return all
 		}
 		for _, c := range conns {
 			go chat(c)
 		}
 		throughout(t.Context(), 30*time.Second, func() {
-			for _, c := range a.connections(n, healthy, "") {
+			for _, c := range all() {
 				if c.Verdict == "zombie" {
 					t.Errorf("%s: %d unanswered, silent for %.1f s", c.Cookie, c.Unanswered, c.SilentSeconds)
 				}
 			}
 		})
-		alive := a.connections(n, healthy, "")
+		alive := all()
 		if len(alive) != len(conns) {
 			t.Errorf("%d connections are left of %d", len(alive), len(conns))
 		}

@@ -23,8 +23,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 declare -A suites=([5.10]=bullseye [6.1]=bookworm [6.12]=trixie [7]=sid [arm64]=trixie [lockdown]=bullseye)
 declare -A only=([arm64]='^Test(Doctor|KeepaliveZombies|Owners|Differences.*|Variants.*|WhatAConnection.*)$' [lockdown]='^TestLockdown$')
 tested=(bpf internal/lab e2e) # packages
-limit=1500                    # seconds, of one machine
-whole=2700                    # and of all
+limit=3000                    # seconds, of one machine
+whole=6000                    # and of all
 export PATH=$PATH:/usr/sbin:/sbin
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/halfopen/kernels
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
