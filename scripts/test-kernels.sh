@@ -23,8 +23,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 declare -A suites=([5.10]=bullseye [6.1]=bookworm [6.12]=trixie [7]=sid [arm64]=trixie [lockdown]=bullseye)
 declare -A only=([arm64]='^Test(Doctor|KeepaliveZombies|Owners|Differences.*|Variants.*|WhatAConnection.*)$' [lockdown]='^TestLockdown$')
 tested=(bpf internal/lab e2e) # packages
-limit=3000                    # seconds, of one machine
-whole=6000                    # and of all
+limit=${QUICK:+1400}           # seconds, of one machine
+limit=${limit:-3000}
+whole=$((2 * limit)) # and of all
 export PATH=$PATH:/usr/sbin:/sbin
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/halfopen/kernels
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
@@ -255,7 +256,7 @@ while ((running > 0)); do
     wait -n || status=1
     running=$((running - 1))
 done
-if [[ $status == 0 && -z ${KERNELS:-}${TESTS:-} ]]; then
+if [[ $status == 0 && -z ${KERNELS:-}${TESTS:-}${QUICK:-} ]]; then
     scripts/vm/table "${kernels[@]}" >docs/kernel-support.md
 fi
 exit $status

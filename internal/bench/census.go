@@ -19,7 +19,7 @@ import (
 const (
 	censusRounds = 9
 	readyRounds  = 7
-	restSeconds  = 45
+	restSeconds  = 120
 )
 
 // A look is one way to look at all sockets; they are counted.
