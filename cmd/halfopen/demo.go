@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -141,7 +142,7 @@ func (d *demo) connect(ctx context.Context) error {
 	}
 	defer ln.Close()
 	if d.client, err = d.lab.Client.Dial(ctx, addr); err != nil {
-		return err
+		return cmp.Or(ctx.Err(), err) // net has its own words for what was canceled
 	}
 	if d.server, err = ln.AcceptTCP(); err != nil {
 		return errors.Join(err, d.client.Close())
