@@ -155,8 +155,11 @@ func (k *Kernel) takeCensus(ctx context.Context, cookie uint64, res *CensusResul
 		clear(unnamed) // it has one
 	}
 
-	// visitOne visits the namespace that the thread is in, if it has to be.
-	tables := make(map[uint64]bool, len(k.tables))
+	// visitOne visits the namespace that the thread is in, if it has to be. If that
+	// was in vain the last time, sock_diag gives the cookies, for the next: from 5.15
+	// until 6.16 iter/tcp passes over the first bucket of the hash table in a namespace
+	// without listeners (tcp_seek_last_pos(), whose offset is below 0 by then).
+	tables, nameless := make(map[uint64]bool, len(k.tables)), make(map[uint64]bool)
 	visitOne := func(ino uint64) error {
 		if _, known := tables[ino]; !known {
 			has, err := false, error(nil)
@@ -180,6 +183,10 @@ func (k *Kernel) takeCensus(ctx context.Context, cookie uint64, res *CensusResul
 		began := threadCPU()
 		err := pass("visit")
 		if !ownTable {
+			if k.nameless[ino] && !k.noCookieHelper { // iter/tcp does not see what the walk does
+				err = errors.Join(err, diagCookies())
+			}
+			nameless[ino] = true
 			res.Naming += threadCPU() - began
 		}
 		return err
@@ -211,7 +218,7 @@ func (k *Kernel) takeCensus(ctx context.Context, cookie uint64, res *CensusResul
 		delete(unnamed, ino)
 	}
 	res.Unvisited += len(unnamed) // which nobody knows a way into
-	k.tables = tables
+	k.tables, k.nameless = tables, nameless
 	return home, nil
 }
 

@@ -95,6 +95,7 @@ type Kernel struct {
 	// The namespaces of the last census, and whether they have a hash table of
 	// their own. Under census.
 	tables         map[uint64]bool
+	nameless       map[uint64]bool // those that it visited to give cookies
 	initNetns      uint64
 	walked         *ebpf.Map  // whose elements are the shares of the walk
 	hasOwnTables   bool       // namespaces may (ownTables)
