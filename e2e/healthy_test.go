@@ -125,18 +125,19 @@ func (s *soak) start() {
 		s.serve(lossyPort+i, s.drain)
 		s.open(lossyPort+i, patient)
 	}
-	servers := map[int]func(*net.TCPConn){quietPort: s.drain, pausedPort: s.hold, jerkyPort: s.jerk}
+	servers := map[int]func(*net.TCPConn){quietPort: s.drain, pausedPort: s.hold}
 	answers, err := bpf.FullReceiversAnswer()
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	if answers {
+		servers[jerkyPort] = s.jerk
 		servers[shrunkPort] = func(c *net.TCPConn) {
 			_ = c.SetReadBuffer(4096)
 			s.hold(c)
 		}
 	} else {
-		s.t.Log("before Linux 6.6 a receiver whose buffer is full does not answer, and so without any")
+		s.t.Log("before Linux 6.6 a receiver whose buffer is full does not answer: without those")
 	}
 	for port, serve := range servers {
 		s.serve(port, serve)
