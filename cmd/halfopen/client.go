@@ -100,40 +100,48 @@ func (a *agentURL) pass(ctx context.Context, what string, query url.Values, w io
 
 // ask returns an answer that is one of an agent, nil if it knows no such connection.
 func (a *agentURL) ask(ctx context.Context, what string, query url.Values, isAnswer func([]byte) bool) ([]byte, error) {
-	limited, cancel := context.WithTimeout(ctx, agentTimeout)
-	defer cancel()
-	u := a.url().JoinPath("api/v1", what)
-	u.RawQuery = query.Encode()
-	req, err := http.NewRequestWithContext(limited, http.MethodGet, u.String(), nil)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return nil, a.unreachable(ctx, err)
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	switch {
-	case err != nil:
-		return nil, a.unreachable(ctx, err)
-	case resp.StatusCode == http.StatusOK && isAnswer(body):
-		return body, nil
-	case resp.StatusCode == http.StatusUnauthorized && a.User != nil:
-		return nil, fmt.Errorf("ask %s: it refused the user or password: check them in --url", a)
-	case resp.StatusCode == http.StatusUnauthorized:
-		return nil, fmt.Errorf("ask %s: it wants a user and a password: give them as in %s://user:password@%s", a, a.Scheme, a.Host)
-	case resp.StatusCode == http.StatusBadRequest && strings.Contains(string(body), "HTTP request to an HTTPS server"): // net/http
-		return nil, fmt.Errorf("ask %s: it speaks TLS: use https://%s", a, a.Host)
+	status, body, err := a.fetch(ctx, "api/v1/"+what, query)
+	if err != nil || status == http.StatusOK && isAnswer(body) {
+		return body, err
 	}
 	var answer exporter.Error
 	if json.Unmarshal(body, &answer) != nil || answer.Error == "" {
 		return nil, a.stranger()
 	}
-	if resp.StatusCode == http.StatusNotFound && strings.HasPrefix(answer.Error, exporter.NoConnection) {
+	if status == http.StatusNotFound && strings.HasPrefix(answer.Error, exporter.NoConnection) {
 		return nil, nil
 	}
 	return nil, fmt.Errorf("ask %s: %s", a, answer.Error)
+}
+
+// fetch returns what answers there, if that is not the way of saying that one
+// has to ask otherwise.
+func (a *agentURL) fetch(ctx context.Context, path string, query url.Values) (status int, body []byte, err error) {
+	limited, cancel := context.WithTimeout(ctx, agentTimeout)
+	defer cancel()
+	u := a.url().JoinPath(path)
+	u.RawQuery = query.Encode()
+	req, err := http.NewRequestWithContext(limited, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return 0, nil, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, nil, a.unreachable(ctx, err)
+	}
+	defer resp.Body.Close()
+	body, err = io.ReadAll(resp.Body)
+	switch {
+	case err != nil:
+		return 0, nil, a.unreachable(ctx, err)
+	case resp.StatusCode == http.StatusUnauthorized && a.User != nil:
+		return 0, nil, fmt.Errorf("ask %s: it refused the user or password: check them in --url", a)
+	case resp.StatusCode == http.StatusUnauthorized:
+		return 0, nil, fmt.Errorf("ask %s: it wants a user and a password: give them as in %s://user:password@%s", a, a.Scheme, a.Host)
+	case resp.StatusCode == http.StatusBadRequest && strings.Contains(string(body), "HTTP request to an HTTPS server"): // net/http
+		return 0, nil, fmt.Errorf("ask %s: it speaks TLS: use https://%s", a, a.Host)
+	}
+	return resp.StatusCode, body, nil
 }
 
 // lists tells whether a body is the answer of an agent that lists such things.

@@ -218,7 +218,7 @@ func (s *selection) pidFlag(cmd *kingpin.CmdClause) {
 		PlaceHolder("PID").SetValue(&values[uint32]{"pid", parsePID, &s.pids})
 }
 
-// moreFlags adds those that only a list of connections has.
+// moreFlags adds those that only connections which are looked at have.
 func (s *selection) moreFlags(cmd *kingpin.CmdClause) {
 	cmd.Flag("owner", "Only connections of this owner: a process by its name, a systemd unit, a container or pod by its id or the first 8 digits of it; - for those without. Repeatable.").
 		PlaceHolder("NAME").SetValue(&values[string]{"owner", collector.ParseOwner, &s.owners})
@@ -228,7 +228,14 @@ func (s *selection) moreFlags(cmd *kingpin.CmdClause) {
 		PlaceHolder("RISK").SetValue(&values[collector.Risk]{"risk", named(collector.ParseRisk, riskNames()), &s.risks})
 	cmd.Flag("netns", "Only connections in the network namespace of this inode number. Repeatable.").
 		PlaceHolder("INODE").SetValue(&values[uint32]{"netns", collector.ParseNetns, &s.netns})
-	cmd.Flag("all", "Also sockets that are no connections: listen, time_wait, syn_recv.").Short('a').BoolVar(&s.all)
+}
+
+// asked is what is selected, and how much of it.
+func (s *selection) asked(limit int) collector.Query {
+	return collector.Query{
+		Verdicts: s.verdicts, States: s.states, Ports: s.ports, PIDs: s.pids, Owners: s.owners,
+		Remotes: s.remotes, Risks: s.risks, Netns: s.netns, All: s.all, Limit: limit,
+	}
 }
 
 func (s *selection) causeFlag(cmd *kingpin.CmdClause, help string) {

@@ -41,6 +41,7 @@ func listFlags(cmd *kingpin.CmdClause) action {
 	l.selection.portFlag(cmd)
 	l.selection.pidFlag(cmd)
 	l.selection.moreFlags(cmd)
+	cmd.Flag("all", "Also sockets that are no connections: listen, time_wait, syn_recv.").Short('a').BoolVar(&l.all)
 	l.selection.causeFlag(cmd, "Show deaths of this cause, such as keepalive_timeout, instead of living connections; needs --url, since only an agent remembers them.")
 	cmd.Flag("by", "Count connections in groups, worst first, instead of listing them: by owner, remote (address, and port of a service) or verdict.").PlaceHolder("WHAT").
 		IsSetByUser(&l.grouped).SetValue(&value[collector.Grouping]{flag: "by", parse: named(collector.ParseGrouping, groupingNames), into: &l.by})
@@ -88,7 +89,7 @@ func (l *list) connections(ctx context.Context, stdout, stderr io.Writer) error 
 			return err
 		}
 		defer k.Close()
-		total, conns, err := collector.New(k, l.thresholds.options(nil)).Connections(ctx, l.asked())
+		total, conns, err := collector.New(k, l.thresholds.options(nil)).Connections(ctx, l.asked(l.limit))
 		if err != nil {
 			return err
 		}
@@ -135,7 +136,7 @@ func (l *list) groups(ctx context.Context, stdout, stderr io.Writer) error {
 			return err
 		}
 		defer k.Close()
-		total, tallies, err := collector.New(k, l.thresholds.options(nil)).Tallies(ctx, l.asked(), l.by)
+		total, tallies, err := collector.New(k, l.thresholds.options(nil)).Tallies(ctx, l.asked(l.limit), l.by)
 		if err != nil {
 			return err
 		}
@@ -157,14 +158,6 @@ func (l *list) groups(ctx context.Context, stdout, stderr io.Writer) error {
 	}
 	_, err := fmt.Fprintln(stderr, groupSummary(&doc, l.thing()))
 	return err
-}
-
-// asked is what is selected, and how much of it.
-func (l *list) asked() collector.Query {
-	return collector.Query{
-		Verdicts: l.verdicts, States: l.states, Ports: l.ports, PIDs: l.pids, Owners: l.owners,
-		Remotes: l.remotes, Risks: l.risks, Netns: l.netns, All: l.all, Limit: l.limit,
-	}
 }
 
 // thing is what is listed or counted.

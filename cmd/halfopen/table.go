@@ -87,35 +87,48 @@ func roomFor(w io.Writer) int {
 func (t *table) write(w io.Writer, p palette) error {
 	widths := t.widths()
 	var b strings.Builder
-	line := func(cells func(i int) (string, style)) {
-		for i, c := range t.columns {
-			text, s := cells(i)
-			pad := strings.Repeat(" ", widths[i]-columns(text))
-			if i > 0 {
-				b.WriteString(gap)
-			}
-			switch {
-			case c.right:
-				b.WriteString(pad + p.paint(s, text))
-			case i == len(t.columns)-1:
-				b.WriteString(p.paint(s, text)) // nothing behind the last
-			default:
-				b.WriteString(p.paint(s, text) + pad)
-			}
-		}
-		b.WriteByte('\n')
-	}
-	line(func(i int) (string, style) { return t.columns[i].title, bold })
-	for _, row := range t.rows {
-		line(func(i int) (string, style) {
-			if t.columns[i].paint == nil {
-				return row[i], ""
-			}
-			return row[i], t.columns[i].paint(row[i])
-		})
+	b.WriteString(t.head(widths, p) + "\n")
+	for i := range t.rows {
+		b.WriteString(t.row(i, widths, p) + "\n")
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// head is the line of the titles.
+func (t *table) head(widths []int, p palette) string {
+	return t.line(widths, p, func(i int) (string, style) { return t.columns[i].title, bold })
+}
+
+// row is the line of a row.
+func (t *table) row(n int, widths []int, p palette) string {
+	return t.line(widths, p, func(i int) (string, style) {
+		text := t.rows[n][i]
+		if t.columns[i].paint == nil {
+			return text, ""
+		}
+		return text, t.columns[i].paint(text)
+	})
+}
+
+func (t *table) line(widths []int, p palette, cell func(i int) (string, style)) string {
+	var b strings.Builder
+	for i, c := range t.columns {
+		text, s := cell(i)
+		pad := strings.Repeat(" ", widths[i]-columns(text))
+		if i > 0 {
+			b.WriteString(gap)
+		}
+		switch {
+		case c.right:
+			b.WriteString(pad + p.paint(s, text))
+		case i == len(t.columns)-1:
+			b.WriteString(p.paint(s, text)) // nothing behind the last
+		default:
+			b.WriteString(p.paint(s, text) + pad)
+		}
+	}
+	return b.String()
 }
 
 // style is how a terminal is told to write (ECMA-48 SGR).
