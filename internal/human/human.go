@@ -18,6 +18,8 @@ func Age(d time.Duration) string {
 	switch {
 	case d < 0:
 		return "-"
+	case d == 0:
+		return "0s"
 	case d < time.Second:
 		return fmt.Sprintf("%dms", d/time.Millisecond)
 	case d < 10*time.Second:

@@ -14,7 +14,7 @@ func TestAge(t *testing.T) {
 		want string
 	}{
 		{"what never happened is a dash", -1, "-"},
-		{"nothing is zero", 0, "0ms"},
+		{"nothing is zero", 0, "0s"},
 		{"below a second in milliseconds", 450 * time.Millisecond, "450ms"},
 		{"it never says a second too early", time.Second - 1, "999ms"},
 		{"a second has no tenths", time.Second, "1s"},
