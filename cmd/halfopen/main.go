@@ -48,6 +48,7 @@ var commands = []struct {
 	{"agent", "Run the node agent: watch every TCP connection, and serve metrics and the API.", agentFlags},
 	{"list", "List the TCP connections of this node, worst first, or count them in groups.", listFlags},
 	{"explain", "Explain one connection: what it is doing, which timers apply, what is next, and what would make a dead peer be noticed sooner.", explainFlags},
+	{"top", "Watch the connections full-screen, worst first, as they change.", topFlags},
 	{"trace", "Print what happens to connections as it happens.", traceFlags},
 	{"demo", "Make a zombie in private network namespaces, and watch it being found.", demoFlags},
 	{"doctor", "Tell what this kernel and these privileges allow.", doctorFlags},
@@ -60,6 +61,9 @@ type usageError struct{ error }
 func usagef(format string, args ...any) error {
 	return usageError{fmt.Errorf(format, args...)}
 }
+
+// errSaid is an error that has been told already.
+var errSaid = errors.New("told already")
 
 // run is halfopen with these arguments; it returns the exit status.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
@@ -83,6 +87,8 @@ func conclude(err error, command string, stderr io.Writer) int {
 	switch {
 	case err == nil, errors.Is(err, syscall.EPIPE): // nobody reads any more: nothing to tell
 		return exitDone
+	case errors.Is(err, errSaid):
+		return exitFailed
 	case errors.As(err, new(usageError)):
 		fmt.Fprintf(stderr, "halfopen: %s, try '%s --help'\n", oneLine(err), command)
 		return exitUsage

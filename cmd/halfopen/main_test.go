@@ -26,7 +26,7 @@ func TestWrongUsageIsOneLineAndStatusTwo(t *testing.T) {
 	for _, tt := range []struct{ name, args, want string }{
 		{"no command", "", "halfopen: no command given, try 'halfopen --help'"},
 		{"an unknown command", "nope", `halfopen: unknown command "nope", try 'halfopen --help'`},
-		{"top, which comes later", "top", `halfopen: unknown command "top", try 'halfopen --help'`},
+		{"a view by other rules than the agent's", "top --url=http://h --zombie-silence=1s", "halfopen: --idle-after, --stalled-after, --zombie-unanswered, --zombie-silence and --middlebox-timeout are the agent's to decide with --url, try 'halfopen top --help'"},
 		{"help for an unknown command", "help nope", `halfopen: unknown command "nope", try 'halfopen --help'`},
 		{"an unknown flag", "--x", "halfopen: unknown flag '--x', try 'halfopen --help'"},
 		{"an unknown flag of a command", "list --x", "halfopen: unknown flag '--x', try 'halfopen list --help'"},

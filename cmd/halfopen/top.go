@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"runtime"
+	"syscall"
+
+	tea "charm.land/bubbletea/v2"
+	"github.com/alecthomas/kingpin/v2"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/term"
+
+	"github.com/halfopen/halfopen/collector"
+)
+
+// top is the command's flags.
+type top struct {
+	agent *agentURL
+	selection
+	thresholds
+}
+
+func topFlags(cmd *kingpin.CmdClause) action {
+	var t top
+	t.selection.verdictFlag(cmd)
+	t.selection.stateFlag(cmd)
+	t.selection.portFlag(cmd)
+	t.selection.pidFlag(cmd)
+	t.selection.moreFlags(cmd)
+	cmd.Flag("url", "Watch through the agent at this URL, such as http://127.0.0.1:9839, instead of from here; see halfopen list --help.").PlaceHolder("URL").
+		SetValue(&value[*agentURL]{flag: "url", parse: parseAgentURL, into: &t.agent})
+	t.thresholds.verdictFlags(cmd)
+	return t.run
+}
+
+func (t *top) run(ctx context.Context, stdout, stderr io.Writer) error {
+	if t.agent != nil && t.thresholds.given() {
+		return errAgentDecides
+	}
+	terminal, err := screenOf(os.Stdin, stdout)
+	if err != nil {
+		return err
+	}
+	if os.Getenv(guarded) == "" {
+		return guard(ctx, terminal, stderr)
+	}
+	if t.agent != nil {
+		return t.show(ctx, t.agent, terminal)
+	}
+	k, err := t.thresholds.load(t.thresholds.eventsFrom())
+	if err != nil {
+		return err
+	}
+	defer k.Close()
+	c := collector.New(k, t.thresholds.options(nil))
+	src, err := newSelf(c)
+	if err != nil {
+		return err
+	}
+	ctx, stop := context.WithCancel(ctx)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return c.Run(ctx) })
+	g.Go(func() error {
+		defer stop()
+		return t.show(ctx, src, terminal)
+	})
+	return g.Wait()
+}
+
+// screenOf is the terminal to draw on, if there is one that can be.
+func screenOf(stdin *os.File, stdout io.Writer) (*os.File, error) {
+	f, ok := stdout.(*os.File)
+	switch {
+	case !ok || !term.IsTerminal(int(f.Fd())) || !term.IsTerminal(int(stdin.Fd())):
+		return nil, errors.New("top needs a terminal for its input and its output: use halfopen list, or halfopen trace, to write into a file or a pipe")
+	case os.Getenv("TERM") == "" || os.Getenv("TERM") == "dumb":
+		return nil, fmt.Errorf("this terminal cannot be drawn on (TERM is %q): use halfopen list, or set TERM to what it is", os.Getenv("TERM"))
+	}
+	return f, nil
+}
+
+// show draws until somebody quits or the context ends, which is no error.
+func (t *top) show(ctx context.Context, src source, terminal *os.File) error {
+	first, err := src.look(ctx, &t.selection)
+	if err != nil {
+		return err
+	}
+	m := newScreen(ctx, src, paletteFor(terminal), t.selection.filterText())
+	m = m.began(first)
+	// A panic is for guard, which takes care of those of other threads, too.
+	p := tea.NewProgram(m, tea.WithContext(ctx), tea.WithInput(os.Stdin), tea.WithOutput(terminal),
+		tea.WithoutSignalHandler(), tea.WithoutCatchPanics(), tea.WithFPS(30))
+	if _, err := p.Run(); err != nil && ctx.Err() == nil {
+		return err
+	}
+	return nil
+}
+
+// guarded is the environment variable that is set where somebody sees to the
+// terminal.
+const guarded = "HALFOPEN_TOP_GUARDED"
+
+// untouched has a terminal show the screen that was there before and its cursor
+// again, and report neither pasting, the mouse, nor keys in another way.
+const untouched = "\x1b[?1049l\x1b[?25h\x1b[?2004l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?2026l\x1b[<u\x1b[>4m\x1b[0m"
+
+// guard runs the same command in a process of its own, and leaves the terminal as
+// it was before, whatever ends that one: a panic in any of its threads and SIGKILL
+// included, of which a process cannot take care for itself.
+func guard(ctx context.Context, terminal *os.File, stderr io.Writer) error {
+	before, err := term.GetState(int(terminal.Fd()))
+	if err != nil {
+		return fmt.Errorf("read the terminal's settings: %w", err)
+	}
+	path, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	var said bytes.Buffer // not into the picture
+	cmd := exec.Command(path, os.Args[1:]...)
+	cmd.Args[0] = os.Args[0]
+	cmd.Env = append(os.Environ(), guarded+"=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, terminal, &said
+	// It ends in order if this process does not: prctl(2), of the thread.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP, syscall.SIGQUIT)
+	defer signal.Stop(hangup)
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	ended := make(chan struct{})
+	defer close(ended)
+	go func() {
+		select {
+		case <-ended:
+			return
+		case <-ctx.Done():
+		case <-hangup:
+		}
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+	}()
+	err = cmd.Wait()
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &exit) && exit.ExitCode() == exitFailed:
+		_, _ = said.WriteTo(stderr)
+		return errSaid
+	}
+	_ = term.Restore(int(terminal.Fd()), before)
+	_, _ = io.WriteString(terminal, untouched)
+	if said.Len() > 0 {
+		_, _ = said.WriteTo(stderr)
+		err = fmt.Errorf("%w; please report what is above", err)
+	}
+	return fmt.Errorf("top was ended: %w", err)
+}

@@ -1,0 +1,427 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"net/netip"
+	"slices"
+	"time"
+
+	"charm.land/bubbles/v2/textinput"
+	tea "charm.land/bubbletea/v2"
+
+	"github.com/halfopen/halfopen/exporter"
+)
+
+const (
+	// topInterval is how often top looks ...
+	topInterval = time.Second
+	// ... but for this many times what a look has taken it does not.
+	topRest = 20
+	// topLate is when an answer is waited for long enough to say so.
+	topLate = 3 * time.Second
+)
+
+// screen is what top shows and how: bubbletea's model. All it knows comes in
+// messages, so that a test can send them.
+type screen struct {
+	ctx context.Context
+	src source
+	p   palette
+
+	width, height int
+	now           time.Time // by the clock of this machine
+
+	// Looking.
+	reading *reading
+	read    time.Time // when it came
+	seq     int       // of the newest look; what an older one brings is not wanted
+	asking  bool
+	asked   time.Time // when that look began
+	next    time.Time // when the next is due
+	err     error     // of the newest look; nil: it worked
+	lost    time.Time // since when there is an error
+	paused  bool
+
+	// The table.
+	filter   filter
+	input    textinput.Model
+	editing  bool
+	inputErr error
+	by       int // of orders
+	reversed bool
+	rows     []exporter.Connection // of reading, filtered and sorted
+	cursor   int                   // of rows
+	chosen   string                // cookie of the connection at the cursor; "": whichever is first
+	offset   int                   // of the first row on the screen
+	open     string                // cookie of the connection that is shown in detail; "": none
+	detail   *exporter.ConnectionDetail
+	gone     bool // that connection
+	help     bool
+	scrolled int // lines of the detail, or of the help
+}
+
+// messages
+type (
+	tickMsg time.Time
+	lookMsg struct {
+		seq     int
+		at      time.Time // when it came
+		took    time.Duration
+		reading *reading
+		err     error
+		// Of the connection open, if any; of none that has died.
+		cookie string
+		detail *exporter.ConnectionDetail
+	}
+)
+
+func newScreen(ctx context.Context, src source, p palette, filterText string) screen {
+	in := textinput.New()
+	in.Prompt = "/"
+	in.SetVirtualCursor(false)
+	in.SetStyles(textinput.Styles{})
+	in.SetValue(filterText)
+	m := screen{ctx: ctx, src: src, p: p, input: in}
+	m.filter, _ = parseFilter(filterText) // made from one
+	return m
+}
+
+// began is the screen with its first reading.
+func (m screen) began(r *reading) screen {
+	now := time.Now()
+	m.now = now
+	return m.take(lookMsg{at: now, reading: r})
+}
+
+// Init implements tea.Model.
+func (m screen) Init() tea.Cmd { return tick() }
+
+func tick() tea.Cmd {
+	return tea.Every(time.Second, func(t time.Time) tea.Msg { return tickMsg(t) })
+}
+
+// Update implements tea.Model.
+func (m screen) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
+	var cmd tea.Cmd
+	switch msg := msg.(type) {
+	case tea.WindowSizeMsg:
+		m.width, m.height = msg.Width, msg.Height
+		m.input.SetWidth(max(1, m.width-2))
+	case tickMsg:
+		m.now = time.Time(msg)
+		if !m.asking && !m.paused && !m.now.Before(m.next) {
+			m, cmd = m.look()
+		}
+		cmd = tea.Batch(cmd, tick())
+	case lookMsg:
+		atEnd := m.scrolled > 0 && m.scrolled == m.lastScroll()
+		if m = m.take(msg); atEnd {
+			m.scrolled = m.lastScroll()
+		}
+	case tea.KeyPressMsg:
+		m, cmd = m.key(msg)
+	case tea.PasteMsg:
+		if m.editing {
+			m, cmd = m.edit(msg)
+		}
+	}
+	return m.settle(), cmd
+}
+
+// look has the source looked at.
+func (m screen) look() (screen, tea.Cmd) {
+	m.seq++
+	m.asking, m.asked = true, m.now
+	ctx, src, sel, seq, cookie := m.ctx, m.src, m.filter.selection, m.seq, m.open
+	return m, func() tea.Msg {
+		began := time.Now()
+		msg := lookMsg{seq: seq, cookie: cookie}
+		msg.reading, msg.err = src.look(ctx, &sel)
+		if cookie != "" && msg.err == nil {
+			msg.detail, msg.err = detailOf(ctx, src, cookie)
+		}
+		msg.at = time.Now()
+		msg.took = msg.at.Sub(began)
+		return msg
+	}
+}
+
+func detailOf(ctx context.Context, src source, cookie string) (*exporter.ConnectionDetail, error) {
+	body, err := src.detail(ctx, cookie)
+	if err != nil || body == nil {
+		return nil, err
+	}
+	d := new(exporter.ConnectionDetail)
+	return d, json.Unmarshal(body, d)
+}
+
+// take takes in what a look has brought.
+func (m screen) take(msg lookMsg) screen {
+	if msg.seq != m.seq {
+		return m
+	}
+	m.asking = false
+	m.next = msg.at
+	if msg.err != nil {
+		if m.err == nil {
+			m.lost = msg.at
+		}
+		m.err = msg.err
+		return m
+	}
+	m.err = nil
+	m.next = m.asked.Add(max(topInterval, topRest*msg.took)).Add(-topInterval / 10) // a tick may be early
+	m.reading, m.read = msg.reading, msg.at
+	if m.now.Before(msg.at) {
+		m.now = msg.at
+	}
+	if msg.cookie != "" && msg.cookie == m.open {
+		m.gone = msg.detail == nil
+		if msg.detail != nil {
+			m.detail = msg.detail
+		}
+	}
+	return m.arrange()
+}
+
+// order is what the table can be sorted by.
+type order struct {
+	title   string // of the column
+	compare func(a, b *exporter.Connection) int
+}
+
+// orders: the first is the source's own.
+var orders = []order{
+	{"VERDICT", func(*exporter.Connection, *exporter.Connection) int { return 0 }},
+	{"UNANSWERED", func(a, b *exporter.Connection) int { return cmp.Compare(b.Unanswered, a.Unanswered) }},
+	{"SILENT", func(a, b *exporter.Connection) int { return compareAges(b.SilentSeconds, a.SilentSeconds) }},
+	{"IDLE", func(a, b *exporter.Connection) int { return compareAges(b.IdleSeconds, a.IdleSeconds) }},
+	{"GIVES UP", func(a, b *exporter.Connection) int {
+		switch {
+		case a.GivesUp == nil || b.GivesUp == nil:
+			return cmp.Compare(truth(a.GivesUp == nil), truth(b.GivesUp == nil))
+		default:
+			return cmp.Compare(a.GivesUp.InSeconds, b.GivesUp.InSeconds)
+		}
+	}},
+	{"LOCAL", func(a, b *exporter.Connection) int { return compareEndpoints(a.Local, b.Local) }},
+	{"REMOTE", func(a, b *exporter.Connection) int { return compareEndpoints(a.Remote, b.Remote) }},
+	{ownerTitle, func(a, b *exporter.Connection) int {
+		return cmp.Compare(owner(&a.Ownership), owner(&b.Ownership))
+	}},
+}
+
+func truth(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// compareAges has what never happened as the least.
+func compareAges(a, b *float64) int {
+	if a == nil || b == nil {
+		return cmp.Compare(truth(a != nil), truth(b != nil))
+	}
+	return cmp.Compare(*a, *b)
+}
+
+func compareEndpoints(a, b exporter.Endpoint) int {
+	ipA, _ := netip.ParseAddr(a.IP)
+	ipB, _ := netip.ParseAddr(b.IP)
+	return cmp.Or(ipA.Compare(ipB), cmp.Compare(a.Port, b.Port))
+}
+
+// arrange makes the rows of what was read. The cursor stays with its connection,
+// or, where that has gone, where it was.
+func (m screen) arrange() screen {
+	m.rows = nil
+	for i := range m.reading.conns {
+		if c := &m.reading.conns[i]; m.filter.matches(c) {
+			m.rows = append(m.rows, *c)
+		}
+	}
+	compare := orders[m.by].compare
+	slices.SortStableFunc(m.rows, func(a, b exporter.Connection) int { return compare(&a, &b) })
+	if m.reversed {
+		slices.Reverse(m.rows)
+	}
+	switch i := slices.IndexFunc(m.rows, func(c exporter.Connection) bool { return c.Cookie == m.chosen }); {
+	case m.chosen == "":
+		m.cursor = 0
+	case i >= 0:
+		m.cursor = i
+	default:
+		return m.choose(m.cursor)
+	}
+	return m
+}
+
+// choose puts the cursor there.
+func (m screen) choose(i int) screen {
+	m.cursor, m.chosen = max(0, min(i, len(m.rows)-1)), ""
+	if m.cursor > 0 {
+		m.chosen = m.rows[m.cursor].Cookie
+	}
+	return m
+}
+
+// settle keeps what is scrolled within what there is.
+func (m screen) settle() screen {
+	room := m.roomForRows()
+	m.offset = max(m.cursor-room+1, min(m.offset, m.cursor, len(m.rows)-room), 0)
+	if m.help || m.open != "" {
+		m.scrolled = max(0, min(m.scrolled, m.lastScroll()))
+	}
+	return m
+}
+
+// lastScroll is how far the detail, or the help, can be scrolled.
+func (m screen) lastScroll() int { return max(0, len(m.text())-m.roomForText()) }
+
+func (m screen) key(msg tea.KeyPressMsg) (screen, tea.Cmd) {
+	key := msg.String()
+	switch {
+	case key == "ctrl+c":
+		return m, tea.Quit
+	case key == "ctrl+z":
+		return m, tea.Suspend
+	case key == "ctrl+l":
+		return m, tea.ClearScreen
+	case m.editing:
+		return m.editKey(key, msg)
+	}
+	switch key {
+	case "q":
+		return m, tea.Quit
+	case "?":
+		m.help, m.scrolled = !m.help, 0
+		return m, nil
+	case "p", "space":
+		if m.paused = !m.paused; !m.paused {
+			return m.look()
+		}
+		m.now = m.read
+		return m, nil
+	}
+	if m.help || m.open != "" {
+		return m.textKey(key)
+	}
+	return m.tableKey(key)
+}
+
+func (m screen) textKey(key string) (screen, tea.Cmd) {
+	page := max(1, m.roomForText()-1)
+	switch key {
+	case "esc", "enter", "left", "h", "backspace":
+		if m.help {
+			m.help = false
+		} else {
+			m.open, m.detail, m.gone = "", nil, false
+		}
+		m.scrolled = 0
+	case "up", "k":
+		m.scrolled--
+	case "down", "j":
+		m.scrolled++
+	case "pgup", "ctrl+b":
+		m.scrolled -= page
+	case "pgdown", "ctrl+f":
+		m.scrolled += page
+	case "home", "g":
+		m.scrolled = 0
+	case "end", "G":
+		m.scrolled = m.lastScroll()
+	}
+	return m, nil
+}
+
+func (m screen) tableKey(key string) (screen, tea.Cmd) {
+	page := max(1, m.roomForRows()-1)
+	switch key {
+	case "up", "k":
+		return m.choose(m.cursor - 1), nil
+	case "down", "j":
+		return m.choose(m.cursor + 1), nil
+	case "pgup", "ctrl+b":
+		return m.choose(m.cursor - page), nil
+	case "pgdown", "ctrl+f":
+		return m.choose(m.cursor + page), nil
+	case "home", "g":
+		return m.choose(0), nil
+	case "end", "G":
+		return m.choose(len(m.rows) - 1), nil
+	case "s", ">":
+		m.by = (m.by + 1) % len(orders)
+		return m.arrange(), nil
+	case "S", "<":
+		m.by = (m.by + len(orders) - 1) % len(orders)
+		return m.arrange(), nil
+	case "r":
+		m.reversed = !m.reversed
+		return m.arrange(), nil
+	case "/":
+		m.editing = true
+		m.input.CursorEnd()
+		return m, m.input.Focus()
+	case "esc":
+		m.input.SetValue("")
+		return m.refilter()
+	case "enter", "right", "l":
+		if len(m.rows) > 0 {
+			m.chosen = m.rows[m.cursor].Cookie
+			m.open, m.scrolled = m.chosen, 0
+			return m.look()
+		}
+	}
+	return m, nil
+}
+
+func (m screen) editKey(key string, msg tea.Msg) (screen, tea.Cmd) {
+	switch key {
+	case "enter":
+		if m.inputErr == nil {
+			m.editing = false
+			m.input.Blur()
+		}
+		return m, nil
+	case "esc":
+		m.editing = false
+		m.input.Blur()
+		m.input.SetValue("")
+		return m.refilter()
+	}
+	return m.edit(msg)
+}
+
+func (m screen) edit(msg tea.Msg) (screen, tea.Cmd) {
+	var blink, look tea.Cmd
+	m.input, blink = m.input.Update(msg)
+	m, look = m.refilter()
+	return m, tea.Batch(blink, look)
+}
+
+// refilter applies what has been typed so far, as far as it means something. Words
+// are looked for in what there is, for all else somebody has to look.
+func (m screen) refilter() (screen, tea.Cmd) {
+	before := m.filter.filterText()
+	m.filter, m.inputErr = parseFilter(m.input.Value())
+	m = m.arrange()
+	if before != m.filter.filterText() {
+		return m.look()
+	}
+	return m, nil
+}
+
+// shown is of when what is on the screen is: it does not age while it is not
+// looked at.
+func (m screen) shown() time.Time {
+	if m.paused || m.err != nil || m.now.Before(m.read) {
+		return m.read
+	}
+	return m.now
+}
