@@ -88,6 +88,7 @@ func TestOneClearLine(t *testing.T) {
 		"list without root":               {asNobody(t, "list"), 1, []string{"root"}},
 		"explain without root":            {asNobody(t, "explain", "1a2b"), 1, []string{"root"}},
 		"trace without root":              {asNobody(t, "trace"), 1, []string{"root"}},
+		"top without a terminal":          {exec.Command(binary, "top"), 1, []string{"terminal", "halfopen list"}},
 		"demo without root":               {asNobody(t, "demo"), 1, []string{"root"}},
 		"agent without BTF":               {withoutBTF("agent", free), 1, []string{"BTF", "CONFIG_DEBUG_INFO_BTF"}},
 		"list without BTF":                {withoutBTF("list"), 1, []string{"BTF"}},
@@ -130,7 +131,7 @@ func TestOneClearLine(t *testing.T) {
 func TestHelpAndVersionNeedNothing(t *testing.T) {
 	t.Parallel()
 	for _, args := range [][]string{
-		{"--help"}, {"agent", "--help"}, {"list", "--help"}, {"explain", "--help"}, {"trace", "--help"}, {"demo", "--help"},
+		{"--help"}, {"agent", "--help"}, {"list", "--help"}, {"explain", "--help"}, {"top", "--help"}, {"trace", "--help"}, {"demo", "--help"},
 		{"doctor", "--help"}, {"version", "--help"}, {"version"},
 	} {
 		stdout, stderr, status := run(t, asNobody(t, args...))

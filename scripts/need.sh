@@ -38,6 +38,7 @@ there() {
     prometheus) command -v promtool ;;
     qemu-system-arm) command -v qemu-system-aarch64 ;;
     qemu-system-x86) command -v qemu-system-x86_64 ;;
+    tmux) command -v tmux ;;
     wrk) command -v wrk ;;
     xz-utils) command -v xz ;;
     *) return 1 ;;
