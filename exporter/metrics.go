@@ -58,6 +58,8 @@ var (
 		"Sockets seen by the last census.")
 	censusIntervalDesc = desc("census_interval_seconds",
 		"Time between two censuses, stretched where a census costs too much.")
+	censusTimestampDesc = desc("census_timestamp_seconds",
+		"When the last census ended, in seconds since 1970 by this node's clock; 0 before the first.")
 	censusNamespacesDesc = desc("census_namespaces",
 		"Network namespaces known at the last census.")
 	censusUnvisitedDesc = desc("census_namespaces_unvisited",
@@ -71,7 +73,7 @@ var (
 		connectionsDesc, zombieOldestDesc, atRiskDesc, idleDesc, probesSentDesc, probesAnsweredDesc,
 		retransmitsDesc, deathsDesc, zombieSecondsDesc, forecastErrorDesc, zombiesByOwnerDesc, eventsDesc,
 		eventsLostDesc, eventsSuppressedDesc, censusDurationDesc, censusSocketsDesc, censusIntervalDesc,
-		censusNamespacesDesc, censusUnvisitedDesc, watchedDesc, attachedDesc,
+		censusTimestampDesc, censusNamespacesDesc, censusUnvisitedDesc, watchedDesc, attachedDesc,
 	}
 )
 
@@ -164,6 +166,11 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 	gauge(censusDurationDesc, stats.Census.Duration.Seconds())
 	gauge(censusSocketsDesc, float64(stats.Census.Sockets))
 	gauge(censusIntervalDesc, stats.Census.Interval.Seconds())
+	ended := 0.0
+	if at := stats.Census.At; !at.IsZero() {
+		ended = float64(at.UnixMilli()) / 1000
+	}
+	gauge(censusTimestampDesc, ended)
 	gauge(censusNamespacesDesc, float64(stats.Census.Namespaces))
 	gauge(censusUnvisitedDesc, float64(stats.Census.Unvisited))
 	gauge(watchedDesc, float64(stats.Watched))
