@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"strings"
+
+	"github.com/grafana/grafana-foundation-sdk/go/cog"
+	"github.com/grafana/grafana-foundation-sdk/go/common"
+	"github.com/grafana/grafana-foundation-sdk/go/dashboard"
+	"github.com/grafana/grafana-foundation-sdk/go/heatmap"
+	"github.com/grafana/grafana-foundation-sdk/go/prometheus"
+	"github.com/grafana/grafana-foundation-sdk/go/stat"
+	"github.com/grafana/grafana-foundation-sdk/go/table"
+	"github.com/grafana/grafana-foundation-sdk/go/timeseries"
+)
+
+// Grafana's grid is 24 wide.
+const (
+	statHeight, statWidth   = 4, 3
+	graphHeight, graphWidth = 8, 12
+)
+
+// perSecond is a unit of Grafana that the SDK has no name for.
+const perSecond = "cps"
+
+const (
+	green  = "green"
+	yellow = "yellow"
+	orange = "orange"
+	red    = "red"
+	blue   = "blue"
+)
+
+var source = common.DataSourceRef{Type: cog.ToPtr("prometheus"), Uid: cog.ToPtr("${datasource}")}
+
+// of selects the series of a metric of what is looked at: the nodes of the
+// variables cluster and node. A cluster that is "all" matches where there is none.
+func of(metric string, matchers ...string) string {
+	return metric + "{" + strings.Join(append([]string{`cluster=~"$cluster"`, `instance=~"$node"`}, matchers...), ", ") + "}"
+}
+
+// timeouts are the causes of deaths that the alert on them counts.
+const timeouts = `cause=~"keepalive_timeout|user_timeout|retransmit_timeout|window_probe_timeout|connect_timeout"`
+
+func query(expr, legend string) *prometheus.DataqueryBuilder {
+	return prometheus.NewDataqueryBuilder().Expr(expr).LegendFormat(legend).Range().RefId(refID(0))
+}
+
+// refID is the name of a panel's query, by which a table's columns know it.
+func refID(i int) string { return string(rune('A' + i)) }
+
+// steps are colours: the first, and the others from where they begin.
+func steps(first string, rest ...dashboard.Threshold) cog.Builder[dashboard.ThresholdsConfig] {
+	return dashboard.NewThresholdsConfigBuilder().Mode(dashboard.ThresholdsModeAbsolute).
+		Steps(append([]dashboard.Threshold{{Color: first}}, rest...))
+}
+
+func from(value float64, color string) dashboard.Threshold {
+	return dashboard.Threshold{Value: &value, Color: color}
+}
+
+// number is one figure, with what it was in the background.
+func number(title, description, unit, expr string, thresholds cog.Builder[dashboard.ThresholdsConfig]) *stat.PanelBuilder {
+	return stat.NewPanelBuilder().Title(title).Description(description).Datasource(source).
+		Height(statHeight).Span(statWidth).Unit(unit).Thresholds(thresholds).
+		GraphMode(common.BigValueGraphModeArea).ColorMode(common.BigValueColorModeValue).
+		ReduceOptions(common.NewReduceDataOptionsBuilder().Calcs([]string{"lastNotNull"})).
+		WithTarget(query(expr, ""))
+}
+
+// graph is lines over time.
+func graph(title, description, unit string, queries ...*prometheus.DataqueryBuilder) *timeseries.PanelBuilder {
+	g := timeseries.NewPanelBuilder().Title(title).Description(description).Datasource(source).
+		Height(graphHeight).Span(graphWidth).Unit(unit).Min(0).FillOpacity(10).
+		ShowPoints(common.VisibilityModeNever).
+		Tooltip(common.NewVizTooltipOptionsBuilder().Mode(common.TooltipDisplayModeMulti).Sort(common.SortOrderDescending)).
+		Legend(common.NewVizLegendOptionsBuilder().ShowLegend(true).
+			DisplayMode(common.LegendDisplayModeTable).Placement(common.LegendPlacementRight).
+			Calcs([]string{"lastNotNull", "max"}))
+	for i, q := range queries {
+		g.WithTarget(q.RefId(refID(i)))
+	}
+	return g
+}
+
+// stacked is a graph whose lines add up.
+func stacked(g *timeseries.PanelBuilder) *timeseries.PanelBuilder {
+	return g.FillOpacity(40).Stacking(common.NewStackingConfigBuilder().Mode(common.StackingModeNormal))
+}
+
+// A column of a table: what a query, or a label of it, is called there.
+type column struct {
+	field, name string
+	unit        string
+	link        string
+}
+
+// list is a table of instant queries, a row for each set of labels that they have in
+// common, with the columns in order.
+func list(title, description string, queries []string, columns []column, sortBy string) *table.PanelBuilder {
+	t := table.NewPanelBuilder().Title(title).Description(description).Datasource(source).
+		Height(graphHeight).Span(graphWidth).
+		SortBy([]cog.Builder[common.TableSortByFieldState]{
+			common.NewTableSortByFieldStateBuilder().DisplayName(sortBy).Desc(true),
+		})
+	for i, expr := range queries {
+		t.WithTarget(prometheus.NewDataqueryBuilder().Expr(expr).Instant().
+			Format(prometheus.PromQueryFormatTable).RefId(refID(i)))
+	}
+	names, order := map[string]string{}, map[string]int{}
+	for i, c := range columns {
+		names[c.field], order[c.field] = c.name, i
+		var properties []dashboard.DynamicConfigValue
+		if c.unit != "" {
+			properties = append(properties, dashboard.DynamicConfigValue{Id: "unit", Value: c.unit})
+		}
+		if c.link != "" {
+			properties = append(properties, dashboard.DynamicConfigValue{
+				Id: "links", Value: []map[string]string{{"title": "Node", "url": c.link}},
+			})
+		}
+		if len(properties) > 0 {
+			t.OverrideByName(c.name, properties)
+		}
+	}
+	return t.
+		WithTransformation(dashboard.DataTransformerConfig{Id: "merge", Options: map[string]any{}}).
+		WithTransformation(dashboard.DataTransformerConfig{Id: "organize", Options: map[string]any{
+			"excludeByName": map[string]bool{"Time": true},
+			"indexByName":   order,
+			"renameByName":  names,
+		}})
+}
+
+// idleness is how long connections have been idle, over time.
+func idleness() *heatmap.PanelBuilder {
+	return heatmap.NewPanelBuilder().Title("Idle times of established connections").
+		Description("How many connections have been idle for how long, at each moment. 350 s is where many NATs and load balancers forget a flow.").
+		Datasource(source).Height(graphHeight).Span(graphWidth).
+		YAxis(heatmap.NewYAxisConfigBuilder().Unit("s")).
+		Color(heatmap.NewHeatmapColorOptionsBuilder().Mode(heatmap.HeatmapColorModeScheme).Scheme("Oranges").Steps(64)).
+		WithTarget(query("sum by (le) ("+of("halfopen_tcp_connection_idle_seconds_bucket")+")", "{{le}}").
+			Format(prometheus.PromQueryFormatHeatmap))
+}
+
+// choice is a variable of the values of a label.
+func choice(name, label, metric, of string, many bool) *dashboard.QueryVariableBuilder {
+	v := dashboard.NewQueryVariableBuilder(name).Label(label).Datasource(source).
+		Query(dashboard.StringOrMap{String: cog.ToPtr("label_values(" + metric + ", " + of + ")")}).
+		Refresh(dashboard.VariableRefreshOnTimeRangeChanged).Sort(dashboard.VariableSortNaturalAsc)
+	if many {
+		// .* rather than all the values: it matches where the label is missing too.
+		all := dashboard.StringOrArrayOfString{ArrayOfString: []string{"$__all"}}
+		v.Multi(true).IncludeAll(true).AllValue(".*").
+			Current(dashboard.VariableOption{Selected: cog.ToPtr(true), Text: dashboard.StringOrArrayOfString{ArrayOfString: []string{"All"}}, Value: all})
+	}
+	return v
+}
+
+// board is what both dashboards have.
+func board(uid, title, description string, manyNodes bool) *dashboard.DashboardBuilder {
+	//nolint:staticcheck // SA1019: the newer schema is for Grafana 13, this one is taken by all from 10 on
+	return dashboard.NewDashboardBuilder(title).Uid(uid).Description(description).
+		Tags([]string{"halfopen", "tcp"}).Refresh("30s").Time("now-3h", "now").Timezone("browser").
+		Tooltip(dashboard.DashboardCursorSyncCrosshair).
+		WithVariable(dashboard.NewDatasourceVariableBuilder("datasource").Label("Data source").Type("prometheus")).
+		WithVariable(choice("cluster", "Cluster", "halfopen_build_info", "cluster", true)).
+		WithVariable(choice("node", "Node", `halfopen_build_info{cluster=~"$cluster"}`, "instance", manyNodes)).
+		WithVariable(choice("owner", "Owner", of("halfopen_tcp_zombies_by_owner"), "owner", true)).
+		Link(dashboard.NewDashboardLinkBuilder("halfopen").Type(dashboard.DashboardLinkTypeDashboards).
+			Tags([]string{"halfopen"}).IncludeVars(true).KeepTime(true)).
+		Annotation(dashboard.NewAnnotationQueryBuilder().Name("Alerts").Datasource(source).Enable(true).IconColor(red).
+			Expr(of("ALERTS", `alertname=~"Halfopen.*"`, `alertstate="firing"`, `severity!="info"`)).
+			TitleFormat("{{alertname}}").TextFormat("{{severity}} on {{instance}}"))
+}
+
+// endings adds the rows of how connections end, and of what their peers are asked.
+func endings(d *dashboard.DashboardBuilder) {
+	d.WithRow(dashboard.NewRowBuilder("Ends")).
+		WithPanel(stacked(graph("Deaths by cause", "Connections that ended other than by an orderly close, each second.", perSecond,
+			query("sum by (cause) (rate("+of("halfopen_tcp_deaths_total", `cause!="closed"`)+"[$__rate_interval]))", "{{cause}}")))).
+		WithPanel(graph("Timeouts, and as usual", "What TCP gave up by itself, in 15 minutes, and the average of the last day: HalfopenTimeoutsRising fires at three times that.", "short",
+			query("900 * sum by (cause) ("+of("instance_cause:halfopen_tcp_timeouts:rate15m")+")", "{{cause}}"),
+			query("900 * sum by (cause) (avg_over_time("+of("instance_cause:halfopen_tcp_timeouts:rate15m")+"[1d]))", "{{cause}}, usually"))).
+		WithPanel(graph("How long zombies live", "Until they recover or the kernel gives them up: what users wait.", "s",
+			query("histogram_quantile(0.5, sum by (le) (rate("+of("halfopen_tcp_zombie_seconds_bucket")+"[1h])))", "median"),
+			query("histogram_quantile(0.95, sum by (le) (rate("+of("halfopen_tcp_zombie_seconds_bucket")+"[1h])))", "95 %"))).
+		WithPanel(graph("Orderly ends", "Connections that both sides closed, each second.", perSecond,
+			query("sum(rate("+of("halfopen_tcp_deaths_total", `cause="closed"`)+"[$__rate_interval]))", "closed")))
+	d.WithRow(dashboard.NewRowBuilder("Questions to peers")).
+		WithPanel(graph("Keepalive probes", "Sent, and answered, each second. A gap between them is a peer that is gone.", perSecond,
+			query("sum(rate("+of("halfopen_tcp_keepalive_probes_sent_total")+"[$__rate_interval]))", "sent"),
+			query("sum(rate("+of("halfopen_tcp_keepalive_probes_answered_total")+"[$__rate_interval]))", "answered"))).
+		WithPanel(stacked(graph("Retransmissions", "By what made the kernel send again, each second.", perSecond,
+			query("sum by (type) (rate("+of("halfopen_tcp_retransmits_total")+"[$__rate_interval]))", "{{type}}"))))
+}
