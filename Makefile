@@ -47,7 +47,7 @@ build: ## build bin/halfopen; the BPF object is committed, so no clang is needed
 	scripts/need.sh go ca-certificates
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/halfopen ./cmd/halfopen
 
-generate: ## write again what is generated: the BPF object and its Go bindings
+generate: ## write again what is generated: the BPF object and its Go bindings, dashboards, the metrics reference
 	@$(call step,generate)
 	scripts/need.sh go ca-certificates clang-19 llvm-19
 	go generate ./...
@@ -68,7 +68,7 @@ all-kernels: root build
 
 e2e: root build ## test the built halfopen on this kernel (root; ARGS="-run TestOwners")
 	@$(call step,end-to-end tests on kernel $(shell uname -r))
-	scripts/need.sh go ca-certificates iproute2 prometheus tmux
+	scripts/need.sh go ca-certificates iproute2 prometheus tmux prometheus-alertmanager
 	code=0
 	HALFOPEN_BIN='$(CURDIR)/bin/halfopen' go test -count=1 -timeout 30m -parallel 8 -v $(ARGS) ./e2e/... 2>&1 | tee "$$tmp/log" || code=$$?
 	count() { grep -c "^ *--- $$1: " "$$tmp/log" || true; }
@@ -104,18 +104,18 @@ root:
 
 deps:
 	@$(call step,what the tests need)
-	scripts/need.sh go ca-certificates clang-19 llvm-19 clang-format-19 gcc libc6-dev iproute2 prometheus tmux golangci-lint \
+	scripts/need.sh go ca-certificates clang-19 llvm-19 clang-format-19 gcc libc6-dev iproute2 prometheus tmux prometheus-alertmanager golangci-lint \
 		$(QEMU)
 	go mod download
 
 unit:
 	@$(call step,unit tests)
-	scripts/need.sh go ca-certificates
+	scripts/need.sh go ca-certificates prometheus
 	go test -count=1 $(UNIT)
 
 race:
 	@$(call step,unit tests with the race detector)
-	scripts/need.sh go ca-certificates gcc libc6-dev
+	scripts/need.sh go ca-certificates gcc libc6-dev prometheus
 	CGO_ENABLED=1 go test -race -count=1 $(UNIT)
 
 # In a copy, which need not be a git checkout: whatever generating changes or

@@ -9,3 +9,5 @@ package halfopen
 //go:generate go tool bpf2go -go-package bpf -output-dir bpf -cc clang-19 -strip llvm-strip-19 -target bpfel -type conn -type event -type owner -type holder -type holder_kind -type counters -type census -type evidence -type cause -type class -type risk -type conn_flag -type event_type -type retransmit_type -type fault -type hook -type tcp_state halfopen bpf/halfopen.bpf.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror -Wno-unused-parameter -Wno-missing-declarations -I bpf -I bpf/libbpf
 
 //go:generate go run ./internal/dashboards deploy/grafana
+
+//go:generate go run ./internal/metricsdoc docs/metrics.md

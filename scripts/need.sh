@@ -7,7 +7,8 @@
 #
 # Some things do not go into the system but into $TOOLS, which the Makefile has
 # at the front of PATH: golangci-lint (built at $GOLANGCI_LINT_VERSION), and
-# promtool and nginx, since installing Debian's packages would start servers.
+# Prometheus with promtool, Alertmanager and nginx, since installing Debian's
+# packages would start servers.
 set -euo pipefail
 
 say() { printf '    %s\n' "$*"; }
@@ -35,7 +36,8 @@ there() {
     libc6-dev) [[ -e /usr/include/stdlib.h ]] ;;
     llvm-19) command -v llvm-strip-19 ;;
     nginx) nginx -v ;; # runs, so its libraries are there
-    prometheus) command -v promtool ;;
+    prometheus) command -v promtool && command -v prometheus ;;
+    prometheus-alertmanager) command -v prometheus-alertmanager ;;
     qemu-system-arm) command -v qemu-system-aarch64 ;;
     qemu-system-x86) command -v qemu-system-x86_64 ;;
     tmux) command -v tmux ;;
@@ -54,15 +56,18 @@ install_golangci_lint() {
     CGO_ENABLED=0 GOBIN=$TOOLS go install "github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$GOLANGCI_LINT_VERSION"
 }
 
-# take PACKET PATH: one program out of a package, without what it is to be run as.
+# take PACKAGE PATH...: programs out of a package, without what they are to be run as.
 take() {
-    local dir
-    say "taking ${2##*/} out of the $1 package"
+    local dir path package=$1
+    shift
+    say "taking ${*##*/} out of the $package package"
     dir=$(mktemp -d)
     tmp+=("$dir")
-    (cd "$dir" && apt -o APT::Sandbox::User=root download "$1")
-    dpkg-deb --fsys-tarfile "$dir/$1"_*.deb | tar -x -C "$dir" ".$2"
-    install -D "$dir$2" "$TOOLS/${2##*/}"
+    (cd "$dir" && apt -o APT::Sandbox::User=root download "$package")
+    dpkg-deb --fsys-tarfile "$dir/$package"_*.deb | tar -x -C "$dir" "${@/#/.}"
+    for path; do
+        install -D "$dir$path" "$TOOLS/${path##*/}"
+    done
 }
 
 tmp=()
@@ -74,7 +79,8 @@ for name; do
     go) die "Go $(awk '$1 == "go" { print $2 }' go.mod) or newer is needed, and is neither in PATH nor in /usr/local/go/bin: https://go.dev/dl/" ;;
     golangci-lint) linter=true ;;
     nginx) taken+=("nginx /usr/sbin/nginx") missing+=(nginx) ;;
-    prometheus) taken+=("prometheus /usr/bin/promtool") missing+=("promtool (of prometheus)") ;;
+    prometheus) taken+=("prometheus /usr/bin/promtool /usr/bin/prometheus") missing+=(prometheus) ;;
+    prometheus-alertmanager) taken+=("prometheus-alertmanager /usr/bin/prometheus-alertmanager") missing+=(prometheus-alertmanager) ;;
     *) packages+=("$name") missing+=("$name") ;;
     esac
 done
@@ -90,7 +96,7 @@ if ((${#missing[@]})); then
         apt install --no-install-recommends -y "${packages[@]}"
     fi
     for what in "${taken[@]}"; do
-        # shellcheck disable=SC2086 # two words
+        # shellcheck disable=SC2086 # words
         take $what
     done
 fi

@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Metricsdoc writes docs/metrics.md from what the exporter registers: `make
+// generate` runs it. What the code cannot say, the query that one would write and
+// what the values of labels mean, is in queries.go and values.go; it fails where
+// those leave something out, or have what is not there.
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+	versioncollector "github.com/prometheus/client_golang/prometheus/collectors/version"
+	dto "github.com/prometheus/client_model/go"
+
+	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/exporter"
+)
+
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string) error {
+	if len(args) != 1 {
+		return errors.New("usage: metricsdoc FILE")
+	}
+	families, err := registered()
+	if err != nil {
+		return err
+	}
+	text, err := reference(families)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(args[0], text, 0o644)
+}
+
+// An example has a series of what is otherwise only there when a kernel or a
+// zombie is.
+type example struct{ exporter.Source }
+
+func (example) Stats() (collector.Stats, error) {
+	tracepoints, err := bpf.Tracepoints()
+	if err != nil {
+		return collector.Stats{}, err
+	}
+	s := collector.Stats{
+		ZombiesByOwner: map[collector.Owner]int{{Name: "nginx.service", RemotePort: "5432"}: 1},
+		Attached:       map[string]bool{},
+		EventsLost:     map[string]uint64{"undecodable": 0, "pass_failed": 0, "table_full": 0},
+		Idle:           collector.Histogram{Bounds: []float64{1}, Counts: []uint64{0, 0}},
+	}
+	for _, name := range tracepoints {
+		s.Attached[name] = true
+	}
+	return s, nil
+}
+
+// registered is everything that is named halfopen_*, sorted by name.
+func registered() ([]*dto.MetricFamily, error) {
+	r := prometheus.NewPedanticRegistry()
+	for _, c := range []prometheus.Collector{exporter.NewMetrics(example{}), versioncollector.NewCollector("halfopen")} {
+		if err := r.Register(c); err != nil {
+			return nil, err
+		}
+	}
+	return r.Gather()
+}
+
+// free are the labels whose values are not ours to list.
+var free = map[string]string{
+	"owner":       "a pod's UID, else 12 digits of a container's id, else a systemd unit, else a process's name; empty if nobody is known; `other` sums up what has no series of its own",
+	"remote_port": "the port of the service that the peer is; empty where the peer is a client",
+	"program":     "the tracepoint, as the kernel names it",
+	"version":     "", "revision": "", "branch": "", "goversion": "", "goos": "", "goarch": "", "tags": "",
+}
+
+func reference(families []*dto.MetricFamily) ([]byte, error) {
+	var out bytes.Buffer
+	var errs []error
+	out.WriteString(preface)
+	asked, told := maps.Clone(queries), maps.Clone(values)
+	for _, f := range families {
+		name := f.GetName()
+		q, ok := asked[name]
+		if !ok {
+			errs = append(errs, fmt.Errorf("no query for %s in queries.go", name))
+		}
+		delete(asked, name)
+		fmt.Fprintf(&out, "\n## %s\n\n%s\n\nType: %s. Unit: %s.", name, f.GetHelp(), strings.ToLower(f.GetType().String()), unit(name, q))
+		for i, label := range labels(f) {
+			fmt.Fprintf(&out, "%s `%s`", cmp.Or(strings.Repeat(",", min(i, 1)), " Labels:"), label.name)
+		}
+		if len(labels(f)) > 0 {
+			out.WriteString(".")
+		}
+		out.WriteString("\n")
+		for _, label := range labels(f) {
+			key := name + " " + label.name
+			meanings, ok := told[key]
+			if text, isFree := free[label.name]; isFree {
+				if text != "" {
+					fmt.Fprintf(&out, "\nLabel `%s`: %s.\n", label.name, text)
+				}
+				continue
+			}
+			if !ok {
+				errs = append(errs, fmt.Errorf("no meanings for label %s of %s in values.go", label.name, name))
+				continue
+			}
+			delete(told, key)
+			fmt.Fprintf(&out, "\n| `%s` | |\n|---|---|\n", label.name)
+			for _, v := range meanings {
+				fmt.Fprintf(&out, "| `%s` | %s |\n", cmp.Or(v.value, `""`), v.meaning)
+			}
+			if have := slices.Sorted(maps.Keys(label.values)); !slices.Equal(have, sorted(meanings)) {
+				errs = append(errs, fmt.Errorf("label %s of %s has the values %q, values.go has %q", label.name, name, have, sorted(meanings)))
+			}
+		}
+		fmt.Fprintf(&out, "\n%s\n\n```promql\n%s\n```\n", q.question, q.promql)
+	}
+	for name := range asked {
+		errs = append(errs, fmt.Errorf("queries.go has %s, which nobody exports", name))
+	}
+	for key := range told {
+		errs = append(errs, fmt.Errorf("values.go has %s, which nobody exports", key))
+	}
+	return out.Bytes(), errors.Join(errs...)
+}
+
+func sorted(meanings []meaning) []string {
+	var names []string
+	for _, m := range meanings {
+		names = append(names, m.value)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// unit is what Prometheus's names end in, or what the query's entry says.
+func unit(name string, q query) string {
+	switch {
+	case q.unit != "":
+		return q.unit
+	case strings.HasSuffix(name, "_seconds"):
+		return "seconds"
+	case strings.HasSuffix(name, "_bytes"):
+		return "bytes"
+	}
+	return "none"
+}
+
+type label struct {
+	name   string
+	values map[string]bool
+}
+
+// labels are those of a family, in the order of its series.
+func labels(f *dto.MetricFamily) []label {
+	var all []label
+	for _, m := range f.GetMetric() {
+		for _, l := range m.GetLabel() {
+			i := slices.IndexFunc(all, func(have label) bool { return have.name == l.GetName() })
+			if i < 0 {
+				i = len(all)
+				all = append(all, label{l.GetName(), map[string]bool{}})
+			}
+			all[i].values[l.GetValue()] = true
+		}
+	}
+	return all
+}

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+const preface = `<!-- Written by make generate (internal/metricsdoc) from the exporter's code. -->
+
+# Metrics
+
+What ` + "`halfopen agent`" + ` has at ` + "`/metrics`" + `, as Prometheus's text or OpenMetrics, and with
+each metric the query that one would write first. Besides these there are ` + "`go_*`" + ` and
+` + "`process_*`" + `, of the agent itself, and ` + "`promhttp_*`" + `, of its scrapes. No address, port of a
+client, cookie or pid is ever a label. Every series whose labels are listed here exists
+from the start, at 0.
+
+[deploy/prometheus](../deploy/prometheus/README.md) has alerts made of them,
+[deploy/grafana](../deploy/grafana/README.md) dashboards.
+`
+
+// A query answers a question, and tells the unit where the metric's name does not.
+type query struct{ question, promql, unit string }
+
+var queries = map[string]query{
+	"halfopen_bpf_program_attached": {
+		"Programs that are not attached (there should be none):",
+		`halfopen_bpf_program_attached == 0`, "1 or 0",
+	},
+	"halfopen_build_info": {
+		"How many agents run which version:",
+		`count by (version) (halfopen_build_info)`, "always 1",
+	},
+	"halfopen_census_duration_seconds": {
+		"The slowest censuses of the fleet:",
+		`topk(10, halfopen_census_duration_seconds)`, "",
+	},
+	"halfopen_census_interval_seconds": {
+		"Where the census is stretched, so as to keep to `--census-cpu`:",
+		`halfopen_census_interval_seconds > 15`, "",
+	},
+	"halfopen_census_namespaces": {
+		"Namespaces on each node:",
+		`halfopen_census_namespaces`, "network namespaces",
+	},
+	"halfopen_census_namespaces_unvisited": {
+		"Nodes where the census misses something:",
+		`halfopen_census_namespaces_unvisited > 0`, "network namespaces",
+	},
+	"halfopen_census_sockets": {
+		"The nodes with most sockets:",
+		`topk(10, halfopen_census_sockets)`, "sockets",
+	},
+	"halfopen_census_timestamp_seconds": {
+		"How old the numbers of a node are:",
+		`time() - halfopen_census_timestamp_seconds`, "",
+	},
+	"halfopen_events_lost_total": {
+		"What was lost in the last hour, by type:",
+		`sum by (type) (increase(halfopen_events_lost_total[1h]))`, "events",
+	},
+	"halfopen_events_suppressed_total": {
+		"Nodes with more going on than is told in detail:",
+		`sum without (type) (rate(halfopen_events_suppressed_total[5m])) > 0`, "events",
+	},
+	"halfopen_events_total": {
+		"Events a second on each node:",
+		`sum without (type) (rate(halfopen_events_total[5m]))`, "events",
+	},
+	"halfopen_tcp_connection_idle_seconds": {
+		"The share of established connections that have been idle for longer than 350 s, after which many middleboxes forget a flow (a histogram of the connections now: no `rate`; OpenMetrics writes the bound as `350.0`):",
+		`1 - sum without (le) (halfopen_tcp_connection_idle_seconds_bucket{le=~"350(\\.0)?"}) / halfopen_tcp_connection_idle_seconds_count`, "",
+	},
+	"halfopen_tcp_connections": {
+		"Established connections whose peer is gone:",
+		`sum without (state, verdict) (halfopen_tcp_connections{state="established", verdict="zombie"})`, "sockets",
+	},
+	"halfopen_tcp_connections_at_risk": {
+		"The nodes with most connections that a middlebox may forget:",
+		`topk(10, halfopen_tcp_connections_at_risk{risk="keepalive_slower_than_middlebox"})`, "connections",
+	},
+	"halfopen_tcp_deaths_total": {
+		"Connections that TCP gave up in the last hour, by cause:",
+		`sum by (cause) (increase(halfopen_tcp_deaths_total{cause=~".+_timeout"}[1h]))`, "connections",
+	},
+	"halfopen_tcp_forecast_error_seconds": {
+		"The share of deaths that came when they had been forecast (OpenMetrics writes the bound as `0.0`):",
+		`sum(increase(halfopen_tcp_forecast_error_seconds_bucket{le=~"0(\\.0)?"}[1d])) / sum(increase(halfopen_tcp_forecast_error_seconds_count[1d]))`, "",
+	},
+	"halfopen_tcp_keepalive_probes_answered_total": {
+		"Probes that were not answered, each second:",
+		`rate(halfopen_tcp_keepalive_probes_sent_total[5m]) - rate(halfopen_tcp_keepalive_probes_answered_total[5m])`, "probes",
+	},
+	"halfopen_tcp_keepalive_probes_sent_total": {
+		"Probes each second:",
+		`rate(halfopen_tcp_keepalive_probes_sent_total[5m])`, "probes",
+	},
+	"halfopen_tcp_retransmits_total": {
+		"Retransmissions because nothing came back at all:",
+		`rate(halfopen_tcp_retransmits_total{type="timeout"}[5m])`, "retransmissions",
+	},
+	"halfopen_tcp_zombie_oldest_seconds": {
+		"Nodes where a zombie is older than 20 minutes:",
+		`halfopen_tcp_zombie_oldest_seconds > 1200`, "",
+	},
+	"halfopen_tcp_zombie_seconds": {
+		"How long 95 % of the zombies of the last day lived at most:",
+		`histogram_quantile(0.95, sum by (le) (rate(halfopen_tcp_zombie_seconds_bucket[1d])))`, "",
+	},
+	"halfopen_tcp_zombies_by_owner": {
+		"Whose connections are zombies, over all nodes:",
+		`topk(20, sum by (owner, remote_port) (halfopen_tcp_zombies_by_owner))`, "connections",
+	},
+	"halfopen_watched_sockets": {
+		"Nodes where much is unanswered:",
+		`halfopen_watched_sockets > 100`, "sockets",
+	},
+}

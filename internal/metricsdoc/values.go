@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+type meaning struct{ value, meaning string }
+
+// verdicts and others are in the order in which one reads them.
+var (
+	verdicts = []meaning{
+		{"active", "made, or data moved, within `--idle-after`"},
+		{"idle", "no data for that long; keepalive is on, so the kernel will notice a dead peer"},
+		{"unguarded", "no data for that long, keepalive off: a dead peer would never be noticed"},
+		{"stalled", "the peer answers, but its window has been closed for `--stalled-after`"},
+		{"suspect", "something is unanswered, less than a zombie"},
+		{"zombie", "`--zombie-unanswered` probes or retransmissions in a row unanswered, and silent for `--zombie-silence`"},
+		{"", "the state has no verdict"},
+	}
+	states = []meaning{
+		{"established", "open both ways"},
+		{"syn_sent", "connecting"},
+		{"syn_recv", "half-made inbound connections; no verdict"},
+		{"fin_wait1", "closed here, not acknowledged yet"},
+		{"fin_wait2", "closed here, the peer has not closed"},
+		{"close_wait", "the peer has closed, the application here has not"},
+		{"last_ack", "closed by both, the last acknowledgement is missing"},
+		{"closing", "closed by both at once"},
+		{"time_wait", "what the kernel keeps of an ended connection for a minute; no verdict"},
+		{"close", "sockets that are not connected; no verdict"},
+		{"listen", "listeners; no verdict"},
+	}
+	risks = []meaning{
+		{"no_keepalive", "established, and keepalive is off"},
+		{"keepalive_slower_than_middlebox", "the first probe comes later than `--middlebox-timeout`"},
+		{"user_timeout_overrides_keepcnt", "with TCP_USER_TIMEOUT set, the number of probes means nothing"},
+		{"keepalive_masked_by_unacked_data", "keepalive is on, but waits while data is in flight or queued"},
+		{"close_wait_leak", "the peer has closed, the application has not, for `--idle-after`"},
+	}
+	causes = []meaning{
+		{"keepalive_timeout", "keepalive probes unanswered up to the probe count"},
+		{"user_timeout", "TCP_USER_TIMEOUT"},
+		{"retransmit_timeout", "tcp_retries2 exhausted"},
+		{"window_probe_timeout", "zero-window probes unanswered"},
+		{"connect_timeout", "SYN retries exhausted"},
+		{"orphan_timeout", "closed by the application, the rest never acknowledged; or FIN_WAIT2 expiry"},
+		{"reset_by_peer", "RST received"},
+		{"refused", "RST to our SYN"},
+		{"unreachable", "an ICMP error ended it"},
+		{"aborted", "local close with unread data, SO_LINGER 0, or disconnect"},
+		{"destroyed", "`ss -K` or bpf_sock_destroy"},
+		{"out_of_memory", "the kernel gave the socket up"},
+		{"closed", "orderly FIN both ways"},
+		{"unknown", "none of these could be shown"},
+	}
+	retransmits = []meaning{
+		{"timeout", "the retransmission timer fired: nothing came back in time"},
+		{"fast", "the peer's acknowledgements showed a gap"},
+		{"tail_loss_probe", "a look whether the last segment got lost"},
+		{"syn", "a connection attempt, again"},
+		{"synack", "the answer to one, again"},
+	}
+	events = []meaning{
+		{"solicitation", "a probe or retransmission, from the second unanswered one in a row on"},
+		{"death", "a connection that ended other than by an orderly close, or was in trouble"},
+	}
+	losses = append(events[:len(events):len(events)],
+		meaning{"watch_full", "no room to watch a socket; the census still sees it"},
+		meaning{"no_cookie", "a timer fired for a socket that has no cookie yet"},
+		meaning{"remember_full", "no room to note a deferred timer, a reset or a death: a cause may be `unknown`"},
+		meaning{"census_full", "more sockets in one place, or network namespaces to visit, than a census looks at"},
+		meaning{"recursion", "the kernel skipped a program that was running already"},
+		meaning{"undecodable", "an event that this agent cannot read"},
+		meaning{"pass_failed", "a pass over the sockets failed; the log says why"},
+		meaning{"table_full", "no room to follow a connection in trouble; it is counted all the same"},
+	)
+)
+
+// values are what the values of a metric's label mean.
+var values = map[string][]meaning{
+	"halfopen_tcp_connections state":        states,
+	"halfopen_tcp_connections verdict":      verdicts,
+	"halfopen_tcp_connections_at_risk risk": risks,
+	"halfopen_tcp_deaths_total cause":       causes,
+	"halfopen_tcp_retransmits_total type":   retransmits,
+	"halfopen_events_total type":            events,
+	"halfopen_events_suppressed_total type": events,
+	"halfopen_events_lost_total type":       losses,
+}
