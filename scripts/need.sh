@@ -11,6 +11,10 @@
 # packages would start servers.
 set -euo pipefail
 
+# Debian's Alertmanager does not start without its templates, and looks for them
+# nowhere else.
+templates=/usr/share/prometheus/alertmanager
+
 say() { printf '    %s\n' "$*"; }
 die() {
     printf 'make: %s\n' "$*" >&2
@@ -37,7 +41,7 @@ there() {
     llvm-19) command -v llvm-strip-19 ;;
     nginx) nginx -v ;; # runs, so its libraries are there
     prometheus) command -v promtool && command -v prometheus ;;
-    prometheus-alertmanager) command -v prometheus-alertmanager ;;
+    prometheus-alertmanager) command -v prometheus-alertmanager && [[ -e $templates/default.tmpl && -e $templates/email.tmpl ]] ;;
     qemu-system-arm) command -v qemu-system-aarch64 ;;
     qemu-system-x86) command -v qemu-system-x86_64 ;;
     tmux) command -v tmux ;;
@@ -66,7 +70,10 @@ take() {
     (cd "$dir" && apt -o APT::Sandbox::User=root download "$package")
     dpkg-deb --fsys-tarfile "$dir/$package"_*.deb | tar -x -C "$dir" "${@/#/.}"
     for path; do
-        install -D "$dir$path" "$TOOLS/${path##*/}"
+        case $path in
+        "$templates"/*) install -D -m 644 "$dir$path" "$path" ;;
+        *) install -D "$dir$path" "$TOOLS/${path##*/}" ;;
+        esac
     done
 }
 
@@ -80,7 +87,7 @@ for name; do
     golangci-lint) linter=true ;;
     nginx) taken+=("nginx /usr/sbin/nginx") missing+=(nginx) ;;
     prometheus) taken+=("prometheus /usr/bin/promtool /usr/bin/prometheus") missing+=(prometheus) ;;
-    prometheus-alertmanager) taken+=("prometheus-alertmanager /usr/bin/prometheus-alertmanager") missing+=(prometheus-alertmanager) ;;
+    prometheus-alertmanager) taken+=("prometheus-alertmanager /usr/bin/prometheus-alertmanager $templates/default.tmpl $templates/email.tmpl") missing+=(prometheus-alertmanager) ;;
     *) packages+=("$name") missing+=("$name") ;;
     esac
 done
