@@ -8,7 +8,7 @@ import (
 )
 
 // fleet is the dashboard of many nodes: which of them to look at.
-func fleet() *dashboard.DashboardBuilder {
+func fleet() *builder {
 	const (
 		nodeLink  = "/d/halfopen-node?var-datasource=${datasource}&var-cluster=${__data.fields.Cluster}&var-node=${__data.fields.Node}&${__url_time_range}"
 		perNode   = "sum by (cluster, instance) ("

@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 
 	"github.com/grafana/grafana-foundation-sdk/go/cog"
-	"github.com/grafana/grafana-foundation-sdk/go/dashboard"
 )
 
 func main() {
@@ -26,11 +25,11 @@ func run(args []string) error {
 	if len(args) != 1 {
 		return fmt.Errorf("usage: dashboards DIRECTORY")
 	}
-	for name, builder := range map[string]cog.Builder[dashboard.Dashboard]{
+	for name, b := range map[string]cog.Builder[model]{
 		"halfopen-node.json":  node(),
 		"halfopen-fleet.json": fleet(),
 	} {
-		d, err := builder.Build()
+		d, err := b.Build()
 		if err != nil {
 			return fmt.Errorf("build %s: %w", name, err)
 		}

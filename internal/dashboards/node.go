@@ -8,7 +8,7 @@ import (
 )
 
 // node is the dashboard of one node.
-func node() *dashboard.DashboardBuilder {
+func node() *builder {
 	connections := func(matchers ...string) string { return "sum(" + of("halfopen_tcp_connections", matchers...) + ")" }
 	d := board("halfopen-node", "halfopen / node", "The TCP connections of one node, and those whose peer is gone.", false)
 	d.WithRow(dashboard.NewRowBuilder("Now")).

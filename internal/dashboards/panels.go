@@ -32,6 +32,13 @@ const (
 	blue   = "blue"
 )
 
+// A model is a dashboard in the schema that every Grafana from 10 on imports. The SDK
+// prefers a newer one, which only the newest Grafana takes.
+type (
+	model   = dashboard.Dashboard        //nolint:staticcheck // SA1019: see above
+	builder = dashboard.DashboardBuilder //nolint:staticcheck // SA1019: see above
+)
+
 var source = common.DataSourceRef{Type: cog.ToPtr("prometheus"), Uid: cog.ToPtr("${datasource}")}
 
 // of selects the series of a metric of what is looked at: the nodes of the
@@ -159,8 +166,8 @@ func choice(name, label, metric, of string, many bool) *dashboard.QueryVariableB
 }
 
 // board is what both dashboards have.
-func board(uid, title, description string, manyNodes bool) *dashboard.DashboardBuilder {
-	//nolint:staticcheck // SA1019: the newer schema is for Grafana 13, this one is taken by all from 10 on
+func board(uid, title, description string, manyNodes bool) *builder {
+	//nolint:staticcheck // SA1019: see model
 	return dashboard.NewDashboardBuilder(title).Uid(uid).Description(description).
 		Tags([]string{"halfopen", "tcp"}).Refresh("30s").Time("now-3h", "now").Timezone("browser").
 		Tooltip(dashboard.DashboardCursorSyncCrosshair).
@@ -176,7 +183,7 @@ func board(uid, title, description string, manyNodes bool) *dashboard.DashboardB
 }
 
 // endings adds the rows of how connections end, and of what their peers are asked.
-func endings(d *dashboard.DashboardBuilder) {
+func endings(d *builder) {
 	d.WithRow(dashboard.NewRowBuilder("Ends")).
 		WithPanel(stacked(graph("Deaths by cause", "Connections that ended other than by an orderly close, each second.", perSecond,
 			query("sum by (cause) (rate("+of("halfopen_tcp_deaths_total", `cause!="closed"`)+"[$__rate_interval]))", "{{cause}}")))).
