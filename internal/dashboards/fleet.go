@@ -10,7 +10,7 @@ import (
 // fleet is the dashboard of many nodes: which of them to look at.
 func fleet() *builder {
 	const (
-		nodeLink  = "/d/halfopen-node?var-datasource=${datasource}&var-cluster=${__data.fields.Cluster}&var-node=${__data.fields.Node}&${__url_time_range}"
+		nodeLink  = "/d/halfopen-node?var-datasource=${datasource}&${cluster:queryparam}&var-node=${__data.fields.Node}&${__url_time_range}"
 		perNode   = "sum by (cluster, instance) ("
 		ofZombies = `verdict="zombie"`
 	)
@@ -35,9 +35,9 @@ func fleet() *builder {
 			steps(green, from(1, red))))
 
 	d.WithRow(dashboard.NewRowBuilder("Where")).
-		WithPanel(list("Nodes", "The 50 with most zombies. A node's name leads to its dashboard.",
+		WithPanel(list("Nodes", "Most zombies first. A node's name leads to its dashboard.",
 			[]string{
-				"topk(50, " + perNode + of("halfopen_tcp_connections", ofZombies) + "))",
+				perNode + of("halfopen_tcp_connections", ofZombies) + ")",
 				"max by (cluster, instance) (" + of("halfopen_tcp_zombie_oldest_seconds") + ")",
 				perNode + of("halfopen_tcp_connections", `verdict="suspect"`) + ")",
 				perNode + of("halfopen_tcp_connections", `verdict="unguarded"`) + ")",
