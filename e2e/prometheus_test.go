@@ -38,7 +38,9 @@ const (
 // Rules and configurations are the shipped files, but for addresses and for time:
 // scraped and evaluated each second, with a second's wait instead of minutes before an
 // alert on zombies fires (`for`), and before Alertmanager tells of it.
-func TestZombieAlerts(t *testing.T) { // not parallel: others make zombies too
+//
+// What it checks is the whole node: it wants one without zombies of others.
+func TestZombieAlerts(t *testing.T) { // not parallel, for that reason
 	n := newNetwork(t, "ipv4")
 	a := startAgent(t, "--census-interval=2s")
 	n.serve(pooled, echo)
@@ -48,7 +50,7 @@ func TestZombieAlerts(t *testing.T) { // not parallel: others make zombies too
 	n.greet(slices.Concat(victims, dying, neighbours))
 	n.keepalive(slices.Concat(victims, neighbours), 2*time.Second, time.Second, 120)
 	n.keepalive(dying, 2*time.Second, time.Second, 13)
-	eventually(t, time.Minute, "what tests before have left behind is gone", func() error {
+	eventually(t, time.Minute, "no zombies on this node but its own (tests before leave some behind)", func() error {
 		if zombies := a.zombies(); zombies > 0 {
 			return fmt.Errorf("%v zombies", zombies)
 		}
