@@ -494,6 +494,9 @@ func processOf(owners []bpf.Owner, pids []uint32) *Process {
 	return &Process{PID: o.Pid, Comm: unix.ByteSliceToString(o.Comm[:]), FD: o.Fd}
 }
 
+// Options are those that the collector was made with, and the defaults.
+func (c *Collector) Options() Options { return c.opts }
+
 // Ready tells whether the first census is done.
 func (c *Collector) Ready() bool { return c.ready.Load() }
 
@@ -672,6 +675,9 @@ type Subscription struct {
 
 // Close ends the delivery.
 func (s *Subscription) Close() {
+	if s.of == nil {
+		return // made by hand, of a channel
+	}
 	s.of.mu.Lock()
 	defer s.of.mu.Unlock()
 	delete(s.of.subs, s)

@@ -24,8 +24,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	versioncollector "github.com/prometheus/client_golang/prometheus/collectors/version"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-	"github.com/prometheus/common/version"
-	"github.com/prometheus/exporter-toolkit/web"
 
 	"github.com/halfopen/halfopen/collector"
 )
@@ -38,6 +36,9 @@ type Source interface {
 	Tallies(ctx context.Context, q collector.Query, by collector.Grouping) (total int, tallies []collector.Tally, err error)
 	Connection(ctx context.Context, cookie uint64) (*collector.Detail, error) // nil: no such connection
 	Deaths(causes []collector.Cause, limit int) (total int, deaths []collector.Death)
+	FillOwners(conns []collector.Connection) error
+	Subscribe(buffer int) *collector.Subscription
+	Options() collector.Options
 }
 
 var _ Source = (*collector.Collector)(nil)
@@ -46,28 +47,12 @@ var _ Source = (*collector.Collector)(nil)
 // the query says otherwise.
 const defaultLimit = 1000
 
-// NewHandler serves the paths of the API, the metrics, the health of the agent
-// and a landing page.
-func NewHandler(src Source, logger *slog.Logger) (http.Handler, error) {
-	landing, err := web.NewLandingPage(web.LandingConfig{
-		Name:        "halfopen",
-		Description: "TCP connections whose peer is gone",
-		Version:     version.Version,
-		Profiling:   "false",
-		Links: []web.LandingLinks{
-			{Address: "/api/v1/connections", Text: "Connections", Description: "worst first, as JSON"},
-			{Address: "/api/v1/deaths", Text: "Deaths", Description: "newest first, as JSON"},
-			{Address: "/metrics", Text: "Metrics"},
-			{Address: "/-/healthy", Text: "Healthy"},
-			{Address: "/-/ready", Text: "Ready"},
-		},
-	})
-	if err != nil {
-		return nil, fmt.Errorf("make landing page: %w", err)
-	}
+// NewHandler serves the live page, the API with its stream, the metrics, and the
+// health of the agent.
+func NewHandler(src Source, live *Live, logger *slog.Logger) http.Handler {
 	a := &api{src: src, logger: logger, large: make(chan struct{}, 1)}
 	mux := http.NewServeMux()
-	mux.Handle("GET /{$}", landing)
+	servePage(mux)
 	mux.Handle("GET /metrics", metricsHandler(src, logger))
 	mux.HandleFunc("GET /-/healthy", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintln(w, "healthy")
@@ -84,6 +69,7 @@ func NewHandler(src Source, logger *slog.Logger) (http.Handler, error) {
 		"/api/v1/connections/{cookie}": a.connection,
 		"/api/v1/groups":               a.groups,
 		"/api/v1/deaths":               a.deaths,
+		"/api/v1/stream":               live.ServeHTTP,
 	} {
 		mux.HandleFunc("GET "+path, h)
 		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
@@ -94,7 +80,7 @@ func NewHandler(src Source, logger *slog.Logger) (http.Handler, error) {
 	mux.HandleFunc("/api/", func(w http.ResponseWriter, r *http.Request) {
 		writeError(w, http.StatusNotFound, fmt.Errorf("no such path: %s", r.URL.Path))
 	})
-	return secure(mux), nil
+	return secure(mux)
 }
 
 func secure(next http.Handler) http.Handler {

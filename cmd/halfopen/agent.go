@@ -73,14 +73,16 @@ func (a *agent) run(ctx context.Context, _, stderr io.Writer) error {
 	}
 	defer k.Close()
 	c := collector.New(k, a.thresholds.options(logger))
-	handler, err := exporter.NewHandler(c, logger)
-	if err != nil {
-		return err
-	}
+	live := exporter.NewLive(c, logger)
+	handler := exporter.NewHandler(c, live, logger)
 	logger.Info("Starting halfopen", "version", version.Version, "revision", version.GetRevision(),
 		"kernel", kernelRelease(), "address", strings.Join(*a.web.WebListenAddresses, ","))
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return c.Run(ctx) })
+	g.Go(func() error {
+		live.Run(ctx)
+		return nil
+	})
 	g.Go(func() error { return exporter.Serve(ctx, listeners, handler, a.web, logger) })
 	if err := g.Wait(); err != nil {
 		return err

@@ -1,0 +1,796 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package exporter
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/http"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/prometheus/common/version"
+
+	"github.com/halfopen/halfopen/collector"
+)
+
+// The bounds of the stream.
+const (
+	// maxViewers may be served at once, and each has at most viewerFrames frames
+	// of the stream, which all share, still to be sent; who falls further behind is
+	// dropped, as is who takes nothing for viewerPatience.
+	maxViewers     = 256
+	viewerFrames   = 64
+	viewerPatience = 10 * time.Second
+	// viewerHeartbeat is after how long of nothing a comment is sent.
+	viewerHeartbeat = 15 * time.Second
+	// viewerChunk is how much has to be taken within viewerPatience.
+	viewerChunk = 64 << 10
+
+	// maxRows are kept for the pages, the worst; as much again may get into
+	// trouble until the next look.
+	maxRows = 10000
+	// noticeBuffer is how many notices may wait for the next frame. If there are
+	// more, the pages are told everything anew.
+	noticeBuffer = 4096
+
+	// The first notice waits noticeDelay for others, and frames are at least
+	// frameSpacing apart.
+	noticeDelay  = 100 * time.Millisecond
+	frameSpacing = 500 * time.Millisecond
+	// summarySpacing is between two looks at the counts, and summaryLatest until
+	// they are sent though they are the same.
+	summarySpacing = 2 * time.Second
+	summaryLatest  = 10 * time.Second
+	// lookSpacing is between two looks at all connections, and lookShare what
+	// they may take of a core.
+	lookSpacing = 15 * time.Second
+	lookShare   = 0.004
+	// ownersPause is the same for owners of those that are new.
+	ownersPause = time.Second
+
+	// The counts are remembered each historyStep for historySpan.
+	historyStep = 20 * time.Second
+	historySpan = time.Hour
+)
+
+// kind is what a client of the stream can ask for.
+type kind uint8
+
+const (
+	kindVerdict kind = iota
+	kindDeath
+	kindSolicitation
+	kindSummary
+	kindHistory
+	kindRows
+	kinds
+)
+
+var kindNames = [kinds]string{"verdict", "death", "solicitation", "summary", "history", "rows"}
+
+// usualKinds are those of who asks for none.
+const usualKinds = 1<<kindVerdict | 1<<kindDeath | 1<<kindSolicitation | 1<<kindSummary
+
+func parseKind(s string) (kind, error) {
+	for k, name := range kindNames {
+		if name == s {
+			return kind(k), nil
+		}
+	}
+	return 0, fmt.Errorf("unknown event %q: there are %s", s, strings.Join(kindNames[:], ", "))
+}
+
+// A frame is what all viewers are sent at one moment: server-sent events, by kind.
+type frame [kinds][]byte
+
+func (f *frame) add(k kind, data []byte) {
+	f[k] = fmt.Appendf(f[k], "event: %s\ndata: %s\n\n", kindNames[k], data)
+}
+
+func (f *frame) empty() bool {
+	return !slices.ContainsFunc(f[:], func(b []byte) bool { return len(b) > 0 })
+}
+
+// A viewer is a client of the stream.
+type viewer struct {
+	wants  uint8       // a bit for each kind
+	frames chan *frame // closed when it is dropped
+}
+
+// Live tells the pages, and whoever else listens to the stream, what happens. What
+// it knows of the connections it knows only while somebody listens; of the counts it
+// remembers the last hour.
+type Live struct {
+	src    Source
+	logger *slog.Logger
+	node   string
+	join   chan *viewer
+	leave  chan *viewer
+	ended  chan struct{}
+
+	// All below is Run's alone.
+	viewers map[*viewer]bool
+	wanted  uint8                   // by any of them
+	sub     *collector.Subscription // nil: nobody listens, and there is nothing of the next five
+	pending []collector.Notice      // for the next frame, and what is in sub
+	rows    map[uint64]*row
+	whole   []byte                          // all rows, for who joins; nil: to be made
+	strays  map[uint64]collector.Connection // whose owners are still to be found
+	flushes alarm                           // the next frame of notices
+	looks   alarm                           // the next look at all connections
+	framed  time.Time                       // the last frame of notices
+	owned   time.Time                       // owners may be looked for again
+	summary []byte                          // the last, without its time
+	told    time.Time                       // when that was
+	past    []moment                        // oldest first, historyStep apart
+}
+
+// A moment is what is remembered of one.
+type moment struct {
+	at       time.Time
+	verdicts [collector.Verdicts]uint64
+	risks    uint64
+	deaths   [collector.Causes]uint64 // since the agent started
+}
+
+// An alarm is a timer that may not be set.
+type alarm struct {
+	*time.Timer
+	set bool
+}
+
+func newAlarm() alarm {
+	t := time.NewTimer(time.Hour)
+	t.Stop()
+	return alarm{t, false}
+}
+
+func (a *alarm) in(d time.Duration) {
+	a.Reset(d)
+	a.set = true
+}
+
+func (a *alarm) off() {
+	a.Stop()
+	a.set = false
+}
+
+// NewLive makes the source of the stream, which [Live.Run] runs.
+func NewLive(src Source, logger *slog.Logger) *Live {
+	node, err := os.Hostname()
+	if err != nil {
+		node = ""
+	}
+	return &Live{
+		src: src, logger: logger, node: node,
+		join: make(chan *viewer), leave: make(chan *viewer), ended: make(chan struct{}),
+		viewers: make(map[*viewer]bool), flushes: newAlarm(), looks: newAlarm(),
+	}
+}
+
+// Run serves the stream until the context ends, and with it every answer that is
+// under way.
+func (l *Live) Run(ctx context.Context) {
+	defer close(l.ended)
+	defer func() {
+		for v := range l.viewers {
+			l.drop(v)
+		}
+	}()
+	l.remember(time.Now())
+	history, summary := time.NewTicker(historyStep), time.NewTicker(summarySpacing)
+	defer history.Stop()
+	defer summary.Stop()
+	for {
+		var notices <-chan collector.Notice // nil: the next frame takes them
+		if l.sub != nil && !l.flushes.set {
+			notices = l.sub.C
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case v := <-l.join:
+			l.admit(ctx, v)
+		case v := <-l.leave:
+			if l.viewers[v] {
+				l.drop(v)
+			}
+		case n := <-notices:
+			l.pending = append(l.pending, n)
+			l.flushes.in(max(noticeDelay, frameSpacing-time.Since(l.framed)))
+		case <-l.flushes.C:
+			l.flushes.set = false
+			l.flush()
+			l.findOwners()
+		case <-l.looks.C:
+			l.look(ctx)
+		case now := <-history.C:
+			l.remember(now)
+		case now := <-summary.C:
+			if len(l.viewers) > 0 {
+				l.summarise(now)
+			}
+		}
+		l.tidy()
+	}
+}
+
+// admit begins to serve a viewer: with all there is, if it wants that.
+func (l *Live) admit(ctx context.Context, v *viewer) {
+	if len(l.viewers) >= maxViewers {
+		close(v.frames)
+		return
+	}
+	if l.sub == nil {
+		l.sub = l.src.Subscribe(noticeBuffer)
+	}
+	if v.wants&(1<<kindRows) != 0 && l.rows == nil {
+		l.look(ctx)
+	}
+	l.summarise(time.Now())
+	var first frame
+	if v.wants&(1<<kindSummary) != 0 {
+		first.add(kindSummary, withTime(l.summary, l.told))
+	}
+	if v.wants&(1<<kindHistory) != 0 {
+		first.add(kindHistory, l.history())
+	}
+	if v.wants&(1<<kindRows) != 0 {
+		if l.whole == nil {
+			l.whole = l.allRows()
+		}
+		first[kindRows] = l.whole
+	}
+	v.frames <- &first // there is room
+	l.viewers[v] = true
+	l.wanted |= v.wants
+}
+
+// drop ends the service of a viewer.
+func (l *Live) drop(v *viewer) {
+	delete(l.viewers, v)
+	close(v.frames)
+	l.wanted = 0
+	for v := range l.viewers {
+		l.wanted |= v.wants
+	}
+}
+
+// tidy lets go of what nobody listens to any more.
+func (l *Live) tidy() {
+	if l.wanted&(1<<kindRows) == 0 {
+		l.rows, l.whole, l.strays = nil, nil, nil
+		l.looks.off()
+	}
+	if len(l.viewers) == 0 && l.sub != nil {
+		l.sub.Close()
+		l.sub, l.pending = nil, nil
+		l.flushes.off()
+	}
+}
+
+// send gives all viewers a frame. It waits for none.
+func (l *Live) send(f *frame) {
+	if f.empty() {
+		return
+	}
+	for v := range l.viewers {
+		select {
+		case v.frames <- f:
+		default:
+			l.drop(v)
+		}
+	}
+}
+
+// flush sends what has been told since the last frame.
+func (l *Live) flush() {
+	notices := l.pending
+	for range len(l.sub.C) {
+		notices = append(notices, <-l.sub.C)
+	}
+	l.pending = notices[:0]
+	if len(notices) == 0 {
+		return
+	}
+	l.framed = time.Now()
+	var f frame
+	changes := newChanges(l.rows)
+	for i := range notices {
+		n := &notices[i]
+		if l.rows != nil {
+			l.take(n, changes)
+		}
+		if k := kindOf(n.Kind); l.wanted&(1<<k) != 0 {
+			data, err := json.Marshal(NewNotice(n))
+			if err != nil {
+				l.logger.Error("Event was not encoded", "err", err)
+				continue
+			}
+			f.add(k, data)
+		}
+	}
+	clear(notices) // what they point to
+	l.sendChanges(&f, changes)
+	l.send(&f)
+}
+
+func kindOf(k collector.NoticeKind) kind {
+	switch k {
+	case collector.NoticeVerdict:
+		return kindVerdict
+	case collector.NoticeDeath:
+		return kindDeath
+	}
+	return kindSolicitation
+}
+
+// take has the rows follow a notice, and the notice know the owner that they do.
+func (l *Live) take(n *collector.Notice, changes *changes) {
+	cookie := n.Connection.Cookie
+	old := l.rows[cookie]
+	if n.Death != nil {
+		if old == nil {
+			return
+		}
+		if n.Death.Process == nil && old.pid != 0 {
+			death := *n.Death // others have it too
+			death.Process = &collector.Process{PID: old.pid, Comm: old.comm, FD: old.fd}
+			n.Death = &death
+		}
+		changes.before(cookie)
+		delete(l.rows, cookie)
+		delete(l.strays, cookie)
+		return
+	}
+	r := newRow(&n.Connection)
+	switch {
+	case !n.Connection.Judged(), old == nil && len(l.rows) >= 2*maxRows, old != nil && r.at.Before(old.at):
+		return
+	case old != nil:
+		r.follow(old)
+	}
+	changes.before(cookie)
+	l.rows[cookie] = &r
+	if r.held == heldByProcess && r.pid == 0 {
+		l.strays[cookie] = n.Connection
+	}
+}
+
+// findOwners looks for those of connections that are new to the rows, once each.
+// The next look at all finds them too, but not at once.
+func (l *Live) findOwners() {
+	if len(l.strays) == 0 {
+		return
+	}
+	if wait := time.Until(l.owned); wait > 0 {
+		if !l.flushes.set {
+			l.flushes.in(wait)
+		}
+		return
+	}
+	conns := slices.Collect(maps.Values(l.strays))
+	clear(l.strays)
+	began := time.Now()
+	err := l.src.FillOwners(conns)
+	l.owned = began.Add(max(ownersPause, share(time.Since(began))))
+	if err != nil {
+		l.logger.Warn("Owners were not found for the live page", "err", err)
+		return
+	}
+	changes := newChanges(l.rows)
+	for i := range conns {
+		c := &conns[i]
+		old := l.rows[c.Cookie]
+		if old == nil || c.Process == nil {
+			continue
+		}
+		r := *old
+		r.pid, r.comm, r.fd, r.group = c.Process.PID, c.Process.Comm, c.Process.FD, groupOf(&c.Group)
+		changes.before(c.Cookie)
+		l.rows[c.Cookie] = &r
+	}
+	var f frame
+	l.sendChanges(&f, changes)
+	l.send(&f)
+}
+
+// share is for how long what took so much must not be done again.
+func share(took time.Duration) time.Duration { return time.Duration(float64(took) / lookShare) }
+
+// look looks at all connections, and sends what nobody has told: which are new,
+// which are no more, and where data has moved.
+func (l *Live) look(ctx context.Context) {
+	l.flush()
+	began := time.Now()
+	_, conns, err := l.src.Connections(ctx, collector.Query{Limit: maxRows})
+	rows := make(map[uint64]*row, len(l.rows))
+	if err == nil {
+		for c, failed := range conns {
+			if err = failed; err != nil {
+				break
+			}
+			r := newRow(c)
+			rows[c.Cookie] = &r
+		}
+	}
+	l.looks.in(max(lookSpacing, share(time.Since(began))))
+	if err != nil {
+		if ctx.Err() == nil {
+			l.logger.Error("Connections were not looked at for the live page", "err", err)
+		}
+		if l.rows != nil {
+			return
+		}
+	}
+	changes := newChanges(l.rows)
+	for cookie, old := range l.rows {
+		r := rows[cookie]
+		if r == nil {
+			changes.before(cookie)
+			continue
+		}
+		r.follow(old)
+		if *r != old.asOf(r.at) {
+			changes.before(cookie)
+		}
+	}
+	for cookie := range rows {
+		if l.rows[cookie] == nil {
+			changes.before(cookie)
+		}
+	}
+	l.rows, l.strays = rows, make(map[uint64]collector.Connection)
+	var f frame
+	l.sendChanges(&f, changes)
+	l.send(&f)
+}
+
+// changes are of the rows: how those were that are no longer so.
+type changes struct {
+	rows map[uint64]*row
+	old  map[uint64]*row // nil: there was none
+}
+
+func newChanges(rows map[uint64]*row) *changes { return &changes{rows, make(map[uint64]*row)} }
+
+// before is to be called before a row is changed, which is by putting another there.
+func (c *changes) before(cookie uint64) {
+	if _, ok := c.old[cookie]; !ok {
+		c.old[cookie] = c.rows[cookie]
+	}
+}
+
+// sendChanges adds an event of kindRows to a frame: rows that are new or different
+// with what is different, and the cookies of those that are gone.
+func (l *Live) sendChanges(f *frame, changes *changes) {
+	if len(changes.old) == 0 {
+		return
+	}
+	var changed, gone []byte
+	for cookie, old := range changes.old {
+		switch r := l.rows[cookie]; {
+		case r != nil:
+			changed = r.appendJSON(comma(changed), old)
+		case old != nil:
+			gone = strconv.AppendUint(append(comma(gone), '"'), cookie, 16)
+			gone = append(gone, '"')
+		}
+	}
+	l.whole = nil
+	f.add(kindRows, fmt.Appendf(nil, `{"at":%d,"rows":[%s],"gone":[%s]}`, time.Now().UnixMilli(), changed, gone))
+}
+
+// allRows is the event of kindRows that a viewer begins with.
+func (l *Live) allRows() []byte {
+	b := make([]byte, 0, 256*len(l.rows)+128)
+	b = fmt.Appendf(b, "event: %s\ndata: {\"at\":%d,\"all\":true,\"rows\":[", kindNames[kindRows], time.Now().UnixMilli())
+	first := true
+	for _, r := range l.rows {
+		if !first {
+			b = append(b, ',')
+		}
+		first = false
+		b = r.appendJSON(b, nil)
+	}
+	return append(b, "],\"gone\":[]}\n\n"...)
+}
+
+func comma(b []byte) []byte {
+	if len(b) > 0 {
+		return append(b, ',')
+	}
+	return b
+}
+
+// Summary is what matters now, of the stream.
+type Summary struct {
+	Node     string         `json:"node"`    // its host name
+	Version  string         `json:"version"` // the agent's
+	Ready    bool           `json:"ready"`   // the first census is done
+	Total    uint64         `json:"total"`   // connections
+	Verdicts map[string]int `json:"verdicts"`
+	AtRisk   map[string]int `json:"at_risk"` // a connection may be of several
+	// Deaths by cause since DeathsSince, an hour ago or when the agent began.
+	Deaths      map[string]uint64 `json:"deaths"`
+	DeathsSince time.Time         `json:"deaths_since"`
+	Idle        IdleTimes         `json:"idle"`
+	Census      CensusSummary     `json:"census"`
+	Settings    Settings          `json:"settings"`
+	Missed      uint64            `json:"missed"` // events of this stream: they came too fast
+}
+
+// IdleTimes are those of the established connections at the last census: Counts[i]
+// of up to Bounds[i] seconds, the last of more than any.
+type IdleTimes struct {
+	Bounds []float64 `json:"bounds"`
+	Counts []uint64  `json:"counts"`
+}
+
+// CensusSummary tells of the last census.
+type CensusSummary struct {
+	At              *time.Time `json:"at"` // null: there was none yet
+	Sockets         uint64     `json:"sockets"`
+	Namespaces      int        `json:"namespaces"`
+	IntervalSeconds float64    `json:"interval_seconds"`
+}
+
+// Settings are the agent's.
+type Settings struct {
+	IdleAfterSeconds        float64 `json:"idle_after_seconds"`
+	StalledAfterSeconds     float64 `json:"stalled_after_seconds"`
+	ZombieUnanswered        int     `json:"zombie_unanswered"`
+	ZombieSilenceSeconds    float64 `json:"zombie_silence_seconds"`
+	MiddleboxTimeoutSeconds float64 `json:"middlebox_timeout_seconds"`
+}
+
+// summarise sends the counts, if they have changed or were sent long ago.
+func (l *Live) summarise(now time.Time) {
+	stats, err := l.src.Stats()
+	if err != nil {
+		l.logger.Error("Counts were not read for the live page", "err", err)
+		return
+	}
+	counted := momentOf(&stats, now)
+	opts := l.src.Options()
+	s := Summary{
+		Node: l.node, Version: version.Version, Ready: l.src.Ready(),
+		Verdicts: make(map[string]int), AtRisk: make(map[string]int), Deaths: make(map[string]uint64),
+		DeathsSince: now.UTC(),
+		Idle:        IdleTimes{stats.Idle.Bounds, stats.Idle.Counts},
+		Census: CensusSummary{
+			Sockets: stats.Census.Sockets, Namespaces: stats.Census.Namespaces, IntervalSeconds: stats.Census.Interval.Seconds(),
+		},
+		Settings: Settings{
+			IdleAfterSeconds: opts.IdleAfter.Seconds(), StalledAfterSeconds: opts.StalledAfter.Seconds(),
+			ZombieUnanswered: opts.ZombieUnanswered, ZombieSilenceSeconds: opts.ZombieSilence.Seconds(),
+			MiddleboxTimeoutSeconds: opts.MiddleboxTimeout.Seconds(),
+		},
+		Missed: l.sub.Dropped(),
+	}
+	if !stats.Census.At.IsZero() {
+		s.Census.At = new(stats.Census.At.UTC())
+	}
+	for v, n := range counted.verdicts {
+		s.Total += n
+		s.Verdicts[collector.Verdict(v).String()] = int(n)
+	}
+	for r, n := range stats.AtRisk {
+		s.AtRisk[collector.Risk(r).String()] = int(n)
+	}
+	var before moment
+	if len(l.past) > 0 {
+		before = l.past[0]
+		s.DeathsSince = before.at.UTC()
+	} else {
+		before.deaths = counted.deaths
+	}
+	for c, n := range counted.deaths {
+		s.Deaths[collector.Cause(c).String()] = n - before.deaths[c]
+	}
+	data, err := json.Marshal(&s)
+	if err != nil {
+		l.logger.Error("Counts were not encoded", "err", err)
+		return
+	}
+	if bytes.Equal(data, l.summary) && now.Sub(l.told) < summaryLatest {
+		return
+	}
+	l.summary, l.told = data, now
+	var f frame
+	f.add(kindSummary, withTime(data, now))
+	l.send(&f)
+}
+
+// withTime adds when it was to a JSON object that is not empty.
+func withTime(object []byte, at time.Time) []byte {
+	if len(object) == 0 {
+		return []byte("{}") // it could not be read
+	}
+	return fmt.Appendf(nil, `{"at":%q,%s`, at.UTC().Format(time.RFC3339Nano), object[1:])
+}
+
+func momentOf(stats *collector.Stats, at time.Time) moment {
+	m := moment{at: at}
+	copy(m.deaths[:], stats.Kernel.Deaths[:])
+	for _, verdicts := range stats.Connections {
+		for v, n := range verdicts {
+			m.verdicts[v] += n
+		}
+	}
+	for _, n := range stats.AtRisk {
+		m.risks += n
+	}
+	return m
+}
+
+// remember keeps the counts for the history, and sends that.
+func (l *Live) remember(now time.Time) {
+	stats, err := l.src.Stats()
+	if err != nil {
+		l.logger.Error("Counts were not read for the live page", "err", err)
+		return
+	}
+	for len(l.past) > 0 && now.Sub(l.past[0].at) > historySpan {
+		l.past = slices.Delete(l.past, 0, 1)
+	}
+	l.past = append(l.past, momentOf(&stats, now))
+	if l.wanted&(1<<kindHistory) != 0 {
+		var f frame
+		f.add(kindHistory, l.history())
+		l.send(&f)
+	}
+}
+
+// History is the counts of the last hour, of the stream. Deaths are those since the
+// moment before, without the orderly.
+type History struct {
+	At        []int64  `json:"at"` // seconds since 1970, ascending, as long as all others
+	Zombie    []uint64 `json:"zombie"`
+	Suspect   []uint64 `json:"suspect"`
+	Stalled   []uint64 `json:"stalled"`
+	Unguarded []uint64 `json:"unguarded"`
+	AtRisk    []uint64 `json:"at_risk"` // the sum of all risks
+	Deaths    []uint64 `json:"deaths"`
+}
+
+func (l *Live) history() []byte {
+	var h History
+	for i := range l.past {
+		m := &l.past[i]
+		var deaths uint64
+		if i > 0 {
+			for c := range m.deaths {
+				if collector.Cause(c) != collector.CauseClosed {
+					deaths += m.deaths[c] - l.past[i-1].deaths[c]
+				}
+			}
+		}
+		h.At = append(h.At, m.at.Unix())
+		h.Zombie = append(h.Zombie, m.verdicts[collector.Zombie])
+		h.Suspect = append(h.Suspect, m.verdicts[collector.Suspect])
+		h.Stalled = append(h.Stalled, m.verdicts[collector.Stalled])
+		h.Unguarded = append(h.Unguarded, m.verdicts[collector.Unguarded])
+		h.AtRisk = append(h.AtRisk, m.risks)
+		h.Deaths = append(h.Deaths, deaths)
+	}
+	data, err := json.Marshal(&h)
+	if err != nil {
+		l.logger.Error("History was not encoded", "err", err)
+		return []byte("{}")
+	}
+	return data
+}
+
+// ServeHTTP answers with the stream: the kinds of events that are asked for, until
+// the client goes or falls behind, or the agent ends.
+func (l *Live) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	params, err := parameters(r.URL.RawQuery, "event")
+	if err != nil {
+		writeError(w, http.StatusBadRequest, err)
+		return
+	}
+	asked, err := each(params["event"], parseKind)
+	if err != nil {
+		writeError(w, http.StatusBadRequest, err)
+		return
+	}
+	v := &viewer{wants: usualKinds, frames: make(chan *frame, viewerFrames)}
+	if len(asked) > 0 {
+		v.wants = 0
+	}
+	for _, k := range asked {
+		v.wants |= 1 << k
+	}
+	if r.Method == http.MethodHead {
+		w.Header().Set("Content-Type", "text/event-stream")
+		return
+	}
+	select {
+	case l.join <- v:
+	case <-l.ended:
+		writeError(w, http.StatusServiceUnavailable, errors.New("the agent is ending"))
+		return
+	case <-r.Context().Done():
+		return
+	}
+	defer func() {
+		select {
+		case l.leave <- v:
+		case <-l.ended:
+		}
+	}()
+	first, ok := <-v.frames
+	if !ok {
+		writeError(w, http.StatusServiceUnavailable, fmt.Errorf("%d clients have the stream already: close some", maxViewers))
+		return
+	}
+	w.Header().Set("Content-Type", "text/event-stream")
+	w.Header().Set("X-Accel-Buffering", "no") // of a proxy
+	out := &taken{w: w, rc: http.NewResponseController(w)}
+	_ = out.rc.SetReadDeadline(time.Time{}) // the request's, which the wait for its end would meet
+	if !out.write([]byte("retry: 2000\n\n")) || !out.frame(first, v.wants) {
+		return
+	}
+	heartbeat := time.NewTimer(viewerHeartbeat)
+	defer heartbeat.Stop()
+	for {
+		select {
+		case <-r.Context().Done():
+			return
+		case f, ok := <-v.frames:
+			if !ok || !out.frame(f, v.wants) {
+				return
+			}
+		case <-heartbeat.C:
+			if !out.write([]byte(":\n\n")) || !out.flush() {
+				return
+			}
+		}
+		heartbeat.Reset(viewerHeartbeat)
+	}
+}
+
+// taken writes to a client that has to take what is written.
+type taken struct {
+	w  http.ResponseWriter
+	rc *http.ResponseController
+}
+
+func (t *taken) frame(f *frame, wants uint8) bool {
+	wanted := false
+	for k, data := range f {
+		if wants&(1<<k) != 0 && len(data) > 0 {
+			wanted = true
+			if !t.write(data) {
+				return false
+			}
+		}
+	}
+	return !wanted || t.flush()
+}
+
+func (t *taken) write(data []byte) bool {
+	for len(data) > 0 {
+		n := min(len(data), viewerChunk)
+		if t.rc.SetWriteDeadline(time.Now().Add(viewerPatience)) != nil {
+			return false
+		}
+		if _, err := t.w.Write(data[:n]); err != nil {
+			return false
+		}
+		data = data[n:]
+	}
+	return true
+}
+
+func (t *taken) flush() bool { return t.rc.Flush() == nil }
