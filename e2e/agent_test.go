@@ -235,7 +235,11 @@ func theAgent(t testing.TB) *agent {
 // launchAgent starts an agent, which is not ready yet.
 func launchAgent(t testing.TB, flags ...string) *agent {
 	t.Helper()
-	addr := freeAddr(t)
+	return launchAgentAt(t, freeAddr(t), flags...)
+}
+
+func launchAgentAt(t testing.TB, addr string, flags ...string) *agent {
+	t.Helper()
 	a := &agent{t: t, url: "http://" + addr, log: &buffer{}, done: make(chan struct{})}
 	a.cmd = exec.Command(binary, append([]string{"agent", "--web.listen-address=" + addr}, flags...)...)
 	a.cmd.Stdout, a.cmd.Stderr = a.log, a.log

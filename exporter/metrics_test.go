@@ -263,10 +263,9 @@ func TestTheUsualMetricsAreThere(t *testing.T) {
 
 func TestFailedStatsCostOnlyTheirOwnMetrics(t *testing.T) {
 	var log bytes.Buffer
-	h, err := NewHandler(&fakeSource{err: errors.New("no such map")}, slog.New(slog.NewTextHandler(&log, nil)))
-	if err != nil {
-		t.Fatal(err)
-	}
+	logger := slog.New(slog.NewTextHandler(&log, nil))
+	src := &fakeSource{err: errors.New("no such map")}
+	h := NewHandler(src, NewLive(src, logger), logger)
 	request(t, h, "GET", "/metrics")
 	if n := strings.Count(log.String(), "\n"); n != 1 || !strings.Contains(log.String(), "read stats: no such map") {
 		t.Errorf("want one line with the reason, got:\n%s", log.String())

@@ -25,6 +25,8 @@ type fakeSource struct {
 	explains collector.Explanation
 	tallies  []collector.Tally
 	dead     []collector.Death
+	notices  chan collector.Notice
+	owner    *collector.Process
 	total    int
 	err      error
 
@@ -62,13 +64,25 @@ func (f *fakeSource) Deaths(causes []collector.Cause, limit int) (int, []collect
 	return f.total, f.dead
 }
 
+func (f *fakeSource) FillOwners(conns []collector.Connection) error {
+	for i := range conns {
+		conns[i].Process = f.owner
+	}
+	return f.err
+}
+
+func (f *fakeSource) Subscribe(int) *collector.Subscription {
+	return &collector.Subscription{C: f.notices}
+}
+
+func (f *fakeSource) Options() collector.Options {
+	return collector.Options{IdleAfter: 5 * time.Minute, MiddleboxTimeout: 350 * time.Second}
+}
+
 func newHandler(t *testing.T, src Source) http.Handler {
 	t.Helper()
-	h, err := NewHandler(src, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return h
+	logger := slog.New(slog.DiscardHandler)
+	return NewHandler(src, NewLive(src, logger), logger)
 }
 
 func request(t *testing.T, h http.Handler, method, target string) *httptest.ResponseRecorder {

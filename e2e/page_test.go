@@ -1,0 +1,587 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"bytes"
+	"context"
+	_ "embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"image/png"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/emulation"
+	console "github.com/chromedp/cdproto/log"
+	web "github.com/chromedp/cdproto/network"
+	"github.com/chromedp/cdproto/runtime"
+	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
+	"golang.org/x/sys/unix"
+
+	"github.com/halfopen/halfopen/internal/lab"
+)
+
+// axe is axe-core, which finds what keeps people from using a page.
+//
+//go:embed testdata/axe-core/axe.min.js
+var axe string
+
+// A browser is a tab of a real one, with the live page of an agent.
+type browser struct {
+	t   testing.TB
+	ctx context.Context
+
+	mu       sync.Mutex
+	host     string
+	said     []string // errors on its console
+	strayed  []string // requests to others
+	mayBreak bool     // the agent is stopped: requests fail
+}
+
+// browse starts Debian's chromium for as long as the test runs.
+func browse(t testing.TB, width, height int64, scale float64) *browser {
+	t.Helper()
+	opts := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath("chromium"),
+		chromedp.NoSandbox, // it does not work for root; the page is our own
+		chromedp.Flag("disable-dev-shm-usage", true),
+		chromedp.UserDataDir(t.TempDir()), chromedp.WindowSize(int(width), int(height)))
+	ctx, cancel := chromedp.NewExecAllocator(context.Background(), opts...)
+	t.Cleanup(cancel)
+	ctx, cancel = chromedp.NewContext(ctx)
+	t.Cleanup(cancel)
+	b := &browser{t: t, ctx: ctx}
+	if err := chromedp.Listen(ctx, b.listen); err != nil {
+		t.Fatal(err)
+	}
+	for _, enable := range []func() error{
+		func() error { _, err := chromedp.Call(ctx, web.Enable, web.EnableParams{}); return err },
+		func() error { _, err := chromedp.Call(ctx, console.Enable, cdp.Empty{}); return err },
+		func() error { _, err := chromedp.Call(ctx, runtime.Enable, cdp.Empty{}); return err },
+		func() error {
+			return chromedp.Do(ctx, chromedp.EmulateViewport(width, height, chromedp.EmulateScale(scale)))
+		},
+	} {
+		if err := enable(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		for _, s := range b.said {
+			t.Errorf("on the console: %s", s)
+		}
+		for _, u := range b.strayed {
+			t.Errorf("a request to another origin: %s", u)
+		}
+	})
+	return b
+}
+
+func (b *browser) listen(event any) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch e := event.(type) {
+	case *runtime.EventExceptionThrown:
+		b.said = append(b.said, fmt.Sprintf("%+v", e.ExceptionDetails))
+	case *runtime.EventConsoleAPICalled:
+		if e.Type == runtime.ConsoleAPICalledTypeError || e.Type == runtime.ConsoleAPICalledTypeWarning || e.Type == runtime.ConsoleAPICalledTypeAssert {
+			b.said = append(b.said, fmt.Sprintf("%s: %s", e.Type, e.Args[0].Description+string(e.Args[0].Value)))
+		}
+	case *console.EventEntryAdded:
+		if e.Entry.Level == console.EntryLevelError && (e.Entry.Source != console.EntrySourceNetwork || !b.mayBreak) {
+			b.said = append(b.said, fmt.Sprintf("%s: %s %s", e.Entry.Source, e.Entry.Text, e.Entry.URL))
+		}
+	case *web.EventRequestWillBeSent:
+		u, err := url.Parse(e.Request.URL)
+		if err != nil || u.Scheme != "data" && u.Scheme != "about" && u.Host != b.host {
+			b.strayed = append(b.strayed, e.Request.URL)
+		}
+	}
+}
+
+// do carries out what is to be done, within a time.
+func (b *browser) do(actions ...chromedp.Action[chromedp.Void]) {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(b.ctx, 30*patience*time.Second)
+	defer cancel()
+	if err := chromedp.Do(ctx, actions...); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// open goes to the live page of an agent, and waits until it is.
+func (b *browser) open(a *agent, query string) {
+	b.t.Helper()
+	b.mu.Lock()
+	b.host = strings.TrimPrefix(a.url, "http://")
+	b.mu.Unlock()
+	b.do(chromedp.Navigate(a.url + "/" + query))
+	b.is("the page is live", `document.getElementById('link').dataset.state === 'live'`)
+}
+
+// eval is what an expression is in the page, once it is resolved.
+func eval[T any](b *browser, js string) T {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(b.ctx, 2*patience*time.Minute)
+	defer cancel()
+	v, err := chromedp.Run(ctx, chromedp.Evaluate[T](js, chromedp.EvalAwaitPromise))
+	if err != nil {
+		b.t.Fatalf("%s: %v", js, err)
+	}
+	return v
+}
+
+// is waits until an expression is true in the page.
+func (b *browser) is(what, js string) {
+	b.t.Helper()
+	eventually(b.t, 15*time.Second, what, func() error {
+		if !eval[bool](b, "Boolean("+js+")") {
+			return errors.New(js)
+		}
+		return nil
+	})
+}
+
+// when waits until an expression is true, and tells when it became so: by the
+// page's clock, which is this machine's.
+func (b *browser) when(what, js string) time.Time {
+	b.t.Helper()
+	ms := eval[float64](b, fmt.Sprintf(`new Promise((done) => {
+		const look = () => ((%s) ? done(Date.now()) : Date.now() < %d ? setTimeout(look, 20) : done(0));
+		look();
+	})`, js, time.Now().Add(60*patience*time.Second).UnixMilli()))
+	if ms == 0 {
+		b.t.Fatalf("not within a minute: %s: %s", what, js)
+	}
+	return time.UnixMilli(int64(ms))
+}
+
+func quoted(s string) string {
+	b, _ := json.Marshal(s)
+	return string(b)
+}
+
+func rowIs(cookie, verdict string) string {
+	return fmt.Sprintf(`document.querySelector('#table tr[data-cookie="%s"][data-verdict="%s"]')`, cookie, verdict)
+}
+
+var keepaliveEach = func(idle, interval, probes int) [][3]int {
+	return [][3]int{
+		{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1}, {unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, idle},
+		{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, interval}, {unix.IPPROTO_TCP, unix.TCP_KEEPCNT, probes},
+	}
+}
+
+// hostile is a name that does something where it is not taken for text.
+const hostile = `<img src=x>"'&`
+
+func TestPageShowsAZombieComeAndGo(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t, "ipv4")
+	a := startAgent(t)
+	b := browse(t, 1440, 900, 1)
+	n.serve(vanishing, echo)
+	client := newTheatre(t).puppet(hostile, n.Client.Path())
+	cookie := client.does(order{Do: "connect", Addr: n.server(vanishing), Options: keepaliveEach(2, 1, 18)}).Cookie
+	b.open(a, "?verdict=zombie&verdict=suspect")
+	n.cut(vanishing)
+
+	appeared := b.when("the zombie is there", rowIs(cookie, "zombie"))
+	var since time.Time
+	for _, c := range a.connections(n, vanishing, "") {
+		if c.Cookie == cookie && c.Since != nil {
+			since = *c.Since
+		}
+	}
+	if late := appeared.Sub(since); since.IsZero() || late > patience*time.Second {
+		t.Errorf("the zombie is on the page %v after its verdict, of %v", late, since)
+	}
+	t.Logf("on the page %v after its verdict", appeared.Sub(since))
+
+	// Its owner's name is text, wherever it is shown.
+	who := fmt.Sprintf("%s[%d]", hostile, client.PID)
+	b.is("its owner is there", fmt.Sprintf(`document.querySelector('tr[data-cookie="%s"] .c-owner').textContent.startsWith(%s)`, cookie, quoted(who)))
+	b.do(chromedp.Click(chromedp.CSS(fmt.Sprintf(`tr[data-cookie="%s"] .c-state`, cookie))))
+	b.is("its story tells of the owner", fmt.Sprintf(`document.querySelector('#story .who')?.textContent.includes(%s)`, quoted(who)))
+	b.is("the kernel counts down", `/in \d+s|any moment/.test(document.querySelector('#story .facts').textContent)`)
+
+	vanished := b.when("the zombie is gone", "!"+rowIs(cookie, "zombie"))
+	eventually(t, 5*time.Second, "its death is told", func() error {
+		deaths := a.deaths(n, vanishing)
+		if len(deaths) == 0 {
+			return errors.New("no death")
+		}
+		if late := vanished.Sub(deaths[0].At); late > patience*time.Second {
+			t.Errorf("the zombie is still on the page %v after its death", late)
+		}
+		return nil
+	})
+	b.is("the feed has it", fmt.Sprintf(`document.querySelector('#feed li[data-cookie="%s"]')?.textContent.includes('keepalive timeout')`, cookie))
+	b.is("its owner is in the feed", fmt.Sprintf(`document.querySelector('#feed li[data-cookie="%s"]')?.textContent.includes(%s)`, cookie, quoted(who)))
+	b.is("its story has an end", `document.querySelector('#story .banner')?.textContent.includes('keepalive timeout')`)
+	if n := eval[int](b, `document.querySelectorAll('img').length`); n != 0 {
+		t.Errorf("%d images on the page", n)
+	}
+}
+
+func TestPageFiltersAreInItsAddress(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t, "ipv4")
+	a := startAgent(t, "--idle-after=2s")
+	n.serve(vanishing, echo)
+	h := newTheatre(t)
+	zombies, others := h.puppet("zombies", n.Client.Path()), h.puppet("others", n.Client.Path())
+	for range many {
+		zombies.does(order{Do: "connect", Addr: n.server(vanishing), Options: keepaliveEach(2, 1, 100)})
+	}
+	n.serve(healthy, echo)
+	for range many {
+		others.does(order{Do: "connect", Addr: n.server(healthy)})
+	}
+	n.cut(vanishing)
+	eventually(t, 30*time.Second, "all zombies", func() error { return all(a.connections(n, vanishing, ""), many, "zombie") })
+
+	b := browse(t, 1440, 900, 1)
+	b.open(a, "")
+	verdicts := `[...new Set([...document.querySelectorAll('#table tr[data-cookie]')].map((r) => r.dataset.verdict))].join()`
+	search := "location.search"
+	shown := `document.getElementById('shown').textContent`
+	b.is("worst first", `document.querySelector('#table tr[data-cookie]').dataset.verdict === 'zombie'`)
+	b.do(chromedp.Click(chromedp.CSS(`.tile[data-name="zombie"]`)))
+	b.is("only zombies", verdicts+` === 'zombie'`)
+	b.is("the address has it", search+` === '?verdict=zombie'`)
+	b.is("the tile is pressed", `document.querySelector('.tile[data-name="zombie"]').ariaPressed === 'true'`)
+	b.do(chromedp.Click(chromedp.CSS(`.tile[data-name="unguarded"]`)))
+	b.is("both", `[...new URLSearchParams(location.search).getAll('verdict')].join() === 'zombie,unguarded'`)
+	b.do(chromedp.Click(chromedp.CSS(`.tile[data-name="zombie"]`)))
+	b.is("only unguarded", verdicts+` === 'unguarded'`)
+	b.do(chromedp.NavigateBack(), chromedp.NavigateBack())
+	b.is("back to zombies", search+` === '?verdict=zombie' && `+verdicts+` === 'zombie'`)
+
+	// Search, from the keyboard.
+	b.do(chromedp.KeyEvent("/"), chromedp.KeyEvent("nobody has this name"))
+	b.is("nothing is found", `document.querySelectorAll('#table tr[data-cookie]').length === 0 && !document.getElementById('none').hidden`)
+	b.do(chromedp.KeyEvent(kb.Escape), chromedp.KeyEvent(fmt.Sprintf(":%d zombies", vanishing)))
+	b.is("all are found", fmt.Sprintf("%s.startsWith('%d of ')", shown, many))
+	b.is("the address has the words", fmt.Sprintf(`new URLSearchParams(location.search).get('q') === ':%d zombies'`, vanishing))
+	b.do(chromedp.Click(chromedp.CSS(`#table .c-silent button`)))
+	b.is("sorted", search+`.includes('sort=silent') && document.querySelector('#table th.c-silent').ariaSort === 'ascending'`)
+
+	// The keyboard alone gets to a story and back.
+	b.do(chromedp.Focus(chromedp.CSS("#scroll")), chromedp.KeyEvent(kb.ArrowDown), chromedp.KeyEvent(kb.ArrowDown))
+	b.is("the second row", `document.activeElement.closest('tr')?.ariaRowIndex === '3'`)
+	b.do(chromedp.KeyEvent(kb.Enter))
+	b.is("the story", `document.getElementById('storytitle')?.textContent.includes('→') && location.search.includes('conn=')`)
+	b.do(chromedp.KeyEvent(kb.Escape))
+	b.is("back in the table", `document.getElementById('story').hidden && document.activeElement.closest('tr')?.ariaRowIndex === '3'`)
+
+	// What is in the address is on the page, from the start.
+	b.open(a, "?risk=no_keepalive&sort=-remote&q=others")
+	b.is("as the address says", fmt.Sprintf("%s.startsWith('%d of ') && document.querySelector('#table th.c-remote').ariaSort === 'descending'", shown, many))
+}
+
+func TestPageTellsTheStoryOfAConnection(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t, "ipv4")
+	a := startAgent(t)
+	n.serve(vanishing, echo)
+	conns := n.dial(vanishing, 1)
+	n.greet(conns)
+	n.cut(vanishing)
+	if _, err := conns[0].Write([]byte("anybody there?")); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 30*time.Second, "a zombie", func() error { return all(a.connections(n, vanishing, ""), 1, "zombie") })
+	cookie := a.connections(n, vanishing, "")[0].Cookie
+
+	b := browse(t, 1440, 900, 1)
+	b.open(a, "?conn="+cookie)
+	text := `document.getElementById('story').textContent`
+	b.is("it is a zombie", `document.querySelector('#story .badge')?.textContent === 'zombie'`)
+	var said struct {
+		Explanation struct {
+			Doing, Next []string
+			Assessment  string
+			Advice      []struct {
+				Text string
+				How  []string
+			}
+			Settings []struct{ Option, Means string }
+		}
+		Risks []string
+	}
+	if err := a.get("/api/v1/connections/"+cookie, &said); err != nil {
+		t.Fatal(err)
+	}
+	for _, advice := range said.Explanation.Advice {
+		for _, how := range advice.How {
+			b.is("the advice is there", text+".includes("+quoted(how)+")")
+		}
+	}
+	b.is("the assessment is there", text+".includes("+quoted(said.Explanation.Assessment)+")")
+	for _, s := range said.Explanation.Settings {
+		b.is("the setting is there", text+".includes("+quoted(s.Means)+")")
+	}
+	for _, risk := range said.Risks {
+		b.is("the risk is there", text+".includes("+quoted(strings.ReplaceAll(risk, "_", " "))+")")
+	}
+	if len(said.Explanation.Advice) == 0 || len(said.Explanation.Settings) == 0 || len(said.Risks) == 0 {
+		t.Errorf("there is little to tell: %+v", said)
+	}
+	asked := eval[int](b, `document.querySelectorAll('#story .timeline .asked').length`)
+	if asked < 3 {
+		t.Errorf("%d solicitations drawn of a zombie", asked)
+	}
+	b.is("what was asked is drawn as it happens", fmt.Sprintf(`document.querySelectorAll('#story .timeline .asked').length > %d`, asked))
+	b.is("the end is drawn", `document.querySelector('#story .timeline .end') && document.querySelector('#story .timeline .silence')`)
+	b.do(chromedp.Click(chromedp.CSS("#story .close")))
+	b.is("it closes", `document.getElementById('story').hidden && location.search === ''`)
+
+	b.mu.Lock()
+	b.mayBreak = true // the browser tells of the 404
+	b.mu.Unlock()
+	b.open(a, "?conn=ffffffffffff")
+	b.is("it tells that there is none", text+".includes('no living connection')")
+}
+
+func TestPageSaysWhenTheStreamIsLost(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t, "ipv4")
+	a := startAgent(t)
+	n.serve(healthy, echo)
+	n.dial(healthy, many)
+	b := browse(t, 1440, 900, 1)
+	b.open(a, fmt.Sprintf("?q=:%d", healthy))
+	rows := `document.querySelectorAll('#table tr[data-cookie]').length`
+	b.is("there are rows", rows+" > 0")
+	b.mu.Lock()
+	b.mayBreak = true
+	b.mu.Unlock()
+	began := time.Now()
+	if code := a.stop(); code != 0 {
+		t.Errorf("the agent's exit status is %d", code)
+	}
+	if took := time.Since(began); took > 3*patience*time.Second {
+		t.Errorf("the agent took %v to stop, with a page open", took)
+	}
+	b.is("it says so", `document.getElementById('link').dataset.state === 'lost' && !document.getElementById('notice').hidden`)
+	b.is("it says so aloud", `document.getElementById('said').textContent.includes('does not answer')`)
+	b.is("what was known is still there", rows+" > 0")
+
+	n.dial(healthy, 1) // while nobody looks
+	restartAgent(t, a)
+	b.is("it is live again", `document.getElementById('link').dataset.state === 'live' && document.getElementById('notice').hidden`)
+	want := 2 * (many + 1) // both ends
+	b.is("everything is there", fmt.Sprintf(`document.getElementById('shown').textContent.startsWith('%d of')`, want))
+}
+
+// restartAgent starts another agent where one was.
+func restartAgent(t testing.TB, old *agent) {
+	t.Helper()
+	a := launchAgentAt(t, strings.TrimPrefix(old.url, "http://"))
+	t.Cleanup(func() {
+		if a.stop(); a.late {
+			t.Error("the agent did not end within 10 s of SIGTERM")
+		}
+	})
+	a.ready()
+}
+
+func TestPageIsAccessible(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t, "ipv4")
+	a := startAgent(t)
+	scene(t, n)
+	eventually(t, 40*time.Second, "zombies", func() error {
+		return all(a.connections(n, 5432, ""), 5, "zombie")
+	})
+	cookie := a.connections(n, 5432, "")[0].Cookie
+	for _, view := range []struct {
+		name, theme, query string
+		width, height      int64
+	}{
+		{"light", "light", "", 1440, 900},
+		{"dark", "dark", "", 1440, 900},
+		{"story", "light", "?conn=" + cookie, 1440, 900},
+		{"dark story", "dark", "?verdict=zombie&risk=any&conn=" + cookie, 1440, 900},
+		{"phone", "light", "", 390, 844},
+	} {
+		t.Run(view.name, func(t *testing.T) {
+			b := browse(t, view.width, view.height, 1)
+			b.theme(view.theme)
+			b.open(a, view.query)
+			b.is("there are rows", `document.querySelectorAll('#table tr[data-cookie]').length > 0`)
+			if strings.Contains(view.query, "conn=") {
+				b.is("there is a story", `document.querySelector('#story .advice')`)
+			}
+			// Not by the page, whose policy would not let it.
+			if res, err := chromedp.Call(b.ctx, runtime.Evaluate, runtime.EvaluateParams{Expression: axe}); err != nil || res.ExceptionDetails != nil {
+				t.Fatal(err, res.ExceptionDetails)
+			}
+			found := eval[[]struct {
+				ID, Impact, Help string
+				Nodes            []struct{ HTML, FailureSummary string }
+			}](b, `axe.run().then((r) => r.violations)`)
+			for _, v := range found {
+				t.Logf("%s (%s): %s", v.ID, v.Impact, v.Help)
+				if v.Impact == "serious" || v.Impact == "critical" {
+					for _, node := range v.Nodes {
+						t.Errorf("%s: %s\n%s", v.ID, node.HTML, node.FailureSummary)
+					}
+				}
+			}
+			if rules := eval[int](b, `axe.run().then((r) => r.passes.length)`); rules < 20 {
+				t.Errorf("only %d rules had anything to look at", rules)
+			}
+		})
+	}
+}
+
+func (b *browser) theme(name string) {
+	b.t.Helper()
+	features := []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: name}}
+	if _, err := chromedp.Call(b.ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: features}); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// scene is a node on a bad day: of each kind of trouble some.
+func scene(t testing.TB, n *network) {
+	t.Helper()
+	h := newTheatre(t)
+	actor := func(name string) *puppet { return h.puppet(name, n.Client.Path()) }
+	listen := func(name string, port int) (*puppet, int) {
+		p := h.puppet(name, n.Server.Path())
+		return p, p.does(order{Do: "listen", Addr: n.server(port)}).FD
+	}
+	connect := func(p *puppet, server *puppet, listener, port, count int, options [][3]int) (fds []int) {
+		for range count {
+			fds = append(fds, p.does(order{Do: "connect", Addr: n.server(port), Options: options}).FD)
+			server.does(order{Do: "accept", FD: listener})
+		}
+		return fds
+	}
+	postgres, pl := listen("postgres", 5432)
+	redis, rl := listen("redis-server", 6379)
+	kafka, kl := listen("kafka", 9092)
+	nginx, nl := listen("nginx", 443)
+	payments, cart, worker := actor("payments-api"), actor("cart"), actor("report-worker")
+
+	connect(worker, kafka, kl, 9092, 11, nil)
+	connect(payments, nginx, nl, 443, 31, keepaliveEach(60, 10, 6))
+	connect(payments, postgres, pl, 5432, 4, keepaliveEach(2, 2, 60))
+	connect(cart, postgres, pl, 5432, 1, keepaliveEach(3, 3, 9))
+	written := connect(cart, redis, rl, 6379, 3, keepaliveEach(7200, 75, 9))
+
+	// Some end at once.
+	reset, tl := listen("legacy", 8443)
+	for range 3 {
+		payments.does(order{Do: "connect", Addr: n.server(8443)})
+		reset.does(order{Do: "accept", FD: tl})
+	}
+	reset.leaves() // its last words are unread: resets, or closes in order
+	if _, err := payments.do(order{Do: "connect", Addr: n.server(8444)}); err == nil {
+		t.Error("nobody listens, and yet it is connected")
+	}
+	impatient := append(keepaliveEach(1, 1, 2), [3]int{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 0})
+	mysql, ml := listen("mysqld", 3306)
+	connect(cart, mysql, ml, 3306, 2, impatient)
+	slow, sl := listen("mongod", 27017)
+	connect(worker, slow, sl, 27017, 2, keepaliveEach(3, 90, 9))
+
+	for _, port := range []int{5432, 6379, 3306, 27017} {
+		n.cut(port)
+	}
+	for _, fd := range written {
+		cart.does(order{Do: "write", FD: fd})
+	}
+	stall(t, n)
+}
+
+// stall has a connection whose server does not read.
+func stall(t testing.TB, n *network) {
+	t.Helper()
+	n.serve(8080, func(*net.TCPConn) {})
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	c, err := n.Client.Dial(ctx, n.server(8080))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	if err := lab.SetKeepalive(c, time.Minute, 10*time.Second, 6); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.SetWriteDeadline(time.Now().Add(time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	for err == nil {
+		_, err = c.Write(make([]byte, 1<<20))
+	}
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatal(err)
+	}
+}
+
+// The screenshots of the README are taken here: into $HALFOPEN_SCREENSHOTS, or
+// else only to see that they can be.
+func TestPageScreenshots(t *testing.T) { // not parallel: what other tests do would be on them
+	dir := os.Getenv("HALFOPEN_SCREENSHOTS")
+	if dir == "" {
+		dir = t.TempDir()
+	}
+	n := newNetwork(t, "ipv4")
+	a := startAgent(t, "--idle-after=25s")
+	scene(t, n)
+	eventually(t, 60*time.Second, "all zombies", func() error {
+		if err := all(a.connections(n, 5432, "verdict=zombie"), 5, "zombie"); err != nil {
+			return err
+		}
+		if len(a.connections(n, 27017, "verdict=suspect")) == 0 || len(a.connections(n, 9092, "verdict=unguarded")) == 0 {
+			return errors.New("no suspect, or nothing unguarded yet")
+		}
+		return all(a.connections(n, 6379, "verdict=zombie"), 3, "zombie")
+	})
+	cookie := a.connections(n, 6379, "verdict=zombie")[0].Cookie
+	for _, shot := range []struct {
+		name, theme, query string
+		width, height      int64
+		scale              float64
+	}{
+		{"page-light", "light", "", 1440, 900, 1},
+		{"page-dark", "dark", "", 1440, 900, 1},
+		{"story-light", "light", "?conn=" + cookie, 1440, 1000, 1},
+		{"story-dark", "dark", "?conn=" + cookie, 1440, 1000, 1},
+		{"page-phone", "light", "", 390, 844, 2},
+	} {
+		b := browse(t, shot.width, shot.height, shot.scale)
+		b.theme(shot.theme)
+		b.open(a, shot.query)
+		b.is("there are rows", `document.querySelectorAll('#table tr[data-cookie]').length > 5`)
+		b.is("there are deaths", `document.querySelectorAll('#feed li').length > 0`)
+		if shot.query != "" {
+			b.is("there is a story", `document.querySelector('#story .advice')`)
+		}
+		picture, err := chromedp.Run(b.ctx, chromedp.CaptureScreenshot())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if img, err := png.DecodeConfig(bytes.NewReader(picture)); err != nil || img.Width != int(float64(shot.width)*shot.scale) {
+			t.Errorf("%s: %v, %v", shot.name, img, err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, shot.name+".png"), picture, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
