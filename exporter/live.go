@@ -58,7 +58,7 @@ const (
 	ownersPause = time.Second
 
 	// The counts are remembered each historyStep for historySpan.
-	historyStep = 20 * time.Second
+	historyStep = 10 * time.Second
 	historySpan = time.Hour
 )
 

@@ -33,9 +33,9 @@ function place(into, options, data) {
 
 const hour = 3600;
 
-// sparkline draws one number over the last hour.
+// sparkline draws one number over the last hour, or since the agent began.
 export function sparkline(into, name, bars) {
-  let until = Date.now() / 1000;
+  let until = Date.now() / 1000, long = hour;
   const series = {
     stroke: () => color(name), width: 1.5, points: { show: false },
     fill: () => color(name, bars ? 0.8 : 0.14),
@@ -50,13 +50,14 @@ export function sparkline(into, name, bars) {
     legend: { show: false }, cursor: { show: false }, padding: [2, 0, 1, 0],
     axes: [{ show: false }, { show: false }],
     scales: {
-      x: { time: false, range: () => [until - hour, until] },
+      x: { time: false, range: () => [until - long, until] },
       y: { range: (_, low, high) => [0, Math.max(1, high ?? 1) * 1.08] },
     },
     series: [{}, series],
   }, [[until - 1, until], [0, 0]]);
   return (at, values) => {
     until = at.at(-1);
+    long = Math.max(120, Math.min(hour, until - at[0]));
     chart.setData([at, values]);
   };
 }

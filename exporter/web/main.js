@@ -106,12 +106,12 @@ function showTiles() {
   set('stalled', figure('stalled'), age(stalledSince, 'longest'));
   set('unguarded', figure('unguarded'), age(idlest, 'idle up to'));
   const named = { no_keepalive: 'no keepalive', keepalive_slower_than_middlebox: 'slow keepalive', user_timeout_overrides_keepcnt: 'user timeout', keepalive_masked_by_unacked_data: 'masked', close_wait_leak: 'close_wait leak' };
-  const most = Object.entries(riskCounts).sort((a, b) => b[1] - a[1]).slice(0, 2);
-  set('at_risk', atRisk, most.map(([k, n]) => `${count(n)} ${named[k]}`).join(', '), all ? '' : '≥ ');
+  const [most] = Object.entries(riskCounts).sort((a, b) => b[1] - a[1]);
+  set('at_risk', atRisk, most ? `${count(most[1])} ${named[most[0]]}` : '', all ? '' : '≥ ');
   const ended = Object.entries(summary.deaths).filter(([c, n]) => n && c !== 'closed').sort((a, b) => b[1] - a[1]);
   const since = (now() - Date.parse(summary.deaths_since)) / 1000;
   set('deaths', ended.reduce((sum, [, n]) => sum + n, 0),
-    ended.length ? ended.slice(0, 2).map(([c, n]) => `${count(n)} ${spaced(c)}`).join(', ') : since < 3500 ? `in ${whole(since)}` : '');
+    ended.length ? `${count(ended[0][1])} ${spaced(ended[0][0])}` : since < 3500 ? `in ${whole(since)}` : '');
   document.title = `${counts.zombie ? `(${counts.zombie}) ` : ''}halfopen${summary.node ? ` · ${summary.node}` : ''}`;
 }
 
@@ -159,14 +159,14 @@ function showFilters() {
     const on = name === 'at_risk' ? asked.risk.length > 0 : name === 'deaths' ? asked.cause.length > 0 : asked.verdict.includes(name);
     t.button.setAttribute('aria-pressed', on);
   }
-  if ($('search').value !== asked.q) $('search').value = asked.q;
+  if ($('search').value.trim() !== asked.q) $('search').value = asked.q; // not while a space is typed
 }
 
 // ---- deaths
 
 const timeout = (cause) => cause.endsWith('_timeout');
 const severity = (cause) => (timeout(cause) ? 'timeout' : cause === 'closed' ? 'orderly' : 'other');
-const wantsCause = (c) => !asked.cause.length || asked.cause.includes(c) || (asked.cause.includes('timeout') && timeout(c));
+const wantsCause = (c) => (!asked.cause.length && c !== 'closed') || asked.cause.includes(c) || (asked.cause.includes('timeout') && timeout(c));
 
 function showCauses() {
   const counts = Object.entries(summary?.deaths ?? {}).filter(([c, n]) => (n && c !== 'closed') || asked.cause.includes(c)).sort((a, b) => b[1] - a[1]);
@@ -225,7 +225,8 @@ function bury(list) {
 
 let fetching = '';
 async function fetchDeaths() {
-  const causes = asked.cause.flatMap((c) => (c === 'timeout' ? Object.keys(summary?.deaths ?? {}).filter(timeout) : [c]));
+  const every = Object.keys(summary?.deaths ?? {});
+  const causes = asked.cause.length ? asked.cause.flatMap((c) => (c === 'timeout' ? every.filter(timeout) : [c])) : every.filter((c) => c !== 'closed');
   const query = `limit=${maxDeaths}` + causes.map((c) => `&cause=${encodeURIComponent(c)}`).join('');
   fetching = query;
   try {
@@ -299,7 +300,7 @@ const told = {
     }
     for (const cookie of data.gone) {
       rows.delete(cookie);
-      story.touched(cookie);
+      if (rows.size < maxRows - 1) story.ended(cookie); // else it may only be among the worst no more
     }
     speakZombies();
     render('table', 'tiles');
@@ -323,7 +324,7 @@ const told = {
   death(data) {
     if (!wantsCause(data.death.cause)) return;
     bury([flat(data.death)]);
-    story.touched(data.death.cookie);
+    story.ended(data.death.cookie);
     render('feed');
   },
   state(state, until) {
@@ -364,7 +365,7 @@ function showRetry() {
 function showCensus() {
   if (!summary) return;
   const c = summary.census;
-  say($('census'), c.at ? `${plural(summary.total, 'connection')} · ${plural(c.sockets, 'socket')} in ${plural(c.namespaces, 'network namespace')}, census ${whole((now() - Date.parse(c.at)) / 1000)} ago` : 'first census under way');
+  say($('census'), c.at ? `${plural(c.sockets, 'socket')} in ${plural(c.namespaces, 'network namespace')}, census ${whole((now() - Date.parse(c.at)) / 1000)} ago` : 'first census under way');
 }
 
 // ---- theme

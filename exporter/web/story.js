@@ -50,6 +50,13 @@ export class Story {
     if (cookie === this.cookie) this.soon = true;
   }
 
+  // ended is called when a connection is no more.
+  ended(cookie) {
+    if (cookie !== this.cookie) return;
+    this.gone ??= { error: 'It is no more.' };
+    this.bury();
+  }
+
   tick() {
     if (!this.cookie) return;
     const since = Date.now() - this.asked;
@@ -65,7 +72,7 @@ export class Story {
     try {
       const answer = await fetch(`/api/v1/connections/${cookie}`);
       const body = await answer.json();
-      if (cookie !== this.cookie) return;
+      if (cookie !== this.cookie || this.gone) return;
       if (answer.ok) {
         this.detail = body;
         this.fill();
@@ -146,7 +153,6 @@ export class Story {
       section('Settings', settings(x.settings)),
       c.events.length ? section('Lately', el('ol', { class: 'events' }, ...[...c.events].reverse().map(event))) : '');
     this.body.scrollTop = top;
-    if (this.gone) this.gone = null;
     this.clocks();
     this.picture();
   }

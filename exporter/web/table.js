@@ -44,7 +44,7 @@ export class Table {
       this.heads[name] = el('th', { scope: 'col', class: `c-${name}${c.number ? ' number' : ''}` }, button);
       row.append(this.heads[name]);
     }
-    this.above = el('tr', { 'aria-hidden': 'true' }, el('td', { colspan: row.children.length }));
+    this.above = el('tr', { 'aria-hidden': 'true' }, el('td'));
     this.below = this.above.cloneNode(true);
     this.body = el('tbody', null, this.above, this.below);
     this.table = table;
@@ -171,12 +171,13 @@ function make(r) {
   }
   const dot = el('span', { class: 'dot', 'aria-hidden': 'true' }), word = el('span');
   cells.verdict.append(dot, word);
-  cells.remote.append(link);
+  const also = el('span', { class: 'also' }); // where there is no room for the column of owners
+  cells.remote.append(link, also);
   const left = el('span'), bar = el('span', { class: 'fuse', 'aria-hidden': 'true' });
   cells.gives_up.append(left, bar);
   const who = el('span'), where = el('span', { class: 'muted' });
   cells.owner.append(who, where);
-  return { tr, cells, link, word, left, bar, who, where };
+  return { tr, cells, link, also, word, left, bar, who, where };
 }
 
 function fill(d, r, now) {
@@ -200,6 +201,7 @@ function fill(d, r, now) {
   say(d.link, r.remote);
   const [who, where] = owner(r.pid, r.comm, r.group, r.held);
   say(d.who, who);
+  say(d.also, who || where || '–');
   say(d.where, where ? (who ? ' ' : '') + where : who ? '' : '–');
   const title = `${who} ${where}`.trim();
   if (d.cells.owner.title !== title) d.cells.owner.title = title;

@@ -84,6 +84,7 @@ func benchmark(ctx context.Context) error {
 		{"census", (*bench).census},
 		{"latency", (*bench).latency},
 		{"events", (*bench).events},
+		{"pages", (*bench).pages},
 	}
 	var names []string
 	for _, p := range parts {
