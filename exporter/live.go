@@ -117,6 +117,8 @@ type Live struct {
 	leave  chan *viewer
 	ended  chan struct{}
 
+	patience time.Duration // viewerPatience, but for tests
+
 	// All below is Run's alone.
 	viewers map[*viewer]bool
 	wanted  uint8                   // by any of them
@@ -172,7 +174,7 @@ func NewLive(src Source, logger *slog.Logger) *Live {
 	}
 	return &Live{
 		src: src, logger: logger, node: node,
-		join: make(chan *viewer), leave: make(chan *viewer), ended: make(chan struct{}),
+		join: make(chan *viewer), leave: make(chan *viewer), ended: make(chan struct{}), patience: viewerPatience,
 		viewers: make(map[*viewer]bool), flushes: newAlarm(), looks: newAlarm(),
 	}
 }
@@ -736,9 +738,9 @@ func (l *Live) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("X-Accel-Buffering", "no") // of a proxy
-	out := &taken{w: w, rc: http.NewResponseController(w)}
+	out := &taken{w: w, rc: http.NewResponseController(w), within: l.patience}
 	_ = out.rc.SetReadDeadline(time.Time{}) // the request's, which the wait for its end would meet
-	if !out.write([]byte("retry: 2000\n\n")) || !out.frame(first, v.wants) {
+	if !out.write([]byte("retry: 2000\n\n")) || !out.frame(first, v.wants) || !out.flush() {
 		return
 	}
 	heartbeat := time.NewTimer(viewerHeartbeat)
@@ -762,8 +764,9 @@ func (l *Live) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // taken writes to a client that has to take what is written.
 type taken struct {
-	w  http.ResponseWriter
-	rc *http.ResponseController
+	w      http.ResponseWriter
+	rc     *http.ResponseController
+	within time.Duration
 }
 
 func (t *taken) frame(f *frame, wants uint8) bool {
@@ -782,7 +785,7 @@ func (t *taken) frame(f *frame, wants uint8) bool {
 func (t *taken) write(data []byte) bool {
 	for len(data) > 0 {
 		n := min(len(data), viewerChunk)
-		if t.rc.SetWriteDeadline(time.Now().Add(viewerPatience)) != nil {
+		if t.rc.SetWriteDeadline(time.Now().Add(t.within)) != nil {
 			return false
 		}
 		if _, err := t.w.Write(data[:n]); err != nil {

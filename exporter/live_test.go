@@ -1,0 +1,343 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package exporter
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+
+	"github.com/halfopen/halfopen/collector"
+)
+
+// broadcast serves a source with its stream, until the test or the context ends.
+func broadcast(ctx context.Context, t *testing.T, src Source, change func(*Live)) *httptest.Server {
+	t.Helper()
+	logger := slog.New(slog.DiscardHandler)
+	live := NewLive(src, logger)
+	if change != nil {
+		change(live)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		live.Run(ctx)
+		close(done)
+	}()
+	server := httptest.NewServer(NewHandler(src, live, logger))
+	t.Cleanup(func() {
+		cancel()
+		<-done
+		server.Close()
+	})
+	return server
+}
+
+// An sse is one server-sent event.
+type sse struct{ name, data string }
+
+// listen reads a stream; events ends with it.
+func listen(t *testing.T, server *httptest.Server, query string) (events <-chan sse) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, server.URL+"/api/v1/stream"+query, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { resp.Body.Close() })
+	if kind := resp.Header.Get("Content-Type"); resp.StatusCode != http.StatusOK || kind != "text/event-stream" {
+		t.Fatalf("status %d, %s", resp.StatusCode, kind)
+	}
+	c := make(chan sse, 100000)
+	go func() {
+		defer close(c)
+		lines := bufio.NewScanner(resp.Body)
+		lines.Buffer(nil, 64<<20)
+		var e sse
+		for lines.Scan() {
+			switch key, value, _ := strings.Cut(lines.Text(), ": "); key {
+			case "event":
+				e.name = value
+			case "data":
+				e.data = value
+			case "":
+				if e.name != "" {
+					c <- e
+				}
+				e = sse{}
+			}
+		}
+	}()
+	return c
+}
+
+func next(t *testing.T, events <-chan sse, name string) string {
+	t.Helper()
+	for {
+		select {
+		case e, ok := <-events:
+			if !ok {
+				t.Fatalf("the stream ended before a %s", name)
+			}
+			if e.name == name {
+				return e.data
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatalf("no %s within 20 s", name)
+		}
+	}
+}
+
+func verdictNotice(c collector.Connection) collector.Notice {
+	return collector.Notice{Kind: collector.NoticeVerdict, At: c.At, Connection: c, From: collector.Suspect}
+}
+
+func TestStreamTellsWhatHappens(t *testing.T) {
+	src := &fakeSource{stats: fullStats(), notices: make(chan collector.Notice, 10)}
+	server := broadcast(t.Context(), t, src, nil)
+	events := listen(t, server, "")
+	var summary Summary
+	if err := json.Unmarshal([]byte(next(t, events, "summary")), &summary); err != nil {
+		t.Fatal(err)
+	}
+	zombies := 0
+	for _, verdicts := range src.stats.Connections {
+		zombies += int(verdicts[collector.Zombie])
+	}
+	if summary.Verdicts["zombie"] != zombies || summary.AtRisk["no_keepalive"] != 50 || summary.Settings.MiddleboxTimeoutSeconds != 350 {
+		t.Errorf("summary is %+v, expected %d zombies", summary, zombies)
+	}
+	died := contractDeath()
+	notices := []collector.Notice{
+		verdictNotice(contractConnection()),
+		{Kind: collector.NoticeSolicitation, At: noon, Connection: contractConnection()},
+		{Kind: collector.NoticeDeath, At: noon, Connection: died.Connection, Death: &died},
+	}
+	for _, n := range notices {
+		src.notices <- n
+	}
+	for i, name := range []string{"verdict", "death", "solicitation"} { // by kind within a frame
+		want, err := json.Marshal(NewNotice(&notices[[]int{0, 2, 1}[i]]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(string(want), next(t, events, name)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+	}
+}
+
+func TestRowsAreAllAndThenWhatChanges(t *testing.T) {
+	c := contractConnection()
+	c.Process, c.Group = nil, collector.Group{}
+	src := &fakeSource{
+		conns: []collector.Connection{c}, notices: make(chan collector.Notice, 10),
+		owner: &collector.Process{PID: 7, Comm: hostileComm, FD: 3},
+	}
+	server := broadcast(t.Context(), t, src, nil)
+	events := listen(t, server, "?event=rows")
+	all := next(t, events, "rows")
+	if !strings.Contains(all, `"all":true`) || !strings.Contains(all, `"cookie":"1a2b","local":"10.0.0.1:37024","remote":"10.0.0.2:5432"`) {
+		t.Errorf("all rows are %s", all)
+	}
+
+	c.Unanswered = 4
+	c.At = c.At.Add(time.Second)
+	c.Silent += time.Second + 100*time.Millisecond // jitter
+	c.Idle += time.Second
+	src.notices <- collector.Notice{Kind: collector.NoticeSolicitation, At: c.At, Connection: c}
+	type change struct {
+		Rows []map[string]any `json:"rows"`
+		Gone []string         `json:"gone"`
+	}
+	changes := func(want change) {
+		t.Helper()
+		var got change
+		if err := json.Unmarshal([]byte(next(t, events, "rows")), &got); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
+		}
+	}
+	changes(change{Rows: []map[string]any{{"cookie": "1a2b", "unanswered": 4.0}}, Gone: []string{}})
+	changes(change{Rows: []map[string]any{{"cookie": "1a2b", "pid": 7.0, "comm": "<img src=x>\"\n\uFFFD"}}, Gone: []string{}})
+
+	old := c
+	old.At = c.At.Add(-time.Minute)
+	old.Unanswered = 1
+	src.notices <- verdictNotice(old) // comes late, and is not believed
+	died := contractDeath()
+	src.notices <- collector.Notice{Kind: collector.NoticeDeath, At: noon, Connection: died.Connection, Death: &died}
+	changes(change{Rows: []map[string]any{}, Gone: []string{"1a2b"}})
+
+	// Who joins now is told everything there is.
+	if all := next(t, listen(t, server, "?event=rows"), "rows"); !strings.Contains(all, `"all":true,"rows":[],`) {
+		t.Errorf("all rows are %s", all)
+	}
+}
+
+func TestADeathKnowsTheOwnerOfItsRow(t *testing.T) {
+	c := contractConnection()
+	died := contractDeath()
+	died.Process = nil
+	src := &fakeSource{conns: []collector.Connection{c}, notices: make(chan collector.Notice, 1)}
+	events := listen(t, broadcast(t.Context(), t, src, nil), "?event=rows&event=death")
+	next(t, events, "rows")
+	src.notices <- collector.Notice{Kind: collector.NoticeDeath, Connection: died.Connection, Death: &died}
+	var told Notice
+	if err := json.Unmarshal([]byte(next(t, events, "death")), &told); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(&Process{PID: 812, Comm: "postgres", FD: 9}, told.Death.Process); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if died.Process != nil {
+		t.Error("what others have was changed")
+	}
+}
+
+// Who does not read is dropped, and nobody else notices.
+func TestWhoDoesNotReadIsDropped(t *testing.T) {
+	src := &fakeSource{notices: make(chan collector.Notice, noticeBuffer)}
+	server := broadcast(t.Context(), t, src, func(l *Live) { l.patience = 300 * time.Millisecond })
+	conn, err := net.Dial("tcp", server.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.(*net.TCPConn).SetReadBuffer(64 << 10); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(conn, "GET /api/v1/stream?event=verdict HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	events := listen(t, server, "?event=verdict")
+	const each = 2000
+	told := 0
+	for range 8 { // a frame each, together far more than the kernel keeps for who does not read
+		for range each {
+			src.notices <- verdictNotice(contractConnection())
+		}
+		for range each {
+			next(t, events, "verdict")
+			told++
+		}
+	}
+	// It has been cut off: what had been sent can be read, and then it ends.
+	if err := conn.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	n, err := io.Copy(io.Discard, conn)
+	if ne, ok := err.(net.Error); ok && ne.Timeout() {
+		t.Errorf("it is still being served after %d bytes", n)
+	}
+	if whole := int64(told) * 900; n > whole/2 {
+		t.Errorf("it was sent %d bytes, about all of it", n)
+	}
+}
+
+func TestAFullViewerIsDropped(t *testing.T) {
+	l := NewLive(&fakeSource{}, slog.New(slog.DiscardHandler))
+	stuck, well := &viewer{frames: make(chan *frame, viewerFrames)}, &viewer{frames: make(chan *frame, viewerFrames)}
+	l.viewers[stuck], l.viewers[well] = true, true
+	var f frame
+	f.add(kindSummary, []byte("{}"))
+	for range viewerFrames + 1 {
+		l.send(&f)
+		if got := <-well.frames; got != &f {
+			t.Fatal("a frame of its own was made")
+		}
+	}
+	if l.viewers[stuck] || !l.viewers[well] {
+		t.Errorf("viewers are %v", l.viewers)
+	}
+}
+
+func TestStreamEndsWithTheAgent(t *testing.T) {
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	ctx, cancel := context.WithCancel(t.Context())
+	src := &fakeSource{notices: make(chan collector.Notice)}
+	t.Run("", func(t *testing.T) {
+		server := broadcast(ctx, t, src, nil)
+		events := listen(t, server, "?event=summary")
+		next(t, events, "summary")
+		cancel()
+		for range events { // until it ends
+			continue
+		}
+		for {
+			resp, err := http.Get(server.URL + "/api/v1/stream")
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+			if resp.StatusCode == http.StatusServiceUnavailable {
+				break
+			}
+		}
+		http.DefaultClient.CloseIdleConnections()
+	})
+}
+
+func TestThereAreNoMoreViewersThanServed(t *testing.T) {
+	src := &fakeSource{notices: make(chan collector.Notice)}
+	server := broadcast(t.Context(), t, src, func(l *Live) {
+		for range maxViewers {
+			l.viewers[&viewer{frames: make(chan *frame, viewerFrames)}] = true
+		}
+	})
+	resp, err := http.Get(server.URL + "/api/v1/stream")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusServiceUnavailable || !strings.Contains(string(body), fmt.Sprint(maxViewers)) {
+		t.Errorf("status %d, %s, %v", resp.StatusCode, body, err)
+	}
+}
+
+func TestUnknownEventsAreRefused(t *testing.T) {
+	h := newHandler(t, &fakeSource{})
+	for _, query := range []string{"?event=nothing", "?event=", "?events=death"} {
+		wantError(t, request(t, h, "GET", "/api/v1/stream"+query), http.StatusBadRequest)
+	}
+}
+
+func BenchmarkFrameOfRows(b *testing.B) {
+	src := &fakeSource{notices: make(chan collector.Notice, noticeBuffer)}
+	l := NewLive(src, slog.New(slog.DiscardHandler))
+	l.sub, l.wanted = src.Subscribe(0), 1<<kindRows
+	l.rows = make(map[uint64]*row)
+	l.strays = make(map[uint64]collector.Connection)
+	const zombies = 500
+	i := 0
+	b.ReportAllocs()
+	for b.Loop() {
+		i++
+		for cookie := range uint64(zombies) {
+			c := contractConnection()
+			c.Cookie, c.Unanswered = cookie+1, i
+			c.At = c.At.Add(time.Duration(i) * time.Second)
+			src.notices <- collector.Notice{Kind: collector.NoticeSolicitation, Connection: c}
+		}
+		l.flush()
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/zombies, "ns/connection")
+}
