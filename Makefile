@@ -33,7 +33,7 @@ printf '\n==> %s\n' '$(1)'; SECONDS=0; tmp=$$(mktemp -d)
 trap 'code=$$?; rm -rf "$$tmp"; printf "==> %s: %s, %d s\n" "$(1)" "$$( ((code)) && echo FAILED || echo done)" "$$SECONDS"; exit $$code' EXIT
 endef
 
-.PHONY: help run build generate test e2e test-kernels lint bench clean root deps unit race all-kernels check-generate check-format
+.PHONY: help run build generate test e2e test-kernels lint bench screenshots clean root deps unit race all-kernels check-generate check-format
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,7 +68,7 @@ all-kernels: root build
 
 e2e: root build ## test the built halfopen on this kernel (root; ARGS="-run TestOwners")
 	@$(call step,end-to-end tests on kernel $(shell uname -r))
-	scripts/need.sh go ca-certificates iproute2 prometheus tmux prometheus-alertmanager
+	scripts/need.sh go ca-certificates iproute2 prometheus tmux prometheus-alertmanager chromium fonts-dejavu-core
 	code=0
 	HALFOPEN_BIN='$(CURDIR)/bin/halfopen' go test -count=1 -timeout 30m -parallel 8 -v $(ARGS) ./e2e/... 2>&1 | tee "$$tmp/log" || code=$$?
 	count() { grep -c "^ *--- $$1: " "$$tmp/log" || true; }
@@ -96,6 +96,11 @@ bench: root build ## measure against ss and the bare kernel, write docs/benchmar
 	scripts/need.sh go ca-certificates iproute2 nginx wrk
 	go run ./internal/bench -halfopen bin/halfopen -o docs/benchmarks.md $(ARGS)
 
+screenshots: root build ## take the pictures of the live page that docs/ has (root)
+	@$(call step,screenshots)
+	scripts/need.sh go ca-certificates iproute2 chromium fonts-dejavu-core
+	HALFOPEN_SCREENSHOTS='$(CURDIR)/docs' HALFOPEN_BIN='$(CURDIR)/bin/halfopen' go test -count=1 -run '^TestPageScreenshots$$' ./e2e
+
 clean: ## remove what was built; generated files are committed and stay
 	rm -rf bin
 
@@ -104,7 +109,7 @@ root:
 
 deps:
 	@$(call step,what the tests need)
-	scripts/need.sh go ca-certificates clang-19 llvm-19 clang-format-19 gcc libc6-dev iproute2 prometheus tmux prometheus-alertmanager golangci-lint \
+	scripts/need.sh go ca-certificates clang-19 llvm-19 clang-format-19 gcc libc6-dev iproute2 prometheus tmux prometheus-alertmanager chromium fonts-dejavu-core golangci-lint \
 		$(QEMU)
 	go mod download
 

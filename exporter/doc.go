@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package exporter shows what a collector knows: Prometheus metrics, a JSON API
-// and the HTTP server that carries both. It has no BPF in it, and it remembers
-// nothing.
+// Package exporter shows what a collector knows: Prometheus metrics, a JSON API with
+// a stream of events, a live page, and the HTTP server that carries them. It has no
+// BPF in it, and it remembers nothing but the counts of the last hour, for the page.
 //
-// The life cycle: [NewHandler] makes the handler from a [Source], which is a
-// *collector.Collector; [Serve] listens, serves it and ends with its context.
-// Every answer is made from the Source when it is asked for.
+// The life cycle: [NewLive] makes what tells the pages from a [Source], which is a
+// *collector.Collector, and [Live.Run] runs it; [NewHandler] makes the handler;
+// [Serve] listens, serves it and ends with its context. Every answer but the stream is
+// made from the Source when it is asked for.
 //
 // The objects of the API ([Connection], [Death], [Event], [Notice] and the
 // envelopes [Connections], [Deaths] and [ConnectionDetail]) are what the

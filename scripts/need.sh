@@ -25,9 +25,11 @@ there() {
     case $1 in
     busybox-static) busybox --help | grep -q poweroff && ! ldd "$(command -v busybox)" ;;
     ca-certificates) [[ -n ${SSL_CERT_FILE:-} || -s /etc/ssl/certs/ca-certificates.crt || -s /etc/pki/tls/certs/ca-bundle.crt ]] ;;
+    chromium) chromium --version ;; # runs, so its libraries are there
     clang-19) command -v clang-19 ;;
     clang-format-19) command -v clang-format-19 ;;
     debian-archive-keyring) [[ -s /usr/share/keyrings/debian-archive-keyring.gpg ]] ;;
+    fonts-dejavu-core) [[ -s /usr/share/fonts/truetype/dejavu/DejaVuSans.ttf ]] ;;
     gcc) command -v gcc ;;
     go) # with an older one that may, go fetches the version of go.mod by itself
         local have want
