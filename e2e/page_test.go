@@ -389,6 +389,32 @@ func TestPageSaysWhenTheStreamIsLost(t *testing.T) {
 	b.is("everything is there", fmt.Sprintf(`document.getElementById('shown').textContent.startsWith('%d of')`, want))
 }
 
+// Of ten thousand connections only those in sight are in the document, and every one
+// can be got to.
+func TestPageShowsTenThousand(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t, "ipv4")
+	crowd := newTheatre(t).puppet("crowd", "")
+	each := scaled(4500) // two ends each, with some room for what else this machine has
+	crowd.does(order{Do: "connect many", Addr: n.server(lonely + 1), Paths: []string{n.Client.Path(), n.Server.Path()}, Count: each})
+	a := startAgent(t)
+	b := browse(t, 1440, 900, 1)
+	b.open(a, fmt.Sprintf("?q=:%d", lonely+1))
+	b.is("all are there", fmt.Sprintf(`document.getElementById('table').ariaRowCount === '%d' || document.getElementById('table').getAttribute('aria-rowcount') === '%d'`, 2*each+1, 2*each+1))
+	b.do(chromedp.Evaluate[chromedp.Void](`
+		window.longest = 0;
+		new PerformanceObserver((list) => list.getEntries().forEach((e) => { longest = Math.max(longest, e.duration); })).observe({ type: 'longtask' });`))
+	few := `document.querySelectorAll('#table tbody tr').length < 100`
+	b.is("few are in the document", few)
+	b.do(chromedp.Focus(chromedp.CSS("#scroll")), chromedp.KeyEvent(kb.ArrowDown), chromedp.KeyEvent(kb.End))
+	b.is("the last has the focus", fmt.Sprintf(`document.activeElement.closest('tr')?.ariaRowIndex === '%d' && `, 2*each+1)+few)
+	b.do(chromedp.KeyEvent(kb.PageUp), chromedp.KeyEvent(kb.ArrowUp))
+	b.is("one above has it", fmt.Sprintf(`Number(document.activeElement.closest('tr')?.ariaRowIndex) < %d`, 2*each))
+	b.do(chromedp.Click(chromedp.CSS(`#table .c-local button`)), chromedp.Click(chromedp.CSS(`#table .c-local button`)))
+	b.is("sorted the other way", `document.querySelector('#table th.c-local').ariaSort === 'descending' && `+few)
+	t.Logf("the longest task took %v ms", eval[float64](b, "longest"))
+}
+
 // restartAgent starts another agent where one was.
 func restartAgent(t testing.TB, old *agent) {
 	t.Helper()

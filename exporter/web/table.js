@@ -83,11 +83,14 @@ export class Table {
     const last = Math.min(n, Math.ceil((this.scroll.scrollTop + this.scroll.clientHeight) / h) + overscan);
     this.above.style.height = `${first * h}px`;
     this.below.style.height = `${(n - last) * h}px`;
+    // Nothing here may ask for the layout until all rows are there again, or the
+    // browser would find the table short, and scroll.
+    let lost = false;
     const wanted = new Set();
     for (let i = first; i < last; i++) wanted.add(this.view[i].cookie);
     for (const [cookie, d] of this.drawn) {
       if (wanted.has(cookie)) continue;
-      if (d.tr.contains(document.activeElement)) this.scroll.focus({ preventScroll: true });
+      lost ||= d.tr.contains(document.activeElement);
       d.tr.remove();
       this.drawn.delete(cookie);
     }
@@ -107,6 +110,7 @@ export class Table {
       d.tr.classList.toggle('fresh', since !== undefined && this.now - since < 4000);
       fill(d, r, this.now);
     }
+    if (lost) this.scroll.focus({ preventScroll: true });
   }
 
   // tick lets time go by.
