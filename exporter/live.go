@@ -796,4 +796,8 @@ func (t *taken) write(data []byte) bool {
 	return true
 }
 
-func (t *taken) flush() bool { return t.rc.Flush() == nil }
+// flush ends what was written, and with it the deadline: that of an HTTP/2 stream
+// would end it even if there is nothing more to write.
+func (t *taken) flush() bool {
+	return t.rc.Flush() == nil && t.rc.SetWriteDeadline(time.Time{}) == nil
+}

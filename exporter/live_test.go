@@ -252,6 +252,35 @@ func TestWhoDoesNotReadIsDropped(t *testing.T) {
 	}
 }
 
+// What bounds a write must not end a stream on which nothing happens, of HTTP/2
+// neither.
+func TestAQuietStreamStays(t *testing.T) {
+	src := &fakeSource{notices: make(chan collector.Notice, 1)}
+	patience := 100 * time.Millisecond
+	plain := broadcast(t.Context(), t, src, func(l *Live) { l.patience = patience })
+	server := httptest.NewUnstartedServer(plain.Config.Handler)
+	server.EnableHTTP2 = true
+	server.StartTLS()
+	defer server.Close()
+	resp, err := server.Client().Get(server.URL + "/api/v1/stream?event=verdict")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.ProtoMajor != 2 {
+		t.Fatal(resp.Proto)
+	}
+	time.AfterFunc(5*patience, func() { src.notices <- verdictNotice(contractConnection()) })
+	for lines := bufio.NewScanner(resp.Body); ; {
+		if !lines.Scan() {
+			t.Fatalf("it ended: %v", lines.Err())
+		}
+		if lines.Text() == "event: verdict" {
+			return
+		}
+	}
+}
+
 func TestAFullViewerIsDropped(t *testing.T) {
 	l := NewLive(&fakeSource{}, slog.New(slog.DiscardHandler))
 	stuck, well := &viewer{frames: make(chan *frame, viewerFrames)}, &viewer{frames: make(chan *frame, viewerFrames)}
