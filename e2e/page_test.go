@@ -48,9 +48,15 @@ type browser struct {
 	mayBreak bool     // the agent is stopped: requests fail
 }
 
-// browse starts Debian's chromium for as long as the test runs.
+// browsing lets one browser run at a time: they take much of the machine, which other
+// tests share.
+var browsing sync.Mutex
+
+// browse starts Debian's chromium for as long as the test runs, which may do so once.
 func browse(t testing.TB, width, height int64, scale float64) *browser {
 	t.Helper()
+	browsing.Lock()
+	t.Cleanup(browsing.Unlock)
 	opts := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath("chromium"),
 		chromedp.NoSandbox, // it does not work for root; the page is our own
 		chromedp.Flag("disable-dev-shm-usage", true),
@@ -192,8 +198,7 @@ const lonely = 7951
 // hostile is a name that does something where it is not taken for text.
 const hostile = `<img src=x>"'&`
 
-func TestPageShowsAZombieComeAndGo(t *testing.T) {
-	t.Parallel()
+func TestPageShowsAZombieComeAndGo(t *testing.T) { // not parallel: it looks at the clock
 	n := newNetwork(t, "ipv4")
 	a := startAgent(t)
 	b := browse(t, 1440, 900, 1)
@@ -594,23 +599,25 @@ func TestPageScreenshots(t *testing.T) { // not parallel: what other tests do wo
 		{"story-dark", "dark", "?conn=" + cookie, 1440, 1000, 1},
 		{"page-phone", "light", "", 390, 844, 2},
 	} {
-		b := browse(t, shot.width, shot.height, shot.scale)
-		b.theme(shot.theme)
-		b.open(a, shot.query)
-		b.is("there are rows", `document.querySelectorAll('#table tr[data-cookie]').length > 5`)
-		b.is("there are deaths", `document.querySelectorAll('#feed li').length > 0`)
-		if shot.query != "" {
-			b.is("there is a story", `document.querySelector('#story .advice')`)
-		}
-		picture, err := chromedp.Run(b.ctx, chromedp.CaptureScreenshot())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if img, err := png.DecodeConfig(bytes.NewReader(picture)); err != nil || img.Width != int(float64(shot.width)*shot.scale) {
-			t.Errorf("%s: %v, %v", shot.name, img, err)
-		}
-		if err := os.WriteFile(filepath.Join(dir, shot.name+".png"), picture, 0o644); err != nil {
-			t.Fatal(err)
-		}
+		t.Run(shot.name, func(t *testing.T) {
+			b := browse(t, shot.width, shot.height, shot.scale)
+			b.theme(shot.theme)
+			b.open(a, shot.query)
+			b.is("there are rows", `document.querySelectorAll('#table tr[data-cookie]').length > 5`)
+			b.is("there are deaths", `document.querySelectorAll('#feed li').length > 0`)
+			if shot.query != "" {
+				b.is("there is a story", `document.querySelector('#story .advice')`)
+			}
+			picture, err := chromedp.Run(b.ctx, chromedp.CaptureScreenshot())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if img, err := png.DecodeConfig(bytes.NewReader(picture)); err != nil || img.Width != int(float64(shot.width)*shot.scale) {
+				t.Errorf("%s: %v, %v", shot.name, img, err)
+			}
+			if err := os.WriteFile(filepath.Join(dir, shot.name+".png"), picture, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		})
 	}
 }

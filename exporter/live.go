@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"maps"
 	"net/http"
@@ -15,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/common/version"
@@ -121,19 +123,28 @@ type Live struct {
 
 	// All below is Run's alone.
 	viewers map[*viewer]bool
-	wanted  uint8                   // by any of them
-	sub     *collector.Subscription // nil: nobody listens, and there is nothing of the next five
-	pending []collector.Notice      // for the next frame, and what is in sub
-	rows    map[uint64]*row
+	waiting []*viewer                       // for the first look to be over
+	wanted  uint8                           // by any viewer
+	sub     *collector.Subscription         // nil: nobody listens, and there is nothing of the next five
+	pending []collector.Notice              // for the next frame, and what is in sub
+	rows    map[uint64]*row                 // nil: nobody wants them
+	known   bool                            // the rows are all there are
 	whole   []byte                          // all rows, for who joins; nil: to be made
 	strays  map[uint64]collector.Connection // whose owners are still to be found
-	flushes alarm                           // the next frame of notices
-	looks   alarm                           // the next look at all connections
-	framed  time.Time                       // the last frame of notices
-	owned   time.Time                       // owners may be looked for again
-	summary []byte                          // the last, without its time
-	told    time.Time                       // when that was
-	past    []moment                        // oldest first, historyStep apart
+	// What takes its time has a goroutine of its own, so that frames need not wait.
+	working sync.WaitGroup
+	looking bool
+	seen    chan seen
+	died    map[uint64]bool // since the look began
+	asking  bool
+	owners  chan owners
+	flushes alarm     // the next frame of notices
+	looks   alarm     // the next look at all connections
+	framed  time.Time // the last frame of notices
+	owned   time.Time // owners may be looked for again
+	summary []byte    // the last, without its time
+	told    time.Time // when that was
+	past    []moment  // oldest first, historyStep apart
 }
 
 // A moment is what is remembered of one.
@@ -175,6 +186,7 @@ func NewLive(src Source, logger *slog.Logger) *Live {
 	return &Live{
 		src: src, logger: logger, node: node,
 		join: make(chan *viewer), leave: make(chan *viewer), ended: make(chan struct{}), patience: viewerPatience,
+		seen: make(chan seen), owners: make(chan owners),
 		viewers: make(map[*viewer]bool), flushes: newAlarm(), looks: newAlarm(),
 	}
 }
@@ -182,10 +194,14 @@ func NewLive(src Source, logger *slog.Logger) *Live {
 // Run serves the stream until the context ends, and with it every answer that is
 // under way.
 func (l *Live) Run(ctx context.Context) {
+	defer l.working.Wait()
 	defer close(l.ended)
 	defer func() {
 		for v := range l.viewers {
 			l.drop(v)
+		}
+		for _, v := range l.waiting {
+			close(v.frames)
 		}
 	}()
 	l.remember(time.Now())
@@ -206,15 +222,20 @@ func (l *Live) Run(ctx context.Context) {
 			if l.viewers[v] {
 				l.drop(v)
 			}
+			l.waiting = slices.DeleteFunc(l.waiting, func(w *viewer) bool { return w == v })
 		case n := <-notices:
 			l.pending = append(l.pending, n)
 			l.flushes.in(max(noticeDelay, frameSpacing-time.Since(l.framed)))
 		case <-l.flushes.C:
 			l.flushes.set = false
 			l.flush()
-			l.findOwners()
+			l.findOwners(ctx)
+		case o := <-l.owners:
+			l.takeOwners(&o)
 		case <-l.looks.C:
 			l.look(ctx)
+		case s := <-l.seen:
+			l.takeSeen(&s)
 		case now := <-history.C:
 			l.remember(now)
 		case now := <-summary.C:
@@ -226,18 +247,25 @@ func (l *Live) Run(ctx context.Context) {
 	}
 }
 
-// admit begins to serve a viewer: with all there is, if it wants that.
+// admit begins to serve a viewer, once there is what it wants.
 func (l *Live) admit(ctx context.Context, v *viewer) {
-	if len(l.viewers) >= maxViewers {
+	if len(l.viewers)+len(l.waiting) >= maxViewers {
 		close(v.frames)
 		return
 	}
 	if l.sub == nil {
 		l.sub = l.src.Subscribe(noticeBuffer)
 	}
-	if v.wants&(1<<kindRows) != 0 && l.rows == nil {
+	if v.wants&(1<<kindRows) != 0 && !l.known {
+		l.waiting = append(l.waiting, v)
 		l.look(ctx)
+		return
 	}
+	l.begin(v)
+}
+
+// begin serves a viewer, with all there is to begin with.
+func (l *Live) begin(v *viewer) {
 	l.summarise(time.Now())
 	var first frame
 	if v.wants&(1<<kindSummary) != 0 {
@@ -269,11 +297,11 @@ func (l *Live) drop(v *viewer) {
 
 // tidy lets go of what nobody listens to any more.
 func (l *Live) tidy() {
-	if l.wanted&(1<<kindRows) == 0 {
-		l.rows, l.whole, l.strays = nil, nil, nil
+	if l.wanted&(1<<kindRows) == 0 && len(l.waiting) == 0 {
+		l.rows, l.known, l.whole, l.strays = nil, false, nil, nil
 		l.looks.off()
 	}
-	if len(l.viewers) == 0 && l.sub != nil {
+	if len(l.viewers)+len(l.waiting) == 0 && l.sub != nil {
 		l.sub.Close()
 		l.sub, l.pending = nil, nil
 		l.flushes.off()
@@ -341,6 +369,9 @@ func (l *Live) take(n *collector.Notice, changes *changes) {
 	cookie := n.Connection.Cookie
 	old := l.rows[cookie]
 	if n.Death != nil {
+		if l.looking {
+			l.died[cookie] = true
+		}
 		if old == nil {
 			return
 		}
@@ -368,10 +399,17 @@ func (l *Live) take(n *collector.Notice, changes *changes) {
 	}
 }
 
+// owners are what was found of connections' owners.
+type owners struct {
+	conns []collector.Connection
+	took  time.Duration
+	err   error
+}
+
 // findOwners looks for those of connections that are new to the rows, once each.
 // The next look at all finds them too, but not at once.
-func (l *Live) findOwners() {
-	if len(l.strays) == 0 {
+func (l *Live) findOwners(ctx context.Context) {
+	if len(l.strays) == 0 || l.asking {
 		return
 	}
 	if wait := time.Until(l.owned); wait > 0 {
@@ -382,16 +420,27 @@ func (l *Live) findOwners() {
 	}
 	conns := slices.Collect(maps.Values(l.strays))
 	clear(l.strays)
-	began := time.Now()
-	err := l.src.FillOwners(conns)
-	l.owned = began.Add(max(ownersPause, share(time.Since(began))))
-	if err != nil {
-		l.logger.Warn("Owners were not found for the live page", "err", err)
+	l.asking = true
+	l.working.Go(func() {
+		began := time.Now()
+		err := l.src.FillOwners(conns)
+		select {
+		case l.owners <- owners{conns, time.Since(began), err}:
+		case <-ctx.Done():
+		}
+	})
+}
+
+func (l *Live) takeOwners(found *owners) {
+	l.asking = false
+	l.owned = time.Now().Add(max(ownersPause, share(found.took)))
+	if found.err != nil {
+		l.logger.Warn("Owners were not found for the live page", "err", found.err)
 		return
 	}
 	changes := newChanges(l.rows)
-	for i := range conns {
-		c := &conns[i]
+	for i := range found.conns {
+		c := &found.conns[i]
 		old := l.rows[c.Cookie]
 		if old == nil || c.Process == nil {
 			continue
@@ -409,52 +458,90 @@ func (l *Live) findOwners() {
 // share is for how long what took so much must not be done again.
 func share(took time.Duration) time.Duration { return time.Duration(float64(took) / lookShare) }
 
-// look looks at all connections, and sends what nobody has told: which are new,
-// which are no more, and where data has moved.
+// seen is what a look at all connections found.
+type seen struct {
+	rows  map[uint64]*row
+	began time.Time
+	took  time.Duration
+	err   error
+}
+
+// look begins to look at all connections.
 func (l *Live) look(ctx context.Context) {
-	l.flush()
-	began := time.Now()
-	_, conns, err := l.src.Connections(ctx, collector.Query{Limit: maxRows})
-	rows := make(map[uint64]*row, len(l.rows))
-	if err == nil {
-		for c, failed := range conns {
-			if err = failed; err != nil {
-				break
+	l.looks.off()
+	if l.rows == nil {
+		l.rows, l.strays = make(map[uint64]*row), make(map[uint64]collector.Connection)
+	}
+	if l.looking {
+		return
+	}
+	l.looking = true
+	l.died = make(map[uint64]bool)
+	l.working.Go(func() {
+		s := seen{rows: make(map[uint64]*row), began: time.Now()}
+		var conns iter.Seq2[*collector.Connection, error]
+		if _, conns, s.err = l.src.Connections(ctx, collector.Query{Limit: maxRows}); s.err == nil {
+			for c, err := range conns {
+				if s.err = err; err != nil {
+					break
+				}
+				r := newRow(c)
+				s.rows[c.Cookie] = &r
 			}
-			r := newRow(c)
-			rows[c.Cookie] = &r
 		}
+		s.took = time.Since(s.began)
+		select {
+		case l.seen <- s:
+		case <-ctx.Done():
+		}
+	})
+}
+
+// takeSeen sends what nobody has told: which connections are new, which are no more,
+// and where data has moved. What was told since the look is newer.
+func (l *Live) takeSeen(s *seen) {
+	l.looking = false
+	if s.err != nil {
+		l.logger.Error("Connections were not looked at for the live page", "err", s.err)
 	}
-	l.looks.in(max(lookSpacing, share(time.Since(began))))
-	if err != nil {
-		if ctx.Err() == nil {
-			l.logger.Error("Connections were not looked at for the live page", "err", err)
-		}
-		if l.rows != nil {
-			return
-		}
+	if l.rows == nil {
+		return // nobody wants them any more
 	}
+	l.looks.in(max(lookSpacing, share(s.took)))
+	l.flush()
 	changes := newChanges(l.rows)
-	for cookie, old := range l.rows {
-		r := rows[cookie]
-		if r == nil {
-			changes.before(cookie)
+	for cookie, r := range s.rows {
+		old := l.rows[cookie]
+		switch {
+		case l.died[cookie]:
 			continue
+		case old != nil && r.at.Before(old.at):
+			newer := *old
+			newer.follow(r) // which has an owner
+			r = &newer
+		case old != nil:
+			r.follow(old)
 		}
-		r.follow(old)
-		if *r != old.asOf(r.at) {
+		if old == nil || *r != old.asOf(r.at) {
 			changes.before(cookie)
 		}
+		l.rows[cookie] = r
 	}
-	for cookie := range rows {
-		if l.rows[cookie] == nil {
+	for cookie, old := range l.rows {
+		if s.err == nil && s.rows[cookie] == nil && old.at.Before(s.began) {
 			changes.before(cookie)
+			delete(l.rows, cookie)
 		}
 	}
-	l.rows, l.strays = rows, make(map[uint64]collector.Connection)
+	clear(l.strays)
 	var f frame
 	l.sendChanges(&f, changes)
 	l.send(&f)
+	l.known = true
+	for _, v := range l.waiting {
+		l.begin(v)
+	}
+	l.waiting = nil
 }
 
 // changes are of the rows: how those were that are no longer so.
@@ -693,6 +780,8 @@ func (l *Live) history() []byte {
 	return data
 }
 
+var errEnding = errors.New("the agent is ending")
+
 // ServeHTTP answers with the stream: the kinds of events that are asked for, until
 // the client goes or falls behind, or the agent ends.
 func (l *Live) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -720,7 +809,7 @@ func (l *Live) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	select {
 	case l.join <- v:
 	case <-l.ended:
-		writeError(w, http.StatusServiceUnavailable, errors.New("the agent is ending"))
+		writeError(w, http.StatusServiceUnavailable, errEnding)
 		return
 	case <-r.Context().Done():
 		return
@@ -731,7 +820,19 @@ func (l *Live) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		case <-l.ended:
 		}
 	}()
-	first, ok := <-v.frames
+	var first *frame
+	var ok bool
+	select {
+	case first, ok = <-v.frames:
+	case <-r.Context().Done():
+		return
+	}
+	select {
+	case <-l.ended:
+		writeError(w, http.StatusServiceUnavailable, errEnding)
+		return
+	default:
+	}
 	if !ok {
 		writeError(w, http.StatusServiceUnavailable, fmt.Errorf("%d clients have the stream already: close some", maxViewers))
 		return

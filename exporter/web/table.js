@@ -83,34 +83,35 @@ export class Table {
     const last = Math.min(n, Math.ceil((this.scroll.scrollTop + this.scroll.clientHeight) / h) + overscan);
     this.above.style.height = `${first * h}px`;
     this.below.style.height = `${(n - last) * h}px`;
-    // Nothing here may ask for the layout until all rows are there again, or the
-    // browser would find the table short, and scroll.
-    let lost = false;
     const wanted = new Set();
     for (let i = first; i < last; i++) wanted.add(this.view[i].cookie);
-    for (const [cookie, d] of this.drawn) {
-      if (wanted.has(cookie)) continue;
-      lost ||= d.tr.contains(document.activeElement);
-      d.tr.remove();
-      this.drawn.delete(cookie);
-    }
     if (!wanted.has(this.picked)) this.picked = first < last ? this.view[Math.min(last - 1, Math.ceil(this.scroll.scrollTop / h))].cookie : null;
+    const focused = this.body.contains(document.activeElement) ? document.activeElement.closest('tr').dataset.cookie : null;
+    // The rows that go are taken away last: were the table short for a moment, the
+    // browser would scroll.
     let at = this.above;
     for (let i = first; i < last; i++) {
       const r = this.view[i];
       let d = this.drawn.get(r.cookie);
       if (!d) this.drawn.set(r.cookie, d = make(r));
-      if (at.nextSibling !== d.tr) at.after(d.tr);
+      let next = at.nextSibling;
+      while (next.dataset.cookie && !wanted.has(next.dataset.cookie)) next = next.nextSibling;
+      if (next !== d.tr) at.after(d.tr);
       at = d.tr;
       d.tr.setAttribute('aria-rowindex', i + 2);
-      d.tr.classList.toggle('even', i % 2 === 0);
       d.tr.classList.toggle('opened', r.cookie === this.opened);
       d.link.tabIndex = r.cookie === this.picked ? 0 : -1;
       const since = this.fresh.get(r.cookie);
       d.tr.classList.toggle('fresh', since !== undefined && this.now - since < 4000);
       fill(d, r, this.now);
     }
-    if (lost) this.scroll.focus({ preventScroll: true });
+    for (const [cookie, d] of this.drawn) {
+      if (wanted.has(cookie)) continue;
+      d.tr.remove();
+      this.drawn.delete(cookie);
+    }
+    // What was removed or moved has lost the focus.
+    if (focused && !this.body.contains(document.activeElement)) (this.drawn.get(focused)?.link ?? this.scroll).focus({ preventScroll: true });
   }
 
   // tick lets time go by.
