@@ -15,15 +15,24 @@ export const columns = {
   silent: { title: 'Silent', number: true, order: (a, b) => (a.heard_at ?? 0) - (b.heard_at ?? 0) },
   idle: { title: 'Idle', number: true, order: (a, b) => (a.data_at ?? 0) - (b.data_at ?? 0) },
   gives_up: { title: 'Gives up', number: true, order: (a, b) => (a.gives_up_at || Infinity) - (b.gives_up_at || Infinity) || 0 },
-  state: { title: 'State', order: (a, b) => a.state.localeCompare(b.state) },
-  local: { title: 'Local', order: (a, b) => a.local.localeCompare(b.local, undefined, { numeric: true }) },
-  remote: { title: 'Remote', order: (a, b) => a.remote.localeCompare(b.remote, undefined, { numeric: true }) },
-  owner: { title: 'Owner', order: (a, b) => said(a).localeCompare(said(b)) },
+  state: { title: 'State', order: (a, b) => compare(a.state, b.state) },
+  local: { title: 'Local', order: (a, b) => compare(end(a, 'local'), end(b, 'local')) },
+  remote: { title: 'Remote', order: (a, b) => compare(end(a, 'remote'), end(b, 'remote')) },
+  owner: { title: 'Owner', order: (a, b) => compare(said(a), said(b)) },
 };
 
 // silence is what `halfopen list` orders by within a verdict: the longest first.
 const silence = (r) => (rank[r.verdict] <= rank.suspect ? r.heard_at : r.data_at) ?? 0;
 const said = (r) => owner(r.pid, r.comm, r.group, r.held).join(' ').trim() || '\uffff';
+
+// Ten thousand rows are compared a hundred thousand times: localeCompare takes seconds.
+const compare = (a, b) => (a < b ? -1 : a > b ? 1 : 0);
+
+// end is what an address is ordered by: its numbers by value. An end never changes.
+function end(r, which) {
+  r.ends ??= {};
+  return (r.ends[which] ??= r[which].replace(/\d+/g, (n) => n.padStart(5, '0')));
+}
 
 const troubled = new Set(['zombie', 'suspect', 'stalled']);
 
@@ -171,6 +180,7 @@ function make(r) {
   const tr = el('tr', { 'data-cookie': r.cookie });
   for (const [name, c] of Object.entries(columns)) {
     const cell = el(name === 'remote' ? 'th' : 'td', { class: `c-${name}${c.number ? ' number' : ''}`, scope: name === 'remote' ? 'row' : null });
+    if (name === 'local' || name === 'remote') cell.title = r[name]; // IPv6 may be cut off
     cells[name] = cell;
     tr.append(cell);
   }
