@@ -110,7 +110,7 @@ func (m *terminal) state() string {
 		m.t.Fatalf("stty -g: %v", err)
 	}
 	return string(out) + m.tmux("display", "-p",
-		"alternate=#{alternate_on} cursor=#{cursor_flag} mouse=#{mouse_any_flag} keypad=#{keypad_flag} insert=#{insert_flag} wrap=#{wrap_flag} origin=#{origin_flag} keys=#{keypad_cursor_flag}")
+		"alternate=#{alternate_on} cursor=#{cursor_flag} mouse=#{mouse_any_flag} keypad=#{keypad_flag} insert=#{insert_flag} wrap=#{wrap_flag} origin=#{origin_flag} keys=#{keypad_cursor_flag} title=#{pane_title}")
 }
 
 // children are the processes that a process has started.
@@ -313,11 +313,11 @@ func (m *terminal) restoredAnd(before, command, state string, says []string) {
 				return fmt.Errorf("no word of %q in\n%.2000s", word, said)
 			}
 		}
+		if now := m.state(); now != state {
+			return fmt.Errorf("the terminal was %s, and is %s", state, now)
+		}
 		return nil
 	})
-	if now := m.state(); now != state {
-		m.t.Errorf("the terminal was %s, and is %s", state, now)
-	}
 }
 
 func TestTopLeavesTheTerminalAsItWas(t *testing.T) {
@@ -335,6 +335,7 @@ func TestTopLeavesTheTerminalAsItWas(t *testing.T) {
 		"by itself, terminated":          {"--port " + strconv.Itoa(vanishing), syscall.SIGTERM, false, nil},
 		"terminated, where it draws":     {"--url " + a.url, syscall.SIGTERM, true, nil},
 		"killed":                         {"--url " + a.url, syscall.SIGKILL, true, []string{"halfopen: top was ended: signal: killed"}},
+		"killed, where it does not draw": {"--url " + a.url, syscall.SIGKILL, false, []string{"Killed"}},
 		"crashed":                        {"--url " + a.url, syscall.SIGABRT, true, []string{"SIGABRT: abort", "goroutine ", "halfopen: top was ended: exit status 2; please report what is above"}},
 		"by itself, crashed":             {"--port " + strconv.Itoa(vanishing), syscall.SIGSEGV, true, []string{"SIGSEGV", "please report what is above"}},
 		"terminated, and shows no color": {"--url " + a.url, syscall.SIGTERM, false, nil},
@@ -371,9 +372,12 @@ func TestTopLeavesTheTerminalAsItWas(t *testing.T) {
 				m.restoredAnd(before, command, state, test.says)
 			}
 			for _, p := range []int{pid, inner} {
-				if err := syscall.Kill(p, 0); !errors.Is(err, syscall.ESRCH) {
-					t.Errorf("process %d is still there: %v", p, err)
-				}
+				eventually(t, 5*time.Second, "its processes end", func() error {
+					if err := syscall.Kill(p, 0); !errors.Is(err, syscall.ESRCH) {
+						return fmt.Errorf("process %d is still there: %v", p, err)
+					}
+					return nil
+				})
 			}
 		})
 	}

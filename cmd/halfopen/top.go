@@ -17,6 +17,7 @@ import (
 	tea "charm.land/bubbletea/v2"
 	"github.com/alecthomas/kingpin/v2"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
 	"github.com/halfopen/halfopen/collector"
@@ -94,6 +95,16 @@ func (t *top) show(ctx context.Context, src source, terminal *os.File) error {
 	if err != nil {
 		return err
 	}
+	settings, err := unix.IoctlGetTermios(int(terminal.Fd()), unix.TCGETS)
+	if err != nil {
+		return fmt.Errorf("read the terminal's settings: %w", err)
+	}
+	// The first ends this in order, and no other before that: of a guard that is killed
+	// there is one for each thread that this process is handed on to.
+	more := make(chan os.Signal, 1)
+	signal.Notify(more, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(more)
+	defer putBack(terminal, settings)
 	m := newScreen(ctx, src, paletteFor(terminal), t.selection.filterText())
 	m = m.began(first)
 	// A panic is for guard, which takes care of those of other threads, too.
@@ -105,13 +116,29 @@ func (t *top) show(ctx context.Context, src source, terminal *os.File) error {
 	return nil
 }
 
+// putBack sets the terminal as it was where it is still set for drawing: if guard has
+// been killed, the shell takes the terminal back, and a process in the background that
+// sets it (as bubbletea does, to no avail) gets EIO unless it ignores SIGTTOU
+// (__tty_check_change, drivers/tty/tty_jobctrl.c). A shell that has set it itself by
+// then is left alone: none does without signals and output processing.
+func putBack(terminal *os.File, settings *unix.Termios) {
+	now, err := unix.IoctlGetTermios(int(terminal.Fd()), unix.TCGETS)
+	if err != nil || now.Lflag&unix.ISIG != 0 || now.Oflag&unix.OPOST != 0 {
+		return
+	}
+	signal.Ignore(syscall.SIGTTOU)
+	_ = unix.IoctlSetTermios(int(terminal.Fd()), unix.TCSETS, settings)
+}
+
 // guarded is the environment variable that is set where somebody sees to the
 // terminal.
 const guarded = "HALFOPEN_TOP_GUARDED"
 
-// untouched has a terminal show the screen that was there before and its cursor
-// again, and report neither pasting, the mouse, nor keys in another way.
-const untouched = "\x1b[?1049l\x1b[?25h\x1b[?2004l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?2026l\x1b[<u\x1b[>4m\x1b[0m"
+// untouched has a terminal report neither keys in another way, pasting nor the mouse,
+// show the screen that was there before and its cursor again, and wrap lines. The keys
+// come first: kitty keeps how it reports them for each of its two screens.
+const untouched = "\x1b[<u\x1b[>4m\x1b[?2004l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l" +
+	"\x1b[?2026l\x1b[?1049l\x1b[?25h\x1b[0 q\x1b[?7h\x1b[0m"
 
 // guard runs the same command in a process of its own, and leaves the terminal as
 // it was before, whatever ends that one: a panic in any of its threads and SIGKILL

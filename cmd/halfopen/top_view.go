@@ -20,8 +20,7 @@ import (
 func (m screen) View() tea.View {
 	lines := m.lines()
 	v := tea.NewView(strings.Join(lines, "\n"))
-	v.AltScreen = true
-	v.WindowTitle = "halfopen top"
+	v.AltScreen = true // No title: the one that was there could not be put back.
 	if m.editing && len(lines) > 0 {
 		v.Cursor = m.input.Cursor()
 		v.Cursor.Y = len(lines) - 1
