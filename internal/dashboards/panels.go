@@ -187,7 +187,7 @@ func endings(d *builder) {
 	d.WithRow(dashboard.NewRowBuilder("Ends")).
 		WithPanel(stacked(graph("Deaths by cause", "Connections that ended other than by an orderly close, each second.", perSecond,
 			query("sum by (cause) (rate("+of("halfopen_tcp_deaths_total", `cause!="closed"`)+"[$__rate_interval]))", "{{cause}}")))).
-		WithPanel(graph("Timeouts, and as usual", "What TCP gave up by itself, in 15 minutes, and the average of the last day: HalfopenTimeoutsRising fires at three times that.", "short",
+		WithPanel(graph("Timeouts, and as usual", "What TCP gave up by itself, in 15 minutes, and the average of the last day: at three times that HalfopenTimeoutsRising fires, unless other days are like that.", "short",
 			query("900 * sum by (cause) ("+of("instance_cause:halfopen_tcp_timeouts:rate15m")+")", "{{cause}}"),
 			query("900 * sum by (cause) (avg_over_time("+of("instance_cause:halfopen_tcp_timeouts:rate15m")+"[1d]))", "{{cause}}, usually"))).
 		WithPanel(graph("How long zombies live", "Until they recover or the kernel gives them up: what users wait.", "s",
