@@ -14,6 +14,8 @@ func fleet() *builder {
 		perNode   = "sum by (cluster, instance) ("
 		ofZombies = `verdict="zombie"`
 	)
+	zombiesOf := of("halfopen_tcp_zombies_by_owner", `owner=~"$owner"`)
+	largest := "topk(50, sum by (owner, remote_port) (" + zombiesOf + "))"
 	d := board("halfopen-fleet", "halfopen / fleet", "The TCP connections of many nodes: where peers are gone.", true)
 	d.WithRow(dashboard.NewRowBuilder("Now")).
 		WithPanel(number("Agents up", "That are scraped.", units.Short,
@@ -29,7 +31,7 @@ func fleet() *builder {
 		WithPanel(number("Unguarded", "Idle without keepalive: a dead peer will not be noticed.", units.Short,
 			"sum("+of("halfopen_tcp_connections", `verdict="unguarded"`)+")", steps(blue))).
 		WithPanel(number("Timeouts, last hour", "Connections that TCP gave up by itself.", units.Short,
-			"sum(increase("+of("halfopen_tcp_deaths_total", timeouts)+"[1h]))", steps(green, from(50, yellow), from(500, orange)))).
+			"sum(increase("+of("halfopen_tcp_deaths_total", timeouts)+"[1h]))", steps(green, from(50, yellow), from(500, orange))).Decimals(0)).
 		WithPanel(number("Alerts firing", "halfopen's, other than info.", units.Short,
 			"count("+of("ALERTS", `alertname=~"Halfopen.*"`, `alertstate="firing"`, `severity!="info"`)+") or vector(0)",
 			steps(green, from(1, red))))
@@ -48,29 +50,29 @@ func fleet() *builder {
 				{field: "Value #A", name: "Zombies"}, {field: "Value #B", name: "Oldest", unit: units.Seconds},
 				{field: "Value #C", name: "Suspects"}, {field: "Value #D", name: "Unguarded"},
 				{field: "Value #E", name: "Timeouts, last hour", unit: units.Short},
-			}, "Zombies").Span(2 * graphWidth)).
+			}, "Zombies", false).Span(2 * graphWidth)).
 		WithPanel(list("Owners", "Whose the zombies are, and the port of the service they talk to, if the peer is one.",
 			[]string{
-				"topk(50, sum by (owner, remote_port) (" + of("halfopen_tcp_zombies_by_owner", `owner=~"$owner"`) + "))",
-				"count by (owner, remote_port) (" + of("halfopen_tcp_zombies_by_owner", `owner=~"$owner"`) + ")",
+				largest,
+				"count by (owner, remote_port) (" + zombiesOf + ") and " + largest,
 			},
 			[]column{
 				{field: "owner", name: "Owner"}, {field: "remote_port", name: "Remote port"},
 				{field: "Value #A", name: "Zombies"}, {field: "Value #B", name: "Nodes"},
-			}, "Zombies")).
+			}, "Zombies", false)).
 		WithPanel(list("Alerts", "Firing or pending; docs/runbooks has a page on each.",
 			[]string{"sum by (alertname, severity, alertstate, instance) (" + of("ALERTS", `alertname=~"Halfopen.*"`) + ")"},
 			[]column{
 				{field: "alertname", name: "Alert"}, {field: "severity", name: "Severity"},
 				{field: "alertstate", name: "State"}, {field: "instance", name: "Node", link: nodeLink},
 				{field: "Value", name: "Alerts"},
-			}, "Severity"))
+			}, "Severity", true)) // critical is the first of the alphabet
 
 	d.WithRow(dashboard.NewRowBuilder("Connections")).
 		WithPanel(stacked(graph("Zombies by node", "The ten with most.", units.Short,
 			query("topk(10, "+perNode+of("halfopen_tcp_connections", ofZombies)+"))", "{{cluster}} {{instance}}")))).
 		WithPanel(stacked(graph("Zombies by owner", "The ten with most.", units.Short,
-			query("topk(10, sum by (owner, remote_port) ("+of("halfopen_tcp_zombies_by_owner", `owner=~"$owner"`)+"))", "{{owner}} {{remote_port}}")))).
+			query("topk(10, sum by (owner, remote_port) ("+zombiesOf+"))", "{{owner}} {{remote_port}}")))).
 		WithPanel(graph("Unguarded by node", "The ten with most. Load goes up and down; a leak only up.", units.Short,
 			query("topk(10, "+of("instance:halfopen_tcp_unguarded:sum")+")", "{{cluster}} {{instance}}"))).
 		WithPanel(graph("At risk", "Connections, healthy ones too, with a setting or a condition that hides a dead peer.", units.Short,
@@ -90,6 +92,6 @@ func fleet() *builder {
 			query("topk(10, "+perNode+"rate("+of("process_cpu_seconds_total", `job="halfopen"`)+"[$__rate_interval])))", "{{cluster}} {{instance}}"))).
 		WithPanel(list("Versions", "",
 			[]string{"count by (version, revision) (" + of("halfopen_build_info") + ")"},
-			[]column{{field: "version", name: "Version"}, {field: "revision", name: "Revision"}, {field: "Value", name: "Agents"}}, "Agents"))
+			[]column{{field: "version", name: "Version"}, {field: "revision", name: "Revision"}, {field: "Value", name: "Agents"}}, "Agents", false))
 	return d
 }

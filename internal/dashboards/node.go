@@ -23,7 +23,7 @@ func node() *builder {
 		WithPanel(number("Unguarded", "Idle without keepalive: a dead peer will not be noticed.", units.Short,
 			connections(`verdict="unguarded"`), steps(blue))).
 		WithPanel(number("Timeouts, last hour", "Connections that TCP gave up by itself.", units.Short,
-			"sum(increase("+of("halfopen_tcp_deaths_total", timeouts)+"[1h]))", steps(green, from(5, yellow), from(50, orange)))).
+			"sum(increase("+of("halfopen_tcp_deaths_total", timeouts)+"[1h]))", steps(green, from(5, yellow), from(50, orange))).Decimals(0)).
 		WithPanel(number("Connections", "Of all that have a verdict.", units.Short,
 			connections(`verdict!=""`), steps(blue))).
 		WithPanel(number("Alerts firing", "halfopen's, other than info.", units.Short,
@@ -69,12 +69,12 @@ func node() *builder {
 			query("sum("+of("process_resident_memory_bytes", `job="halfopen"`)+")", "agent"))).
 		WithPanel(list("Kernel programs", "1: attached.",
 			[]string{"sum by (program) (" + of("halfopen_bpf_program_attached") + ")"},
-			[]column{{field: "program", name: "Program"}, {field: "Value", name: "Attached"}}, "Program")).
+			[]column{{field: "program", name: "Program"}, {field: "Value", name: "Attached"}}, "Program", true)).
 		WithPanel(list("Version", "",
 			[]string{"sum by (version, revision, goversion) (" + of("halfopen_build_info") + ")"},
 			[]column{
 				{field: "version", name: "Version"}, {field: "revision", name: "Revision"},
 				{field: "goversion", name: "Go"}, {field: "Value", name: "Agents"},
-			}, "Version"))
+			}, "Version", false))
 	return d
 }

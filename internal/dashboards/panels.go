@@ -104,12 +104,13 @@ type column struct {
 }
 
 // list is a table of instant queries, a row for each set of labels that they have in
-// common, with the columns in order.
-func list(title, description string, queries []string, columns []column, sortBy string) *table.PanelBuilder {
+// common, with the columns in order; the rows are sorted by one of those, most first
+// unless up is set.
+func list(title, description string, queries []string, columns []column, sortBy string, up bool) *table.PanelBuilder {
 	t := table.NewPanelBuilder().Title(title).Description(description).Datasource(source).
 		Height(graphHeight).Span(graphWidth).
 		SortBy([]cog.Builder[common.TableSortByFieldState]{
-			common.NewTableSortByFieldStateBuilder().DisplayName(sortBy).Desc(true),
+			common.NewTableSortByFieldStateBuilder().DisplayName(sortBy).Desc(!up),
 		})
 	for i, expr := range queries {
 		t.WithTarget(prometheus.NewDataqueryBuilder().Expr(expr).Instant().
