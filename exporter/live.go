@@ -40,8 +40,8 @@ const (
 	// maxRows are kept for the pages, the worst; as much again may get into
 	// trouble until the next look.
 	maxRows = 10000
-	// noticeBuffer is how many notices may wait for the next frame. If there are
-	// more, the pages are told everything anew.
+	// noticeBuffer is how many notices may wait for the next frame. More are missed,
+	// and counted as that; the next look at all connections makes the rows right.
 	noticeBuffer = 4096
 
 	// The first notice waits noticeDelay for others, and frames are at least
@@ -140,6 +140,7 @@ type Live struct {
 	owners  chan owners
 	flushes alarm     // the next frame of notices
 	looks   alarm     // the next look at all connections
+	counts  alarm     // the next look at the counts
 	framed  time.Time // the last frame of notices
 	owned   time.Time // owners may be looked for again
 	summary []byte    // the last, without its time
@@ -187,7 +188,7 @@ func NewLive(src Source, logger *slog.Logger) *Live {
 		src: src, logger: logger, node: node,
 		join: make(chan *viewer), leave: make(chan *viewer), ended: make(chan struct{}), patience: viewerPatience,
 		seen: make(chan seen), owners: make(chan owners),
-		viewers: make(map[*viewer]bool), flushes: newAlarm(), looks: newAlarm(),
+		viewers: make(map[*viewer]bool), flushes: newAlarm(), looks: newAlarm(), counts: newAlarm(),
 	}
 }
 
@@ -205,9 +206,8 @@ func (l *Live) Run(ctx context.Context) {
 		}
 	}()
 	l.remember(time.Now())
-	history, summary := time.NewTicker(historyStep), time.NewTicker(summarySpacing)
+	history := time.NewTicker(historyStep)
 	defer history.Stop()
-	defer summary.Stop()
 	for {
 		var notices <-chan collector.Notice // nil: the next frame takes them
 		if l.sub != nil && !l.flushes.set {
@@ -238,9 +238,11 @@ func (l *Live) Run(ctx context.Context) {
 			l.takeSeen(&s)
 		case now := <-history.C:
 			l.remember(now)
-		case now := <-summary.C:
+		case now := <-l.counts.C:
+			l.counts.set = false
 			if len(l.viewers) > 0 {
 				l.summarise(now)
+				l.counts.in(summarySpacing)
 			}
 		}
 		l.tidy()
@@ -266,10 +268,11 @@ func (l *Live) admit(ctx context.Context, v *viewer) {
 
 // begin serves a viewer, with all there is to begin with.
 func (l *Live) begin(v *viewer) {
-	l.summarise(time.Now())
+	now := time.Now()
+	l.summarise(now)
 	var first frame
 	if v.wants&(1<<kindSummary) != 0 {
-		first.add(kindSummary, withTime(l.summary, l.told))
+		first.add(kindSummary, withTime(l.summary, now)) // it is the same, whenever it was told
 	}
 	if v.wants&(1<<kindHistory) != 0 {
 		first.add(kindHistory, l.history())
@@ -281,6 +284,9 @@ func (l *Live) begin(v *viewer) {
 		first[kindRows] = l.whole
 	}
 	v.frames <- &first // there is room
+	if !l.counts.set {
+		l.counts.in(summarySpacing)
+	}
 	l.viewers[v] = true
 	l.wanted |= v.wants
 }
@@ -582,7 +588,7 @@ func (l *Live) sendChanges(f *frame, changes *changes) {
 // allRows is the event of kindRows that a viewer begins with.
 func (l *Live) allRows() []byte {
 	b := make([]byte, 0, 256*len(l.rows)+128)
-	b = fmt.Appendf(b, "event: %s\ndata: {\"at\":%d,\"all\":true,\"rows\":[", kindNames[kindRows], time.Now().UnixMilli())
+	b = fmt.Appendf(b, "event: %s\ndata: {\"all\":true,\"rows\":[", kindNames[kindRows]) // not when: it is kept
 	first := true
 	for _, r := range l.rows {
 		if !first {

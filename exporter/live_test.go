@@ -192,6 +192,36 @@ func TestRowsAreAllAndThenWhatChanges(t *testing.T) {
 	}
 }
 
+// The page's clock is the agent's, as the first thing that it is told has it.
+func TestWhoJoinsIsToldTheTimeOfNow(t *testing.T) {
+	src := &fakeSource{notices: make(chan collector.Notice)}
+	l := NewLive(src, slog.New(slog.DiscardHandler))
+	l.sub = src.Subscribe(0)
+	l.known = true
+	l.remember(time.Now())
+	before := time.Now().Add(-summaryLatest / 2)
+	l.summarise(before)
+	v := &viewer{wants: 1<<kindSummary | 1<<kindRows, frames: make(chan *frame, viewerFrames)}
+	l.begin(v)
+	if !l.told.Equal(before) {
+		t.Fatal("the counts were told to all again, though they are the same")
+	}
+	first := <-v.frames
+	_, data, _ := strings.Cut(string(first[kindSummary]), "data: ")
+	var told struct {
+		At time.Time `json:"at"`
+	}
+	if err := json.Unmarshal([]byte(data), &told); err != nil {
+		t.Fatal(err)
+	}
+	if late := time.Since(told.At); late > summaryLatest/4 {
+		t.Errorf("it is told the time of %v ago", late)
+	}
+	if rows := string(first[kindRows]); !strings.Contains(rows, `"all":true`) || strings.Contains(rows, `"at":`) {
+		t.Errorf("rows, which are kept, are %s", rows)
+	}
+}
+
 func TestADeathKnowsTheOwnerOfItsRow(t *testing.T) {
 	c := contractConnection()
 	died := contractDeath()
