@@ -5,7 +5,9 @@
 
 const silence = 35_000; // the agent says something every ten seconds
 const longest = 15_000;
-const unseen = 60_000; // a page nobody looks at takes nothing from the agent after that
+// A page nobody looks at takes nothing from the agent after that. A browser has at most
+// six connections to a server, for all its tabs: they would have no other.
+const unseen = 10_000;
 
 export function follow(events, on) {
   let source = null, failures = 0, heard = 0, retry = 0, hide = 0;
@@ -44,19 +46,28 @@ export function follow(events, on) {
   setInterval(() => {
     if (source && Date.now() - heard > silence) lost();
   }, 5000);
-  document.addEventListener('visibilitychange', () => {
+  const pause = () => {
+    close();
+    on.state('paused');
+  };
+  const look = () => {
     clearTimeout(hide);
     if (document.hidden) {
-      hide = setTimeout(() => {
-        close();
-        on.state('paused');
-      }, unseen);
+      hide = setTimeout(pause, unseen);
     } else if (!source) {
       failures = 0;
       open();
     }
-  });
-  addEventListener('online', () => { if (!source) open(); });
+  };
+  document.addEventListener('visibilitychange', look);
+  addEventListener('pagehide', pause); // the browser may keep the page, for the way back
+  addEventListener('pageshow', look); // also after it was opened in the background
+  addEventListener('online', look);
   open();
-  return { now: () => { failures = 0; open(); } };
+  return {
+    now: () => {
+      on.state('lost', Date.now());
+      open();
+    },
+  };
 }
