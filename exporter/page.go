@@ -20,7 +20,7 @@ var page embed.FS
 
 // pagePolicy lets the page load what is served beside it, and ask its own agent.
 // Nothing inline: a process's name can never become a script.
-const pagePolicy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; " +
+const pagePolicy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; " +
 	"form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
 
 // servePage serves the page at / and its parts below /web/.
