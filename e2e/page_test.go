@@ -133,7 +133,7 @@ func (b *browser) do(actions ...chromedp.Action[chromedp.Void]) {
 func (b *browser) open(a *agent, query string) {
 	b.t.Helper()
 	b.mu.Lock()
-	b.host = strings.TrimPrefix(a.url, "http://")
+	b.host = a.url[strings.LastIndexAny(a.url, "/@")+1:]
 	b.mu.Unlock()
 	b.do(chromedp.Navigate(a.url + "/" + query))
 	b.is("the page is live", `document.getElementById('link').dataset.state === 'live'`)
@@ -195,8 +195,12 @@ var keepaliveEach = func(idle, interval, probes int) [][3]int {
 // lonely is a port that no other test uses.
 const lonely = 7951
 
-// hostile is a name that does something where it is not taken for text.
-const hostile = `<img src=x>"'&`
+// hostile is a name that does something where it is not taken for text, or not all of
+// it is shown: its end would turn around what comes after it. And how it is shown.
+const (
+	hostile      = "<img src=x>'\u202e"
+	hostileShown = `<img src=x>'\u202e`
+)
 
 func TestPageShowsAZombieComeAndGo(t *testing.T) { // not parallel: it looks at the clock
 	n := newNetwork(t, "ipv4")
@@ -205,7 +209,7 @@ func TestPageShowsAZombieComeAndGo(t *testing.T) { // not parallel: it looks at 
 	n.serve(vanishing, echo)
 	client := newTheatre(t).puppet(hostile, n.Client.Path())
 	cookie := client.does(order{Do: "connect", Addr: n.server(vanishing), Options: keepaliveEach(2, 1, 18)}).Cookie
-	b.open(a, "?verdict=zombie&verdict=suspect")
+	b.open(a, "?verdict=zombie&verdict=suspect&cause=refused")
 	n.cut(vanishing)
 
 	appeared := b.when("the zombie is there", rowIs(cookie, "zombie"))
@@ -221,7 +225,7 @@ func TestPageShowsAZombieComeAndGo(t *testing.T) { // not parallel: it looks at 
 	t.Logf("on the page %v after its verdict", appeared.Sub(since))
 
 	// Its owner's name is text, wherever it is shown.
-	who := fmt.Sprintf("%s[%d]", hostile, client.PID)
+	who := fmt.Sprintf("%s[%d]", hostileShown, client.PID)
 	b.is("its owner is there", fmt.Sprintf(`document.querySelector('tr[data-cookie="%s"] .c-owner').textContent.startsWith(%s)`, cookie, quoted(who)))
 	b.do(chromedp.Click(chromedp.CSS(fmt.Sprintf(`tr[data-cookie="%s"] .c-state`, cookie))))
 	b.is("its story tells of the owner", fmt.Sprintf(`document.querySelector('#story .who')?.textContent.includes(%s)`, quoted(who)))
@@ -238,9 +242,11 @@ func TestPageShowsAZombieComeAndGo(t *testing.T) { // not parallel: it looks at 
 		}
 		return nil
 	})
+	b.is("its story has an end", `document.querySelector('#story .banner')?.textContent.includes('keepalive timeout')`)
+	b.is("the feed does not have it, as was asked", `!document.querySelector('#feed li')`)
+	b.do(chromedp.Click(chromedp.CSS(`#story .close`)), chromedp.Click(chromedp.CSS(`#causes [data-cause="refused"]`)))
 	b.is("the feed has it", fmt.Sprintf(`document.querySelector('#feed li[data-cookie="%s"]')?.textContent.includes('keepalive timeout')`, cookie))
 	b.is("its owner is in the feed", fmt.Sprintf(`document.querySelector('#feed li[data-cookie="%s"]')?.textContent.includes(%s)`, cookie, quoted(who)))
-	b.is("its story has an end", `document.querySelector('#story .banner')?.textContent.includes('keepalive timeout')`)
 	if n := eval[int](b, `document.querySelectorAll('img').length`); n != 0 {
 		t.Errorf("%d images on the page", n)
 	}
@@ -287,7 +293,7 @@ func TestPageFiltersAreInItsAddress(t *testing.T) {
 	b.is("all are found", fmt.Sprintf("%s.startsWith('%d of ')", shown, many))
 	b.is("the address has the words", fmt.Sprintf(`new URLSearchParams(location.search).get('q') === ':%d zombies'`, vanishing))
 	b.do(chromedp.Click(chromedp.CSS(`#table .c-silent button`)))
-	b.is("sorted", search+`.includes('sort=silent') && document.querySelector('#table th.c-silent').ariaSort === 'ascending'`)
+	b.is("sorted", search+`.includes('sort=silent') && document.querySelector('#table th.c-silent').ariaSort === 'descending'`)
 
 	// The keyboard alone gets to a story and back.
 	b.do(chromedp.Focus(chromedp.CSS("#scroll")), chromedp.KeyEvent(kb.ArrowDown), chromedp.KeyEvent(kb.ArrowDown))
@@ -300,6 +306,69 @@ func TestPageFiltersAreInItsAddress(t *testing.T) {
 	// What is in the address is on the page, from the start.
 	b.open(a, "?risk=no_keepalive&sort=-remote&q=others")
 	b.is("as the address says", fmt.Sprintf("%s.startsWith('%d of ') && document.querySelector('#table th.c-remote').ariaSort === 'descending'", shown, many))
+}
+
+// An address that means nothing does no harm.
+func TestPageTakesAnyAddress(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t, "ipv4")
+	a := startAgent(t)
+	n.serve(lonely, echo)
+	n.dial(lonely, many)
+	b := browse(t, 1440, 900, 1)
+	for _, query := range []string{
+		"?sort=constructor", "?sort=-", "?sort=--silent", "?verdict=constructor", "?risk=toString", "?cause=nothing", "?cause=constructor", "?conn=%3Cb%3E", "?verdict=%00&q=%20&nothing=1",
+	} {
+		b.open(a, query)
+		b.is("all are shown: "+query, `document.querySelectorAll('#table tr[data-cookie]').length > 1`)
+	}
+}
+
+// A page that was left has no connection to the agent any more, of which the browser
+// has few: the next could not be loaded.
+func TestPageIsLeft(t *testing.T) {
+	t.Parallel()
+	a := startAgent(t)
+	b := browse(t, 1440, 900, 1)
+	const often = 10
+	for i := range often {
+		b.open(a, fmt.Sprintf("?q=%d", i))
+	}
+	for i := range often - 1 {
+		b.do(chromedp.Evaluate[chromedp.Void](`void setTimeout(() => history.back());`)) // NavigateBack waits for what does not come
+		b.is("it is back, and live", fmt.Sprintf(`location.search === '?q=%d' && document.getElementById('search').value === '%d' && document.getElementById('link').dataset.state === 'live'`, often-2-i, often-2-i))
+	}
+}
+
+// A password in the address must not keep the page from asking the agent.
+func TestPageHasAPassword(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t, "ipv6")
+	config := filepath.Join(t.TempDir(), "web.yml")
+	// It is "secret", at bcrypt's lowest cost.
+	if err := os.WriteFile(config, []byte("basic_auth_users:\n  prometheus: $2a$04$y927JXmOaBp0qsUa5VQsAO9OGZySGiPt6Spxe5Z44eQyidQ6xtiPO\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a := launchAgent(t, "--web.config.file="+config)
+	a.url = strings.Replace(a.url, "http://", "http://prometheus:secret@", 1)
+	t.Cleanup(func() { a.stop() })
+	a.ready()
+	n.serve(lonely, echo)
+	n.dial(lonely, 1)
+	if c, err := n.Client.Dial(t.Context(), n.server(lonely+2)); err == nil {
+		c.Close()
+		t.Fatal("nobody listens, and yet it is connected")
+	}
+	eventually(t, 10*time.Second, "a death", func() error {
+		if len(a.deaths(n, lonely+2)) == 0 {
+			return errors.New("none")
+		}
+		return nil
+	})
+	b := browse(t, 1440, 900, 1)
+	b.open(a, "?conn="+a.connections(n, lonely, "")[0].Cookie)
+	b.is("there is a story", `document.querySelector('#story .settings')`)
+	b.is("there are deaths", `document.getElementById('feed').textContent.includes('refused')`)
 }
 
 func TestPageTellsTheStoryOfAConnection(t *testing.T) {
@@ -336,6 +405,7 @@ func TestPageTellsTheStoryOfAConnection(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, advice := range said.Explanation.Advice {
+		b.is("the advice's words are there", text+".includes("+quoted(advice.Text)+")")
 		for _, how := range advice.How {
 			b.is("the advice is there", text+".includes("+quoted(how)+")")
 		}
@@ -354,7 +424,12 @@ func TestPageTellsTheStoryOfAConnection(t *testing.T) {
 	if asked < 3 {
 		t.Errorf("%d solicitations drawn of a zombie", asked)
 	}
+	// Whoever reads what to do does not lose it, while all else goes on.
+	b.do(chromedp.Focus(chromedp.CSS("#story .advice pre")), chromedp.Evaluate[chromedp.Void](`window.reading = document.activeElement;`))
 	b.is("what was asked is drawn as it happens", fmt.Sprintf(`document.querySelectorAll('#story .timeline .asked').length > %d`, asked))
+	b.is("it is listed", fmt.Sprintf(`document.querySelectorAll('#story .events [data-kind="solicitation"]').length > %d`, asked))
+	b.is("time goes by", `document.querySelector('#story .facts .figure').textContent === document.querySelector('#table tr.opened .c-silent').textContent`)
+	b.is("the focus is where it was", `reading.matches('.advice pre') && document.activeElement === reading`)
 	b.is("the end is drawn", `document.querySelector('#story .timeline .end') && document.querySelector('#story .timeline .silence')`)
 	b.do(chromedp.Click(chromedp.CSS("#story .close")))
 	b.is("it closes", `document.getElementById('story').hidden && location.search === ''`)
@@ -450,11 +525,13 @@ func TestPageIsAccessible(t *testing.T) {
 		{"story", "light", "?conn=" + cookie, 1440, 900},
 		{"dark story", "dark", "?verdict=zombie&risk=any&conn=" + cookie, 1440, 900},
 		{"phone", "light", "", 390, 844},
+		{"phone story", "light", "?conn=" + cookie, 390, 844},
 	} {
 		t.Run(view.name, func(t *testing.T) {
 			b := browse(t, view.width, view.height, 1)
 			b.theme(view.theme)
 			b.open(a, view.query)
+			b.is("what is covered cannot have the focus", fmt.Sprintf("document.querySelector('main').inert === %v", view.name == "phone story"))
 			b.is("there are rows", `document.querySelectorAll('#table tr[data-cookie]').length > 0`)
 			if strings.Contains(view.query, "conn=") {
 				b.is("there is a story", `document.querySelector('#story .advice')`)

@@ -57,17 +57,32 @@ export function bytes(n) {
 }
 
 const clocks = new Intl.DateTimeFormat('en-GB', { hour: '2-digit', minute: '2-digit', second: '2-digit' });
-export const clock = (ms) => clocks.format(ms);
+const days = new Intl.DateTimeFormat('en-GB', { day: 'numeric', month: 'short' });
+// clock is a time of today, or with its day.
+export const clock = (ms) => (days.format(ms) === days.format(Date.now()) ? '' : `${days.format(ms)} `) + clocks.format(ms);
 
 export function endpoint(e) {
   return e.ip.includes(':') ? `[${e.ip}]:${e.port}` : `${e.ip}:${e.port}`;
+}
+
+// printable escapes what takes up no room of its own, or does something to the text
+// around it (controls, what turns the direction of writing, what combines with the
+// character before), and the backslash, as `halfopen list` does. A process calls
+// itself what it likes.
+const invisible = /[^\p{L}\p{N}\p{P}\p{S} ]|\p{Default_Ignorable_Code_Point}|\\/gu;
+const short = { '\\': '\\\\', '\x07': '\\a', '\b': '\\b', '\f': '\\f', '\n': '\\n', '\r': '\\r', '\t': '\\t', '\v': '\\v' };
+export function printable(name) {
+  return (name ?? '').replace(invisible, (c) => {
+    const n = c.codePointAt(0), hex = (digits) => n.toString(16).padStart(digits, '0');
+    return short[c] ?? (n < 0x80 ? `\\x${hex(2)}` : n < 0x10000 ? `\\u${hex(4)}` : `\\U${hex(8)}`);
+  });
 }
 
 // owner says whose it is: the process, and what it runs in.
 export function owner(pid, comm, group, held) {
   if (held === 'orphaned') return ['closed by its application', ''];
   if (held === 'unaccepted') return ['not yet accepted', ''];
-  return [pid ? `${comm}[${pid}]` : '', group || ''];
+  return [pid ? `${printable(comm)}[${pid}]` : '', printable(group)];
 }
 
 export function groupName(o) {
@@ -75,6 +90,10 @@ export function groupName(o) {
   if (o.container_id) return `container ${o.container_id.slice(0, 12)}`;
   return o.unit ?? '';
 }
+
+// ask has the agent answer. A path alone would not do where the page's address has a
+// password in it.
+export const ask = (path) => fetch(new URL(path, location.origin));
 
 // el makes an element. Text is always text: names of processes are hostile.
 export function el(tag, attributes, ...children) {

@@ -3,17 +3,17 @@
 // The table of connections. Only the rows that are in sight exist, so that ten
 // thousand are as quick as ten; to a screen reader it is a table of all of them.
 
-import { el, evidences, meaning, owner, plural, rank, say, span, spaced, whole } from '/web/format.js';
+import { clock, el, evidences, meaning, owner, plural, rank, say, spaced, whole } from '/web/format.js';
 
 const overscan = 8;
 
-// Of each column: its title, how rows are ordered by it (ascending, by what does not
-// change as time goes by), and what a cell shows.
+// Of each column: its title, and how rows are ordered by it, by what does not change as
+// time goes by: the worst first, which where it falls are the largest.
 export const columns = {
-  verdict: { title: 'Verdict', order: (a, b) => rank[a.verdict] - rank[b.verdict] || silence(a) - silence(b) },
-  unanswered: { title: 'Unanswered', number: true, order: (a, b) => (b.unanswered ?? 0) - (a.unanswered ?? 0) },
-  silent: { title: 'Silent', number: true, order: (a, b) => (a.heard_at ?? 0) - (b.heard_at ?? 0) },
-  idle: { title: 'Idle', number: true, order: (a, b) => (a.data_at ?? 0) - (b.data_at ?? 0) },
+  verdict: { title: 'Verdict', falls: true, order: (a, b) => rank[a.verdict] - rank[b.verdict] || silence(a) - silence(b) },
+  unanswered: { title: 'Unanswered', number: true, falls: true, order: (a, b) => (b.unanswered ?? 0) - (a.unanswered ?? 0) },
+  silent: { title: 'Silent', number: true, falls: true, order: (a, b) => (a.heard_at ?? 0) - (b.heard_at ?? 0) },
+  idle: { title: 'Idle', number: true, falls: true, order: (a, b) => (a.data_at ?? 0) - (b.data_at ?? 0) },
   gives_up: { title: 'Gives up', number: true, order: (a, b) => (a.gives_up_at || Infinity) - (b.gives_up_at || Infinity) || 0 },
   state: { title: 'State', order: (a, b) => compare(a.state, b.state) },
   local: { title: 'Local', order: (a, b) => compare(end(a, 'local'), end(b, 'local')) },
@@ -23,7 +23,7 @@ export const columns = {
 
 // silence is what `halfopen list` orders by within a verdict: the longest first.
 const silence = (r) => (rank[r.verdict] <= rank.suspect ? r.heard_at : r.data_at) ?? 0;
-const said = (r) => owner(r.pid, r.comm, r.group, r.held).join(' ').trim() || '\uffff';
+const said = (r) => (r.said ??= owner(r.pid, r.comm, r.group, r.held).join(' ').trim() || '\uffff');
 
 // Ten thousand rows are compared a hundred thousand times: localeCompare takes seconds.
 const compare = (a, b) => (a < b ? -1 : a > b ? 1 : 0);
@@ -75,7 +75,7 @@ export class Table {
     this.index = null;
     const [column, reversed] = sort.startsWith('-') ? [sort.slice(1), true] : [sort, false];
     for (const [name, th] of Object.entries(this.heads)) {
-      if (name === column) th.setAttribute('aria-sort', reversed ? 'descending' : 'ascending');
+      if (name === column) th.setAttribute('aria-sort', reversed === Boolean(columns[name].falls) ? 'ascending' : 'descending');
       else th.removeAttribute('aria-sort');
     }
     this.table.setAttribute('aria-rowcount', view.length + 1);
@@ -239,9 +239,8 @@ function countdown(d, r, now, bad) {
     const all = r.gives_up_at - (r.heard_at || now);
     d.bar.style.width = `${Math.max(0, Math.min(1, all > 0 ? (r.gives_up_at - now) / all : 0)) * 100}%`;
   }
-  const title = `${left > 0 ? `in ${span(left)}: ` : ''}${spaced(r.gives_up_by ?? '')}, if nothing is heard`;
   if (d.title !== r.gives_up_at) {
     d.title = r.gives_up_at;
-    d.cells.gives_up.title = title;
+    d.cells.gives_up.title = `${clock(r.gives_up_at)}: ${spaced(r.gives_up_by ?? '')}, if nothing is heard`;
   }
 }
