@@ -336,7 +336,7 @@ func TestPageIsLeft(t *testing.T) {
 	}
 	for i := range often - 1 {
 		b.do(chromedp.Evaluate[chromedp.Void](`void setTimeout(() => history.back());`)) // NavigateBack waits for what does not come
-		b.is("it is back, and live", fmt.Sprintf(`location.search === '?q=%d' && document.getElementById('search').value === '%d' && document.getElementById('link').dataset.state === 'live'`, often-2-i, often-2-i))
+		b.is("it is back, and live", fmt.Sprintf(`location.search === '?q=%d' && document.getElementById('search')?.value === '%d' && document.getElementById('link')?.dataset.state === 'live'`, often-2-i, often-2-i))
 	}
 }
 
