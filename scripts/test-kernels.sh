@@ -11,7 +11,7 @@
 #   KERNEL_IMAGE=vmlinuz  this one instead; with MODULES=/lib/modules/VERSION if
 #                         what scripts/vm/modules names is not built in
 #   TESTS=regexp          only the tests of such a name
-#   QUICK=1               only those that scripts/vm/quick names: some 10 min, not 40
+#   QUICK=1               only those that scripts/vm/quick names: some 10 min of two processors, not 70
 #   JOBS=1                so many machines at a time, otherwise one a processor
 #
 # What scripts/vm/left-out names does not run there. Any other test that does not
@@ -24,7 +24,7 @@ declare -A suites=([5.10]=bullseye [6.1]=bookworm [6.12]=trixie [7]=sid [arm64]=
 declare -A only=([arm64]='^Test(Doctor|KeepaliveZombies|Owners|Differences.*|Variants.*|WhatAConnection.*)$' [lockdown]='^TestLockdown$')
 tested=(bpf internal/lab e2e) # packages
 limit=${QUICK:+1400}           # seconds, of one machine
-limit=${limit:-3000}
+limit=${limit:-5000}
 whole=$((2 * limit)) # and of all
 export PATH=$PATH:/usr/sbin:/sbin
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/halfopen/kernels
