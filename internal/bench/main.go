@@ -24,7 +24,7 @@ import (
 )
 
 // limit bounds a whole run.
-const limit = 20 * time.Minute
+const limit = 40 * time.Minute
 
 // bench is what all parts of a run share.
 type bench struct {
