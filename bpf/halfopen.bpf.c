@@ -1845,6 +1845,7 @@ static __always_inline int owner_of(struct bpf_iter__task_file *ctx)
 		return 0;
 	o.pid = task->tgid;
 	o.fd = ctx->fd;
+	o.started = BPF_CORE_READ(task, group_leader, start_time);
 	BPF_CORE_READ_INTO(&o.comm, task, group_leader, comm);
 	/* Full: the kernel will call us for this file once more. */
 	bpf_seq_write(ctx->meta->seq, &o, sizeof(o));

@@ -215,11 +215,12 @@ struct census {
 /* One file descriptor of one process that holds a wanted socket. */
 struct owner {
 	__u64 cookie;
+	__u64 started; /* the process, ns of CLOCK_MONOTONIC */
 	__u32 pid;
 	__u32 fd;
 	__u8 comm[16]; /* of the thread group's leader; any bytes */
 };
-_Static_assert(sizeof(struct owner) == 32, "struct owner has holes");
+_Static_assert(sizeof(struct owner) == 40, "struct owner has holes");
 
 /* How a network namespace was found. */
 enum holder_kind {

@@ -223,11 +223,12 @@ type halfopenNote struct {
 }
 
 type halfopenOwner struct {
-	_      structs.HostLayout
-	Cookie uint64
-	Pid    uint32
-	Fd     uint32
-	Comm   [16]uint8
+	_       structs.HostLayout
+	Cookie  uint64
+	Started uint64
+	Pid     uint32
+	Fd      uint32
+	Comm    [16]uint8
 }
 
 type halfopenRate struct {

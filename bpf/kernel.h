@@ -327,6 +327,7 @@ struct task_struct {
 	struct task_struct *group_leader;
 	struct task_struct *real_parent;
 	char comm[16];
+	__u64 start_time; /* ns of CLOCK_MONOTONIC */
 };
 
 struct seq_file;

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"testing/iotest"
 	"time"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
@@ -49,8 +50,9 @@ func FuzzReadRecords(f *testing.F) {
 			o := Owner{Cookie: uint64(i) + 1, Pid: uint32(i)}
 			stream.Write(bytesOf(&o))
 		}
-		stream.Truncate(max(0, stream.Len()-int(cut)%32))
-		whole, rest := stream.Len()/32, stream.Len()%32
+		const size = int(unsafe.Sizeof(Owner{}))
+		stream.Truncate(max(0, stream.Len()-int(cut)%size))
+		whole, rest := stream.Len()/size, stream.Len()%size
 		for name, r := range map[string]io.Reader{
 			"whole":      bytes.NewReader(stream.Bytes()),
 			"bytewise":   iotest.OneByteReader(bytes.NewReader(stream.Bytes())),

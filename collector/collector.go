@@ -477,7 +477,8 @@ func (c *Collector) ownerOf(p *Process, cgroup uint64, processes processGroups) 
 }
 
 // processOf picks one of the descriptors that hold a socket: of the processes
-// in pids, if there are such, the oldest as far as pids tell.
+// in pids, if there are such, the oldest: not a child that has just been forked and
+// will execute another program.
 func processOf(owners []bpf.Owner, pids []uint32) *Process {
 	if len(owners) == 0 {
 		return nil
@@ -489,7 +490,7 @@ func processOf(owners []bpf.Owner, pids []uint32) *Process {
 		return 1
 	}
 	o := slices.MinFunc(owners, func(a, b bpf.Owner) int {
-		return cmp.Or(cmp.Compare(other(a), other(b)), cmp.Compare(a.Pid, b.Pid), cmp.Compare(a.Fd, b.Fd))
+		return cmp.Or(cmp.Compare(other(a), other(b)), cmp.Compare(a.Started, b.Started), cmp.Compare(a.Pid, b.Pid), cmp.Compare(a.Fd, b.Fd))
 	})
 	return &Process{PID: o.Pid, Comm: unix.ByteSliceToString(o.Comm[:]), FD: o.Fd}
 }

@@ -48,15 +48,10 @@ type browser struct {
 	mayBreak bool     // the agent is stopped: requests fail
 }
 
-// browsing lets one browser run at a time: they take much of the machine, which other
-// tests share.
-var browsing sync.Mutex
-
-// browse starts Debian's chromium for as long as the test runs, which may do so once.
+// browse starts Debian's chromium for as long as the test runs. Who does is not parallel: it
+// takes much of the machine.
 func browse(t testing.TB, width, height int64, scale float64) *browser {
 	t.Helper()
-	browsing.Lock()
-	t.Cleanup(browsing.Unlock)
 	opts := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath("chromium"),
 		chromedp.NoSandbox, // it does not work for root; the page is our own
 		chromedp.Flag("disable-dev-shm-usage", true),
@@ -253,7 +248,6 @@ func TestPageShowsAZombieComeAndGo(t *testing.T) { // not parallel: it looks at 
 }
 
 func TestPageFiltersAreInItsAddress(t *testing.T) {
-	t.Parallel()
 	n := newNetwork(t, "ipv4")
 	a := startAgent(t, "--idle-after=2s")
 	n.serve(vanishing, echo)
@@ -310,7 +304,6 @@ func TestPageFiltersAreInItsAddress(t *testing.T) {
 
 // An address that means nothing does no harm.
 func TestPageTakesAnyAddress(t *testing.T) {
-	t.Parallel()
 	n := newNetwork(t, "ipv4")
 	a := startAgent(t)
 	n.serve(lonely, echo)
@@ -327,7 +320,6 @@ func TestPageTakesAnyAddress(t *testing.T) {
 // A page that was left has no connection to the agent any more, of which the browser
 // has few: the next could not be loaded.
 func TestPageIsLeft(t *testing.T) {
-	t.Parallel()
 	a := startAgent(t)
 	b := browse(t, 1440, 900, 1)
 	const often = 10
@@ -350,7 +342,6 @@ func TestPageIsLeft(t *testing.T) {
 
 // A password in the address must not keep the page from asking the agent.
 func TestPageHasAPassword(t *testing.T) {
-	t.Parallel()
 	n := newNetwork(t, "ipv6")
 	config := filepath.Join(t.TempDir(), "web.yml")
 	// It is "secret", at bcrypt's lowest cost.
@@ -380,7 +371,6 @@ func TestPageHasAPassword(t *testing.T) {
 }
 
 func TestPageTellsTheStoryOfAConnection(t *testing.T) {
-	t.Parallel()
 	n := newNetwork(t, "ipv4")
 	a := startAgent(t)
 	n.serve(vanishing, echo)
@@ -447,7 +437,6 @@ func TestPageTellsTheStoryOfAConnection(t *testing.T) {
 }
 
 func TestPageSaysWhenTheStreamIsLost(t *testing.T) {
-	t.Parallel()
 	n := newNetwork(t, "ipv4")
 	a := startAgent(t)
 	n.serve(lonely, echo)
@@ -480,7 +469,6 @@ func TestPageSaysWhenTheStreamIsLost(t *testing.T) {
 // Of ten thousand connections only those in sight are in the document, and every one
 // can be got to.
 func TestPageShowsTenThousand(t *testing.T) {
-	t.Parallel()
 	n := newNetwork(t, "ipv4")
 	crowd := newTheatre(t).puppet("crowd", "")
 	each := scaled(4500) // two ends each, with some room for what else this machine has
@@ -516,7 +504,6 @@ func restartAgent(t testing.TB, old *agent) {
 }
 
 func TestPageIsAccessible(t *testing.T) {
-	t.Parallel()
 	n := newNetwork(t, "ipv4")
 	a := startAgent(t)
 	scene(t, n)

@@ -319,7 +319,9 @@ func (p *puppet) leaves() {
 	p.conn.Close()
 	eventually(p.t, 10*time.Second, "the process has ended", func() error {
 		body, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID))
-		if err != nil || strings.Contains(string(body), ") Z ") {
+		// Its other threads may still hold what the first has let go of.
+		threads, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", p.PID))
+		if err != nil || strings.Contains(string(body), ") Z ") && len(threads) <= 1 {
 			return nil
 		}
 		return errors.New("it runs")
