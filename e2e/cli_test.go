@@ -163,7 +163,7 @@ func TestListAndTraceWithoutAnAgent(t *testing.T) {
 	n.serve(vanishing, echo)
 	conns := n.dial(vanishing, 7)
 	n.greet(conns)
-	n.keepalive(conns, time.Second, time.Second, 3)
+	n.keepalive(conns, time.Second, time.Second, 5)
 
 	trace := exec.Command(binary, "trace", "-o", "json", "--port", fmt.Sprint(vanishing))
 	out, err := trace.StdoutPipe()
@@ -184,7 +184,12 @@ func TestListAndTraceWithoutAnAgent(t *testing.T) {
 	})
 	n.cut(vanishing)
 
-	var kinds = make(map[string]int)
+	// By default a solicitation is told of from the second in a row on. Those of all
+	// connections come at once, and it may be at a moment that the kernel of this
+	// machine hides (docs/kernel.md): so what counts is what each is known to wait
+	// for, not how often that was said.
+	kinds := make(map[string]int)
+	unanswered := make(map[string]int)
 	cookies := n.ss(vanishing)
 	lines := bufio.NewScanner(out)
 	for kinds["death"] < len(conns) && lines.Scan() {
@@ -207,6 +212,9 @@ func TestListAndTraceWithoutAnAgent(t *testing.T) {
 			continue
 		}
 		kinds[e.Event]++
+		if e.Connection != nil {
+			unanswered[cookie] = max(unanswered[cookie], e.Connection.Unanswered)
+		}
 		if e.Death != nil && e.Death.Cause != "keepalive_timeout" {
 			t.Errorf("%s died of %s", cookie, e.Death.Cause)
 		}
@@ -221,8 +229,13 @@ func TestListAndTraceWithoutAnAgent(t *testing.T) {
 			}
 		}
 	}
-	if kinds["death"] != len(conns) || kinds["verdict"] < len(conns) || kinds["solicitation"] < 2*len(conns) {
+	if kinds["death"] != len(conns) || kinds["verdict"] < len(conns) || kinds["solicitation"] < len(conns) {
 		t.Errorf("events: %v", kinds)
+	}
+	for cookie := range cookies {
+		if unanswered[cookie] < 4 {
+			t.Errorf("%s had %d unanswered", cookie, unanswered[cookie])
+		}
 	}
 	if err := trace.Process.Signal(syscall.SIGINT); err != nil {
 		t.Fatal(err)
