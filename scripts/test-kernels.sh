@@ -256,7 +256,7 @@ while ((running > 0)); do
     wait -n || status=1
     running=$((running - 1))
 done
-if [[ $status == 0 && -z ${KERNELS:-}${TESTS:-} ]]; then
+if [[ $status == 0 && -z ${KERNELS:-}${TESTS:-}${QUICK:-} ]]; then
     scripts/vm/table "${kernels[@]}" >docs/kernel-support.md
 fi
 exit $status
