@@ -157,7 +157,7 @@ func (k *Kernel) takeCensus(ctx context.Context, cookie uint64, res *CensusResul
 
 	// visitOne visits the namespace that the thread is in, if it has to be. If that
 	// was in vain the last time, sock_diag gives the cookies, for the next: from 5.15
-	// until 6.16 iter/tcp passes over the first bucket of the hash table in a namespace
+	// until 6.17 iter/tcp passes over the first bucket of the hash table in a namespace
 	// without listeners (tcp_seek_last_pos(), whose offset is below 0 by then).
 	tables, nameless := make(map[uint64]bool, len(k.tables)), make(map[uint64]bool)
 	visitOne := func(ino uint64) error {
