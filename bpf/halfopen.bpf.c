@@ -1103,15 +1103,18 @@ static __always_inline __u32 write_timeout_cause(const struct tcp_sock *tp,
 						 const struct deferred *d, bool known, bool orphan,
 						 __u8 *during)
 {
+	const struct net *net = tp->inet_conn.icsk_inet.sk.__sk_common.skc_net.net;
 	__u32 lasting, stamp = tp->inet_conn.icsk_probes_tstamp;
 	__u64 timeout = tp->inet_conn.icsk_user_timeout;
+	bool own;
 
 	timeout = (timeout * hz + 999) / 1000; /* msecs_to_jiffies() */
 	/* tcp_rtx_probe0_timed_out(): the window shrank under data in flight. */
 	if (known && d->pending == ICSK_TIME_RETRANS && !d->snd_wnd && !orphan) {
 		*during = EVIDENCE_WINDOW_PROBE;
 		lasting = retransmitting_for(tp);
-		if (timeout && (timeout < 2 * 120 * hz || lasting >= timeout))
+		if (timeout &&
+		    (timeout < 2 * (__u64)rto_max(tp, net, hz, &own) || lasting >= timeout))
 			return CAUSE_USER_TIMEOUT;
 		return CAUSE_WINDOW_PROBE_TIMEOUT;
 	}
@@ -1580,7 +1583,9 @@ static __always_inline bool walkable(__u64 cookie, bool connection)
 /*
  * The visit: process context, one socket after the other of the reader's network
  * namespace; the kernel holds the socket's lock on most versions. For what the
- * walk leaves. Where we cannot give a socket its cookie, it is one that came after
+ * walk leaves: but for listeners, whose hash table all namespaces share
+ * (inet_pernet_hashinfo_alloc()), what a hash table of the namespace's own has, and
+ * what has no cookie. Where we cannot give a socket its cookie, it is one that came after
  * others were asked to: it is counted, and the next census has the rest.
  */
 static __always_inline int visit(struct bpf_iter__tcp *ctx)
@@ -1589,12 +1594,13 @@ static __always_inline int visit(struct bpf_iter__tcp *ctx)
 	const struct tcp_sock *tp;
 	struct watch *seen;
 	struct conn c;
-	bool write;
+	bool write, listens;
 
 	if (!skc)
 		return 0;
 	tp = bpf_skc_to_tcp_sock(skc); /* NULL for time_wait and request sockets */
-	if (!own_table && walkable(skc->skc_cookie.counter, tp && skc->skc_state != TCP_LISTEN))
+	listens = skc->skc_state == TCP_LISTEN;
+	if ((!own_table || listens) && walkable(skc->skc_cookie.counter, tp && !listens))
 		return 0;
 	write = consider(&c, skc, tp, &seen, false);
 	if (!skc->skc_cookie.counter) {

@@ -393,7 +393,7 @@ static __always_inline int retransmit_error_of(const unsigned long long *ctx)
 
 /*
  * The keepalive timer has a place of its own: 08dfe370239e "tcp: introduce
- * icsk->icsk_keepalive_timer", 7.0, and in 6.1.y, 6.12.y. Before, it is sk_timer,
+ * icsk->icsk_keepalive_timer", 6.19, and in 6.1.y, 6.12.y. Before, it is sk_timer,
  * which then still exists and means another timer: so the new place is asked
  * for first.
  */
@@ -414,7 +414,7 @@ static __always_inline __u32 keepalive_timer_offset(void)
 	return bpf_core_field_offset(struct sock___keepalive_timer, sk_timer);
 }
 
-/* 9a5e5334adc0 "tcp: remove icsk->icsk_retransmit_timer", 7.0: it went to struct sock. */
+/* 9a5e5334adc0 "tcp: remove icsk->icsk_retransmit_timer", 6.19: it went to struct sock. */
 struct sock___retransmit_timer {
 	struct timer_list tcp_retransmit_timer;
 };

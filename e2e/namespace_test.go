@@ -470,6 +470,9 @@ func TestNamespacesWithHashTablesOfTheirOwn(t *testing.T) { // not parallel, for
 				if len(rows) == 0 || !maps.Equal(before, rows) {
 					return fmt.Errorf("%v, ss says %v", rows, before)
 				}
+				if len(conns) != len(rows) { // listeners are in a hash table that all share
+					t.Fatalf("%d sockets are listed %d times", len(rows), len(conns))
+				}
 				return nil
 			})
 		}

@@ -56,6 +56,7 @@ var scenarios = []scenario{
 	{"window shrunk", windowShrunk, false},
 	{"window shrunk while in use", windowShrunkInUse, true},
 	{"window shrunk, user timeout", windowShrunkUserTimeout, false},
+	{"window shrunk, longer user timeout", windowShrunkLongUserTimeout, false},
 	{"connect", connectFails, false},
 	{"orphan in fin_wait1", orphanFinWait1, false},
 	{"orphan in fin_wait1 answered by ICMP", orphanRejected, false},
@@ -93,7 +94,7 @@ var scenarios = []scenario{
 
 // impatient are the scenarios that need TCP_RTO_MAX_MS, which kernels have since
 // 6.15: without it they last minutes.
-var impatient = []string{"window shrunk", "window shrunk while in use", "window shrunk, user timeout", "orphan, window closed"}
+var impatient = []string{"window shrunk", "window shrunk while in use", "window shrunk, user timeout", "window shrunk, longer user timeout", "orphan, window closed"}
 
 func hasRTOMax(t *testing.T) bool {
 	t.Helper()
@@ -666,6 +667,15 @@ func windowShrunkUserTimeout(t *trial) {
 	c.class(vanishes)
 	c.userTimeout(time.Second)
 	c.dies("user_timeout", "window_probe", "ETIMEDOUT", "established")
+	p.abort("established")
+}
+
+// The kernel does not wait for as long as the user would have it.
+func windowShrunkLongUserTimeout(t *trial) {
+	c, p := t.windowShrinks()
+	c.class(vanishes)
+	c.userTimeout(time.Minute)
+	c.dies("window_probe_timeout", "", "ETIMEDOUT", "established")
 	p.abort("established")
 }
 
