@@ -184,7 +184,9 @@ func (k *Kernel) takeCensus(ctx context.Context, cookie uint64, res *CensusResul
 		err := pass("visit")
 		if !ownTable {
 			if k.nameless[ino] && !k.noCookieHelper { // iter/tcp does not see what the walk does
-				err = errors.Join(err, diagCookies())
+				if err := diagCookies(); err != nil {
+					res.Err = fmt.Errorf("give sockets of network namespace %d cookies: %w", ino, err)
+				}
 			}
 			nameless[ino] = true
 			res.Naming += threadCPU() - began

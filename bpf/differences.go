@@ -60,15 +60,15 @@ var differences = []*difference{cookies, {
 	// there, but is another timer.
 	name: "keepalive timer",
 	variants: []variant{
-		{has: []feature{field("inet_connection_sock.icsk_keepalive_timer")}, since: "7.0", here: "inet_connection_sock.icsk_keepalive_timer"},
-		{has: []feature{field("sock.sk_timer")}, until: "7.0", here: "sock.sk_timer"},
+		{has: []feature{field("inet_connection_sock.icsk_keepalive_timer")}, since: "6.19", here: "inet_connection_sock.icsk_keepalive_timer"},
+		{has: []feature{field("sock.sk_timer")}, until: "6.19", here: "sock.sk_timer"},
 	},
 }, {
 	// 9a5e5334adc0 "tcp: remove icsk->icsk_retransmit_timer".
 	name: "retransmission timer",
 	variants: []variant{
-		{has: []feature{field("sock.tcp_retransmit_timer")}, since: "7.0", here: "sock.tcp_retransmit_timer"},
-		{has: []feature{field("inet_connection_sock.icsk_retransmit_timer")}, until: "7.0", here: "inet_connection_sock.icsk_retransmit_timer"},
+		{has: []feature{field("sock.tcp_retransmit_timer")}, since: "6.19", here: "sock.tcp_retransmit_timer"},
+		{has: []feature{field("inet_connection_sock.icsk_retransmit_timer")}, until: "6.19", here: "inet_connection_sock.icsk_retransmit_timer"},
 	},
 }, {
 	// 614e8316aa4c "tcp: add support for usec resolution in TCP TS values".
@@ -113,7 +113,8 @@ var differences = []*difference{cookies, {
 	name: "control groups of sockets",
 	variants: []variant{
 		{has: []feature{field("sock_cgroup_data.cgroup")}, since: "5.15", here: "sock_cgroup_data.cgroup"},
-		{has: []feature{field("sock_cgroup_data.val")}, until: "5.15", here: "sock_cgroup_data.val"},
+		{has: []feature{field("sock_cgroup_data.val")}, until: "5.15", here: "sock_cgroup_data.val",
+			lost: "once net_cls or net_prio of cgroup v1 has been used, no unit or container is known of a new socket that no process holds"},
 		{lost: "no unit or container is known of a socket that no process holds: the kernel has no CONFIG_SOCK_CGROUP_DATA"},
 	},
 }, {
@@ -173,12 +174,12 @@ var missedBucket = &difference{
 	variants: []variant{
 		{has: []feature{field("bpf_tcp_iter_batch_item.cookie")}, since: "6.17", here: "none"},
 		{has: []feature{field("tcp_iter_state.bpf_seq_afinfo")}, until: "5.15", here: "none"},
-		{since: "5.15", until: "6.17", here: "those of the first bucket, where nobody listens",
-			lost: "in a network namespace without listeners, connections in the first bucket of the hash table are listed only by an agent, from its third census on, and not at all in a hash table of the namespace's own"},
+		{since: "5.15", until: "6.17", here: "the first bucket of a hash table, in network namespaces without listeners",
+			lost: "connections there that are older than the agent are known from its third census on, or never if the hash table is the namespace's own"},
 	},
 }
 
-// silentReceivers: 8bd67ebb50c0 "net: tcp: send zero-window ACK when no memory". Before,
+// silentReceivers: e2142825c120 "net: tcp: send zero-window ACK when no memory". Before,
 // tcp_data_queue() drops what a receive buffer has no room for and says nothing: the
 // sender hears as little as of a peer that is gone, and gives it up likewise.
 var silentReceivers = &difference{
@@ -186,7 +187,7 @@ var silentReceivers = &difference{
 	variants: []variant{
 		{has: []feature{enumerator{"inet_csk_ack_state_t", "ICSK_ACK_NOMEM"}}, since: "6.6", here: "close their window"},
 		{until: "6.6", here: "may drop data in silence",
-			lost: "who sends to such a receiver on this host is called a zombie, and the kernel gives it up, though the receiver is there"},
+			lost: "their senders on this host are called zombies, and the kernel gives them up, though the receiver is there"},
 	},
 }
 

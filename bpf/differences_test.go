@@ -48,6 +48,9 @@ func wants(t *testing.T) map[*btf.CORERelocation]want {
 	return all
 }
 
+// untold are the differences that the programs need not know of.
+var untold = []*difference{ownTables, missedBucket, silentReceivers}
+
 func TestDifferencesAreThoseOfTheHeader(t *testing.T) {
 	if found := regexp.MustCompile(`\w+___\w+|bpf_core_\w+_exists|const volatile`).FindAllString(source, -1); found != nil {
 		t.Errorf("halfopen.bpf.c has of what belongs into kernel.h: %q", found)
@@ -70,7 +73,7 @@ func TestDifferencesAreThoseOfTheHeader(t *testing.T) {
 		}
 	}
 	for _, d := range differences {
-		told := d.first != "" || d == ownTables || d == missedBucket || d == silentReceivers
+		told := d.first != "" || slices.Contains(untold, d)
 		for _, v := range d.variants {
 			for _, f := range v.has {
 				name := fmt.Sprint(f)
@@ -151,7 +154,7 @@ func TestMisspeltNamesAreMissed(t *testing.T) {
 			for _, f := range v.has {
 				switch f.(type) {
 				case field, pointer:
-					if name := fmt.Sprint(f); d != ownTables {
+					if name := fmt.Sprint(f); !slices.Contains(untold, d) {
 						names[name[strings.LastIndex(name, ".")+1:]] = ""
 					}
 				}

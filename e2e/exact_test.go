@@ -5,6 +5,7 @@ package e2e
 import (
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -58,6 +59,24 @@ func (a *agent) settled(d time.Duration) metrics {
 	return m
 }
 
+// orphans is how many connections of all namespaces their applications have closed
+// and the kernel keeps.
+func orphans(t *testing.T) int {
+	t.Helper()
+	sockstat, err := os.ReadFile("/proc/net/sockstat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(sockstat)) {
+		var inUse, orphan int
+		if _, err := fmt.Sscanf(line, "TCP: inuse %d orphan %d", &inUse, &orphan); err == nil {
+			return orphan
+		}
+	}
+	t.Fatalf("no orphans in /proc/net/sockstat:\n%s", sockstat)
+	return 0
+}
+
 // strangers is how many connections of the host itself, none of which is the
 // test's, may have died between two moments.
 func strangers(before, after map[string]int) int {
@@ -88,6 +107,12 @@ func TestHundredThousandDeathsAreCountedExactly(t *testing.T) {
 		g.ready()
 	}
 	host := netstat(t, nil)
+	eventually(t, time.Minute, "what other tests have left is gone", func() error {
+		if n := orphans(t); n > 0 { // whose namespace is gone: tcp_out_of_resources() ends them
+			return fmt.Errorf("%d orphans are left", n)
+		}
+		return nil
+	})
 	before := a.settled(3 * time.Second)
 	hiddenBefore := len(deaths.hiddenDeaths(t))
 

@@ -237,10 +237,13 @@ func (r *report) btf() {
 // differences tells what is otherwise on other kernels, and what is lost on this one.
 func (r *report) differences(all []bpf.Difference) {
 	for _, d := range all {
-		if d.Lost != "" {
-			r.note(d.Name, "%s", d.Lost)
-		} else {
+		switch {
+		case d.Lost == "":
 			r.ok(d.Name, "%s", d.Here)
+		case d.Here == "":
+			r.note(d.Name, "%s", d.Lost)
+		default:
+			r.note(d.Name, "%s: %s", d.Here, d.Lost)
 		}
 	}
 }
@@ -278,8 +281,10 @@ func (r *report) look(ctx context.Context, k *bpf.Kernel) {
 		r.ok("census", "%s in %s, in %s", plural(int(sockets), "socket"), plural(res.Namespaces, "network namespace"), moment(took))
 	}
 	switch {
-	case res.Err != nil && res.Namespaces > 0:
+	case res.Err != nil && res.Unvisited > 0:
 		r.note("namespaces", "%d could not be entered, their connections are not seen: %s", res.Unvisited, res.Err)
+	case res.Err != nil && res.Namespaces > 0:
+		r.note("namespaces", "not all connections are seen: %s", res.Err)
 	case res.Err == nil && res.Unvisited > 0:
 		r.note("namespaces", "%d went away meanwhile", res.Unvisited)
 	}
