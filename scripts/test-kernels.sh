@@ -22,7 +22,6 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 declare -A suites=([5.10]=bullseye [6.1]=bookworm [6.12]=trixie [7]=sid [arm64]=trixie [lockdown]=bullseye)
-declare -A only=([arm64]='^Test(Doctor|KeepaliveZombies|Owners|Differences.*|Variants.*|WhatAConnection.*)$' [lockdown]='^TestLockdown$')
 tested=(bpf internal/lab e2e) # packages
 limit=${QUICK:+1400}           # seconds, of one machine
 limit=${limit:-5000}
@@ -152,8 +151,10 @@ left() { awk -v kernel=",$1," '!/^#/ && NF && index("," $2 ",", kernel)' scripts
 
 # usual KERNEL: the tests that run there if nothing else is said.
 usual() {
-    [[ -n ${QUICK:-} ]] || { echo . && return; }
-    awk -v kernel="$1" '!/^#/ && NF && (NF == 1 || $0 " " ~ " " kernel " ") { print $1 }' scripts/vm/quick | paste -sd '|' | sed 's/.*/^(&)$/'
+    local tests
+    tests=$(awk -v kernel="$1" '$2 == kernel { print $1 }' scripts/vm/quick)
+    [[ -n $tests || -z ${QUICK:-} ]] || tests=$(awk '!/^#/ { print $1 }' scripts/vm/quick)
+    echo "${tests:+^(${tests//$'\n'/|})$}"
 }
 
 # boot KERNEL runs the tests on $image, and prints what became of them.
@@ -164,7 +165,7 @@ usual() {
 # and fsrm recommend, byte by byte. Two processors do not always come up.
 boot() {
     local out=bin/kernels/$1 own=$tmp/$1 skip version missing failed skipped unlisted why='' code=0 began=$SECONDS seconds
-    local run=${TESTS:-${only[$1]:-$(usual "$1")}} console=ttyS0 args='' machine
+    local run=${TESTS:-$(usual "$1")} console=ttyS0 args='' machine
     rm -rf "$out"
     mkdir -p "$out" "$own/etc"
     skip=$(left '*' | awk '{ print $1 }' | paste -sd '|')
