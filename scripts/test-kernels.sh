@@ -164,7 +164,7 @@ usual() {
 # enough: it spoils the flags after cmpxchg16b, and copies by rep movsb, which erms
 # and fsrm recommend, byte by byte. Two processors do not always come up.
 boot() {
-    local out=bin/kernels/$1 own=$tmp/$1 skip version missing failed skipped unlisted why='' code=0 began=$SECONDS seconds
+    local out=bin/kernels/$1 own=$tmp/$1 skip version missing failed skipped unlisted alarm why='' code=0 began=$SECONDS seconds
     local run=${TESTS:-$(usual "$1")} console=ttyS0 args='' machine
     rm -rf "$out"
     mkdir -p "$out" "$own/etc"
@@ -182,13 +182,16 @@ boot() {
     fi
     [[ $1 != lockdown ]] || args=lockdown=confidentiality
     seconds=$((deadline - SECONDS < limit ? deadline - SECONDS : limit))
+    # oops=panic and panic=-1 make an oops the end of the machine.
     timeout --foreground --kill-after=10 "$((seconds > 0 ? seconds : 1))" "${machine[@]}" \
         -accel tcg -icount shift=0,sleep=off -rtc clock=vm -m 2560 \
         -nodefaults -display none -no-reboot -kernel "$image" -initrd "$own.initramfs" \
-        -append "console=$console panic=-1 quiet $args" </dev/null 2>"$out/qemu" || code=$?
+        -append "console=$console oops=panic panic=-1 loglevel=5 $args" </dev/null 2>"$out/qemu" &
+    trap 'kill $!; exit 1' TERM
+    wait $! || code=$?
     rm "$own.initramfs"
     seconds=$((SECONDS - began))
-    touch "$out/tests"
+    touch "$out/console" "$out/tests"
     tr -d '\r' <"$out/tests" >"$out/log"
     rm "$out/tests"
     sed -n 's/^doctor: //p' "$out/log" >"$out/doctor"
@@ -223,6 +226,8 @@ boot() {
         "$(count PASS)" "$(count FAIL)" "$(wc -w <<<"$skipped")" "$(comm -23 "$tmp/all" "$own.wanted" | cat - "$out/left-out" | wc -l)" \
         "$seconds" | tee "$out/result"
     sed 's/^/    left out: /' "$out/left-out"
+    alarm=$(grep -m1 -aE 'BUG:|WARNING:|Oops|Kernel panic|rcu.*stall|soft lockup' "$out/console" | tr -d '\r' || true)
+    [[ -z $alarm ]] || why+="${why:+; }its console has: $alarm"
     [[ -z $why ]] && return
     printf '    %s; see %s\n' "$why" "$out"
     return 1
@@ -230,8 +235,10 @@ boot() {
 
 [[ $(uname -m) == x86_64 ]] || die 'only for amd64'
 tmp=$(mktemp -d)
-trap 'rm -rf "$tmp"' EXIT
-trap 'trap - TERM; kill 0' INT TERM # what is in the background gets no SIGINT
+# However this ends, the machines end with it: boot passes the signal on.
+# shellcheck disable=SC2046 # one a word
+trap 'kill $(jobs -p) 2>/dev/null || true; wait; rm -rf "$tmp"' EXIT
+trap 'exit 1' INT TERM
 for package in "${tested[@]}"; do
     sed -n 's/^func \(Test[^(]*\)(t \*testing.T).*/\1/p' "$package"/*_test.go
 done | sort >"$tmp/all"
@@ -244,7 +251,8 @@ status=0 arch=amd64
 if [[ -n ${KERNEL_IMAGE:-} ]]; then
     image=$KERNEL_IMAGE modules=${MODULES:-}
     common
-    boot "$(basename "$image")" || status=1
+    boot "$(basename "$image")" &
+    wait $! || status=1
     exit $status
 fi
 read -ra kernels <<<"${KERNELS:-5.10 6.1 6.12 7 arm64 lockdown}"
@@ -267,6 +275,7 @@ while ((running > 0)); do
     running=$((running - 1))
 done
 if [[ $status == 0 && -z ${KERNELS:-}${TESTS:-}${QUICK:-} ]]; then
-    scripts/vm/table "${kernels[@]}" >docs/kernel-support.md
+    scripts/vm/table "${kernels[@]}" >"$tmp/table"
+    mv "$tmp/table" docs/kernel-support.md
 fi
 exit $status
