@@ -25,6 +25,8 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
+
+	"github.com/halfopen/halfopen/bpf"
 )
 
 // binary is the halfopen to try: $HALFOPEN_BIN, or built here. everybodys is a
@@ -442,6 +444,24 @@ var scale = factor("HALFOPEN_SCALE")
 
 // scaled is the size of a load.
 func scaled(n int) int { return max(n/scale, 1) }
+
+// leftOut tells of what this kernel cannot do: a test, by its name, or a part of one,
+// with "/" and its own name behind it. What scripts/vm/left-out does not name fails
+// there.
+func leftOut(t testing.TB, what, why string) {
+	t.Helper()
+	t.Logf("left out: %s: %s", strings.ReplaceAll(what, " ", "_"), why)
+}
+
+// fullReceiversAnswer tells whether a receiver whose buffer is full answers.
+func fullReceiversAnswer(t testing.TB) bool {
+	t.Helper()
+	answers, err := bpf.FullReceiversAnswer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answers
+}
 
 // eventually waits until f returns nil.
 func eventually(t testing.TB, timeout time.Duration, what string, f func() error) {

@@ -437,7 +437,8 @@ func TestNamespacesWithHashTablesOfTheirOwn(t *testing.T) { // not parallel, for
 	const sysctl = "/proc/sys/net/ipv4/tcp_child_ehash_entries"
 	usual, err := os.ReadFile(sysctl)
 	if errors.Is(err, os.ErrNotExist) {
-		t.Skip("no such namespaces before 6.1")
+		leftOut(t, t.Name(), "there are none without net.ipv4.tcp_child_ehash_entries")
+		t.SkipNow()
 	}
 	if err != nil {
 		t.Fatal(err)

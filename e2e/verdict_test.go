@@ -236,6 +236,10 @@ func TestPausedPeerIsStalledNotZombie(t *testing.T) {
 // The window may also close under data in flight; then the kernel probes it
 // with retransmissions that it does not count.
 func TestPausedPeerThatShrinksItsWindowIsStalledNotZombie(t *testing.T) {
+	if !fullReceiversAnswer(t) {
+		leftOut(t, t.Name(), "a receiver whose buffer is full does not answer")
+		t.SkipNow()
+	}
 	families(t, func(t *testing.T, n *network) {
 		stalls(t, n, "on", func(c *net.TCPConn) { _ = c.SetReadBuffer(4096) })
 	})
