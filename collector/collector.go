@@ -380,7 +380,7 @@ func (c *Collector) takeCensus(ctx context.Context) (time.Duration, error) {
 		return 0, err
 	}
 	if res.Err != nil {
-		c.log.Warn("The census does not see all connections", "namespaces", res.Unvisited, "err", res.Err)
+		c.log.Warn("The census does not see all connections", "unvisited", res.Unvisited, "err", res.Err)
 	}
 	ended := time.Now()
 	took := ended.Sub(began)

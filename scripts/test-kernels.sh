@@ -11,7 +11,7 @@
 #   KERNEL_IMAGE=vmlinuz  this one instead; with MODULES=/lib/modules/VERSION if
 #                         what scripts/vm/modules names is not built in
 #   TESTS=regexp          only the tests of such a name
-#   QUICK=1               only those that scripts/vm/quick names: some 10 min of two processors, not 70
+#   QUICK=1               only those that scripts/vm/quick names: some 15 min of two processors, not 100
 #   JOBS=1                so many machines at a time, otherwise one a processor
 #
 # scripts/vm/left-out names the tests that run on no kernel, and what a kernel cannot
