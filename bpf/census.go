@@ -3,86 +3,131 @@
 package bpf
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"runtime"
-	"strconv"
-	"strings"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
+const (
+	// ownTablesCPU is the processor time that hash tables of namespaces' own may
+	// take of a census that somebody waits for.
+	ownTablesCPU = 250 * time.Millisecond
+	// ownTableLate is how old the last whole walk of such a table may be.
+	ownTableLate = 5 * time.Minute
+)
+
 // CensusResult is what one census found.
 type CensusResult struct {
+	// Counts are those of the hash table that namespaces share, as it is now, and
+	// of each table of a namespace's own, as it was when last walked whole.
 	Counts     CensusCounts
 	Namespaces int // that there are
-	// Unvisited is how many namespaces could not be entered, or went away.
-	Unvisited int
-	// Err is why the last of them could not, or whose sockets may be missing; nil
-	// if they went away.
+	// Unvisited is how many namespaces have connections without a cookie that
+	// could not be given one: these are counted, but neither listed nor followed.
+	// Refused is how many of those namespaces we had no privilege to enter.
+	Unvisited, Refused int
+	// Err is why the last of them could not be entered; nil if they went away.
 	Err error
-	// CPU is the time that it took of a core, in the kernel and here; Naming is what
-	// of it went into giving sockets their cookies, which is for once.
-	CPU, Naming time.Duration
-	ways        map[uint64]way
+	// OwnTables are the inode numbers of the namespaces that have a hash table of
+	// their own, ascending. Unwalked are those of them whose table this census has
+	// not walked whole, since it was to take no longer; Late is how many of them
+	// have not been walked whole for minutes.
+	OwnTables, Unwalked []uint32
+	Late                int
+	// CPU is the time that the census took of a core; OwnTablesCPU is what the
+	// tables of namespaces' own took besides, and CookiesCPU what it took to give
+	// sockets their cookies, which each needs once.
+	CPU, OwnTablesCPU, CookiesCPU time.Duration
 }
 
-// Path leads to the network namespace of that inode number; "" if it is our own,
-// or there is none.
-func (r *CensusResult) Path(netns uint32) string {
-	w := r.ways[uint64(netns)]
-	return w.file()
+// An ownTable is the hash table of a network namespace that has one of its own.
+type ownTable struct {
+	halfopenOwnTable
+	// counts are of the last walk that reached its end, partial are of the one that
+	// goes on at next. That last walk ended at walked, which for a table that has
+	// just been found is when that was.
+	counts, partial CensusCounts
+	walked          time.Time
+	next            halfopenCursor
 }
 
-// Census looks at every TCP socket of every network namespace, counts them all,
-// and calls visit for each socket whose class is in classes: of ClassNone those
-// that are no connections. visit runs on another goroutine, but not after Census
-// returns. One census runs at a time.
+// Census looks at every TCP socket of every network namespace, counts them all, and
+// calls visit for each socket whose class is in classes: of ClassNone those that are
+// no connections. It waits for no process, whatever that has locked. Hash tables of
+// namespaces' own are walked for at most a quarter of a second, the smallest first.
+// It is safe for concurrent use; one census runs at a time.
 func (k *Kernel) Census(ctx context.Context, classes []uint8, visit func(*Conn)) (CensusResult, error) {
-	var write uint32
-	for _, c := range classes {
-		write |= 1 << c
-	}
-	return k.visitAll(ctx, write, 0, visit)
+	return k.takeCensus(ctx, bits(classes), 0, visit, k.walkOwnTables)
 }
 
 // Find is a census that calls visit for the one connection of that cookie.
 func (k *Kernel) Find(ctx context.Context, cookie uint64, visit func(*Conn)) (CensusResult, error) {
-	return k.visitAll(ctx, ^uint32(1<<ClassNone), cookie, visit)
+	return k.takeCensus(ctx, ^uint32(1<<ClassNone), cookie, visit, k.walkOwnTables)
 }
 
-func (k *Kernel) visitAll(ctx context.Context, write uint32, cookie uint64, visit func(*Conn)) (CensusResult, error) {
+// PeriodicCensus is the census of a caller that takes one regularly. Hash tables of
+// namespaces' own are walked for the given time of a core, the one that waits longest
+// first, and the next such census goes on where this one stopped.
+func (k *Kernel) PeriodicCensus(ctx context.Context, classes []uint8, ownTables time.Duration, visit func(*Conn)) (CensusResult, error) {
+	return k.takeCensus(ctx, bits(classes), 0, visit, func(ctx context.Context, res *CensusResult, visit func(*Conn)) error {
+		return k.continueOwnTables(ctx, ownTables, res, visit)
+	})
+}
+
+func bits(classes []uint8) (set uint32) {
+	for _, c := range classes {
+		set |= 1 << c
+	}
+	return set
+}
+
+// takeCensus takes a census that writes out the classes of a set of bits, or only the
+// connection of a cookie. ownTables walks the tables of namespaces' own.
+func (k *Kernel) takeCensus(ctx context.Context, write uint32, cookie uint64, visit func(*Conn), ownTables func(context.Context, *CensusResult, func(*Conn)) error) (res CensusResult, err error) {
+	if cookie == 0 { // what is looked for has one
+		res.CookiesCPU = k.assignCookies(ctx, write)
+	}
 	k.census.Lock()
 	defer k.census.Unlock()
-	var res CensusResult
 	if err := ctx.Err(); err != nil { // it may have been a long wait
 		return res, err
 	}
-	if err := errors.Join(k.objs.CensusWrite.Set(write), k.objs.CensusCookie.Set(cookie),
-		k.objs.CountedShare.Set(^uint32(0)), k.objs.CensusCounts.Put(uint32(0), &CensusCounts{})); err != nil {
+	runtime.LockOSThread() // whose time is measured
+	defer runtime.UnlockOSThread()
+	began := threadCPU()
+	if err := errors.Join(k.objs.CensusWrite.Set(write), k.objs.CensusCookie.Set(cookie)); err != nil {
 		return res, fmt.Errorf("set up census: %w", err)
 	}
-
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		began := threadCPU()
-		home, err := k.takeCensus(ctx, cookie, &res, visit)
-		res.CPU = threadCPU() - began
-		if home {
-			runtime.UnlockOSThread() // else the thread ends with the goroutine
-		}
-		done <- err
-	}()
-	if err := <-done; err != nil {
+	if err := k.listNetns(&res); err != nil {
+		return res, fmt.Errorf("list network namespaces: %w", err)
+	}
+	if _, _, err := k.walk(0, halfopenCursor{}, &res.Counts, visit, nil); err != nil {
 		return res, fmt.Errorf("census: %w", err)
 	}
-	if err := k.objs.CensusCounts.Lookup(uint32(0), &res.Counts); err != nil {
-		return res, fmt.Errorf("read census: %w", err)
+	res.CPU = threadCPU() - began
+	if err := ownTables(ctx, &res, visit); err != nil {
+		return res, fmt.Errorf("census of the hash tables of single namespaces: %w", err)
 	}
+	res.OwnTablesCPU = threadCPU() - began - res.CPU
+	for _, t := range k.ownTables {
+		addCounts(&res.Counts, &t.counts)
+		if time.Since(t.walked) > ownTableLate {
+			res.Late++
+		}
+	}
+	without, err := k.takeNoCookie()
+	if err != nil {
+		return res, err
+	}
+	k.cookies.judge(without, &res)
 	return res, nil
 }
 
@@ -95,233 +140,147 @@ func threadCPU() time.Duration {
 	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
 }
 
-// takeCensus runs on a locked thread. home tells whether the thread is in the
-// namespace that it came from.
-//
-// The walk sees all sockets of all namespaces but for two kinds, for which the
-// namespaces are visited that have them: those that have no cookie yet, as all of
-// them when the first census is taken, and those in hash tables of their own. Where
-// a visit could not give cookies either, all sockets are given theirs beforehand.
-func (k *Kernel) takeCensus(ctx context.Context, cookie uint64, res *CensusResult, visit func(*Conn)) (home bool, err error) {
-	var c Conn
-	record := bytesOf(&c)
-	pass := func(name string) error { return k.pass(name, record, func() { visit(&c) }) }
-
-	from, err := os.Open("/proc/thread-self/ns/net")
-	if err != nil {
-		return true, err
+// walk walks the hash table of a network namespace's own, or the one that namespaces
+// share (netns 0), from a place in it. It adds to counts what it counted. Where stop,
+// if any, returns true, the walk ends early (done is false) and can go on at next.
+// The caller holds k.census.
+func (k *Kernel) walk(netns uint32, from halfopenCursor, counts *CensusCounts, visit func(*Conn), stop func() bool) (next halfopenCursor, done bool, err error) {
+	if k.share == nil {
+		return from, false, os.ErrClosed
 	}
-	defer from.Close()
-	own, err := inode(int(from.Fd()))
-	if err != nil {
-		return true, err
+	if err := errors.Join(k.objs.WalkNetns.Set(netns), k.objs.WalkAt.Set(from), k.objs.CensusCounts.Put(uint32(0), &CensusCounts{})); err != nil {
+		return from, false, fmt.Errorf("set up walk: %w", err)
 	}
-	if res.ways, err = k.namespaces(); err != nil {
-		return true, fmt.Errorf("find network namespaces: %w", err)
-	}
-	delete(res.ways, own)
-	res.Namespaces = 1 + len(res.ways)
-	home = true
-	goHome := func() (err error) {
-		if !home {
-			err = unix.Setns(int(from.Fd()), unix.CLONE_NEWNET)
-			home = err == nil
+	for !done && (stop == nil || !stop()) {
+		end, err := run(k.objs.WalkRun)
+		if err != nil {
+			return from, false, fmt.Errorf("walk: %w", err)
 		}
-		return err
-	}
-	defer func() { _ = goHome() }()
-	if k.noCookieHelper && cookie == 0 {
-		err := k.nameSockets(ctx, res, func(ino uint64) error {
-			if ino == own {
-				return goHome()
-			}
-			w := res.ways[ino]
-			err := enter(&w, ino)
-			home = home && err != nil
-			return err
-		})
-		if err = errors.Join(err, goHome()); err != nil {
-			return home, fmt.Errorf("give sockets cookies: %w", err)
+		done = end != 0
+		for i := range k.share.Records {
+			visit(&k.share.Record[i])
 		}
 	}
-	if err := pass("walk"); err != nil {
-		return true, err
+	var counted CensusCounts
+	if err := errors.Join(k.objs.CensusCounts.Lookup(uint32(0), &counted), k.objs.WalkAt.Get(&next)); err != nil {
+		return from, false, fmt.Errorf("read census: %w", err)
 	}
-	unnamed, err := k.takeUnnamed()
-	if err != nil {
-		return true, err
-	}
-	if cookie != 0 {
-		clear(unnamed) // it has one
-	}
-
-	// visitOne visits the namespace that the thread is in, if it has to be. If that
-	// was in vain the last time, sock_diag gives the cookies, for the next: from 5.15
-	// until 6.17 iter/tcp passes over the first bucket of the hash table in a namespace
-	// without listeners (tcp_seek_last_pos(), whose offset is below 0 by then).
-	tables, nameless := make(map[uint64]bool, len(k.tables)), make(map[uint64]bool)
-	visitOne := func(ino uint64) error {
-		if _, known := tables[ino]; !known {
-			has, err := false, error(nil)
-			if k.hasOwnTables {
-				has, err = hasOwnTable()
-			}
-			if err != nil {
-				res.Err = fmt.Errorf("find the hash table of network namespace %d: %w", ino, err)
-			} else {
-				tables[ino] = has
-			}
-		}
-		ownTable := tables[ino] && ino != k.initNetns
-		if !ownTable && !unnamed[ino] {
-			return nil
-		}
-		delete(unnamed, ino)
-		if err := k.objs.OwnTable.Set(boolean(ownTable)); err != nil {
-			return err
-		}
-		began := threadCPU()
-		err := pass("visit")
-		if !ownTable {
-			if k.nameless[ino] && !k.noCookieHelper { // iter/tcp does not see what the walk does
-				if err := diagCookies(); err != nil {
-					res.Err = fmt.Errorf("give sockets of network namespace %d cookies: %w", ino, err)
-				}
-			}
-			nameless[ino] = true
-			res.Naming += threadCPU() - began
-		}
-		return err
-	}
-	if err := visitOne(own); err != nil {
-		return true, err
-	}
-	for ino, w := range res.ways {
-		if err := ctx.Err(); err != nil {
-			return home, err
-		}
-		if ownTable, known := k.tables[ino]; known {
-			if tables[ino] = ownTable; !ownTable && !unnamed[ino] {
-				continue
-			}
-		}
-		switch err := enter(&w, ino); {
-		case gone(err):
-			res.Unvisited++
-		case err != nil:
-			res.Unvisited++
-			res.Err = fmt.Errorf("enter network namespace %d: %w", ino, err)
-		default:
-			home = false
-			if err := visitOne(ino); err != nil {
-				return home, err
-			}
-		}
-		delete(unnamed, ino)
-	}
-	res.Unvisited += len(unnamed) // which nobody knows a way into
-	k.tables, k.nameless = tables, nameless
-	return home, nil
+	addCounts(counts, &counted)
+	return next, done, nil
 }
 
-// nameSockets gives cookies to the sockets that have none, in the namespaces where
-// there are any: sock_diag takes longer than the walk that finds them.
-func (k *Kernel) nameSockets(ctx context.Context, res *CensusResult, enter func(ino uint64) error) error {
-	unnamed, err := k.findUnnamed()
-	if err != nil {
+// addCounts adds what was counted elsewhere.
+func addCounts(to, from *CensusCounts) {
+	into := words(to)
+	for i, n := range words(from) {
+		into[i] += n
+	}
+}
+
+// listNetns counts the network namespaces and finds those that have a hash table of
+// their own. The caller holds k.census.
+func (k *Kernel) listNetns(res *CensusResult) error {
+	k.netnsSearch++
+	if err := errors.Join(k.objs.NetnsSearch.Set(k.netnsSearch), k.objs.NetnsAt.Set(uint64(0)),
+		k.objs.NetnsCount.Set(uint32(0))); err != nil {
 		return err
 	}
-	for ino := range unnamed {
+	for end := uint32(0); end == 0; {
+		var err error
+		if end, err = run(k.objs.NetnsListRun); err != nil {
+			return err
+		}
+	}
+	var count uint32
+	if err := k.objs.NetnsCount.Get(&count); err != nil {
+		return err
+	}
+	res.Namespaces = int(count)
+
+	found := make(map[uint32]*ownTable)
+	var gone []uint32
+	var netns uint32
+	var table halfopenOwnTable
+	all := k.objs.OwnTables.Iterate()
+	for all.Next(&netns, &table) {
+		if table.Search != k.netnsSearch {
+			gone = append(gone, netns)
+			continue
+		}
+		table.Search = 0
+		if t := k.ownTables[netns]; t != nil && t.halfopenOwnTable == table {
+			found[netns] = t
+		} else {
+			found[netns] = &ownTable{halfopenOwnTable: table, walked: time.Now()}
+		}
+	}
+	if err := all.Err(); err != nil {
+		return err
+	}
+	for _, netns := range gone {
+		if err := k.objs.OwnTables.Delete(netns); err != nil {
+			return err
+		}
+	}
+	k.ownTables = found
+	res.OwnTables = slices.Sorted(maps.Keys(found))
+	return nil
+}
+
+// walkOwnTables walks the tables of namespaces' own, each from its beginning and the
+// smallest first, for ownTablesCPU.
+func (k *Kernel) walkOwnTables(ctx context.Context, res *CensusResult, visit func(*Conn)) error {
+	stop := cpuLimit(ownTablesCPU)
+	for _, netns := range k.sortedOwnTables(func(a, b *ownTable) int { return cmp.Compare(a.Chains, b.Chains) }) {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if enter(ino) != nil {
-			continue // which the census will find, too
+		var counts CensusCounts
+		_, done, err := k.walk(netns, halfopenCursor{}, &counts, visit, stop)
+		if err != nil {
+			return err
 		}
-		if err := diagCookies(); err != nil {
-			res.Err = fmt.Errorf("give sockets of network namespace %d cookies: %w", ino, err)
+		if !done {
+			res.Unwalked = append(res.Unwalked, netns)
+		} else if t := k.ownTables[netns]; t.next == (halfopenCursor{}) { // no walk of it is under way
+			t.counts, t.walked = counts, time.Now()
 		}
 	}
 	return nil
 }
 
-// findUnnamed walks only to see in which namespaces there are sockets without a
-// cookie.
-func (k *Kernel) findUnnamed() (map[uint64]bool, error) {
-	if err := k.objs.OnlyUnnamed.Set(boolean(true)); err != nil {
-		return nil, err
-	}
-	if err := errors.Join(k.pass("walk", nil, nil), k.objs.OnlyUnnamed.Set(boolean(false))); err != nil {
-		return nil, err
-	}
-	return k.takeUnnamed()
-}
-
-// takeUnnamed returns in which namespaces the walk has seen sockets without a
-// cookie.
-func (k *Kernel) takeUnnamed() (map[uint64]bool, error) {
-	unnamed := make(map[uint64]bool)
-	var ino, value uint32
-	all := k.objs.Unnamed.Iterate()
-	for all.Next(&ino, &value) {
-		unnamed[uint64(ino)] = true
-	}
-	if err := all.Err(); err != nil {
-		return nil, fmt.Errorf("read namespaces to visit: %w", err)
-	}
-	for ino := range unnamed {
-		if err := k.objs.Unnamed.Delete(uint32(ino)); err != nil {
-			return nil, fmt.Errorf("forget namespaces: %w", err)
+// continueOwnTables walks the tables of namespaces' own, the one whose last walk is
+// the oldest first, each from where it was left, for cpu of a core.
+func (k *Kernel) continueOwnTables(ctx context.Context, cpu time.Duration, res *CensusResult, visit func(*Conn)) error {
+	stop := cpuLimit(cpu)
+	for _, netns := range k.sortedOwnTables(func(a, b *ownTable) int { return a.walked.Compare(b.walked) }) {
+		if err := ctx.Err(); err != nil {
+			return err
 		}
+		t := k.ownTables[netns]
+		next, done, err := k.walk(netns, t.next, &t.partial, visit, stop)
+		if err != nil {
+			return err
+		}
+		if !done {
+			t.next = next
+			res.Unwalked = append(res.Unwalked, netns)
+			continue
+		}
+		t.counts, t.walked = t.partial, time.Now()
+		t.partial, t.next = CensusCounts{}, halfopenCursor{}
 	}
-	return unnamed, nil
+	return nil
 }
 
-// hasOwnTable tells whether the network namespace that the thread is in has a hash
-// table of TCP sockets of its own (net.ipv4.tcp_child_ehash_entries).
-func hasOwnTable() (bool, error) {
-	b, err := os.ReadFile("/proc/sys/net/ipv4/tcp_ehash_entries")
-	if err != nil {
-		return false, err
-	}
-	entries, err := strconv.Atoi(strings.TrimSpace(string(b)))
-	return entries > 0, err // negative: of the table that it shares
+func (k *Kernel) sortedOwnTables(compare func(a, b *ownTable) int) []uint32 {
+	return slices.SortedFunc(maps.Keys(k.ownTables), func(a, b uint32) int {
+		return cmp.Or(compare(k.ownTables[a], k.ownTables[b]), cmp.Compare(a, b))
+	})
 }
 
-func boolean(b bool) uint32 {
-	if b {
-		return 1
-	}
-	return 0
-}
-
-var errNotSame = errors.New("another namespace by now")
-
-// gone tells whether whoever led to a namespace is there no more.
-func gone(err error) bool {
-	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EBADF) ||
-		errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENOTTY) || errors.Is(err, errNotSame)
-}
-
-// enter moves the calling thread into a network namespace, which must still be
-// the one of that inode.
-func enter(w *way, ino uint64) error {
-	fd, err := w.open()
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	switch is, err := inode(fd); {
-	case err != nil:
-		return err
-	case is != ino:
-		return errNotSame
-	}
-	return unix.Setns(fd, unix.CLONE_NEWNET)
-}
-
-func inode(fd int) (uint64, error) {
-	var st unix.Stat_t
-	err := unix.Fstat(fd, &st)
-	return st.Ino, err
+// cpuLimit returns whether the calling thread has had that much of a core since.
+func cpuLimit(cpu time.Duration) func() bool {
+	began := threadCPU()
+	return func() bool { return threadCPU()-began > cpu }
 }

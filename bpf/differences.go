@@ -142,7 +142,7 @@ var differences = []*difference{cookies, {
 		{has: []feature{field("inet_hashinfo.listening_hash")}, until: "5.19", here: "inet_hashinfo.listening_hash"},
 		{has: []feature{field("inet_hashinfo.lhash2"), field("inet_hashinfo.lhash2_mask")}, since: "5.19", here: "inet_hashinfo.lhash2"},
 	},
-}, ownTables, missedBucket, silentReceivers}
+}, ownTables, silentReceivers}
 
 // cookies: c5dbb89fc2ac "bpf: Expose bpf_get_socket_cookie to tracing programs". The
 // helper's number is older, so that it does not tell; see cookie.go.
@@ -161,21 +161,6 @@ var ownTables = &difference{
 	variants: []variant{
 		{has: []feature{field("netns_ipv4.sysctl_tcp_child_ehash_entries")}, since: "6.1", here: "one for all network namespaces but those that have their own"},
 		{until: "6.1", here: "one for all network namespaces"},
-	},
-}
-
-// missedBucket: 04c7820b776f "bpf: tcp: Bpf iter batching and lock_sock" has
-// tcp_seek_last_pos() go on with an offset of -1 where it finds no listener, and
-// f5080f612a1c "bpf: tcp: Avoid socket skips and repeats during iteration" does without,
-// in 6.12.y too.
-// What the walk finds without a cookie twice gets it from sock_diag.
-var missedBucket = &difference{
-	name: "sockets that iter/tcp passes over",
-	variants: []variant{
-		{has: []feature{field("bpf_tcp_iter_batch_item.cookie")}, since: "6.17", here: "none"},
-		{has: []feature{field("tcp_iter_state.bpf_seq_afinfo")}, until: "5.15", here: "none"},
-		{since: "5.15", until: "6.17", here: "the first bucket of a hash table, in network namespaces without listeners",
-			lost: "connections there that are older than the agent are known from its third census on, or never if the hash table is the namespace's own"},
 	},
 }
 

@@ -12,8 +12,8 @@
  *         ... set_state(CLOSE) ...    inet_sock_set_state  cookie, death
  *     timer_expire_exit   compare
  *
- *   read by user space: census and watch (iter/bpf_map_elem), what the
- *   census leaves (iter/tcp), owners and learn (iter/task_file)
+ *   run by user space: census, watch and settle (BPF_PROG_TEST_RUN)
+ *   read by user space: owners, cookies and learn (iter/task_file)
  *
  * Two rules. A healthy connection costs counters only: no event, no map
  * insert. And nothing is guessed: a solicitation is a counter of the socket
@@ -28,12 +28,17 @@
 #define WANTED_MAX 16384
 #define EVENTS_BYTES (4 << 20)
 #define NETNS_MAX 4096
+#define NETNS_STEP 512 /* namespaces of the list in one go */
 /*
- * What a census looks at in one go: so many chains, whose heads are a cache line,
- * and at most so many sockets, whose records bpf_seq_write() has room for.
+ * What a run of the walk looks at: at most so many chains, most of which are empty,
+ * and so many sockets. A chain that has more is gone on with in the next run.
  */
-#define CHAINS 8
-#define SHARE_MAX 160
+#define CHAINS 512
+#define SHARE_MAX 256
+/* How many sockets of a chain are skipped at most, where it cannot be gone on with. */
+#define SKIP_MAX 1024
+/* Sockets that user space has looked after in one run. */
+#define BATCH_MAX 256
 #define TICK_NSEC ((1000000000 + hz / 2) / (hz ?: 1)) /* of a jiffy, as the kernel rounds it */
 
 /*
@@ -56,6 +61,13 @@
 volatile __u64 keepalive_timer_fn = 0;
 volatile __u64 socket_ops = 0; /* what the files are known by that are sockets */
 volatile __u64 write_timer_fn = 0;
+
+/*
+ * The first network namespace, from which a list leads to all others, and the hash
+ * tables that those share which have none of their own: addresses.
+ */
+volatile __u64 first_net = 0;
+volatile __u64 shared_info = 0;
 
 /* The socket that learn() looks for, and what it found there. */
 volatile __u64 learn_cookie = 0;
@@ -236,41 +248,97 @@ volatile __u64 ehash = 0;
 volatile __u64 lhash = 0;
 volatile __u32 ehash_chains = 0;
 volatile __u32 lhash_chains = 0;
-volatile __u32 init_netns = 0; /* inode of the first network namespace, whose they are */
-volatile __u32 counted_share = 0; /* the last that was counted */
-volatile __u32 own_table = 0; /* a namespace is visited that they do not have */
-volatile __u32 only_unnamed = 0; /* all that the walk looks for are sockets without a cookie */
 
 /*
- * A part of these tables. One census runs at a time. Inserted, read and
- * overwritten by collect() and look_at().
+ * The walk that is under way; one at a time. User space says which table, and where
+ * the walk begins or goes on; the walk says how far it got.
+ */
+volatile __u32 walk_netns = 0; /* whose own table; 0: the one that namespaces share */
+volatile __u32 only_no_cookie = 0; /* all that is looked for are sockets without a cookie */
+volatile struct cursor walk_at = {}; /* where the next run begins */
+
+/*
+ * A part of a table, and what is written out of it. Written by the walk, one run at
+ * a time; read by user space after each run.
  */
 struct share {
+	__u32 records;
 	__u32 sockets;
-	__u32 chains;
+	__u32 skip; /* sockets of the chain that were passed before */
+	__u32 pad;
+	__u64 node; /* the next in the chain */
+	__u64 ehash; /* the table: as the globals of these names */
+	__u64 lhash;
+	__u32 ehash_chains;
+	__u32 lhash_chains;
+	struct cursor at;
 	__u64 socket[SHARE_MAX]; /* addresses */
-	struct conn conn; /* the record of the one that is looked at */
+	struct conn record[SHARE_MAX];
 };
-_Static_assert(SHARE_MAX * sizeof(struct conn) <= 32768, "a share has to fit into a seq_file");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct share);
 } share SEC(".maps");
 
 /*
+ * Entries of watched or undecided that user space has looked after: it writes their
+ * keys, runs the program, and reads the records. One run at a time.
+ */
+struct batch {
+	__u32 keys;
+	__u32 records;
+	__u64 key[BATCH_MAX];
+	struct conn record[BATCH_MAX];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct batch);
+} batch SEC(".maps");
+
+/*
  * The network namespaces with sockets that have no cookie. Inserted by the walk,
- * read and deleted by user space, which visits them. Full: the next census gets
- * to the others.
+ * read and deleted by user space, which gives them theirs. Full: the next census
+ * gets to the others (FAULT_CENSUS_FULL).
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, NETNS_MAX);
 	__type(key, __u32); /* inode number */
-	__type(value, __u32);
-} unnamed SEC(".maps");
+	__type(value, __u32); /* 1 << their states */
+} no_cookie SEC(".maps");
+
+/*
+ * The network namespaces with a hash table of connections of their own. Inserted by
+ * list_netns(), read by the walk and by user space, which deletes those of an older
+ * search. Full: the table is not walked (FAULT_CENSUS_FULL).
+ */
+struct own_table {
+	__u64 net; /* addresses */
+	__u64 info;
+	__u64 ehash;
+	__u32 chains;
+	__u32 search; /* the number of the search that found it */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, NETNS_MAX);
+	__type(key, __u32); /* inode number */
+	__type(value, struct own_table);
+} own_tables SEC(".maps");
+
+/* The search for these: the next namespace of the list, and how many there were. */
+volatile __u32 netns_search = 0;
+volatile __u64 netns_at = 0; /* address of its place in the list, 0: the first */
+volatile __u32 netns_count = 0;
 
 /* What a census counted. User space clears it before and reads it after. */
 struct {
@@ -824,13 +892,29 @@ static __always_inline void watch(__u64 sk, const struct watch *w)
 		COUNT(faults[FAULT_WATCH_FULL]);
 }
 
-/* What the watch knows of a socket, or NULL. */
-static __always_inline struct watch *watched_as(const void *sk, __u64 cookie)
+/*
+ * Replaces what the watch knows of a socket, unless another CPU has ended the watch
+ * meanwhile. Never write to an entry in place: once deleted, its memory is at once
+ * another socket's (the map is preallocated).
+ */
+static __always_inline void rewatch(__u64 sk, const struct watch *w)
+{
+	bpf_map_update_elem(&watched, &sk, w, BPF_EXIST);
+}
+
+/* Copies what the watch knows of a socket, and returns the copy, or NULL. */
+static __always_inline struct watch *watched_as(const void *sk, __u64 cookie, struct watch *copy)
 {
 	__u64 key = (__u64)sk;
 	struct watch *w = bpf_map_lookup_elem(&watched, &key);
 
-	return w && w->cookie == cookie && !w->dead ? w : NULL;
+	if (!w)
+		return NULL;
+	*copy = *w;
+	/* The second look: the entry may have been replaced while it was copied. */
+	if (copy->cookie != cookie || copy->dead || ((volatile struct watch *)w)->cookie != cookie)
+		return NULL;
+	return copy;
 }
 
 /*
@@ -854,7 +938,7 @@ static __always_inline void solicited(const struct tcp_sock *tp, __u8 evidence, 
 		.evidence = evidence,
 		.uncounted = uncounted,
 	};
-	struct watch *seen;
+	struct watch copy, *seen;
 	struct event *e;
 	__u32 row;
 
@@ -862,7 +946,7 @@ static __always_inline void solicited(const struct tcp_sock *tp, __u8 evidence, 
 		COUNT(faults[FAULT_NO_COOKIE]);
 		return;
 	}
-	seen = watched_as(tp, next.cookie);
+	seen = watched_as(tp, next.cookie, &copy);
 	if (seen && seen->heard == next.heard) {
 		/* Lower, if an ACK came in the jiffy of the data before it. */
 		next.before = counted < seen->before ? 0 : seen->before;
@@ -902,6 +986,7 @@ static __always_inline int timer_entry(struct timer_list *timer)
 	__u64 fn = (__u64)timer->function;
 	const struct tcp_sock *tp;
 	struct timer_slot *slot;
+	struct watch seen;
 	bool probe = true;
 	__s64 epoch;
 	__u32 offset;
@@ -944,7 +1029,7 @@ static __always_inline int timer_entry(struct timer_list *timer)
 	slot->total_retrans = FIELD(tp, total_retrans);
 	/* It may die of this: keep what it looks like now. */
 	if (slot->probes_out || slot->retransmits)
-		describe(&slot->before, tp, watched_as(tp, slot->cookie), true);
+		describe(&slot->before, tp, watched_as(tp, slot->cookie, &seen), true);
 	else
 		slot->before.cookie = 0;
 	return 0;
@@ -1302,7 +1387,7 @@ static __always_inline void died(const struct sock *sk, const struct tcp_sock *t
 {
 	struct timer_slot *slot = running_timer(sk);
 	__u64 key = (__u64)sk;
-	struct watch *seen;
+	struct watch copy, *seen;
 	struct event *e;
 	__u8 during = EVIDENCE_NONE;
 	__u32 cause;
@@ -1313,7 +1398,7 @@ static __always_inline void died(const struct sock *sk, const struct tcp_sock *t
 	forget(cause, sk->sk_err);
 	forget(during, sk->sk_err);
 	cause &= 15;
-	seen = watched_as(sk, sk->__sk_common.skc_cookie.counter);
+	seen = watched_as(sk, sk->__sk_common.skc_cookie.counter, &copy);
 	if (cause == CAUSE_RESET_BY_PEER && (sk->sk_shutdown & RCV_SHUTDOWN) &&
 	    (oldstate == TCP_FIN_WAIT1 || oldstate == TCP_FIN_WAIT2)) {
 		if (decide_later(sk, tp, oldstate, seen)) {
@@ -1335,6 +1420,7 @@ static __always_inline void died(const struct sock *sk, const struct tcp_sock *t
 		if (!slot && oldstate == TCP_FIN_WAIT2) {
 			seen->cause = cause;
 			seen->dead = 1;
+			rewatch(key, seen);
 			return;
 		}
 	}
@@ -1344,6 +1430,7 @@ static __always_inline void died(const struct sock *sk, const struct tcp_sock *t
 			seen->cause = cause;
 			seen->during = during;
 			seen->dead = 1;
+			rewatch(key, seen);
 		}
 		return;
 	}
@@ -1370,7 +1457,7 @@ static __always_inline int state_changed(const struct sock *sk, int oldstate, in
 
 	if (sk->sk_protocol != IPPROTO_TCP)
 		return 0;
-	if (newstate == TCP_ESTABLISHED || newstate == TCP_SYN_SENT) {
+	if (newstate == TCP_ESTABLISHED || newstate == TCP_SYN_SENT || newstate == TCP_LISTEN) {
 		give_cookie(sk);
 		return 0;
 	}
@@ -1405,8 +1492,8 @@ static __always_inline void reset_in_answer(const struct sock *sk)
 {
 	const struct tcp_sock *tp;
 	__u64 key = (__u64)sk;
+	struct watch copy, *seen;
 	struct undecided *u;
-	struct watch *seen;
 	struct event *e;
 
 	tp = bpf_skc_to_tcp_sock((void *)sk);
@@ -1424,12 +1511,16 @@ static __always_inline void reset_in_answer(const struct sock *sk)
 	COUNT(not_closed);
 	COUNT(deaths[CAUSE_ABORTED]);
 	seen = bpf_map_lookup_elem(&watched, &key);
-	if (seen && seen->cookie != (__u64)sk->__sk_common.skc_cookie.counter)
+	if (seen)
+		copy = *seen;
+	if (seen && copy.cookie != (__u64)sk->__sk_common.skc_cookie.counter)
 		seen = NULL;
 	e = within_rate(CAUSE_ABORTED, EVENT_DEATH) ? reserve(EVENT_DEATH) : NULL;
 	if (!e) {
-		if (seen)
-			seen->cause = CAUSE_ABORTED;
+		if (seen) {
+			copy.cause = CAUSE_ABORTED;
+			rewatch(key, &copy);
+		}
 		return;
 	}
 	if (seen)
@@ -1511,12 +1602,11 @@ static __always_inline void listener(struct conn *c, const struct tcp_sock *tp, 
  * whether the record is asked for; it is whole then.
  */
 static __always_inline bool consider(struct conn *c, const struct sock_common *skc,
-				     const struct tcp_sock *tp, struct watch **seen,
-				     const bool probe)
+				     const struct tcp_sock *tp, __u64 cookie, __u8 state,
+				     struct watch **seen, const bool probe)
 {
-	__u64 cookie = FIELD(skc, skc_cookie.counter);
-	__u8 state = FIELD(skc, skc_state) & (TCP_MAX_STATES - 1);
 	bool asked = !census_cookie || census_cookie == cookie, whole;
+	struct watch *copy = *seen;
 
 	*seen = NULL;
 	if (!tp || state == TCP_LISTEN || state == TCP_CLOSE) {
@@ -1530,7 +1620,7 @@ static __always_inline bool consider(struct conn *c, const struct sock_common *s
 	}
 	whole = asks(tp, probe) || (asked && (census_write & ~(1 << CLASS_TROUBLE)));
 	if (whole)
-		*seen = watched_as(tp, cookie);
+		*seen = watched_as(tp, cookie, copy);
 	assess(c, tp, *seen, whole, probe);
 	if (!asked || !(census_write & (1 << (c->flags & CONN_TROUBLE ? CLASS_TROUBLE : c->class))))
 		return false;
@@ -1538,14 +1628,19 @@ static __always_inline bool consider(struct conn *c, const struct sock_common *s
 	return true;
 }
 
-/* Counts what consider() has made of a socket; written tells whether user space has it. */
-static __always_inline void account(const struct conn *c, const struct sock_common *skc,
-				    struct watch *seen, bool written, const bool probe)
+/*
+ * Counts what consider() has made of a socket in that state; written tells whether
+ * user space has it. Who has no cookie is counted, but nobody could tell it apart
+ * later: it is not watched.
+ */
+static __always_inline void account(const struct conn *c, __u64 sk, __u64 cookie, __u8 state,
+				    struct watch *seen, bool written)
 {
-	__u32 zero = 0, state = FIELD(skc, skc_state) & (TCP_MAX_STATES - 1), counted;
 	bool trouble = c->class != CLASS_NONE && (c->flags & CONN_TROUBLE);
-	struct census *n = bpf_map_lookup_elem(&census_counts, &zero);
+	struct census *n;
+	__u32 zero = 0, counted;
 
+	n = bpf_map_lookup_elem(&census_counts, &zero);
 	if (!n)
 		return;
 	n->sockets[state][trouble ? CLASS_TROUBLE : c->class & (CLASS_MAX - 1)]++;
@@ -1554,65 +1649,21 @@ static __always_inline void account(const struct conn *c, const struct sock_comm
 	if (state == TCP_ESTABLISHED && c->idle != AGE_NONE)
 		count_idle(n, c->idle);
 	risks_counted(n, c->risks);
-	if (seen && written) {
+	if (seen && written && !seen->told) {
 		seen->told = 1;
-	} else if (trouble && !seen && c->cookie) {
+		rewatch(sk, seen);
+	} else if (trouble && !seen && cookie) {
 		counted = (__u32)c->probes_out + c->retransmits;
 		struct watch found = {
-			.cookie = c->cookie,
+			.cookie = cookie,
 			.heard = heard_at(c),
 			.told = 1,
 			.evidence = c->evidence,
 			.before = c->unanswered < counted ? counted - c->unanswered : 0,
 		};
 
-		watch((__u64)skc, &found);
+		watch(sk, &found);
 	}
-}
-
-/*
- * Whether the walk can do all that there is to do about a socket: a connection
- * needs a cookie, or whoever watches it later could not tell it apart, and so does
- * what is written out. Only iter/tcp can give it one.
- */
-static __always_inline bool walkable(__u64 cookie, bool connection)
-{
-	return cookie || !(connection || (census_write & (1 << CLASS_NONE)));
-}
-
-/*
- * The visit: process context, one socket after the other of the reader's network
- * namespace; the kernel holds the socket's lock on most versions. For what the
- * walk leaves: but for listeners, whose hash table all namespaces share
- * (inet_pernet_hashinfo_alloc()), what a hash table of the namespace's own has, and
- * what has no cookie. Where we cannot give a socket its cookie, it is one that came after
- * others were asked to: it is counted, and the next census has the rest.
- */
-static __always_inline int visit(struct bpf_iter__tcp *ctx)
-{
-	struct sock_common *skc = ctx->sk_common;
-	const struct tcp_sock *tp;
-	struct watch *seen;
-	struct conn c;
-	bool write, listens;
-
-	if (!skc)
-		return 0;
-	tp = bpf_skc_to_tcp_sock(skc); /* NULL for time_wait and request sockets */
-	listens = skc->skc_state == TCP_LISTEN;
-	if ((!own_table || listens) && walkable(skc->skc_cookie.counter, tp && !listens))
-		return 0;
-	write = consider(&c, skc, tp, &seen, false);
-	if (!skc->skc_cookie.counter) {
-		give_cookie(skc);
-		c.cookie = skc->skc_cookie.counter;
-		write = write && c.cookie;
-	}
-	/* Full: the kernel will call us for this socket once more. */
-	if (write && bpf_seq_write(ctx->meta->seq, &c, sizeof(c)) < 0)
-		return 0;
-	account(&c, skc, seen, write, false);
-	return 0;
 }
 
 /* The word at an address, 0 if it cannot be read. */
@@ -1625,86 +1676,161 @@ static __always_inline __u64 word(__u64 address)
 	return bpf_probe_read_kernel(&value, sizeof(value), (void *)address) ? 0 : value;
 }
 
-/* Where the first socket of a chain of the hash tables is to be found, 0: there is none such. */
-static __always_inline __u64 chain(__u32 number)
+/* Where the first socket of a chain of a table is to be found, 0: there is none such. */
+static __always_inline __u64 chain(const struct share *s, __u32 number)
 {
-	if (number < ehash_chains)
-		return ehash + (__u64)number * bpf_core_type_size(struct inet_ehash_bucket);
-	number -= ehash_chains;
-	if (number < lhash_chains)
-		return lhash + (__u64)number * bpf_core_type_size(struct inet_listen_hashbucket) +
+	if (number < s->ehash_chains)
+		return s->ehash + (__u64)number * bpf_core_type_size(struct inet_ehash_bucket);
+	number -= s->ehash_chains;
+	if (number < s->lhash_chains)
+		return s->lhash +
+		       (__u64)number * bpf_core_type_size(struct inet_listen_hashbucket) +
 		       bpf_core_field_offset(struct inet_listen_hashbucket, nulls_head);
 	return 0;
 }
 
 /*
- * The sockets of a share of the hash tables. The kernel frees them after RCU, under
- * which we run, and a chain that changes meanwhile still ends. What is counted is
- * not kept in registers, or the verifier would follow each value of it.
+ * Where a chain goes on after the socket of the cursor, 0 if that is no longer in
+ * it: RCU has not kept it since the last run.
  */
-__attribute__((noinline)) int collect(__u32 number)
+static __always_inline __u64 next_after(volatile struct cursor *at)
 {
 	const __u32 offset = bpf_core_field_offset(struct sock_common, skc_nulls_node);
-	__u32 zero = 0, step, n;
-	volatile struct share *s = bpf_map_lookup_elem(&share, &zero);
-	__u64 node = 0, head;
+	__u64 socket = at->socket;
+
+	/* sk_nulls_del_node_init_rcu() leaves next, and clears pprev. */
+	if (!at->cookie ||
+	    at->cookie != word(socket + bpf_core_field_offset(struct sock_common, skc_cookie)) ||
+	    !word(socket + offset + sizeof(__u64)))
+		return 0;
+	return word(socket + offset);
+}
+
+/*
+ * One step of collect(): takes the next socket of the chain, or goes on to the next
+ * chain. Returns 1 where the share is full or the table ends. A function of its own,
+ * and all of its state in memory, so that the verifier goes through it once.
+ */
+__attribute__((noinline)) int collect_next(__u32 step)
+{
+	const __u32 offset = bpf_core_field_offset(struct sock_common, skc_nulls_node);
+	__u32 zero = 0, n;
+	struct share *s = bpf_map_lookup_elem(&share, &zero);
+	__u64 node, head;
 
 	if (!s)
+		return 1;
+	node = s->node;
+	if (!node || (node & 1)) { /* the end of the chain */
+		s->at.chain++;
+		s->at.passed = 0;
+		s->skip = 0;
+		head = chain(s, s->at.chain);
+		if (!head || step >= CHAINS)
+			return 1;
+		s->node = word(head);
 		return 0;
-	s->sockets = 0;
-	s->chains = 0;
-	for (step = 0; step < CHAINS + SHARE_MAX; step++) {
-		if (!node || (node & 1)) { /* the end of a chain */
-			n = s->chains;
-			if (n >= CHAINS)
-				return 0;
-			s->chains = n + 1;
-			head = chain(number * CHAINS + n);
-			if (!head)
-				return 0;
-			node = word(head);
-			continue;
-		}
-		n = s->sockets;
-		if (n >= SHARE_MAX)
-			break;
-		s->socket[n] = node - offset;
-		s->sockets = n + 1;
-		node = word(node);
 	}
-	if (s->chains < CHAINS || (node && !(node & 1)))
-		COUNT(faults[FAULT_CENSUS_FULL]);
+	if (s->skip) {
+		s->skip--;
+		s->node = word(node);
+		return 0;
+	}
+	n = s->sockets;
+	if (n >= SHARE_MAX)
+		return 1;
+	s->socket[n] = node - offset;
+	s->sockets = n + 1;
+	s->at.socket = node - offset;
+	s->at.passed++;
+	s->node = word(node);
 	return 0;
 }
 
-static __always_inline bool look(struct share *s, const struct sock_common *skc,
-				 const struct tcp_sock *tp, bool first, const bool probe)
+/*
+ * The sockets of the next share of a table. The kernel frees them after RCU, under
+ * which we run, and a chain that changes meanwhile still ends.
+ */
+static __always_inline void collect(struct share *s)
 {
-	__u8 state = FIELD(skc, skc_state);
-	__u32 zero = 0, netns;
-	struct watch *seen;
+	__u64 next;
+	__u32 step;
+
+	s->sockets = 0;
+	s->skip = 0;
+	s->at.chain = walk_at.chain;
+	s->at.passed = walk_at.passed;
+	s->at.socket = walk_at.socket;
+	s->node = word(chain(s, walk_at.chain));
+	if (walk_at.passed) {
+		next = next_after(&walk_at);
+		if (next)
+			s->node = next;
+		else
+			s->skip = walk_at.passed;
+	}
+	for (step = 0; step < CHAINS + SHARE_MAX + SKIP_MAX; step++)
+		if (collect_next(step))
+			break;
+	if (s->skip) { /* we do not get to where we were */
+		COUNT(faults[FAULT_CENSUS_FULL]);
+		s->at.chain++;
+		s->at.passed = 0;
+	}
+	if (s->at.passed)
+		walk_at.cookie =
+			word(s->at.socket + bpf_core_field_offset(struct sock_common, skc_cookie));
+	walk_at.socket = s->at.socket;
+	walk_at.passed = s->at.passed;
+	walk_at.chain = s->at.chain;
+}
+
+/* Returns whether to look again, since the socket has changed its state meanwhile. */
+static __always_inline bool look(struct share *s, const struct sock_common *skc,
+				 const struct tcp_sock *tp, const bool probe)
+{
+	__u64 cookie = FIELD(skc, skc_cookie.counter);
+	__u8 state = FIELD(skc, skc_state) & (TCP_MAX_STATES - 1);
+	struct watch copy, *seen = &copy;
+	__u32 netns, states, *before, n = s->records;
+	struct conn *c;
 	const struct net *net;
 	bool write;
 
+	if (n >= SHARE_MAX)
+		return false;
+	c = &s->record[n];
 	if (state == TCP_TIME_WAIT || state == TCP_NEW_SYN_RECV)
 		tp = NULL;
-	if (!walkable(FIELD(skc, skc_cookie.counter), tp && state != TCP_LISTEN)) {
+	/* Nobody could tell apart what has no cookie. */
+	if (!cookie && ((tp && state != TCP_LISTEN) || (census_write & (1 << CLASS_NONE)))) {
 		net = FIELD(skc, skc_net.net);
 		netns = FIELD(net, ns.inum);
-		if (bpf_map_update_elem(&unnamed, &netns, &zero, BPF_ANY))
-			COUNT(faults[FAULT_CENSUS_FULL]);
-		return false;
+		before = bpf_map_lookup_elem(&no_cookie, &netns);
+		states = (before ? *before : 0) | 1 << state;
+		if (!before || *before != states)
+			if (bpf_map_update_elem(&no_cookie, &netns, &states, BPF_ANY))
+				COUNT(faults[FAULT_CENSUS_FULL]);
 	}
-	if (only_unnamed)
+	if (only_no_cookie)
 		return false;
-	write = consider(&s->conn, skc, tp, &seen, probe);
-	if (first)
-		account(&s->conn, skc, seen, write, probe);
-	return write;
+	write = consider(c, skc, tp, cookie, state, &seen, probe) && cookie;
+	/*
+	 * RCU keeps the memory, but not for whom: it may have become another socket's
+	 * (SLAB_TYPESAFE_BY_RCU), which is counted where that one is.
+	 */
+	if ((__u64)FIELD(skc, skc_cookie.counter) != cookie)
+		return false;
+	if ((FIELD(skc, skc_state) & (TCP_MAX_STATES - 1)) != state)
+		return true;
+	account(c, (__u64)skc, cookie, state, seen, write);
+	if (write)
+		s->records = n + 1;
+	return false;
 }
 
-/* One socket of the share, the first time or again. Returns 0 if its record is not asked for. */
-__attribute__((noinline)) int look_at(__u32 i, __u32 first)
+/* One socket of the share. */
+__attribute__((noinline)) int look_at(__u32 i)
 {
 	__u32 zero = 0;
 	struct share *s;
@@ -1715,110 +1841,238 @@ __attribute__((noinline)) int look_at(__u32 i, __u32 first)
 		return 0;
 	sk = s->socket[i];
 	if (casts)
-		return look(s, AS(struct sock_common, sk), AS(struct tcp_sock, sk), first, false);
-	return look(s, (const void *)sk, (const void *)sk, first, true);
+		return look(s, AS(struct sock_common, sk), AS(struct tcp_sock, sk), false);
+	return look(s, (const void *)sk, (const void *)sk, true);
 }
 
 /*
- * The walk over all TCP sockets of the node: process context, one share after the
- * other. iter/tcp sees only the reader's network namespace, but passes all other
- * sockets on its way through the hash table, for each namespace anew, and takes
- * the lock of each socket that it sees, waiting for whoever has it. This reads the
- * table once, for all of them, and waits for nobody.
+ * Sets up which table is walked. A namespace's own is freed a grace period of RCU
+ * after nobody holds the namespace any more (cleanup_net): it is there for as long
+ * as we run if somebody does now. Returns false if it has gone.
  */
-static __always_inline int walk(struct bpf_iter__bpf_map_elem *ctx)
+static __always_inline bool set_table(struct share *s)
 {
-	__u32 *number = ctx->key, zero = 0, i;
-	struct share *s;
-	bool first;
+	const struct inet_hashinfo *info;
+	__u32 netns = walk_netns;
+	struct own_table *own;
+	const struct net *net;
 
-	if (!number)
-		return 0;
+	if (!netns) {
+		s->ehash = ehash;
+		s->ehash_chains = ehash_chains;
+		s->lhash = lhash;
+		s->lhash_chains = lhash_chains;
+		return true;
+	}
+	own = bpf_map_lookup_elem(&own_tables, &netns);
+	if (!own)
+		return false;
+	net = (const void *)own->net;
+	if (BPF_CORE_READ(net, ns.inum) != netns || is_going(net))
+		return false;
+	info = hashinfo_of(net);
+	if ((__u64)info != own->info || (__u64)BPF_CORE_READ(info, ehash) != own->ehash)
+		return false;
+	s->ehash = own->ehash;
+	s->ehash_chains = own->chains;
+	s->lhash_chains = 0; /* all namespaces share it (inet_pernet_hashinfo_alloc) */
+	return true;
+}
+
+/*
+ * The walk over the TCP sockets of a hash table, one share in each run. iter/tcp sees
+ * only the reader's network namespace, but passes all other sockets on its way
+ * through the table, for each namespace anew, and takes the lock of each socket that
+ * it sees, waiting for whoever has it. This reads the table once, for all
+ * namespaces, and waits for nobody. Returns 1 at the end of the table, or where it
+ * has gone.
+ */
+static __always_inline int walk(void)
+{
+	__u32 zero = 0, i;
+	struct share *s;
+
 	s = bpf_map_lookup_elem(&share, &zero);
 	if (!s)
-		return 0;
-	/* If what we wrote did not fit, the kernel throws it away and calls once more. */
-	first = *number != counted_share;
-	counted_share = *number;
-	collect(*number);
+		return 1;
+	s->records = 0;
+	if (!set_table(s))
+		return 1;
+	collect(s);
 	for (i = 0; i < SHARE_MAX; i++) {
 		if (i >= s->sockets)
 			break;
-		if (look_at(i, first) &&
-		    bpf_seq_write(ctx->meta->seq, &s->conn, sizeof(s->conn)) < 0)
-			break;
+		if (look_at(i))
+			look_at(i);
 	}
+	return !chain(s, walk_at.chain);
+}
+
+/* A network namespace that list_netns() has got to. */
+__attribute__((noinline)) int found_netns(__u64 address)
+{
+	const struct net *net = (const void *)address;
+	const struct inet_hashinfo *info;
+	struct own_table own = {};
+	__u32 netns;
+
+	if (is_going(net))
+		return 0;
+	netns_count++;
+	info = hashinfo_of(net);
+	if ((__u64)info == shared_info)
+		return 0;
+	netns = BPF_CORE_READ(net, ns.inum);
+	own.net = address;
+	own.info = (__u64)info;
+	own.ehash = (__u64)BPF_CORE_READ(info, ehash);
+	own.chains = BPF_CORE_READ(info, ehash_mask) + 1;
+	own.search = netns_search;
+	if (bpf_map_update_elem(&own_tables, &netns, &own, BPF_ANY))
+		COUNT(faults[FAULT_CENSUS_FULL]);
 	return 0;
 }
 
 /*
- * Process context: how the watched sockets are now, wherever they are. User
- * space hears of an answer if it knew of the question. Nothing is changed before
- * the record is written: where it does not fit, the kernel calls again.
+ * The network namespaces, from the kernel's own list (net_namespace_list, under
+ * RCU), some in each run. Returns 1 at the end.
  */
-static __always_inline int look_after(struct bpf_iter__bpf_map_elem *ctx)
+static __always_inline int list_netns(void)
 {
-	struct watch *value = ctx->value, seen;
-	const struct tcp_sock *tp;
-	__u64 *sk = ctx->key, key;
-	struct conn c;
+	const __u32 offset = bpf_core_field_offset(struct net, list);
+	__u64 head, node = netns_at;
+	__u32 i;
 
-	if (!sk || !value)
-		return 0;
-	seen = *value;
-	key = *sk;
-	tp = (const void *)key;
-	describe(&c, tp, &seen, true);
-	/* A timer on another CPU may have begun a new row meanwhile. */
-	value = bpf_map_lookup_elem(&watched, &key);
-	if (!value || value->cookie != seen.cookie || value->solicited != seen.solicited)
-		return 0;
-	if (seen.dead || c.cookie != seen.cookie || c.state == TCP_CLOSE) {
-		__builtin_memset(&c, 0, sizeof(c));
-		c.cookie = seen.cookie;
-		c.flags = CONN_GONE;
-		c.cause = seen.cause;
-		c.evidence = seen.during;
-		if (seen.told && bpf_seq_write(ctx->meta->seq, &c, sizeof(c)) < 0)
-			return 0;
-		bpf_map_delete_elem(&watched, &key);
-		return 0;
+	/* The first namespace was the first in the list, and stays in it. */
+	head = word(first_net + offset + sizeof(__u64));
+	if (!node || is_going((const void *)(node - offset))) {
+		node = first_net + offset;
+		netns_count = 0;
 	}
-	if (c.flags & CONN_TROUBLE) {
-		if (!bpf_seq_write(ctx->meta->seq, &c, sizeof(c)))
-			value->told = 1;
-		return 0;
+	for (i = 0; i < NETNS_STEP; i++) {
+		if (!node || node == head)
+			return 1;
+		found_netns(node - offset);
+		node = word(node);
 	}
-	c.flags |= CONN_ANSWERED;
-	if (seen.told && bpf_seq_write(ctx->meta->seq, &c, sizeof(c)) < 0)
-		return 0;
-	if (seen.evidence == EVIDENCE_KEEPALIVE)
-		COUNT(probes_answered);
-	if (!c.probes_out && !c.retransmits) {
-		bpf_map_delete_elem(&watched, &key);
-		return 0;
-	}
-	value->heard = heard_at(&c);
-	value->before = c.probes_out + c.retransmits;
-	value->uncounted = 0;
-	value->evidence = EVIDENCE_NONE;
-	value->sent = 0;
-	value->told = 0;
+	netns_at = node;
 	return 0;
 }
 
-/* Process context: the deaths that nothing more will explain. */
-static __always_inline int settle(struct bpf_iter__bpf_map_elem *ctx)
+/*
+ * How a watched socket is now, wherever it is. User space hears of an answer if it
+ * knew of the question. Returns whether c is to be written out.
+ */
+static __always_inline bool look_after(struct conn *c, __u64 key)
 {
-	struct undecided *u = ctx->value;
-	__u64 *sk = ctx->key, key;
+	const struct tcp_sock *tp = (const void *)key;
+	const bool probe = true;
+	struct watch *value, seen;
 
-	if (!sk || !u || !u->at || bpf_ktime_get_ns() - u->at < DECIDED_NS)
+	value = bpf_map_lookup_elem(&watched, &key);
+	if (!value)
+		return false;
+	seen = *value;
+	describe(c, tp, &seen, true);
+	/* What was read may be of two sockets, of which the second has its memory now. */
+	if (COOKIE(tp) != seen.cookie)
+		c->cookie = 0;
+	/* A timer on another CPU may have begun a new row meanwhile. */
+	value = bpf_map_lookup_elem(&watched, &key);
+	if (!value || value->cookie != seen.cookie || value->solicited != seen.solicited)
+		return false;
+	if (seen.dead || c->cookie != seen.cookie || c->state == TCP_CLOSE) {
+		__builtin_memset(c, 0, sizeof(*c));
+		c->cookie = seen.cookie;
+		c->flags = CONN_GONE;
+		c->cause = seen.cause;
+		c->evidence = seen.during;
+		bpf_map_delete_elem(&watched, &key);
+		return seen.told;
+	}
+	if (c->flags & CONN_TROUBLE) {
+		if (!seen.told) {
+			seen.told = 1;
+			rewatch(key, &seen);
+		}
+		return true;
+	}
+	c->flags |= CONN_ANSWERED;
+	if (seen.evidence == EVIDENCE_KEEPALIVE)
+		COUNT(probes_answered);
+	if (!c->probes_out && !c->retransmits) {
+		bpf_map_delete_elem(&watched, &key);
+		return seen.told;
+	}
+	struct watch next = {
+		.cookie = seen.cookie,
+		.solicited = seen.solicited,
+		.heard = heard_at(c),
+		.before = c->probes_out + c->retransmits,
+	};
+	rewatch(key, &next);
+	return seen.told;
+}
+
+__attribute__((noinline)) int watch_at(__u32 i)
+{
+	__u32 zero = 0, n;
+	struct batch *b = bpf_map_lookup_elem(&batch, &zero);
+
+	if (!b || i >= BATCH_MAX)
 		return 0;
-	key = *sk;
+	n = b->records;
+	if (n < BATCH_MAX && look_after(&b->record[n], b->key[i]))
+		b->records = n + 1;
+	return 0;
+}
+
+/* The watched sockets whose keys user space gives. */
+static __always_inline int watch_batch(void)
+{
+	__u32 zero = 0, i;
+	struct batch *b = bpf_map_lookup_elem(&batch, &zero);
+
+	if (!b)
+		return 0;
+	b->records = 0;
+	for (i = 0; i < BATCH_MAX; i++) {
+		if (i >= b->keys)
+			break;
+		watch_at(i);
+	}
+	return 0;
+}
+
+__attribute__((noinline)) int settle_at(__u32 i)
+{
+	__u32 zero = 0;
+	struct batch *b = bpf_map_lookup_elem(&batch, &zero);
+	struct undecided *u;
+	__u64 key;
+
+	if (!b || i >= BATCH_MAX)
+		return 0;
+	key = b->key[i];
 	u = bpf_map_lookup_elem(&undecided, &key);
-	if (u)
+	if (u && u->at && bpf_ktime_get_ns() - u->at >= DECIDED_NS)
 		decided(u, &key, CAUSE_RESET_BY_PEER);
+	return 0;
+}
+
+/* The deaths that nothing more will explain, of those whose keys user space gives. */
+static __always_inline int settle_batch(void)
+{
+	__u32 zero = 0, i;
+	struct batch *b = bpf_map_lookup_elem(&batch, &zero);
+
+	if (!b)
+		return 0;
+	for (i = 0; i < BATCH_MAX; i++) {
+		if (i >= b->keys)
+			break;
+		settle_at(i);
+	}
 	return 0;
 }
 
@@ -1855,6 +2109,28 @@ static __always_inline int owner_of(struct bpf_iter__task_file *ctx)
 	BPF_CORE_READ_INTO(&o.comm, task, group_leader, comm);
 	/* Full: the kernel will call us for this file once more. */
 	bpf_seq_write(ctx->meta->seq, &o, sizeof(o));
+	return 0;
+}
+
+/*
+ * Process context: every file descriptor of every process. A TCP socket gets its
+ * cookie that is older than we are.
+ */
+static __always_inline int assign_cookie(struct bpf_iter__task_file *ctx)
+{
+	struct file *file = ctx->file;
+	const struct sock *sk;
+	struct socket *socket;
+
+	if (!cookie_helper || !file)
+		return 0;
+	sk = file_sock(file);
+	if (!sk || READ_AT(struct sock, sk, __sk_common.skc_cookie.counter) ||
+	    READ_AT(struct sock, sk, sk_protocol) != IPPROTO_TCP)
+		return 0;
+	socket = bpf_sock_from_file(file); /* 5.11 */
+	if (socket && socket->sk)
+		bpf_get_socket_cookie(socket->sk);
 	return 0;
 }
 
@@ -1931,8 +2207,9 @@ static __always_inline void learn_tables(struct task_struct *task)
 	for (i = 0; i < 64 && BPF_CORE_READ(task, pid); i++)
 		task = BPF_CORE_READ(task, real_parent);
 	net = BPF_CORE_READ(task, nsproxy, net_ns);
-	init_netns = BPF_CORE_READ(net, ns.inum);
+	first_net = (__u64)net;
 	info = hashinfo_of(net);
+	shared_info = (__u64)info;
 	ehash = (__u64)BPF_CORE_READ(info, ehash);
 	ehash_chains = BPF_CORE_READ(info, ehash_mask) + 1;
 	lhash = listeners(info, &chains);
@@ -2000,34 +2277,44 @@ int BPF_PROG(timer_expire_exit, struct timer_list *timer)
 	return timer_exit(timer);
 }
 
-SEC("iter/tcp")
-int visit_pass(struct bpf_iter__tcp *ctx)
+/*
+ * Run by user space, in its context: rcu_read_lock() is held, and preemption off
+ * (bpf_prog_test_run_raw_tp, since 5.10). Nothing attaches them.
+ */
+SEC("raw_tp")
+int walk_run(void *ctx)
 {
-	return visit(ctx);
+	return walk();
 }
 
-SEC("iter/bpf_map_elem")
-int walk_pass(struct bpf_iter__bpf_map_elem *ctx)
+SEC("raw_tp")
+int netns_list_run(void *ctx)
 {
-	return walk(ctx);
+	return list_netns();
 }
 
-SEC("iter/bpf_map_elem")
-int watch_pass(struct bpf_iter__bpf_map_elem *ctx)
+SEC("raw_tp")
+int watch_run(void *ctx)
 {
-	return look_after(ctx);
+	return watch_batch();
 }
 
-SEC("iter/bpf_map_elem")
-int settle_pass(struct bpf_iter__bpf_map_elem *ctx)
+SEC("raw_tp")
+int settle_run(void *ctx)
 {
-	return settle(ctx);
+	return settle_batch();
 }
 
 SEC("iter/task_file")
 int owners_pass(struct bpf_iter__task_file *ctx)
 {
 	return owner_of(ctx);
+}
+
+SEC("iter/task_file")
+int cookies_pass(struct bpf_iter__task_file *ctx)
+{
+	return assign_cookie(ctx);
 }
 
 SEC("iter/task")

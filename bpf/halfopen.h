@@ -3,10 +3,21 @@
  * What the kernel programs and the Go side share. The Go types are generated
  * from here (gen.go). Layout rules: natural alignment, padding spelt out,
  * everything zeroed before it is filled, host byte order but for addresses.
- * No kernel address is in any of it.
+ * No kernel address is in any of it, but for the place where a walk goes on.
  */
 #ifndef HALFOPEN_H
 #define HALFOPEN_H
+
+/*
+ * Where a walk through a hash table is: so many sockets of this chain have been
+ * passed, the last of which was this one.
+ */
+struct cursor {
+	__u64 socket; /* address, for the programs only */
+	__u64 cookie; /* of it */
+	__u32 chain;
+	__u32 passed;
+};
 
 /* What the silence was asked with; contract: evidence. */
 enum evidence {

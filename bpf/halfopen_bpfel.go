@@ -13,6 +13,14 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type halfopenBatch struct {
+	_       structs.HostLayout
+	Keys    uint32
+	Records uint32
+	Key     [256]uint64
+	Record  [256]halfopenConn
+}
+
 type halfopenCause uint32
 
 const (
@@ -142,6 +150,14 @@ type halfopenCounters struct {
 	StoodIn        [8]uint64
 }
 
+type halfopenCursor struct {
+	_      structs.HostLayout
+	Socket uint64
+	Cookie uint64
+	Chain  uint32
+	Passed uint32
+}
+
 type halfopenDeferred struct {
 	_       structs.HostLayout
 	Cookie  uint64
@@ -222,6 +238,15 @@ type halfopenNote struct {
 	Depth uint64
 }
 
+type halfopenOwnTable struct {
+	_      structs.HostLayout
+	Net    uint64
+	Info   uint64
+	Ehash  uint64
+	Chains uint32
+	Search uint32
+}
+
 type halfopenOwner struct {
 	_       structs.HostLayout
 	Cookie  uint64
@@ -266,11 +291,25 @@ const (
 )
 
 type halfopenShare struct {
-	_       structs.HostLayout
-	Sockets uint32
-	Chains  uint32
-	Socket  [160]uint64
-	Conn    halfopenConn
+	_           structs.HostLayout
+	Records     uint32
+	Sockets     uint32
+	Skip        uint32
+	Pad         uint32
+	Node        uint64
+	Ehash       uint64
+	Lhash       uint64
+	EhashChains uint32
+	LhashChains uint32
+	At          struct {
+		_      structs.HostLayout
+		Socket uint64
+		Cookie uint64
+		Chain  uint32
+		Passed uint32
+	}
+	Socket [256]uint64
+	Record [256]halfopenConn
 }
 
 type halfopenTcpState uint32
@@ -334,27 +373,31 @@ type halfopenWatch struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	halfopenMapBatch                 = "batch"
 	halfopenMapCensusCounts          = "census_counts"
 	halfopenMapCounts                = "counts"
 	halfopenMapDeferred              = "deferred"
 	halfopenMapEvents                = "events"
 	halfopenMapFound                 = "found"
+	halfopenMapNoCookie              = "no_cookie"
 	halfopenMapNotes                 = "notes"
+	halfopenMapOwnTables             = "own_tables"
 	halfopenMapRates                 = "rates"
 	halfopenMapResets                = "resets"
 	halfopenMapShare                 = "share"
 	halfopenMapTimerSlots            = "timer_slots"
 	halfopenMapUndecided             = "undecided"
-	halfopenMapUnnamed               = "unnamed"
 	halfopenMapWanted                = "wanted"
 	halfopenMapWatched               = "watched"
+	halfopenProgCookiesPass          = "cookies_pass"
 	halfopenProgInetSockSetState     = "inet_sock_set_state"
 	halfopenProgInetSockSetState2    = "inet_sock_set_state_2"
 	halfopenProgLearnPass            = "learn_pass"
 	halfopenProgNetnsFilePass        = "netns_file_pass"
+	halfopenProgNetnsListRun         = "netns_list_run"
 	halfopenProgNetnsTaskPass        = "netns_task_pass"
 	halfopenProgOwnersPass           = "owners_pass"
-	halfopenProgSettlePass           = "settle_pass"
+	halfopenProgSettleRun            = "settle_run"
 	halfopenProgTcpReceiveReset      = "tcp_receive_reset"
 	halfopenProgTcpReceiveReset2     = "tcp_receive_reset_2"
 	halfopenProgTcpRetransmitSkb     = "tcp_retransmit_skb"
@@ -365,21 +408,19 @@ const (
 	halfopenProgTcpSendReset2        = "tcp_send_reset_2"
 	halfopenProgTimerExpireEntry     = "timer_expire_entry"
 	halfopenProgTimerExpireExit      = "timer_expire_exit"
-	halfopenProgVisitPass            = "visit_pass"
-	halfopenProgWalkPass             = "walk_pass"
-	halfopenProgWatchPass            = "watch_pass"
+	halfopenProgWalkRun              = "walk_run"
+	halfopenProgWatchRun             = "watch_run"
 	halfopenVarCasts                 = "casts"
 	halfopenVarCensusCookie          = "census_cookie"
 	halfopenVarCensusWrite           = "census_write"
 	halfopenVarCookieHelper          = "cookie_helper"
-	halfopenVarCountedShare          = "counted_share"
 	halfopenVarEhash                 = "ehash"
 	halfopenVarEhashChains           = "ehash_chains"
 	halfopenVarEventsFrom            = "events_from"
+	halfopenVarFirstNet              = "first_net"
 	halfopenVarHz                    = "hz"
 	halfopenVarIdleAfter             = "idle_after"
 	halfopenVarIdleBounds            = "idle_bounds"
-	halfopenVarInitNetns             = "init_netns"
 	halfopenVarJiffiesEpoch          = "jiffies_epoch"
 	halfopenVarKeepaliveTimerFn      = "keepalive_timer_fn"
 	halfopenVarLearnCookie           = "learn_cookie"
@@ -387,10 +428,13 @@ const (
 	halfopenVarLhash                 = "lhash"
 	halfopenVarLhashChains           = "lhash_chains"
 	halfopenVarMiddleboxTimeout      = "middlebox_timeout"
-	halfopenVarOnlyUnnamed           = "only_unnamed"
-	halfopenVarOwnTable              = "own_table"
+	halfopenVarNetnsAt               = "netns_at"
+	halfopenVarNetnsCount            = "netns_count"
+	halfopenVarNetnsSearch           = "netns_search"
+	halfopenVarOnlyNoCookie          = "only_no_cookie"
 	halfopenVarRetransmitError       = "retransmit_error"
 	halfopenVarSearch                = "search"
+	halfopenVarSharedInfo            = "shared_info"
 	halfopenVarSocketOps             = "socket_ops"
 	halfopenVarUnusedCause           = "unused_cause"
 	halfopenVarUnusedClass           = "unused_class"
@@ -406,6 +450,8 @@ const (
 	halfopenVarUnusedRetransmitType  = "unused_retransmit_type"
 	halfopenVarUnusedRisk            = "unused_risk"
 	halfopenVarUnusedTcpState        = "unused_tcp_state"
+	halfopenVarWalkAt                = "walk_at"
+	halfopenVarWalkNetns             = "walk_netns"
 	halfopenVarWriteTimerFn          = "write_timer_fn"
 )
 
@@ -451,13 +497,15 @@ type halfopenSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type halfopenProgramSpecs struct {
+	CookiesPass          *ebpf.ProgramSpec `ebpf:"cookies_pass"`
 	InetSockSetState     *ebpf.ProgramSpec `ebpf:"inet_sock_set_state"`
 	InetSockSetState2    *ebpf.ProgramSpec `ebpf:"inet_sock_set_state_2"`
 	LearnPass            *ebpf.ProgramSpec `ebpf:"learn_pass"`
 	NetnsFilePass        *ebpf.ProgramSpec `ebpf:"netns_file_pass"`
+	NetnsListRun         *ebpf.ProgramSpec `ebpf:"netns_list_run"`
 	NetnsTaskPass        *ebpf.ProgramSpec `ebpf:"netns_task_pass"`
 	OwnersPass           *ebpf.ProgramSpec `ebpf:"owners_pass"`
-	SettlePass           *ebpf.ProgramSpec `ebpf:"settle_pass"`
+	SettleRun            *ebpf.ProgramSpec `ebpf:"settle_run"`
 	TcpReceiveReset      *ebpf.ProgramSpec `ebpf:"tcp_receive_reset"`
 	TcpReceiveReset2     *ebpf.ProgramSpec `ebpf:"tcp_receive_reset_2"`
 	TcpRetransmitSkb     *ebpf.ProgramSpec `ebpf:"tcp_retransmit_skb"`
@@ -468,27 +516,28 @@ type halfopenProgramSpecs struct {
 	TcpSendReset2        *ebpf.ProgramSpec `ebpf:"tcp_send_reset_2"`
 	TimerExpireEntry     *ebpf.ProgramSpec `ebpf:"timer_expire_entry"`
 	TimerExpireExit      *ebpf.ProgramSpec `ebpf:"timer_expire_exit"`
-	VisitPass            *ebpf.ProgramSpec `ebpf:"visit_pass"`
-	WalkPass             *ebpf.ProgramSpec `ebpf:"walk_pass"`
-	WatchPass            *ebpf.ProgramSpec `ebpf:"watch_pass"`
+	WalkRun              *ebpf.ProgramSpec `ebpf:"walk_run"`
+	WatchRun             *ebpf.ProgramSpec `ebpf:"watch_run"`
 }
 
 // halfopenMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type halfopenMapSpecs struct {
+	Batch        *ebpf.MapSpec `ebpf:"batch"`
 	CensusCounts *ebpf.MapSpec `ebpf:"census_counts"`
 	Counts       *ebpf.MapSpec `ebpf:"counts"`
 	Deferred     *ebpf.MapSpec `ebpf:"deferred"`
 	Events       *ebpf.MapSpec `ebpf:"events"`
 	Found        *ebpf.MapSpec `ebpf:"found"`
+	NoCookie     *ebpf.MapSpec `ebpf:"no_cookie"`
 	Notes        *ebpf.MapSpec `ebpf:"notes"`
+	OwnTables    *ebpf.MapSpec `ebpf:"own_tables"`
 	Rates        *ebpf.MapSpec `ebpf:"rates"`
 	Resets       *ebpf.MapSpec `ebpf:"resets"`
 	Share        *ebpf.MapSpec `ebpf:"share"`
 	TimerSlots   *ebpf.MapSpec `ebpf:"timer_slots"`
 	Undecided    *ebpf.MapSpec `ebpf:"undecided"`
-	Unnamed      *ebpf.MapSpec `ebpf:"unnamed"`
 	Wanted       *ebpf.MapSpec `ebpf:"wanted"`
 	Watched      *ebpf.MapSpec `ebpf:"watched"`
 }
@@ -501,14 +550,13 @@ type halfopenVariableSpecs struct {
 	CensusCookie         *ebpf.VariableSpec `ebpf:"census_cookie"`
 	CensusWrite          *ebpf.VariableSpec `ebpf:"census_write"`
 	CookieHelper         *ebpf.VariableSpec `ebpf:"cookie_helper"`
-	CountedShare         *ebpf.VariableSpec `ebpf:"counted_share"`
 	Ehash                *ebpf.VariableSpec `ebpf:"ehash"`
 	EhashChains          *ebpf.VariableSpec `ebpf:"ehash_chains"`
 	EventsFrom           *ebpf.VariableSpec `ebpf:"events_from"`
+	FirstNet             *ebpf.VariableSpec `ebpf:"first_net"`
 	Hz                   *ebpf.VariableSpec `ebpf:"hz"`
 	IdleAfter            *ebpf.VariableSpec `ebpf:"idle_after"`
 	IdleBounds           *ebpf.VariableSpec `ebpf:"idle_bounds"`
-	InitNetns            *ebpf.VariableSpec `ebpf:"init_netns"`
 	JiffiesEpoch         *ebpf.VariableSpec `ebpf:"jiffies_epoch"`
 	KeepaliveTimerFn     *ebpf.VariableSpec `ebpf:"keepalive_timer_fn"`
 	LearnCookie          *ebpf.VariableSpec `ebpf:"learn_cookie"`
@@ -516,10 +564,13 @@ type halfopenVariableSpecs struct {
 	Lhash                *ebpf.VariableSpec `ebpf:"lhash"`
 	LhashChains          *ebpf.VariableSpec `ebpf:"lhash_chains"`
 	MiddleboxTimeout     *ebpf.VariableSpec `ebpf:"middlebox_timeout"`
-	OnlyUnnamed          *ebpf.VariableSpec `ebpf:"only_unnamed"`
-	OwnTable             *ebpf.VariableSpec `ebpf:"own_table"`
+	NetnsAt              *ebpf.VariableSpec `ebpf:"netns_at"`
+	NetnsCount           *ebpf.VariableSpec `ebpf:"netns_count"`
+	NetnsSearch          *ebpf.VariableSpec `ebpf:"netns_search"`
+	OnlyNoCookie         *ebpf.VariableSpec `ebpf:"only_no_cookie"`
 	RetransmitError      *ebpf.VariableSpec `ebpf:"retransmit_error"`
 	Search               *ebpf.VariableSpec `ebpf:"search"`
+	SharedInfo           *ebpf.VariableSpec `ebpf:"shared_info"`
 	SocketOps            *ebpf.VariableSpec `ebpf:"socket_ops"`
 	UnusedCause          *ebpf.VariableSpec `ebpf:"unused_cause"`
 	UnusedClass          *ebpf.VariableSpec `ebpf:"unused_class"`
@@ -535,6 +586,8 @@ type halfopenVariableSpecs struct {
 	UnusedRetransmitType *ebpf.VariableSpec `ebpf:"unused_retransmit_type"`
 	UnusedRisk           *ebpf.VariableSpec `ebpf:"unused_risk"`
 	UnusedTcpState       *ebpf.VariableSpec `ebpf:"unused_tcp_state"`
+	WalkAt               *ebpf.VariableSpec `ebpf:"walk_at"`
+	WalkNetns            *ebpf.VariableSpec `ebpf:"walk_netns"`
 	WriteTimerFn         *ebpf.VariableSpec `ebpf:"write_timer_fn"`
 }
 
@@ -558,36 +611,40 @@ func (o *halfopenObjects) Close() error {
 //
 // It can be passed to loadHalfopenObjects or ebpf.CollectionSpec.LoadAndAssign.
 type halfopenMaps struct {
+	Batch        *ebpf.Map `ebpf:"batch"`
 	CensusCounts *ebpf.Map `ebpf:"census_counts"`
 	Counts       *ebpf.Map `ebpf:"counts"`
 	Deferred     *ebpf.Map `ebpf:"deferred"`
 	Events       *ebpf.Map `ebpf:"events"`
 	Found        *ebpf.Map `ebpf:"found"`
+	NoCookie     *ebpf.Map `ebpf:"no_cookie"`
 	Notes        *ebpf.Map `ebpf:"notes"`
+	OwnTables    *ebpf.Map `ebpf:"own_tables"`
 	Rates        *ebpf.Map `ebpf:"rates"`
 	Resets       *ebpf.Map `ebpf:"resets"`
 	Share        *ebpf.Map `ebpf:"share"`
 	TimerSlots   *ebpf.Map `ebpf:"timer_slots"`
 	Undecided    *ebpf.Map `ebpf:"undecided"`
-	Unnamed      *ebpf.Map `ebpf:"unnamed"`
 	Wanted       *ebpf.Map `ebpf:"wanted"`
 	Watched      *ebpf.Map `ebpf:"watched"`
 }
 
 func (m *halfopenMaps) Close() error {
 	return _HalfopenClose(
+		m.Batch,
 		m.CensusCounts,
 		m.Counts,
 		m.Deferred,
 		m.Events,
 		m.Found,
+		m.NoCookie,
 		m.Notes,
+		m.OwnTables,
 		m.Rates,
 		m.Resets,
 		m.Share,
 		m.TimerSlots,
 		m.Undecided,
-		m.Unnamed,
 		m.Wanted,
 		m.Watched,
 	)
@@ -601,14 +658,13 @@ type halfopenVariables struct {
 	CensusCookie         *ebpf.Variable `ebpf:"census_cookie"`
 	CensusWrite          *ebpf.Variable `ebpf:"census_write"`
 	CookieHelper         *ebpf.Variable `ebpf:"cookie_helper"`
-	CountedShare         *ebpf.Variable `ebpf:"counted_share"`
 	Ehash                *ebpf.Variable `ebpf:"ehash"`
 	EhashChains          *ebpf.Variable `ebpf:"ehash_chains"`
 	EventsFrom           *ebpf.Variable `ebpf:"events_from"`
+	FirstNet             *ebpf.Variable `ebpf:"first_net"`
 	Hz                   *ebpf.Variable `ebpf:"hz"`
 	IdleAfter            *ebpf.Variable `ebpf:"idle_after"`
 	IdleBounds           *ebpf.Variable `ebpf:"idle_bounds"`
-	InitNetns            *ebpf.Variable `ebpf:"init_netns"`
 	JiffiesEpoch         *ebpf.Variable `ebpf:"jiffies_epoch"`
 	KeepaliveTimerFn     *ebpf.Variable `ebpf:"keepalive_timer_fn"`
 	LearnCookie          *ebpf.Variable `ebpf:"learn_cookie"`
@@ -616,10 +672,13 @@ type halfopenVariables struct {
 	Lhash                *ebpf.Variable `ebpf:"lhash"`
 	LhashChains          *ebpf.Variable `ebpf:"lhash_chains"`
 	MiddleboxTimeout     *ebpf.Variable `ebpf:"middlebox_timeout"`
-	OnlyUnnamed          *ebpf.Variable `ebpf:"only_unnamed"`
-	OwnTable             *ebpf.Variable `ebpf:"own_table"`
+	NetnsAt              *ebpf.Variable `ebpf:"netns_at"`
+	NetnsCount           *ebpf.Variable `ebpf:"netns_count"`
+	NetnsSearch          *ebpf.Variable `ebpf:"netns_search"`
+	OnlyNoCookie         *ebpf.Variable `ebpf:"only_no_cookie"`
 	RetransmitError      *ebpf.Variable `ebpf:"retransmit_error"`
 	Search               *ebpf.Variable `ebpf:"search"`
+	SharedInfo           *ebpf.Variable `ebpf:"shared_info"`
 	SocketOps            *ebpf.Variable `ebpf:"socket_ops"`
 	UnusedCause          *ebpf.Variable `ebpf:"unused_cause"`
 	UnusedClass          *ebpf.Variable `ebpf:"unused_class"`
@@ -635,6 +694,8 @@ type halfopenVariables struct {
 	UnusedRetransmitType *ebpf.Variable `ebpf:"unused_retransmit_type"`
 	UnusedRisk           *ebpf.Variable `ebpf:"unused_risk"`
 	UnusedTcpState       *ebpf.Variable `ebpf:"unused_tcp_state"`
+	WalkAt               *ebpf.Variable `ebpf:"walk_at"`
+	WalkNetns            *ebpf.Variable `ebpf:"walk_netns"`
 	WriteTimerFn         *ebpf.Variable `ebpf:"write_timer_fn"`
 }
 
@@ -642,13 +703,15 @@ type halfopenVariables struct {
 //
 // It can be passed to loadHalfopenObjects or ebpf.CollectionSpec.LoadAndAssign.
 type halfopenPrograms struct {
+	CookiesPass          *ebpf.Program `ebpf:"cookies_pass"`
 	InetSockSetState     *ebpf.Program `ebpf:"inet_sock_set_state"`
 	InetSockSetState2    *ebpf.Program `ebpf:"inet_sock_set_state_2"`
 	LearnPass            *ebpf.Program `ebpf:"learn_pass"`
 	NetnsFilePass        *ebpf.Program `ebpf:"netns_file_pass"`
+	NetnsListRun         *ebpf.Program `ebpf:"netns_list_run"`
 	NetnsTaskPass        *ebpf.Program `ebpf:"netns_task_pass"`
 	OwnersPass           *ebpf.Program `ebpf:"owners_pass"`
-	SettlePass           *ebpf.Program `ebpf:"settle_pass"`
+	SettleRun            *ebpf.Program `ebpf:"settle_run"`
 	TcpReceiveReset      *ebpf.Program `ebpf:"tcp_receive_reset"`
 	TcpReceiveReset2     *ebpf.Program `ebpf:"tcp_receive_reset_2"`
 	TcpRetransmitSkb     *ebpf.Program `ebpf:"tcp_retransmit_skb"`
@@ -659,20 +722,21 @@ type halfopenPrograms struct {
 	TcpSendReset2        *ebpf.Program `ebpf:"tcp_send_reset_2"`
 	TimerExpireEntry     *ebpf.Program `ebpf:"timer_expire_entry"`
 	TimerExpireExit      *ebpf.Program `ebpf:"timer_expire_exit"`
-	VisitPass            *ebpf.Program `ebpf:"visit_pass"`
-	WalkPass             *ebpf.Program `ebpf:"walk_pass"`
-	WatchPass            *ebpf.Program `ebpf:"watch_pass"`
+	WalkRun              *ebpf.Program `ebpf:"walk_run"`
+	WatchRun             *ebpf.Program `ebpf:"watch_run"`
 }
 
 func (p *halfopenPrograms) Close() error {
 	return _HalfopenClose(
+		p.CookiesPass,
 		p.InetSockSetState,
 		p.InetSockSetState2,
 		p.LearnPass,
 		p.NetnsFilePass,
+		p.NetnsListRun,
 		p.NetnsTaskPass,
 		p.OwnersPass,
-		p.SettlePass,
+		p.SettleRun,
 		p.TcpReceiveReset,
 		p.TcpReceiveReset2,
 		p.TcpRetransmitSkb,
@@ -683,9 +747,8 @@ func (p *halfopenPrograms) Close() error {
 		p.TcpSendReset2,
 		p.TimerExpireEntry,
 		p.TimerExpireExit,
-		p.VisitPass,
-		p.WalkPass,
-		p.WatchPass,
+		p.WalkRun,
+		p.WatchRun,
 	)
 }
 

@@ -88,20 +88,21 @@ type Kernel struct {
 	record ringbuf.Record
 	hz     uint32
 	census sync.Mutex // one census at a time: it counts in one place
-	// The search for namespaces, under census.
-	search    uint32
-	hidden    []Holder // of those that nothing but a file descriptor holds
-	hiddenDue time.Time
-	// The namespaces of the last census, and whether they have a hash table of
-	// their own. Under census.
-	tables         map[uint64]bool
-	nameless       map[uint64]bool // those that it visited to give cookies
-	initNetns      uint64
-	walked         *ebpf.Map  // whose elements are the shares of the walk
-	hasOwnTables   bool       // namespaces may (ownTables)
+	// Of the last census; under census.
+	netnsSearch uint32
+	ownTables   map[uint32]*ownTable // by inode number
+	cookies     cookieSearch
+	netns       sync.Mutex // of the search for ways into namespaces, which follows
+	search      uint32
+	hidden      []Holder // of those that nothing but a file descriptor holds
+	hiddenDue   time.Time
+
+	share          *halfopenShare // what a run of the walk wrote; under census
+	batching       sync.Mutex     // of batch: what is to be looked after, and how it is
+	batch          *halfopenBatch
 	noCookieHelper bool       // our programs cannot give cookies (cookies)
 	cookiesErr     error      // why new connections get none
-	owners         sync.Mutex // likewise, for the map of wanted cookies
+	owners         sync.Mutex // one search at a time, for the map of wanted cookies
 	// What was told last of what is a difference of two counters.
 	closed  ceiling
 	missed  map[string]*ceiling // by tracepoint
@@ -122,7 +123,14 @@ func Load(opts Options) (_ *Kernel, err error) {
 	if err != nil {
 		return nil, err
 	}
+	noCookieHelper := opts.noCookieHelper || !cookies.isFirst(kernel)
+	if noCookieHelper {
+		stub(spec.Programs["cookies_pass"])
+	}
 	if err := checkNeeds(spec, kernel); err != nil {
+		return nil, err
+	}
+	if err := sizeLRU(spec); err != nil {
 		return nil, err
 	}
 	for _, d := range differences {
@@ -145,8 +153,8 @@ func Load(opts Options) (_ *Kernel, err error) {
 	}
 
 	k := &Kernel{
-		noCookieHelper: opts.noCookieHelper || !cookies.isFirst(kernel), hasOwnTables: ownTables.isFirst(kernel),
-		links: make(map[string][]link.Link), missed: make(map[string]*ceiling), iters: make(map[string]*link.Iter),
+		noCookieHelper: noCookieHelper,
+		links:          make(map[string][]link.Link), missed: make(map[string]*ceiling), iters: make(map[string]*link.Iter),
 	}
 	defer func() {
 		if err != nil {
@@ -202,9 +210,33 @@ func readObject(object []byte) (*ebpf.CollectionSpec, error) {
 func disarm(spec *ebpf.CollectionSpec) {
 	for _, p := range spec.Programs {
 		if p.AttachType == ebpf.AttachTraceRawTp {
-			p.Instructions = asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()}
+			stub(p)
 		}
 	}
+}
+
+// stub makes a program do nothing.
+func stub(p *ebpf.ProgramSpec) {
+	p.Instructions = asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()}
+}
+
+// lruLocal is how many free entries of an LRU map each CPU takes for itself
+// (kernel/bpf/bpf_lru_list.c LOCAL_FREE_TARGET). Where the map has few more than all of
+// them, entries are evicted that are still new (until 6.17).
+const lruLocal = 128
+
+// sizeLRU makes the LRU maps large enough for as many CPUs as there may be.
+func sizeLRU(spec *ebpf.CollectionSpec) error {
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return fmt.Errorf("count CPUs: %w", err)
+	}
+	for _, m := range spec.Maps {
+		if m.Type == ebpf.LRUHash {
+			m.MaxEntries = max(m.MaxEntries, uint32(4*lruLocal*cpus))
+		}
+	}
+	return nil
 }
 
 // lockedDown tells whether no program may read the kernel's memory: bpf_tracing_func_proto()
@@ -216,10 +248,8 @@ func lockedDown() bool {
 
 func (k *Kernel) openIterators() error {
 	for name, opts := range map[string]link.IterOptions{
-		"visit":      {Program: k.objs.VisitPass},
-		"watch":      {Program: k.objs.WatchPass, Map: k.objs.Watched},
-		"settle":     {Program: k.objs.SettlePass, Map: k.objs.Undecided},
 		"owners":     {Program: k.objs.OwnersPass},
+		"cookies":    {Program: k.objs.CookiesPass},
 		"netns_task": {Program: k.objs.NetnsTaskPass},
 		"netns_file": {Program: k.objs.NetnsFilePass},
 		"learn":      {Program: k.objs.LearnPass},
@@ -268,7 +298,7 @@ func (k *Kernel) learn() error {
 	if keepalive == 0 || write == 0 || keepalive == write {
 		return errors.New("our own socket shows no timer functions; please report this kernel")
 	}
-	if err := k.openWalk(); err != nil {
+	if err := k.openRuns(); err != nil {
 		return err
 	}
 	k.hz = jiffies / learnSeconds
@@ -278,34 +308,23 @@ func (k *Kernel) learn() error {
 	return nil
 }
 
-// chainsEach is how many chains of the kernel's hash tables a share of the walk has.
-const chainsEach = 8
-
-// openWalk opens the iterator whose elements are the shares of the tables that
-// learn() has found.
-func (k *Kernel) openWalk() error {
-	var connections, listeners, netns uint32
-	if err := errors.Join(k.objs.EhashChains.Get(&connections), k.objs.LhashChains.Get(&listeners), k.objs.InitNetns.Get(&netns)); err != nil {
+// openRuns maps what programs that are run by us write, and checks that learn() has
+// found what they walk through.
+func (k *Kernel) openRuns() error {
+	var connections, listeners uint32
+	var first uint64
+	if err := errors.Join(k.objs.EhashChains.Get(&connections), k.objs.LhashChains.Get(&listeners), k.objs.FirstNet.Get(&first)); err != nil {
 		return err
 	}
-	if connections == 0 || listeners == 0 || netns == 0 {
+	if connections == 0 || listeners == 0 || first == 0 {
 		return errors.New("no hash tables of TCP sockets are to be found; please report this kernel")
 	}
-	k.initNetns = uint64(netns)
 	var err error
-	k.walked, err = ebpf.NewMap(&ebpf.MapSpec{
-		Name: "walked", Type: ebpf.Array, KeySize: 4, ValueSize: 4,
-		MaxEntries: (connections + listeners + chainsEach - 1) / chainsEach,
-	})
-	if err != nil {
-		return fmt.Errorf("create map for the walk: %w", err)
+	if k.share, err = mapped[halfopenShare](k.objs.Share); err != nil {
+		return err
 	}
-	it, err := link.AttachIter(link.IterOptions{Program: k.objs.WalkPass, Map: k.walked})
-	if err != nil {
-		return fmt.Errorf("attach iterator walk: %w", err)
-	}
-	k.iters["walk"] = it
-	return nil
+	k.batch, err = mapped[halfopenBatch](k.objs.Batch)
+	return err
 }
 
 func (k *Kernel) configure(opts Options) error {
@@ -410,10 +429,13 @@ func (k *Kernel) Close() error {
 		for _, it := range k.iters {
 			errs = append(errs, it.Close())
 		}
-		if k.walked != nil {
-			errs = append(errs, k.walked.Close())
-		}
-		errs = append(errs, k.objs.Close())
+		// Nothing reads them once nothing runs.
+		k.census.Lock()
+		k.batching.Lock()
+		errs = append(errs, unmap(k.share), unmap(k.batch), k.objs.Close())
+		k.share, k.batch = nil, nil
+		k.batching.Unlock()
+		k.census.Unlock()
 	})
 	return errors.Join(errs...)
 }
@@ -474,8 +496,8 @@ const finality = 2 * time.Millisecond
 // Counters tells what was counted until now, but for the deaths of the last
 // 50 ms of which the cause is not certain yet. They only ever grow.
 func (k *Kernel) Counters() (Counters, error) {
-	if err := k.pass("settle", nil, nil); err != nil {
-		return Counters{}, fmt.Errorf("settle deaths: %w", err)
+	if err := k.settle(); err != nil {
+		return Counters{}, err
 	}
 	before, err := k.counters()
 	if err != nil {
@@ -523,7 +545,7 @@ func (k *Kernel) counters() (Counters, error) {
 }
 
 // words sees the counters as what they are: nothing but uint64.
-func words(c *Counters) []uint64 {
+func words[T Counters | CensusCounts](c *T) []uint64 {
 	return unsafe.Slice((*uint64)(unsafe.Pointer(c)), unsafe.Sizeof(*c)/8)
 }
 
@@ -581,15 +603,22 @@ func (k *Kernel) Owners(cookies []uint64) (map[uint64][]Owner, error) {
 	return found, nil
 }
 
-// Watch tells how the watched sockets are now. A record with ConnAnswered or
-// ConnGone is the last of its socket.
+// Watch calls visit for each watched socket, as it is now. A record with ConnAnswered
+// or ConnGone is the last of its socket.
 func (k *Kernel) Watch(visit func(*Conn)) error {
-	var c Conn
-	if err := k.pass("settle", nil, nil); err != nil {
-		return fmt.Errorf("settle deaths: %w", err)
+	if err := k.settle(); err != nil {
+		return err
 	}
-	if err := k.pass("watch", bytesOf(&c), func() { visit(&c) }); err != nil {
+	if err := runBatches[halfopenWatch](k, k.objs.Watched, k.objs.WatchRun, visit); err != nil {
 		return fmt.Errorf("look after watched sockets: %w", err)
+	}
+	return nil
+}
+
+// settle has those deaths counted that nothing more will explain.
+func (k *Kernel) settle() error {
+	if err := runBatches[halfopenUndecided](k, k.objs.Undecided, k.objs.SettleRun, nil); err != nil {
+		return fmt.Errorf("settle deaths: %w", err)
 	}
 	return nil
 }

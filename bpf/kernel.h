@@ -46,6 +46,12 @@ enum bpf_map_type {
 /* bpf_map_update_elem() flags. */
 enum {
 	BPF_ANY = 0,
+	BPF_EXIST = 2,
+};
+
+/* Flags of a map. */
+enum {
+	BPF_F_MMAPABLE = 1 << 10,
 };
 
 /* include/uapi/linux/in.h, include/linux/socket.h, include/uapi/linux/stat.h */
@@ -132,6 +138,7 @@ typedef struct refcount_struct {
 
 struct hlist_nulls_node {
 	struct hlist_nulls_node *next; /* odd: the end of the chain */
+	struct hlist_nulls_node **pprev; /* NULL: in none; follows next */
 };
 
 struct hlist_nulls_head {
@@ -171,7 +178,12 @@ struct netns_ipv4 {
 	int sysctl_tcp_fin_timeout; /* jiffies */
 };
 
+struct list_head {
+	struct list_head *next, *prev;
+};
+
 struct net {
+	struct list_head list; /* of all, init_net first */
 	struct ns_common ns;
 	struct netns_ipv4 ipv4;
 };
@@ -336,11 +348,6 @@ struct bpf_iter_meta {
 	struct seq_file *seq;
 };
 
-struct bpf_iter__tcp {
-	struct bpf_iter_meta *meta;
-	struct sock_common *sk_common;
-};
-
 struct bpf_iter__task {
 	struct bpf_iter_meta *meta;
 	struct task_struct *task;
@@ -351,12 +358,6 @@ struct bpf_iter__task_file {
 	struct task_struct *task;
 	__u32 fd;
 	struct file *file;
-};
-
-struct bpf_iter__bpf_map_elem {
-	struct bpf_iter_meta *meta;
-	void *key;
-	void *value;
 };
 
 /*

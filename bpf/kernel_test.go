@@ -224,10 +224,10 @@ func TestCookiesThatOurProgramsCannotGive(t *testing.T) {
 	if err := k.CookiesErr(); err != nil {
 		t.Error(err)
 	}
-	unnamed, err := k.findUnnamed()
+	unnamed, err := k.findNoCookie(0)
 	if strangers += setStatePrograms(t) - 2; strangers > 0 {
 		t.Log("another agent is at work, and may have given them cookies")
-	} else if err != nil || !unnamed[ino] {
+	} else if err != nil || unnamed[uint32(ino)] == 0 {
 		t.Errorf("there are sockets without a cookie in %v, error %v; expected %d", unnamed, err, ino)
 	}
 	found := make(map[uint64]int)
@@ -243,7 +243,7 @@ func TestCookiesThatOurProgramsCannotGive(t *testing.T) {
 		t.Errorf("found %v, expected two ends, one of them %x", found, cookie)
 	}
 	younger := pairThere()
-	if unnamed, err := k.findUnnamed(); err != nil || unnamed[ino] {
+	if unnamed, err := k.findNoCookie(0); err != nil || unnamed[uint32(ino)] != 0 {
 		t.Errorf("a connection begins without a cookie, error %v", err)
 	}
 	if cookie, _ := cookieOf(t, younger); found[cookie] != 0 {

@@ -64,6 +64,9 @@ func lacks(spec *ebpf.CollectionSpec, kernel *btf.Spec) ([]string, error) {
 		case ebpf.AttachTraceIter:
 			missing["iterator "+prog.AttachTo] = !function("bpf_iter_" + prog.AttachTo).in(kernel)
 		}
+		if prog.Type == ebpf.RawTracepoint { // run by us, and attached to nothing
+			missing["runs of raw tracepoints"] = !function("bpf_prog_test_run_raw_tp").in(kernel)
+		}
 		for i := range prog.Instructions {
 			ins := &prog.Instructions[i]
 			if ins.IsBuiltinCall() {
@@ -102,12 +105,12 @@ func lacks(spec *ebpf.CollectionSpec, kernel *btf.Spec) ([]string, error) {
 }
 
 func order(what string) string {
-	for i, kind := range []string{"iterator ", "tracepoint ", "helper "} {
+	for i, kind := range []string{"iterator ", "runs ", "tracepoint ", "helper "} {
 		if strings.HasPrefix(what, kind) {
 			return strconv.Itoa(i)
 		}
 	}
-	return "3"
+	return "9"
 }
 
 // helpersOf are the numbers of the BPF helpers that a kernel has.

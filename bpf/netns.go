@@ -3,6 +3,7 @@
 package bpf
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -25,18 +26,16 @@ const (
 	hiddenShare    = 0.005
 )
 
-// namespaces finds the network namespaces, by inode number: those that a thread
-// is in, those that are bind-mounted somewhere (ip netns, container runtimes),
-// and those that nothing but a file descriptor holds, of the namespace or of a
-// socket in it. Processes come and go while it looks.
+// namespaces finds ways into network namespaces, by inode number: into those that a
+// thread is in, those that are bind-mounted somewhere (ip netns, container runtimes),
+// and those that nothing but a file descriptor holds, of the namespace or of a socket
+// in it. Processes come and go while it looks. It is safe for concurrent use.
 func (k *Kernel) namespaces() (map[uint64]way, error) {
-	k.search++
-	if err := k.objs.Search.Set(k.search); err != nil {
-		return nil, err
-	}
+	k.netns.Lock()
+	defer k.netns.Unlock()
 	ways := make(map[uint64]way)
 	var h Holder
-	if err := k.pass("netns_task", bytesOf(&h), func() { ways[uint64(h.Netns)] = way{holder: h} }); err != nil {
+	if err := k.searchNetns("netns_task", &h, func() { ways[uint64(h.Netns)] = way{holder: h} }); err != nil {
 		return nil, err
 	}
 	mounted, err := mountedNamespaces()
@@ -48,7 +47,7 @@ func (k *Kernel) namespaces() (map[uint64]way, error) {
 	}
 	if began := time.Now(); !began.Before(k.hiddenDue) {
 		var hidden []Holder
-		if err := k.pass("netns_file", bytesOf(&h), func() { hidden = append(hidden, h) }); err != nil {
+		if err := k.searchNetns("netns_file", &h, func() { hidden = append(hidden, h) }); err != nil {
 			return nil, err
 		}
 		k.hidden = hidden
@@ -60,6 +59,30 @@ func (k *Kernel) namespaces() (map[uint64]way, error) {
 		}
 	}
 	return ways, nil
+}
+
+// searchNetns is one pass that tells of each network namespace once.
+func (k *Kernel) searchNetns(pass string, h *Holder, visit func()) error {
+	k.search++
+	if err := k.objs.Search.Set(k.search); err != nil {
+		return err
+	}
+	return k.pass(pass, bytesOf(h), visit)
+}
+
+// NetnsPath is the path of a file that leads into the network namespace of that inode
+// number, for nsenter(1); "" if it is our own, or no file does.
+func (k *Kernel) NetnsPath(netns uint32) string {
+	var own unix.Stat_t
+	if err := unix.Stat("/proc/self/ns/net", &own); err != nil || own.Ino == uint64(netns) {
+		return ""
+	}
+	ways, err := k.namespaces()
+	if err != nil {
+		return ""
+	}
+	w := ways[uint64(netns)]
+	return w.file()
 }
 
 // file is a path that leads to the namespace, "" where there is none.
@@ -76,12 +99,53 @@ func (w *way) file() string {
 	}
 }
 
-// open returns a descriptor of the namespace, if it is still there.
+// open returns a descriptor of the namespace, if it is still there. The path may be
+// one that a process chose, and what is there by now anything: it is looked at before
+// it is opened, since opening alone can do something.
 func (w *way) open() (int, error) {
-	if path := w.file(); path != "" {
-		return unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	path := w.file()
+	if path == "" {
+		return netnsOfSocket(int(w.holder.Pid), int(w.holder.Fd))
 	}
-	return netnsOfSocket(int(w.holder.Pid), int(w.holder.Fd))
+	file, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0) // opens nothing
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(file)
+	var fs unix.Statfs_t
+	switch err := unix.Fstatfs(file, &fs); {
+	case err != nil:
+		return -1, err
+	case fs.Type != unix.NSFS_MAGIC:
+		return -1, errNotSame
+	}
+	return unix.Open(fmt.Sprintf("/proc/self/fd/%d", file), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOCTTY|unix.O_NONBLOCK, 0)
+}
+
+var errNotSame = errors.New("another namespace by now")
+
+// gone tells whether whatever led to a namespace is there no more.
+func gone(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EBADF) ||
+		errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENOTTY) || errors.Is(err, errNotSame)
+}
+
+// enter moves the calling thread into a network namespace, which must still be the
+// one of that inode.
+func enter(w *way, ino uint64) error {
+	fd, err := w.open()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	switch err := unix.Fstat(fd, &st); {
+	case err != nil:
+		return err
+	case st.Ino != ino:
+		return errNotSame
+	}
+	return unix.Setns(fd, unix.CLONE_NEWNET)
 }
 
 // netnsOfSocket opens the namespace of a socket that another process holds.

@@ -37,6 +37,10 @@ const (
 	// ownersAgain is when an owner that was not found, or may have changed, is
 	// looked for again.
 	ownersAgain = 30 * time.Second
+	// ownTablesShare is the part of what censuses may take of a core that hash tables
+	// of namespaces' own may take besides: any user can make large ones, which are to
+	// put off no census of the others.
+	ownTablesShare = 0.25
 	// flushTimeout bounds the wait for the event reader to catch up.
 	flushTimeout = time.Second
 )
@@ -373,7 +377,8 @@ func processCPU() time.Duration {
 func (c *Collector) takeCensus(ctx context.Context) (time.Duration, error) {
 	began := time.Now()
 	var troubled []Seen
-	res, err := c.kernel.Census(ctx, []uint8{bpf.ClassTrouble}, func(conn *bpf.Conn) {
+	ownTables := time.Duration(ownTablesShare * c.opts.CensusCPU * float64(c.opts.CensusInterval))
+	res, err := c.kernel.PeriodicCensus(ctx, []uint8{bpf.ClassTrouble}, ownTables, func(conn *bpf.Conn) {
 		troubled = append(troubled, Seen{*conn, wall(conn.At)})
 	})
 	if err != nil {
@@ -390,10 +395,6 @@ func (c *Collector) takeCensus(ctx context.Context) (time.Duration, error) {
 			sockets += n
 		}
 	}
-	cost := res.CPU
-	if !c.ready.Load() {
-		cost -= res.Naming // all the sockets that are older than we are
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.table.Census(&res.Counts, troubled, began, ended)
@@ -401,7 +402,7 @@ func (c *Collector) takeCensus(ctx context.Context) (time.Duration, error) {
 	c.census = CensusStats{
 		At:         ended,
 		Duration:   took,
-		Interval:   max(c.opts.CensusInterval, c.budget.spacing(cost, ended, processCPU())),
+		Interval:   max(c.opts.CensusInterval, c.budget.spacing(res.CPU, ended, processCPU())),
 		Sockets:    sockets,
 		Namespaces: res.Namespaces,
 		Unvisited:  res.Unvisited,
@@ -611,7 +612,7 @@ func (c *Collector) Connection(ctx context.Context, cookie uint64) (*Detail, err
 	c.catchUp()
 	var d *Detail
 	var found bpf.Conn
-	res, err := c.kernel.Find(ctx, cookie, func(k *bpf.Conn) {
+	_, err := c.kernel.Find(ctx, cookie, func(k *bpf.Conn) {
 		found = *k
 		d = new(Detail)
 		d.Connection, d.Events = c.update(k)
@@ -619,7 +620,7 @@ func (c *Collector) Connection(ctx context.Context, cookie uint64) (*Detail, err
 	if err != nil || d == nil {
 		return nil, err
 	}
-	d.Explanation = c.table.rules.Explain(&found, &d.Connection, res.Path(found.Netns))
+	d.Explanation = c.table.rules.Explain(&found, &d.Connection, c.kernel.NetnsPath(found.Netns))
 	one := []Connection{d.Connection}
 	err = c.FillOwners(one)
 	d.Connection = one[0]
