@@ -1797,9 +1797,8 @@ static __always_inline bool look(struct share *s, const struct sock_common *skc,
 	const struct net *net;
 	bool write;
 
-	if (n >= SHARE_MAX)
-		return false;
-	c = &s->record[n];
+	/* There is one for each socket; the mask is for verifiers that lose the bound. */
+	c = &s->record[n & (SHARE_MAX - 1)];
 	if (state == TCP_TIME_WAIT || state == TCP_NEW_SYN_RECV)
 		tp = NULL;
 	/* Nobody could tell apart what has no cookie. */
@@ -2022,7 +2021,7 @@ __attribute__((noinline)) int watch_at(__u32 i)
 	if (!b || i >= BATCH_MAX)
 		return 0;
 	n = b->records;
-	if (n < BATCH_MAX && look_after(&b->record[n], b->key[i]))
+	if (look_after(&b->record[n & (BATCH_MAX - 1)], b->key[i]))
 		b->records = n + 1;
 	return 0;
 }
