@@ -66,7 +66,7 @@ var (
 		meaning{"watch_full", "no room to watch a socket; the census still sees it"},
 		meaning{"no_cookie", "a timer fired for a socket that has no cookie yet"},
 		meaning{"remember_full", "no room to note a deferred timer, a reset or a death: a cause may be `unknown`"},
-		meaning{"census_full", "more sockets in one place, or network namespaces to visit, than a census looks at"},
+		meaning{"census_full", "more network namespaces with sockets that have no cookie, or with a hash table of their own, than a census remembers"},
 		meaning{"recursion", "the kernel skipped a program that was running already"},
 		meaning{"undecodable", "an event that this agent cannot read"},
 		meaning{"pass_failed", "a pass over the sockets failed; the log says why"},
