@@ -88,11 +88,11 @@ func holdsUpNobody(t *testing.T, n *network) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { // before an agent is waited for that may need it
+	defer func() { // before the connection is closed, and an agent waited for
 		if err := release(); err != nil {
 			t.Error(err)
 		}
-	})
+	}()
 	netns := strconv.FormatUint(uint64(n.Client.Inode()), 10)
 	// What takes longer than this hangs, on any machine.
 	const soon = 5 * time.Second
@@ -280,7 +280,7 @@ func TestRecordsAreOfOneSocket(t *testing.T) {
 	nets := []*network{newNetwork(t, "ipv4"), newNetwork(t, "ipv4")}
 	ports := make(map[int]uint32)
 	for i, n := range nets {
-		port := healthy + i
+		port := 29471 + i // which no other test uses
 		ports[port] = n.Server.Inode()
 		l, err := n.Server.Listen("tcp", n.server(port))
 		if err != nil {
