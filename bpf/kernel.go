@@ -130,9 +130,11 @@ func Load(opts Options) (_ *Kernel, err error) {
 	if err := checkNeeds(spec, kernel); err != nil {
 		return nil, err
 	}
-	if err := sizeLRU(spec); err != nil {
-		return nil, err
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return nil, fmt.Errorf("count CPUs: %w", err)
 	}
+	sizeLRU(spec, cpus)
 	for _, d := range differences {
 		if d.first != "" {
 			first := d.isFirst(kernel) && (d != cookies || !opts.noCookieHelper)
@@ -225,18 +227,13 @@ func stub(p *ebpf.ProgramSpec) {
 // them, entries are evicted that are still new (until 6.17).
 const lruLocal = 128
 
-// sizeLRU makes the LRU maps large enough for as many CPUs as there may be.
-func sizeLRU(spec *ebpf.CollectionSpec) error {
-	cpus, err := ebpf.PossibleCPU()
-	if err != nil {
-		return fmt.Errorf("count CPUs: %w", err)
-	}
+// sizeLRU makes the LRU maps large enough for so many CPUs.
+func sizeLRU(spec *ebpf.CollectionSpec, cpus int) {
 	for _, m := range spec.Maps {
 		if m.Type == ebpf.LRUHash {
 			m.MaxEntries = max(m.MaxEntries, uint32(4*lruLocal*cpus))
 		}
 	}
-	return nil
 }
 
 // lockedDown tells whether no program may read the kernel's memory: bpf_tracing_func_proto()

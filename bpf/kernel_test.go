@@ -11,6 +11,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -419,6 +420,107 @@ func TestNamespacesAreFound(t *testing.T) {
 		}
 		if time.Now().After(end) {
 			t.Fatalf("a namespace that is gone is found: %+v", w)
+		}
+	}
+}
+
+// A process that held a hidden namespace can put anything in its descriptor's place
+// before the agent opens it: a file that only root may read, whose opening does
+// something, or a terminal, which root would take for its own.
+func TestWhatAProcessPutsInPlaceOfANamespaceIsNotOpened(t *testing.T) {
+	k := load(t, Options{})
+	ino, ns, socket := newNetns(t)
+	unix.Close(socket)
+	defer unix.Close(ns)
+	var hidden way
+	for end := time.Now().Add(5 * time.Second); ; {
+		k.hiddenDue = time.Time{}
+		ways, err := k.namespaces()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if hidden = ways[ino]; uint8(hidden.holder.Kind) == holderFile {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("it is not found by its descriptor: %+v", hidden)
+		}
+	}
+	secret := t.TempDir() + "/secret"
+	if err := os.WriteFile(secret, []byte("root's"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ptmx, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(ptmx)
+	number, err := unix.IoctlGetInt(ptmx, unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.IoctlSetPointerInt(ptmx, unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{secret, "/dev/pts/" + strconv.Itoa(number)} {
+		// Who may not read a file can still have a descriptor of it.
+		bait, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		watch, err := unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := unix.InotifyAddWatch(watch, path, unix.IN_OPEN); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Dup3(bait, int(hidden.holder.Fd), unix.O_CLOEXEC); err != nil {
+			t.Fatal(err)
+		}
+		fd, err := hidden.open()
+		if err == nil {
+			unix.Close(fd)
+		}
+		if !gone(err) {
+			t.Errorf("%s in place of a namespace: error %v", path, err)
+		}
+		if n, err := unix.Read(watch, make([]byte, 4096)); !errors.Is(err, unix.EAGAIN) {
+			t.Errorf("%s was opened (%d bytes of events, error %v)", path, n, err)
+		}
+		unix.Close(bait)
+		unix.Close(watch)
+	}
+}
+
+// Each CPU keeps entries of an LRU map free for itself. Where these are all that there
+// are, every insertion evicts.
+func TestLRUMapsHaveRoomForAllCPUs(t *testing.T) {
+	for _, cpus := range []int{1, 2, 32, 512} {
+		spec, err := readObject(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := make(map[string]uint32)
+		for name, m := range spec.Maps {
+			before[name] = m.MaxEntries
+		}
+		sizeLRU(spec, cpus)
+		n := 0
+		for name, m := range spec.Maps {
+			if m.Type != ebpf.LRUHash {
+				if m.MaxEntries != before[name] {
+					t.Errorf("%s, which is no LRU map, has %d entries, not %d", name, m.MaxEntries, before[name])
+				}
+				continue
+			}
+			n++
+			if m.MaxEntries < before[name] || m.MaxEntries < uint32(2*lruLocal*cpus) {
+				t.Errorf("%d CPUs keep %d entries of %s free, which has %d", cpus, lruLocal*cpus, name, m.MaxEntries)
+			}
+		}
+		if n == 0 {
+			t.Fatal("there is no LRU map")
 		}
 	}
 }

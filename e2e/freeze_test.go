@@ -157,7 +157,7 @@ func holdsUpNobody(t *testing.T, n *network) {
 // their own, and put off no census of the others.
 func TestLargeHashTablesPutOffNoCensus(t *testing.T) { // not parallel, for it makes all that are made meanwhile so
 	const tables = 16
-	a := startAgent(t, "--census-interval=1s")
+	a := startAgent(t, "--census-interval=1s", "--census-cpu=4%")
 	interval := func() float64 { return a.nextCensus().value("halfopen_census_interval_seconds") }
 	before := interval()
 	var namespaces []*lab.Namespace
