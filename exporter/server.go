@@ -103,17 +103,21 @@ func closeAll(listeners []net.Listener) {
 }
 
 // Serve serves the handler on the listeners until the context ends (nil), with
-// TLS and basic auth as the web config file says. It closes the listeners.
+// TLS and basic auth as the web config file says; on a Unix socket that not every user
+// can connect to, without either. Requests over such sockets know their [RequestPeer].
+// It closes the listeners.
 func Serve(ctx context.Context, listeners []net.Listener, handler http.Handler, flags *web.FlagConfig, logger *slog.Logger) error {
 	defer closeAll(listeners)
+	plain := &web.FlagConfig{WebConfigFile: new(string)} // web.Serve wants one, and nothing else
 	if flags.WebConfigFile == nil {
-		flags = &web.FlagConfig{WebConfigFile: new(string)} // web.Serve wants one, and nothing else
+		flags = plain
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	for _, l := range listeners {
 		// One for each: web.Serve changes the server that it is given.
 		server := &http.Server{
-			Handler:           handler,
+			Handler:           logPeers(handler, logger),
+			ConnContext:       withPeer,
 			ReadHeaderTimeout: readHeaderTimeout,
 			ReadTimeout:       readTimeout,
 			WriteTimeout:      writeTimeout,
@@ -121,8 +125,12 @@ func Serve(ctx context.Context, listeners []net.Listener, handler http.Handler, 
 			MaxHeaderBytes:    maxHeaderBytes,
 			ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
 		}
+		config := flags
+		if guardedByMode(l) {
+			config = plain
+		}
 		g.Go(func() error {
-			if err := web.Serve(l, server, flags, logger); !errors.Is(err, http.ErrServerClosed) {
+			if err := web.Serve(l, server, config, logger); !errors.Is(err, http.ErrServerClosed) {
 				return fmt.Errorf("serve on %s: %w", l.Addr(), err)
 			}
 			return nil

@@ -5,7 +5,9 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"path/filepath"
 	"strings"
 
 	"github.com/alecthomas/kingpin/v2"
@@ -28,8 +30,9 @@ const defaultAddress = "127.0.0.1:9839"
 // agent is the command's flags.
 type agent struct {
 	thresholds
-	web *web.FlagConfig
-	log promslog.Config
+	web    *web.FlagConfig
+	socket string // "": none
+	log    promslog.Config
 }
 
 func agentFlags(cmd *kingpin.CmdClause) action {
@@ -40,6 +43,8 @@ func agentFlags(cmd *kingpin.CmdClause) action {
 	cmd.Flag("debug.events-bytes", "Size of the ring buffer of events.").Hidden().Uint32Var(&a.eventsBytes)
 	a.web = kingpinflag.AddFlags(cmd, defaultAddress)
 	cmd.GetFlag("web.listen-address").Help("Where to listen for HTTP, such as :9839 or [::1]:9839. Repeatable.") // not on vsock
+	cmd.Flag("web.socket", "Unix socket on which list, explain, top and trace ask the agent of this machine: root and group "+exporter.SocketGroup+" may; none: without.").
+		Default(exporter.SocketPath).PlaceHolder("PATH").SetValue(&value[string]{flag: "web.socket", parse: parseSocket, into: &a.socket})
 	a.log = promslog.Config{Level: promslog.NewLevel(), Format: promslog.NewFormat()}
 	logFlag := func(name, help, def string, into kingpin.Value) {
 		set := func(s string) (string, error) { return s, into.Set(s) }
@@ -49,6 +54,22 @@ func agentFlags(cmd *kingpin.CmdClause) action {
 	logFlag(logflag.FormatFlagName, logflag.FormatFlagHelp, "logfmt", a.log.Format)
 	return a.run
 }
+
+// parseSocket parses the path of a Unix socket, "" for none.
+func parseSocket(s string) (string, error) {
+	switch {
+	case s == "none":
+		return "", nil
+	case !filepath.IsAbs(s) || filepath.Clean(s) != s || filepath.Dir(s) == "/":
+		return "", fmt.Errorf("%q is neither none nor a path such as %s", s, exporter.SocketPath)
+	case len(s) > maxSocketPath:
+		return "", fmt.Errorf("%q is longer than the %d bytes that the kernel allows", s, maxSocketPath)
+	}
+	return s, nil
+}
+
+// maxSocketPath is how many bytes the path of a Unix socket may have (sun_path).
+const maxSocketPath = len(unix.RawSockaddrUnix{}.Path) - 1
 
 func (a *agent) run(ctx context.Context, _, stderr io.Writer) error {
 	a.log.Writer = stderr
@@ -72,6 +93,14 @@ func (a *agent) run(ctx context.Context, _, stderr io.Writer) error {
 		return err
 	}
 	defer k.Close()
+	if a.socket != "" && !exporter.HasSocket(listeners) {
+		socket, err := exporter.ListenSocket(a.socket, logger)
+		if err != nil {
+			logger.Warn("Running without a socket: list, explain, top and trace do not find this agent without --url", "err", err)
+		} else {
+			listeners = append(listeners, socket)
+		}
+	}
 	c := collector.New(k, a.thresholds.options(logger))
 	live := exporter.NewLive(c, logger)
 	handler := exporter.NewHandler(c, live, logger)

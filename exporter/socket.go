@@ -1,0 +1,304 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package exporter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// SocketPath is where the agent of a machine listens for the other commands, which
+// ask it by themselves. Root and the group [SocketGroup] may connect.
+const SocketPath = "/run/halfopen/halfopen.sock"
+
+// SocketGroup is the group that may use the socket, where it exists.
+const SocketGroup = "halfopen"
+
+const (
+	socketMode    = 0o660
+	socketDirMode = 0o755
+	// socketPatience is how long another agent may take to make or to answer its socket.
+	socketPatience = time.Second
+)
+
+// ErrSocketInUse says that another process answers on the socket.
+var ErrSocketInUse = errors.New("another agent listens there")
+
+// ListenSocket makes the Unix socket at an absolute path and listens on it. Its
+// directory is made if that alone is missing; no directory on the way may be a
+// symbolic link or another user's. A socket that a killed agent left is replaced, and
+// one that answers is not ([ErrSocketInUse]). Closing the listener removes the file.
+// Errors are one line.
+func ListenSocket(path string, logger *slog.Logger) (net.Listener, error) {
+	gid := socketGroupID()
+	dir, err := openSocketDir(filepath.Dir(path), gid)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	lockSocketDir(dir)
+	if err := removeStaleSocket(path); err != nil {
+		return nil, err
+	}
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("make a Unix socket: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), path)
+	defer f.Close()
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+		return nil, fmt.Errorf("make the socket %s: %w", path, err)
+	}
+	made := &socketListener{path: path}
+	// Nobody can connect before listen, so what the umask left of the mode matters not.
+	err = errors.Join(os.Chmod(path, socketMode), unix.Lstat(path, &made.stat))
+	if err == nil && gid >= 0 {
+		if chown := os.Lchown(path, -1, gid); chown != nil {
+			logger.Warn("The socket is for root only, not for its group", "group", SocketGroup, "err", oneLine(chown.Error()))
+		}
+	}
+	if err == nil {
+		err = unix.Listen(fd, unix.SOMAXCONN)
+	}
+	if err == nil {
+		made.Listener, err = net.FileListener(f)
+	}
+	if err != nil {
+		made.remove()
+		return nil, fmt.Errorf("listen on the socket %s: %s", path, oneLine(err.Error()))
+	}
+	return made, nil
+}
+
+// socketListener removes the file of its socket when it is closed.
+type socketListener struct {
+	net.Listener
+	path   string
+	stat   unix.Stat_t
+	closed sync.Once
+}
+
+// Close ends listening and removes the socket's file.
+func (s *socketListener) Close() error {
+	s.closed.Do(s.remove)
+	return s.Listener.Close()
+}
+
+// remove removes the file, unless it is another one by now.
+func (s *socketListener) remove() {
+	var now unix.Stat_t
+	if unix.Lstat(s.path, &now) == nil && now.Dev == s.stat.Dev && now.Ino == s.stat.Ino {
+		_ = os.Remove(s.path)
+	}
+}
+
+// socketGroupID returns the id of [SocketGroup], -1 if there is no such group.
+func socketGroupID() int {
+	g, err := user.LookupGroup(SocketGroup)
+	if err != nil {
+		return -1
+	}
+	id, err := strconv.Atoi(g.Gid)
+	if err != nil {
+		return -1
+	}
+	return id
+}
+
+// openSocketDir opens a directory, made with that group if it is missing. It follows
+// no symbolic link, and passes only through directories in which no other user can
+// have put the next.
+func openSocketDir(path string, gid int) (*os.File, error) {
+	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	at, err := unix.Open("/", unix.O_PATH|flags, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open /: %w", err)
+	}
+	names := strings.Split(strings.Trim(path, "/"), "/")
+	walked := ""
+	for i, name := range names {
+		last := i == len(names)-1
+		walked += "/" + name
+		mode, made := flags|unix.O_PATH, false
+		if last {
+			mode = flags
+			err := unix.Mkdirat(at, name, socketDirMode)
+			if made = err == nil; err != nil && !errors.Is(err, fs.ErrExist) {
+				unix.Close(at)
+				return nil, fmt.Errorf("make the directory %s: %w", walked, err)
+			}
+		}
+		next, err := unix.Openat(at, name, mode, 0)
+		unix.Close(at)
+		if err != nil {
+			return nil, directoryError(walked, err)
+		}
+		at = next
+		if made {
+			if err := unix.Fchmod(at, socketDirMode); err == nil && gid >= 0 {
+				_ = unix.Fchown(at, -1, gid) // it only shows whom the socket is for
+			}
+		}
+		var st unix.Stat_t
+		if err := unix.Fstat(at, &st); err != nil {
+			unix.Close(at)
+			return nil, directoryError(walked, err)
+		}
+		if why := untrusted(&st, !last); why != "" {
+			unix.Close(at)
+			return nil, fmt.Errorf("the directory %s %s: make it root's and writable by root alone", walked, why)
+		}
+	}
+	return os.NewFile(uintptr(at), path), nil
+}
+
+func directoryError(path string, err error) error {
+	if errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.ELOOP) {
+		return fmt.Errorf("%s is a symbolic link, or no directory: give the path without", path)
+	}
+	return fmt.Errorf("open the directory %s: %w", path, err)
+}
+
+// untrusted says why another user could have made what is in a directory, "" if none
+// could. In a sticky one nobody can replace what is another's, so that it does for
+// one on the way, whose next is looked at as well.
+func untrusted(st *unix.Stat_t, onTheWay bool) string {
+	switch {
+	case st.Uid != 0 && st.Uid != uint32(os.Geteuid()):
+		return fmt.Sprintf("belongs to user %d", st.Uid)
+	case st.Mode&0o022 != 0 && (!onTheWay || st.Mode&unix.S_ISVTX == 0):
+		return "can be written to by others"
+	}
+	return ""
+}
+
+// lockSocketDir keeps two agents that start at once from removing each other's socket.
+// Anybody who can read the directory can hold the lock, so it is not waited for long,
+// and done without.
+func lockSocketDir(dir *os.File) {
+	for end := time.Now().Add(socketPatience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			return // until it is closed
+		}
+	}
+}
+
+// removeStaleSocket makes room for a socket, if nobody listens on the one that is there.
+func removeStaleSocket(path string) error {
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case info.Mode().Type() != fs.ModeSocket:
+		return fmt.Errorf("%s is not a socket: remove it, or choose another path with --web.socket", path)
+	}
+	c, err := net.DialTimeout("unix", path, socketPatience)
+	if err == nil {
+		c.Close()
+	}
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		return fmt.Errorf("socket %s: %w", path, ErrSocketInUse)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// HasSocket tells whether one of the listeners is a Unix socket, which systemd passed.
+func HasSocket(listeners []net.Listener) bool {
+	for _, l := range listeners {
+		if l.Addr().Network() == "unix" {
+			return true
+		}
+	}
+	return false
+}
+
+// guardedByMode tells whether a listener is a Unix socket that not every user can
+// connect to. Who can needs neither TLS nor a password.
+func guardedByMode(l net.Listener) bool {
+	if l.Addr().Network() != "unix" {
+		return false
+	}
+	info, err := os.Lstat(l.Addr().String()) // of an abstract one there is none
+	return err == nil && info.Mode().Type() == fs.ModeSocket && info.Mode().Perm()&0o002 == 0
+}
+
+// Peer is the process at the other end of a Unix socket, as it was when it connected
+// or, of a server, began to listen (SO_PEERCRED). Ids are those of this process's
+// namespaces; a pid of 0 is of a process that is not in its pid namespace.
+type Peer struct {
+	PID      int32
+	UID, GID uint32
+}
+
+// ConnPeer returns the peer of a connection, false if it is not over a Unix socket.
+func ConnPeer(c net.Conn) (Peer, bool) {
+	for {
+		wrapper, ok := c.(interface{ NetConn() net.Conn })
+		if !ok {
+			break
+		}
+		c = wrapper.NetConn()
+	}
+	conn, ok := c.(*net.UnixConn)
+	if !ok {
+		return Peer{}, false
+	}
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return Peer{}, false
+	}
+	var cred *unix.Ucred
+	if ctl := raw.Control(func(fd uintptr) {
+		cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	}); ctl != nil || err != nil {
+		return Peer{}, false
+	}
+	return Peer{PID: cred.Pid, UID: cred.Uid, GID: cred.Gid}, true
+}
+
+type peerKey struct{}
+
+// RequestPeer returns the process that made a request, given the request's context;
+// false if it did not come over a Unix socket.
+func RequestPeer(ctx context.Context) (Peer, bool) {
+	p, ok := ctx.Value(peerKey{}).(Peer)
+	return p, ok
+}
+
+// withPeer is a server's ConnContext.
+func withPeer(ctx context.Context, c net.Conn) context.Context {
+	if p, ok := ConnPeer(c); ok {
+		ctx = context.WithValue(ctx, peerKey{}, p)
+	}
+	return ctx
+}
+
+// logPeers logs the requests of processes that are known.
+func logPeers(next http.Handler, logger *slog.Logger) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if p, ok := RequestPeer(r.Context()); ok {
+			logger.Debug("Request over the socket", "path", r.URL.Path, "pid", p.PID, "uid", p.UID, "gid", p.GID)
+		}
+		next.ServeHTTP(w, r)
+	})
+}
