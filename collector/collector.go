@@ -666,6 +666,18 @@ type Notice struct {
 	Death      *Death     // NoticeDeath
 }
 
+// WithOwner returns the notice with the owner that the connection has, such as one
+// filled in by [Collector.FillOwners]. The original and its Death stay as they are.
+func (n Notice) WithOwner(c *Connection) Notice {
+	n.Connection.Process, n.Connection.Group = c.Process, c.Group
+	if n.Death != nil {
+		death := *n.Death
+		death.Process, death.Group = c.Process, c.Group
+		n.Death = &death
+	}
+	return n
+}
+
 // Subscription delivers notices on C, which is never closed. A subscriber that
 // does not keep up loses notices, and Dropped counts them.
 type Subscription struct {

@@ -263,7 +263,7 @@ func connectionQuery(params url.Values) (q collector.Query, err error) {
 	if q.Netns, err = each(params["netns"], of("netns", collector.ParseNetns)); err != nil {
 		return q, err
 	}
-	if q.All, err = parseAll(params["all"]); err != nil {
+	if q.All, err = parseSwitch("all", params["all"]); err != nil {
 		return q, err
 	}
 	q.Limit, err = parseLimit(params["limit"])
@@ -323,14 +323,14 @@ func parsePID(s string) (uint32, error) {
 	return uint32(v), nil
 }
 
-func parseAll(values []string) (bool, error) {
+func parseSwitch(name string, values []string) (bool, error) {
 	switch {
 	case len(values) == 0:
 		return false, nil
 	case len(values) > 1:
-		return false, errors.New("all is given more than once")
+		return false, fmt.Errorf("%s is given more than once", name)
 	case values[0] != "true" && values[0] != "false":
-		return false, fmt.Errorf("all %q is neither true nor false", values[0])
+		return false, fmt.Errorf("%s %q is neither true nor false", name, values[0])
 	}
 	return values[0] == "true", nil
 }

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
-	"maps"
 	"net/http"
 	"os"
 	"slices"
@@ -56,8 +55,6 @@ const (
 	// they may take of a core.
 	lookSpacing = 15 * time.Second
 	lookShare   = 0.004
-	// ownersPause is the same for owners of those that are new.
-	ownersPause = time.Second
 
 	// The counts are remembered each historyStep for historySpan.
 	historyStep = 10 * time.Second
@@ -74,21 +71,26 @@ const (
 	kindSummary
 	kindHistory
 	kindRows
-	kinds
+	// kindOwned is from which on come the first three again, told when the owners have
+	// been looked for: of those who ask for owners.
+	kindOwned
+	kinds = kindOwned + 3
 )
 
-var kindNames = [kinds]string{"verdict", "death", "solicitation", "summary", "history", "rows"}
+var kindNames = [kinds]string{"verdict", "death", "solicitation", "summary", "history", "rows", "verdict", "death", "solicitation"}
+
+// told is the kinds of what happens.
+const told = 1<<kindVerdict | 1<<kindDeath | 1<<kindSolicitation
 
 // usualKinds are those of who asks for none.
-const usualKinds = 1<<kindVerdict | 1<<kindDeath | 1<<kindSolicitation | 1<<kindSummary
+const usualKinds = told | 1<<kindSummary
 
 func parseKind(s string) (kind, error) {
-	for k, name := range kindNames {
-		if name == s {
-			return kind(k), nil
-		}
+	names := kindNames[:kindOwned]
+	if k := slices.Index(names, s); k >= 0 {
+		return kind(k), nil
 	}
-	return 0, fmt.Errorf("unknown event %q: there are %s", s, strings.Join(kindNames[:], ", "))
+	return 0, fmt.Errorf("unknown event %q: there are %s", s, strings.Join(names, ", "))
 }
 
 // A frame is what all viewers are sent at one moment: server-sent events, by kind.
@@ -104,7 +106,7 @@ func (f *frame) empty() bool {
 
 // A viewer is a client of the stream.
 type viewer struct {
-	wants  uint8       // a bit for each kind
+	wants  uint16      // a bit for each kind
 	frames chan *frame // closed when it is dropped
 }
 
@@ -124,28 +126,31 @@ type Live struct {
 	// All below is Run's alone.
 	viewers map[*viewer]bool
 	waiting []*viewer                       // for the first look to be over
-	wanted  uint8                           // by any viewer
+	wanted  uint16                          // by any viewer
 	sub     *collector.Subscription         // nil: nobody listens, and there is nothing of the next five
 	pending []collector.Notice              // for the next frame, and what is in sub
 	rows    map[uint64]*row                 // nil: nobody wants them
 	known   bool                            // the rows are all there are
 	whole   []byte                          // all rows, for who joins; nil: to be made
 	strays  map[uint64]collector.Connection // whose owners are still to be found
+	unowned []unowned                       // notices that wait for their owners
 	// What takes its time has a goroutine of its own, so that frames need not wait.
-	working sync.WaitGroup
-	looking bool
-	seen    chan seen
-	died    map[uint64]bool // since the look began
-	asking  bool
-	owners  chan owners
-	flushes alarm     // the next frame of notices
-	looks   alarm     // the next look at all connections
-	counts  alarm     // the next look at the counts
-	framed  time.Time // the last frame of notices
-	owned   time.Time // owners may be looked for again
-	summary []byte    // the last, without its time
-	told    time.Time // when that was
-	past    []moment  // oldest first, historyStep apart
+	working  sync.WaitGroup
+	looking  bool
+	seen     chan seen
+	died     map[uint64]bool // since the look began
+	asking   bool
+	owners   chan owners
+	searches alarm         // the next search for owners, or the end of waiting for it
+	flushes  alarm         // the next frame of notices
+	looks    alarm         // the next look at all connections
+	counts   alarm         // the next look at the counts
+	framed   time.Time     // the last frame of notices
+	searched time.Time     // the end of the last search for owners
+	search   time.Duration // what that took
+	summary  []byte        // the last, without its time
+	told     time.Time     // when that was
+	past     []moment      // oldest first, historyStep apart
 }
 
 // A moment is what is remembered of one.
@@ -188,7 +193,7 @@ func NewLive(src Source, logger *slog.Logger) *Live {
 		src: src, logger: logger, node: node,
 		join: make(chan *viewer), leave: make(chan *viewer), ended: make(chan struct{}), patience: viewerPatience,
 		seen: make(chan seen), owners: make(chan owners),
-		viewers: make(map[*viewer]bool), flushes: newAlarm(), looks: newAlarm(), counts: newAlarm(),
+		viewers: make(map[*viewer]bool), searches: newAlarm(), flushes: newAlarm(), looks: newAlarm(), counts: newAlarm(),
 	}
 }
 
@@ -230,8 +235,12 @@ func (l *Live) Run(ctx context.Context) {
 			l.flushes.set = false
 			l.flush()
 			l.findOwners(ctx)
+		case <-l.searches.C:
+			l.searches.set = false
+			l.findOwners(ctx)
 		case o := <-l.owners:
 			l.takeOwners(&o)
+			l.findOwners(ctx)
 		case <-l.looks.C:
 			l.look(ctx)
 		case s := <-l.seen:
@@ -309,8 +318,9 @@ func (l *Live) tidy() {
 	}
 	if len(l.viewers)+len(l.waiting) == 0 && l.sub != nil {
 		l.sub.Close()
-		l.sub, l.pending = nil, nil
+		l.sub, l.pending, l.unowned = nil, nil, nil
 		l.flushes.off()
+		l.searches.off()
 	}
 }
 
@@ -353,6 +363,9 @@ func (l *Live) flush() {
 				continue
 			}
 			f.add(k, data)
+		}
+		if l.wanted&(told<<kindOwned) != 0 {
+			l.unowned = append(l.unowned, unowned{notice: *n, since: l.framed})
 		}
 	}
 	clear(notices) // what they point to
@@ -403,62 +416,6 @@ func (l *Live) take(n *collector.Notice, changes *changes) {
 	if r.held == heldByProcess && r.pid == 0 {
 		l.strays[cookie] = n.Connection
 	}
-}
-
-// owners are what was found of connections' owners.
-type owners struct {
-	conns []collector.Connection
-	took  time.Duration
-	err   error
-}
-
-// findOwners looks for those of connections that are new to the rows, once each.
-// The next look at all finds them too, but not at once.
-func (l *Live) findOwners(ctx context.Context) {
-	if len(l.strays) == 0 || l.asking {
-		return
-	}
-	if wait := time.Until(l.owned); wait > 0 {
-		if !l.flushes.set {
-			l.flushes.in(wait)
-		}
-		return
-	}
-	conns := slices.Collect(maps.Values(l.strays))
-	clear(l.strays)
-	l.asking = true
-	l.working.Go(func() {
-		began := time.Now()
-		err := l.src.FillOwners(conns)
-		select {
-		case l.owners <- owners{conns, time.Since(began), err}:
-		case <-ctx.Done():
-		}
-	})
-}
-
-func (l *Live) takeOwners(found *owners) {
-	l.asking = false
-	l.owned = time.Now().Add(max(ownersPause, share(found.took)))
-	if found.err != nil {
-		l.logger.Warn("Owners were not found for the live page", "err", found.err)
-		return
-	}
-	changes := newChanges(l.rows)
-	for i := range found.conns {
-		c := &found.conns[i]
-		old := l.rows[c.Cookie]
-		if old == nil || c.Process == nil {
-			continue
-		}
-		r := *old
-		r.pid, r.comm, r.fd, r.group = c.Process.PID, c.Process.Comm, c.Process.FD, groupOf(&c.Group)
-		changes.before(c.Cookie)
-		l.rows[c.Cookie] = &r
-	}
-	var f frame
-	l.sendChanges(&f, changes)
-	l.send(&f)
 }
 
 // share is for how long what took so much must not be done again.
@@ -786,28 +743,43 @@ func (l *Live) history() []byte {
 	return data
 }
 
+// wantedKinds are those that a query asks for, a bit each.
+func wantedKinds(query string) (wants uint16, err error) {
+	params, err := parameters(query, "event", "owners")
+	if err != nil {
+		return 0, err
+	}
+	asked, err := each(params["event"], parseKind)
+	if err != nil {
+		return 0, err
+	}
+	owners, err := parseSwitch("owners", params["owners"])
+	if err != nil {
+		return 0, err
+	}
+	for _, k := range asked {
+		wants |= 1 << k
+	}
+	if len(asked) == 0 {
+		wants = usualKinds
+	}
+	if owners {
+		wants = wants&^told | wants&told<<kindOwned
+	}
+	return wants, nil
+}
+
 var errEnding = errors.New("the agent is ending")
 
 // ServeHTTP answers with the stream: the kinds of events that are asked for, until
 // the client goes or falls behind, or the agent ends.
 func (l *Live) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	params, err := parameters(r.URL.RawQuery, "event")
+	wants, err := wantedKinds(r.URL.RawQuery)
 	if err != nil {
 		writeError(w, http.StatusBadRequest, err)
 		return
 	}
-	asked, err := each(params["event"], parseKind)
-	if err != nil {
-		writeError(w, http.StatusBadRequest, err)
-		return
-	}
-	v := &viewer{wants: usualKinds, frames: make(chan *frame, viewerFrames)}
-	if len(asked) > 0 {
-		v.wants = 0
-	}
-	for _, k := range asked {
-		v.wants |= 1 << k
-	}
+	v := &viewer{wants: wants, frames: make(chan *frame, viewerFrames)}
 	if r.Method == http.MethodHead {
 		w.Header().Set("Content-Type", "text/event-stream")
 		return
@@ -876,7 +848,7 @@ type taken struct {
 	within time.Duration
 }
 
-func (t *taken) frame(f *frame, wants uint8) bool {
+func (t *taken) frame(f *frame, wants uint16) bool {
 	wanted := false
 	for k, data := range f {
 		if wants&(1<<k) != 0 && len(data) > 0 {
