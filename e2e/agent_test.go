@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -243,6 +244,10 @@ func launchAgent(t testing.TB, flags ...string) *agent {
 func launchAgentAt(t testing.TB, addr string, flags ...string) *agent {
 	t.Helper()
 	a := &agent{t: t, url: "http://" + addr, log: &buffer{}, done: make(chan struct{})}
+	// The machine's own socket may be another agent's, and the tests have many.
+	if !slices.ContainsFunc(flags, func(f string) bool { return strings.HasPrefix(f, "--web.socket") }) {
+		flags = append(flags[:len(flags):len(flags)], "--web.socket=none")
+	}
 	a.cmd = exec.Command(binary, append([]string{"agent", "--web.listen-address=" + addr}, flags...)...)
 	a.cmd.Stdout, a.cmd.Stderr = a.log, a.log
 	if err := a.cmd.Start(); err != nil {

@@ -85,13 +85,13 @@ func TestOneClearLine(t *testing.T) {
 		says   []string
 	}{
 		"agent without root":              {asNobody(t, "agent", free), 1, []string{"root"}},
-		"list without root":               {asNobody(t, "list"), 1, []string{"root"}},
-		"explain without root":            {asNobody(t, "explain", "1a2b"), 1, []string{"root"}},
-		"trace without root":              {asNobody(t, "trace"), 1, []string{"root"}},
+		"list without root":               {asNobody(t, "list", "--url=none"), 1, []string{"root"}},
+		"explain without root":            {asNobody(t, "explain", "1a2b", "--url=none"), 1, []string{"root"}},
+		"trace without root":              {asNobody(t, "trace", "--url=none"), 1, []string{"root"}},
 		"top without a terminal":          {exec.Command(binary, "top"), 1, []string{"terminal", "halfopen list"}},
 		"demo without root":               {asNobody(t, "demo"), 1, []string{"root"}},
 		"agent without BTF":               {withoutBTF("agent", free), 1, []string{"BTF", "CONFIG_DEBUG_INFO_BTF"}},
-		"list without BTF":                {withoutBTF("list"), 1, []string{"BTF"}},
+		"list without BTF":                {withoutBTF("list", "--url=none"), 1, []string{"BTF"}},
 		"a port already taken":            {exec.Command(binary, "agent", "--web.listen-address="+taken.Addr().String()), 1, []string{taken.Addr().String(), "in use", "--web.listen-address"}},
 		"a broken web config":             {exec.Command(binary, "agent", free, "--web.config.file="+config), 1, []string{config}},
 		"a web config that is not there":  {exec.Command(binary, "agent", free, "--web.config.file=/nowhere.yml"), 1, []string{"/nowhere.yml"}},
@@ -104,9 +104,9 @@ func TestOneClearLine(t *testing.T) {
 		"an unknown verdict":              {exec.Command(binary, "list", "--verdict=undead"), 2, []string{"undead"}},
 		"an agent that is not there":      {exec.Command(binary, "list", "--url=http://"+freeAddr(t)), 1, []string{"refused"}},
 		"an explanation of nothing":       {exec.Command(binary, "explain"), 2, []string{"connection", "explain --help"}},
-		"a cookie that nobody has":        {exec.Command(binary, "explain", "ffffffffffffff"), 1, []string{"ffffffffffffff", "halfopen list"}},
+		"a cookie that nobody has":        {exec.Command(binary, "explain", "ffffffffffffff", "--url=none"), 1, []string{"ffffffffffffff", "halfopen list"}},
 		"a broken agent URL":              {exec.Command(binary, "list", "--url=::"), 2, []string{"--url"}},
-		"deaths without an agent to tell": {exec.Command(binary, "list", "--cause=refused"), 2, []string{"--url"}},
+		"deaths without an agent to tell": {exec.Command(binary, "list", "--cause=refused", "--url=none"), 2, []string{"--url"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			stdout, stderr, status := run(t, test.cmd)
@@ -165,7 +165,7 @@ func TestListAndTraceWithoutAnAgent(t *testing.T) {
 	n.greet(conns)
 	n.keepalive(conns, time.Second, time.Second, 5)
 
-	trace := exec.Command(binary, "trace", "-o", "json", "--port", fmt.Sprint(vanishing))
+	trace := exec.Command(binary, "trace", "--url=none", "-o", "json", "--port", fmt.Sprint(vanishing))
 	out, err := trace.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -219,7 +219,7 @@ func TestListAndTraceWithoutAnAgent(t *testing.T) {
 			t.Errorf("%s died of %s", cookie, e.Death.Cause)
 		}
 		if kinds["death"] == 0 && kinds["solicitation"] == len(conns) {
-			stdout, stderr, status := run(t, exec.Command(binary, "list", "-o", "json", "--port", fmt.Sprint(vanishing), "--pid", fmt.Sprint(os.Getpid())))
+			stdout, stderr, status := run(t, exec.Command(binary, "list", "--url=none", "-o", "json", "--port", fmt.Sprint(vanishing), "--pid", fmt.Sprint(os.Getpid())))
 			var list struct {
 				Total       int
 				Connections []connection
@@ -317,7 +317,7 @@ func TestHostileProcessName(t *testing.T) {
 		}
 		return fmt.Errorf("by owner: %v", f)
 	})
-	for _, args := range [][]string{{"-o", "table"}, {"-o", "wide"}, {"--url", a.url}, {"-o", "json"}} {
+	for _, args := range [][]string{{"--url=none"}, {"--url=none", "-o", "wide"}, {"--url", a.url}, {"--url=none", "-o", "json"}} {
 		stdout, stderr, status := run(t, exec.Command(binary, append([]string{"list", "--port", fmt.Sprint(vanishing)}, args...)...))
 		if status != 0 {
 			t.Fatalf("%v: exit status %d: %s", args, status, stderr)
@@ -334,7 +334,7 @@ func TestHostileProcessName(t *testing.T) {
 			t.Errorf("%v: the name is in %d rows:\n%s", args, rows, stdout)
 		}
 	}
-	for _, args := range [][]string{{}, {"-o", "json"}, {"--url", a.url}} {
+	for _, args := range [][]string{{"--url=none"}, {"--url=none", "-o", "json"}, {"--url", a.url}} {
 		stdout, stderr, status := run(t, exec.Command(binary, append([]string{"explain", cookieOf(t, conns[0])}, args...)...))
 		if status != 0 || !strings.Contains(stdout, "img src") || !utf8.ValidString(stdout) ||
 			strings.ContainsFunc(stdout, func(r rune) bool { return unicode.IsControl(r) && r != '\n' }) {

@@ -68,7 +68,7 @@ type explained struct {
 // explainOf has a connection explained as JSON.
 func explainOf(t *testing.T, target string, flags ...string) (e explained) {
 	t.Helper()
-	stdout, stderr, status := run(t, exec.Command(binary, append([]string{"explain", "-o", "json", target}, flags...)...))
+	stdout, stderr, status := run(t, exec.Command(binary, append([]string{"explain", "-o", "json", target}, alone(flags)...)...))
 	if status != 0 {
 		t.Fatalf("explain %s: exit status %d: %s", target, status, stderr)
 	}
@@ -309,7 +309,7 @@ func TestExplainIsTheSameFromAnAgent(t *testing.T) {
 					t.Errorf("timer %d fires %+v, and %+v", i, mine, its)
 				}
 			}
-			stdout, _, status := run(t, exec.Command(binary, "explain", cookieOf(t, c)))
+			stdout, _, status := run(t, exec.Command(binary, "explain", "--url=none", cookieOf(t, c)))
 			for l := range strings.Lines(stdout) {
 				if utf8.RuneCountInString(strings.TrimSuffix(l, "\n")) > 80 && !strings.HasPrefix(l, "       nsenter ") {
 					t.Errorf("more than 80 columns: %s", l)
@@ -570,7 +570,7 @@ func TestExplainByAddress(t *testing.T) {
 		n.greet(conns)
 		for _, flags := range [][]string{nil, {"--url", a.url}} {
 			explain := func(target string) (stdout, stderr string, status int) {
-				return run(t, exec.Command(binary, append([]string{"explain", target}, flags...)...))
+				return run(t, exec.Command(binary, append([]string{"explain", target}, alone(flags)...)...))
 			}
 			for target, word := range map[string]string{
 				n.server(crowded).String():                             "5 connections have the local address " + n.server(crowded).String(),

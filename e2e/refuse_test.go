@@ -17,7 +17,7 @@ import (
 func refuses(t *testing.T, cmd func(args ...string) *exec.Cmd, why string, line ...string) {
 	t.Helper()
 	for _, args := range [][]string{
-		{"agent", "--web.listen-address=" + freeAddr(t)}, {"list"}, {"trace"}, {"explain", "1"}, {"demo"},
+		{"agent", "--web.listen-address=" + freeAddr(t)}, {"list", "--url=none"}, {"trace", "--url=none"}, {"explain", "1", "--url=none"}, {"demo"},
 	} {
 		stdout, stderr, status := run(t, cmd(args...))
 		if status != 1 || stdout != "" || strings.Count(stderr, "\n") != 1 || !strings.HasPrefix(stderr, "halfopen: ") || !strings.Contains(stderr, why) {

@@ -274,7 +274,7 @@ func TestTop(t *testing.T) {
 	// The agent goes, and another one comes.
 	a.stop()
 	m.shows("the agent is lost", "Lost at ", "trying again", "refused", zombie)
-	start(t, "agent", "--zombie-silence=1s", "--zombie-unanswered=2", "--web.listen-address="+strings.TrimPrefix(a.url, "http://"))
+	start(t, "agent", "--web.socket=none", "--zombie-silence=1s", "--zombie-unanswered=2", "--web.listen-address="+strings.TrimPrefix(a.url, "http://"))
 	m.lacks("the agent is back", "Lost at ")
 	m.shows("and what it sees", "healthy", zombie)
 
@@ -332,12 +332,12 @@ func TestTopLeavesTheTerminalAsItWas(t *testing.T) {
 		"terminated":                     {"--url " + a.url, syscall.SIGTERM, false, nil},
 		"interrupted":                    {"--url " + a.url, syscall.SIGINT, false, nil},
 		"hung up":                        {"--url " + a.url, syscall.SIGHUP, false, nil},
-		"by itself, terminated":          {"--port " + strconv.Itoa(vanishing), syscall.SIGTERM, false, nil},
+		"by itself, terminated":          {"--url=none --port " + strconv.Itoa(vanishing), syscall.SIGTERM, false, nil},
 		"terminated, where it draws":     {"--url " + a.url, syscall.SIGTERM, true, nil},
 		"killed":                         {"--url " + a.url, syscall.SIGKILL, true, []string{"halfopen: top was ended: signal: killed"}},
 		"killed, where it does not draw": {"--url " + a.url, syscall.SIGKILL, false, []string{"Killed"}},
 		"crashed":                        {"--url " + a.url, syscall.SIGABRT, true, []string{"SIGABRT: abort", "goroutine ", "halfopen: top was ended: exit status 2; please report what is above"}},
-		"by itself, crashed":             {"--port " + strconv.Itoa(vanishing), syscall.SIGSEGV, true, []string{"SIGSEGV", "please report what is above"}},
+		"by itself, crashed":             {"--url=none --port " + strconv.Itoa(vanishing), syscall.SIGSEGV, true, []string{"SIGSEGV", "please report what is above"}},
 		"terminated, and shows no color": {"--url " + a.url, syscall.SIGTERM, false, nil},
 	} {
 		t.Run(name, func(t *testing.T) {

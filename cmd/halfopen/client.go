@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math"
 	"net/http"
 	"net/url"
@@ -26,15 +27,14 @@ import (
 // connections.
 const agentTimeout = time.Minute
 
-// agentURL is where an agent can be asked.
-type agentURL url.URL
-
-func parseAgentURL(s string) (*agentURL, error) {
-	u, err := url.Parse(s)
-	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-		return nil, fmt.Errorf("%q is not a URL such as http://127.0.0.1:9839", s)
-	}
-	return (*agentURL)(u), nil
+// client asks an agent.
+type client struct {
+	base   *url.URL
+	name   string // of the agent, for messages
+	mend   string // what to do if it does not answer
+	wrong  string // ... if what answers is not an agent
+	config string // the file of --web.client-config, "" for none
+	http   *http.Client
 }
 
 // query asks for what is selected, without a limit if that is 0.
@@ -77,20 +77,20 @@ func (s *selection) query(limit int) url.Values {
 }
 
 // get decodes what the agent answers.
-func (a *agentURL) get(ctx context.Context, what string, query url.Values, doc any) error {
-	body, err := a.ask(ctx, what, query, lists(what))
+func (c *client) get(ctx context.Context, what string, query url.Values, doc any) error {
+	body, err := c.ask(ctx, what, query, lists(what))
 	if err != nil {
 		return err
 	}
 	if json.Unmarshal(body, doc) != nil {
-		return a.stranger()
+		return c.stranger()
 	}
 	return nil
 }
 
 // pass prints what the agent answers, be it more than we know.
-func (a *agentURL) pass(ctx context.Context, what string, query url.Values, w io.Writer) error {
-	body, err := a.ask(ctx, what, query, lists(what))
+func (c *client) pass(ctx context.Context, what string, query url.Values, w io.Writer) error {
+	body, err := c.ask(ctx, what, query, lists(what))
 	if err != nil {
 		return err
 	}
@@ -99,49 +99,74 @@ func (a *agentURL) pass(ctx context.Context, what string, query url.Values, w io
 }
 
 // ask returns an answer that is one of an agent, nil if it knows no such connection.
-func (a *agentURL) ask(ctx context.Context, what string, query url.Values, isAnswer func([]byte) bool) ([]byte, error) {
-	status, body, err := a.fetch(ctx, "api/v1/"+what, query)
+func (c *client) ask(ctx context.Context, what string, query url.Values, isAnswer func([]byte) bool) ([]byte, error) {
+	status, body, err := c.fetch(ctx, "api/v1/"+what, query)
 	if err != nil || status == http.StatusOK && isAnswer(body) {
 		return body, err
 	}
+	if err := c.refused(status, body); !errors.Is(err, errNoConnection) {
+		return nil, err
+	}
+	return nil, nil
+}
+
+// errNoConnection is of a cookie that no connection has.
+var errNoConnection = errors.New("no connection")
+
+// refused is the error that an answer is.
+func (c *client) refused(status int, body []byte) error {
+	if err := c.otherwise(status, body); err != nil {
+		return err
+	}
 	var answer exporter.Error
-	if json.Unmarshal(body, &answer) != nil || answer.Error == "" {
-		return nil, a.stranger()
+	switch {
+	case json.Unmarshal(body, &answer) != nil || answer.Error == "":
+		return c.stranger()
+	case status == http.StatusNotFound && strings.HasPrefix(answer.Error, exporter.NoConnection):
+		return errNoConnection
 	}
-	if status == http.StatusNotFound && strings.HasPrefix(answer.Error, exporter.NoConnection) {
-		return nil, nil
-	}
-	return nil, fmt.Errorf("ask %s: %s", a, answer.Error)
+	return fmt.Errorf("ask %s: %s", c, answer.Error)
 }
 
 // fetch returns what answers there, if that is not the way of saying that one
 // has to ask otherwise.
-func (a *agentURL) fetch(ctx context.Context, path string, query url.Values) (status int, body []byte, err error) {
+func (c *client) fetch(ctx context.Context, path string, query url.Values) (status int, body []byte, err error) {
 	limited, cancel := context.WithTimeout(ctx, agentTimeout)
 	defer cancel()
-	u := a.url().JoinPath(path)
-	u.RawQuery = query.Encode()
-	req, err := http.NewRequestWithContext(limited, http.MethodGet, u.String(), nil)
+	resp, err := c.do(limited, path, query)
 	if err != nil {
-		return 0, nil, err
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return 0, nil, a.unreachable(ctx, err)
+		return 0, nil, c.unreachable(ctx, err)
 	}
 	defer resp.Body.Close()
 	body, err = io.ReadAll(resp.Body)
-	switch {
-	case err != nil:
-		return 0, nil, a.unreachable(ctx, err)
-	case resp.StatusCode == http.StatusUnauthorized && a.User != nil:
-		return 0, nil, fmt.Errorf("ask %s: it refused the user or password: check them in --url", a)
-	case resp.StatusCode == http.StatusUnauthorized:
-		return 0, nil, fmt.Errorf("ask %s: it wants a user and a password: give them as in %s://user:password@%s", a, a.Scheme, a.Host)
-	case resp.StatusCode == http.StatusBadRequest && strings.Contains(string(body), "HTTP request to an HTTPS server"): // net/http
-		return 0, nil, fmt.Errorf("ask %s: it speaks TLS: use https://%s", a, a.Host)
+	if err != nil {
+		return 0, nil, c.unreachable(ctx, err)
 	}
 	return resp.StatusCode, body, nil
+}
+
+// do begins a request.
+func (c *client) do(ctx context.Context, path string, query url.Values) (*http.Response, error) {
+	u := c.base.JoinPath(path)
+	u.RawQuery = query.Encode()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+	return c.http.Do(req)
+}
+
+// otherwise is how to ask instead, where an answer says that.
+func (c *client) otherwise(status int, body []byte) error {
+	switch {
+	case status == http.StatusUnauthorized && c.config != "":
+		return fmt.Errorf("ask %s: it refused the user or password: check them in %s", c, c.config)
+	case status == http.StatusUnauthorized:
+		return fmt.Errorf("ask %s: it wants a user and a password: name a file that has them with --web.client-config", c)
+	case status == http.StatusBadRequest && strings.Contains(string(body), "HTTP request to an HTTPS server"): // net/http
+		return fmt.Errorf("ask %s: it speaks TLS: use https://%s", c, c.base.Host)
+	}
+	return nil
 }
 
 // lists tells whether a body is the answer of an agent that lists such things.
@@ -158,35 +183,45 @@ func lists(what string) func(body []byte) bool {
 
 // unreachable says what is wrong with the way there. It wraps nothing: that a
 // connection broke must not look as if our own output had.
-func (a *agentURL) unreachable(ctx context.Context, err error) error {
+func (c *client) unreachable(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
 	why := err.Error()
 	var uerr *url.Error
+	if errors.As(err, &uerr) {
+		why = uerr.Err.Error() // without the URL
+	}
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):
 		why = syscall.ECONNREFUSED.Error()
 	case errors.As(err, new(x509.UnknownAuthorityError)):
-		return fmt.Errorf("ask %s: nobody known here has signed its certificate: name the file of its CA in the environment variable SSL_CERT_FILE", a)
+		return fmt.Errorf("ask %s: nobody known here has signed its certificate: name its CA in ca_file of tls_config in a file for --web.client-config, or in the environment variable SSL_CERT_FILE", c)
+	case wantsCertificate(why):
+		return fmt.Errorf("ask %s: it wants a client certificate that it accepts (%s): name it in cert_file and key_file of tls_config in a file for --web.client-config", c, why)
+	case errors.As(err, new(*fs.PathError)): // of a password, or of a certificate that has gone
+		return fmt.Errorf("ask %s: %s: correct the file of --web.client-config, %s", c, why, c.config)
 	case errors.Is(err, http.ErrSchemeMismatch):
-		return fmt.Errorf("ask %s: it does not speak TLS: use http://%s", a, a.Host)
+		return fmt.Errorf("ask %s: it does not speak TLS: use http://%s", c, c.base.Host)
 	case errors.Is(err, context.DeadlineExceeded):
 		why = "no answer within " + setting(agentTimeout)
-	case errors.As(err, &uerr):
-		why = uerr.Err.Error() // without the URL
 	}
-	return fmt.Errorf("ask %s: %s: check that the agent runs and listens there, or look without it by leaving out --url", a, why)
+	return fmt.Errorf("ask %s: %s: %s", c, why, c.mend)
 }
 
-func (a *agentURL) stranger() error {
-	return fmt.Errorf("what answers at %s is not a halfopen agent: check the address and port of --url", a)
+// wantsCertificate tells whether an error is an alert of TLS about a certificate of
+// ours: none, or not one that the agent accepts.
+func wantsCertificate(why string) bool {
+	_, alert, remote := strings.Cut(why, "remote error: tls: ")
+	return remote && strings.Contains(alert, "certificate")
 }
 
-// String is the URL without its password.
-func (a *agentURL) String() string { return a.url().Redacted() }
+func (c *client) stranger() error {
+	return fmt.Errorf("what answers at %s is not a halfopen agent: %s", c, c.wrong)
+}
 
-func (a *agentURL) url() *url.URL { return (*url.URL)(a) }
+// String is the name of the agent, for messages.
+func (c *client) String() string { return c.name }
 
 // harmlessJSON writes JSON, each Write whole characters, with everything in its
 // strings escaped that could do something to a terminal.

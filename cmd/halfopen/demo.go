@@ -192,12 +192,12 @@ func (d *demo) watch(ctx context.Context, sub *collector.Subscription) error {
 		}
 		switch {
 		case n.Kind == collector.NoticeSolicitation:
-			d.say(n.At, "", "%s", words(&n))
+			d.say(n.At, "", "%s", words(new(exporter.NewNotice(&n))))
 		case n.Kind == collector.NoticeDeath:
-			d.say(n.At, bold, "%s", words(&n))
+			d.say(n.At, bold, "%s", words(new(exporter.NewNotice(&n))))
 			return nil
 		case n.Connection.Verdict == collector.Zombie:
-			d.say(n.At, red, "%s", words(&n))
+			d.say(n.At, red, "%s", words(new(exporter.NewNotice(&n))))
 			if f := n.Connection.GivesUp; f.Ever() {
 				d.more("The kernel will not notice before %.1fs.", f.At.Sub(d.began).Seconds())
 			}
@@ -205,7 +205,7 @@ func (d *demo) watch(ctx context.Context, sub *collector.Subscription) error {
 				return err
 			}
 		case n.Kind == collector.NoticeVerdict:
-			d.say(n.At, paintVerdict(n.Connection.Verdict.String()), "%s", words(&n))
+			d.say(n.At, paintVerdict(n.Connection.Verdict.String()), "%s", words(new(exporter.NewNotice(&n))))
 		}
 	}
 }

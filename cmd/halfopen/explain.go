@@ -26,7 +26,7 @@ import (
 type explain struct {
 	target target
 	output string
-	agent  *agentURL
+	peer
 	thresholds
 }
 
@@ -36,8 +36,7 @@ func explainFlags(cmd *kingpin.CmdClause) action {
 		Required().SetValue(&argument[target]{parse: parseTarget, into: &e.target})
 	cmd.Flag("output", "How to print: text or json.").Short('o').Default("text").
 		SetValue(&value[string]{flag: "output", parse: oneOf("text", "json"), into: &e.output})
-	cmd.Flag("url", "Ask the agent at this URL, such as http://127.0.0.1:9839, instead of looking here and now; see halfopen list --help.").PlaceHolder("URL").
-		SetValue(&value[*agentURL]{flag: "url", parse: parseAgentURL, into: &e.agent})
+	e.peer.flags(cmd, "Ask")
 	e.thresholds.verdictFlags(cmd)
 	return e.run
 }
@@ -103,12 +102,13 @@ func (t *target) String() string {
 }
 
 func (e *explain) run(ctx context.Context, stdout, _ io.Writer) error {
+	agent, err := e.peer.agent(ctx, e.thresholds.own())
+	if err != nil {
+		return err
+	}
 	var look looker
-	if e.agent != nil {
-		if e.thresholds.given() {
-			return errAgentDecides
-		}
-		look = e.agent
+	if agent != nil {
+		look = agent
 	} else {
 		k, err := e.thresholds.load(0)
 		if err != nil {
@@ -139,7 +139,7 @@ func (e *explain) run(ctx context.Context, stdout, _ io.Writer) error {
 	}
 	var doc exporter.ConnectionDetail
 	if json.Unmarshal(body, &doc) != nil {
-		return e.agent.stranger()
+		return agent.stranger()
 	}
 	_, err = io.WriteString(stdout, explanation(&doc, min(roomFor(stdout), explanationWidth), paletteFor(stdout)))
 	return err
@@ -185,14 +185,14 @@ func (h here) detail(ctx context.Context, cookie string) ([]byte, error) {
 	return append(body, '\n'), err
 }
 
-func (a *agentURL) withPort(ctx context.Context, port uint16) ([]exporter.Connection, error) {
+func (c *client) withPort(ctx context.Context, port uint16) ([]exporter.Connection, error) {
 	var doc exporter.Connections
 	s := selection{ports: []uint16{port}}
-	return doc.Connections, a.get(ctx, "connections", s.query(0), &doc)
+	return doc.Connections, c.get(ctx, "connections", s.query(0), &doc)
 }
 
-func (a *agentURL) detail(ctx context.Context, cookie string) ([]byte, error) {
-	return a.ask(ctx, "connections/"+cookie, nil, isDetail)
+func (c *client) detail(ctx context.Context, cookie string) ([]byte, error) {
+	return c.ask(ctx, "connections/"+cookie, nil, isDetail)
 }
 
 // isDetail tells whether a body is an agent's answer about one connection.

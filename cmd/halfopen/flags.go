@@ -250,6 +250,7 @@ type thresholds struct {
 	censusCPU                                                 float64 // of one core
 	eventsBytes                                               uint32  // 0: the default
 	set                                                       [5]bool // by the user, of verdictFlags
+	censusSet                                                 [2]bool // ... of censusFlag
 }
 
 // verdictFlags adds those that a single look needs.
@@ -268,15 +269,20 @@ func (t *thresholds) verdictFlags(cmd *kingpin.CmdClause) {
 // censusFlag adds the one that only makes sense for what keeps running.
 func (t *thresholds) censusFlag(cmd *kingpin.CmdClause) {
 	cmd.Flag("census-interval", "How often to look at all connections, not only those in trouble; less often where --census-cpu asks for it.").
-		Default("15s").SetValue(&value[time.Duration]{flag: "census-interval", parse: positiveDuration, into: &t.census})
+		Default("15s").IsSetByUser(&t.censusSet[0]).SetValue(&value[time.Duration]{flag: "census-interval", parse: positiveDuration, into: &t.census})
 	cmd.Flag("census-cpu", "How much of one core the agent may take with it when little happens: --census-interval stretches to keep to it.").
-		Default("1%").SetValue(&value[float64]{flag: "census-cpu", parse: parsePercent, into: &t.censusCPU})
+		Default("1%").IsSetByUser(&t.censusSet[1]).SetValue(&value[float64]{flag: "census-cpu", parse: parsePercent, into: &t.censusCPU})
 }
 
 var errAgentDecides = usagef("--idle-after, --stalled-after, --zombie-unanswered, --zombie-silence and --middlebox-timeout are the agent's to decide with --url")
 
-// given tells whether the user set any of verdictFlags.
-func (t *thresholds) given() bool { return t.set != [5]bool{} }
+// own is errAgentDecides if the user set any of verdictFlags, else nil.
+func (t *thresholds) own() error {
+	if t.set != [5]bool{} {
+		return errAgentDecides
+	}
+	return nil
+}
 
 // load loads the programs: to observe, with an event from that many unanswered
 // solicitations on, or (0) only to look.

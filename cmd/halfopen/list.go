@@ -26,8 +26,9 @@ type list struct {
 	output  string
 	limit   int
 	by      collector.Grouping
-	grouped bool // by that
-	agent   *agentURL
+	grouped bool    // by that
+	agent   *client // nil: look here and now
+	peer
 	selection
 	thresholds
 }
@@ -42,35 +43,38 @@ func listFlags(cmd *kingpin.CmdClause) action {
 	l.selection.pidFlag(cmd)
 	l.selection.moreFlags(cmd)
 	cmd.Flag("all", "Also sockets that are no connections: listen, time_wait, syn_recv.").Short('a').BoolVar(&l.all)
-	l.selection.causeFlag(cmd, "Show deaths of this cause, such as keepalive_timeout, instead of living connections; needs --url, since only an agent remembers them.")
+	l.selection.causeFlag(cmd, "Show deaths of this cause, such as keepalive_timeout, instead of living connections; needs an agent, since only that remembers them.")
 	cmd.Flag("by", "Count connections in groups, worst first, instead of listing them: by owner, remote (address, and port of a service) or verdict.").PlaceHolder("WHAT").
 		IsSetByUser(&l.grouped).SetValue(&value[collector.Grouping]{flag: "by", parse: named(collector.ParseGrouping, groupingNames), into: &l.by})
 	cmd.Flag("limit", "Print at most this many, 0: all.").Default("0").
 		SetValue(&value[int]{flag: "limit", parse: atLeast(0), into: &l.limit})
-	cmd.Flag("url", "Ask the agent at this URL, such as http://127.0.0.1:9839, instead of looking here and now; with https:// and user:password@ where it wants them. SSL_CERT_FILE names the file of a private CA.").PlaceHolder("URL").
-		SetValue(&value[*agentURL]{flag: "url", parse: parseAgentURL, into: &l.agent})
+	l.peer.flags(cmd, "Ask")
 	l.thresholds.verdictFlags(cmd)
 	return l.run
 }
 
 func (l *list) run(ctx context.Context, stdout, stderr io.Writer) error {
 	switch {
-	case l.agent != nil && l.thresholds.given():
-		return errAgentDecides
 	case l.all && len(l.verdicts)+len(l.risks) > 0:
 		return usagef("--all cannot be combined with --verdict or --risk, which only connections have")
 	case l.grouped && l.output == "wide":
 		return usagef("--by has no wide table: leave out -o wide")
-	case len(l.causes) == 0 && l.grouped:
-		return l.groups(ctx, stdout, stderr)
-	case len(l.causes) == 0:
-		return l.connections(ctx, stdout, stderr)
-	case l.agent == nil:
-		return usagef("--cause needs --url, since only an agent remembers deaths")
-	case l.filtered(), l.all, l.grouped:
+	case len(l.causes) > 0 && (l.filtered() || l.all || l.grouped):
 		return usagef("--cause cannot be combined with filters of connections, --all or --by")
 	}
-	return l.deaths(ctx, stdout, stderr)
+	var err error
+	if l.agent, err = l.peer.agent(ctx, l.thresholds.own()); err != nil {
+		return err
+	}
+	switch {
+	case len(l.causes) > 0 && l.agent == nil:
+		return usagef("--cause needs an agent, since only that remembers deaths: start one, or name it with --url")
+	case len(l.causes) > 0:
+		return l.deaths(ctx, stdout, stderr)
+	case l.grouped:
+		return l.groups(ctx, stdout, stderr)
+	}
+	return l.connections(ctx, stdout, stderr)
 }
 
 func (l *list) connections(ctx context.Context, stdout, stderr io.Writer) error {

@@ -25,7 +25,7 @@ import (
 
 // top is the command's flags.
 type top struct {
-	agent *agentURL
+	peer
 	selection
 	thresholds
 }
@@ -37,14 +37,13 @@ func topFlags(cmd *kingpin.CmdClause) action {
 	t.selection.portFlag(cmd)
 	t.selection.pidFlag(cmd)
 	t.selection.moreFlags(cmd)
-	cmd.Flag("url", "Watch through the agent at this URL, such as http://127.0.0.1:9839, instead of from here; see halfopen list --help.").PlaceHolder("URL").
-		SetValue(&value[*agentURL]{flag: "url", parse: parseAgentURL, into: &t.agent})
+	t.peer.flags(cmd, "Watch through")
 	t.thresholds.verdictFlags(cmd)
 	return t.run
 }
 
 func (t *top) run(ctx context.Context, stdout, stderr io.Writer) error {
-	if t.agent != nil && t.thresholds.given() {
+	if t.place.url != nil && t.thresholds.own() != nil {
 		return errAgentDecides
 	}
 	terminal, err := screenOf(os.Stdin, stdout)
@@ -54,8 +53,12 @@ func (t *top) run(ctx context.Context, stdout, stderr io.Writer) error {
 	if os.Getenv(guarded) == "" {
 		return guard(ctx, terminal, stderr)
 	}
-	if t.agent != nil {
-		return t.show(ctx, t.agent, terminal)
+	agent, err := t.peer.agent(ctx, t.thresholds.own())
+	switch {
+	case err != nil:
+		return err
+	case agent != nil:
+		return t.show(ctx, agent, terminal)
 	}
 	k, err := t.thresholds.load(t.thresholds.eventsFrom())
 	if err != nil {

@@ -105,37 +105,37 @@ func newNode(groups []exporter.Group, families map[string]*dto.MetricFamily) nod
 	return n
 }
 
-func (a *agentURL) look(ctx context.Context, s *selection) (*reading, error) {
+func (c *client) look(ctx context.Context, s *selection) (*reading, error) {
 	limited, cancel := context.WithTimeout(ctx, topPatience)
 	defer cancel()
-	r, err := a.read(limited, s)
+	r, err := c.read(limited, s)
 	if errors.Is(err, context.DeadlineExceeded) {
-		return nil, fmt.Errorf("ask %s: no answer within %s", a, setting(topPatience))
+		return nil, fmt.Errorf("ask %s: no answer within %s", c, setting(topPatience))
 	}
 	return r, err
 }
 
-func (a *agentURL) read(ctx context.Context, s *selection) (*reading, error) {
+func (c *client) read(ctx context.Context, s *selection) (*reading, error) {
 	var conns exporter.Connections
-	if err := a.get(ctx, "connections", s.query(topConnections), &conns); err != nil {
+	if err := c.get(ctx, "connections", s.query(topConnections), &conns); err != nil {
 		return nil, err
 	}
 	var deaths exporter.Deaths
-	if err := a.get(ctx, "deaths", url.Values{"limit": {strconv.Itoa(topDeaths)}}, &deaths); err != nil {
+	if err := c.get(ctx, "deaths", url.Values{"limit": {strconv.Itoa(topDeaths)}}, &deaths); err != nil {
 		return nil, err
 	}
 	var groups exporter.Groups
-	if err := a.get(ctx, "groups", url.Values{"by": {collector.ByVerdict.String()}}, &groups); err != nil {
+	if err := c.get(ctx, "groups", url.Values{"by": {collector.ByVerdict.String()}}, &groups); err != nil {
 		return nil, err
 	}
-	status, body, err := a.fetch(ctx, "metrics", nil)
+	status, body, err := c.fetch(ctx, "metrics", nil)
 	if err != nil {
 		return nil, err
 	}
 	parser := expfmt.NewTextParser(model.UTF8Validation)
 	families, err := parser.TextToMetricFamilies(bytes.NewReader(body))
 	if status != http.StatusOK || err != nil || families["halfopen_tcp_connections"] == nil {
-		return nil, a.stranger()
+		return nil, c.stranger()
 	}
 	return &reading{
 		at: conns.GeneratedAt, conns: conns.Connections, total: conns.Total, deaths: deaths.Deaths, node: newNode(groups.Groups, families),

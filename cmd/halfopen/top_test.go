@@ -63,11 +63,7 @@ func topScreen(t *testing.T, width, height int) screen {
 	local := time.Local
 	time.Local = time.UTC
 	t.Cleanup(func() { time.Local = local })
-	url, err := parseAgentURL("http://127.0.0.1:9839")
-	if err != nil {
-		t.Fatal(err)
-	}
-	m := newScreen(t.Context(), url, false, "")
+	m := newScreen(t.Context(), &client{name: "http://127.0.0.1:9839"}, false, "")
 	m.now = noon
 	m = m.take(lookMsg{at: noon, reading: topReading()})
 	return sent(m, tea.WindowSizeMsg{Width: width, Height: height})

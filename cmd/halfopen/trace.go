@@ -29,6 +29,7 @@ type trace struct {
 	output   string
 	all      bool
 	duration time.Duration
+	peer
 	selection
 	thresholds
 }
@@ -44,12 +45,39 @@ func traceFlags(cmd *kingpin.CmdClause) action {
 	t.causeFlag(cmd, "Only deaths, and only of this cause, such as keepalive_timeout.")
 	t.portFlag(cmd)
 	t.pidFlag(cmd)
+	t.peer.flags(cmd, "Watch through")
 	t.thresholds.verdictFlags(cmd)
 	t.thresholds.censusFlag(cmd)
 	return t.run
 }
 
+// own is the error of asking an agent to watch in another way than it does, nil if the
+// flags do not.
+func (t *trace) own() error {
+	if t.all || t.censusSet != [2]bool{} {
+		return usagef("--all, --census-interval and --census-cpu are for a look of one's own: leave them out, or --url")
+	}
+	return t.thresholds.own()
+}
+
 func (t *trace) run(ctx context.Context, stdout, stderr io.Writer) error {
+	agent, err := t.peer.agent(ctx, t.own())
+	if err != nil {
+		return err
+	}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	if t.duration > 0 {
+		defer time.AfterFunc(t.duration, stop).Stop()
+	}
+	if agent != nil {
+		return t.through(ctx, agent, stdout, stderr)
+	}
+	return t.here(ctx, stdout, stderr)
+}
+
+// here watches by programs of its own.
+func (t *trace) here(ctx context.Context, stdout, stderr io.Writer) error {
 	from := t.thresholds.eventsFrom()
 	if t.all {
 		from = 1
@@ -62,19 +90,9 @@ func (t *trace) run(ctx context.Context, stdout, stderr io.Writer) error {
 	c := collector.New(k, t.thresholds.options(nil))
 	sub := c.Subscribe(traceBuffer)
 	defer sub.Close()
-	ctx, stop := context.WithCancel(ctx)
-	defer stop()
-	if t.duration > 0 {
-		defer time.AfterFunc(t.duration, stop).Stop()
-	}
-
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return c.Run(ctx) })
-	if t.duration > 0 {
-		fmt.Fprintf(stderr, "watching for %s\n", setting(t.duration))
-	} else {
-		fmt.Fprintln(stderr, "watching; press Ctrl-C to stop")
-	}
+	t.sayWatching(stderr, "")
 	g.Go(func() error {
 		emit := t.printer(stdout)
 		var dropped uint64
@@ -88,23 +106,37 @@ func (t *trace) run(ctx context.Context, stdout, stderr io.Writer) error {
 				return err
 			}
 			for i := range picked {
-				if err := emit(&picked[i]); err != nil {
+				if err := emit(&picked[i], nil); err != nil {
 					return err
 				}
 			}
-			if d := sub.Dropped(); d > dropped {
-				fmt.Fprintf(stderr, "halfopen: %s not printed: they came faster than they could be\n", plural(int(d-dropped), "event"))
-				dropped = d
-			}
+			dropped = sayDropped(stderr, sub.Dropped(), dropped)
 		}
 	})
 	return g.Wait()
 }
 
+// sayWatching says that it has begun, and through which agent.
+func (t *trace) sayWatching(stderr io.Writer, through string) {
+	if t.duration > 0 {
+		fmt.Fprintf(stderr, "watching%s for %s\n", through, setting(t.duration))
+	} else {
+		fmt.Fprintf(stderr, "watching%s; press Ctrl-C to stop\n", through)
+	}
+}
+
+// sayDropped says how many events were lost since before, and returns how many ever.
+func sayDropped(stderr io.Writer, now, before uint64) uint64 {
+	if now > before {
+		fmt.Fprintf(stderr, "halfopen: %s not printed: they came faster than they could be\n", plural(int(now-before), "event"))
+	}
+	return now
+}
+
 // batch waits for a notice and takes those along that follow it at once. There is
-// none when the context ends.
-func batch(ctx context.Context, c <-chan collector.Notice) []collector.Notice {
-	var notices []collector.Notice
+// none when the context ends, or the channel is closed.
+func batch[T any](ctx context.Context, c <-chan T) []T {
+	var notices []T
 	var over <-chan time.Time
 	for {
 		select {
@@ -112,7 +144,10 @@ func batch(ctx context.Context, c <-chan collector.Notice) []collector.Notice {
 			return notices
 		case <-over:
 			return notices
-		case n := <-c:
+		case n, ok := <-c:
+			if !ok {
+				return notices
+			}
 			notices = append(notices, n)
 			if over == nil {
 				over = time.After(traceDelay)
@@ -123,8 +158,8 @@ func batch(ctx context.Context, c <-chan collector.Notice) []collector.Notice {
 
 // pick leaves those that the filters let through, and has their owners filled in:
 // the collector itself looks for them only after it has told of a connection.
-func (t *trace) pick(notices []collector.Notice, fill func([]collector.Connection) error) ([]collector.Notice, error) {
-	notices = slices.DeleteFunc(notices, func(n collector.Notice) bool { return !t.wanted(&n) })
+func (t *trace) pick(notices []collector.Notice, fill func([]collector.Connection) error) ([]exporter.Notice, error) {
+	notices = slices.DeleteFunc(notices, func(n collector.Notice) bool { return !t.wanted(new(exporter.NewNotice(&n))) })
 	conns := make([]collector.Connection, len(notices))
 	for i := range notices {
 		conns[i] = notices[i].Connection
@@ -132,161 +167,189 @@ func (t *trace) pick(notices []collector.Notice, fill func([]collector.Connectio
 	if err := fill(conns); err != nil {
 		return nil, err
 	}
+	var picked []exporter.Notice
 	for i := range notices {
-		n := &notices[i]
-		n.Connection.Process = conns[i].Process
-		if n.Death != nil {
-			death := *n.Death // others have it too
-			death.Process = conns[i].Process
-			n.Death = &death
+		n := exporter.NewNotice(new(notices[i].WithOwner(&conns[i])))
+		if t.owned(&n) {
+			picked = append(picked, n)
 		}
 	}
-	return slices.DeleteFunc(notices, func(n collector.Notice) bool { return !t.owned(&n.Connection) }), nil
+	return picked, nil
 }
 
 // wanted tells whether the filters let a notice through: within a filter any,
 // between filters all. That of its owner is for later.
-func (t *trace) wanted(n *collector.Notice) bool {
-	c := &n.Connection
-	if len(t.causes) > 0 && (n.Death == nil || !slices.Contains(t.causes, n.Death.Cause)) {
+func (t *trace) wanted(n *exporter.Notice) bool {
+	if len(t.causes) > 0 && (n.Death == nil || !slices.ContainsFunc(t.causes, func(c collector.Cause) bool { return c.String() == n.Death.Cause })) {
 		return false
 	}
-	return (len(t.verdicts) == 0 || slices.Contains(t.verdicts, c.Verdict)) &&
-		(len(t.ports) == 0 || slices.Contains(t.ports, c.Local.Port()) || slices.Contains(t.ports, c.Remote.Port()))
+	id := identityOf(n)
+	return (len(t.verdicts) == 0 || slices.ContainsFunc(t.verdicts, func(v collector.Verdict) bool { return id.verdict != nil && v.String() == *id.verdict })) &&
+		(len(t.ports) == 0 || slices.Contains(t.ports, id.local.Port) || slices.Contains(t.ports, id.remote.Port))
 }
 
-func (t *trace) owned(c *collector.Connection) bool {
-	return len(t.pids) == 0 || c.Process != nil && slices.Contains(t.pids, c.Process.PID)
+func (t *trace) owned(n *exporter.Notice) bool {
+	owner := identityOf(n).owner
+	return len(t.pids) == 0 || owner.Process != nil && slices.Contains(t.pids, owner.Process.PID)
 }
 
-// printer returns what prints a notice, at once.
-func (t *trace) printer(w io.Writer) func(*collector.Notice) error {
+// identity is what notices of all kinds have.
+type identity struct {
+	local, remote exporter.Endpoint
+	verdict       *string
+	owner         *exporter.Ownership
+}
+
+func identityOf(n *exporter.Notice) identity {
+	if d := n.Death; d != nil {
+		return identity{d.Local, d.Remote, d.Verdict, &d.Ownership}
+	}
+	c := n.Connection
+	return identity{c.Local, c.Remote, c.Verdict, &c.Ownership}
+}
+
+// printer returns what prints a notice, at once: as it was received, if that is not nil.
+func (t *trace) printer(w io.Writer) func(n *exporter.Notice, received []byte) error {
 	if t.output == "json" {
 		enc := json.NewEncoder(harmlessJSON{w})
-		return func(n *collector.Notice) error { return enc.Encode(exporter.NewNotice(n)) }
+		return func(n *exporter.Notice, received []byte) error {
+			if received != nil { // it may be more than we know
+				return enc.Encode(json.RawMessage(received))
+			}
+			return enc.Encode(n)
+		}
 	}
 	p := paletteFor(w)
-	return func(n *collector.Notice) error {
+	return func(n *exporter.Notice, _ []byte) error {
 		_, err := io.WriteString(w, traceLine(n, p))
 		return err
 	}
 }
 
 // traceLine is a notice as text: when, what, which connection, and in words.
-func traceLine(n *collector.Notice, p palette) string {
-	c := exporter.NewConnection(&n.Connection)
-	s := paintVerdict(n.Connection.Verdict.String())
-	what, said := "solicitation", words(n)
-	switch n.Kind {
-	case collector.NoticeVerdict:
-		what = "verdict"
-		if n.Connection.Verdict == collector.Zombie {
-			said += outlook(&n.Connection)
-		}
-	case collector.NoticeDeath:
-		what, s = "death", bold
+func traceLine(n *exporter.Notice, p palette) string {
+	id := identityOf(n)
+	s := bold
+	if n.Death == nil {
+		s = paintVerdict(word(id.verdict))
 	}
+	said := words(n)
+	if n.Event == "verdict" && word(id.verdict) == collector.Zombie.String() {
+		said += outlook(n.Connection)
+	}
+	const widest = len("solicitation")
 	return fmt.Sprintf("%s  %s%*s  %-21s  %-21s  %s  %s\n", n.At.Local().Format("15:04:05.000"),
-		p.paint(s, what), len("solicitation")-len(what), "",
-		endpoint(c.Local), endpoint(c.Remote), said, owner(&c.Ownership))
+		p.paint(s, n.Event), widest-len(n.Event), "",
+		endpoint(id.local), endpoint(id.remote), said, owner(id.owner))
+}
+
+// word is a word that may be missing.
+func word(s *string) string {
+	if s == nil {
+		return ""
+	}
+	return *s
 }
 
 // words say what happened.
-func words(n *collector.Notice) string {
-	c := &n.Connection
-	switch n.Kind {
-	case collector.NoticeSolicitation:
+func words(n *exporter.Notice) string {
+	c := n.Connection
+	switch n.Event {
+	case "solicitation":
 		return fmt.Sprintf("%s %d in a row%s", solicitation(evidence(c)), c.Unanswered, silent(c))
-	case collector.NoticeVerdict:
-		if n.First {
-			return fmt.Sprintf("%s already%s: %s", c.Verdict, lasting(n), why(c, collector.Active))
+	case "verdict":
+		if n.From == "" {
+			return fmt.Sprintf("%s already%s: %s", text(c.Verdict), lasting(n), why(c, ""))
 		}
-		return fmt.Sprintf("%s, was %s: %s", c.Verdict, n.From, why(c, n.From))
-	case collector.NoticeDeath:
-		return "died: " + deathWords(n.Death)
+		return fmt.Sprintf("%s, was %s: %s", text(c.Verdict), text(&n.From), why(c, n.From))
 	}
-	return "unknown kind of event"
+	return "died: " + deathWords(n.Death)
 }
 
 // evidence is what kind of solicitation has just been sent. The connection's own
 // Evidence is still empty for the first one, which makes nobody a suspect yet.
-func evidence(c *collector.Connection) collector.Evidence {
+func evidence(c *exporter.Connection) string {
 	switch {
-	case c.Evidence != collector.NoEvidence:
-		return c.Evidence
+	case c.Evidence != nil:
+		return *c.Evidence
 	case c.Keepalive.ProbesOut > 0:
-		return collector.EvidenceKeepalive
-	case c.RetransmitsUnanswered > 0:
-		return collector.EvidenceRetransmit
+		return collector.EvidenceKeepalive.String()
+	case c.Retransmits.Unanswered > 0:
+		return collector.EvidenceRetransmit.String()
 	}
-	return collector.NoEvidence
+	return ""
 }
 
-func solicitation(e collector.Evidence) string {
-	switch e {
-	case collector.EvidenceKeepalive:
+func solicitation(evidence string) string {
+	switch evidence {
+	case collector.EvidenceKeepalive.String():
 		return "keepalive probe"
-	case collector.EvidenceRetransmit:
+	case collector.EvidenceRetransmit.String():
 		return "retransmission"
-	case collector.EvidenceWindowProbe:
+	case collector.EvidenceWindowProbe.String():
 		return "window probe"
 	}
 	return "solicitation"
 }
 
-func silent(c *collector.Connection) string {
-	if c.Silent < 0 {
+func silent(c *exporter.Connection) string {
+	if c.SilentSeconds == nil {
 		return ", never heard from the peer"
 	}
-	return ", silent for " + age(c.Silent)
+	return ", silent for " + ageOf(c.SilentSeconds)
 }
 
 // lasting says for how long a verdict has held already, if that is known.
-func lasting(n *collector.Notice) string {
-	if since := n.Connection.Since; !since.IsZero() && since.Before(n.At) {
-		return ", for " + age(n.At.Sub(since))
+func lasting(n *exporter.Notice) string {
+	if since := n.Connection.Since; since != nil && since.Before(n.At) {
+		return ", for " + age(n.At.Sub(*since))
 	}
 	return ""
 }
 
 // outlook says when the kernel will notice.
-func outlook(c *collector.Connection) string {
-	if !c.GivesUp.Ever() {
+func outlook(c *exporter.Connection) string {
+	if c.GivesUp == nil {
 		return "; the kernel never gives up"
 	}
-	return "; the kernel gives up in " + age(max(0, c.GivesUp.At.Sub(c.At)))
+	return "; the kernel gives up in " + givesUp(c.GivesUp)
 }
 
-// why says what a verdict rests on.
-func why(c *collector.Connection, from collector.Verdict) string {
+// why says what a verdict rests on, which was another before, "" if none is known.
+func why(c *exporter.Connection, from string) string {
+	troubled := func(verdict string) bool { // one of another version's agent, too
+		v, err := collector.ParseVerdict(verdict)
+		return verdict != "" && (err != nil || v >= collector.Suspect)
+	}
+	stalled := collector.Stalled.String()
 	switch {
-	case c.Verdict >= collector.Suspect:
-		return plural(c.Unanswered, solicitation(c.Evidence)) + " unanswered" + silent(c)
-	case c.Verdict == collector.Stalled:
+	case troubled(word(c.Verdict)):
+		return plural(c.Unanswered, solicitation(word(c.Evidence))) + " unanswered" + silent(c)
+	case word(c.Verdict) == stalled:
 		return "the peer answers, but its window is closed"
-	case from >= collector.Suspect:
+	case troubled(from):
 		return "the peer has answered"
-	case from == collector.Stalled:
+	case from == stalled:
 		return "the peer's window is open again"
 	}
-	return "no data for " + age(c.Idle)
+	return "no data for " + ageOf(c.IdleSeconds)
 }
 
 // deathWords say how a connection ended: cause, what the application is told,
 // and what had been known about it.
-func deathWords(d *collector.Death) string {
-	s := d.Cause.String()
-	if d.During != collector.NoEvidence {
-		s += " during " + d.During.String()
+func deathWords(d *exporter.Death) string {
+	s := text(&d.Cause)
+	if d.During != nil {
+		s += " during " + text(d.During)
 	}
-	if errno := exporter.NewDeath(d).Errno; errno != nil {
-		s += " (" + *errno + ")"
+	if d.Errno != nil {
+		s += " (" + text(d.Errno) + ")"
 	}
-	if d.ZombieFor > 0 {
-		s += " after being a zombie for " + age(d.ZombieFor)
+	if d.ZombieSeconds != nil {
+		s += " after being a zombie for " + ageOf(d.ZombieSeconds)
 	}
-	if d.Forecast.Ever() {
-		s += ", " + punctual(d.ForecastError)
+	if d.ForecastErrorSeconds != nil {
+		s += ", " + punctual(duration(*d.ForecastErrorSeconds))
 	}
 	return s
 }

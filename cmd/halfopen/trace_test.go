@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/exporter"
 )
 
 // notice is one about the first of conns.
@@ -89,7 +90,7 @@ func TestWords(t *testing.T) {
 		}), "died: aborted"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if got := words(tt.n); got != tt.want {
+			if got := words(new(exporter.NewNotice(tt.n))); got != tt.want {
 				t.Errorf("%s\nwant\n%s", got, tt.want)
 			}
 		})
@@ -118,7 +119,7 @@ func TestTraceLine(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			want := noon.Local().Format("15:04:05.000") + "  " + tt.want + "\n"
-			if got := traceLine(tt.n, false); got != want {
+			if got := traceLine(new(exporter.NewNotice(tt.n)), false); got != want {
 				t.Errorf("%s\nwant\n%s", got, want)
 			}
 		})
@@ -187,7 +188,7 @@ func TestTraceFindsOwnersBeforeItFilters(t *testing.T) {
 	if err != nil || len(picked) != 2 {
 		t.Fatalf("%d notices, error %v", len(picked), err)
 	}
-	if d := picked[0].Death; d.Process == nil || d.Process.PID != 3 || d.Remote.Port() != 3 {
+	if d := picked[0].Death; d.Process == nil || d.Process.PID != 3 || d.Remote.Port != 3 {
 		t.Errorf("death %+v", d)
 	}
 	if shared.Process != nil {
@@ -249,9 +250,10 @@ func TestTraceJSONIsOneObjectALine(t *testing.T) {
 	var b bytes.Buffer
 	emit := (&trace{output: "json"}).printer(&b)
 	for range 2 {
-		if err := emit(notice(collector.NoticeSolicitation, func(n *collector.Notice) {
+		n := exporter.NewNotice(notice(collector.NoticeSolicitation, func(n *collector.Notice) {
 			n.Connection.Process = &collector.Process{Comm: "a\n\u202e\u009b"}
-		})); err != nil {
+		}))
+		if err := emit(&n, nil); err != nil {
 			t.Fatal(err)
 		}
 	}

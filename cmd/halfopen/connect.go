@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/alecthomas/kingpin/v2"
+	"github.com/prometheus/common/config"
+
+	"github.com/halfopen/halfopen/exporter"
+)
+
+// greetingTimeout bounds how long the agent of this machine may take to say that it is
+// there. One that systemd starts for that loads its programs first.
+const greetingTimeout = 10 * time.Second
+
+// A place is the value of --url.
+type place struct {
+	url  *url.URL // nil: not given, or none
+	none bool
+}
+
+// peer is whom a command asks: --url and --web.client-config.
+type peer struct {
+	place  place
+	config string
+}
+
+// flags adds both. verb is what the command does there, as in "Ask".
+func (p *peer) flags(cmd *kingpin.CmdClause, verb string) {
+	cmd.Flag("url", verb+" the agent at this URL, such as http://127.0.0.1:9839 or unix:///run/agent.sock; none: look here and now, without an agent. Left out, it is the agent of this machine, if one listens on "+
+		exporter.SocketPath+"; but a look of its own where a flag asks for what only that can do.").
+		PlaceHolder("URL").SetValue(&value[place]{flag: "url", parse: parsePlace, into: &p.place})
+	cmd.Flag("web.client-config", "For --url: file with the password, certificate and so on that the agent wants, as Prometheus's http_config, such as basic_auth with username and password_file, or tls_config with ca_file, cert_file and key_file.").
+		PlaceHolder("FILE").StringVar(&p.config)
+}
+
+func parsePlace(s string) (place, error) {
+	if s == "none" {
+		return place{none: true}, nil
+	}
+	u, err := url.Parse(s)
+	switch {
+	case err == nil && u.User != nil, err != nil && strings.Contains(s, "@"):
+		return place{}, errors.New("everybody on this machine can read a command line: leave user and password out, and name a file that has them with --web.client-config")
+	case err == nil && u.Scheme == "unix" && u.Host == "" && filepath.IsAbs(u.Path):
+		return place{url: u}, nil
+	case err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https":
+		return place{}, fmt.Errorf("%q is neither none nor a URL such as http://127.0.0.1:9839", s)
+	}
+	return place{url: u}, nil
+}
+
+// agent returns the agent to ask, nil to look here and now. own is the error of asking
+// an agent for what only a look of one's own can do, nil if there is no such flag.
+func (p *peer) agent(ctx context.Context, own error) (*client, error) {
+	u := p.place.url
+	switch {
+	case p.config != "" && (u == nil || u.Scheme == "unix"):
+		return nil, usagef("--web.client-config is for an agent that --url names, with http:// or https://")
+	case u != nil && own != nil:
+		return nil, own
+	case u != nil && u.Scheme == "unix":
+		return newSocketClient(u.Path, new(net.Dialer).DialContext), nil
+	case u != nil:
+		return newClient(u, p.config)
+	case p.place.none, own != nil:
+		return nil, nil
+	}
+	return machineAgent(ctx, exporter.SocketPath, greetingTimeout)
+}
+
+const (
+	checkURL = "check the address and port of --url"
+	goAlone  = "look without it with --url=none"
+)
+
+// newClient asks an agent over TCP, with the file of --web.client-config if there is one.
+func newClient(u *url.URL, path string) (*client, error) {
+	c := &client{base: u, name: u.String(), config: path, http: http.DefaultClient, wrong: checkURL,
+		mend: "check that the agent runs and listens there, or " + goAlone}
+	if path == "" {
+		return c, nil
+	}
+	failed := func(err error) error {
+		return fmt.Errorf("web client config %s: %s: correct it or do without --web.client-config", path, oneLine(err))
+	}
+	cfg, _, err := config.LoadHTTPConfigFile(path)
+	if err != nil {
+		return nil, failed(err)
+	}
+	if c.http, err = config.NewClientFromConfig(*cfg, "halfopen"); err != nil {
+		return nil, failed(err)
+	}
+	return c, nil
+}
+
+type dialFunc = func(ctx context.Context, network, address string) (net.Conn, error)
+
+// newSocketClient asks an agent over a Unix socket.
+func newSocketClient(path string, dial dialFunc) *client {
+	return &client{
+		base: &url.URL{Scheme: "http", Host: "halfopen"}, name: path, wrong: goAlone,
+		mend: "check that the agent runs and listens there, or " + goAlone,
+		http: &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return dial(ctx, "unix", path)
+		}}},
+	}
+}
+
+// errForeignSocket is of a socket that somebody but root may have made.
+var errForeignSocket = errors.New("not asked")
+
+// machineAgent returns the agent that listens on the machine's own socket, nil if none
+// does. It is only believed where nobody but root can have made that, and has so long
+// to answer.
+func machineAgent(ctx context.Context, path string, patience time.Duration) (*client, error) {
+	if err := checkSocketDir(filepath.Dir(path)); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	c := newSocketClient(path, dialRoot)
+	limited, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	resp, err := c.do(limited, "-/healthy", nil)
+	if err == nil {
+		defer resp.Body.Close()
+		_, err = io.Copy(io.Discard, io.LimitReader(resp.Body, 1<<10))
+	}
+	switch {
+	case err == nil && resp.StatusCode == http.StatusOK:
+		return c, nil
+	case err == nil:
+		return nil, c.stranger()
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case errors.Is(err, errForeignSocket):
+		return nil, errors.Unwrap(err) // without the URL
+	case errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0:
+		return nil, fmt.Errorf("ask the agent of this machine on %s: permission denied: use sudo, join the group %s, or name an agent with --url", path, exporter.SocketGroup)
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, syscall.EAGAIN): // its backlog is full
+		return nil, fmt.Errorf("the agent of this machine has not answered on %s within %s: restart it, or %s", path, setting(patience), goAlone)
+	}
+	return nil, nil // nobody listens, or no longer
+}
+
+// dialRoot connects to a socket on which root began to listen. systemd does, for an
+// agent that it starts.
+func dialRoot(ctx context.Context, network, path string) (net.Conn, error) {
+	c, err := new(net.Dialer).DialContext(ctx, network, path)
+	if err != nil {
+		return nil, err
+	}
+	if p, ok := exporter.ConnPeer(c); !ok || p.UID != 0 {
+		c.Close()
+		return nil, fmt.Errorf("%s is listened on by user %d, not by root: %w: use --url=none, or name the agent with --url", path, p.UID, errForeignSocket)
+	}
+	return c, nil
+}
+
+// checkSocketDir returns an error unless only root can put a socket into a directory.
+func checkSocketDir(dir string) error {
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return err
+	}
+	var why string
+	st, ok := info.Sys().(*syscall.Stat_t)
+	switch {
+	case !info.IsDir():
+		why = "is not a directory"
+	case !ok || st.Uid != 0:
+		why = "does not belong to root"
+	case info.Mode().Perm()&0o022 != 0:
+		why = "can be written to by others than root"
+	default:
+		return nil
+	}
+	return fmt.Errorf("%s %s, so anybody may listen there: %w: use --url=none, or name the agent with --url", dir, why, errForeignSocket)
+}
