@@ -243,14 +243,20 @@ func launchAgent(t testing.TB, flags ...string) *agent {
 
 func launchAgentAt(t testing.TB, addr string, flags ...string) *agent {
 	t.Helper()
-	a := &agent{t: t, url: "http://" + addr, log: &buffer{}, done: make(chan struct{})}
 	// The machine's own socket may be another agent's, and the tests have many.
 	if !slices.ContainsFunc(flags, func(f string) bool { return strings.HasPrefix(f, "--web.socket") }) {
 		flags = append(flags[:len(flags):len(flags)], "--web.socket=none")
 	}
-	a.cmd = exec.Command(binary, append([]string{"agent", "--web.listen-address=" + addr}, flags...)...)
+	cmd := exec.Command(binary, append([]string{"agent", "--web.listen-address=" + addr}, flags...)...)
+	return launch(t, addr, cmd, cmd.Start)
+}
+
+// launch starts an agent that listens on that address, as cmd makes it.
+func launch(t testing.TB, addr string, cmd *exec.Cmd, start func() error) *agent {
+	t.Helper()
+	a := &agent{t: t, url: "http://" + addr, cmd: cmd, log: &buffer{}, done: make(chan struct{})}
 	a.cmd.Stdout, a.cmd.Stderr = a.log, a.log
-	if err := a.cmd.Start(); err != nil {
+	if err := start(); err != nil {
 		t.Fatal(err)
 	}
 	go func() {
@@ -263,7 +269,7 @@ func launchAgentAt(t testing.TB, addr string, flags ...string) *agent {
 // ready waits until it is.
 func (a *agent) ready() {
 	a.t.Helper()
-	eventually(a.t, 10*time.Second, "the agent is ready", func() error {
+	eventually(a.t, time.Minute, "the agent is ready", func() error {
 		select {
 		case <-a.done:
 			a.t.Fatalf("the agent ended: %v\n%s", a.err, a.log)
