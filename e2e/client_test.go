@@ -116,8 +116,8 @@ basic_auth_users: {me: $2a$04$y927JXmOaBp0qsUa5VQsAO9OGZySGiPt6Spxe5Z44eQyidQ6xt
 		t.Errorf("trace: exit status %d: %s", status, stderr)
 	}
 	for config, want := range map[string]string{
-		config("without.yml", "", "password"):      "it wants a client certificate that it accepts",
-		config("theirs.yml", "theirs", "password"): "it wants a client certificate that it accepts",
+		config("without.yml", "", "password"):      "it wants a client certificate that it accepts (remote error: tls: ",
+		config("theirs.yml", "theirs", "password"): "it wants a client certificate that it accepts (remote error: tls: ",
 		config("guess.yml", "client", "guess"):     "it refused the user or password: check them in ",
 		"":                                         "nobody known here has signed its certificate: name its CA in ca_file",
 	} {

@@ -4,7 +4,9 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
@@ -12,6 +14,7 @@ import (
 	"io"
 	"io/fs"
 	"math"
+	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -27,6 +30,9 @@ import (
 // connections.
 const agentTimeout = time.Minute
 
+// alertTimeout bounds the look for why an agent breaks a connection.
+const alertTimeout = 5 * time.Second
+
 // client asks an agent.
 type client struct {
 	base   *url.URL
@@ -35,6 +41,7 @@ type client struct {
 	wrong  string // ... if what answers is not an agent
 	config string // the file of --web.client-config, "" for none
 	http   *http.Client
+	tls    *tls.Config // of the file, nil: the default
 }
 
 // query asks for what is selected, without a limit if that is 0.
@@ -197,14 +204,17 @@ func (c *client) unreachable(ctx context.Context, err error) error {
 		why = syscall.ECONNREFUSED.Error()
 	case errors.As(err, new(x509.UnknownAuthorityError)):
 		return fmt.Errorf("ask %s: nobody known here has signed its certificate: name its CA in ca_file of tls_config in a file for --web.client-config, or in the environment variable SSL_CERT_FILE", c)
-	case wantsCertificate(why):
-		return fmt.Errorf("ask %s: it wants a client certificate that it accepts (%s): name it in cert_file and key_file of tls_config in a file for --web.client-config", c, why)
 	case errors.As(err, new(*fs.PathError)): // of a password, or of a certificate that has gone
 		return fmt.Errorf("ask %s: %s: correct the file of --web.client-config, %s", c, why, c.config)
 	case errors.Is(err, http.ErrSchemeMismatch):
 		return fmt.Errorf("ask %s: it does not speak TLS: use http://%s", c, c.base.Host)
 	case errors.Is(err, context.DeadlineExceeded):
 		why = "no answer within " + setting(agentTimeout)
+	case c.base.Scheme == "https":
+		why = cmp.Or(c.certificateAlert(ctx), why)
+	}
+	if wantsCertificate(why) {
+		return fmt.Errorf("ask %s: it wants a client certificate that it accepts (%s): name it in cert_file and key_file of tls_config in a file for --web.client-config", c, why)
 	}
 	return fmt.Errorf("ask %s: %s: %s", c, why, c.mend)
 }
@@ -214,6 +224,26 @@ func (c *client) unreachable(ctx context.Context, err error) error {
 func wantsCertificate(why string) bool {
 	_, alert, remote := strings.Cut(why, "remote error: tls: ")
 	return remote && strings.Contains(alert, "certificate")
+}
+
+// certificateAlert returns the alert with which an agent refuses our certificate, "" if
+// it does not. In TLS 1.3 that comes when we send already: it is lost where the connection
+// breaks first, and HTTP/2 has another error for it. Whoever only reads gets it.
+func (c *client) certificateAlert(ctx context.Context) string {
+	ctx, cancel := context.WithTimeout(ctx, alertTimeout)
+	defer cancel()
+	address := net.JoinHostPort(c.base.Hostname(), cmp.Or(c.base.Port(), "443"))
+	conn, err := (&tls.Dialer{Config: c.tls}).DialContext(ctx, "tcp", address)
+	if err == nil {
+		defer conn.Close()
+		deadline, _ := ctx.Deadline()
+		_ = conn.SetReadDeadline(deadline)
+		_, err = conn.Read(make([]byte, 1))
+	}
+	if err != nil && wantsCertificate(err.Error()) {
+		return err.Error()
+	}
+	return ""
 }
 
 func (c *client) stranger() error {

@@ -105,6 +105,9 @@ func newClient(u *url.URL, path string) (*client, error) {
 	if c.http, err = config.NewClientFromConfig(*cfg, "halfopen"); err != nil {
 		return nil, failed(err)
 	}
+	if c.tls, err = config.NewTLSConfig(&cfg.TLSConfig); err != nil {
+		return nil, failed(err)
+	}
 	return c, nil
 }
 
