@@ -117,7 +117,7 @@ func holdsUpNobody(t *testing.T, n *network) {
 		t.Fatalf("%d connections are listed, expected one", len(listed))
 	}
 	within("explain by itself", func() {
-		cmd, out := start(t, "explain", listed[0].Cookie)
+		cmd, out := start(t, "explain", "--url=none", listed[0].Cookie)
 		if err := cmd.Wait(); err != nil {
 			t.Errorf("%v\n%s", err, out)
 		}
