@@ -32,6 +32,10 @@ const (
 )
 
 func main() {
+	// A write to a pipe that nobody reads returns an error. By default it would end
+	// the process instead: an agent would die with the reader of its log. The
+	// channel is never read; SIG_IGN would be inherited by what this process runs.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
 }
 
