@@ -47,7 +47,7 @@ build: ## build bin/halfopen; the BPF object is committed, so no clang is needed
 	scripts/need.sh go ca-certificates
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/halfopen ./cmd/halfopen
 
-generate: ## write again what is generated: the BPF object and its Go bindings, dashboards, the metrics reference
+generate: ## write again what is generated: the BPF object and its Go bindings, dashboards, the metrics reference, the notices of licences
 	@$(call step,generate)
 	scripts/need.sh go ca-certificates clang-19 llvm-19
 	go generate ./...

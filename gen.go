@@ -11,3 +11,5 @@ package halfopen
 //go:generate go run ./internal/dashboards deploy/grafana
 
 //go:generate go run ./internal/metricsdoc docs/metrics.md
+
+//go:generate go run ./internal/licenses cmd/halfopen/licenses.txt

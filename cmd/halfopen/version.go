@@ -4,7 +4,7 @@ package main
 
 import (
 	"context"
-	"fmt"
+	_ "embed"
 	"io"
 	"runtime/debug"
 	"slices"
@@ -14,9 +14,19 @@ import (
 	"github.com/prometheus/common/version"
 )
 
-func versionFlags(*kingpin.CmdClause) action {
+// licenses are those of everything in the binary; internal/licenses writes them.
+//
+//go:embed licenses.txt
+var licenses string
+
+func versionFlags(cmd *kingpin.CmdClause) action {
+	all := cmd.Flag("licenses", "Print the licences and notices of everything in the binary, too.").Bool()
 	return func(_ context.Context, stdout, _ io.Writer) error {
-		_, err := fmt.Fprintln(stdout, versionText())
+		text := versionText() + "\n"
+		if *all {
+			text += "\n" + licenses
+		}
+		_, err := io.WriteString(stdout, text)
 		return err
 	}
 }
