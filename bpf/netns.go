@@ -5,10 +5,8 @@ package bpf
 import (
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
-	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
 )
 
@@ -166,22 +164,16 @@ func netnsOfSocket(pid, fd int) (int, error) {
 // mountedNamespaces are the network namespaces that are bind-mounted, by inode
 // number.
 func mountedNamespaces() (map[uint64]string, error) {
-	mounts, err := procfs.GetMounts()
+	mounts, err := Mounts("nsfs")
 	if err != nil {
 		return nil, err
 	}
 	found := make(map[uint64]string)
 	for _, m := range mounts {
 		var ino uint64
-		if m.FSType == "nsfs" {
-			if _, err := fmt.Sscanf(m.Root, "net:[%d]", &ino); err == nil {
-				found[ino] = unescapeMount.Replace(m.MountPoint)
-			}
+		if _, err := fmt.Sscanf(m.Root, "net:[%d]", &ino); err == nil {
+			found[ino] = m.Point
 		}
 	}
 	return found, nil
 }
-
-// unescapeMount undoes how the kernel writes white space in mount points
-// (fs/proc_namespace.c mangle).
-var unescapeMount = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)

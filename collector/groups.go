@@ -11,6 +11,8 @@ import (
 
 	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
+
+	"github.com/halfopen/halfopen/bpf"
 )
 
 // groups finds control groups. Safe for concurrent use.
@@ -25,19 +27,38 @@ const maxGroups = 16384
 
 func newGroups() *groups {
 	g := &groups{known: make(map[uint64]Group)}
-	mounts, err := procfs.GetMounts()
+	mounts, err := bpf.Mounts("cgroup2")
 	if err != nil {
 		return g // as if it were not mounted
 	}
 	for _, m := range mounts {
-		if m.FSType != "cgroup2" {
-			continue
-		}
-		if g.mount, err = os.OpenFile(m.MountPoint, os.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err == nil {
+		if g.mount, err = openHierarchy(m.Point); err == nil {
 			break
 		}
 	}
 	return g
+}
+
+// openHierarchy opens the root of a mounted cgroup v2 hierarchy. Something else may
+// have been mounted there since: it is opened only once it is known for what it is.
+func openHierarchy(point string) (*os.File, error) {
+	there, err := unix.Open(point, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: point, Err: err}
+	}
+	defer unix.Close(there)
+	var system unix.Statfs_t
+	if err := unix.Fstatfs(there, &system); err != nil {
+		return nil, &os.PathError{Op: "statfs", Path: point, Err: err}
+	}
+	if system.Type != unix.CGROUP2_SUPER_MAGIC {
+		return nil, fmt.Errorf("%s is not a cgroup v2 hierarchy", point)
+	}
+	fd, err := unix.Openat(there, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: point, Err: err}
+	}
+	return os.NewFile(uintptr(fd), point), nil
 }
 
 // byID is the group of that id in the cgroup v2 hierarchy; the zero Group if it
