@@ -60,7 +60,7 @@ const (
 var evidenceNames = [...]string{"", "keepalive", "retransmit", "window_probe"}
 
 // String returns the name in the contract, "" for NoEvidence.
-func (e Evidence) String() string { return evidenceNames[e] }
+func (e Evidence) String() string { return nameOf(evidenceNames[:], uint8(e)) }
 
 // Cause is how a connection ended.
 type Cause uint8
@@ -92,7 +92,7 @@ var causeNames = [Causes]string{
 }
 
 // String returns the cause's name in the contract.
-func (c Cause) String() string { return causeNames[c] }
+func (c Cause) String() string { return nameOf(causeNames[:], uint8(c)) }
 
 // timeout tells whether a timer of the kernel's was it.
 func (c Cause) timeout() bool {
@@ -164,7 +164,7 @@ var stateNames = [States]string{
 }
 
 // String returns the state's name in the contract.
-func (s State) String() string { return stateNames[s] }
+func (s State) String() string { return nameOf(stateNames[:], uint8(s)) }
 
 // Judged tells whether a connection of this state has a verdict.
 func (s State) Judged() bool {
@@ -181,11 +181,24 @@ func ParseState(s string) (State, error) {
 	return State(v), err
 }
 
+// stateOf is the state of the kernel's number; 0, which has no name, where that is
+// none of the contract's.
 func stateOf(kernel uint8) State {
-	if kernel == bpf.StateNewSynRecv {
+	switch {
+	case kernel == bpf.StateNewSynRecv:
 		return SynRecv
+	case int(kernel) >= States:
+		return 0
 	}
 	return State(kernel)
+}
+
+// nameOf is the name of a value that the kernel gave; that of 0 where it has none.
+func nameOf(names []string, v uint8) string {
+	if int(v) >= len(names) {
+		v = 0
+	}
+	return names[v]
 }
 
 func parse(s string, names []string, what string) (int, error) {

@@ -40,7 +40,7 @@ func (r *Rules) Forecast(c *bpf.Conn, at time.Time) Forecast {
 	early := timers{c: c, hz: uint64(r.HZ)}
 	late := timers{c: c, hz: uint64(r.HZ), late: lateness}
 	first, by := early.givesUp()
-	if by == CauseUnknown {
+	if by == CauseUnknown || first < c.Jiffies { // a clock that no kernel has
 		return Forecast{}
 	}
 	last, _ := late.givesUp()
@@ -55,8 +55,11 @@ func (r *Rules) between(c *bpf.Conn, at time.Time, first, last uint64, by Cause)
 	return Forecast{At: at.Add(from), Latest: at.Add(to + max(from, 0)/100), By: by}
 }
 
+// jiffies64 is how long so many jiffies are: a century at most.
 func (r *Rules) jiffies64(n uint64) time.Duration {
-	return time.Duration(n) * time.Second / time.Duration(r.HZ)
+	const century = 100 * 365 * 24 * 60 * 60 // in seconds
+	hz := uint64(r.HZ)
+	return time.Duration(min(n/hz, century))*time.Second + time.Duration(n%hz)*time.Second/time.Duration(hz)
 }
 
 // lateness is how late, in jiffies, a timer may be whose CPU has other work.
@@ -348,6 +351,7 @@ func (t *timers) msecs(ms uint32) uint64 { return (uint64(ms)*t.hz + 999) / 1000
 // pending is when a timer fires that is in the wheel already.
 func (t *timers) pending(expires uint64, level uint8) uint64 {
 	t.slack += granularity(int(level))
+	expires = min(expires, t.c.Jiffies+wheelMost)
 	return max(bucket(expires, int(level)), t.c.Jiffies) + t.late
 }
 
@@ -357,8 +361,12 @@ func (t *timers) arm(now, wait uint64) uint64 {
 	return fires(now, now+wait) + t.late
 }
 
-// wheelLevels is the depth of the timer wheel where HZ > 100 (LVL_DEPTH).
-const wheelLevels = 9
+// wheelLevels is the depth of the timer wheel where HZ > 100 (LVL_DEPTH), and
+// wheelMost is by how many jiffies a timer in it can be ahead (WHEEL_TIMEOUT_CUTOFF).
+const (
+	wheelLevels = 9
+	wheelMost   = 63 << (3 * (wheelLevels - 1))
+)
 
 // fires is when a timer fires that is armed at now and expires then
 // (kernel/time/timer.c calc_wheel_index).
@@ -373,8 +381,9 @@ func levelOf(now, expires uint64) int {
 	return level
 }
 
-// granularity is that of a level of the wheel, in jiffies: 8^level (LVL_GRAN).
-func granularity(level int) uint64 { return 1 << (3 * level) }
+// granularity is that of a level of the wheel, in jiffies: 8^level (LVL_GRAN). A
+// record may name a level that there is not: it is read while the timer changes.
+func granularity(level int) uint64 { return 1 << (3 * min(level, wheelLevels-1)) }
 
 // bucket rounds up to the granularity of a level of the wheel (calc_index).
 func bucket(expires uint64, level int) uint64 {

@@ -75,13 +75,13 @@ type Table struct {
 	// read before a death and is taken in after it must not wake the dead.
 	buried map[uint64]struct{}
 	// recovered are the cookies of those that got out of trouble since the last
-	// census, and when (the kernel's clock), for the same reason.
+	// census, and when (the kernel's clock), for the same reason; at most maxMembers.
 	recovered map[uint64]uint64
 	// counts is the last census, kept true as connections change and die.
 	counts        [States][Verdicts]int64
 	zombieSeconds Histogram
 	forecastError Histogram
-	overflowed    uint64 // members and stories there was no room for
+	overflowed    uint64 // members, stories and recoveries there was no room for
 	unseen        uint64 // deaths of members that no program saw
 }
 
@@ -284,7 +284,11 @@ func (t *Table) observe(c *bpf.Conn, at time.Time) *member {
 	}
 	if c.Flags&bpf.ConnTrouble == 0 {
 		delete(t.members, c.Cookie)
-		t.recovered[c.Cookie] = c.At
+		if len(t.recovered) < maxMembers {
+			t.recovered[c.Cookie] = c.At
+		} else {
+			t.overflowed++
+		}
 		return nil
 	}
 	return m
@@ -338,7 +342,7 @@ func heardSince(old, now *bpf.Conn) bool {
 func (t *Table) bury(cookie uint64, m *member, d Death) {
 	if m != nil {
 		if m.verdict == Zombie {
-			d.ZombieFor = d.DiedAt.Sub(m.since)
+			d.ZombieFor = max(d.DiedAt.Sub(m.since), 0)
 			t.zombieSeconds.observe(d.ZombieFor)
 		}
 		if m.forecast.Ever() && d.Cause.timeout() {
@@ -346,7 +350,7 @@ func (t *Table) bury(cookie uint64, m *member, d Death) {
 			t.forecastError.observe(d.ForecastError.Abs())
 		}
 		// Its last verdict, not what its last moments look like.
-		d.Verdict, d.Since = m.verdict, m.since
+		d.Verdict, d.Since = m.verdict, earlier(m.since, d.At)
 		t.uncount(m.cell())
 		delete(t.members, cookie)
 	}
@@ -366,13 +370,13 @@ func (t *Table) bury(cookie uint64, m *member, d Death) {
 func (t *Table) view(c *bpf.Conn, at time.Time, m *member) Connection {
 	conn := t.rules.Describe(c, at)
 	if m != nil {
-		conn.Verdict, conn.Evidence, conn.Since = m.verdict, m.evidence, m.since
+		conn.Verdict, conn.Evidence, conn.Since = m.verdict, m.evidence, earlier(m.since, at)
 		conn.Process, conn.Group = m.owner.process, m.owner.group
 	} else if s := t.stories[c.Cookie]; s != nil {
 		// It had been in trouble: since when it is not.
 		for _, e := range s.events {
 			if e.Kind == EventVerdict && e.To == conn.Verdict {
-				conn.Since = e.At
+				conn.Since = earlier(e.At, at)
 			}
 		}
 	}

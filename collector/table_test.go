@@ -420,6 +420,25 @@ func TestTableIsBounded(t *testing.T) {
 	}
 }
 
+// However long it is until the next census.
+func TestRecoveriesAreBounded(t *testing.T) {
+	r := newReplay(t)
+	for i := range maxMembers + 23 {
+		c := silentWith(bpf.EvidenceKeepalive, 9, time.Minute)
+		c.Cookie = uint64(i + 1)
+		r.solicit(time.Second, c)
+		c = connWith(func(c *bpf.Conn) { c.Cookie = uint64(i + 1) })
+		r.Watched(stamp(c, 2*time.Second), r.at(2*time.Second))
+	}
+	if len(r.members) != 0 || len(r.recovered) != maxMembers || r.overflowed < 23 {
+		t.Errorf("%d members, %d recovered, %d too many; expected 0, %d and 23 or more", len(r.members), len(r.recovered), r.overflowed, maxMembers)
+	}
+	r.Census(census(0, 0, 0), nil, r.at(3*time.Second), r.at(3*time.Second))
+	if len(r.recovered) != 0 {
+		t.Errorf("%d are remembered after a census", len(r.recovered))
+	}
+}
+
 func BenchmarkEvent(b *testing.B) {
 	table := NewTable(testRules, nil)
 	e := bpf.Event{Type: bpf.EventSolicitation, Conn: *silentWith(bpf.EvidenceKeepalive, 2, time.Minute)}
