@@ -33,7 +33,7 @@ printf '\n==> %s\n' '$(1)'; SECONDS=0; tmp=$$(mktemp -d)
 trap 'code=$$?; rm -rf "$$tmp"; printf "==> %s: %s, %d s\n" "$(1)" "$$( ((code)) && echo FAILED || echo done)" "$$SECONDS"; exit $$code' EXIT
 endef
 
-.PHONY: help run build generate test e2e test-kernels lint bench screenshots clean root deps unit race all-kernels check-generate check-format
+.PHONY: help run build generate test e2e test-kernels lint bench screenshots clean root deps unit race fuzz all-kernels check-generate check-format
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,7 +52,7 @@ generate: ## write again what is generated: the BPF object and its Go bindings, 
 	scripts/need.sh go ca-certificates clang-19 llvm-19
 	go generate ./...
 
-test: root deps check-generate lint unit race all-kernels ## everything CI checks, on this kernel and others (root)
+test: root deps check-generate lint unit race fuzz all-kernels ## everything CI checks, on this kernel and others (root)
 	@printf '\n==> all passed\n'
 
 # The tests on this kernel mostly wait. What they leave of the processors is enough
@@ -90,6 +90,23 @@ lint: check-format ## go vet and golangci-lint, after gofmt and clang-format
 	scripts/need.sh go ca-certificates golangci-lint
 	go vet ./...
 	golangci-lint run ./...
+
+FUZZTIME = 10s
+fuzz: ## fuzz every target there is, each for a while (FUZZTIME=10m); what fails is kept as a seed
+	@$(call step,fuzz targets)
+	scripts/need.sh go ca-certificates
+	go test -list '^Fuzz' $(UNIT) >"$$tmp/list"
+	n=0
+	while read -r package target; do
+		if ! go test -run '^$$' -fuzz "^$$target\$$" -fuzztime=$(FUZZTIME) -fuzzminimizetime=100x -parallel=2 "$$package" >"$$tmp/log" 2>&1 </dev/null; then
+			cat "$$tmp/log" >&2
+			exit 1
+		fi
+		printf '%s: %s\n' "$$target" "$$(grep 'execs: ' "$$tmp/log" | tail -n 1)"
+		n=$$((n + 1))
+	done < <(awk '/^Fuzz/ { targets[++n] = $$1 } $$1 == "ok" { for (i = 1; i <= n; i++) print $$2, targets[i]; n = 0 }' "$$tmp/list")
+	printf '%d targets, %s each\n' "$$n" '$(FUZZTIME)'
+	((n > 0))
 
 bench: root build ## measure against ss and the bare kernel, write docs/benchmarks.md (root; ARGS=-quick to try)
 	@$(call step,benchmarks)

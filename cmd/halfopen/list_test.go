@@ -130,54 +130,39 @@ func TestWideTableHasEverythingKnown(t *testing.T) {
 }
 
 // An agent may be anybody: whatever it answers, nothing but the table comes out.
-func FuzzTableOfAStrangersAnswer(f *testing.F) {
+func FuzzTablesOfAStrangersAnswer(f *testing.F) {
 	doc, err := json.Marshal(document())
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Add(doc)
 	f.Add([]byte(`{"connections":[{"cookie":"\u001b[2J","state":"\n","verdict":"\u009b","risks":["\u202e"],"srtt_seconds":1e300,"idle_seconds":-1e300,"local":{"ip":"fe80::1%\u001b[2J"}}]}`))
-	f.Fuzz(func(t *testing.T, body []byte) {
-		var doc exporter.Connections
-		if json.Unmarshal(body, &doc) != nil {
-			return
-		}
+	f.Add([]byte(`{"groups":[{"total":-1,"owner":{"kind":"pod","name":"\u001b[2J日本"},"remote":{"ip":"fe80::1%\u001b[2J"},"verdict":"\u009b","verdicts":{"\n":1,"zombie":1}}]}`))
+	f.Add([]byte(`{"deaths":[{"cookie":"\u001b[2J","cause":"\n","errno":"\u009b","at":"2026-01-02T03:04:05Z","zombie_seconds":-1e300,"process":{"comm":"\u202e"}}]}`))
+	prints := func(t *testing.T, table *table, rows int) {
+		t.Helper()
 		var b bytes.Buffer
-		if err := connectionTable(doc.Connections, noon, true).write(&b, false); err != nil {
+		if err := table.write(&b, false); err != nil {
 			t.Fatal(err)
 		}
-		lines := strings.Split(b.String(), "\n")
-		if len(lines) != len(doc.Connections)+2 {
-			t.Fatalf("%d connections are %d lines", len(doc.Connections), len(lines)-2)
+		if lines := strings.Count(b.String(), "\n"); lines != rows+1 {
+			t.Fatalf("%d rows are %d lines", rows, lines-1)
 		}
-		for _, l := range lines {
-			for _, r := range l {
-				if !unicode.IsPrint(r) {
-					t.Fatalf("%U in %q", r, l)
-				}
-			}
+		if strings.ContainsFunc(b.String(), func(r rune) bool { return r != '\n' && !unicode.IsPrint(r) }) {
+			t.Fatalf("%q", b.String())
 		}
-	})
-}
-
-func FuzzGroupsOfAStrangersAnswer(f *testing.F) {
-	f.Add([]byte(`{"groups":[{"total":-1,"owner":{"kind":"pod","name":"\u001b[2J日本"},"remote":{"ip":"fe80::1%\u001b[2J"},"verdict":"\u009b","verdicts":{"\n":1,"zombie":1}}]}`))
+	}
 	f.Fuzz(func(t *testing.T, body []byte) {
-		var doc exporter.Groups
-		if json.Unmarshal(body, &doc) != nil {
+		var conns exporter.Connections
+		var deaths exporter.Deaths
+		var groups exporter.Groups
+		if json.Unmarshal(body, &conns) != nil || json.Unmarshal(body, &deaths) != nil || json.Unmarshal(body, &groups) != nil {
 			return
 		}
+		prints(t, connectionTable(conns.Connections, noon, true), len(conns.Connections))
+		prints(t, deathTable(deaths.Deaths, true), len(deaths.Deaths))
 		for _, by := range []collector.Grouping{collector.ByOwner, collector.ByRemote, collector.ByVerdict} {
-			var b bytes.Buffer
-			if err := groupTable(doc.Groups, by).write(&b, false); err != nil {
-				t.Fatal(err)
-			}
-			if lines := strings.Count(b.String(), "\n"); lines != len(doc.Groups)+1 {
-				t.Fatalf("%d groups are %d lines", len(doc.Groups), lines-1)
-			}
-			if i := strings.IndexFunc(b.String(), func(r rune) bool { return r != '\n' && !unicode.IsPrint(r) }); i >= 0 {
-				t.Fatalf("%q", b.String())
-			}
+			prints(t, groupTable(groups.Groups, by), len(groups.Groups))
 		}
 	})
 }
