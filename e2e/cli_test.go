@@ -132,7 +132,7 @@ func TestHelpAndVersionNeedNothing(t *testing.T) {
 	t.Parallel()
 	for _, args := range [][]string{
 		{"--help"}, {"agent", "--help"}, {"list", "--help"}, {"explain", "--help"}, {"top", "--help"}, {"trace", "--help"}, {"demo", "--help"},
-		{"doctor", "--help"}, {"version", "--help"}, {"version"},
+		{"doctor", "--help"}, {"version", "--help"}, {"version"}, {"version", "--licenses"},
 	} {
 		stdout, stderr, status := run(t, asNobody(t, args...))
 		if status != 0 || stdout == "" || stderr != "" {

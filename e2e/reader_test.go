@@ -45,7 +45,7 @@ func TestAgentOutlivesTheReaderOfItsLog(t *testing.T) {
 // Commands that print end in order when nobody reads any more, as in list | head.
 func TestCommandsEndWithTheirReader(t *testing.T) {
 	t.Parallel()
-	for _, args := range [][]string{{"list"}, {"list", "-o", "json", "--all"}, {"doctor"}, {"demo"}, {"version"}, {"--help"}} {
+	for _, args := range [][]string{{"list"}, {"list", "-o", "json", "--all"}, {"doctor"}, {"demo"}, {"version", "--licenses"}, {"--help"}} {
 		reader, out, err := os.Pipe()
 		if err != nil {
 			t.Fatal(err)
