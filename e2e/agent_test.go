@@ -196,7 +196,12 @@ func (b *buffer) String() string {
 // startAgent runs an agent until the test ends, and returns once it is ready.
 func startAgent(t testing.TB, flags ...string) *agent {
 	t.Helper()
-	a := launchAgent(t, flags...)
+	return untilTheEnd(t, launchAgent(t, flags...))
+}
+
+// untilTheEnd waits until an agent is ready, and ends it when the test does.
+func untilTheEnd(t testing.TB, a *agent) *agent {
+	t.Helper()
 	t.Cleanup(func() {
 		if a.stop(); a.late {
 			t.Error("the agent did not end within 10 s of SIGTERM")
@@ -247,11 +252,16 @@ func launchAgentAt(t testing.TB, addr string, flags ...string) *agent {
 	if !slices.ContainsFunc(flags, func(f string) bool { return strings.HasPrefix(f, "--web.socket") }) {
 		flags = append(flags[:len(flags):len(flags)], "--web.socket=none")
 	}
-	cmd := exec.Command(binary, append([]string{"agent", "--web.listen-address=" + addr}, flags...)...)
+	return launchCommand(t, addr, exec.Command(binary, append([]string{"agent", "--web.listen-address=" + addr}, flags...)...))
+}
+
+// launchCommand starts an agent that listens on that address, as cmd makes it.
+func launchCommand(t testing.TB, addr string, cmd *exec.Cmd) *agent {
+	t.Helper()
 	return launch(t, addr, cmd, cmd.Start)
 }
 
-// launch starts an agent that listens on that address, as cmd makes it.
+// launch starts an agent that listens on that address, by start.
 func launch(t testing.TB, addr string, cmd *exec.Cmd, start func() error) *agent {
 	t.Helper()
 	a := &agent{t: t, url: "http://" + addr, cmd: cmd, log: &buffer{}, done: make(chan struct{})}

@@ -47,13 +47,13 @@ var _ Source = (*collector.Collector)(nil)
 // the query says otherwise.
 const defaultLimit = 1000
 
-// NewHandler serves the live page, the API with its stream, the metrics, and the
-// health of the agent.
-func NewHandler(src Source, live *Live, logger *slog.Logger) http.Handler {
+// NewHandler serves the live page, the API with its stream, the metrics (also those of
+// the collectors), and the health of the agent.
+func NewHandler(src Source, live *Live, logger *slog.Logger, metrics ...prometheus.Collector) http.Handler {
 	a := &api{src: src, logger: logger, large: make(chan struct{}, 1)}
 	mux := http.NewServeMux()
 	servePage(mux)
-	mux.Handle("GET /metrics", metricsHandler(src, logger))
+	mux.Handle("GET /metrics", metricsHandler(logger, append(metrics, NewMetrics(src))...))
 	mux.HandleFunc("GET /-/healthy", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintln(w, "healthy")
 	})
@@ -96,10 +96,10 @@ func secure(next http.Handler) http.Handler {
 // metricsHandler has its own registry. A collector that fails costs only its
 // own metrics: the error is logged, and counted in
 // promhttp_metric_handler_errors_total.
-func metricsHandler(src Source, logger *slog.Logger) http.Handler {
+func metricsHandler(logger *slog.Logger, metrics ...prometheus.Collector) http.Handler {
 	reg := prometheus.NewRegistry()
+	reg.MustRegister(metrics...)
 	reg.MustRegister(
-		NewMetrics(src),
 		versioncollector.NewCollector("halfopen"),
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),

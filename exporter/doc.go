@@ -6,8 +6,9 @@
 //
 // The life cycle: [NewLive] makes what tells the pages from a [Source], which is a
 // *collector.Collector, and [Live.Run] runs it; [NewHandler] makes the handler;
-// [Serve] listens, serves it and ends with its context. Every answer but the stream is
-// made from the Source when it is asked for.
+// [Listen] opens the listeners, and [Serve] serves on them, with a [ConnLimit], and ends
+// with its context. Every answer but the stream is made from the
+// Source when it is asked for.
 //
 // The objects of the API ([Connection], [Death], [Event], [Notice] and the
 // envelopes [Connections], [Deaths] and [ConnectionDetail]) are what the

@@ -17,6 +17,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 
@@ -31,7 +32,9 @@ const golden = "testdata/metrics.golden"
 func scrape(t *testing.T, stats collector.Stats) []byte {
 	t.Helper()
 	reg := prometheus.NewPedanticRegistry()
-	reg.MustRegister(NewMetrics(&fakeSource{stats: stats}))
+	logger := slog.New(slog.DiscardHandler)
+	src := &fakeSource{stats: stats}
+	reg.MustRegister(NewMetrics(src), NewConnLimit(logger))
 	families, err := reg.Gather()
 	if err != nil {
 		t.Fatal(err)
@@ -43,6 +46,16 @@ func scrape(t *testing.T, stats collector.Stats) []byte {
 		}
 	}
 	return out.Bytes()
+}
+
+// samplesOf is every sample of a collector, by name and labels.
+func samplesOf(t *testing.T, c prometheus.Collector) map[string]float64 {
+	t.Helper()
+	reg := prometheus.NewPedanticRegistry()
+	reg.MustRegister(c)
+	w := httptest.NewRecorder()
+	promhttp.HandlerFor(reg, promhttp.HandlerOpts{}).ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	return parseText(t, w.Body.Bytes())
 }
 
 // parseText is every sample of a gauge or counter, by name and labels.
@@ -150,6 +163,8 @@ func TestEverythingIsPresentAtZeroFromTheStart(t *testing.T) {
 	series("halfopen_census_namespaces")
 	series("halfopen_census_namespaces_unvisited")
 	series("halfopen_watched_sockets")
+	series("halfopen_http_connections")
+	series("halfopen_http_connections_closed_total", label("state", "new active idle")...)
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}

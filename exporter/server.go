@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log"
 	"log/slog"
 	"net"
 	"net/http"
@@ -23,11 +24,16 @@ const (
 	// writeTimeout bounds a whole answer. One that goes on for longer sets its
 	// own deadline (http.ResponseController).
 	writeTimeout = time.Minute
-	idleTimeout  = 2 * time.Minute
+	// idleTimeout keeps the connections of scrapes that are at most 30 s apart.
+	idleTimeout = 35 * time.Second
 	// shutdownGrace is what requests under way get when the context ends.
 	shutdownGrace = 5 * time.Second
 
-	maxHeaderBytes = 64 << 10
+	// What a connection may take: of a request's header, and of HTTP/2.
+	maxHeaderBytes = 16 << 10
+	maxStreams     = 32
+	maxFrameBytes  = 16 << 10
+	maxUploadBytes = 64 << 10
 )
 
 // ErrAddress is of an address that means nothing, on whatever machine.
@@ -105,13 +111,14 @@ func closeAll(listeners []net.Listener) {
 // Serve serves the handler on the listeners until the context ends (nil), with
 // TLS and basic auth as the web config file says; on a Unix socket that not every user
 // can connect to, without either. Requests over such sockets know their [RequestPeer].
-// It closes the listeners.
-func Serve(ctx context.Context, listeners []net.Listener, handler http.Handler, flags *web.FlagConfig, logger *slog.Logger) error {
+// The limit is for the connections of all listeners. It closes the listeners.
+func Serve(ctx context.Context, listeners []net.Listener, handler http.Handler, flags *web.FlagConfig, limit *ConnLimit, logger *slog.Logger) error {
 	defer closeAll(listeners)
 	plain := &web.FlagConfig{WebConfigFile: new(string)} // web.Serve wants one, and nothing else
 	if flags.WebConfigFile == nil {
 		flags = plain
 	}
+	errorLog := log.New(serverLog{newMinuteLog(logger, "HTTP connections failed")}, "", 0)
 	g, ctx := errgroup.WithContext(ctx)
 	for _, l := range listeners {
 		// One for each: web.Serve changes the server that it is given.
@@ -123,14 +130,21 @@ func Serve(ctx context.Context, listeners []net.Listener, handler http.Handler, 
 			WriteTimeout:      writeTimeout,
 			IdleTimeout:       idleTimeout,
 			MaxHeaderBytes:    maxHeaderBytes,
-			ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
+			HTTP2: &http.HTTP2Config{
+				MaxConcurrentStreams:          maxStreams,
+				MaxReadFrameSize:              maxFrameBytes,
+				MaxReceiveBufferPerConnection: maxUploadBytes,
+				MaxReceiveBufferPerStream:     maxUploadBytes,
+			},
+			ConnState: limit.connState,
+			ErrorLog:  errorLog,
 		}
 		config := flags
 		if guardedByMode(l) {
 			config = plain
 		}
 		g.Go(func() error {
-			if err := web.Serve(l, server, config, logger); !errors.Is(err, http.ErrServerClosed) {
+			if err := web.Serve(limit.listener(l), server, config, logger); !errors.Is(err, http.ErrServerClosed) {
 				return fmt.Errorf("serve on %s: %w", l.Addr(), err)
 			}
 			return nil

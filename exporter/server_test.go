@@ -43,8 +43,9 @@ func start(t *testing.T, h http.Handler, config string) (urls [2]string, stop fu
 		urls[i] = "http://" + l.Addr().String()
 	}
 	ctx, cancel := context.WithCancel(t.Context())
+	logger := slog.New(slog.DiscardHandler)
 	done := make(chan error, 1)
-	go func() { done <- Serve(ctx, listeners, h, flagsFor(config), slog.New(slog.DiscardHandler)) }()
+	go func() { done <- Serve(ctx, listeners, h, flagsFor(config), newConnLimit(maxConns, logger), logger) }()
 	return urls, func() error {
 		cancel()
 		return <-done
@@ -132,7 +133,8 @@ func TestServeEndsWithAContextThatIsOverAlready(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := Serve(ctx, listeners, http.NotFoundHandler(), flags, slog.New(slog.DiscardHandler)); err != nil {
+	logger := slog.New(slog.DiscardHandler)
+	if err := Serve(ctx, listeners, http.NotFoundHandler(), flags, newConnLimit(maxConns, logger), logger); err != nil {
 		t.Error(err)
 	}
 }
@@ -274,7 +276,8 @@ func TestOneServerThatFailsEndsAll(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = Serve(t.Context(), listeners, http.NotFoundHandler(), flagsFor(config), slog.New(slog.DiscardHandler))
+	logger := slog.New(slog.DiscardHandler)
+	err = Serve(t.Context(), listeners, http.NotFoundHandler(), flagsFor(config), newConnLimit(maxConns, logger), logger)
 	if !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("error is %v", err)
 	}

@@ -212,7 +212,7 @@ func TestWhoAsksOverTheSocketIsKnown(t *testing.T) {
 		done <- Serve(ctx, []net.Listener{tcp, socket}, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 			p, ok := RequestPeer(r.Context())
 			answers <- answer{p, ok}
-		}), flagsFor(""), quiet)
+		}), flagsFor(""), newConnLimit(maxConns, quiet), quiet)
 	}()
 	get := func(c *http.Client, url string) answer {
 		resp, err := c.Get(url)
@@ -255,7 +255,7 @@ func TestSocketNeedsAPasswordOnlyWhereEverybodyCanConnect(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
 		go func() {
-			done <- Serve(ctx, []net.Listener{l}, newHandler(t, &fakeSource{}), flagsFor(config), quiet)
+			done <- Serve(ctx, []net.Listener{l}, newHandler(t, &fakeSource{}), flagsFor(config), newConnLimit(maxConns, quiet), quiet)
 		}()
 		resp, err := unixClient(path).Get("http://halfopen/-/healthy")
 		if err != nil {

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/halfopen/halfopen/bpf"
 	"github.com/halfopen/halfopen/collector"
 )
@@ -79,10 +81,12 @@ func (f *fakeSource) Options() collector.Options {
 	return collector.Options{IdleAfter: 5 * time.Minute, MiddleboxTimeout: 350 * time.Second}
 }
 
-func newHandler(t *testing.T, src Source) http.Handler {
+func newDiscardLogger() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+func newHandler(t *testing.T, src Source, metrics ...prometheus.Collector) http.Handler {
 	t.Helper()
-	logger := slog.New(slog.DiscardHandler)
-	return NewHandler(src, NewLive(src, logger), logger)
+	logger := newDiscardLogger()
+	return NewHandler(src, NewLive(src, logger), logger, metrics...)
 }
 
 func request(t *testing.T, h http.Handler, method, target string) *httptest.ResponseRecorder {

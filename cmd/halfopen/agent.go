@@ -103,7 +103,8 @@ func (a *agent) run(ctx context.Context, _, stderr io.Writer) error {
 	}
 	c := collector.New(k, a.thresholds.options(logger))
 	live := exporter.NewLive(c, logger)
-	handler := exporter.NewHandler(c, live, logger)
+	conns := exporter.NewConnLimit(logger)
+	handler := exporter.NewHandler(c, live, logger, conns)
 	logger.Info("Starting halfopen", "version", version.Version, "revision", version.GetRevision(),
 		"kernel", kernelRelease(), "address", strings.Join(*a.web.WebListenAddresses, ","))
 	g, ctx := errgroup.WithContext(ctx)
@@ -112,7 +113,7 @@ func (a *agent) run(ctx context.Context, _, stderr io.Writer) error {
 		live.Run(ctx)
 		return nil
 	})
-	g.Go(func() error { return exporter.Serve(ctx, listeners, handler, a.web, logger) })
+	g.Go(func() error { return exporter.Serve(ctx, listeners, handler, a.web, conns, logger) })
 	if err := g.Wait(); err != nil {
 		return err
 	}

@@ -71,7 +71,10 @@ func (example) Stats() (collector.Stats, error) {
 // registered is everything that is named halfopen_*, sorted by name.
 func registered() ([]*dto.MetricFamily, error) {
 	r := prometheus.NewPedanticRegistry()
-	for _, c := range []prometheus.Collector{exporter.NewMetrics(example{}), versioncollector.NewCollector("halfopen")} {
+	for _, c := range []prometheus.Collector{
+		exporter.NewMetrics(example{}), exporter.NewConnLimit(nil),
+		versioncollector.NewCollector("halfopen"),
+	} {
 		if err := r.Register(c); err != nil {
 			return nil, err
 		}

@@ -64,6 +64,14 @@ var queries = map[string]query{
 		"Events a second on each node:",
 		`sum without (type) (rate(halfopen_events_total[5m]))`, "events",
 	},
+	"halfopen_http_connections": {
+		"The agents with most HTTP connections (at 512, or a quarter of the agent's limit on descriptors if that is less, each new one costs an old one):",
+		`topk(10, halfopen_http_connections)`, "connections",
+	},
+	"halfopen_http_connections_closed_total": {
+		"Agents that somebody opens too many connections to:",
+		`sum without (state) (rate(halfopen_http_connections_closed_total[5m])) > 0`, "connections",
+	},
 	"halfopen_tcp_connection_idle_seconds": {
 		"The share of established connections that have been idle for longer than 350 s, after which many middleboxes forget a flow (a histogram of the connections now: no `rate`; OpenMetrics writes the bound as `350.0`):",
 		`1 - sum without (le) (halfopen_tcp_connection_idle_seconds_bucket{le=~"350(\\.0)?"}) / halfopen_tcp_connection_idle_seconds_count`, "",

@@ -84,4 +84,9 @@ var values = map[string][]meaning{
 	"halfopen_events_total type":            events,
 	"halfopen_events_suppressed_total type": events,
 	"halfopen_events_lost_total type":       losses,
+	"halfopen_http_connections_closed_total state": {
+		{"new", "no request has been sent, or not the whole of it"},
+		{"active", "a request was being answered"},
+		{"idle", "between two requests"},
+	},
 }

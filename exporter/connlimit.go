@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package exporter
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// maxConns is how many HTTP connections may be open, with descriptors to spare;
+	// an idle one takes some 34 KB.
+	maxConns = 512
+	// connShare is the part of all descriptors that connections may have. Each can
+	// need three at once: its socket, and the web config file and the certificate that
+	// are read for it. As much as the sockets is left for the passes over the kernel's
+	// sockets.
+	connShare = 4
+	// waitingAfter is how long a connection that has not sent a whole request is given
+	// before it counts as waiting.
+	waitingAfter = time.Second
+	// closingPatience bounds the wait until a closed connection's descriptor is free.
+	closingPatience = 100 * time.Millisecond
+	// acceptPause and maxAcceptPause are between two tries to accept a connection
+	// where that fails.
+	acceptPause    = 5 * time.Millisecond
+	maxAcceptPause = time.Second
+)
+
+// A ConnLimit bounds the HTTP connections of all listeners together. When one more
+// comes, one is closed of the client that has most: the oldest that waits for the
+// client (idle, or its request is not complete), or else the oldest. So every
+// newcomer gets in, also where all clients have one address, that of a proxy. It is a
+// prometheus.Collector of what it did, and safe for concurrent use.
+type ConnLimit struct {
+	max    int
+	full   *minuteLog
+	failed *minuteLog
+	open   prometheus.GaugeFunc
+	closed *prometheus.CounterVec
+
+	mu      sync.Mutex
+	conns   map[net.Conn]*httpConn // those that are being closed, too
+	clients map[netip.Prefix]int   // how many each has, but for those
+	count   int                    // the sum of these
+}
+
+// An httpConn is what a ConnLimit knows of a connection.
+type httpConn struct {
+	client  netip.Prefix
+	state   http.ConnState
+	since   time.Time // when the state began
+	closing bool
+	gone    chan struct{} // closed when its server has done with it
+}
+
+// waits reports whether it is the client's turn to send.
+func (c *httpConn) waits(now time.Time) bool {
+	return c.state != http.StateActive && now.Sub(c.since) >= waitingAfter
+}
+
+// NewConnLimit makes a limit that leaves descriptors for the agent's own work, as
+// RLIMIT_NOFILE allows it.
+func NewConnLimit(logger *slog.Logger) *ConnLimit {
+	limit := maxConns
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err == nil { // Go has raised it as far as it may
+		limit = int(min(maxConns, max(1, files.Cur/connShare)))
+	}
+	return newConnLimit(limit, logger)
+}
+
+func newConnLimit(limit int, logger *slog.Logger) *ConnLimit {
+	l := &ConnLimit{
+		max:    limit,
+		full:   newMinuteLog(logger, "There are too many HTTP connections: the oldest of the client with most were closed"),
+		failed: newMinuteLog(logger, "HTTP connections cannot be accepted, and have to wait"),
+		closed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "halfopen_http_connections_closed_total",
+			Help: "HTTP connections closed because there were too many, by what they were doing.",
+		}, []string{"state"}),
+		conns:   make(map[net.Conn]*httpConn),
+		clients: make(map[netip.Prefix]int),
+	}
+	l.open = prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "halfopen_http_connections",
+		Help: "Open HTTP connections.",
+	}, func() float64 {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return float64(l.count)
+	})
+	for _, s := range []http.ConnState{http.StateNew, http.StateActive, http.StateIdle} {
+		l.closed.WithLabelValues(s.String())
+	}
+	return l
+}
+
+// Describe implements prometheus.Collector.
+func (l *ConnLimit) Describe(ch chan<- *prometheus.Desc) {
+	l.open.Describe(ch)
+	l.closed.Describe(ch)
+}
+
+// Collect implements prometheus.Collector.
+func (l *ConnLimit) Collect(ch chan<- prometheus.Metric) {
+	l.open.Collect(ch)
+	l.closed.Collect(ch)
+}
+
+// clientOf returns who counts as one client, of an address with a port: an IPv4
+// address, an IPv6 network of 64 bits, of which a host may have all addresses, or this
+// host. The clients of Unix sockets are one client, the invalid prefix.
+func clientOf(remote string) netip.Prefix {
+	ap, err := netip.ParseAddrPort(remote)
+	if err != nil {
+		return netip.Prefix{}
+	}
+	addr, bits := ap.Addr().Unmap().WithZone(""), 64
+	switch {
+	case addr.IsLoopback():
+		addr, bits = netip.AddrFrom4([4]byte{127}), 8
+	case addr.Is4():
+		bits = 32
+	}
+	return netip.PrefixFrom(addr, bits).Masked()
+}
+
+// connState is the hook of every http.Server that the limit is for. The server calls
+// it before it accepts the next connection.
+func (l *ConnLimit) connState(nc net.Conn, state http.ConnState) {
+	if t, ok := nc.(*tls.Conn); ok {
+		nc = t.NetConn() // which it closes at once, without a word to the client
+	}
+	switch state {
+	case http.StateNew:
+		l.add(nc)
+	case http.StateActive, http.StateIdle:
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if c := l.conns[nc]; c != nil {
+			c.state, c.since = state, time.Now()
+		}
+	case http.StateClosed, http.StateHijacked:
+		l.remove(nc)
+	}
+}
+
+func (l *ConnLimit) add(nc net.Conn) {
+	c := &httpConn{client: clientOf(nc.RemoteAddr().String()), state: http.StateNew, since: time.Now(), gone: make(chan struct{})}
+	l.mu.Lock()
+	l.conns[nc] = c
+	l.clients[c.client]++
+	l.count++
+	tooMany := l.count > l.max
+	l.mu.Unlock()
+	if tooMany && l.closeOne() {
+		l.full.note(fmt.Sprintf("the limit is %d", l.max))
+	}
+}
+
+func (l *ConnLimit) remove(nc net.Conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c := l.conns[nc]
+	if c == nil {
+		return
+	}
+	delete(l.conns, nc)
+	if !c.closing {
+		l.uncount(c)
+	}
+	close(c.gone)
+}
+
+func (l *ConnLimit) uncount(c *httpConn) {
+	l.count--
+	if l.clients[c.client]--; l.clients[c.client] == 0 {
+		delete(l.clients, c.client)
+	}
+}
+
+// closeOne closes a connection, if there is one, and waits for its descriptor to be
+// free. The newest is the last to be chosen.
+func (l *ConnLimit) closeOne() bool {
+	l.mu.Lock()
+	nc, c := l.choose(time.Now())
+	if c == nil {
+		l.mu.Unlock()
+		return false
+	}
+	c.closing = true
+	l.uncount(c)
+	state := c.state
+	l.mu.Unlock()
+	l.closed.WithLabelValues(state.String()).Inc()
+	nc.Close()
+	if state == http.StateActive {
+		return true // its handler may take a while, but does not hold the descriptor
+	}
+	timeout := time.NewTimer(closingPatience)
+	defer timeout.Stop()
+	select {
+	case <-c.gone:
+	case <-timeout.C:
+	}
+	return true
+}
+
+// choose returns the connection to close.
+func (l *ConnLimit) choose(now time.Time) (chosen net.Conn, c *httpConn) {
+	for nc, o := range l.conns {
+		if !o.closing && (c == nil || l.sooner(o, c, now)) {
+			chosen, c = nc, o
+		}
+	}
+	return chosen, c
+}
+
+// sooner reports whether a is closed rather than b.
+func (l *ConnLimit) sooner(a, b *httpConn, now time.Time) bool {
+	if m, n := l.clients[a.client], l.clients[b.client]; m != n {
+		return m > n
+	}
+	if v, w := a.waits(now), b.waits(now); v != w {
+		return v
+	}
+	return a.since.Before(b.since)
+}
+
+// listener returns a listener whose Accept fails only when it is closed. Where there
+// are no descriptors left, it closes a connection to free one, and tries again.
+func (l *ConnLimit) listener(of net.Listener) net.Listener { return &limitedListener{of, l} }
+
+type limitedListener struct {
+	net.Listener
+	limit *ConnLimit
+}
+
+func (l *limitedListener) Accept() (net.Conn, error) {
+	for pause := acceptPause; ; pause = min(2*pause, maxAcceptPause) {
+		c, err := l.Listener.Accept()
+		if err == nil || errors.Is(err, net.ErrClosed) {
+			return c, err
+		}
+		l.limit.failed.note(err.Error())
+		if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
+			l.limit.closeOne()
+		}
+		time.Sleep(pause)
+	}
+}
