@@ -53,7 +53,7 @@ func NewHandler(src Source, live *Live, logger *slog.Logger, metrics ...promethe
 	a := &api{src: src, logger: logger, large: make(chan struct{}, 1)}
 	mux := http.NewServeMux()
 	servePage(mux)
-	mux.Handle("GET /metrics", metricsHandler(logger, append(metrics, NewMetrics(src))...))
+	mux.Handle("GET /metrics", metricsHandler(logger, append(metrics, NewMetrics(src), live)...))
 	mux.HandleFunc("GET /-/healthy", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintln(w, "healthy")
 	})

@@ -4,6 +4,7 @@ package exporter
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"iter"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"os"
 	"slices"
 	"strconv"
@@ -25,10 +27,9 @@ import (
 
 // The bounds of the stream.
 const (
-	// maxViewers may be served at once, and each has at most viewerFrames frames
-	// of the stream, which all share, still to be sent; who falls further behind is
-	// dropped, as is who takes nothing for viewerPatience.
-	maxViewers     = 256
+	// A viewer has at most viewerFrames frames of the stream, which all share, still to
+	// be sent; who falls further behind is dropped, as is who takes nothing for
+	// viewerPatience.
 	viewerFrames   = 64
 	viewerPatience = 10 * time.Second
 	// viewerHeartbeat is after how long of nothing a comment is sent.
@@ -106,8 +107,11 @@ func (f *frame) empty() bool {
 
 // A viewer is a client of the stream.
 type viewer struct {
-	wants  uint16      // a bit for each kind
-	frames chan *frame // closed when it is dropped
+	client  netip.Prefix
+	joined  time.Time
+	wants   uint16      // a bit for each kind
+	frames  chan *frame // closed when it is dropped
+	refused *refusal    // set before frames is closed, if it got none
 }
 
 // Live tells the pages, and whoever else listens to the stream, what happens. What
@@ -120,6 +124,8 @@ type Live struct {
 	join   chan *viewer
 	leave  chan *viewer
 	ended  chan struct{}
+
+	metrics streamMetrics
 
 	patience time.Duration // viewerPatience, but for tests
 
@@ -194,6 +200,7 @@ func NewLive(src Source, logger *slog.Logger) *Live {
 		join: make(chan *viewer), leave: make(chan *viewer), ended: make(chan struct{}), patience: viewerPatience,
 		seen: make(chan seen), owners: make(chan owners),
 		viewers: make(map[*viewer]bool), searches: newAlarm(), flushes: newAlarm(), looks: newAlarm(), counts: newAlarm(),
+		metrics: newStreamMetrics(),
 	}
 }
 
@@ -224,10 +231,7 @@ func (l *Live) Run(ctx context.Context) {
 		case v := <-l.join:
 			l.admit(ctx, v)
 		case v := <-l.leave:
-			if l.viewers[v] {
-				l.drop(v)
-			}
-			l.waiting = slices.DeleteFunc(l.waiting, func(w *viewer) bool { return w == v })
+			l.remove(v)
 		case n := <-notices:
 			l.pending = append(l.pending, n)
 			l.flushes.in(max(noticeDelay, frameSpacing-time.Since(l.framed)))
@@ -260,7 +264,8 @@ func (l *Live) Run(ctx context.Context) {
 
 // admit begins to serve a viewer, once there is what it wants.
 func (l *Live) admit(ctx context.Context, v *viewer) {
-	if len(l.viewers)+len(l.waiting) >= maxViewers {
+	if r := l.makeRoom(v.client); r != nil {
+		l.refuse(v, r)
 		close(v.frames)
 		return
 	}
@@ -312,6 +317,7 @@ func (l *Live) drop(v *viewer) {
 
 // tidy lets go of what nobody listens to any more.
 func (l *Live) tidy() {
+	l.metrics.served.Set(float64(len(l.viewers) + len(l.waiting)))
 	if l.wanted&(1<<kindRows) == 0 && len(l.waiting) == 0 {
 		l.rows, l.known, l.whole, l.strays = nil, false, nil, nil
 		l.looks.off()
@@ -779,7 +785,7 @@ func (l *Live) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		writeError(w, http.StatusBadRequest, err)
 		return
 	}
-	v := &viewer{wants: wants, frames: make(chan *frame, viewerFrames)}
+	v := &viewer{client: clientOf(r.RemoteAddr), joined: time.Now(), wants: wants, frames: make(chan *frame, viewerFrames)}
 	if r.Method == http.MethodHead {
 		w.Header().Set("Content-Type", "text/event-stream")
 		return
@@ -805,14 +811,9 @@ func (l *Live) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case <-r.Context().Done():
 		return
 	}
-	select {
-	case <-l.ended:
-		writeError(w, http.StatusServiceUnavailable, errEnding)
-		return
-	default:
-	}
 	if !ok {
-		writeError(w, http.StatusServiceUnavailable, fmt.Errorf("%d clients have the stream already: close some", maxViewers))
+		refused := cmp.Or(v.refused, &refusal{status: http.StatusServiceUnavailable, err: errEnding})
+		writeError(w, refused.status, refused.err)
 		return
 	}
 	w.Header().Set("Content-Type", "text/event-stream")

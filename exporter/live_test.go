@@ -6,7 +6,6 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -352,24 +351,6 @@ func TestStreamEndsWithTheAgent(t *testing.T) {
 		}
 		http.DefaultClient.CloseIdleConnections()
 	})
-}
-
-func TestThereAreNoMoreViewersThanServed(t *testing.T) {
-	src := &fakeSource{notices: make(chan collector.Notice)}
-	server := broadcast(t.Context(), t, src, func(l *Live) {
-		for range maxViewers {
-			l.viewers[&viewer{frames: make(chan *frame, viewerFrames)}] = true
-		}
-	})
-	resp, err := http.Get(server.URL + "/api/v1/stream")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil || resp.StatusCode != http.StatusServiceUnavailable || !strings.Contains(string(body), fmt.Sprint(maxViewers)) {
-		t.Errorf("status %d, %s, %v", resp.StatusCode, body, err)
-	}
 }
 
 func TestUnknownEventsAreRefused(t *testing.T) {

@@ -72,6 +72,14 @@ var queries = map[string]query{
 		"Agents that somebody opens too many connections to:",
 		`sum without (state) (rate(halfopen_http_connections_closed_total[5m])) > 0`, "connections",
 	},
+	"halfopen_http_streams": {
+		"Live pages and other clients of the stream, in all:",
+		`sum(halfopen_http_streams)`, "streams",
+	},
+	"halfopen_http_streams_refused_total": {
+		"Agents whose stream is in too great demand:",
+		`sum without (reason) (increase(halfopen_http_streams_refused_total[1h])) > 0`, "streams",
+	},
 	"halfopen_tcp_connection_idle_seconds": {
 		"The share of established connections that have been idle for longer than 350 s, after which many middleboxes forget a flow (a histogram of the connections now: no `rate`; OpenMetrics writes the bound as `350.0`):",
 		`1 - sum without (le) (halfopen_tcp_connection_idle_seconds_bucket{le=~"350(\\.0)?"}) / halfopen_tcp_connection_idle_seconds_count`, "",

@@ -89,4 +89,8 @@ var values = map[string][]meaning{
 		{"active", "a request was being answered"},
 		{"idle", "between two requests"},
 	},
+	"halfopen_http_streams_refused_total reason": {
+		{"client", "the client had 64 already (429)"},
+		{"all", "256 were served already: this one was refused (503), or it ended for a client that had fewer"},
+	},
 }
