@@ -97,6 +97,7 @@ func TestOneClearLine(t *testing.T) {
 		"a web config that is not there":  {exec.Command(binary, "agent", free, "--web.config.file=/nowhere.yml"), 1, []string{"/nowhere.yml"}},
 		"an unknown flag":                 {exec.Command(binary, "agent", "--no-such-flag"), 2, []string{"--no-such-flag", "--help"}},
 		"an unknown command":              {exec.Command(binary, "frobnicate"), 2, []string{"frobnicate"}},
+		"an allowed host with a scheme":   {exec.Command(binary, "agent", "--web.allowed-host=http://node"), 2, []string{"--web.allowed-host", "http://node", "node.example.com"}},
 		"no command":                      {exec.Command(binary), 2, []string{"--help"}},
 		"a duration that is none":         {exec.Command(binary, "agent", "--idle-after=soon"), 2, []string{"idle-after", "soon"}},
 		"a negative duration":             {exec.Command(binary, "agent", "--zombie-silence=-1s"), 2, []string{"zombie-silence"}},

@@ -48,24 +48,33 @@ type browser struct {
 	mayBreak bool     // the agent is stopped: requests fail
 }
 
-// browse starts Debian's chromium for as long as the test runs. Who does is not parallel: it
-// takes much of the machine.
-func browse(t testing.TB, width, height int64, scale float64) *browser {
+// startBrowser starts Debian's chromium for as long as the test runs. Who does is not
+// parallel: it takes much of the machine.
+func startBrowser(t testing.TB, width, height int64, flags ...chromedp.ExecAllocatorOption) *browser {
 	t.Helper()
 	opts := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath("chromium"),
 		chromedp.NoSandbox, // it does not work for root; the page is our own
 		chromedp.Flag("disable-dev-shm-usage", true),
 		chromedp.UserDataDir(t.TempDir()), chromedp.WindowSize(int(width), int(height)))
-	ctx, cancel := chromedp.NewExecAllocator(context.Background(), opts...)
+	ctx, cancel := chromedp.NewExecAllocator(context.Background(), append(opts, flags...)...)
 	t.Cleanup(cancel)
 	ctx, cancel = chromedp.NewContext(ctx)
 	t.Cleanup(cancel)
-	b := &browser{t: t, ctx: ctx}
+	if _, err := chromedp.Call(ctx, web.Enable, web.EnableParams{}); err != nil { // which starts it
+		t.Fatal(err)
+	}
+	return &browser{t: t, ctx: ctx}
+}
+
+// browse starts a browser for the live page, in which nothing may go wrong.
+func browse(t testing.TB, width, height int64, scale float64) *browser {
+	t.Helper()
+	b := startBrowser(t, width, height)
+	ctx := b.ctx
 	if err := chromedp.Listen(ctx, b.listen); err != nil {
 		t.Fatal(err)
 	}
 	for _, enable := range []func() error{
-		func() error { _, err := chromedp.Call(ctx, web.Enable, web.EnableParams{}); return err },
 		func() error { _, err := chromedp.Call(ctx, console.Enable, cdp.Empty{}); return err },
 		func() error { _, err := chromedp.Call(ctx, runtime.Enable, cdp.Empty{}); return err },
 		func() error {

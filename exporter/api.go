@@ -48,7 +48,7 @@ var _ Source = (*collector.Collector)(nil)
 const defaultLimit = 1000
 
 // NewHandler serves the live page, the API with its stream, the metrics (also those of
-// the collectors), and the health of the agent.
+// the collectors), and the health of the agent. What may ask is for a [Guard] to say.
 func NewHandler(src Source, live *Live, logger *slog.Logger, metrics ...prometheus.Collector) http.Handler {
 	a := &api{src: src, logger: logger, large: make(chan struct{}, 1)}
 	mux := http.NewServeMux()
@@ -81,16 +81,6 @@ func NewHandler(src Source, live *Live, logger *slog.Logger, metrics ...promethe
 		writeError(w, http.StatusNotFound, fmt.Errorf("no such path: %s", r.URL.Path))
 	})
 	return secure(mux)
-}
-
-func secure(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("X-Content-Type-Options", "nosniff")
-		if strings.HasPrefix(r.URL.Path, "/api/") {
-			w.Header().Set("Cache-Control", "no-store")
-		}
-		next.ServeHTTP(w, r)
-	})
 }
 
 // metricsHandler has its own registry. A collector that fails costs only its

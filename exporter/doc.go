@@ -5,9 +5,9 @@
 // BPF in it, and it remembers nothing but the counts of the last hour, for the page.
 //
 // The life cycle: [NewLive] makes what tells the pages from a [Source], which is a
-// *collector.Collector, and [Live.Run] runs it; [NewHandler] makes the handler;
-// [Listen] opens the listeners, and [Serve] serves on them, with a [ConnLimit], and ends
-// with its context. Every answer but the stream is made from the
+// *collector.Collector, and [Live.Run] runs it; [NewHandler] makes the handler, and a
+// [Guard] wraps it; [Listen] opens the listeners, and [Serve] serves on them, with a
+// [ConnLimit], and ends with its context. Every answer but the stream is made from the
 // Source when it is asked for.
 //
 // The objects of the API ([Connection], [Death], [Event], [Notice] and the

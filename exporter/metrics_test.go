@@ -34,7 +34,7 @@ func scrape(t *testing.T, stats collector.Stats) []byte {
 	reg := prometheus.NewPedanticRegistry()
 	logger := slog.New(slog.DiscardHandler)
 	src := &fakeSource{stats: stats}
-	reg.MustRegister(NewMetrics(src), NewLive(src, logger), NewConnLimit(logger))
+	reg.MustRegister(NewMetrics(src), NewLive(src, logger), NewGuard(nil, nil), NewConnLimit(logger))
 	families, err := reg.Gather()
 	if err != nil {
 		t.Fatal(err)
@@ -165,6 +165,7 @@ func TestEverythingIsPresentAtZeroFromTheStart(t *testing.T) {
 	series("halfopen_watched_sockets")
 	series("halfopen_http_connections")
 	series("halfopen_http_connections_closed_total", label("state", "new active idle")...)
+	series("halfopen_http_requests_refused_total", label("reason", "host cross_site")...)
 	series("halfopen_http_streams")
 	series("halfopen_http_streams_refused_total", label("reason", "client all")...)
 	if diff := cmp.Diff(want, got); diff != "" {

@@ -52,8 +52,6 @@ func servePage(mux *http.ServeMux) {
 			h := w.Header()
 			h.Set("Content-Type", kind)
 			h.Set("Content-Security-Policy", pagePolicy)
-			h.Set("Referrer-Policy", "no-referrer")
-			h.Set("Cross-Origin-Opener-Policy", "same-origin")
 			h.Set("Cache-Control", "no-cache") // but what it has is still good, if the ETag says so
 			h.Set("ETag", etag)
 			http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(body))

@@ -30,9 +30,10 @@ const defaultAddress = "127.0.0.1:9839"
 // agent is the command's flags.
 type agent struct {
 	thresholds
-	web    *web.FlagConfig
-	socket string // "": none
-	log    promslog.Config
+	web          *web.FlagConfig
+	allowedHosts []string
+	socket       string // "": none
+	log          promslog.Config
 }
 
 func agentFlags(cmd *kingpin.CmdClause) action {
@@ -45,6 +46,8 @@ func agentFlags(cmd *kingpin.CmdClause) action {
 	cmd.GetFlag("web.listen-address").Help("Where to listen for HTTP, such as :9839 or [::1]:9839. Repeatable.") // not on vsock
 	cmd.Flag("web.socket", "Unix socket on which list, explain, top and trace ask the agent of this machine: root and group "+exporter.SocketGroup+" may; none: without.").
 		Default(exporter.SocketPath).PlaceHolder("PATH").SetValue(&value[string]{flag: "web.socket", parse: parseSocket, into: &a.socket})
+	cmd.Flag("web.allowed-host", "Another host name that requests may use for this agent, such as that of a proxy; its addresses, localhost and the node's name always may. Repeatable.").
+		PlaceHolder("NAME").SetValue(&values[string]{"web.allowed-host", exporter.ParseHostName, &a.allowedHosts})
 	a.log = promslog.Config{Level: promslog.NewLevel(), Format: promslog.NewFormat()}
 	logFlag := func(name, help, def string, into kingpin.Value) {
 		set := func(s string) (string, error) { return s, into.Set(s) }
@@ -103,8 +106,9 @@ func (a *agent) run(ctx context.Context, _, stderr io.Writer) error {
 	}
 	c := collector.New(k, a.thresholds.options(logger))
 	live := exporter.NewLive(c, logger)
+	guard := exporter.NewGuard(*a.web.WebListenAddresses, a.allowedHosts)
 	conns := exporter.NewConnLimit(logger)
-	handler := exporter.NewHandler(c, live, logger, conns)
+	handler := guard.Wrap(exporter.NewHandler(c, live, logger, guard, conns))
 	logger.Info("Starting halfopen", "version", version.Version, "revision", version.GetRevision(),
 		"kernel", kernelRelease(), "address", strings.Join(*a.web.WebListenAddresses, ","))
 	g, ctx := errgroup.WithContext(ctx)

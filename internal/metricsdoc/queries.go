@@ -72,6 +72,10 @@ var queries = map[string]query{
 		"Agents that somebody opens too many connections to:",
 		`sum without (state) (rate(halfopen_http_connections_closed_total[5m])) > 0`, "connections",
 	},
+	"halfopen_http_requests_refused_total": {
+		"Agents that are asked by a name that is not theirs (see `--web.allowed-host`), or by other sites:",
+		`increase(halfopen_http_requests_refused_total[1h]) > 0`, "requests",
+	},
 	"halfopen_http_streams": {
 		"Live pages and other clients of the stream, in all:",
 		`sum(halfopen_http_streams)`, "streams",

@@ -89,6 +89,10 @@ var values = map[string][]meaning{
 		{"active", "a request was being answered"},
 		{"idle", "between two requests"},
 	},
+	"halfopen_http_requests_refused_total reason": {
+		{"host", "the Host is not a name of this agent (421)"},
+		{"cross_site", "a browser sent it for a page of another site (403)"},
+	},
 	"halfopen_http_streams_refused_total reason": {
 		{"client", "the client had 64 already (429)"},
 		{"all", "256 were served already: this one was refused (503), or it ended for a client that had fewer"},
