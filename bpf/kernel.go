@@ -29,11 +29,10 @@ var (
 	ErrUndecodable = errors.New("event of an unexpected size")
 )
 
-// What [Load] can fail with for a reason the user can mend.
+// What [Load] can fail with for a reason the user can mend, besides [ErrPrivileges].
 var (
-	ErrPrivileges = errors.New("not permitted to load BPF programs: run as root, or with CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN, CAP_SYS_PTRACE and, before Linux 5.11, CAP_SYS_RESOURCE")
-	ErrLockdown   = errors.New("this kernel is locked down, and lets no BPF program read its memory: boot without lockdown=confidentiality (lockdown=integrity will do)")
-	ErrNoBTF      = errors.New("this kernel has no BTF (/sys/kernel/btf/vmlinux): Linux 5.10 or newer is needed, built with CONFIG_DEBUG_INFO_BTF=y")
+	ErrLockdown = errors.New("this kernel is locked down, and lets no BPF program read its memory: boot without lockdown=confidentiality (lockdown=integrity will do)")
+	ErrNoBTF    = errors.New("this kernel has no BTF (/sys/kernel/btf/vmlinux): Linux 5.10 or newer is needed, built with CONFIG_DEBUG_INFO_BTF=y")
 )
 
 // Options say what to load. The zero value of a field is its default.

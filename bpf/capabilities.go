@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/cilium/ebpf/features"
+	"golang.org/x/sys/unix"
+)
+
+// Capability is one of Linux's capabilities that halfopen uses.
+type Capability struct {
+	Bit  int    // unix.CAP_...
+	Name string // as capabilities(7) has it
+	For  string // what it is needed for, an infinitive
+	// Lost is what does not work without the capability; "" if the programs cannot
+	// be loaded at all.
+	Lost string
+	// Included says that CAP_SYS_ADMIN includes it.
+	Included bool
+	// until is the first kernel that does not need it; the zero value is none.
+	until version
+	// demo says that only `halfopen demo` needs it.
+	demo bool
+}
+
+// version is that of a kernel: 5.11 is {5, 11}.
+type version struct{ major, minor uint32 }
+
+func (v version) String() string { return fmt.Sprintf("%d.%d", v.major, v.minor) }
+
+// Capabilities are all that halfopen uses. What the doctor says, ErrPrivileges and the
+// README's table follow it.
+var Capabilities = []Capability{
+	{
+		Bit: unix.CAP_BPF, Name: "CAP_BPF", Included: true,
+		For: "to load programs",
+	},
+	{
+		Bit: unix.CAP_PERFMON, Name: "CAP_PERFMON", Included: true,
+		For: "to attach programs that read the kernel's memory",
+	},
+	{
+		Bit: unix.CAP_SYS_ADMIN, Name: "CAP_SYS_ADMIN",
+		For:  "to enter the network namespaces of sockets that have no cookie yet and that no process holds, and before Linux 5.12 to give new connections cookies",
+		Lost: "no other network namespace can be entered: connections there that are older than the agent and that no process holds are not listed or followed; before Linux 5.12 new ones only from a census on",
+	},
+	{
+		Bit: unix.CAP_SYS_PTRACE, Name: "CAP_SYS_PTRACE",
+		For:  "to open the network namespaces and descriptors of other processes, for the same purpose",
+		Lost: "no network namespace of another process can be entered: connections there that are older than the agent and that no process holds are not listed or followed",
+	},
+	{
+		Bit: unix.CAP_DAC_READ_SEARCH, Name: "CAP_DAC_READ_SEARCH",
+		For:  "to find a control group's name by its id (open_by_handle_at)",
+		Lost: "the unit, container and pod of a connection are those of the process that holds it, and unknown once that has ended",
+	},
+	{
+		Bit: unix.CAP_SYS_RESOURCE, Name: "CAP_SYS_RESOURCE", until: version{5, 11},
+		For: "before Linux 5.11 to lock the memory of the maps (LimitMEMLOCK=infinity or ulimit -l unlimited will do instead)",
+	},
+	{
+		Bit: unix.CAP_NET_ADMIN, Name: "CAP_NET_ADMIN", demo: true,
+		For:  "to make network namespaces for the demo",
+		Lost: "halfopen demo cannot run",
+	},
+}
+
+// Needed reports whether the running kernel asks for the capability: true if the
+// kernel's version is unknown.
+func (c *Capability) Needed() bool {
+	if c.until == (version{}) {
+		return true
+	}
+	code, err := features.LinuxVersionCode()
+	return err != nil || code < c.until.major<<16|c.until.minor<<8
+}
+
+// NotNeeded returns since when kernels do not ask for the capability, such as "since
+// Linux 5.11"; "" if all do.
+func (c *Capability) NotNeeded() string {
+	if c.until == (version{}) {
+		return ""
+	}
+	return "since Linux " + c.until.String()
+}
+
+// ErrPrivileges is what [Load] fails with where the kernel does not permit it.
+var ErrPrivileges = errors.New("not permitted to load BPF programs: run as root, or with " + agentCapabilities())
+
+// agentCapabilities lists the capabilities of the agent, those that only older kernels
+// ask for last.
+func agentCapabilities() string {
+	var names []string
+	older := ""
+	for i := range Capabilities {
+		switch c := &Capabilities[i]; {
+		case c.demo:
+		case c.until != (version{}):
+			older += fmt.Sprintf(" and, before Linux %s, %s", c.until, c.Name)
+		default:
+			names = append(names, c.Name)
+		}
+	}
+	return strings.Join(names, ", ") + older
+}
