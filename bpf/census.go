@@ -32,9 +32,11 @@ type CensusResult struct {
 	Namespaces int // that there are
 	// Unvisited is how many namespaces have connections without a cookie that
 	// could not be given one: these are counted, but neither listed nor followed.
-	// Refused is how many of those namespaces we had no privilege to enter.
-	Unvisited, Refused int
-	// Err is why the last of them could not be entered; nil if they went away.
+	// Refused is how many of those namespaces we had no privilege to enter, and Hidden
+	// into how many no way leads that we can see.
+	Unvisited, Refused, Hidden int
+	// Err is why the last of them could not be entered; nil if they went away or are
+	// hidden.
 	Err error
 	// OwnTables are the inode numbers of the namespaces that have a hash table of
 	// their own, ascending. Unwalked are those of them whose table this census has

@@ -122,6 +122,9 @@ func (s *cookieSearch) judge(without map[uint32]uint32, res *CensusResult) {
 		case !failed: // they are new, and have their turn
 		case gone(err):
 			res.Unvisited++
+		case errors.Is(err, errNoWay):
+			res.Unvisited++
+			res.Hidden++
 		default:
 			res.Unvisited++
 			res.Err = fmt.Errorf("network namespace %d: %w", netns, err)

@@ -120,6 +120,7 @@ type Collector struct {
 	}
 	undecodable atomic.Uint64
 	failed      atomic.Uint64 // passes
+	degraded    degradation
 }
 
 // New makes a collector of loaded programs. Run makes it collect; without Run,
@@ -129,6 +130,7 @@ func New(k *bpf.Kernel, opts Options) *Collector {
 	c := &Collector{kernel: k, groups: newGroups(), opts: opts, log: opts.Logger, subs: make(map[*Subscription]struct{})}
 	c.settles, c.news = make(chan time.Duration, 1), make(chan struct{}, 1)
 	c.reader.caughtUpC = sync.NewCond(&c.reader)
+	c.degraded.log = c.log
 	c.table = NewTable(Rules{
 		IdleAfter:        opts.IdleAfter,
 		StalledAfter:     opts.StalledAfter,
@@ -150,6 +152,8 @@ func (c *Collector) Run(parent context.Context) error {
 	c.reader.Unlock()
 	stop := context.AfterFunc(ctx, func() { _ = c.kernel.Flush() })
 	defer stop()
+	c.lookAround()
+	g.Go(func() error { return c.degraded.watch(ctx) })
 	g.Go(func() error { return c.readEvents(ctx) })
 	g.Go(func() error { return c.lookAfter(ctx) })
 	g.Go(func() error { return c.findOwners(ctx) })
@@ -265,10 +269,11 @@ func (c *Collector) catchUp() {
 func (c *Collector) lookAfter(ctx context.Context) error {
 	for {
 		began := time.Now()
-		settles, err := c.takeWatch()
-		if err != nil {
-			c.failure("Watched sockets were not looked after", err)
-		}
+		var settles time.Duration
+		c.attempt(ctx, passWatch, func() (err error) {
+			settles, err = c.takeWatch()
+			return err
+		})
 		least := time.Since(began) * watchSpacing
 		next := began.Add(watchInterval)
 		if settles > 0 {
@@ -320,29 +325,30 @@ func (c *Collector) takeWatch() (settles time.Duration, err error) {
 	return settles, nil
 }
 
-// failure is of one pass: the kernel may have been short of memory. The next one
-// repairs what it can.
-func (c *Collector) failure(what string, err error) {
-	c.failed.Add(1)
-	c.log.Warn(what, "err", err)
-}
-
 func (c *Collector) takeCensuses(ctx context.Context) error {
 	for {
-		interval, err := c.takeCensus(ctx)
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if err != nil {
-			c.failure("Census was not taken", err)
-			interval = c.opts.CensusInterval
-		}
+		interval := c.opts.CensusInterval
+		c.attempt(ctx, passCensus, func() error {
+			next, err := c.takeCensus(ctx)
+			if err == nil {
+				interval = next
+			}
+			return err
+		})
+		c.lookAround()
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-time.After(interval):
 		}
 	}
+}
+
+// lookAround takes in what this process may do: a profile of a security module can
+// change while it runs.
+func (c *Collector) lookAround() {
+	s := lookAround(c.kernel, c.groups)
+	c.degraded.change(time.Now(), func(f *facts) { f.surroundings = s })
 }
 
 // budget keeps what the censuses take of a core, and all else that the process
@@ -384,10 +390,8 @@ func (c *Collector) takeCensus(ctx context.Context) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	if res.Err != nil {
-		c.log.Warn("The census does not see all connections", "unvisited", res.Unvisited, "err", res.Err)
-	}
 	ended := time.Now()
+	c.degraded.change(ended, func(f *facts) { f.census(&res) })
 	took := ended.Sub(began)
 	var sockets uint64
 	for _, classes := range res.Counts.Sockets {
@@ -419,9 +423,7 @@ func (c *Collector) findOwners(ctx context.Context) error {
 	var since time.Time
 	for {
 		began := time.Now()
-		if err := c.takeOwners(began, since); err != nil {
-			c.failure("Owners were not found", err)
-		}
+		c.attempt(ctx, passOwners, func() error { return c.takeOwners(began, since) })
 		since = began
 		spacing := max(ownersSpacing, time.Duration(float64(time.Since(began))/ownersShare))
 		select {
@@ -757,6 +759,7 @@ type Stats struct {
 	Missed         map[string]uint64 // by program: did not run, since it was running
 	Attached       map[string]bool   // by program
 	EventsLost     map[string]uint64 // by type, beyond Kernel.Lost
+	Degraded       []Finding         // why not everything is seen
 }
 
 // CensusStats tells about the last census.
@@ -795,6 +798,7 @@ func (c *Collector) Stats() (Stats, error) {
 		Kernel:         counters,
 		Missed:         missed,
 		Attached:       c.kernel.Attached(),
+		Degraded:       c.Degraded(),
 		EventsLost: map[string]uint64{
 			"undecodable": c.undecodable.Load(),
 			"pass_failed": c.failed.Load(),

@@ -111,6 +111,26 @@ func (g *groups) path(id uint64) (string, error) {
 	return path, nil
 }
 
+// refused returns why the kernel opens no group by its id for us, nil if it does: it
+// asks for the one at the top, which is there.
+func (g *groups) refused() error {
+	if g.mount == nil {
+		return nil
+	}
+	top, _, err := unix.NameToHandleAt(int(g.mount.Fd()), "", unix.AT_EMPTY_PATH)
+	if err != nil {
+		return nil //nolint:nilerr // it has no ids, and so refuses none
+	}
+	fd, err := unix.OpenByHandleAt(int(g.mount.Fd()), top, unix.O_PATH|unix.O_CLOEXEC)
+	if err == nil {
+		return unix.Close(fd)
+	}
+	if refused(err) {
+		return err
+	}
+	return nil
+}
+
 // processGroups are the groups of processes, for one use: a process may have very
 // many connections, and go to another group.
 type processGroups map[uint32]Group

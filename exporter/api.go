@@ -30,7 +30,8 @@ import (
 
 // Source is the part of a [collector.Collector] that is shown.
 type Source interface {
-	Ready() bool
+	Ready() bool                   // the first census is done
+	Degraded() []collector.Finding // why not everything is seen
 	Stats() (collector.Stats, error)
 	Connections(ctx context.Context, q collector.Query) (total int, conns iter.Seq2[*collector.Connection, error], err error)
 	Tallies(ctx context.Context, q collector.Query, by collector.Grouping) (total int, tallies []collector.Tally, err error)
@@ -47,6 +48,24 @@ var _ Source = (*collector.Collector)(nil)
 // the query says otherwise.
 const defaultLimit = 1000
 
+// notReady says on one line why the numbers of this agent are not those of its node, ""
+// if they are: there are none yet, or most of the node is not seen.
+func notReady(src Source) string {
+	if !src.Ready() {
+		return "the first census is not done"
+	}
+	var reasons []string
+	for _, f := range src.Degraded() {
+		if f.Most {
+			reasons = append(reasons, f.Reason.String())
+		}
+	}
+	if len(reasons) == 0 {
+		return ""
+	}
+	return "most of this node is not seen: " + strings.Join(reasons, ", ") + " (halfopen doctor says what to do)"
+}
+
 // NewHandler serves the live page, the API with its stream, the metrics (also those of
 // the collectors), and the health of the agent. What may ask is for a [Guard] to say.
 func NewHandler(src Source, live *Live, logger *slog.Logger, metrics ...prometheus.Collector) http.Handler {
@@ -58,8 +77,8 @@ func NewHandler(src Source, live *Live, logger *slog.Logger, metrics ...promethe
 		fmt.Fprintln(w, "healthy")
 	})
 	mux.HandleFunc("GET /-/ready", func(w http.ResponseWriter, _ *http.Request) {
-		if !src.Ready() {
-			http.Error(w, "not ready: the first census is not done", http.StatusServiceUnavailable)
+		if why := notReady(src); why != "" {
+			http.Error(w, "not ready: "+why, http.StatusServiceUnavailable)
 			return
 		}
 		fmt.Fprintln(w, "ready")

@@ -363,6 +363,35 @@ func TestHealthyAtOnceReadyAfterTheFirstCensus(t *testing.T) {
 	check("/-/ready", http.StatusOK)
 }
 
+func TestNotReadyWhereMostIsNotSeen(t *testing.T) {
+	src := &fakeSource{}
+	h := newHandler(t, src)
+	finding := func(r collector.Reason, most bool) collector.Finding {
+		return collector.Finding{Reason: r, Detail: "operation not permitted", Most: most}
+	}
+	for _, tt := range []struct {
+		findings []collector.Finding
+		status   int
+		body     string
+	}{
+		{nil, http.StatusOK, "ready\n"},
+		{[]collector.Finding{finding(collector.ReasonNamespacesRefused, false), finding(collector.ReasonCgroupsRefused, false)}, http.StatusOK, "ready\n"},
+		{
+			[]collector.Finding{finding(collector.ReasonNamespacesRefused, true), finding(collector.ReasonProcessesHidden, true), finding(collector.ReasonCgroupsRefused, false)},
+			http.StatusServiceUnavailable, "not ready: most of this node is not seen: namespaces_refused, processes_hidden (halfopen doctor says what to do)\n",
+		},
+		{nil, http.StatusOK, "ready\n"}, // they are over
+	} {
+		src.stats.Degraded = tt.findings
+		if w := request(t, h, "GET", "/-/ready"); w.Code != tt.status || w.Body.String() != tt.body {
+			t.Errorf("%+v: status %d, %q, want %d, %q", tt.findings, w.Code, w.Body, tt.status, tt.body)
+		}
+		if w := request(t, h, "GET", "/-/healthy"); w.Code != http.StatusOK {
+			t.Errorf("%+v: healthy is %d", tt.findings, w.Code)
+		}
+	}
+}
+
 func TestNothingIsSniffed(t *testing.T) {
 	h := newHandler(t, &fakeSource{})
 	for _, target := range []string{"/", "/metrics", "/-/ready", "/api/v1/deaths", "/api/nothing", "/nothing"} {

@@ -66,6 +66,8 @@ var (
 		"Network namespaces that the last census could not enter.")
 	watchedDesc = desc("watched_sockets",
 		"Sockets watched because something is unanswered.")
+	degradedDesc = desc("degraded",
+		"Whether the agent does not see everything, by reason: 1 while it holds, else 0.", "reason")
 	attachedDesc = desc("bpf_program_attached",
 		"Whether the kernel program is attached.", "program")
 
@@ -73,7 +75,7 @@ var (
 		connectionsDesc, zombieOldestDesc, atRiskDesc, idleDesc, probesSentDesc, probesAnsweredDesc,
 		retransmitsDesc, deathsDesc, zombieSecondsDesc, forecastErrorDesc, zombiesByOwnerDesc, eventsDesc,
 		eventsLostDesc, eventsSuppressedDesc, censusDurationDesc, censusSocketsDesc, censusIntervalDesc,
-		censusTimestampDesc, censusNamespacesDesc, censusUnvisitedDesc, watchedDesc, attachedDesc,
+		censusTimestampDesc, censusNamespacesDesc, censusUnvisitedDesc, watchedDesc, degradedDesc, attachedDesc,
 	}
 )
 
@@ -174,6 +176,13 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 	gauge(censusNamespacesDesc, float64(stats.Census.Namespaces))
 	gauge(censusUnvisitedDesc, float64(stats.Census.Unvisited))
 	gauge(watchedDesc, float64(stats.Watched))
+	var holds [collector.Reasons]float64
+	for _, f := range stats.Degraded {
+		holds[f.Reason] = 1
+	}
+	for r, v := range holds {
+		gauge(degradedDesc, v, collector.Reason(r).String())
+	}
 	for program, attached := range stats.Attached {
 		v := 0.0
 		if attached {

@@ -168,6 +168,8 @@ func TestEverythingIsPresentAtZeroFromTheStart(t *testing.T) {
 	series("halfopen_http_requests_refused_total", label("reason", "host cross_site")...)
 	series("halfopen_http_streams")
 	series("halfopen_http_streams_refused_total", label("reason", "client all")...)
+	series("halfopen_degraded", label("reason", `namespaces_refused namespaces_hidden processes_hidden
+		descriptors_refused cgroups_refused cookies_missing pass_hangs pass_fails tables_late`)...)
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}

@@ -40,6 +40,8 @@ type fakeSource struct {
 
 func (f *fakeSource) Ready() bool { return !f.notReady }
 
+func (f *fakeSource) Degraded() []collector.Finding { return f.stats.Degraded }
+
 func (f *fakeSource) Stats() (collector.Stats, error) { return f.stats, f.err }
 
 func (f *fakeSource) Connections(_ context.Context, q collector.Query) (int, iter.Seq2[*collector.Connection, error], error) {
@@ -192,6 +194,7 @@ func fullStats() collector.Stats {
 		Missed:     map[string]uint64{"set_state": 31, "retransmit_skb": 6},
 		Attached:   map[string]bool{"set_state": true, "retransmit_skb": false},
 		EventsLost: map[string]uint64{"undecodable": 41},
+		Degraded:   []collector.Finding{{Reason: collector.ReasonCgroupsRefused, Detail: "operation not permitted"}},
 	}
 	for i := range s.Connections {
 		for j := range s.Connections[i] {

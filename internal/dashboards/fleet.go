@@ -86,6 +86,8 @@ func fleet() *builder {
 	d.WithRow(dashboard.NewRowBuilder("The agents")).
 		WithPanel(graph("Events lost", "In the last 10 minutes, by node: the ten with most.", units.Short,
 			query("topk(10, "+perNode+"increase("+of("halfopen_events_lost_total")+"[10m])))", "{{cluster}} {{instance}}"))).
+		WithPanel(graph("Not seen", "Agents that do not see all of their node, by reason.", units.Short,
+			query("sum by (reason) ("+of("halfopen_degraded")+")", "{{reason}}"))).
 		WithPanel(graph("Census intervals", "The ten longest.", units.Seconds,
 			query("topk(10, "+of("halfopen_census_interval_seconds")+")", "{{cluster}} {{instance}}"))).
 		WithPanel(graph("CPU", "Of one core: the ten agents that take most.", units.PercentUnit,

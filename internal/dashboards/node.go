@@ -59,6 +59,9 @@ func node() *builder {
 			query("sum("+of("halfopen_watched_sockets")+")", "watched"),
 			query("sum("+of("halfopen_census_namespaces")+")", "namespaces"),
 			query("sum("+of("halfopen_census_namespaces_unvisited")+")", "namespaces not entered"))).
+		WithPanel(list("Not seen", "1: why the agent does not see everything; the runbook of HalfopenDegraded says what to do.",
+			[]string{"sum by (reason) (" + of("halfopen_degraded") + ")"},
+			[]column{{field: "reason", name: "Reason"}, {field: "Value", name: "Holds"}}, "Holds", false)).
 		WithPanel(graph("Forecasts", "Share of the last day's deaths that came when they had been forecast.", units.PercentUnit,
 			// OpenMetrics writes the bound as 0.0.
 			query("sum(increase("+of("halfopen_tcp_forecast_error_seconds_bucket", `le=~"0(\\.0)?"`)+"[1d])) / sum(increase("+of("halfopen_tcp_forecast_error_seconds_count")+"[1d]))", "in time")).

@@ -41,7 +41,7 @@ var queries = map[string]query{
 		`halfopen_census_namespaces`, "network namespaces",
 	},
 	"halfopen_census_namespaces_unvisited": {
-		"Nodes where the census misses something:",
+		"Nodes where a census left namespaces out (one that went away meanwhile counts, too):",
 		`halfopen_census_namespaces_unvisited > 0`, "network namespaces",
 	},
 	"halfopen_census_sockets": {
@@ -51,6 +51,10 @@ var queries = map[string]query{
 	"halfopen_census_timestamp_seconds": {
 		"How old the numbers of a node are:",
 		`time() - halfopen_census_timestamp_seconds`, "",
+	},
+	"halfopen_degraded": {
+		"Nodes of which not everything is seen, and why:",
+		`halfopen_degraded == 1`, "1 or 0",
 	},
 	"halfopen_events_lost_total": {
 		"What was lost in the last hour, by type:",

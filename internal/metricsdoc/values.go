@@ -2,6 +2,8 @@
 
 package main
 
+import "github.com/halfopen/halfopen/collector"
+
 type meaning struct{ value, meaning string }
 
 // verdicts and others are in the order in which one reads them.
@@ -69,10 +71,19 @@ var (
 		meaning{"census_full", "more network namespaces with sockets that have no cookie, or with a hash table of their own, than a census remembers"},
 		meaning{"recursion", "the kernel skipped a program that was running already"},
 		meaning{"undecodable", "an event that this agent cannot read"},
-		meaning{"pass_failed", "a pass over the sockets failed; the log says why"},
+		meaning{"pass_failed", "a pass over the sockets failed; the log says why (`pass_fails`)"},
 		meaning{"table_full", "no room to follow a connection in trouble; it is counted all the same"},
 	)
 )
+
+// reasons are the collector's, with what is lost.
+func reasons() []meaning {
+	var all []meaning
+	for r := range collector.Reason(collector.Reasons) {
+		all = append(all, meaning{r.String(), r.Lost()})
+	}
+	return all
+}
 
 // values are what the values of a metric's label mean.
 var values = map[string][]meaning{
@@ -80,6 +91,7 @@ var values = map[string][]meaning{
 	"halfopen_tcp_connections verdict":      verdicts,
 	"halfopen_tcp_connections_at_risk risk": risks,
 	"halfopen_tcp_deaths_total cause":       causes,
+	"halfopen_degraded reason":              reasons(),
 	"halfopen_tcp_retransmits_total type":   retransmits,
 	"halfopen_events_total type":            events,
 	"halfopen_events_suppressed_total type": events,

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package collector
+
+import (
+	"fmt"
+	"math"
+	"os"
+	"time"
+
+	"github.com/prometheus/procfs"
+	"golang.org/x/sys/unix"
+
+	"github.com/halfopen/halfopen/bpf"
+)
+
+// initialPIDs is the inode number of the initial pid namespace: PROC_PID_INIT_INO
+// (include/linux/proc_ns.h, and since 6.18 include/uapi/linux/nsfs.h).
+const initialPIDs = 0xeffffffc
+
+// surroundings are the facts of this process: what it may do, and where it is.
+type surroundings struct {
+	privatePIDs         bool // our pid namespace is not the initial one
+	threads, allThreads int  // in our pid namespace, and on the machine; only if privatePIDs
+	descriptorsErr      error
+	cgroupsErr          error
+	cookiesErr          error
+	searchHangs         time.Time // since when the search for sockets without a cookie hangs; zero: it does not
+}
+
+func lookAround(k *bpf.Kernel, g *groups) surroundings {
+	s := surroundings{cookiesErr: k.CookiesErr(), searchHangs: k.CookieSearchHangs(), cgroupsErr: g.refused(), descriptorsErr: descriptorsRefused()}
+	var ns unix.Stat_t
+	if err := unix.Stat("/proc/self/ns/pid", &ns); err == nil && ns.Ino != initialPIDs {
+		s.privatePIDs = true
+		s.threads, s.allThreads = threads()
+	}
+	return s
+}
+
+// threads counts those of our pid namespace, and those of the machine, which
+// /proc/loadavg has whatever the namespace.
+func threads() (here, all int) {
+	processes, err := procfs.AllProcs()
+	if err != nil {
+		return 0, 0
+	}
+	for _, p := range processes {
+		if stat, err := p.Stat(); err == nil { // else it has ended
+			here += stat.NumThreads
+		}
+	}
+	text, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return here, 0
+	}
+	var load [3]float64
+	var running int
+	if _, err := fmt.Sscanf(string(text), "%f %f %f %d/%d", &load[0], &load[1], &load[2], &running, &all); err != nil {
+		return here, 0
+	}
+	return here, all
+}
+
+// asked is how many processes are asked for a descriptor at most.
+const asked = 64
+
+// descriptorsRefused returns why the kernel does not let us have descriptors of other
+// processes, nil if it does for most. It asks for one that no process has: the kernel
+// looks first whether we may.
+func descriptorsRefused() error {
+	processes, err := procfs.AllProcs()
+	if err != nil {
+		return nil //nolint:nilerr // there is nobody to ask
+	}
+	var tried, denied int
+	var last error
+	for _, p := range processes {
+		if p.PID == os.Getpid() {
+			continue
+		}
+		process, err := unix.PidfdOpen(p.PID, 0)
+		if err != nil {
+			continue // it has ended
+		}
+		_, err = unix.PidfdGetfd(process, math.MaxInt32, 0)
+		unix.Close(process)
+		if tried++; refused(err) {
+			denied++
+			last = err
+		}
+		if tried == asked {
+			break
+		}
+	}
+	if 2*denied <= tried {
+		return nil
+	}
+	return fmt.Errorf("%d of %d processes: %w", denied, tried, last)
+}
