@@ -38,7 +38,7 @@ func doctorFlags(*kingpin.CmdClause) action {
 		case r.failed:
 			return errors.New("the agent cannot run here: mend what the lines with FAIL say")
 		}
-		_, err = fmt.Fprintln(stdout, "The agent can run here: sudo halfopen agent")
+		_, err = fmt.Fprintln(stdout, r.verdict())
 		return err
 	}
 }
@@ -49,6 +49,9 @@ type report struct {
 	palette palette
 	failed  bool
 	err     error // of writing
+
+	degraded []string // why the agent would not see everything
+	notReady bool     // and would not be ready for it
 }
 
 func (r *report) line(mark string, s style, what, format string, args ...any) {
@@ -56,6 +59,18 @@ func (r *report) line(mark string, s style, what, format string, args ...any) {
 	if _, err := fmt.Fprintf(r.w, "%s%*s  %-33s  %s\n", r.palette.paint(s, mark), 4-len(mark), "", what, found); err != nil && r.err == nil {
 		r.err = err
 	}
+}
+
+// verdict is the last line, where the agent can run.
+func (r *report) verdict() string {
+	const can = "The agent can run here"
+	switch {
+	case r.notReady:
+		return can + ", but would not see most of this node, and not be ready: " + strings.Join(r.degraded, ", ")
+	case len(r.degraded) > 0:
+		return can + ", but would not see everything: " + strings.Join(r.degraded, ", ")
+	}
+	return can + ": sudo halfopen agent"
 }
 
 // ok is as it should be; note could not be found out, or is worth knowing; fail
@@ -122,25 +137,6 @@ func (r *report) kernel() {
 	}
 }
 
-// capability is one that halfopen uses, and for what (linux/capability.h).
-type capability struct {
-	bit  int
-	name string
-	use  string
-	// without says what is lost without it, "" if everything is.
-	without string
-	// admin: CAP_SYS_ADMIN includes it.
-	admin bool
-}
-
-var capabilities = []capability{
-	{unix.CAP_BPF, "CAP_BPF", "to load programs", "", true},
-	{unix.CAP_PERFMON, "CAP_PERFMON", "to attach programs that read the kernel's memory", "", true},
-	{unix.CAP_SYS_ADMIN, "CAP_SYS_ADMIN", "to enter network namespaces, and before Linux 5.12 to give sockets cookies", "", false},
-	{unix.CAP_SYS_PTRACE, "CAP_SYS_PTRACE", "to find all network namespaces, and the owners of sockets", "network namespaces that only other users' processes are in, and the owners of other users' sockets, are not found", false},
-	{unix.CAP_NET_ADMIN, "CAP_NET_ADMIN", "to make network namespaces for the demo", "halfopen demo cannot run", false},
-}
-
 func (r *report) privileges() {
 	status, err := os.ReadFile("/proc/self/status")
 	if err != nil {
@@ -157,17 +153,27 @@ func (r *report) privileges() {
 	} else {
 		r.note("user", "uid %d: what counts are the capabilities", uid)
 	}
+	r.capabilities(effective)
+}
+
+// capabilities has a line for each. Only one without which no program can be loaded
+// fails: whether the others let the agent run, and what it sees, is tried below.
+func (r *report) capabilities(effective uint64) {
 	has := func(bit int) bool { return effective>>bit&1 == 1 }
-	for _, c := range capabilities {
-		switch {
-		case has(c.bit):
-			r.ok(c.name, "%s", c.use)
-		case c.admin && has(unix.CAP_SYS_ADMIN):
-			r.ok(c.name, "%s; CAP_SYS_ADMIN includes it", c.use)
-		case c.without != "":
-			r.note(c.name, "missing: %s", c.without)
+	for i := range bpf.Capabilities {
+		switch c := &bpf.Capabilities[i]; {
+		case has(c.Bit):
+			r.ok(c.Name, "%s", c.For)
+		case c.Included && has(unix.CAP_SYS_ADMIN):
+			r.ok(c.Name, "%s; CAP_SYS_ADMIN includes it", c.For)
+		case !c.Needed():
+			r.ok(c.Name, "missing, and not needed %s", c.NotNeeded())
+		case c.NotNeeded() != "":
+			r.note(c.Name, "missing, but needed %s", c.For)
+		case c.Lost != "":
+			r.note(c.Name, "missing: %s", c.Lost)
 		default:
-			r.fail(c.name, "missing, but needed %s: run as root", c.use)
+			r.fail(c.Name, "missing, but needed %s: run as root", c.For)
 		}
 	}
 }
@@ -270,6 +276,10 @@ func (r *report) look(ctx context.Context, k *bpf.Kernel) {
 			sockets += n
 		}
 	}
+	var again bpf.CensusResult
+	if err == nil { // the first gave older sockets their cookies: what the second misses stays missed
+		again, err = k.Census(ctx, nil, nil)
+	}
 	switch {
 	case err != nil:
 		r.fail("census", "%s", err)
@@ -280,13 +290,8 @@ func (r *report) look(ctx context.Context, k *bpf.Kernel) {
 	default:
 		r.ok("census", "%s in %s, in %s", plural(int(sockets), "socket"), plural(res.Namespaces, "network namespace"), moment(took))
 	}
-	switch {
-	case res.Err != nil && res.Unvisited > 0:
-		r.note("namespaces", "%d could not be entered, their connections are not seen: %s", res.Unvisited, res.Err)
-	case res.Err != nil && res.Namespaces > 0:
-		r.note("namespaces", "not all connections are seen: %s", res.Err)
-	case res.Err == nil && res.Unvisited > 0:
-		r.note("namespaces", "%d went away meanwhile", res.Unvisited)
+	if err == nil {
+		r.seen(collector.Assess(k, &res, &again))
 	}
 
 	began = time.Now()
@@ -299,6 +304,19 @@ func (r *report) look(ctx context.Context, k *bpf.Kernel) {
 	default:
 		o := owners[cookie][0]
 		r.ok("owners", "found ourselves as %s[%d], in %s", unix.ByteSliceToString(o.Comm[:]), o.Pid, moment(took))
+	}
+}
+
+// seen has a line for each reason why the agent would not see everything, as its metric
+// halfopen_degraded has them.
+func (r *report) seen(findings []collector.Finding) {
+	for _, f := range findings {
+		r.note(f.Reason.String(), "%s. Lost: %s. To do: %s", f.Detail, f.Reason.Lost(), f.Reason.Mend())
+		r.degraded = append(r.degraded, f.Reason.String())
+		r.notReady = r.notReady || f.Most
+	}
+	if len(findings) == 0 {
+		r.ok("what is seen", "all of this node")
 	}
 }
 

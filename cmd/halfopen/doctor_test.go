@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/collector"
 )
 
 func TestEffectiveCapabilities(t *testing.T) {
@@ -22,6 +23,68 @@ func TestEffectiveCapabilities(t *testing.T) {
 	}
 	if _, err := effectiveCaps("Name:\tx\n"); err == nil {
 		t.Error("capabilities where there are none")
+	}
+}
+
+func TestCapabilities(t *testing.T) {
+	all := uint64(0)
+	for _, c := range bpf.Capabilities {
+		all |= 1 << c.Bit
+	}
+	for _, tt := range []struct {
+		name    string
+		missing []int
+		line    string // of the first that is missing
+		failed  bool
+	}{
+		{"all", nil, "", false},
+		{"without CAP_BPF", []int{unix.CAP_BPF}, "ok    CAP_BPF                            to load programs; CAP_SYS_ADMIN includes it\n", false},
+		{"without CAP_BPF and CAP_SYS_ADMIN", []int{unix.CAP_BPF, unix.CAP_SYS_ADMIN}, "FAIL  CAP_BPF                            missing, but needed to load programs: run as root\n", true},
+		{"without CAP_SYS_ADMIN", []int{unix.CAP_SYS_ADMIN}, "--    CAP_SYS_ADMIN                      missing: no other network namespace can be entered: ", false},
+		{"without CAP_SYS_PTRACE", []int{unix.CAP_SYS_PTRACE}, "--    CAP_SYS_PTRACE                     missing: no network namespace of another process can be entered: ", false},
+		{"without CAP_DAC_READ_SEARCH", []int{unix.CAP_DAC_READ_SEARCH}, "--    CAP_DAC_READ_SEARCH                missing: the unit, container and pod of a connection are ", false},
+		{"without CAP_SYS_RESOURCE", []int{unix.CAP_SYS_RESOURCE}, "  CAP_SYS_RESOURCE                   missing, ", false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			effective := all
+			for _, bit := range tt.missing {
+				effective &^= 1 << bit
+			}
+			var b bytes.Buffer
+			r := &report{w: &b}
+			r.capabilities(effective)
+			if r.failed != tt.failed || !strings.Contains(b.String(), tt.line) || strings.Count(b.String(), "\n") != len(bpf.Capabilities) {
+				t.Errorf("failed %v\n%swant a line %q", r.failed, b.String(), tt.line)
+			}
+		})
+	}
+}
+
+func TestDoctorSaysWhatIsNotSeen(t *testing.T) {
+	refused := collector.Finding{Reason: collector.ReasonCgroupsRefused, Detail: "operation not permitted"}
+	most := collector.Finding{Reason: collector.ReasonProcessesHidden, Detail: "7 of 834 threads", Most: true}
+	for _, tt := range []struct {
+		findings []collector.Finding
+		line     string
+		verdict  string
+	}{
+		{nil, "ok    what is seen                       all of this node\n", "The agent can run here: sudo halfopen agent"},
+		{
+			[]collector.Finding{refused},
+			"--    cgroups_refused                    operation not permitted. Lost: " + refused.Reason.Lost() + ". To do: " + refused.Reason.Mend() + "\n",
+			"The agent can run here, but would not see everything: cgroups_refused",
+		},
+		{
+			[]collector.Finding{most, refused}, "--    processes_hidden                   7 of 834 threads. Lost: ",
+			"The agent can run here, but would not see most of this node, and not be ready: processes_hidden, cgroups_refused",
+		},
+	} {
+		var b bytes.Buffer
+		r := &report{w: &b}
+		r.seen(tt.findings)
+		if !strings.HasPrefix(b.String(), tt.line) || r.verdict() != tt.verdict || r.failed {
+			t.Errorf("failed %v, %q\n%swant %q\n%s", r.failed, r.verdict(), b.String(), tt.verdict, tt.line)
+		}
 	}
 }
 

@@ -55,12 +55,12 @@ type reading struct {
 
 // node is what top says of all connections of a node, and of its agent.
 type node struct {
-	verdicts  map[string]int // how many connections have each
-	counted   bool           // there was a census
-	started   time.Time      // of the agent; zero: not known
-	lost      int            // events
-	unvisited int            // network namespaces
-	detached  []string       // programs
+	verdicts map[string]int // how many connections have each
+	counted  bool           // there was a census
+	started  time.Time      // of the agent; zero: not known
+	lost     int            // events
+	degraded []string       // the reasons why not everything is seen
+	detached []string       // programs
 }
 
 // connections is how many there are.
@@ -83,7 +83,7 @@ func newNode(groups []exporter.Group, families map[string]*dto.MetricFamily) nod
 		for _, m := range families["halfopen_"+name].GetMetric() {
 			label := ""
 			for _, l := range m.GetLabel() {
-				if l.GetName() == "program" {
+				if name := l.GetName(); name == "program" || name == "reason" {
 					label = l.GetValue()
 				}
 			}
@@ -92,12 +92,17 @@ func newNode(groups []exporter.Group, families map[string]*dto.MetricFamily) nod
 	}
 	each("census_duration_seconds", func(v float64, _ string) { n.counted = v > 0 })
 	each("events_lost_total", func(v float64, _ string) { n.lost += int(v) })
-	each("census_namespaces_unvisited", func(v float64, _ string) { n.unvisited = int(v) })
+	each("degraded", func(v float64, reason string) {
+		if v != 0 {
+			n.degraded = append(n.degraded, reason)
+		}
+	})
 	each("bpf_program_attached", func(v float64, program string) {
 		if v == 0 {
 			n.detached = append(n.detached, program)
 		}
 	})
+	slices.Sort(n.degraded)
 	slices.Sort(n.detached)
 	for _, m := range families["process_start_time_seconds"].GetMetric() {
 		n.started = time.Unix(0, int64(m.GetGauge().GetValue()*1e9))

@@ -167,7 +167,7 @@ func TestTopFitsWhateverTheSize(t *testing.T) {
 				r.deaths = append(r.deaths, exporter.Death{At: noon, Cause: cause})
 			}
 			slices.SortFunc(r.deaths, func(a, b exporter.Death) int { return b.At.Compare(a.At) })
-			r.node.lost, r.node.unvisited, r.node.detached = 1e9, 1e6, []string{"set_state", "retransmit_skb\x1b[2J"}
+			r.node.lost, r.node.degraded, r.node.detached = 1e9, []string{"namespaces_refused", "pass_hangs\x1b[2J"}, []string{"set_state", "retransmit_skb\x1b[2J"}
 			return sent(m, answered(m, r))
 		},
 	} {
@@ -438,8 +438,9 @@ halfopen_census_duration_seconds 0.02
 # TYPE halfopen_events_lost_total counter
 halfopen_events_lost_total{type="death"} 3
 halfopen_events_lost_total{type="solicitation"} 4
-# TYPE halfopen_census_namespaces_unvisited gauge
-halfopen_census_namespaces_unvisited 2
+# TYPE halfopen_degraded gauge
+halfopen_degraded{reason="cgroups_refused"} 1
+halfopen_degraded{reason="namespaces_hidden"} 0
 # TYPE halfopen_bpf_program_attached gauge
 halfopen_bpf_program_attached{program="timer_entry"} 0
 halfopen_bpf_program_attached{program="set_state"} 1
@@ -452,7 +453,7 @@ process_start_time_seconds 1.5e9
 	n := newNode([]exporter.Group{{Verdicts: map[string]int{"zombie": 2}}, {Verdicts: map[string]int{"zombie": 1, "idle": 5}}}, families)
 	want := node{
 		verdicts: map[string]int{"zombie": 3, "idle": 5}, counted: true, started: time.Unix(1500000000, 0),
-		lost: 7, unvisited: 2, detached: []string{"timer_entry"},
+		lost: 7, degraded: []string{"cgroups_refused"}, detached: []string{"timer_entry"},
 	}
 	if diff := cmp.Diff(want, n, cmp.AllowUnexported(node{})); diff != "" {
 		t.Errorf("-want +got\n%s", diff)
@@ -462,7 +463,7 @@ process_start_time_seconds 1.5e9
 	}
 	m := topScreen(t, 120, 40)
 	m.reading.node = n
-	if state, _ := m.state(); state != "not attached: timer_entry, 7 events lost, 2 namespaces unvisited" {
+	if state, _ := m.state(); state != "not attached: timer_entry, 7 events lost, not all is seen: cgroups_refused" {
 		t.Errorf("state is %q", state)
 	}
 }

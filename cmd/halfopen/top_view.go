@@ -160,8 +160,8 @@ func (m screen) state() (string, style) {
 	if n.lost > 0 {
 		trouble("%s lost", plural(n.lost, "event"))
 	}
-	if n.unvisited > 0 {
-		trouble("%s unvisited", plural(n.unvisited, "namespace"))
+	if len(n.degraded) > 0 {
+		trouble("not all is seen: %s", printable(strings.Join(n.degraded, " ")))
 	}
 	if len(troubles) > 0 {
 		return strings.Join(troubles, ", "), yellow
