@@ -195,6 +195,16 @@ func (k *Kernel) findCookieless(ctx context.Context, write uint32) (failed map[u
 	if err != nil || len(without) == 0 {
 		return failed, err
 	}
+	var own unix.Stat_t
+	if err := unix.Stat("/proc/self/ns/net", &own); err != nil {
+		return failed, err
+	}
+	if states, ok := without[uint32(own.Ino)]; ok { // first, since it takes no privilege to be there
+		delete(without, uint32(own.Ino))
+		if err := diagCookies(states); err != nil {
+			failed[uint32(own.Ino)] = err
+		}
+	}
 	ways, err := k.namespaces()
 	if err != nil {
 		return failed, fmt.Errorf("find network namespaces: %w", err)
