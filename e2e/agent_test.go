@@ -240,6 +240,20 @@ func theAgent(t testing.TB) *agent {
 	return a
 }
 
+// withoutAgents ends that one, until the next test that wants it: an agent gives every
+// socket a cookie. Only for tests that are not parallel.
+func withoutAgents(t testing.TB) {
+	t.Helper()
+	common.Lock()
+	defer common.Unlock()
+	if a := common.agent; a != nil {
+		if code := a.stop(); code != 0 {
+			t.Errorf("the agent's exit status is %d: %s", code, a.log)
+		}
+		common.agent = nil
+	}
+}
+
 // launchAgent starts an agent, which is not ready yet.
 func launchAgent(t testing.TB, flags ...string) *agent {
 	t.Helper()
