@@ -115,7 +115,9 @@ func (k *Kernel) takeCensus(ctx context.Context, write uint32, cookie uint64, vi
 		return res, fmt.Errorf("census: %w", err)
 	}
 	res.CPU = threadCPU() - began
-	if err := ownTables(ctx, &res, visit); err != nil {
+	if err := ownTables(ctx, &res, visit); ctx.Err() != nil {
+		return res, ctx.Err()
+	} else if err != nil {
 		return res, fmt.Errorf("census of the hash tables of single namespaces: %w", err)
 	}
 	res.OwnTablesCPU = threadCPU() - began - res.CPU

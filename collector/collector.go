@@ -410,6 +410,7 @@ func (c *Collector) takeCensus(ctx context.Context) (time.Duration, error) {
 		Sockets:    sockets,
 		Namespaces: res.Namespaces,
 		Unvisited:  res.Unvisited,
+		OwnTables:  len(res.OwnTables),
 	}
 	if !c.ready.Swap(true) {
 		c.log.Info("First census taken", "sockets", sockets, "namespaces", res.Namespaces, "duration", took)
@@ -769,7 +770,8 @@ type CensusStats struct {
 	Interval   time.Duration // until the next
 	Sockets    uint64
 	Namespaces int
-	Unvisited  int // namespaces that could not be entered
+	Unvisited  int // namespaces with connections that could not be given a cookie
+	OwnTables  int // namespaces with a hash table of connections of their own
 }
 
 // Stats reads everything the metrics need. The kernel's counters are read

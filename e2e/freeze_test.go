@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -68,12 +70,12 @@ func TestLockedSocketHoldsNobodyUp(t *testing.T) {
 				leftOut(t, t.Name(), "there are none without net.ipv4.tcp_child_ehash_entries")
 				t.SkipNow()
 			}
-			holdsUpNobody(t, n)
+			holdsUpNobody(t, n, own)
 		})
 	}
 }
 
-func holdsUpNobody(t *testing.T, n *network) {
+func holdsUpNobody(t *testing.T, n *network, own bool) {
 	l, err := n.Server.Listen("tcp", n.server(healthy))
 	if err != nil {
 		t.Fatal(err)
@@ -137,6 +139,17 @@ func holdsUpNobody(t *testing.T, n *network) {
 	for _, fault := range []string{"pass_failed", "census_full"} {
 		if got := m.value("halfopen_events_lost_total", "type", fault); got != 0 {
 			t.Errorf("%v %s", got, fault)
+		}
+	}
+	if own { // who makes such namespaces is worth knowing
+		within("the doctor", func() {
+			stdout, stderr, status := run(t, exec.Command(binary, "doctor"))
+			if status != 0 || !regexp.MustCompile(`(?m)^-- +hash tables .*\b`+netns+`\b`).MatchString(stdout) {
+				t.Errorf("the doctor does not name network namespace %s: exit status %d, %q\n%s", netns, status, stderr, stdout)
+			}
+		})
+		if got := m.value("halfopen_census_namespaces_own_table"); got < 2 {
+			t.Errorf("%v namespaces have a hash table of their own, expected the two", got)
 		}
 	}
 	within("SIGTERM", func() {

@@ -64,6 +64,8 @@ var (
 		"Network namespaces known at the last census.")
 	censusUnvisitedDesc = desc("census_namespaces_unvisited",
 		"Network namespaces that the last census could not enter.")
+	censusOwnTablesDesc = desc("census_namespaces_own_table",
+		"Network namespaces with a hash table of connections of their own at the last census.")
 	watchedDesc = desc("watched_sockets",
 		"Sockets watched because something is unanswered.")
 	degradedDesc = desc("degraded",
@@ -75,7 +77,7 @@ var (
 		connectionsDesc, zombieOldestDesc, atRiskDesc, idleDesc, probesSentDesc, probesAnsweredDesc,
 		retransmitsDesc, deathsDesc, zombieSecondsDesc, forecastErrorDesc, zombiesByOwnerDesc, eventsDesc,
 		eventsLostDesc, eventsSuppressedDesc, censusDurationDesc, censusSocketsDesc, censusIntervalDesc,
-		censusTimestampDesc, censusNamespacesDesc, censusUnvisitedDesc, watchedDesc, degradedDesc, attachedDesc,
+		censusTimestampDesc, censusNamespacesDesc, censusUnvisitedDesc, censusOwnTablesDesc, watchedDesc, degradedDesc, attachedDesc,
 	}
 )
 
@@ -175,6 +177,7 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 	gauge(censusTimestampDesc, ended)
 	gauge(censusNamespacesDesc, float64(stats.Census.Namespaces))
 	gauge(censusUnvisitedDesc, float64(stats.Census.Unvisited))
+	gauge(censusOwnTablesDesc, float64(stats.Census.OwnTables))
 	gauge(watchedDesc, float64(stats.Watched))
 	var holds [collector.Reasons]float64
 	for _, f := range stats.Degraded {

@@ -161,6 +161,7 @@ func TestEverythingIsPresentAtZeroFromTheStart(t *testing.T) {
 	series("halfopen_census_interval_seconds")
 	series("halfopen_census_timestamp_seconds")
 	series("halfopen_census_namespaces")
+	series("halfopen_census_namespaces_own_table")
 	series("halfopen_census_namespaces_unvisited")
 	series("halfopen_watched_sockets")
 	series("halfopen_http_connections")

@@ -189,7 +189,7 @@ func fullStats() collector.Stats {
 		Watched: 19,
 		Census: collector.CensusStats{
 			At: noon, Duration: 23 * time.Millisecond, Interval: 15 * time.Second,
-			Sockets: 200003, Namespaces: 29, Unvisited: 1,
+			Sockets: 200003, Namespaces: 29, Unvisited: 1, OwnTables: 2,
 		},
 		Missed:     map[string]uint64{"set_state": 31, "retransmit_skb": 6},
 		Attached:   map[string]bool{"set_state": true, "retransmit_skb": false},

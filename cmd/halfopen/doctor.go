@@ -289,6 +289,7 @@ func (r *report) look(ctx context.Context, k *bpf.Kernel) {
 		r.fail("census", "a connection of our own is not among the sockets found; please report this kernel")
 	default:
 		r.ok("census", "%s in %s, in %s", plural(int(sockets), "socket"), plural(res.Namespaces, "network namespace"), moment(took))
+		r.ownTables(res.OwnTables)
 	}
 	if err == nil {
 		r.seen(collector.Assess(k, &res, &again))
@@ -361,4 +362,21 @@ func reason(err error) string {
 		return perr.Err.Error()
 	}
 	return err.Error()
+}
+
+// ownTables names the network namespaces that have a hash table of connections of
+// their own: any user can make such, and a process in one whose socket is locked.
+func (r *report) ownTables(netns []uint32) {
+	const most = 10
+	if len(netns) == 0 {
+		return
+	}
+	var names []string
+	for _, ino := range netns[:min(len(netns), most)] {
+		names = append(names, strconv.FormatUint(uint64(ino), 10))
+	}
+	if more := len(netns) - most; more > 0 {
+		names = append(names, fmt.Sprintf("%d more", more))
+	}
+	r.note("hash tables", "%s with one of its own (net.ipv4.tcp_child_ehash_entries): %s", plural(len(netns), "network namespace"), strings.Join(names, ", "))
 }

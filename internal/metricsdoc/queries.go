@@ -40,6 +40,10 @@ var queries = map[string]query{
 		"Namespaces on each node:",
 		`halfopen_census_namespaces`, "network namespaces",
 	},
+	"halfopen_census_namespaces_own_table": {
+		"Nodes where somebody makes namespaces with hash tables of their own (`net.ipv4.tcp_child_ehash_entries`), which a census may take minutes to walk; `halfopen doctor` names them",
+		`halfopen_census_namespaces_own_table > 0`, "network namespaces",
+	},
 	"halfopen_census_namespaces_unvisited": {
 		"Nodes where a census left namespaces out (one that went away meanwhile counts, too):",
 		`halfopen_census_namespaces_unvisited > 0`, "network namespaces",
