@@ -92,7 +92,7 @@ func (b *bench) census(ctx context.Context) (err error) {
 		}
 		fmt.Fprintf(&b.extra, "| %d | %.2f ms | %.2f ms | %s |\n", sockets, census.median()*1e3, bare.median()*1e3, per)
 	}
-	fmt.Fprintf(&b.extra, "\nThe census looks for the network namespaces (%d in the end) each time; the bare pass\nknows those of the crowd and of the agent, and visits both.\n", v.namespaces)
+	fmt.Fprintf(&b.extra, "\nThe census goes through all network namespaces (%d in the end) at once; the bare pass\nvisits those of the crowd and of the agent.\n", v.namespaces)
 	time.Sleep(2 * time.Second) // they are to be idle, and not new any more
 	if err := b.lookAtMany(&v, many); err != nil {
 		return err
@@ -213,7 +213,7 @@ func (b *bench) lookAtMany(v *view, many int) error {
 	ratio := census.over(bare)
 	what := fmt.Sprintf("census of %d sockets", many)
 	b.add(row{what, "≤ 1.3 × a bare iter/tcp pass", ratio.String() + " ×",
-		fmt.Sprintf("%d rounds; the pass runs a program that does nothing, in the same network namespaces; %.0f and %.0f ms; slowest round %.2f ×, when namespaces are searched for in all descriptors (every 30 s at most)",
+		fmt.Sprintf("%d rounds; the pass runs a program that does nothing, in the same network namespaces; %.0f and %.0f ms; slowest round %.2f ×",
 			len(ratio), census.median()*1e3, bare.median()*1e3, ratio.quantile(1)), ratio.atMost(1.3)})
 
 	ss, census, err := v.compare(b.rounds(7), v.ss("-tanoi"), v.census)
