@@ -97,7 +97,7 @@ func (g *Guard) Wrap(next http.Handler) http.Handler {
 				"pages of other sites may not use this agent (Sec-Fetch-Site is %.20q): open it in a tab of its own", r.Header.Get("Sec-Fetch-Site")))
 			return
 		}
-		if host := hostOf(r.Host); !anyHost(r) && !g.accepts(host) {
+		if host := hostOf(r.Host); !anyHost(r) && !g.accepts(host) && !(host == socketHost && overSocket(r)) {
 			g.refuse(w, r, refusedHost, http.StatusMisdirectedRequest, errHost(host))
 			return
 		}
@@ -123,14 +123,19 @@ func errHost(host string) error {
 	return fmt.Errorf("%.253q is not a name of this agent: use its address or the node's name, or start the agent with %s", host, flag)
 }
 
+// socketHost is the host that our commands name to an agent's Unix socket. Other names
+// are no better there: a forwarded port (ssh -L) leads a browser to it.
+const socketHost = "halfopen"
+
+func overSocket(r *http.Request) bool {
+	_, ok := r.Context().Value(http.LocalAddrContextKey).(*net.UnixAddr)
+	return ok
+}
+
 // anyHost reports whether a request is answered whatever its Host: health checks and
-// scrapes use aliases, and a Unix socket is not reached through a name. What has no Host
-// (HTTP/1.0) does not come from a browser.
+// scrapes use aliases. What has no Host (HTTP/1.0) does not come from a browser.
 func anyHost(r *http.Request) bool {
 	if r.Host == "" {
-		return true
-	}
-	if _, ok := r.Context().Value(http.LocalAddrContextKey).(*net.UnixAddr); ok {
 		return true
 	}
 	switch r.URL.Path {
@@ -145,11 +150,14 @@ func (g *Guard) accepts(host string) bool {
 	if g.names[host] {
 		return true
 	}
-	if _, err := netip.ParseAddr(host); err == nil {
-		return true
+	if addr, err := netip.ParseAddr(host); err == nil {
+		return !strings.Contains(addr.Zone(), ".") // which looks like a name, and is none
 	}
 	node, err := g.hostname() // read anew: it can change after the start
-	return err == nil && node != "" && firstLabel(host) == firstLabel(strings.ToLower(node))
+	label := firstLabel(strings.ToLower(node))
+	// Everybody can guess these, and have a domain that begins so.
+	common := label == "" || label == "localhost" || strings.Trim(label, "0123456789") == ""
+	return err == nil && !common && firstLabel(host) == label
 }
 
 func firstLabel(name string) string {

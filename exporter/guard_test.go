@@ -290,7 +290,7 @@ func TestTheAuthorityOfHTTP2IsAHost(t *testing.T) {
 	}
 }
 
-func TestAUnixSocketAnswersAnyHost(t *testing.T) {
+func TestAUnixSocketIsAskedByItsName(t *testing.T) {
 	h, _ := guarded(t)
 	path := filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", path)
@@ -303,8 +303,10 @@ func TestAUnixSocketAnswersAnyHost(t *testing.T) {
 	go func() {
 		done <- Serve(ctx, []net.Listener{l}, h, flagsFor(""), newConnLimit(maxConns, logger), logger)
 	}()
-	if got := rawStatus(t, "unix", path, "GET /api/v1/deaths HTTP/1.1\r\nHost: evil.example\r\n"); got != 200 {
-		t.Errorf("status %d", got)
+	for host, want := range map[string]int{"halfopen": 200, "localhost": 200, "evil.example": 421, "halfopen.evil.example": 421} {
+		if got := rawStatus(t, "unix", path, "GET /api/v1/deaths HTTP/1.1\r\nHost: "+host+"\r\n"); got != want {
+			t.Errorf("%s: status %d, want %d", host, got, want)
+		}
 	}
 	cancel()
 	if err := <-done; err != nil {
@@ -367,4 +369,17 @@ func FuzzHost(f *testing.F) {
 		}
 		_ = fmt.Sprint(ParseHostName(s))
 	})
+}
+
+// A name that every machine has, or that anybody can guess, names none.
+func TestACommonFirstLabelIsNotTheNodes(t *testing.T) {
+	for node, host := range map[string]string{
+		"localhost": "localhost.evil.example", "localhost.localdomain": "localhost.evil.example", "10": "10.evil.example", "": ".evil.example",
+	} {
+		g := NewGuard(nil, nil)
+		g.hostname = func() (string, error) { return node, nil }
+		if g.accepts(host) {
+			t.Errorf("%s is accepted on %q", host, node)
+		}
+	}
 }
