@@ -69,7 +69,7 @@ func notReady(src Source) string {
 // NewHandler serves the live page, the API with its stream, the metrics (also those of
 // the collectors), and the health of the agent. What may ask is for a [Guard] to say.
 func NewHandler(src Source, live *Live, logger *slog.Logger, metrics ...prometheus.Collector) http.Handler {
-	a := &api{src: src, logger: logger, large: make(chan struct{}, 1)}
+	a := &api{src: src, logger: logger, large: make(chan struct{}, 1), largeLocal: make(chan struct{}, 1)}
 	mux := http.NewServeMux()
 	servePage(mux)
 	mux.Handle("GET /metrics", metricsHandler(logger, append(metrics, NewMetrics(src), live)...))
@@ -133,7 +133,9 @@ func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
 type api struct {
 	src    Source
 	logger *slog.Logger
-	large  chan struct{} // full while somebody has more than defaultLimit connections
+	// Full while somebody has more than defaultLimit connections; the second is of the
+	// machine's own socket, so that nobody who may not use that holds up who may.
+	large, largeLocal chan struct{}
 }
 
 func (a *api) connections(w http.ResponseWriter, r *http.Request) {
@@ -149,14 +151,18 @@ func (a *api) connections(w http.ResponseWriter, r *http.Request) {
 	}
 	if q.Limit > defaultLimit {
 		// Anybody may ask, and each answer would take as much memory again.
+		large := a.large
+		if _, ok := RequestPeer(r.Context()); ok {
+			large = a.largeLocal
+		}
 		select {
-		case a.large <- struct{}{}:
+		case large <- struct{}{}:
 		case <-r.Context().Done():
 			return
 		}
 		defer func() {
 			debug.FreeOSMemory() // nobody asks for that often
-			<-a.large
+			<-large
 		}()
 	}
 	total, conns, err := a.src.Connections(r.Context(), q)

@@ -29,6 +29,8 @@ const (
 	// waitingAfter is how long a connection that has not sent a whole request is given
 	// before it counts as waiting.
 	waitingAfter = time.Second
+	// answeringAfter is from when on an answer takes long.
+	answeringAfter = 2 * time.Second
 	// closingPatience bounds the wait until a closed connection's descriptor is free.
 	closingPatience = 100 * time.Millisecond
 	// acceptPause and maxAcceptPause are between two tries to accept a connection
@@ -39,8 +41,8 @@ const (
 
 // A ConnLimit bounds the HTTP connections of all listeners together. When one more
 // comes, one is closed of the client that has most: the oldest that waits for the
-// client (idle, or its request is not complete), or else the oldest. So every
-// newcomer gets in, also where all clients have one address, that of a proxy. It is a
+// client (idle, or its request is not complete), or else one that is answered for long,
+// or else the oldest. So every newcomer gets in, also where all clients have one address, that of a proxy. It is a
 // prometheus.Collector of what it did, and safe for concurrent use.
 type ConnLimit struct {
 	max    int
@@ -64,9 +66,20 @@ type httpConn struct {
 	gone    chan struct{} // closed when its server has done with it
 }
 
-// waits reports whether it is the client's turn to send.
-func (c *httpConn) waits(now time.Time) bool {
-	return c.state != http.StateActive && now.Sub(c.since) >= waitingAfter
+// patience ranks what a connection would lose if it was closed, the least first: it has
+// waited for its client for a while, its answer takes long, it has just begun to wait,
+// its answer is on its way.
+func (c *httpConn) patience(now time.Time) int {
+	active, age := c.state == http.StateActive, now.Sub(c.since)
+	switch {
+	case !active && age >= waitingAfter:
+		return 0
+	case active && age >= answeringAfter:
+		return 1
+	case !active:
+		return 2
+	}
+	return 3
 }
 
 // NewConnLimit makes a limit that leaves descriptors for the agent's own work, as
@@ -163,8 +176,14 @@ func (l *ConnLimit) add(nc net.Conn) {
 	l.clients[c.client]++
 	l.count++
 	tooMany := l.count > l.max
+	flooded := len(l.conns) > 2*l.max // so many handlers of closed ones are at work yet
 	l.mu.Unlock()
-	if tooMany && l.closeOne() {
+	if flooded {
+		l.full.note(fmt.Sprintf("the limit is %d", l.max))
+		nc.Close() // its server removes it
+		return
+	}
+	if tooMany && l.closeOne(c) {
 		l.full.note(fmt.Sprintf("the limit is %d", l.max))
 	}
 }
@@ -190,11 +209,11 @@ func (l *ConnLimit) uncount(c *httpConn) {
 	}
 }
 
-// closeOne closes a connection, if there is one, and waits for its descriptor to be
-// free. The newest is the last to be chosen.
-func (l *ConnLimit) closeOne() bool {
+// closeOne closes a connection other than the newcomer, if there is one, and waits for
+// its descriptor to be free.
+func (l *ConnLimit) closeOne(newcomer *httpConn) bool {
 	l.mu.Lock()
-	nc, c := l.choose(time.Now())
+	nc, c := l.choose(newcomer, time.Now())
 	if c == nil {
 		l.mu.Unlock()
 		return false
@@ -217,10 +236,10 @@ func (l *ConnLimit) closeOne() bool {
 	return true
 }
 
-// choose returns the connection to close.
-func (l *ConnLimit) choose(now time.Time) (chosen net.Conn, c *httpConn) {
+// choose returns the connection to close, which is not the newcomer.
+func (l *ConnLimit) choose(newcomer *httpConn, now time.Time) (chosen net.Conn, c *httpConn) {
 	for nc, o := range l.conns {
-		if !o.closing && (c == nil || l.sooner(o, c, now)) {
+		if !o.closing && o != newcomer && (c == nil || l.sooner(o, c, now)) {
 			chosen, c = nc, o
 		}
 	}
@@ -232,8 +251,8 @@ func (l *ConnLimit) sooner(a, b *httpConn, now time.Time) bool {
 	if m, n := l.clients[a.client], l.clients[b.client]; m != n {
 		return m > n
 	}
-	if v, w := a.waits(now), b.waits(now); v != w {
-		return v
+	if v, w := a.patience(now), b.patience(now); v != w {
+		return v < w
 	}
 	return a.since.Before(b.since)
 }
@@ -255,7 +274,7 @@ func (l *limitedListener) Accept() (net.Conn, error) {
 		}
 		l.limit.failed.note(err.Error())
 		if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
-			l.limit.closeOne()
+			l.limit.closeOne(nil)
 		}
 		time.Sleep(pause)
 	}

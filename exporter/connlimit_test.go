@@ -381,6 +381,9 @@ func TestWhichConnectionIsClosed(t *testing.T) {
 		"a busy one before one that has only just come": {
 			[]conn{{"a", "10.0.0.1:1", busy, time.Minute}, {"b", "10.0.0.1:2", fresh, time.Millisecond}}, "a",
 		},
+		"one that has just come before an answer that is on its way": {
+			[]conn{{"a", "10.0.0.1:1", busy, 50 * time.Millisecond}, {"b", "10.0.0.1:2", fresh, 40 * time.Millisecond}}, "b",
+		},
 		"of the client with most, though another's is older": {
 			[]conn{{"a", "10.0.0.1:1", idle, time.Minute}, {"b", "10.0.0.2:1", idle, 2 * time.Second}, {"c", "10.0.0.2:2", idle, 3 * time.Second}}, "c",
 		},
@@ -405,7 +408,7 @@ func TestWhichConnectionIsClosed(t *testing.T) {
 				l.clients[client]++
 				names[nc] = c.name
 			}
-			if nc, _ := l.choose(now); names[nc] != tc.want {
+			if nc, _ := l.choose(nil, now); names[nc] != tc.want {
 				t.Errorf("%q is closed, want %q", names[nc], tc.want)
 			}
 		})

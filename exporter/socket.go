@@ -30,8 +30,10 @@ const SocketPath = "/run/halfopen/halfopen.sock"
 const SocketGroup = "halfopen"
 
 const (
-	socketMode    = 0o660
-	socketDirMode = 0o755
+	socketMode = 0o660
+	// rootSocketMode is that of a socket which has no group of its own.
+	rootSocketMode = 0o600
+	socketDirMode  = 0o755
 	// socketPatience is how long another agent may take to make or to answer its socket.
 	socketPatience = time.Second
 )
@@ -65,13 +67,15 @@ func ListenSocket(path string, logger *slog.Logger) (net.Listener, error) {
 		return nil, fmt.Errorf("make the socket %s: %w", path, err)
 	}
 	made := &socketListener{path: path}
-	// Nobody can connect before listen, so what the umask left of the mode matters not.
-	err = errors.Join(os.Chmod(path, socketMode), unix.Lstat(path, &made.stat))
-	if err == nil && gid >= 0 {
-		if chown := os.Lchown(path, -1, gid); chown != nil {
-			logger.Warn("The socket is for root only, not for its group", "group", SocketGroup, "err", oneLine(chown.Error()))
-		}
+	mode := os.FileMode(socketMode)
+	if gid < 0 {
+		mode = rootSocketMode
+	} else if err := os.Lchown(path, -1, gid); err != nil {
+		mode = rootSocketMode
+		logger.Warn("The socket is for root only, not for its group", "group", SocketGroup, "err", oneLine(err.Error()))
 	}
+	// Nobody can connect before listen, so what the umask left of the mode matters not.
+	err = errors.Join(os.Chmod(path, mode), unix.Lstat(path, &made.stat))
 	if err == nil {
 		err = unix.Listen(fd, unix.SOMAXCONN)
 	}
