@@ -171,7 +171,7 @@ func TestCommandsAskTheAgentOfTheMachine(t *testing.T) {
 	n.greet(conns)
 	r := newRoom(t)
 	none := exec.Command(binary, "list", "--cause=refused")
-	if _, stderr, status := r.run(none); status != 2 || !strings.Contains(stderr, "--cause needs an agent") {
+	if _, stderr, status := r.run(none); status != 1 || !strings.Contains(stderr, "--cause needs an agent") {
 		t.Errorf("without an agent: exit status %d: %s", status, stderr)
 	}
 	a := r.agent("--zombie-silence=2s", "--log.level=debug")

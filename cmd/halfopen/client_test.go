@@ -3,11 +3,14 @@
 package main
 
 import (
+	"bytes"
 	"io"
 	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -100,4 +103,24 @@ func TestNobodyListens(t *testing.T) {
 	ln.Close()
 	wantFailure(t, "ask http://"+host+": connection refused: check that the agent runs and listens there, or look without it with --url=none",
 		"list", "--url", "http://"+host)
+}
+
+// Who answers at --url could otherwise have us ask somebody else, with our password.
+func TestNoRedirectIsFollowed(t *testing.T) {
+	asked := false
+	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked = true }))
+	defer other.Close()
+	first := httptest.NewServer(http.RedirectHandler(other.URL, http.StatusFound))
+	defer first.Close()
+	config := filepath.Join(t.TempDir(), "client.yml")
+	if err := os.WriteFile(config, []byte("basic_auth:\n  username: a\n  password: b\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"list"}, {"list", "--web.client-config=" + config}, {"trace"}} {
+		var stdout, stderr bytes.Buffer
+		status := run(t.Context(), append(args, "--url="+first.URL), &stdout, &stderr)
+		if status != 1 || stdout.Len() > 0 || strings.Count(stderr.String(), "\n") != 1 || asked {
+			t.Errorf("%q: status %d, the other was asked: %v, %s%s", args, status, asked, &stdout, &stderr)
+		}
+	}
 }

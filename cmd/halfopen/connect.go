@@ -54,7 +54,7 @@ func parsePlace(s string) (place, error) {
 	}
 	u, err := url.Parse(s)
 	switch {
-	case err == nil && u.User != nil, err != nil && strings.Contains(s, "@"):
+	case err == nil && u.User != nil, strings.Contains(s, "@") && (err != nil || u.Host == "" && u.Scheme != "unix"):
 		return place{}, errors.New("everybody on this machine can read a command line: leave user and password out, and name a file that has them with --web.client-config")
 	case err == nil && u.Scheme == "unix" && u.Host == "" && filepath.IsAbs(u.Path):
 		return place{url: u}, nil
@@ -90,7 +90,7 @@ const (
 
 // newClient asks an agent over TCP, with the file of --web.client-config if there is one.
 func newClient(u *url.URL, path string) (*client, error) {
-	c := &client{base: u, name: u.String(), config: path, http: http.DefaultClient, wrong: checkURL,
+	c := &client{base: u, name: u.String(), config: path, http: &http.Client{CheckRedirect: stay}, wrong: checkURL,
 		mend: "check that the agent runs and listens there, or " + goAlone}
 	if path == "" {
 		return c, nil
@@ -105,11 +105,16 @@ func newClient(u *url.URL, path string) (*client, error) {
 	if c.http, err = config.NewClientFromConfig(*cfg, "halfopen"); err != nil {
 		return nil, failed(err)
 	}
+	c.http.CheckRedirect = stay
 	if c.tls, err = config.NewTLSConfig(&cfg.TLSConfig); err != nil {
 		return nil, failed(err)
 	}
 	return c, nil
 }
+
+// stay follows no redirect: an agent sends none, and whoever does could have us ask
+// somebody else, with what the client has to show.
+func stay(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
 type dialFunc = func(ctx context.Context, network, address string) (net.Conn, error)
 
@@ -118,7 +123,7 @@ func newSocketClient(path string, dial dialFunc) *client {
 	return &client{
 		base: &url.URL{Scheme: "http", Host: "halfopen"}, name: path, wrong: goAlone,
 		mend: "check that the agent runs and listens there, or " + goAlone,
-		http: &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		http: &http.Client{CheckRedirect: stay, Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return dial(ctx, "unix", path)
 		}}},
 	}
@@ -147,6 +152,8 @@ func machineAgent(ctx context.Context, path string, patience time.Duration) (*cl
 	switch {
 	case err == nil && resp.StatusCode == http.StatusOK:
 		return c, nil
+	case err == nil && (resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusBadRequest):
+		return nil, fmt.Errorf("the agent of this machine wants a password or TLS on %s, since every user may connect there: have systemd make it with SocketMode=0660, or name the agent with --url", path)
 	case err == nil:
 		return nil, c.stranger()
 	case ctx.Err() != nil:

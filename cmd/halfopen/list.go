@@ -5,6 +5,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"iter"
@@ -68,7 +69,7 @@ func (l *list) run(ctx context.Context, stdout, stderr io.Writer) error {
 	}
 	switch {
 	case len(l.causes) > 0 && l.agent == nil:
-		return usagef("--cause needs an agent, since only that remembers deaths: start one, or name it with --url")
+		return errors.New("--cause needs an agent, since only that remembers deaths: start one, or name it with --url")
 	case len(l.causes) > 0:
 		return l.deaths(ctx, stdout, stderr)
 	case l.grouped:

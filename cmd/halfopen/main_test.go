@@ -58,7 +58,6 @@ func TestWrongUsageIsOneLineAndStatusTwo(t *testing.T) {
 		{"a negative number where there is no flag", "list -1", "halfopen: unknown flag '-1', try 'halfopen list --help'"},
 		{"a negative number after a flag that has a value", "list --port=1 -1", "halfopen: unknown flag '-1', try 'halfopen list --help'"},
 		{"an address that is no URL", "list --url=localhost:9839", `halfopen: --url: "localhost:9839" is neither none nor a URL such as http://127.0.0.1:9839, try 'halfopen list --help'`},
-		{"deaths without an agent", "list --url=none --cause=closed", "halfopen: --cause needs an agent, since only that remembers deaths: start one, or name it with --url, try 'halfopen list --help'"},
 		{"deaths by port", "list --url=http://h --cause=closed --port=1", "halfopen: --cause cannot be combined with filters of connections, --all or --by, try 'halfopen list --help'"},
 		{"deaths in groups", "list --url=http://h --cause=closed --by=owner", "halfopen: --cause cannot be combined with filters of connections, --all or --by, try 'halfopen list --help'"},
 		{"groups by what there is none of", "list --by=port", `halfopen: --by: unknown grouping "port" (there are owner, remote, verdict), try 'halfopen list --help'`},

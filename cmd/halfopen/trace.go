@@ -193,6 +193,12 @@ func (t *trace) owned(n *exporter.Notice) bool {
 	return len(t.pids) == 0 || owner.Process != nil && slices.Contains(t.pids, owner.Process.PID)
 }
 
+// ownerUnknown reports whether some process holds the connection, and which is not known.
+func ownerUnknown(n *exporter.Notice) bool {
+	owner := identityOf(n).owner
+	return owner.Process == nil && owner.Accepted == nil && owner.UID != nil
+}
+
 // identity is what notices of all kinds have.
 type identity struct {
 	local, remote exporter.Endpoint

@@ -66,6 +66,12 @@ func (t *trace) through(ctx context.Context, agent *client, stdout, stderr io.Wr
 		defer body.Close() // if it is ours to end, as when nobody reads what is printed
 		emit := t.printer(stdout)
 		var missed uint64
+		unowned := 0
+		defer func() {
+			if unowned > 0 {
+				fmt.Fprintf(stderr, "halfopen: %d events whose process was not known in time were not printed: leave out --pid, or use --url=none\n", unowned)
+			}
+		}()
 		begun := false
 		for {
 			batch := batch(ended, events)
@@ -80,6 +86,8 @@ func (t *trace) through(ctx context.Context, agent *client, stdout, stderr io.Wr
 					begun, missed = true, e.missed
 				case e.Event == "":
 					missed = sayDropped(stderr, e.missed, missed)
+				case t.wanted(&e.Notice) && len(t.pids) > 0 && ownerUnknown(&e.Notice):
+					unowned++
 				case t.wanted(&e.Notice) && t.owned(&e.Notice):
 					if err := emit(&e.Notice, e.text); err != nil {
 						return err
