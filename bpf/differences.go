@@ -39,7 +39,7 @@ func Differences() ([]Difference, error) {
 }
 
 // A difference is something that kernels have in one variant or another. What the
-// programs do about it is in kernel.h.
+// programs do about it is in kernel_compat.h.
 type difference struct {
 	name string
 	// first is the constant of the programs that says whether the first applies.

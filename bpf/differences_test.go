@@ -4,7 +4,7 @@ package bpf
 
 import (
 	"bytes"
-	_ "embed"
+	"embed"
 	"encoding/binary"
 	"fmt"
 	"regexp"
@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-//go:embed halfopen.bpf.c
-var source string
+//go:embed halfopen.bpf.c *.h
+var sources embed.FS
 
 func runningKernel(t *testing.T) *btf.Spec {
 	t.Helper()
@@ -52,8 +52,19 @@ func wants(t *testing.T) map[*btf.CORERelocation]want {
 var untold = []*difference{ownTables, silentReceivers}
 
 func TestDifferencesAreThoseOfTheHeader(t *testing.T) {
-	if found := regexp.MustCompile(`\w+___\w+|bpf_core_\w+_exists|const volatile`).FindAllString(source, -1); found != nil {
-		t.Errorf("halfopen.bpf.c has of what belongs into kernel.h: %q", found)
+	files, err := sources.ReadDir(".")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		source, err := sources.ReadFile(f.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := regexp.MustCompile(`\w+___\w+|bpf_core_\w+_exists|const volatile`).FindAll(source, -1)
+		if isCompat := f.Name() == "kernel_compat.h"; isCompat != (found != nil) {
+			t.Errorf("%s has of what belongs into kernel_compat.h: %q", f.Name(), found)
+		}
 	}
 	named := make(map[string]bool)
 	for relo, w := range wants(t) {

@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What user space has looked after, some entries of a map at a time: the watched
+ * sockets, and the deaths that nothing more will explain.
+ */
+#ifndef HALFOPEN_BATCH_H
+#define HALFOPEN_BATCH_H
+
+#include "deaths.h"
+
+/* Entries that user space has looked after in one run. */
+#define BATCH_MAX 256
+
+/*
+ * Entries of watched or undecided that user space has looked after: it writes their
+ * keys, runs the program, and reads the records. One run at a time.
+ */
+struct batch {
+	__u32 keys;
+	__u32 records;
+	__u64 key[BATCH_MAX];
+	struct conn record[BATCH_MAX];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct batch);
+} batch SEC(".maps");
+
+/*
+ * How a watched socket is now, wherever it is. User space hears of an answer if it
+ * knew of the question. Returns whether c is to be written out.
+ */
+static __always_inline bool look_after(struct conn *c, __u64 key)
+{
+	const struct tcp_sock *tp = (const void *)key;
+	const bool probe = true;
+	struct watch *value, seen;
+
+	value = bpf_map_lookup_elem(&watched, &key);
+	if (!value)
+		return false;
+	seen = *value;
+	describe(c, tp, &seen, true);
+	/* What was read may be of two sockets, of which the second has its memory now. */
+	if (COOKIE(tp) != seen.cookie)
+		c->cookie = 0;
+	/* A timer on another CPU may have begun a new row meanwhile. */
+	value = bpf_map_lookup_elem(&watched, &key);
+	if (!value || value->cookie != seen.cookie || value->solicited != seen.solicited)
+		return false;
+	if (seen.dead || c->cookie != seen.cookie || c->state == TCP_CLOSE) {
+		__builtin_memset(c, 0, sizeof(*c));
+		c->cookie = seen.cookie;
+		c->flags = CONN_GONE;
+		c->cause = seen.cause;
+		c->evidence = seen.during;
+		bpf_map_delete_elem(&watched, &key);
+		return seen.told;
+	}
+	if (c->flags & CONN_TROUBLE) {
+		if (!seen.told) {
+			seen.told = 1;
+			rewatch(key, &seen);
+		}
+		return true;
+	}
+	c->flags |= CONN_ANSWERED;
+	if (seen.evidence == EVIDENCE_KEEPALIVE)
+		COUNT(probes_answered);
+	if (!c->probes_out && !c->retransmits) {
+		bpf_map_delete_elem(&watched, &key);
+		return seen.told;
+	}
+	struct watch next = {
+		.cookie = seen.cookie,
+		.solicited = seen.solicited,
+		.heard = heard_at(c),
+		.before = c->probes_out + c->retransmits,
+	};
+	rewatch(key, &next);
+	return seen.told;
+}
+
+__attribute__((noinline)) int watch_at(__u32 i)
+{
+	__u32 zero = 0, n;
+	struct batch *b = bpf_map_lookup_elem(&batch, &zero);
+
+	if (!b || i >= BATCH_MAX)
+		return 0;
+	n = b->records;
+	if (look_after(&b->record[n & (BATCH_MAX - 1)], b->key[i]))
+		b->records = n + 1;
+	return 0;
+}
+
+/* The watched sockets whose keys user space gives. */
+static __always_inline int watch_batch(void)
+{
+	__u32 zero = 0, i;
+	struct batch *b = bpf_map_lookup_elem(&batch, &zero);
+
+	if (!b)
+		return 0;
+	b->records = 0;
+	for (i = 0; i < BATCH_MAX; i++) {
+		if (i >= b->keys)
+			break;
+		watch_at(i);
+	}
+	return 0;
+}
+
+__attribute__((noinline)) int settle_at(__u32 i)
+{
+	__u32 zero = 0;
+	struct batch *b = bpf_map_lookup_elem(&batch, &zero);
+	struct undecided *u;
+	__u64 key;
+
+	if (!b || i >= BATCH_MAX)
+		return 0;
+	key = b->key[i];
+	u = bpf_map_lookup_elem(&undecided, &key);
+	if (u && u->at && bpf_ktime_get_ns() - u->at >= DECIDED_NS)
+		decided(u, &key, CAUSE_RESET_BY_PEER);
+	return 0;
+}
+
+/* The deaths that nothing more will explain, of those whose keys user space gives. */
+static __always_inline int settle_batch(void)
+{
+	__u32 zero = 0, i;
+	struct batch *b = bpf_map_lookup_elem(&batch, &zero);
+
+	if (!b)
+		return 0;
+	for (i = 0; i < BATCH_MAX; i++) {
+		if (i >= b->keys)
+			break;
+		settle_at(i);
+	}
+	return 0;
+}
+
+#endif /* HALFOPEN_BATCH_H */

@@ -1,0 +1,413 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The cause of a death.
+ */
+#ifndef HALFOPEN_DEATHS_H
+#define HALFOPEN_DEATHS_H
+
+#include "timers.h"
+
+/* How long a reset that was received explains a death. */
+#define RESET_FRESH_NS 1000000000ULL
+
+/* How soon at the latest a reset is sent for data after close. */
+#define DECIDED_NS 50000000ULL
+
+/*
+ * Sockets that a reset was just received for, by address: the reset is handled
+ * in process context too, where the CPU may change before the state does. LRU,
+ * since a reset for a socket already closed kills nothing.
+ */
+struct reset {
+	__u64 cookie;
+	__u64 at; /* ns, CLOCK_MONOTONIC */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, REMEMBER_MAX);
+	__type(key, __u64);
+	__type(value, struct reset);
+} resets SEC(".maps");
+
+/*
+ * Deaths that the next moment has to explain, by address: data that comes after
+ * close is answered by tcp_reset(), as a reset from the peer is, and only then
+ * by a reset of our own. Inserted: at such a death. Deleted: when the reset is
+ * sent, or by the settle pass when none was. Rare.
+ */
+struct undecided {
+	__u64 at; /* ns, CLOCK_MONOTONIC */
+	struct event event;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, REMEMBER_MAX);
+	__type(key, __u64);
+	__type(value, struct undecided);
+} undecided SEC(".maps");
+
+/* tcp_write_err(): the write timer gave up, in its softirq or deferred. */
+static __always_inline __u32 write_timeout_cause(const struct tcp_sock *tp,
+						 const struct deferred *d, bool known, bool orphan,
+						 __u8 *during)
+{
+	const struct net *net = tp->inet_conn.icsk_inet.sk.__sk_common.skc_net.net;
+	__u32 lasting, stamp = tp->inet_conn.icsk_probes_tstamp;
+	__u64 timeout = tp->inet_conn.icsk_user_timeout;
+	bool own;
+
+	timeout = (timeout * hz + 999) / 1000; /* msecs_to_jiffies() */
+	/* tcp_rtx_probe0_timed_out(): the window shrank under data in flight. */
+	if (known && d->pending == ICSK_TIME_RETRANS && !d->snd_wnd && !orphan) {
+		*during = EVIDENCE_WINDOW_PROBE;
+		lasting = retransmitting_for(tp);
+		if (timeout &&
+		    (timeout < 2 * (__u64)rto_max(tp, net, hz, &own) || lasting >= timeout))
+			return CAUSE_USER_TIMEOUT;
+		return CAUSE_WINDOW_PROBE_TIMEOUT;
+	}
+	/* tcp_write_timeout(): the user's overrides the model. */
+	if (tp->inet_conn.icsk_retransmits) {
+		*during = EVIDENCE_RETRANSMIT;
+		if (timeout)
+			return CAUSE_USER_TIMEOUT;
+		return orphan ? CAUSE_ORPHAN_TIMEOUT : CAUSE_RETRANSMIT_TIMEOUT;
+	}
+	/* tcp_probe_timer(): whichever comes first. */
+	if (stamp) {
+		/* With the window open nothing was sent: the host itself keeps
+		 * the data back, and tcp_retries2 limits that as well. */
+		bool closed = tp->snd_wnd < tp->mss_cache;
+
+		*during = closed ? EVIDENCE_WINDOW_PROBE : EVIDENCE_RETRANSMIT;
+		lasting = age((__u32)bpf_jiffies64(), stamp);
+		if (timeout && lasting >= timeout)
+			return CAUSE_USER_TIMEOUT;
+		if (orphan)
+			return CAUSE_ORPHAN_TIMEOUT;
+		return closed ? CAUSE_WINDOW_PROBE_TIMEOUT : CAUSE_RETRANSMIT_TIMEOUT;
+	}
+	return CAUSE_UNKNOWN;
+}
+
+/*
+ * tcp_write_timeout() of a connection that is still being made: the retries, or
+ * the user's timeout if that came first.
+ */
+static __always_inline __u32 connect_timeout_cause(const struct tcp_sock *tp, __u8 *during)
+{
+	__u64 timeout = tp->inet_conn.icsk_user_timeout;
+	__u32 lasting = retransmitting_for(tp);
+
+	timeout = (timeout * hz + 999) / 1000;
+	/* tcp_fastopen_synack_timer() does not look at the user's. */
+	if (!timeout || tp->fastopen_rsk || lasting == AGE_NONE || lasting < timeout)
+		return CAUSE_CONNECT_TIMEOUT;
+	*during = EVIDENCE_RETRANSMIT;
+	return CAUSE_USER_TIMEOUT;
+}
+
+/* Whether a reset was received for this socket just now. */
+static __always_inline bool was_reset(const struct sock *sk)
+{
+	__u64 key = (__u64)sk;
+	struct reset *r = bpf_map_lookup_elem(&resets, &key);
+
+	return r && r->cookie == (__u64)sk->__sk_common.skc_cookie.counter &&
+	       bpf_ktime_get_ns() - r->at < RESET_FRESH_NS;
+}
+
+/* An orphan that the kernel gave up without an error. */
+static __always_inline __u32 given_up_cause(const struct sock *sk)
+{
+	return is_going(sk->__sk_common.skc_net.net) ? CAUSE_ORPHAN_TIMEOUT : CAUSE_OUT_OF_MEMORY;
+}
+
+/*
+ * Whether tcp_write_err() ended it: in a write timer, in one that was deferred,
+ * or in tcp_ld_RTO_revert(), where an ICMP error shortens the wait. It takes the
+ * error from sk_err_soft, if there is one.
+ */
+static __always_inline bool gave_up(const struct sock *sk, const struct tcp_sock *tp, int oldstate,
+				    bool in_timer, struct deferred *d, bool *known)
+{
+	if (!sk->sk_err) /* as nearly always */
+		return false;
+	*known = write_timer_of(sk, d);
+	if (sk->sk_err == ETIMEDOUT || in_timer)
+		return true;
+	if (sk->sk_err != sk->sk_err_soft || tp->packets_out)
+		return false;
+	return *known || (tp->inet_conn.icsk_retransmits && oldstate != TCP_SYN_SENT);
+}
+
+/*
+ * Why a socket that goes to CLOSE does so: sk_err is set by now, and what is
+ * running on this CPU says who set it (docs/architecture.md has the table).
+ */
+static __always_inline __u32 cause_of(const struct sock *sk, const struct tcp_sock *tp,
+				      int oldstate, __u8 *during)
+{
+	bool orphan = sk->__sk_common.skc_flags & (1 << SOCK_DEAD);
+	struct timer_slot *slot = running_timer(sk);
+	struct deferred d = {};
+	int err = sk->sk_err;
+	bool known;
+
+	if (slot && slot->fn == keepalive_timer_fn) {
+		if (!err) /* FIN_WAIT2 expires: in a reset, or in a time_wait socket */
+			return slot->reset ? CAUSE_ORPHAN_TIMEOUT : CAUSE_CLOSED;
+		*during = EVIDENCE_KEEPALIVE;
+		return tp->inet_conn.icsk_user_timeout ? CAUSE_USER_TIMEOUT :
+							 CAUSE_KEEPALIVE_TIMEOUT;
+	}
+	if (!slot && (err == ECONNRESET || err == EPIPE || err == ECONNREFUSED) && was_reset(sk))
+		return oldstate == TCP_SYN_SENT ? CAUSE_REFUSED : CAUSE_RESET_BY_PEER;
+	if (gave_up(sk, tp, oldstate, slot, &d, &known)) {
+		if (oldstate == TCP_SYN_SENT || oldstate == TCP_SYN_RECV)
+			return connect_timeout_cause(tp, during);
+		return write_timeout_cause(tp, &d, known, orphan, during);
+	}
+	if (slot) /* tcp_out_of_resources() */
+		return given_up_cause(sk);
+	if (err == ECONNABORTED)
+		return CAUSE_DESTROYED;
+	if (err && (oldstate == TCP_SYN_SENT || oldstate == TCP_SYN_RECV))
+		return CAUSE_UNREACHABLE;
+	if (err == ECONNRESET || err == EPIPE)
+		return CAUSE_UNKNOWN;
+	/* Any other error is an old one that nobody has asked for. */
+	switch (oldstate) {
+	case TCP_LAST_ACK:
+	case TCP_CLOSING:
+		if (tp->snd_una == tp->write_seq)
+			return CAUSE_CLOSED;
+		return orphan ? given_up_cause(sk) : CAUSE_ABORTED;
+	case TCP_FIN_WAIT1:
+		return orphan ? given_up_cause(sk) : CAUSE_ABORTED;
+	case TCP_FIN_WAIT2:
+		/* Either the peer's FIN came, or a time_wait socket waits for it. */
+		if (sk->__sk_common.skc_flags & (1 << SOCK_DONE))
+			return CAUSE_CLOSED;
+		return orphan && tp->linger2 >= 0 ? CAUSE_CLOSED : CAUSE_ABORTED;
+	}
+	return CAUSE_ABORTED;
+}
+
+/*
+ * Has the verifier forget which constant a variable holds, or kernels before 6.2
+ * check all that follows once for each; unknown is any number that it cannot know.
+ */
+#define forget(var, unknown)                                                     \
+	do {                                                                     \
+		__u64 var_ = (var), unknown_ = (unknown);                        \
+		asm volatile("%0 ^= %1; %0 ^= %1" : "+r"(var_) : "r"(unknown_)); \
+		(var) = var_;                                                    \
+	} while (0)
+
+/* A death that was found out later than it happened. */
+static __always_inline void decided(struct undecided *u, __u64 *key, __u32 cause)
+{
+	struct event *e;
+
+	COUNT(deaths[cause]);
+	e = within_rate(cause, EVENT_DEATH) ? reserve(EVENT_DEATH) : NULL;
+	if (e) {
+		*e = u->event;
+		e->type = EVENT_DEATH;
+		e->cause = cause;
+		bpf_ringbuf_submit(e, 0);
+	}
+	bpf_map_delete_elem(&undecided, key);
+}
+
+/* False if there was no room: then nobody will ever know. */
+static __always_inline bool decide_later(const struct sock *sk, const struct tcp_sock *tp,
+					 int oldstate, const struct watch *seen)
+{
+	static const struct undecided none;
+	__u64 key = (__u64)sk;
+	struct undecided *u;
+
+	u = bpf_map_lookup_elem(&undecided, &key);
+	if (u) /* of the socket that was there before */
+		decided(u, &key, CAUSE_RESET_BY_PEER);
+	if (bpf_map_update_elem(&undecided, &key, &none, BPF_ANY)) {
+		COUNT(faults[FAULT_REMEMBER_FULL]);
+		return false;
+	}
+	u = bpf_map_lookup_elem(&undecided, &key);
+	if (!u)
+		return false;
+	u->event.err = sk->sk_err;
+	describe(&u->event.conn, tp, seen, false);
+	u->event.conn.state = oldstate;
+	u->at = bpf_ktime_get_ns();
+	return true;
+}
+
+static __always_inline void died(const struct sock *sk, const struct tcp_sock *tp, int oldstate)
+{
+	struct timer_slot *slot = running_timer(sk);
+	__u64 key = (__u64)sk;
+	struct watch copy, *seen;
+	struct event *e;
+	__u8 during = EVIDENCE_NONE;
+	__u32 cause;
+
+	if (!sk->__sk_common.skc_cookie.counter) /* made by TCP Fast Open, or older than us */
+		give_cookie(sk);
+	cause = cause_of(sk, tp, oldstate, &during);
+	forget(cause, sk->sk_err);
+	forget(during, sk->sk_err);
+	cause &= 15;
+	seen = watched_as(sk, sk->__sk_common.skc_cookie.counter, &copy);
+	if (cause == CAUSE_RESET_BY_PEER && (sk->sk_shutdown & RCV_SHUTDOWN) &&
+	    (oldstate == TCP_FIN_WAIT1 || oldstate == TCP_FIN_WAIT2)) {
+		if (decide_later(sk, tp, oldstate, seen)) {
+			if (seen)
+				bpf_map_delete_elem(&watched, &key);
+			return;
+		}
+		cause = CAUSE_UNKNOWN;
+	}
+
+	COUNT(deaths[cause]);
+	if (slot)
+		slot->dead = 1;
+	if (cause == CAUSE_CLOSED) {
+		/* A healthy end of a healthy connection is nothing to tell. */
+		if (!seen)
+			return;
+		/* The watch pass tells it, unless reset_in_answer() is next. */
+		if (!slot && oldstate == TCP_FIN_WAIT2) {
+			seen->cause = cause;
+			seen->dead = 1;
+			rewatch(key, seen);
+			return;
+		}
+	}
+	e = within_rate(cause, EVENT_DEATH) ? reserve(EVENT_DEATH) : NULL;
+	if (!e) {
+		if (seen) { /* the watch pass tells it */
+			seen->cause = cause;
+			seen->during = during;
+			seen->dead = 1;
+			rewatch(key, seen);
+		}
+		return;
+	}
+	e->cause = cause;
+	e->during = cause == CAUSE_USER_TIMEOUT ? during : EVIDENCE_NONE;
+	e->err = sk->sk_err;
+	if (slot && slot->before.cookie)
+		e->conn = slot->before;
+	else
+		describe(&e->conn, tp, seen, false);
+	e->conn.state = oldstate;
+	bpf_ringbuf_submit(e, 0);
+	if (seen)
+		bpf_map_delete_elem(&watched, &key);
+}
+
+/*
+ * Once for every transition of every connection: the hot path. A connection
+ * gets its cookie here, because in timer context nobody can give it one.
+ */
+static __always_inline int state_changed(const struct sock *sk, int oldstate, int newstate)
+{
+	const struct tcp_sock *tp;
+
+	if (sk->sk_protocol != IPPROTO_TCP)
+		return 0;
+	if (newstate == TCP_ESTABLISHED || newstate == TCP_SYN_SENT || newstate == TCP_LISTEN) {
+		give_cookie(sk);
+		return 0;
+	}
+	if (newstate != TCP_CLOSE || oldstate == TCP_LISTEN || oldstate == TCP_CLOSE)
+		return 0;
+	tp = bpf_skc_to_tcp_sock((void *)sk);
+	if (tp)
+		died(sk, tp, oldstate);
+	return 0;
+}
+
+static __always_inline int reset_received(const struct sock *sk)
+{
+	struct reset r = {
+		.cookie = (__u64)sk->__sk_common.skc_cookie.counter,
+		.at = bpf_ktime_get_ns(),
+	};
+	__u64 key = (__u64)sk;
+
+	if (bpf_map_update_elem(&resets, &key, &r, BPF_ANY))
+		COUNT(faults[FAULT_REMEMBER_FULL]);
+	return 0;
+}
+
+/*
+ * A reset in answer to a segment that has just ended a socket: data came after
+ * close, and nobody is there to read it. What such a death was counted as, if it
+ * is counted already, is `closed`: tcp_rcv_state_process() in FIN_WAIT1 says the
+ * same when it hands the rest over to a time_wait socket.
+ */
+static __always_inline void reset_in_answer(const struct sock *sk)
+{
+	const struct tcp_sock *tp;
+	__u64 key = (__u64)sk;
+	struct watch copy, *seen;
+	struct undecided *u;
+	struct event *e;
+
+	tp = bpf_skc_to_tcp_sock((void *)sk);
+	if (!tp || sk->__sk_common.skc_state != TCP_CLOSE)
+		return;
+	u = bpf_map_lookup_elem(&undecided, &key);
+	if (u && u->event.conn.cookie == (__u64)sk->__sk_common.skc_cookie.counter) {
+		decided(u, &key, CAUSE_ABORTED);
+		return;
+	}
+	if (u) /* of the socket that was there before */
+		decided(u, &key, CAUSE_RESET_BY_PEER);
+	if (sk->sk_err || tp->linger2 < 0 || !(sk->__sk_common.skc_flags & (1 << SOCK_DEAD)))
+		return;
+	COUNT(not_closed);
+	COUNT(deaths[CAUSE_ABORTED]);
+	seen = bpf_map_lookup_elem(&watched, &key);
+	if (seen)
+		copy = *seen;
+	if (seen && copy.cookie != (__u64)sk->__sk_common.skc_cookie.counter)
+		seen = NULL;
+	e = within_rate(CAUSE_ABORTED, EVENT_DEATH) ? reserve(EVENT_DEATH) : NULL;
+	if (!e) {
+		if (seen) {
+			copy.cause = CAUSE_ABORTED;
+			rewatch(key, &copy);
+		}
+		return;
+	}
+	if (seen)
+		bpf_map_delete_elem(&watched, &key);
+	e->cause = CAUSE_ABORTED;
+	describe(&e->conn, tp, NULL, false);
+	e->conn.state = TCP_FIN_WAIT2;
+	bpf_ringbuf_submit(e, 0);
+}
+
+static __always_inline int reset_sent(const struct sock *sk, const struct sk_buff *skb)
+{
+	struct timer_slot *slot;
+
+	if (!sk)
+		return 0;
+	slot = running_timer(sk);
+	if (slot)
+		slot->reset = 1;
+	else if (skb)
+		reset_in_answer(sk);
+	return 0;
+}
+
+#endif /* HALFOPEN_DEATHS_H */

@@ -1,0 +1,264 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Differences. Each is told by what the kernel has (a field, a function, a
+ * tracepoint argument), never by its version: distributions backport. Here is
+ * what the programs do about it; bpf/differences.go has the same list, and tells
+ * what is lost by which.
+ */
+#ifndef HALFOPEN_KERNEL_COMPAT_H
+#define HALFOPEN_KERNEL_COMPAT_H
+
+#include "kernel_types.h"
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+/*
+ * A tracing program can give a socket its cookie: c5dbb89fc2ac "bpf: Expose
+ * bpf_get_socket_cookie to tracing programs", 5.12. Before, others have to
+ * (bpf/cookie.go). Set before anything is loaded.
+ */
+const volatile bool cookie_helper = false;
+
+static __always_inline void give_cookie(const void *sk)
+{
+	if (cookie_helper)
+		bpf_get_socket_cookie((void *)sk);
+}
+
+/*
+ * tcp_retransmit_skb is told of what could not be sent, too, and has the error as
+ * a third argument: ad892e912b84 "tcp: trace retransmit failures in
+ * tcp_retransmit_skb", 6.17. Set before anything is loaded.
+ */
+const volatile bool retransmit_error = false;
+
+static __always_inline int retransmit_error_of(const unsigned long long *ctx)
+{
+	return retransmit_error ? (int)ctx[2] : 0;
+}
+
+/*
+ * The keepalive timer has a place of its own: 08dfe370239e "tcp: introduce
+ * icsk->icsk_keepalive_timer", 6.19, and in 6.1.y, 6.12.y. Before, it is sk_timer,
+ * which then still exists and means another timer: so the new place is asked
+ * for first.
+ */
+struct inet_connection_sock___keepalive_timer {
+	struct timer_list icsk_keepalive_timer;
+};
+
+struct sock___keepalive_timer {
+	struct timer_list sk_timer;
+};
+
+static __always_inline __u32 keepalive_timer_offset(void)
+{
+	if (bpf_core_field_exists(struct inet_connection_sock___keepalive_timer,
+				  icsk_keepalive_timer))
+		return bpf_core_field_offset(struct inet_connection_sock___keepalive_timer,
+					     icsk_keepalive_timer);
+	return bpf_core_field_offset(struct sock___keepalive_timer, sk_timer);
+}
+
+/* 9a5e5334adc0 "tcp: remove icsk->icsk_retransmit_timer", 6.19: it went to struct sock. */
+struct sock___retransmit_timer {
+	struct timer_list tcp_retransmit_timer;
+};
+
+struct inet_connection_sock___retransmit_timer {
+	struct timer_list icsk_retransmit_timer;
+};
+
+static __always_inline __u32 write_timer_offset(void)
+{
+	if (bpf_core_field_exists(struct sock___retransmit_timer, tcp_retransmit_timer))
+		return bpf_core_field_offset(struct sock___retransmit_timer, tcp_retransmit_timer);
+	return bpf_core_field_offset(struct inet_connection_sock___retransmit_timer,
+				     icsk_retransmit_timer);
+}
+
+/*
+ * retrans_stamp counts ms, or us where the route says so: 614e8316aa4c "tcp: add
+ * support for usec resolution in TCP TS values", 6.7.
+ */
+struct tcp_sock___usec_ts {
+	__u8 tcp_usec_ts : 1;
+};
+
+static __always_inline __u32 stamps_a_second(const struct tcp_sock *tp)
+{
+	const struct tcp_sock___usec_ts *usec = (const void *)tp;
+
+	if (bpf_core_field_exists(usec->tcp_usec_ts) &&
+	    BPF_CORE_READ_BITFIELD_PROBED(usec, tcp_usec_ts))
+		return 1000000;
+	return 1000;
+}
+
+/*
+ * So many SYNs are sent again before their interval doubles: ccce324dabfe "tcp: make
+ * the first N SYN RTO backoffs linear", 6.5.
+ */
+struct netns_ipv4___syn_linear {
+	__u8 sysctl_tcp_syn_linear_timeouts;
+};
+
+static __always_inline __u8 syn_linear(const struct net *net)
+{
+	const struct netns_ipv4___syn_linear *linear = (const void *)&net->ipv4;
+
+	if (bpf_core_field_exists(linear->sysctl_tcp_syn_linear_timeouts))
+		return BPF_CORE_READ(linear, sysctl_tcp_syn_linear_timeouts);
+	return 0;
+}
+
+/*
+ * The most that icsk_rto can be, and what a new socket's is: 54a378f43425 "tcp: add
+ * the ability to control max RTO", 1280c26228bd "tcp: add tcp_rto_max_ms sysctl",
+ * 6.15. Before, TCP_RTO_MAX.
+ */
+struct inet_connection_sock___rto_max {
+	__u32 icsk_rto_max; /* jiffies */
+};
+
+struct netns_ipv4___rto_max {
+	int sysctl_tcp_rto_max_ms;
+};
+
+/* In jiffies; own tells whether it is the socket's, and not what the sysctl says. */
+static __always_inline __u32 rto_max(const struct tcp_sock *tp, const struct net *net, __u32 hz,
+				     bool *own)
+{
+	const struct inet_connection_sock___rto_max *max = (const void *)tp;
+	const struct netns_ipv4___rto_max *usual = (const void *)&net->ipv4;
+	__u32 jiffies, ms;
+
+	*own = false;
+	if (!bpf_core_field_exists(max->icsk_rto_max))
+		return 120 * hz;
+	jiffies = BPF_CORE_READ(max, icsk_rto_max);
+	ms = BPF_CORE_READ(usual, sysctl_tcp_rto_max_ms);
+	*own = jiffies != ((__u64)ms * hz + 999) / 1000; /* msecs_to_jiffies() */
+	return jiffies;
+}
+
+/*
+ * The control group that a socket was made in; of an accepted one, its listener.
+ * 8520e224f547 "bpf, cgroups: Fix cgroup v2 fallback on v1/v2 mixed mode", 5.15, and
+ * in 5.10.y: before, a pointer with flags in its lower bits. Neither without
+ * CONFIG_SOCK_CGROUP_DATA.
+ */
+struct sock_cgroup_data___flags {
+	__u64 val;
+};
+#define CGROUP_NONE 1 /* it is no pointer: of cgroup v1 */
+#define CGROUP_FLAGS 3
+
+static __always_inline __u64 cgroup_of(const struct tcp_sock *tp)
+{
+	const struct sock_cgroup_data *data = &tp->inet_conn.icsk_inet.sk.sk_cgrp_data;
+	const struct sock_cgroup_data___flags *flags = (const void *)data;
+	const struct cgroup *cgroup = NULL;
+	__u64 val;
+
+	if (bpf_core_field_exists(data->cgroup)) {
+		cgroup = BPF_CORE_READ(data, cgroup);
+	} else if (bpf_core_field_exists(flags->val)) {
+		val = BPF_CORE_READ(flags, val);
+		cgroup = val & CGROUP_NONE ? NULL : (const void *)(val & ~CGROUP_FLAGS);
+	}
+	return cgroup ? BPF_CORE_READ(cgroup, kn, id) : 0;
+}
+
+/*
+ * Whether a network namespace is going (check_net): its sockets just end. Nobody
+ * holds it: 024596a4e280 "ns: rename to __ns_ref", 6.18; 8b8f3e666fc6 "net: Use
+ * generic ns_common::count", 5.11.
+ */
+struct ns_common___ref {
+	refcount_t __ns_ref;
+};
+
+struct ns_common___count {
+	refcount_t count;
+};
+
+struct net___count {
+	refcount_t count;
+};
+
+static __always_inline bool is_going(const struct net *net)
+{
+	const struct ns_common___ref *ref = (const void *)&net->ns;
+	const struct ns_common___count *generic = (const void *)&net->ns;
+	const struct net___count *own = (const void *)net;
+
+	if (bpf_core_field_exists(ref->__ns_ref))
+		return !BPF_CORE_READ(ref, __ns_ref.refs.counter);
+	if (bpf_core_field_exists(generic->count))
+		return !BPF_CORE_READ(generic, count.refs.counter);
+	return !BPF_CORE_READ(own, count.refs.counter);
+}
+
+/*
+ * The hash tables of a network namespace. From 5.18 to 6.0 there is a pointer on the
+ * way: fbb8295248e1 "tcp: allocate tcp_death_row outside of struct netns_ipv4", which
+ * 6.1 took back, e9bd0cca09d1.
+ */
+struct netns_ipv4___death_row_pointer {
+	struct inet_timewait_death_row *tcp_death_row;
+};
+
+struct netns_ipv4___death_row {
+	struct inet_timewait_death_row tcp_death_row;
+};
+
+static __always_inline const struct inet_hashinfo *hashinfo_of(const struct net *net)
+{
+	const struct netns_ipv4___death_row_pointer *pointer = (const void *)&net->ipv4;
+	const struct netns_ipv4___death_row *row = (const void *)&net->ipv4;
+
+	if (bpf_core_field_exists(pointer->tcp_death_row))
+		return BPF_CORE_READ(pointer, tcp_death_row, hashinfo);
+	return BPF_CORE_READ(row, tcp_death_row.hashinfo);
+}
+
+/*
+ * The chains of all listeners, which are told by port and address: cae3873c5b3a
+ * "net: inet: Retire port only listening_hash", 5.19, and in 5.15.y. Before, by port.
+ */
+struct inet_hashinfo___listening {
+	struct inet_listen_hashbucket listening_hash[32]; /* INET_LHTABLE_SIZE */
+};
+
+static __always_inline __u64 listeners(const struct inet_hashinfo *info, __u32 *chains)
+{
+	const struct inet_hashinfo___listening *old = (const void *)info;
+
+	if (bpf_core_field_exists(old->listening_hash)) {
+		*chains = bpf_core_field_size(old->listening_hash) /
+			  bpf_core_type_size(struct inet_listen_hashbucket);
+		return (__u64)info + bpf_core_field_offset(old->listening_hash);
+	}
+	*chains = BPF_CORE_READ(info, lhash2_mask) + 1;
+	return (__u64)BPF_CORE_READ(info, lhash2);
+}
+
+#pragma clang attribute pop
+
+/*
+ * An address can be made one of a type, through which plain loads read; where there
+ * is nothing they read 0: a35b9af4ec2c "bpf: Add a kfunc for generic type cast", 6.2.
+ * Before, each read is a probe, which costs far more. Set before anything is loaded.
+ */
+const volatile bool casts = false;
+
+extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id)
+	__attribute__((section(".ksyms"), weak));
+
+#define AS(type, address) \
+	((const type *)bpf_rdonly_cast((const void *)(address), bpf_core_type_id_kernel(type)))
+#define READ_AT(type, address, f) \
+	(casts ? AS(type, address)->f : BPF_CORE_READ((const type *)(address), f))
+
+#endif /* HALFOPEN_KERNEL_COMPAT_H */

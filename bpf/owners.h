@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The descriptors of all processes: who holds a socket, and cookies for those that have
+ * none.
+ */
+#ifndef HALFOPEN_OWNERS_H
+#define HALFOPEN_OWNERS_H
+
+#include "config.h"
+
+#define WANTED_MAX 16384
+
+/* Cookies whose owners user space wants to know. It fills and empties it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, WANTED_MAX);
+	__type(key, __u64);
+	__type(value, __u8);
+} wanted SEC(".maps");
+
+/*
+ * The socket behind a file, or NULL. By reading: bpf_sock_from_file() is younger
+ * than what we run on. The inode, which says it too, is one cache miss more.
+ */
+static __always_inline const struct sock *file_sock(struct file *file)
+{
+	if ((__u64)file->f_op != socket_ops)
+		return NULL;
+	return READ_AT(struct socket, file->private_data, sk);
+}
+
+/* Process context: every file descriptor of every process. */
+static __always_inline int owner_of(struct bpf_iter__task_file *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct file *file = ctx->file;
+	struct owner o = {};
+	const struct sock *sk;
+
+	if (!task || !file)
+		return 0;
+	sk = file_sock(file);
+	if (!sk)
+		return 0;
+	o.cookie = READ_AT(struct sock, sk, __sk_common.skc_cookie.counter);
+	if (!o.cookie || !bpf_map_lookup_elem(&wanted, &o.cookie))
+		return 0;
+	o.pid = task->tgid;
+	o.fd = ctx->fd;
+	o.started = BPF_CORE_READ(task, group_leader, start_time);
+	BPF_CORE_READ_INTO(&o.comm, task, group_leader, comm);
+	/* Full: the kernel will call us for this file once more. */
+	bpf_seq_write(ctx->meta->seq, &o, sizeof(o));
+	return 0;
+}
+
+/*
+ * Process context: every file descriptor of every process. A TCP socket gets its
+ * cookie that is older than we are.
+ */
+static __always_inline int assign_cookie(struct bpf_iter__task_file *ctx)
+{
+	struct file *file = ctx->file;
+	const struct sock *sk;
+	struct socket *socket;
+
+	if (!cookie_helper || !file)
+		return 0;
+	sk = file_sock(file);
+	if (!sk || READ_AT(struct sock, sk, __sk_common.skc_cookie.counter) ||
+	    READ_AT(struct sock, sk, sk_protocol) != IPPROTO_TCP)
+		return 0;
+	socket = bpf_sock_from_file(file); /* 5.11 */
+	if (socket && socket->sk)
+		bpf_get_socket_cookie(socket->sk);
+	return 0;
+}
+
+#endif /* HALFOPEN_OWNERS_H */

@@ -1,0 +1,343 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * TCP's timers: which one runs, for which socket, and what it sent.
+ */
+#ifndef HALFOPEN_TIMERS_H
+#define HALFOPEN_TIMERS_H
+
+#include "connection.h"
+
+/* Sockets that are remembered for what comes next: deferred timers, resets, undecided deaths. */
+#define REMEMBER_MAX 4096
+
+/*
+ * The TCP timer that is running on this CPU, and its socket as it was before:
+ * death clears the fields that say why (tcp_write_queue_purge).
+ */
+struct timer_slot {
+	__u64 timer; /* 0: none is running */
+	__u64 sk;
+	__u64 cookie;
+	__u64 fn;
+	__u32 snd_wnd;
+	__u32 total_retrans;
+	__u8 pending;
+	__u8 probes_out;
+	__u8 retransmits;
+	__u8 dead; /* set_state(CLOSE) came while it ran */
+	__u8 reset; /* it sent a reset */
+	__u8 sent; /* it sent something again */
+	__u8 pad[2];
+	struct conn before; /* only where there is something unanswered */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct timer_slot);
+} timer_slots SEC(".maps");
+
+/*
+ * Write timers that found their socket owned by its process: the kernel runs
+ * them later in tcp_release_cb(), outside any timer event. Keyed by address;
+ * LRU, since nothing tells that the deferred run is over. Rare.
+ */
+struct deferred {
+	__u64 cookie;
+	__u32 snd_wnd;
+	__u8 pending;
+	__u8 pad[3];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, REMEMBER_MAX);
+	__type(key, __u64);
+	__type(value, struct deferred);
+} deferred SEC(".maps");
+
+static __always_inline struct timer_slot *timer_slot(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&timer_slots, &zero);
+}
+
+/* The slot, if the timer that runs here is one of this socket's. */
+static __always_inline struct timer_slot *running_timer(const void *sk)
+{
+	struct timer_slot *slot = timer_slot();
+
+	if (!slot || !slot->timer || slot->sk != (__u64)sk)
+		return NULL;
+	return slot;
+}
+
+/*
+ * A live peer must answer what this socket just sent. The first of a row is
+ * only watched: nearly always it is answered within a round trip. uncounted:
+ * neither icsk_probes_out nor icsk_retransmits shows it. unsent: they do, but
+ * the host itself has kept it back.
+ */
+static __always_inline void solicited(const struct tcp_sock *tp, __u8 evidence, bool uncounted,
+				      bool unsent, const bool probe)
+{
+	__u32 heard = FIELD(tp, rcv_tstamp), heard_data = FIELD(tp, inet_conn.icsk_ack.lrcvtime);
+	__u32 jiffies = (__u32)bpf_jiffies64();
+	__u32 counted = (__u32)FIELD(tp, inet_conn.icsk_probes_out) +
+			FIELD(tp, inet_conn.icsk_retransmits);
+	struct watch next = {
+		.cookie = COOKIE(tp),
+		.solicited = jiffies,
+		.heard = age(jiffies, heard_data) < age(jiffies, heard) ? heard_data : heard,
+		.sent = 1,
+		.evidence = evidence,
+		.uncounted = uncounted,
+	};
+	struct watch copy, *seen;
+	struct event *e;
+	__u32 row;
+
+	if (!next.cookie) {
+		COUNT(faults[FAULT_NO_COOKIE]);
+		return;
+	}
+	seen = watched_as(tp, next.cookie, &copy);
+	if (seen && seen->heard == next.heard) {
+		/* Lower, if an ACK came in the jiffy of the data before it. */
+		next.before = counted < seen->before ? 0 : seen->before;
+		next.told = seen->told;
+		if (seen->uncounted < 255 - uncounted)
+			next.uncounted += seen->uncounted;
+	} else if (seen) { /* this is the first of a new row */
+		next.before = counted - !uncounted;
+		next.told = seen->told;
+	} else if (counted > 1) { /* a row that began before we did */
+		struct conn c;
+
+		assess(&c, tp, NULL, true, probe);
+		if (c.unanswered < counted)
+			next.before = counted - c.unanswered;
+	}
+	if (unsent) {
+		next.before++;
+		next.sent = seen && seen->sent;
+		next.solicited = seen ? seen->solicited : 0;
+	}
+	row = counted - next.before + next.uncounted;
+	next.told |= row >= events_from;
+	watch((__u64)tp, &next);
+	if (unsent || row < events_from || !within_rate(RATE_SOLICITATION, EVENT_SOLICITATION))
+		return;
+	e = reserve(EVENT_SOLICITATION);
+	if (!e)
+		return;
+	describe(&e->conn, tp, &next, probe);
+	bpf_ringbuf_submit(e, 0);
+}
+
+/* Timer softirq, every timer of the system: leave at once if it is not TCP's. */
+static __always_inline int timer_entry(struct timer_list *timer)
+{
+	__u64 fn = (__u64)timer->function;
+	const struct tcp_sock *tp;
+	struct timer_slot *slot;
+	struct watch seen;
+	bool probe = true;
+	__s64 epoch;
+	__u32 offset;
+	__u8 pending;
+	__u64 key;
+
+	if (fn == keepalive_timer_fn)
+		offset = keepalive_timer_offset();
+	else if (fn == write_timer_fn)
+		offset = write_timer_offset();
+	else
+		return 0;
+	slot = timer_slot();
+	if (!slot)
+		return 0;
+	epoch = epoch_now();
+	if (epoch < jiffies_epoch)
+		jiffies_epoch = epoch;
+	tp = (const void *)((__u64)timer - offset);
+	pending = FIELD(tp, inet_conn.icsk_pending);
+	if (fn == write_timer_fn) {
+		/* Write timers are cancelled lazily: this one is for nothing. */
+		if (!pending)
+			return 0;
+		/* What an earlier one left to do is done by now. */
+		key = (__u64)tp;
+		bpf_map_delete_elem(&deferred, &key);
+	}
+	slot->timer = (__u64)timer;
+	slot->sk = (__u64)tp;
+	slot->fn = fn;
+	slot->dead = 0;
+	slot->reset = 0;
+	slot->sent = 0;
+	slot->cookie = COOKIE(tp);
+	slot->pending = pending;
+	slot->probes_out = FIELD(tp, inet_conn.icsk_probes_out);
+	slot->retransmits = FIELD(tp, inet_conn.icsk_retransmits);
+	slot->snd_wnd = FIELD(tp, snd_wnd);
+	slot->total_retrans = FIELD(tp, total_retrans);
+	/* It may die of this: keep what it looks like now. */
+	if (slot->probes_out || slot->retransmits)
+		describe(&slot->before, tp, watched_as(tp, slot->cookie, &seen), true);
+	else
+		slot->before.cookie = 0;
+	return 0;
+}
+
+/*
+ * The timer may have been freed by now, the socket as well: nothing is read
+ * through the timer, and what is read of the socket counts only if its cookie
+ * is still the same.
+ */
+static __always_inline int timer_exit(struct timer_list *timer)
+{
+	struct timer_slot *slot = timer_slot();
+	__u8 evidence = EVIDENCE_NONE;
+	const struct tcp_sock *tp;
+	bool uncounted = false, unsent = false;
+	bool probe = true;
+
+	if (!slot || slot->timer != (__u64)timer)
+		return 0;
+	slot->timer = 0;
+	tp = (const void *)slot->sk;
+	if (slot->dead || slot->cookie != COOKIE(tp) || STATE(tp) == TCP_CLOSE)
+		return 0;
+
+	if (FIELD(tp, inet_conn.icsk_probes_out) > slot->probes_out) {
+		evidence = EVIDENCE_WINDOW_PROBE;
+		if (slot->fn == keepalive_timer_fn) {
+			evidence = EVIDENCE_KEEPALIVE;
+			COUNT(probes_sent);
+		}
+	} else if (slot->fn != write_timer_fn) {
+		return 0;
+	} else if (slot->pending == ICSK_TIME_RETRANS &&
+		   FIELD(tp, inet_conn.icsk_retransmits) > slot->retransmits) {
+		evidence = EVIDENCE_RETRANSMIT;
+		unsent = !slot->sent;
+	} else if (slot->pending == ICSK_TIME_RETRANS && slot->sent &&
+		   FIELD(tp, total_retrans) != slot->total_retrans) {
+		/* The window is closed under data in flight: a retransmission
+		 * probes it, and counts nowhere (tcp_retransmit_timer). */
+		evidence = EVIDENCE_WINDOW_PROBE;
+		uncounted = true;
+	} else if (slot->pending != ICSK_TIME_REO_TIMEOUT &&
+		   (FIELD(tp, inet_conn.icsk_inet.sk.sk_tsq_flags) &
+		    (1UL << bpf_core_enum_value(enum tsq_enum, TCP_WRITE_TIMER_DEFERRED)))) {
+		struct deferred d = {
+			.cookie = slot->cookie,
+			.snd_wnd = slot->snd_wnd,
+			.pending = slot->pending,
+		};
+
+		if (bpf_map_update_elem(&deferred, &slot->sk, &d, BPF_ANY))
+			COUNT(faults[FAULT_REMEMBER_FULL]);
+	}
+	if (evidence != EVIDENCE_NONE)
+		solicited(tp, evidence, uncounted, unsent, true);
+	return 0;
+}
+
+/* What the write timer had to do, whether it runs now or was deferred. */
+static __always_inline bool write_timer_of(const struct sock *sk, struct deferred *out)
+{
+	struct timer_slot *slot = running_timer(sk);
+	__u64 key = (__u64)sk;
+	struct deferred *d;
+
+	if (slot) {
+		if (slot->fn != write_timer_fn)
+			return false;
+		out->pending = slot->pending;
+		out->snd_wnd = slot->snd_wnd;
+		return true;
+	}
+	d = bpf_map_lookup_elem(&deferred, &key);
+	if (!d || d->cookie != (__u64)sk->__sk_common.skc_cookie.counter)
+		return false;
+	*out = *d;
+	return true;
+}
+
+/*
+ * Whether a tail loss probe that was deferred is being sent just now: its bit has
+ * been taken, it is still what is pending, and no timer runs. If it sent new data
+ * instead, nothing has told us, and the timer has been armed again since.
+ */
+static __always_inline bool probing_late(const struct tcp_sock *tp)
+{
+	__u8 level;
+
+	return tp->inet_conn.icsk_pending == ICSK_TIME_LOSS_PROBE &&
+	       !(tp->inet_conn.icsk_inet.sk.sk_tsq_flags &
+		 (1UL << bpf_core_enum_value(enum tsq_enum, TCP_WRITE_TIMER_DEFERRED))) &&
+	       !expires_at(tp, write_timer_offset(), &level);
+}
+
+/*
+ * Softirq and process context. Within its timer, timer_exit() sees to the rest;
+ * of a run that was deferred only this tells, and it comes once. A deferred
+ * retransmission by timeout finds icsk_pending cleared (tcp_write_timer_handler),
+ * which a fast one in between does not.
+ */
+static __always_inline int retransmitted(const struct sock *sk, int err)
+{
+	__u32 type = RETRANSMIT_FAST;
+	const struct tcp_sock *tp;
+	struct deferred d = {};
+	__u64 key = (__u64)sk;
+	struct timer_slot *running;
+	bool uncounted;
+
+	tp = bpf_skc_to_tcp_sock((void *)sk);
+	if (!tp || err)
+		return 0;
+	running = running_timer(sk);
+	if (running)
+		running->sent = 1;
+	if (sk->__sk_common.skc_state == TCP_SYN_SENT) {
+		type = RETRANSMIT_SYN;
+	} else if (write_timer_of(sk, &d)) {
+		if (d.pending == ICSK_TIME_RETRANS && (running || !tp->inet_conn.icsk_pending))
+			type = RETRANSMIT_TIMEOUT;
+		else if (d.pending == ICSK_TIME_LOSS_PROBE && (running || probing_late(tp)))
+			type = RETRANSMIT_TAIL_LOSS_PROBE;
+	}
+	COUNT(retransmits[type & (RETRANSMIT_MAX - 1)]);
+	if (running || !d.cookie || type == RETRANSMIT_FAST)
+		return 0;
+	bpf_map_delete_elem(&deferred, &key);
+	if (type != RETRANSMIT_TIMEOUT)
+		return 0;
+	uncounted = !d.snd_wnd && !tp->inet_conn.icsk_retransmits; /* see timer_exit() */
+	solicited(tp, uncounted ? EVIDENCE_WINDOW_PROBE : EVIDENCE_RETRANSMIT, uncounted, false,
+		  false);
+	return 0;
+}
+
+/*
+ * A child that TCP Fast Open made has no cookie yet, and its timer cannot give
+ * it one.
+ */
+static __always_inline int synack_retransmitted(const struct sock *sk)
+{
+	struct timer_slot *slot = running_timer(sk);
+
+	COUNT(retransmits[RETRANSMIT_SYNACK]);
+	if (slot)
+		slot->sent = 1;
+	if (sk->__sk_common.skc_state == TCP_SYN_RECV)
+		give_cookie(sk);
+	return 0;
+}
+
+#endif /* HALFOPEN_TIMERS_H */
