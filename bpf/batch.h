@@ -34,7 +34,7 @@ struct {
  * How a watched socket is now, wherever it is. User space hears of an answer if it
  * knew of the question. Returns whether c is to be written out.
  */
-static __always_inline bool look_after(struct conn *c, __u64 key)
+static __always_inline bool watch_one(struct conn *c, __u64 key)
 {
 	const struct tcp_sock *tp = (const void *)key;
 	const bool probe = true;
@@ -48,7 +48,7 @@ static __always_inline bool look_after(struct conn *c, __u64 key)
 	/* What was read may be of two sockets, of which the second has its memory now. */
 	if (COOKIE(tp) != seen.cookie)
 		c->cookie = 0;
-	/* A timer on another CPU may have begun a new row meanwhile. */
+	/* A timer on another CPU may have begun a new streak meanwhile. */
 	value = bpf_map_lookup_elem(&watched, &key);
 	if (!value || value->cookie != seen.cookie || value->solicited != seen.solicited)
 		return false;
@@ -59,11 +59,11 @@ static __always_inline bool look_after(struct conn *c, __u64 key)
 		c->cause = seen.cause;
 		c->evidence = seen.during;
 		bpf_map_delete_elem(&watched, &key);
-		return seen.told;
+		return seen.reported;
 	}
 	if (c->flags & CONN_TROUBLE) {
-		if (!seen.told) {
-			seen.told = 1;
+		if (!seen.reported) {
+			seen.reported = 1;
 			rewatch(key, &seen);
 		}
 		return true;
@@ -73,19 +73,19 @@ static __always_inline bool look_after(struct conn *c, __u64 key)
 		COUNT(probes_answered);
 	if (!c->probes_out && !c->retransmits) {
 		bpf_map_delete_elem(&watched, &key);
-		return seen.told;
+		return seen.reported;
 	}
 	struct watch next = {
 		.cookie = seen.cookie,
 		.solicited = seen.solicited,
 		.heard = heard_at(c),
-		.before = c->probes_out + c->retransmits,
+		.baseline = c->probes_out + c->retransmits,
 	};
 	rewatch(key, &next);
-	return seen.told;
+	return seen.reported;
 }
 
-__attribute__((noinline)) int watch_at(__u32 i)
+__attribute__((noinline)) int watch_one_at(__u32 i)
 {
 	__u32 zero = 0, n;
 	struct batch *b = bpf_map_lookup_elem(&batch, &zero);
@@ -93,7 +93,7 @@ __attribute__((noinline)) int watch_at(__u32 i)
 	if (!b || i >= BATCH_MAX)
 		return 0;
 	n = b->records;
-	if (look_after(&b->record[n & (BATCH_MAX - 1)], b->key[i]))
+	if (watch_one(&b->record[n & (BATCH_MAX - 1)], b->key[i]))
 		b->records = n + 1;
 	return 0;
 }
@@ -110,12 +110,12 @@ static __always_inline int watch_batch(void)
 	for (i = 0; i < BATCH_MAX; i++) {
 		if (i >= b->keys)
 			break;
-		watch_at(i);
+		watch_one_at(i);
 	}
 	return 0;
 }
 
-__attribute__((noinline)) int settle_at(__u32 i)
+__attribute__((noinline)) int resolve_pending_at(__u32 i)
 {
 	__u32 zero = 0;
 	struct batch *b = bpf_map_lookup_elem(&batch, &zero);
@@ -132,7 +132,7 @@ __attribute__((noinline)) int settle_at(__u32 i)
 }
 
 /* The deaths that nothing more will explain, of those whose keys user space gives. */
-static __always_inline int settle_batch(void)
+static __always_inline int resolve_pending_batch(void)
 {
 	__u32 zero = 0, i;
 	struct batch *b = bpf_map_lookup_elem(&batch, &zero);
@@ -142,7 +142,7 @@ static __always_inline int settle_batch(void)
 	for (i = 0; i < BATCH_MAX; i++) {
 		if (i >= b->keys)
 			break;
-		settle_at(i);
+		resolve_pending_at(i);
 	}
 	return 0;
 }

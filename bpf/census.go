@@ -149,7 +149,7 @@ func threadCPU() time.Duration {
 // if any, returns true, the walk ends early (done is false) and can go on at next.
 // The caller holds k.census.
 func (k *Kernel) walk(netns uint32, from halfopenCursor, counts *CensusCounts, visit func(*Conn), stop func() bool) (next halfopenCursor, done bool, err error) {
-	if k.share == nil {
+	if k.walked == nil {
 		return from, false, os.ErrClosed
 	}
 	if err := errors.Join(k.objs.WalkNetns.Set(netns), k.objs.WalkAt.Set(from), k.objs.CensusCounts.Put(uint32(0), &CensusCounts{})); err != nil {
@@ -161,8 +161,8 @@ func (k *Kernel) walk(netns uint32, from halfopenCursor, counts *CensusCounts, v
 			return from, false, fmt.Errorf("walk: %w", err)
 		}
 		done = end != 0
-		for i := range k.share.Records {
-			visit(&k.share.Record[i])
+		for i := range k.walked.Records {
+			visit(&k.walked.Record[i])
 		}
 	}
 	var counted CensusCounts

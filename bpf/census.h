@@ -18,7 +18,7 @@
 #define SKIP_MAX 1024
 
 /*
- * The kernel's hash tables of TCP sockets, found by learn(): addresses, and how
+ * The kernel's hash tables of TCP sockets, found by learn_from(): addresses, and how
  * many chains each has. Of the connections, and of the listeners.
  */
 volatile __u64 ehash = 0;
@@ -38,7 +38,7 @@ volatile struct cursor walk_at = {}; /* where the next run begins */
  * A part of a table, and what is written out of it. Written by the walk, one run at
  * a time; read by user space after each run.
  */
-struct share {
+struct walk_batch {
 	__u32 records;
 	__u32 sockets;
 	__u32 skip; /* sockets of the chain that were passed before */
@@ -58,8 +58,8 @@ struct {
 	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct share);
-} share SEC(".maps");
+	__type(value, struct walk_batch);
+} walk_batch SEC(".maps");
 
 /*
  * The network namespaces with sockets that have no cookie. Inserted by the walk,
@@ -137,7 +137,7 @@ static __always_inline void listener(struct conn *c, const struct tcp_sock *tp, 
  * What the census makes of a socket, in c; tp is NULL if it is but a stub. Returns
  * whether the record is asked for; it is whole then.
  */
-static __always_inline bool consider(struct conn *c, const struct sock_common *skc,
+static __always_inline bool classify(struct conn *c, const struct sock_common *skc,
 				     const struct tcp_sock *tp, __u64 cookie, __u8 state,
 				     struct watch **seen, const bool probe)
 {
@@ -154,23 +154,23 @@ static __always_inline bool consider(struct conn *c, const struct sock_common *s
 		c->class = CLASS_NONE;
 		return asked;
 	}
-	whole = asks(tp, probe) || (asked && (census_write & ~(1 << CLASS_TROUBLE)));
+	whole = has_outstanding(tp, probe) || (asked && (census_write & ~(1 << CLASS_TROUBLE)));
 	if (whole)
 		*seen = watched_as(tp, cookie, copy);
-	assess(c, tp, *seen, whole, probe);
+	fill_basic(c, tp, *seen, whole, probe);
 	if (!asked || !(census_write & (1 << (c->flags & CONN_TROUBLE ? CLASS_TROUBLE : c->class))))
 		return false;
-	detail(c, tp, probe);
+	fill_detail(c, tp, probe);
 	return true;
 }
 
 /*
- * Counts what consider() has made of a socket in that state; written tells whether
+ * Counts what classify() has made of a socket in that state; written tells whether
  * user space has it. Who has no cookie is counted, but nobody could tell it apart
  * later: it is not watched.
  */
-static __always_inline void account(const struct conn *c, __u64 sk, __u64 cookie, __u8 state,
-				    struct watch *seen, bool written)
+static __always_inline void count_socket(const struct conn *c, __u64 sk, __u64 cookie, __u8 state,
+					 struct watch *seen, bool written)
 {
 	bool trouble = c->class != CLASS_NONE && (c->flags & CONN_TROUBLE);
 	struct census *n;
@@ -185,17 +185,17 @@ static __always_inline void account(const struct conn *c, __u64 sk, __u64 cookie
 	if (state == TCP_ESTABLISHED && c->idle != AGE_NONE)
 		count_idle(n, c->idle);
 	risks_counted(n, c->risks);
-	if (seen && written && !seen->told) {
-		seen->told = 1;
+	if (seen && written && !seen->reported) {
+		seen->reported = 1;
 		rewatch(sk, seen);
 	} else if (trouble && !seen && cookie) {
 		counted = (__u32)c->probes_out + c->retransmits;
 		struct watch found = {
 			.cookie = cookie,
 			.heard = heard_at(c),
-			.told = 1,
+			.reported = 1,
 			.evidence = c->evidence,
-			.before = c->unanswered < counted ? counted - c->unanswered : 0,
+			.baseline = c->unanswered < counted ? counted - c->unanswered : 0,
 		};
 
 		watch(sk, &found);
@@ -203,7 +203,7 @@ static __always_inline void account(const struct conn *c, __u64 sk, __u64 cookie
 }
 
 /* Where the first socket of a chain of a table is to be found, 0: there is none such. */
-static __always_inline __u64 chain(const struct share *s, __u32 number)
+static __always_inline __u64 chain(const struct walk_batch *s, __u32 number)
 {
 	if (number < s->ehash_chains)
 		return s->ehash + (__u64)number * bpf_core_type_size(struct inet_ehash_bucket);
@@ -226,10 +226,11 @@ static __always_inline __u64 next_after(volatile struct cursor *at)
 
 	/* sk_nulls_del_node_init_rcu() leaves next, and clears pprev. */
 	if (!at->cookie ||
-	    at->cookie != word(socket + bpf_core_field_offset(struct sock_common, skc_cookie)) ||
-	    !word(socket + offset + sizeof(__u64)))
+	    at->cookie !=
+		    read_ptr(socket + bpf_core_field_offset(struct sock_common, skc_cookie)) ||
+	    !read_ptr(socket + offset + sizeof(__u64)))
 		return 0;
-	return word(socket + offset);
+	return read_ptr(socket + offset);
 }
 
 /*
@@ -241,7 +242,7 @@ __attribute__((noinline)) int collect_next(__u32 step)
 {
 	const __u32 offset = bpf_core_field_offset(struct sock_common, skc_nulls_node);
 	__u32 zero = 0, n;
-	struct share *s = bpf_map_lookup_elem(&share, &zero);
+	struct walk_batch *s = bpf_map_lookup_elem(&walk_batch, &zero);
 	__u64 node, head;
 
 	if (!s)
@@ -254,12 +255,12 @@ __attribute__((noinline)) int collect_next(__u32 step)
 		head = chain(s, s->at.chain);
 		if (!head || step >= CHAINS)
 			return 1;
-		s->node = word(head);
+		s->node = read_ptr(head);
 		return 0;
 	}
 	if (s->skip) {
 		s->skip--;
-		s->node = word(node);
+		s->node = read_ptr(node);
 		return 0;
 	}
 	n = s->sockets;
@@ -269,7 +270,7 @@ __attribute__((noinline)) int collect_next(__u32 step)
 	s->sockets = n + 1;
 	s->at.socket = node - offset;
 	s->at.passed++;
-	s->node = word(node);
+	s->node = read_ptr(node);
 	return 0;
 }
 
@@ -277,7 +278,7 @@ __attribute__((noinline)) int collect_next(__u32 step)
  * The sockets of the next share of a table. The kernel frees them after RCU, under
  * which we run, and a chain that changes meanwhile still ends.
  */
-static __always_inline void collect(struct share *s)
+static __always_inline void collect(struct walk_batch *s)
 {
 	__u64 next;
 	__u32 step;
@@ -287,7 +288,7 @@ static __always_inline void collect(struct share *s)
 	s->at.chain = walk_at.chain;
 	s->at.passed = walk_at.passed;
 	s->at.socket = walk_at.socket;
-	s->node = word(chain(s, walk_at.chain));
+	s->node = read_ptr(chain(s, walk_at.chain));
 	if (walk_at.passed) {
 		next = next_after(&walk_at);
 		if (next)
@@ -304,16 +305,16 @@ static __always_inline void collect(struct share *s)
 		s->at.passed = 0;
 	}
 	if (s->at.passed)
-		walk_at.cookie =
-			word(s->at.socket + bpf_core_field_offset(struct sock_common, skc_cookie));
+		walk_at.cookie = read_ptr(s->at.socket +
+					  bpf_core_field_offset(struct sock_common, skc_cookie));
 	walk_at.socket = s->at.socket;
 	walk_at.passed = s->at.passed;
 	walk_at.chain = s->at.chain;
 }
 
 /* Returns whether to look again, since the socket has changed its state meanwhile. */
-static __always_inline bool look(struct share *s, const struct sock_common *skc,
-				 const struct tcp_sock *tp, const bool probe)
+static __always_inline bool read_socket(struct walk_batch *s, const struct sock_common *skc,
+					const struct tcp_sock *tp, const bool probe)
 {
 	__u64 cookie = FIELD(skc, skc_cookie.counter);
 	__u8 state = FIELD(skc, skc_state) & (TCP_MAX_STATES - 1);
@@ -339,7 +340,7 @@ static __always_inline bool look(struct share *s, const struct sock_common *skc,
 	}
 	if (only_no_cookie)
 		return false;
-	write = consider(c, skc, tp, cookie, state, &seen, probe) && cookie;
+	write = classify(c, skc, tp, cookie, state, &seen, probe) && cookie;
 	/*
 	 * RCU keeps the memory, but not for whom: it may have become another socket's
 	 * (SLAB_TYPESAFE_BY_RCU), which is counted where that one is.
@@ -348,26 +349,26 @@ static __always_inline bool look(struct share *s, const struct sock_common *skc,
 		return false;
 	if ((FIELD(skc, skc_state) & (TCP_MAX_STATES - 1)) != state)
 		return true;
-	account(c, (__u64)skc, cookie, state, seen, write);
+	count_socket(c, (__u64)skc, cookie, state, seen, write);
 	if (write)
 		s->records = n + 1;
 	return false;
 }
 
 /* One socket of the share. */
-__attribute__((noinline)) int look_at(__u32 i)
+__attribute__((noinline)) int read_socket_at(__u32 i)
 {
 	__u32 zero = 0;
-	struct share *s;
+	struct walk_batch *s;
 	__u64 sk;
 
-	s = bpf_map_lookup_elem(&share, &zero);
+	s = bpf_map_lookup_elem(&walk_batch, &zero);
 	if (!s || i >= SHARE_MAX)
 		return 0;
 	sk = s->socket[i];
 	if (casts)
-		return look(s, AS(struct sock_common, sk), AS(struct tcp_sock, sk), false);
-	return look(s, (const void *)sk, (const void *)sk, true);
+		return read_socket(s, AS(struct sock_common, sk), AS(struct tcp_sock, sk), false);
+	return read_socket(s, (const void *)sk, (const void *)sk, true);
 }
 
 /*
@@ -375,7 +376,7 @@ __attribute__((noinline)) int look_at(__u32 i)
  * after nobody holds the namespace any more (cleanup_net): it is there for as long
  * as we run if somebody does now. Returns false if it has gone.
  */
-static __always_inline bool set_table(struct share *s)
+static __always_inline bool set_table(struct walk_batch *s)
 {
 	const struct inet_hashinfo *info;
 	__u32 netns = walk_netns;
@@ -415,9 +416,9 @@ static __always_inline bool set_table(struct share *s)
 static __always_inline int walk(void)
 {
 	__u32 zero = 0, i;
-	struct share *s;
+	struct walk_batch *s;
 
-	s = bpf_map_lookup_elem(&share, &zero);
+	s = bpf_map_lookup_elem(&walk_batch, &zero);
 	if (!s)
 		return 1;
 	s->records = 0;
@@ -427,8 +428,8 @@ static __always_inline int walk(void)
 	for (i = 0; i < SHARE_MAX; i++) {
 		if (i >= s->sockets)
 			break;
-		if (look_at(i))
-			look_at(i);
+		if (read_socket_at(i))
+			read_socket_at(i);
 	}
 	return !chain(s, walk_at.chain);
 }

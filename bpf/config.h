@@ -13,7 +13,7 @@
 
 /*
  * Set before anything is attached: the addresses of the kernel's two timer
- * functions and jiffies a second, as learn() found them.
+ * functions and jiffies a second, as learn_from() found them.
  */
 volatile __u64 keepalive_timer_fn = 0;
 volatile __u64 socket_ops = 0; /* what the files are known by that are sockets */

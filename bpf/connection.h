@@ -17,7 +17,7 @@
 #define COOKIE(tp) ((__u64)FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_cookie.counter))
 #define STATE(tp) ((__u8)FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_state))
 
-/* Jiffies since the first retransmission of a row, or AGE_NONE. */
+/* Jiffies since the first retransmission of a streak, or AGE_NONE. */
 static __always_inline __u32 retransmitting_for(const struct tcp_sock *tp)
 {
 	__u32 elapsed, second, stamp = BPF_CORE_READ(tp, retrans_stamp);
@@ -100,7 +100,7 @@ static __always_inline __u32 probes_since_heard(const struct conn *c, const stru
  * retransmission, or a SYN, data or a FIN that are not acknowledged, which are
  * all in its queues. Of one that does not, most of its fields say nothing.
  */
-static __always_inline bool asks(const struct tcp_sock *tp, const bool probe)
+static __always_inline bool has_outstanding(const struct tcp_sock *tp, const bool probe)
 {
 	return FIELD(tp, inet_conn.icsk_inet.sk.sk_wmem_queued) ||
 	       FIELD(tp, inet_conn.icsk_probes_out) || FIELD(tp, inet_conn.icsk_retransmits);
@@ -108,10 +108,11 @@ static __always_inline bool asks(const struct tcp_sock *tp, const bool probe)
 
 /*
  * What is asked and not answered, and for how long: after the first part of
- * assess(), and only where there may be something (asks) or somebody will look.
+ * fill_basic(), and only where there may be something (has_outstanding) or somebody will look.
  */
-static __always_inline void question(struct conn *c, const struct tcp_sock *tp,
-				     const struct watch *seen, __u32 heard_data, const bool probe)
+static __always_inline void fill_unanswered(struct conn *c, const struct tcp_sock *tp,
+					    const struct watch *seen, __u32 heard_data,
+					    const bool probe)
 {
 	__u32 heard = FIELD(tp, rcv_tstamp), now = (__u32)c->jiffies;
 	bool retransmitting, probing, answered;
@@ -154,10 +155,10 @@ static __always_inline void question(struct conn *c, const struct tcp_sock *tp,
 	/*
 	 * The kernel counts probes (icsk_probes_out, shared by keepalive and
 	 * zero-window probes) and retransmissions (icsk_retransmits), but not
-	 * quite the row since the last sign of life: an answer that carries only
+	 * quite the streak since the last sign of life: an answer that carries only
 	 * data leaves the probes behind (the fast path of tcp_rcv_established()
 	 * skips tcp_ack()), and a duplicate ACK the retransmissions. The watch
-	 * knows what they were when the row began; without it, the timer bounds
+	 * knows what they were when the streak began; without it, the timer bounds
 	 * how many probes can have been sent.
 	 */
 	probing = c->send_queue && !c->packets_out;
@@ -171,11 +172,11 @@ static __always_inline void question(struct conn *c, const struct tcp_sock *tp,
 		probes = probes_since_heard(c, tp, probe);
 	counted = probes + (retransmitting ? c->retransmits : 0);
 	if (seen && !answered) {
-		if (counted >= seen->before)
-			counted -= seen->before;
+		if (counted >= seen->baseline)
+			counted -= seen->baseline;
 		/* Retransmissions all, of what is still in flight. */
 		if (c->packets_out)
-			counted += seen->uncounted;
+			counted += seen->extra;
 	}
 	c->unanswered = answered ? 0 : counted;
 	if (c->flags & CONN_WINDOW_CLOSED)
@@ -196,8 +197,8 @@ static __always_inline void question(struct conn *c, const struct tcp_sock *tp,
  * that asks nothing: the census of many sockets takes as long as the cache
  * misses that it has for each.
  */
-static __always_inline void assess(struct conn *c, const struct tcp_sock *tp,
-				   const struct watch *seen, bool whole, const bool probe)
+static __always_inline void fill_basic(struct conn *c, const struct tcp_sock *tp,
+				       const struct watch *seen, bool whole, const bool probe)
 {
 	const struct net *net = FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_net.net);
 	__u32 heard_data, sent, now, v;
@@ -229,7 +230,7 @@ static __always_inline void assess(struct conn *c, const struct tcp_sock *tp,
 	if (v < c->idle)
 		c->idle = v;
 	if (whole)
-		question(c, tp, seen, heard_data, probe);
+		fill_unanswered(c, tp, seen, heard_data, probe);
 
 	idle = c->idle != AGE_NONE && c->idle >= idle_after;
 	if (!idle)
@@ -294,9 +295,9 @@ static __always_inline void identify(struct conn *c, const struct sock_common *s
 
 /*
  * The rest, for those who look at the connection: who it is, and what its
- * timers are going to do. After assess().
+ * timers are going to do. After fill_basic().
  */
-static __always_inline void detail(struct conn *c, const struct tcp_sock *tp, const bool probe)
+static __always_inline void fill_detail(struct conn *c, const struct tcp_sock *tp, const bool probe)
 {
 	const struct net *net = FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_net.net);
 	bool own;
@@ -310,7 +311,7 @@ static __always_inline void detail(struct conn *c, const struct tcp_sock *tp, co
 	c->cgroup = cgroup_of(tp);
 	c->uid = FIELD(tp, inet_conn.icsk_inet.sk.sk_uid.val);
 	identify(c, &tp->inet_conn.icsk_inet.sk.__sk_common, probe);
-	/* The moment of assess(), whatever has come in between. */
+	/* The moment of fill_basic(), whatever has come in between. */
 	epoch = epoch_now();
 	c->at = epoch + c->jiffies * TICK_NSEC;
 	if (epoch > jiffies_epoch) {
@@ -363,8 +364,8 @@ static __always_inline void detail(struct conn *c, const struct tcp_sock *tp, co
 static __always_inline void describe(struct conn *c, const struct tcp_sock *tp,
 				     const struct watch *seen, const bool probe)
 {
-	assess(c, tp, seen, true, probe);
-	detail(c, tp, probe);
+	fill_basic(c, tp, seen, true, probe);
+	fill_detail(c, tp, probe);
 }
 
 #endif /* HALFOPEN_CONNECTION_H */

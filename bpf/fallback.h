@@ -10,18 +10,19 @@
 /*
  * The kernel skips a program that is running already on that CPU: one in process
  * context that a softirq interrupts (bpf_trace_run). So that nothing is lost,
- * there are two programs on each tracepoint which both contexts reach. The first
- * notes what it works on, and the second works where it finds no such note: the
- * first was skipped. It may itself be skipped only where the first was not.
+ * there are two programs on each tracepoint which both contexts reach. The primary
+ * program records the event that it handles. The fallback handles an event only if
+ * it finds no record, that is, if the kernel skipped the primary. The kernel skips
+ * the fallback only where it has not skipped the primary.
  *
- * Softirqs do not nest, so there are two notes at most, the second of what
- * interrupted the first. A note that the second program did not take away, since
- * it was skipped, is overwritten by the next one at its level, or dropped when
- * another task runs.
+ * Softirqs do not nest, so there are two records at most, the second of what
+ * interrupted the first. A record that the fallback did not remove, since it was
+ * skipped, is overwritten by the next one at its level, or dropped when another
+ * task runs.
  */
-struct note {
-	__u64 task; /* that the first is of, or was interrupted in */
-	__u64 of[2];
+struct primary_mark {
+	__u64 task; /* the task in which the first event happened */
+	__u64 of[2]; /* what identifies each event */
 	__u64 depth;
 };
 
@@ -29,14 +30,14 @@ struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, HOOK_MAX);
 	__type(key, __u32);
-	__type(value, struct note);
-} notes SEC(".maps");
+	__type(value, struct primary_mark);
+} primary_marks SEC(".maps");
 
-static __always_inline void note(__u32 hook, __u64 of)
+static __always_inline void mark_primary(__u32 hook, __u64 of)
 {
 	__u64 task = bpf_get_current_task();
 	__u32 key = hook;
-	volatile struct note *n = bpf_map_lookup_elem(&notes, &key);
+	volatile struct primary_mark *n = bpf_map_lookup_elem(&primary_marks, &key);
 
 	if (!n)
 		return;
@@ -50,11 +51,11 @@ static __always_inline void note(__u32 hook, __u64 of)
 	}
 }
 
-/* Takes the note away, and tells whether there was none. */
-static __always_inline bool stands_in(__u32 hook, __u64 of)
+/* Removes the record of an event. Returns true if there was none. */
+static __always_inline bool primary_skipped(__u32 hook, __u64 of)
 {
 	__u32 key = hook;
-	volatile struct note *n = bpf_map_lookup_elem(&notes, &key);
+	volatile struct primary_mark *n = bpf_map_lookup_elem(&primary_marks, &key);
 
 	if (!n)
 		return false;
@@ -66,25 +67,25 @@ static __always_inline bool stands_in(__u32 hook, __u64 of)
 		n->depth = 0;
 		return false;
 	}
-	COUNT(stood_in[hook]);
+	COUNT(fallbacks[hook]);
 	return true;
 }
 
-/* The two programs of a tracepoint; of is what tells an event from those around it. */
-#define STANDS_IN(tracepoint, hook, of, work, args...) \
-	SEC("tp_btf/" #tracepoint)                     \
-	int BPF_PROG(tracepoint, args)                 \
-	{                                              \
-		note(hook, (__u64)(of));               \
-		work;                                  \
-		return 0;                              \
-	}                                              \
-	SEC("tp_btf/" #tracepoint)                     \
-	int BPF_PROG(tracepoint##_2, args)             \
-	{                                              \
-		if (stands_in(hook, (__u64)(of)))      \
-			work;                          \
-		return 0;                              \
+/* The two programs of a tracepoint; of is what identifies an event. */
+#define TP_WITH_FALLBACK(tracepoint, hook, of, work, args...) \
+	SEC("tp_btf/" #tracepoint)                            \
+	int BPF_PROG(tracepoint, args)                        \
+	{                                                     \
+		mark_primary(hook, (__u64)(of));              \
+		work;                                         \
+		return 0;                                     \
+	}                                                     \
+	SEC("tp_btf/" #tracepoint)                            \
+	int BPF_PROG(tracepoint##_2, args)                    \
+	{                                                     \
+		if (primary_skipped(hook, (__u64)(of)))       \
+			work;                                 \
+		return 0;                                     \
 	}
 
 #endif /* HALFOPEN_FALLBACK_H */

@@ -53,23 +53,25 @@ const enum hook *unused_hook __attribute__((unused));
 const enum tcp_state *unused_tcp_state __attribute__((unused));
 
 /* Since 4.16. The one place where a socket's state and error are both known. */
-STANDS_IN(inet_sock_set_state, HOOK_SET_STATE, sk, state_changed(sk, oldstate, newstate),
-	  const struct sock *sk, int oldstate, int newstate)
+TP_WITH_FALLBACK(inet_sock_set_state, HOOK_SET_STATE, sk, state_changed(sk, oldstate, newstate),
+		 const struct sock *sk, int oldstate, int newstate)
 
 /* Since 4.15. */
-STANDS_IN(tcp_retransmit_skb, HOOK_RETRANSMIT_SKB, sk, retransmitted(sk, retransmit_error_of(ctx)),
-	  const struct sock *sk, const struct sk_buff *skb)
+TP_WITH_FALLBACK(tcp_retransmit_skb, HOOK_RETRANSMIT_SKB, sk,
+		 retransmitted(sk, retransmit_error_of(ctx)), const struct sock *sk,
+		 const struct sk_buff *skb)
 
 /* Since 4.15. sk is the listener, or a child that TCP Fast Open made. */
-STANDS_IN(tcp_retransmit_synack, HOOK_RETRANSMIT_SYNACK, req, synack_retransmitted(sk),
-	  const struct sock *sk, const struct request_sock *req)
+TP_WITH_FALLBACK(tcp_retransmit_synack, HOOK_RETRANSMIT_SYNACK, req, synack_retransmitted(sk),
+		 const struct sock *sk, const struct request_sock *req)
 
 /* Since 4.15. Also where the socket is closed already: not a death by itself. */
-STANDS_IN(tcp_receive_reset, HOOK_RECEIVE_RESET, sk, reset_received(sk), const struct sock *sk)
+TP_WITH_FALLBACK(tcp_receive_reset, HOOK_RECEIVE_RESET, sk, reset_received(sk),
+		 const struct sock *sk)
 
 /* Since 4.15. Either is NULL where there is none. */
-STANDS_IN(tcp_send_reset, HOOK_SEND_RESET, sk ? (__u64)sk : (__u64)skb, reset_sent(sk, skb),
-	  const struct sock *sk, const struct sk_buff *skb)
+TP_WITH_FALLBACK(tcp_send_reset, HOOK_SEND_RESET, sk ? (__u64)sk : (__u64)skb, reset_sent(sk, skb),
+		 const struct sock *sk, const struct sk_buff *skb)
 
 /* Since 2.6; the timer wheel's softirq. */
 SEC("tp_btf/timer_expire_entry")
@@ -107,9 +109,9 @@ int watch_run(void *ctx)
 }
 
 SEC("raw_tp")
-int settle_run(void *ctx)
+int resolve_pending_run(void *ctx)
 {
-	return settle_batch();
+	return resolve_pending_batch();
 }
 
 SEC("iter/task_file")

@@ -113,7 +113,7 @@ struct conn {
 	__u16 lport;
 	__u16 rport;
 	__u16 flags; /* enum conn_flag */
-	__u16 unanswered; /* solicitations in a row */
+	__u16 unanswered; /* solicitations in a streak */
 	__u8 state; /* enum tcp_state */
 	__u8 class; /* active, idle, unguarded or none, trouble aside */
 	__u8 evidence; /* enum evidence */
@@ -132,7 +132,7 @@ struct conn {
 	__u32 silent; /* jiffies since the peer was heard */
 	__u32 solicited; /* jiffies since the last solicitation, AGE_NONE unknown */
 	__u32 window_closed; /* jiffies since the first probe of a closed window */
-	__u32 retransmitting; /* jiffies since the first retransmission of a row */
+	__u32 retransmitting; /* jiffies since the first retransmission of a streak */
 	__u32 keepalive_time; /* jiffies, in force */
 	__u32 keepalive_intvl; /* jiffies, in force */
 	__u32 user_timeout; /* ms, 0 off */
@@ -179,7 +179,7 @@ enum retransmit_type {
 	RETRANSMIT_MAX = 8,
 };
 
-/* The tracepoints whose program stands in for itself, see STANDS_IN. */
+/* The tracepoints that have a fallback program, see TP_WITH_FALLBACK. */
 enum hook {
 	HOOK_SET_STATE,
 	HOOK_RETRANSMIT_SKB,
@@ -210,7 +210,7 @@ struct counters {
 	__u64 lost[4]; /* by event type: the ring buffer was full */
 	__u64 suppressed[4]; /* by event type: over the rate limit */
 	__u64 faults[FAULT_MAX];
-	__u64 stood_in[HOOK_MAX]; /* a program ran in place of one that was skipped */
+	__u64 fallbacks[HOOK_MAX]; /* the fallback ran, since the kernel skipped the primary */
 };
 
 #define IDLE_BUCKETS 24

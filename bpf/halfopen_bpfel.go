@@ -147,7 +147,7 @@ type halfopenCounters struct {
 	Lost           [4]uint64
 	Suppressed     [4]uint64
 	Faults         [8]uint64
-	StoodIn        [8]uint64
+	Fallbacks      [8]uint64
 }
 
 type halfopenCursor struct {
@@ -231,13 +231,6 @@ const (
 	halfopenHookHOOK_MAX               halfopenHook = 8
 )
 
-type halfopenNote struct {
-	_     structs.HostLayout
-	Task  uint64
-	Of    [2]uint64
-	Depth uint64
-}
-
 type halfopenOwnTable struct {
 	_      structs.HostLayout
 	Net    uint64
@@ -254,6 +247,13 @@ type halfopenOwner struct {
 	Pid     uint32
 	Fd      uint32
 	Comm    [16]uint8
+}
+
+type halfopenPrimaryMark struct {
+	_     structs.HostLayout
+	Task  uint64
+	Of    [2]uint64
+	Depth uint64
 }
 
 type halfopenRate struct {
@@ -289,28 +289,6 @@ const (
 	halfopenRiskRISK_CLOSE_WAIT_LEAK                  halfopenRisk = 4
 	halfopenRiskRISK_MAX                              halfopenRisk = 8
 )
-
-type halfopenShare struct {
-	_           structs.HostLayout
-	Records     uint32
-	Sockets     uint32
-	Skip        uint32
-	Pad         uint32
-	Node        uint64
-	Ehash       uint64
-	Lhash       uint64
-	EhashChains uint32
-	LhashChains uint32
-	At          struct {
-		_      structs.HostLayout
-		Socket uint64
-		Cookie uint64
-		Chain  uint32
-		Passed uint32
-	}
-	Socket [256]uint64
-	Record [256]halfopenConn
-}
 
 type halfopenTcpState uint32
 
@@ -354,16 +332,38 @@ type halfopenUndecided struct {
 	Event halfopenEvent
 }
 
+type halfopenWalkBatch struct {
+	_           structs.HostLayout
+	Records     uint32
+	Sockets     uint32
+	Skip        uint32
+	Pad         uint32
+	Node        uint64
+	Ehash       uint64
+	Lhash       uint64
+	EhashChains uint32
+	LhashChains uint32
+	At          struct {
+		_      structs.HostLayout
+		Socket uint64
+		Cookie uint64
+		Chain  uint32
+		Passed uint32
+	}
+	Socket [256]uint64
+	Record [256]halfopenConn
+}
+
 type halfopenWatch struct {
 	_         structs.HostLayout
 	Cookie    uint64
 	Solicited uint32
 	Heard     uint32
 	Sent      uint8
-	Told      uint8
+	Reported  uint8
 	Evidence  uint8
-	Before    uint8
-	Uncounted uint8
+	Baseline  uint8
+	Extra     uint8
 	Dead      uint8
 	Cause     uint8
 	During    uint8
@@ -380,13 +380,13 @@ const (
 	halfopenMapEvents                = "events"
 	halfopenMapFound                 = "found"
 	halfopenMapNoCookie              = "no_cookie"
-	halfopenMapNotes                 = "notes"
 	halfopenMapOwnTables             = "own_tables"
+	halfopenMapPrimaryMarks          = "primary_marks"
 	halfopenMapRates                 = "rates"
 	halfopenMapResets                = "resets"
-	halfopenMapShare                 = "share"
 	halfopenMapTimerSlots            = "timer_slots"
 	halfopenMapUndecided             = "undecided"
+	halfopenMapWalkBatch             = "walk_batch"
 	halfopenMapWanted                = "wanted"
 	halfopenMapWatched               = "watched"
 	halfopenProgCookiesPass          = "cookies_pass"
@@ -397,7 +397,7 @@ const (
 	halfopenProgNetnsListRun         = "netns_list_run"
 	halfopenProgNetnsTaskPass        = "netns_task_pass"
 	halfopenProgOwnersPass           = "owners_pass"
-	halfopenProgSettleRun            = "settle_run"
+	halfopenProgResolvePendingRun    = "resolve_pending_run"
 	halfopenProgTcpReceiveReset      = "tcp_receive_reset"
 	halfopenProgTcpReceiveReset2     = "tcp_receive_reset_2"
 	halfopenProgTcpRetransmitSkb     = "tcp_retransmit_skb"
@@ -505,7 +505,7 @@ type halfopenProgramSpecs struct {
 	NetnsListRun         *ebpf.ProgramSpec `ebpf:"netns_list_run"`
 	NetnsTaskPass        *ebpf.ProgramSpec `ebpf:"netns_task_pass"`
 	OwnersPass           *ebpf.ProgramSpec `ebpf:"owners_pass"`
-	SettleRun            *ebpf.ProgramSpec `ebpf:"settle_run"`
+	ResolvePendingRun    *ebpf.ProgramSpec `ebpf:"resolve_pending_run"`
 	TcpReceiveReset      *ebpf.ProgramSpec `ebpf:"tcp_receive_reset"`
 	TcpReceiveReset2     *ebpf.ProgramSpec `ebpf:"tcp_receive_reset_2"`
 	TcpRetransmitSkb     *ebpf.ProgramSpec `ebpf:"tcp_retransmit_skb"`
@@ -531,13 +531,13 @@ type halfopenMapSpecs struct {
 	Events       *ebpf.MapSpec `ebpf:"events"`
 	Found        *ebpf.MapSpec `ebpf:"found"`
 	NoCookie     *ebpf.MapSpec `ebpf:"no_cookie"`
-	Notes        *ebpf.MapSpec `ebpf:"notes"`
 	OwnTables    *ebpf.MapSpec `ebpf:"own_tables"`
+	PrimaryMarks *ebpf.MapSpec `ebpf:"primary_marks"`
 	Rates        *ebpf.MapSpec `ebpf:"rates"`
 	Resets       *ebpf.MapSpec `ebpf:"resets"`
-	Share        *ebpf.MapSpec `ebpf:"share"`
 	TimerSlots   *ebpf.MapSpec `ebpf:"timer_slots"`
 	Undecided    *ebpf.MapSpec `ebpf:"undecided"`
+	WalkBatch    *ebpf.MapSpec `ebpf:"walk_batch"`
 	Wanted       *ebpf.MapSpec `ebpf:"wanted"`
 	Watched      *ebpf.MapSpec `ebpf:"watched"`
 }
@@ -618,13 +618,13 @@ type halfopenMaps struct {
 	Events       *ebpf.Map `ebpf:"events"`
 	Found        *ebpf.Map `ebpf:"found"`
 	NoCookie     *ebpf.Map `ebpf:"no_cookie"`
-	Notes        *ebpf.Map `ebpf:"notes"`
 	OwnTables    *ebpf.Map `ebpf:"own_tables"`
+	PrimaryMarks *ebpf.Map `ebpf:"primary_marks"`
 	Rates        *ebpf.Map `ebpf:"rates"`
 	Resets       *ebpf.Map `ebpf:"resets"`
-	Share        *ebpf.Map `ebpf:"share"`
 	TimerSlots   *ebpf.Map `ebpf:"timer_slots"`
 	Undecided    *ebpf.Map `ebpf:"undecided"`
+	WalkBatch    *ebpf.Map `ebpf:"walk_batch"`
 	Wanted       *ebpf.Map `ebpf:"wanted"`
 	Watched      *ebpf.Map `ebpf:"watched"`
 }
@@ -638,13 +638,13 @@ func (m *halfopenMaps) Close() error {
 		m.Events,
 		m.Found,
 		m.NoCookie,
-		m.Notes,
 		m.OwnTables,
+		m.PrimaryMarks,
 		m.Rates,
 		m.Resets,
-		m.Share,
 		m.TimerSlots,
 		m.Undecided,
+		m.WalkBatch,
 		m.Wanted,
 		m.Watched,
 	)
@@ -711,7 +711,7 @@ type halfopenPrograms struct {
 	NetnsListRun         *ebpf.Program `ebpf:"netns_list_run"`
 	NetnsTaskPass        *ebpf.Program `ebpf:"netns_task_pass"`
 	OwnersPass           *ebpf.Program `ebpf:"owners_pass"`
-	SettleRun            *ebpf.Program `ebpf:"settle_run"`
+	ResolvePendingRun    *ebpf.Program `ebpf:"resolve_pending_run"`
 	TcpReceiveReset      *ebpf.Program `ebpf:"tcp_receive_reset"`
 	TcpReceiveReset2     *ebpf.Program `ebpf:"tcp_receive_reset_2"`
 	TcpRetransmitSkb     *ebpf.Program `ebpf:"tcp_retransmit_skb"`
@@ -736,7 +736,7 @@ func (p *halfopenPrograms) Close() error {
 		p.NetnsListRun,
 		p.NetnsTaskPass,
 		p.OwnersPass,
-		p.SettleRun,
+		p.ResolvePendingRun,
 		p.TcpReceiveReset,
 		p.TcpReceiveReset2,
 		p.TcpRetransmitSkb,

@@ -96,8 +96,8 @@ type Kernel struct {
 	hidden      []Holder // of those that nothing but a file descriptor holds
 	hiddenDue   time.Time
 
-	share          *halfopenShare // what a run of the walk wrote; under census
-	batching       sync.Mutex     // of batch: what is to be looked after, and how it is
+	walked         *halfopenWalkBatch // what a run of the walk wrote; under census
+	batching       sync.Mutex         // of batch: what is to be looked after, and how it is
 	batch          *halfopenBatch
 	noCookieHelper bool       // our programs cannot give cookies (cookies)
 	cookiesErr     error      // why new connections get none
@@ -147,7 +147,7 @@ func Load(opts Options) (_ *Kernel, err error) {
 	}
 
 	if !opts.Observe {
-		disarm(spec)
+		stubTracepoints(spec)
 	}
 	if opts.EventsBytes != 0 {
 		spec.Maps["events"].MaxEntries = opts.EventsBytes
@@ -206,9 +206,9 @@ func readObject(object []byte) (*ebpf.CollectionSpec, error) {
 	return spec, nil
 }
 
-// disarm has the programs of tracepoints do nothing, where nobody attaches them: to
+// stubTracepoints has the programs of tracepoints do nothing, where nobody attaches them: to
 // verify them is half of what loading takes.
-func disarm(spec *ebpf.CollectionSpec) {
+func stubTracepoints(spec *ebpf.CollectionSpec) {
 	for _, p := range spec.Programs {
 		if p.AttachType == ebpf.AttachTraceRawTp {
 			stub(p)
@@ -316,7 +316,7 @@ func (k *Kernel) openRuns() error {
 		return errors.New("no hash tables of TCP sockets are to be found; please report this kernel")
 	}
 	var err error
-	if k.share, err = mapped[halfopenShare](k.objs.Share); err != nil {
+	if k.walked, err = mapped[halfopenWalkBatch](k.objs.WalkBatch); err != nil {
 		return err
 	}
 	k.batch, err = mapped[halfopenBatch](k.objs.Batch)
@@ -357,12 +357,12 @@ func Tracepoints() ([]string, error) {
 	return slices.Compact(names), nil
 }
 
-// An observer is what is on a tracepoint: a program, and the one that stands in
-// for it where the kernel skips it because it is running already. Timers need
-// none: they only run in softirq, which does not nest.
+// observer is the two programs on a tracepoint: the primary, and the fallback for
+// events at which the kernel skips the primary because it is running already. Timers
+// need no fallback: they only run in softirq, which does not nest.
 type observer struct {
-	program, standIn *ebpf.Program
-	hook             uint32 // index of Counters.StoodIn
+	primary, fallback *ebpf.Program
+	hook              uint32 // index of Counters.Fallbacks
 }
 
 // observers are by tracepoint.
@@ -373,8 +373,8 @@ func (k *Kernel) observers() map[string]observer {
 		"tcp_retransmit_synack": {k.objs.TcpRetransmitSynack, k.objs.TcpRetransmitSynack2, uint32(halfopenHookHOOK_RETRANSMIT_SYNACK)},
 		"tcp_receive_reset":     {k.objs.TcpReceiveReset, k.objs.TcpReceiveReset2, uint32(halfopenHookHOOK_RECEIVE_RESET)},
 		"tcp_send_reset":        {k.objs.TcpSendReset, k.objs.TcpSendReset2, uint32(halfopenHookHOOK_SEND_RESET)},
-		"timer_expire_entry":    {program: k.objs.TimerExpireEntry},
-		"timer_expire_exit":     {program: k.objs.TimerExpireExit},
+		"timer_expire_entry":    {primary: k.objs.TimerExpireEntry},
+		"timer_expire_exit":     {primary: k.objs.TimerExpireExit},
 	}
 }
 
@@ -387,7 +387,7 @@ func (k *Kernel) Attach() error {
 		}
 	}
 	for name, o := range k.observers() {
-		for _, prog := range []*ebpf.Program{o.program, o.standIn} {
+		for _, prog := range []*ebpf.Program{o.primary, o.fallback} {
 			if prog == nil {
 				continue
 			}
@@ -428,8 +428,8 @@ func (k *Kernel) Close() error {
 		// Nothing reads them once nothing runs.
 		k.census.Lock()
 		k.batching.Lock()
-		errs = append(errs, unmap(k.share), unmap(k.batch), k.objs.Close())
-		k.share, k.batch = nil, nil
+		errs = append(errs, unmap(k.walked), unmap(k.batch), k.objs.Close())
+		k.walked, k.batch = nil, nil
 		k.batching.Unlock()
 		k.census.Unlock()
 	})
@@ -492,7 +492,7 @@ const finality = 2 * time.Millisecond
 // Counters tells what was counted until now, but for the deaths of the last
 // 50 ms of which the cause is not certain yet. They only ever grow.
 func (k *Kernel) Counters() (Counters, error) {
-	if err := k.settle(); err != nil {
+	if err := k.resolvePending(); err != nil {
 		return Counters{}, err
 	}
 	before, err := k.counters()
@@ -552,7 +552,7 @@ func (k *Kernel) Missed() (map[string]uint64, error) {
 	missed := make(map[string]uint64)
 	observers := k.observers()
 	for name, o := range observers {
-		stats, err := o.program.Stats()
+		stats, err := o.primary.Stats()
 		if err != nil {
 			return nil, fmt.Errorf("read statistics of %s: %w", name, err)
 		}
@@ -563,11 +563,11 @@ func (k *Kernel) Missed() (map[string]uint64, error) {
 		return nil, err
 	}
 	for name, last := range k.missed {
-		var stoodIn uint64
-		if observers[name].standIn != nil {
-			stoodIn = sum.StoodIn[observers[name].hook]
+		var ranFallback uint64
+		if observers[name].fallback != nil {
+			ranFallback = sum.Fallbacks[observers[name].hook]
 		}
-		missed[name] = last.raise(missed[name], stoodIn)
+		missed[name] = last.raise(missed[name], ranFallback)
 	}
 	return missed, nil
 }
@@ -602,7 +602,7 @@ func (k *Kernel) Owners(cookies []uint64) (map[uint64][]Owner, error) {
 // Watch calls visit for each watched socket, as it is now. A record with ConnAnswered
 // or ConnGone is the last of its socket.
 func (k *Kernel) Watch(visit func(*Conn)) error {
-	if err := k.settle(); err != nil {
+	if err := k.resolvePending(); err != nil {
 		return err
 	}
 	if err := runBatches[halfopenWatch](k, k.objs.Watched, k.objs.WatchRun, visit); err != nil {
@@ -611,10 +611,10 @@ func (k *Kernel) Watch(visit func(*Conn)) error {
 	return nil
 }
 
-// settle has those deaths counted that nothing more will explain.
-func (k *Kernel) settle() error {
-	if err := runBatches[halfopenUndecided](k, k.objs.Undecided, k.objs.SettleRun, nil); err != nil {
-		return fmt.Errorf("settle deaths: %w", err)
+// resolvePending has those deaths counted that nothing more will explain.
+func (k *Kernel) resolvePending() error {
+	if err := runBatches[halfopenUndecided](k, k.objs.Undecided, k.objs.ResolvePendingRun, nil); err != nil {
+		return fmt.Errorf("resolve pending deaths: %w", err)
 	}
 	return nil
 }

@@ -7,7 +7,7 @@
 
 #include "census.h"
 
-/* The socket that learn() looks for, and what it found there. */
+/* The socket that learn_from() looks for, and what it found there. */
 volatile __u64 learn_cookie = 0;
 volatile __u32 learn_keepalive_time = 0;
 

@@ -45,7 +45,7 @@ volatile __u64 netns_at = 0; /* address of its place in the list, 0: the first *
 volatile __u32 netns_count = 0;
 
 /* The word at an address, 0 if it cannot be read. */
-static __always_inline __u64 word(__u64 address)
+static __always_inline __u64 read_ptr(__u64 address)
 {
 	__u64 value;
 
@@ -90,7 +90,7 @@ static __always_inline int list_netns(void)
 	__u32 i;
 
 	/* The first namespace was the first in the list, and stays in it. */
-	head = word(first_net + offset + sizeof(__u64));
+	head = read_ptr(first_net + offset + sizeof(__u64));
 	if (!node || is_going((const void *)(node - offset))) {
 		node = first_net + offset;
 		netns_count = 0;
@@ -99,7 +99,7 @@ static __always_inline int list_netns(void)
 		if (!node || node == head)
 			return 1;
 		found_netns(node - offset);
-		node = word(node);
+		node = read_ptr(node);
 	}
 	netns_at = node;
 	return 0;

@@ -75,12 +75,12 @@ static __always_inline struct timer_slot *running_timer(const void *sk)
 }
 
 /*
- * A live peer must answer what this socket just sent. The first of a row is
+ * A live peer must answer what this socket just sent. The first of a streak is
  * only watched: nearly always it is answered within a round trip. uncounted:
  * neither icsk_probes_out nor icsk_retransmits shows it. unsent: they do, but
  * the host itself has kept it back.
  */
-static __always_inline void solicited(const struct tcp_sock *tp, __u8 evidence, bool uncounted,
+static __always_inline void solicited(const struct tcp_sock *tp, __u8 evidence, bool extra,
 				      bool unsent, const bool probe)
 {
 	__u32 heard = FIELD(tp, rcv_tstamp), heard_data = FIELD(tp, inet_conn.icsk_ack.lrcvtime);
@@ -93,11 +93,11 @@ static __always_inline void solicited(const struct tcp_sock *tp, __u8 evidence, 
 		.heard = age(jiffies, heard_data) < age(jiffies, heard) ? heard_data : heard,
 		.sent = 1,
 		.evidence = evidence,
-		.uncounted = uncounted,
+		.extra = extra,
 	};
 	struct watch copy, *seen;
 	struct event *e;
-	__u32 row;
+	__u32 streak;
 
 	if (!next.cookie) {
 		COUNT(faults[FAULT_NO_COOKIE]);
@@ -106,29 +106,29 @@ static __always_inline void solicited(const struct tcp_sock *tp, __u8 evidence, 
 	seen = watched_as(tp, next.cookie, &copy);
 	if (seen && seen->heard == next.heard) {
 		/* Lower, if an ACK came in the jiffy of the data before it. */
-		next.before = counted < seen->before ? 0 : seen->before;
-		next.told = seen->told;
-		if (seen->uncounted < 255 - uncounted)
-			next.uncounted += seen->uncounted;
-	} else if (seen) { /* this is the first of a new row */
-		next.before = counted - !uncounted;
-		next.told = seen->told;
-	} else if (counted > 1) { /* a row that began before we did */
+		next.baseline = counted < seen->baseline ? 0 : seen->baseline;
+		next.reported = seen->reported;
+		if (seen->extra < 255 - extra)
+			next.extra += seen->extra;
+	} else if (seen) { /* this is the first of a new streak */
+		next.baseline = counted - !extra;
+		next.reported = seen->reported;
+	} else if (counted > 1) { /* a streak that began before we did */
 		struct conn c;
 
-		assess(&c, tp, NULL, true, probe);
+		fill_basic(&c, tp, NULL, true, probe);
 		if (c.unanswered < counted)
-			next.before = counted - c.unanswered;
+			next.baseline = counted - c.unanswered;
 	}
 	if (unsent) {
-		next.before++;
+		next.baseline++;
 		next.sent = seen && seen->sent;
 		next.solicited = seen ? seen->solicited : 0;
 	}
-	row = counted - next.before + next.uncounted;
-	next.told |= row >= events_from;
+	streak = counted - next.baseline + next.extra;
+	next.reported |= streak >= events_from;
 	watch((__u64)tp, &next);
-	if (unsent || row < events_from || !within_rate(RATE_SOLICITATION, EVENT_SOLICITATION))
+	if (unsent || streak < events_from || !within_rate(RATE_SOLICITATION, EVENT_SOLICITATION))
 		return;
 	e = reserve(EVENT_SOLICITATION);
 	if (!e)
@@ -202,7 +202,7 @@ static __always_inline int timer_exit(struct timer_list *timer)
 	struct timer_slot *slot = timer_slot();
 	__u8 evidence = EVIDENCE_NONE;
 	const struct tcp_sock *tp;
-	bool uncounted = false, unsent = false;
+	bool extra = false, unsent = false;
 	bool probe = true;
 
 	if (!slot || slot->timer != (__u64)timer)
@@ -229,7 +229,7 @@ static __always_inline int timer_exit(struct timer_list *timer)
 		/* The window is closed under data in flight: a retransmission
 		 * probes it, and counts nowhere (tcp_retransmit_timer). */
 		evidence = EVIDENCE_WINDOW_PROBE;
-		uncounted = true;
+		extra = true;
 	} else if (slot->pending != ICSK_TIME_REO_TIMEOUT &&
 		   (FIELD(tp, inet_conn.icsk_inet.sk.sk_tsq_flags) &
 		    (1UL << bpf_core_enum_value(enum tsq_enum, TCP_WRITE_TIMER_DEFERRED)))) {
@@ -243,7 +243,7 @@ static __always_inline int timer_exit(struct timer_list *timer)
 			COUNT(faults[FAULT_REMEMBER_FULL]);
 	}
 	if (evidence != EVIDENCE_NONE)
-		solicited(tp, evidence, uncounted, unsent, true);
+		solicited(tp, evidence, extra, unsent, true);
 	return 0;
 }
 
@@ -296,7 +296,7 @@ static __always_inline int retransmitted(const struct sock *sk, int err)
 	struct deferred d = {};
 	__u64 key = (__u64)sk;
 	struct timer_slot *running;
-	bool uncounted;
+	bool extra;
 
 	tp = bpf_skc_to_tcp_sock((void *)sk);
 	if (!tp || err)
@@ -318,9 +318,8 @@ static __always_inline int retransmitted(const struct sock *sk, int err)
 	bpf_map_delete_elem(&deferred, &key);
 	if (type != RETRANSMIT_TIMEOUT)
 		return 0;
-	uncounted = !d.snd_wnd && !tp->inet_conn.icsk_retransmits; /* see timer_exit() */
-	solicited(tp, uncounted ? EVIDENCE_WINDOW_PROBE : EVIDENCE_RETRANSMIT, uncounted, false,
-		  false);
+	extra = !d.snd_wnd && !tp->inet_conn.icsk_retransmits; /* see timer_exit() */
+	solicited(tp, extra ? EVIDENCE_WINDOW_PROBE : EVIDENCE_RETRANSMIT, extra, false, false);
 	return 0;
 }
 

@@ -15,7 +15,7 @@
  * map takes; the cookie tells a reused address. Inserted: at a solicitation,
  * and by the census. Deleted: at death, and by the watch pass when it finds an
  * answer or the socket gone. An entry outlives the answer for as long as the
- * socket's counters still show the row that was answered. Preallocated, since it is filled in
+ * socket's counters still show the streak that was answered. Preallocated, since it is filled in
  * softirq. When it is full the socket is found by the census instead (FAULT_WATCH_FULL).
  */
 struct watch {
@@ -23,10 +23,10 @@ struct watch {
 	__u32 solicited; /* jiffies: the last solicitation, if sent */
 	__u32 heard; /* jiffies: when the peer had last been heard then */
 	__u8 sent; /* we saw the last solicitation go */
-	__u8 told; /* user space knows of it, so the answer is news, too */
+	__u8 reported; /* user space knows of it, so the answer is news, too */
 	__u8 evidence; /* enum evidence of the last solicitation */
-	__u8 before; /* what the socket's counters showed before this row */
-	__u8 uncounted; /* of this row, what no counter of the socket shows */
+	__u8 baseline; /* what the socket's counters showed before this streak */
+	__u8 extra; /* of this streak, what no counter of the socket shows */
 	__u8 dead; /* it died, and its event could not be sent */
 	__u8 cause; /* of that */
 	__u8 during; /* of that */
