@@ -50,7 +50,8 @@ static __always_inline bool watch_one(struct conn *c, __u64 key)
 		c->cookie = 0;
 	/* A timer on another CPU may have begun a new streak meanwhile. */
 	value = bpf_map_lookup_elem(&watched, &key);
-	if (!value || value->cookie != seen.cookie || value->solicited != seen.solicited)
+	if (!value || value->cookie != seen.cookie || value->solicited != seen.solicited ||
+	    value->dead != seen.dead)
 		return false;
 	if (seen.dead || c->cookie != seen.cookie || c->state == TCP_CLOSE) {
 		__builtin_memset(c, 0, sizeof(*c));
@@ -62,10 +63,7 @@ static __always_inline bool watch_one(struct conn *c, __u64 key)
 		return seen.reported;
 	}
 	if (c->flags & CONN_TROUBLE) {
-		if (!seen.reported) {
-			seen.reported = 1;
-			rewatch(key, &seen);
-		}
+		mark_reported(key, &seen);
 		return true;
 	}
 	c->flags |= CONN_ANSWERED;

@@ -108,10 +108,10 @@ func (k *Kernel) takeCensus(ctx context.Context, write uint32, cookie uint64, vi
 	if err := errors.Join(k.objs.CensusWrite.Set(write), k.objs.CensusCookie.Set(cookie)); err != nil {
 		return res, fmt.Errorf("set up census: %w", err)
 	}
-	if err := k.listNetns(&res); err != nil {
+	if err := k.listNetns(ctx, &res); err != nil {
 		return res, fmt.Errorf("list network namespaces: %w", err)
 	}
-	if _, _, err := k.walk(0, halfopenCursor{}, &res.Counts, visit, nil); err != nil {
+	if _, _, err := k.walk(ctx, halfopenOwnTable{}, halfopenCursor{}, &res.Counts, visit, nil); err != nil {
 		return res, fmt.Errorf("census: %w", err)
 	}
 	res.CPU = threadCPU() - began
@@ -144,18 +144,21 @@ func threadCPU() time.Duration {
 	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
 }
 
-// walk walks the hash table of a network namespace's own, or the one that namespaces
-// share (netns 0), from a place in it. It adds to counts what it counted. Where stop,
-// if any, returns true, the walk ends early (done is false) and can go on at next.
-// The caller holds k.census.
-func (k *Kernel) walk(netns uint32, from halfopenCursor, counts *CensusCounts, visit func(*Conn), stop func() bool) (next halfopenCursor, done bool, err error) {
+// walk walks the hash table of a network namespace's own, or the zero value's, which is
+// the one that namespaces share, from a place in it. It adds to counts what it counted.
+// Where stop, if any, returns true, the walk ends early (done is false) and can go on at
+// next. The caller holds k.census.
+func (k *Kernel) walk(ctx context.Context, table halfopenOwnTable, from halfopenCursor, counts *CensusCounts, visit func(*Conn), stop func() bool) (next halfopenCursor, done bool, err error) {
 	if k.walked == nil {
 		return from, false, os.ErrClosed
 	}
-	if err := errors.Join(k.objs.WalkNetns.Set(netns), k.objs.WalkAt.Set(from), k.objs.CensusCounts.Put(uint32(0), &CensusCounts{})); err != nil {
+	if err := errors.Join(k.objs.WalkTable.Set(table), k.objs.WalkAt.Set(from), k.objs.CensusCounts.Put(uint32(0), &CensusCounts{})); err != nil {
 		return from, false, fmt.Errorf("set up walk: %w", err)
 	}
 	for !done && (stop == nil || !stop()) {
+		if err := ctx.Err(); err != nil {
+			return from, false, err
+		}
 		end, err := run(k.objs.WalkRun)
 		if err != nil {
 			return from, false, fmt.Errorf("walk: %w", err)
@@ -181,51 +184,46 @@ func addCounts(to, from *CensusCounts) {
 	}
 }
 
+// restartsMost is how often the list of network namespaces is begun again, since the one
+// where a run stopped has left it meanwhile.
+const restartsMost = 16
+
 // listNetns counts the network namespaces and finds those that have a hash table of
 // their own. The caller holds k.census.
-func (k *Kernel) listNetns(res *CensusResult) error {
-	k.netnsSearch++
-	if err := errors.Join(k.objs.NetnsSearch.Set(k.netnsSearch), k.objs.NetnsAt.Set(uint64(0)),
-		k.objs.NetnsCount.Set(uint32(0))); err != nil {
+func (k *Kernel) listNetns(ctx context.Context, res *CensusResult) error {
+	if k.listed == nil {
+		return os.ErrClosed
+	}
+	if err := errors.Join(k.objs.NetnsAt.Set(uint64(0)), k.objs.NetnsCount.Set(uint32(0)), k.objs.NetnsRestarts.Set(uint32(0))); err != nil {
 		return err
 	}
-	for end := uint32(0); end == 0; {
+	found := make(map[uint32]*ownTable)
+	var restarts uint32
+	for end := uint32(0); end == 0 && restarts <= restartsMost; {
 		var err error
+		if err = ctx.Err(); err != nil {
+			return err
+		}
 		if end, err = run(k.objs.NetnsListRun); err != nil {
 			return err
 		}
+		for _, table := range k.listed.Table[:k.listed.Tables] {
+			if t := k.ownTables[table.Netns]; t != nil && t.halfopenOwnTable == table {
+				found[table.Netns] = t
+			} else {
+				found[table.Netns] = &ownTable{halfopenOwnTable: table, walked: time.Now()}
+			}
+		}
+		if err := k.objs.NetnsRestarts.Get(&restarts); err != nil {
+			return err
+		}
 	}
+	// So many come and go that the end was not reached: those that were found will do.
 	var count uint32
 	if err := k.objs.NetnsCount.Get(&count); err != nil {
 		return err
 	}
 	res.Namespaces = int(count)
-
-	found := make(map[uint32]*ownTable)
-	var gone []uint32
-	var netns uint32
-	var table halfopenOwnTable
-	all := k.objs.OwnTables.Iterate()
-	for all.Next(&netns, &table) {
-		if table.Search != k.netnsSearch {
-			gone = append(gone, netns)
-			continue
-		}
-		table.Search = 0
-		if t := k.ownTables[netns]; t != nil && t.halfopenOwnTable == table {
-			found[netns] = t
-		} else {
-			found[netns] = &ownTable{halfopenOwnTable: table, walked: time.Now()}
-		}
-	}
-	if err := all.Err(); err != nil {
-		return err
-	}
-	for _, netns := range gone {
-		if err := k.objs.OwnTables.Delete(netns); err != nil {
-			return err
-		}
-	}
 	k.ownTables = found
 	res.OwnTables = slices.Sorted(maps.Keys(found))
 	return nil
@@ -240,7 +238,7 @@ func (k *Kernel) walkOwnTables(ctx context.Context, res *CensusResult, visit fun
 			return err
 		}
 		var counts CensusCounts
-		_, done, err := k.walk(netns, halfopenCursor{}, &counts, visit, stop)
+		_, done, err := k.walk(ctx, k.ownTables[netns].halfopenOwnTable, halfopenCursor{}, &counts, visit, stop)
 		if err != nil {
 			return err
 		}
@@ -262,7 +260,7 @@ func (k *Kernel) continueOwnTables(ctx context.Context, cpu time.Duration, res *
 			return err
 		}
 		t := k.ownTables[netns]
-		next, done, err := k.walk(netns, t.next, &t.partial, visit, stop)
+		next, done, err := k.walk(ctx, t.halfopenOwnTable, t.next, &t.partial, visit, stop)
 		if err != nil {
 			return err
 		}

@@ -14,8 +14,13 @@
  */
 #define CHAINS 512
 #define SHARE_MAX 256
-/* How many sockets of a chain are skipped at most, where it cannot be gone on with. */
+/* How many sockets that were passed before are skipped at most in a run. */
 #define SKIP_MAX 1024
+/*
+ * How often a chain is begun again, since the socket where it was left has gone, until
+ * the rest of it is left out.
+ */
+#define RESTARTS_MAX 64
 
 /*
  * The kernel's hash tables of TCP sockets, found by learn_from(): addresses, and how
@@ -30,7 +35,7 @@ volatile __u32 lhash_chains = 0;
  * The walk that is under way; one at a time. User space says which table, and where
  * the walk begins or goes on; the walk says how far it got.
  */
-volatile __u32 walk_netns = 0; /* whose own table; 0: the one that namespaces share */
+volatile struct own_table walk_table = {}; /* net 0: the one that namespaces share */
 volatile __u32 only_no_cookie = 0; /* all that is looked for are sockets without a cookie */
 volatile struct cursor walk_at = {}; /* where the next run begins */
 
@@ -41,8 +46,6 @@ volatile struct cursor walk_at = {}; /* where the next run begins */
 struct walk_batch {
 	__u32 records;
 	__u32 sockets;
-	__u32 skip; /* sockets of the chain that were passed before */
-	__u32 pad;
 	__u64 node; /* the next in the chain */
 	__u64 ehash; /* the table: as the globals of these names */
 	__u64 lhash;
@@ -185,9 +188,8 @@ static __always_inline void count_socket(const struct conn *c, __u64 sk, __u64 c
 	if (state == TCP_ESTABLISHED && c->idle != AGE_NONE)
 		count_idle(n, c->idle);
 	risks_counted(n, c->risks);
-	if (seen && written && !seen->reported) {
-		seen->reported = 1;
-		rewatch(sk, seen);
+	if (seen && written) {
+		mark_reported(sk, seen);
 	} else if (trouble && !seen && cookie) {
 		counted = (__u32)c->probes_out + c->retransmits;
 		struct watch found = {
@@ -217,18 +219,17 @@ static __always_inline __u64 chain(const struct walk_batch *s, __u32 number)
 
 /*
  * Where a chain goes on after the socket of the cursor, 0 if that is no longer in
- * it: RCU has not kept it since the last run.
+ * it: RCU has not kept it since the last run. A socket that is in a chain is what its
+ * predecessor points to (sk_nulls_del_node_init_rcu() clears pprev).
  */
 static __always_inline __u64 next_after(volatile struct cursor *at)
 {
 	const __u32 offset = bpf_core_field_offset(struct sock_common, skc_nulls_node);
-	__u64 socket = at->socket;
+	__u64 socket = at->socket, pprev = read_ptr(socket + offset + sizeof(__u64));
 
-	/* sk_nulls_del_node_init_rcu() leaves next, and clears pprev. */
-	if (!at->cookie ||
-	    at->cookie !=
+	if (at->cookie !=
 		    read_ptr(socket + bpf_core_field_offset(struct sock_common, skc_cookie)) ||
-	    !read_ptr(socket + offset + sizeof(__u64)))
+	    !pprev || read_ptr(pprev) != socket + offset)
 		return 0;
 	return read_ptr(socket + offset);
 }
@@ -251,23 +252,23 @@ __attribute__((noinline)) int collect_next(__u32 step)
 	if (!node || (node & 1)) { /* the end of the chain */
 		s->at.chain++;
 		s->at.passed = 0;
-		s->skip = 0;
+		s->at.skip = 0;
+		s->at.restarts = 0;
 		head = chain(s, s->at.chain);
 		if (!head || step >= CHAINS)
 			return 1;
 		s->node = read_ptr(head);
 		return 0;
 	}
-	if (s->skip) {
-		s->skip--;
-		s->node = read_ptr(node);
-		return 0;
+	if (s->at.skip) {
+		s->at.skip--;
+	} else {
+		n = s->sockets;
+		if (n >= SHARE_MAX)
+			return 1;
+		s->socket[n] = node - offset;
+		s->sockets = n + 1;
 	}
-	n = s->sockets;
-	if (n >= SHARE_MAX)
-		return 1;
-	s->socket[n] = node - offset;
-	s->sockets = n + 1;
 	s->at.socket = node - offset;
 	s->at.passed++;
 	s->node = read_ptr(node);
@@ -280,36 +281,41 @@ __attribute__((noinline)) int collect_next(__u32 step)
  */
 static __always_inline void collect(struct walk_batch *s)
 {
-	__u64 next;
+	__u64 next = 0;
 	__u32 step;
 
 	s->sockets = 0;
-	s->skip = 0;
 	s->at.chain = walk_at.chain;
 	s->at.passed = walk_at.passed;
 	s->at.socket = walk_at.socket;
-	s->node = read_ptr(chain(s, walk_at.chain));
-	if (walk_at.passed) {
+	s->at.skip = walk_at.skip;
+	s->at.restarts = walk_at.restarts;
+	if (s->at.passed) {
 		next = next_after(&walk_at);
-		if (next)
-			s->node = next;
-		else
-			s->skip = walk_at.passed;
+		if (!next) { /* begin it again, up to where we were */
+			s->at.skip += s->at.passed;
+			s->at.passed = 0;
+			s->at.restarts++;
+		}
 	}
+	if (s->at.restarts > RESTARTS_MAX) {
+		COUNT(faults[FAULT_CENSUS_FULL]);
+		s->at.chain++;
+		s->at.skip = 0;
+		s->at.restarts = 0;
+	}
+	s->node = next ?: read_ptr(chain(s, s->at.chain));
 	for (step = 0; step < CHAINS + SHARE_MAX + SKIP_MAX; step++)
 		if (collect_next(step))
 			break;
-	if (s->skip) { /* we do not get to where we were */
-		COUNT(faults[FAULT_CENSUS_FULL]);
-		s->at.chain++;
-		s->at.passed = 0;
-	}
 	if (s->at.passed)
 		walk_at.cookie = read_ptr(s->at.socket +
 					  bpf_core_field_offset(struct sock_common, skc_cookie));
 	walk_at.socket = s->at.socket;
 	walk_at.passed = s->at.passed;
 	walk_at.chain = s->at.chain;
+	walk_at.skip = s->at.skip;
+	walk_at.restarts = s->at.restarts;
 }
 
 /* Returns whether to look again, since the socket has changed its state meanwhile. */
@@ -378,29 +384,25 @@ __attribute__((noinline)) int read_socket_at(__u32 i)
  */
 static __always_inline bool set_table(struct walk_batch *s)
 {
+	const struct net *net = (const void *)walk_table.net;
 	const struct inet_hashinfo *info;
-	__u32 netns = walk_netns;
-	struct own_table *own;
-	const struct net *net;
 
-	if (!netns) {
+	if (!net) {
 		s->ehash = ehash;
 		s->ehash_chains = ehash_chains;
 		s->lhash = lhash;
 		s->lhash_chains = lhash_chains;
 		return true;
 	}
-	own = bpf_map_lookup_elem(&own_tables, &netns);
-	if (!own)
-		return false;
-	net = (const void *)own->net;
-	if (BPF_CORE_READ(net, ns.inum) != netns || is_going(net))
+	if (BPF_CORE_READ(net, ns.inum) != walk_table.netns || is_going(net))
 		return false;
 	info = hashinfo_of(net);
-	if ((__u64)info != own->info || (__u64)BPF_CORE_READ(info, ehash) != own->ehash)
+	if ((__u64)info != walk_table.info ||
+	    (__u64)BPF_CORE_READ(info, ehash) != walk_table.ehash ||
+	    BPF_CORE_READ(info, ehash_mask) + 1 != walk_table.chains)
 		return false;
-	s->ehash = own->ehash;
-	s->ehash_chains = own->chains;
+	s->ehash = walk_table.ehash;
+	s->ehash_chains = walk_table.chains;
 	s->lhash_chains = 0; /* all namespaces share it (inet_pernet_hashinfo_alloc) */
 	return true;
 }

@@ -81,18 +81,23 @@ const (
 	// socket that is older than the agent, and for a later one.
 	firstCookiesWait = 10 * time.Second
 	laterCookiesWait = time.Second
+	// A search that takes longer than this hangs.
+	cookiesHang = time.Minute
 )
 
 // cookieSearch is the state of the search for sockets without a cookie.
 type cookieSearch struct {
 	sync.Mutex
-	ended   bool      // once at least
-	running bool      // it may hang: it opens files that users choose
-	began   time.Time // the one that is running
-	due     time.Time // the next
-	without bool      // the last census has seen connections without a cookie
+	ended   bool          // once at least
+	running chan struct{} // of the one that is under way: closed when it ends; it may hang: it opens files that users choose
+	began   time.Time     // the one that is under way
+	cpu     time.Duration // of a core that the last one took
+	due     time.Time     // the next
+	without bool          // the last census has seen connections without a cookie
 	// failed are the namespaces in which sockets could not be given cookies, and why.
+	// err is why the last search did not get to all of them.
 	failed map[uint32]error
+	err    error
 }
 
 // CookieSearchHangs returns since when the search for sockets without a cookie has
@@ -101,7 +106,7 @@ func (k *Kernel) CookieSearchHangs() time.Time {
 	s := &k.cookies
 	s.Lock()
 	defer s.Unlock()
-	if s.running && time.Since(s.began) > firstCookiesWait {
+	if s.running != nil && time.Since(s.began) > cookiesHang {
 		return s.began
 	}
 	return time.Time{}
@@ -119,6 +124,9 @@ func (s *cookieSearch) judge(without map[uint32]uint32, res *CensusResult) {
 		}
 		s.without = true
 		switch err, failed := s.failed[netns]; {
+		case !failed && s.err != nil:
+			res.Unvisited++
+			res.Err = fmt.Errorf("search for sockets without a cookie: %w", s.err)
 		case !failed: // they are new, and have their turn
 		case gone(err):
 			res.Unvisited++
@@ -143,7 +151,7 @@ func (k *Kernel) assignCookies(ctx context.Context, write uint32) time.Duration 
 	s := &k.cookies
 	stubs := write&(1<<ClassNone) != 0
 	s.Lock()
-	if s.running || s.ended && !stubs && (!s.without || time.Now().Before(s.due)) {
+	if s.ended && !stubs && (!s.without || time.Now().Before(s.due)) {
 		s.Unlock()
 		return 0
 	}
@@ -151,33 +159,58 @@ func (k *Kernel) assignCookies(ctx context.Context, write uint32) time.Duration 
 	if !s.ended {
 		wait = firstCookiesWait
 	}
-	s.running, s.began = true, time.Now()
+	running := s.running
+	if running == nil {
+		running = make(chan struct{})
+		s.running, s.began = running, time.Now()
+		go k.searchCookieless(write, running)
+	}
 	s.Unlock()
-
-	done := make(chan time.Duration, 1)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: it ends with the goroutine, in whatever namespace
-		began := threadCPU()
-		failed, err := k.findCookieless(ctx, write)
-		cpu := threadCPU() - began
-		s.Lock()
-		defer s.Unlock()
-		if err == nil || !s.ended {
-			s.failed = failed
-		}
-		s.running, s.ended = false, s.ended || err == nil
-		s.due = time.Now().Add(max(cookiesInterval, time.Duration(float64(cpu)/cookiesShare)))
-		done <- cpu
-	}()
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	select {
-	case cpu := <-done:
-		return cpu
+	case <-running:
+		s.Lock()
+		defer s.Unlock()
+		return s.cpu
 	case <-timer.C:
 	case <-ctx.Done():
 	}
 	return 0
+}
+
+// searchCookieless takes one search, on a thread that may end in any namespace.
+func (k *Kernel) searchCookieless(write uint32, done chan struct{}) {
+	onSpareThread(func() {
+		began := threadCPU()
+		failed, err := k.findCookieless(k.ctx, write)
+		cpu := threadCPU() - began
+		s := &k.cookies
+		s.Lock()
+		defer s.Unlock()
+		s.failed, s.err, s.cpu = failed, err, cpu
+		s.running, s.ended = nil, s.ended || err == nil
+		s.due = time.Now().Add(max(cookiesInterval, time.Duration(float64(cpu)/cookiesShare)))
+	})
+	close(done)
+}
+
+// onSpareThread runs f on a thread of its own, which ends afterwards, and waits for it.
+// That is never the first thread: the process would keep it for good, in whatever
+// network namespace f has left it.
+func onSpareThread(f func()) {
+	done := make(chan struct{})
+	go func() {
+		runtime.LockOSThread() // and, as a rule, never unlocked
+		if unix.Gettid() == unix.Getpid() {
+			onSpareThread(f) // while this sits on the first thread, others cannot
+			runtime.UnlockOSThread()
+		} else {
+			f()
+		}
+		close(done)
+	}()
+	<-done
 }
 
 // findCookieless finds the sockets that have no cookie, and gives them one: to those
@@ -191,19 +224,22 @@ func (k *Kernel) findCookieless(ctx context.Context, write uint32) (failed map[u
 			return failed, fmt.Errorf("look at the sockets of all processes: %w", err)
 		}
 	}
-	without, err := k.findNoCookie(write)
+	without, err := k.findNoCookie(ctx, write)
 	if err != nil || len(without) == 0 {
 		return failed, err
 	}
 	var own unix.Stat_t
-	if err := unix.Stat("/proc/self/ns/net", &own); err != nil {
+	if err := unix.Stat("/proc/thread-self/ns/net", &own); err != nil {
 		return failed, err
+	}
+	diag := func(netns, states uint32) {
+		if err := diagCookies(states); err != nil {
+			failed[netns] = diagError{err}
+		}
 	}
 	if states, ok := without[uint32(own.Ino)]; ok { // first, since it takes no privilege to be there
 		delete(without, uint32(own.Ino))
-		if err := diagCookies(states); err != nil {
-			failed[uint32(own.Ino)] = err
-		}
+		diag(uint32(own.Ino), states)
 	}
 	ways, err := k.namespaces()
 	if err != nil {
@@ -214,19 +250,22 @@ func (k *Kernel) findCookieless(ctx context.Context, write uint32) (failed map[u
 			return failed, err
 		}
 		w, ok := ways[uint64(netns)]
-		err := errNoWay
-		if ok {
-			err = enter(&w, uint64(netns))
-		}
-		if err == nil {
-			err = diagCookies(states)
-		}
-		if err != nil {
+		if !ok {
+			failed[netns] = errNoWay
+		} else if err := enter(&w, uint64(netns)); err != nil {
 			failed[netns] = err
+		} else {
+			diag(netns, states)
 		}
 	}
 	return failed, nil
 }
+
+// diagError is what sock_diag says, which is no way that has gone: ENOENT is that the
+// kernel has no tcp_diag.
+type diagError struct{ error }
+
+func (e diagError) Error() string { return "sock_diag (CONFIG_INET_TCP_DIAG): " + e.error.Error() }
 
 // errNoWay is of a namespace that no thread is in, that is not mounted where we see
 // it, and that no process holds a descriptor of.
@@ -234,7 +273,7 @@ var errNoWay = errors.New("nothing leads to it that this process can see")
 
 // findNoCookie walks through all hash tables only to see in which namespaces sockets
 // have no cookie, and in which states these are (bits).
-func (k *Kernel) findNoCookie(write uint32) (map[uint32]uint32, error) {
+func (k *Kernel) findNoCookie(ctx context.Context, write uint32) (map[uint32]uint32, error) {
 	k.census.Lock()
 	defer k.census.Unlock()
 	var res CensusResult
@@ -242,14 +281,14 @@ func (k *Kernel) findNoCookie(write uint32) (map[uint32]uint32, error) {
 	if err := errors.Join(k.objs.CensusWrite.Set(write), k.objs.OnlyNoCookie.Set(uint32(1))); err != nil {
 		return nil, err
 	}
-	_, _, err := k.walk(0, halfopenCursor{}, &counts, nil, nil)
+	_, _, err := k.walk(ctx, halfopenOwnTable{}, halfopenCursor{}, &counts, nil, nil)
 	if err == nil {
-		err = k.listNetns(&res)
+		err = k.listNetns(ctx, &res)
 	}
 	stop := cpuLimit(ownTablesCPU)
-	for netns := range k.ownTables {
+	for _, t := range k.ownTables {
 		if err == nil {
-			_, _, err = k.walk(netns, halfopenCursor{}, &counts, nil, stop)
+			_, _, err = k.walk(ctx, t.halfopenOwnTable, halfopenCursor{}, &counts, nil, stop)
 		}
 	}
 	if err := errors.Join(err, k.objs.OnlyNoCookie.Set(uint32(0))); err != nil {

@@ -3,7 +3,8 @@
  * What the kernel programs and the Go side share. The Go types are generated
  * from here (gen.go). Layout rules: natural alignment, padding spelt out,
  * everything zeroed before it is filled, host byte order but for addresses.
- * No kernel address is in any of it, but for the place where a walk goes on.
+ * Kernel addresses are in what user space hands back to the programs, and in nothing
+ * that leaves it: the place where a walk goes on, and a hash table to walk.
  */
 #ifndef HALFOPEN_H
 #define HALFOPEN_H
@@ -17,6 +18,8 @@ struct cursor {
 	__u64 cookie; /* of it */
 	__u32 chain;
 	__u32 passed;
+	__u32 skip; /* these come next, and were passed before */
+	__u32 restarts; /* how often the chain was begun again */
 };
 
 /* What the silence was asked with; contract: evidence. */

@@ -151,11 +151,13 @@ type halfopenCounters struct {
 }
 
 type halfopenCursor struct {
-	_      structs.HostLayout
-	Socket uint64
-	Cookie uint64
-	Chain  uint32
-	Passed uint32
+	_        structs.HostLayout
+	Socket   uint64
+	Cookie   uint64
+	Chain    uint32
+	Passed   uint32
+	Skip     uint32
+	Restarts uint32
 }
 
 type halfopenDeferred struct {
@@ -231,13 +233,27 @@ const (
 	halfopenHookHOOK_MAX               halfopenHook = 8
 )
 
+type halfopenNetnsList struct {
+	_      structs.HostLayout
+	Tables uint32
+	Pad    uint32
+	Table  [512]struct {
+		_      structs.HostLayout
+		Net    uint64
+		Info   uint64
+		Ehash  uint64
+		Chains uint32
+		Netns  uint32
+	}
+}
+
 type halfopenOwnTable struct {
 	_      structs.HostLayout
 	Net    uint64
 	Info   uint64
 	Ehash  uint64
 	Chains uint32
-	Search uint32
+	Netns  uint32
 }
 
 type halfopenOwner struct {
@@ -336,19 +352,19 @@ type halfopenWalkBatch struct {
 	_           structs.HostLayout
 	Records     uint32
 	Sockets     uint32
-	Skip        uint32
-	Pad         uint32
 	Node        uint64
 	Ehash       uint64
 	Lhash       uint64
 	EhashChains uint32
 	LhashChains uint32
 	At          struct {
-		_      structs.HostLayout
-		Socket uint64
-		Cookie uint64
-		Chain  uint32
-		Passed uint32
+		_        structs.HostLayout
+		Socket   uint64
+		Cookie   uint64
+		Chain    uint32
+		Passed   uint32
+		Skip     uint32
+		Restarts uint32
 	}
 	Socket [256]uint64
 	Record [256]halfopenConn
@@ -379,8 +395,8 @@ const (
 	halfopenMapDeferred              = "deferred"
 	halfopenMapEvents                = "events"
 	halfopenMapFound                 = "found"
+	halfopenMapNetnsList             = "netns_list"
 	halfopenMapNoCookie              = "no_cookie"
-	halfopenMapOwnTables             = "own_tables"
 	halfopenMapPrimaryMarks          = "primary_marks"
 	halfopenMapRates                 = "rates"
 	halfopenMapResets                = "resets"
@@ -430,7 +446,7 @@ const (
 	halfopenVarMiddleboxTimeout      = "middlebox_timeout"
 	halfopenVarNetnsAt               = "netns_at"
 	halfopenVarNetnsCount            = "netns_count"
-	halfopenVarNetnsSearch           = "netns_search"
+	halfopenVarNetnsRestarts         = "netns_restarts"
 	halfopenVarOnlyNoCookie          = "only_no_cookie"
 	halfopenVarRetransmitError       = "retransmit_error"
 	halfopenVarSearch                = "search"
@@ -451,7 +467,7 @@ const (
 	halfopenVarUnusedRisk            = "unused_risk"
 	halfopenVarUnusedTcpState        = "unused_tcp_state"
 	halfopenVarWalkAt                = "walk_at"
-	halfopenVarWalkNetns             = "walk_netns"
+	halfopenVarWalkTable             = "walk_table"
 	halfopenVarWriteTimerFn          = "write_timer_fn"
 )
 
@@ -530,8 +546,8 @@ type halfopenMapSpecs struct {
 	Deferred     *ebpf.MapSpec `ebpf:"deferred"`
 	Events       *ebpf.MapSpec `ebpf:"events"`
 	Found        *ebpf.MapSpec `ebpf:"found"`
+	NetnsList    *ebpf.MapSpec `ebpf:"netns_list"`
 	NoCookie     *ebpf.MapSpec `ebpf:"no_cookie"`
-	OwnTables    *ebpf.MapSpec `ebpf:"own_tables"`
 	PrimaryMarks *ebpf.MapSpec `ebpf:"primary_marks"`
 	Rates        *ebpf.MapSpec `ebpf:"rates"`
 	Resets       *ebpf.MapSpec `ebpf:"resets"`
@@ -566,7 +582,7 @@ type halfopenVariableSpecs struct {
 	MiddleboxTimeout     *ebpf.VariableSpec `ebpf:"middlebox_timeout"`
 	NetnsAt              *ebpf.VariableSpec `ebpf:"netns_at"`
 	NetnsCount           *ebpf.VariableSpec `ebpf:"netns_count"`
-	NetnsSearch          *ebpf.VariableSpec `ebpf:"netns_search"`
+	NetnsRestarts        *ebpf.VariableSpec `ebpf:"netns_restarts"`
 	OnlyNoCookie         *ebpf.VariableSpec `ebpf:"only_no_cookie"`
 	RetransmitError      *ebpf.VariableSpec `ebpf:"retransmit_error"`
 	Search               *ebpf.VariableSpec `ebpf:"search"`
@@ -587,7 +603,7 @@ type halfopenVariableSpecs struct {
 	UnusedRisk           *ebpf.VariableSpec `ebpf:"unused_risk"`
 	UnusedTcpState       *ebpf.VariableSpec `ebpf:"unused_tcp_state"`
 	WalkAt               *ebpf.VariableSpec `ebpf:"walk_at"`
-	WalkNetns            *ebpf.VariableSpec `ebpf:"walk_netns"`
+	WalkTable            *ebpf.VariableSpec `ebpf:"walk_table"`
 	WriteTimerFn         *ebpf.VariableSpec `ebpf:"write_timer_fn"`
 }
 
@@ -617,8 +633,8 @@ type halfopenMaps struct {
 	Deferred     *ebpf.Map `ebpf:"deferred"`
 	Events       *ebpf.Map `ebpf:"events"`
 	Found        *ebpf.Map `ebpf:"found"`
+	NetnsList    *ebpf.Map `ebpf:"netns_list"`
 	NoCookie     *ebpf.Map `ebpf:"no_cookie"`
-	OwnTables    *ebpf.Map `ebpf:"own_tables"`
 	PrimaryMarks *ebpf.Map `ebpf:"primary_marks"`
 	Rates        *ebpf.Map `ebpf:"rates"`
 	Resets       *ebpf.Map `ebpf:"resets"`
@@ -637,8 +653,8 @@ func (m *halfopenMaps) Close() error {
 		m.Deferred,
 		m.Events,
 		m.Found,
+		m.NetnsList,
 		m.NoCookie,
-		m.OwnTables,
 		m.PrimaryMarks,
 		m.Rates,
 		m.Resets,
@@ -674,7 +690,7 @@ type halfopenVariables struct {
 	MiddleboxTimeout     *ebpf.Variable `ebpf:"middlebox_timeout"`
 	NetnsAt              *ebpf.Variable `ebpf:"netns_at"`
 	NetnsCount           *ebpf.Variable `ebpf:"netns_count"`
-	NetnsSearch          *ebpf.Variable `ebpf:"netns_search"`
+	NetnsRestarts        *ebpf.Variable `ebpf:"netns_restarts"`
 	OnlyNoCookie         *ebpf.Variable `ebpf:"only_no_cookie"`
 	RetransmitError      *ebpf.Variable `ebpf:"retransmit_error"`
 	Search               *ebpf.Variable `ebpf:"search"`
@@ -695,7 +711,7 @@ type halfopenVariables struct {
 	UnusedRisk           *ebpf.Variable `ebpf:"unused_risk"`
 	UnusedTcpState       *ebpf.Variable `ebpf:"unused_tcp_state"`
 	WalkAt               *ebpf.Variable `ebpf:"walk_at"`
-	WalkNetns            *ebpf.Variable `ebpf:"walk_netns"`
+	WalkTable            *ebpf.Variable `ebpf:"walk_table"`
 	WriteTimerFn         *ebpf.Variable `ebpf:"write_timer_fn"`
 }
 

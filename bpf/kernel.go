@@ -4,6 +4,7 @@ package bpf
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -88,13 +89,13 @@ type Kernel struct {
 	hz     uint32
 	census sync.Mutex // one census at a time: it counts in one place
 	// Of the last census; under census.
-	netnsSearch uint32
-	ownTables   map[uint32]*ownTable // by inode number
-	cookies     cookieSearch
-	netns       sync.Mutex // of the search for ways into namespaces, which follows
-	search      uint32
-	hidden      []Holder // of those that nothing but a file descriptor holds
-	hiddenDue   time.Time
+	ownTables map[uint32]*ownTable // by inode number
+	listed    *halfopenNetnsList   // what a run of the list of namespaces wrote
+	cookies   cookieSearch
+	netns     sync.Mutex // of the search for ways into namespaces, which follows
+	search    uint32
+	hidden    []Holder // of those that nothing but a file descriptor holds
+	hiddenDue time.Time
 
 	walked         *halfopenWalkBatch // what a run of the walk wrote; under census
 	batching       sync.Mutex         // of batch: what is to be looked after, and how it is
@@ -106,6 +107,8 @@ type Kernel struct {
 	closed  ceiling
 	missed  map[string]*ceiling // by tracepoint
 	closing sync.Once
+	ctx     context.Context // of what runs by itself; ends with Close
+	cancel  context.CancelFunc
 }
 
 // Load loads the programs into the kernel and, with Observe, attaches them.
@@ -157,6 +160,7 @@ func Load(opts Options) (_ *Kernel, err error) {
 		noCookieHelper: noCookieHelper,
 		links:          make(map[string][]link.Link), missed: make(map[string]*ceiling), iters: make(map[string]*link.Iter),
 	}
+	k.ctx, k.cancel = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
 			k.Close()
@@ -316,6 +320,9 @@ func (k *Kernel) openRuns() error {
 		return errors.New("no hash tables of TCP sockets are to be found; please report this kernel")
 	}
 	var err error
+	if k.listed, err = mapped[halfopenNetnsList](k.objs.NetnsList); err != nil {
+		return err
+	}
 	if k.walked, err = mapped[halfopenWalkBatch](k.objs.WalkBatch); err != nil {
 		return err
 	}
@@ -418,6 +425,16 @@ func (k *Kernel) Detach() error {
 func (k *Kernel) Close() error {
 	var errs []error
 	k.closing.Do(func() {
+		k.cancel()
+		k.cookies.Lock()
+		running := k.cookies.running
+		k.cookies.Unlock()
+		if running != nil { // it may hang, and finds everything closed then
+			select {
+			case <-running:
+			case <-time.After(time.Second):
+			}
+		}
 		if k.events != nil {
 			errs = append(errs, k.events.Close())
 		}
@@ -428,8 +445,8 @@ func (k *Kernel) Close() error {
 		// Nothing reads them once nothing runs.
 		k.census.Lock()
 		k.batching.Lock()
-		errs = append(errs, unmap(k.walked), unmap(k.batch), k.objs.Close())
-		k.walked, k.batch = nil, nil
+		errs = append(errs, unmap(k.listed), unmap(k.walked), unmap(k.batch), k.objs.Close())
+		k.listed, k.walked, k.batch = nil, nil, nil
 		k.batching.Unlock()
 		k.census.Unlock()
 	})

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"runtime"
@@ -225,7 +226,7 @@ func TestCookiesThatOurProgramsCannotGive(t *testing.T) {
 	if err := k.CookiesErr(); err != nil {
 		t.Error(err)
 	}
-	unnamed, err := k.findNoCookie(0)
+	unnamed, err := k.findNoCookie(t.Context(), 0)
 	if strangers += setStatePrograms(t) - 2; strangers > 0 {
 		t.Log("another agent is at work, and may have given them cookies")
 	} else if err != nil || unnamed[uint32(ino)] == 0 {
@@ -244,7 +245,7 @@ func TestCookiesThatOurProgramsCannotGive(t *testing.T) {
 		t.Errorf("found %v, expected two ends, one of them %x", found, cookie)
 	}
 	younger := pairThere()
-	if unnamed, err := k.findNoCookie(0); err != nil || unnamed[uint32(ino)] != 0 {
+	if unnamed, err := k.findNoCookie(t.Context(), 0); err != nil || unnamed[uint32(ino)] != 0 {
 		t.Errorf("a connection begins without a cookie, error %v", err)
 	}
 	if cookie, _ := cookieOf(t, younger); found[cookie] != 0 {
@@ -523,4 +524,87 @@ func TestLRUMapsHaveRoomForAllCPUs(t *testing.T) {
 			t.Fatal("there is no LRU map")
 		}
 	}
+}
+
+// listenersOfOnePort makes so many listeners that the kernel has in one chain, none of
+// which has been asked for its cookie.
+func listenersOfOnePort(t *testing.T, n int) (fds []int) {
+	t.Helper()
+	t.Cleanup(func() {
+		for _, fd := range fds {
+			unix.Close(fd)
+		}
+	})
+	addr := &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}
+	for range n {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fds = append(fds, fd)
+		if err := errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1), unix.Bind(fd, addr), unix.Listen(fd, 1)); err != nil {
+			t.Fatal(err)
+		}
+		if addr.Port == 0 {
+			sa, err := unix.Getsockname(fd)
+			if err != nil {
+				t.Fatal(err)
+			}
+			addr = sa.(*unix.SockaddrInet4)
+		}
+	}
+	return fds
+}
+
+// The walk goes on in the middle of a chain, however long that is, whether or not its
+// sockets have cookies, and also where the socket at which it stopped has gone.
+func TestLongChainsAreWalkedToTheEnd(t *testing.T) {
+	const many = 3000 // more than the steps of a run
+	fds := listenersOfOnePort(t, many)
+	k := load(t, Options{noCookieHelper: true})
+	walk := func(between func()) (listeners int) {
+		t.Helper()
+		k.census.Lock()
+		defer k.census.Unlock()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		var counts CensusCounts
+		if err := k.objs.CensusWrite.Set(uint32(0)); err != nil {
+			t.Fatal(err)
+		}
+		stop := func() bool {
+			between()
+			return false
+		}
+		if _, done, err := k.walk(ctx, halfopenOwnTable{}, halfopenCursor{}, &counts, nil, stop); err != nil || !done {
+			t.Fatalf("the walk ends early: %v", err)
+		}
+		const listen = 10
+		return int(counts.Sockets[listen][ClassNone])
+	}
+	all := walk(func() {})
+	if all < many {
+		t.Errorf("%d listeners are counted, there are at least %d", all, many)
+	}
+	closed := 0
+	got := walk(func() {
+		var at halfopenCursor
+		if err := k.objs.WalkAt.Get(&at); err != nil || at.Passed < 256 {
+			return // not in the chain, which has more
+		}
+		// One of them in ten, so that the one where the walk is goes now and then.
+		for range len(fds) / 10 {
+			i := rand.IntN(len(fds))
+			unix.Close(fds[i])
+			fds = slices.Delete(fds, i, i+1)
+			closed++
+		}
+	})
+	if closed == 0 {
+		t.Error("nothing was closed")
+	}
+	if got < all-closed || got > all {
+		t.Errorf("%d listeners are counted while %d of %d close", got, closed, all)
+	}
+	t.Logf("%d listeners, then %d while %d were closed", all, got, closed)
 }

@@ -27,6 +27,8 @@ static __always_inline void learn_tables(struct task_struct *task)
 	/* From parent to parent to the very first task, which is in the first namespace. */
 	for (i = 0; i < 64 && BPF_CORE_READ(task, pid); i++)
 		task = BPF_CORE_READ(task, real_parent);
+	if (BPF_CORE_READ(task, pid))
+		return; /* and user space says that nothing was found */
 	net = BPF_CORE_READ(task, nsproxy, net_ns);
 	first_net = (__u64)net;
 	info = hashinfo_of(net);

@@ -41,7 +41,9 @@ func (k *Kernel) namespaces() (map[uint64]way, error) {
 		return nil, err
 	}
 	for ino, path := range mounted {
-		ways[ino] = way{path: path}
+		if _, ok := ways[ino]; !ok { // a path may be on a file system that does not answer
+			ways[ino] = way{path: path}
+		}
 	}
 	if began := time.Now(); !began.Before(k.hiddenDue) {
 		var hidden []Holder
@@ -72,7 +74,7 @@ func (k *Kernel) searchNetns(pass string, h *Holder, visit func()) error {
 // number, for nsenter(1); "" if it is our own, or no file does.
 func (k *Kernel) NetnsPath(netns uint32) string {
 	var own unix.Stat_t
-	if err := unix.Stat("/proc/self/ns/net", &own); err != nil || own.Ino == uint64(netns) {
+	if err := unix.Stat("/proc/thread-self/ns/net", &own); err != nil || own.Ino == uint64(netns) {
 		return ""
 	}
 	ways, err := k.namespaces()

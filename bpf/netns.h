@@ -19,30 +19,37 @@
 volatile __u64 first_net = 0;
 volatile __u64 shared_info = 0;
 
-/*
- * The network namespaces with a hash table of connections of their own. Inserted by
- * list_netns(), read by the walk and by user space, which deletes those of an older
- * search. Full: the table is not walked (FAULT_CENSUS_FULL).
- */
+/* The hash table of connections of a namespace that has one of its own. */
 struct own_table {
 	__u64 net; /* addresses */
 	__u64 info;
 	__u64 ehash;
 	__u32 chains;
-	__u32 search; /* the number of the search that found it */
+	__u32 netns; /* inode number */
+};
+
+/* What list_netns() found in one run. Written by it, read by user space. */
+struct netns_list {
+	__u32 tables;
+	__u32 pad;
+	struct own_table table[NETNS_STEP];
 };
 
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, NETNS_MAX);
-	__type(key, __u32); /* inode number */
-	__type(value, struct own_table);
-} own_tables SEC(".maps");
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct netns_list);
+} netns_list SEC(".maps");
 
-/* The search for these: the next namespace of the list, and how many there were. */
-volatile __u32 netns_search = 0;
-volatile __u64 netns_at = 0; /* address of its place in the list, 0: the first */
+/*
+ * Where the next run goes on: the place in the list, 0: the first. How many
+ * namespaces were passed, and how often the list was begun again.
+ */
+volatile __u64 netns_at = 0;
 volatile __u32 netns_count = 0;
+volatile __u32 netns_restarts = 0;
 
 /* The word at an address, 0 if it cannot be read. */
 static __always_inline __u64 read_ptr(__u64 address)
@@ -59,39 +66,49 @@ __attribute__((noinline)) int found_netns(__u64 address)
 {
 	const struct net *net = (const void *)address;
 	const struct inet_hashinfo *info;
-	struct own_table own = {};
-	__u32 netns;
+	__u32 zero = 0, n;
+	struct netns_list *l = bpf_map_lookup_elem(&netns_list, &zero);
 
-	if (is_going(net))
+	if (!l || is_going(net))
 		return 0;
 	netns_count++;
 	info = hashinfo_of(net);
-	if ((__u64)info == shared_info)
+	n = l->tables;
+	if ((__u64)info == shared_info || n >= NETNS_STEP)
 		return 0;
-	netns = BPF_CORE_READ(net, ns.inum);
-	own.net = address;
-	own.info = (__u64)info;
-	own.ehash = (__u64)BPF_CORE_READ(info, ehash);
-	own.chains = BPF_CORE_READ(info, ehash_mask) + 1;
-	own.search = netns_search;
-	if (bpf_map_update_elem(&own_tables, &netns, &own, BPF_ANY))
-		COUNT(faults[FAULT_CENSUS_FULL]);
+	n &= NETNS_STEP - 1; /* for verifiers that lose the bound */
+	l->table[n].net = address;
+	l->table[n].info = (__u64)info;
+	l->table[n].ehash = (__u64)BPF_CORE_READ(info, ehash);
+	l->table[n].chains = BPF_CORE_READ(info, ehash_mask) + 1;
+	l->table[n].netns = BPF_CORE_READ(net, ns.inum);
+	l->tables = n + 1;
 	return 0;
 }
 
 /*
  * The network namespaces, from the kernel's own list (net_namespace_list, under
- * RCU), some in each run. Returns 1 at the end.
+ * RCU), some in each run. Returns 1 at the end. Where the namespace at which the last
+ * run stopped has left the list, which poisons the way back (list_del_rcu), the list
+ * is begun again.
  */
 static __always_inline int list_netns(void)
 {
 	const __u32 offset = bpf_core_field_offset(struct net, list);
 	__u64 head, node = netns_at;
-	__u32 i;
+	__u32 zero = 0, i;
+	struct netns_list *l = bpf_map_lookup_elem(&netns_list, &zero);
 
+	if (!l)
+		return 1;
+	l->tables = 0;
 	/* The first namespace was the first in the list, and stays in it. */
 	head = read_ptr(first_net + offset + sizeof(__u64));
-	if (!node || is_going((const void *)(node - offset))) {
+	if (node && node != head && read_ptr(read_ptr(node + sizeof(__u64))) != node) {
+		netns_restarts++;
+		node = 0;
+	}
+	if (!node) {
 		node = first_net + offset;
 		netns_count = 0;
 	}

@@ -56,6 +56,24 @@ static __always_inline void rewatch(__u64 sk, const struct watch *w)
 	bpf_map_update_elem(&watched, &sk, w, BPF_EXIST);
 }
 
+/*
+ * Notes that user space knows of a watched socket, which was so when it was looked at,
+ * unless something has happened to it meanwhile.
+ */
+static __always_inline void mark_reported(__u64 sk, const struct watch *was)
+{
+	struct watch *value = bpf_map_lookup_elem(&watched, &sk), now;
+
+	if (was->reported || !value)
+		return;
+	now = *value;
+	if (now.cookie != was->cookie || now.solicited != was->solicited ||
+	    now.extra != was->extra || now.dead)
+		return;
+	now.reported = 1;
+	rewatch(sk, &now);
+}
+
 /* Copies what the watch knows of a socket, and returns the copy, or NULL. */
 static __always_inline struct watch *watched_as(const void *sk, __u64 cookie, struct watch *copy)
 {

@@ -97,7 +97,7 @@ func (g *Guard) Wrap(next http.Handler) http.Handler {
 				"pages of other sites may not use this agent (Sec-Fetch-Site is %.20q): open it in a tab of its own", r.Header.Get("Sec-Fetch-Site")))
 			return
 		}
-		if host := hostOf(r.Host); !anyHost(r) && !g.accepts(host) && !(host == socketHost && overSocket(r)) {
+		if host := hostOf(r.Host); !anyHost(r) && !g.accepts(host) && (host != socketHost || !overSocket(r)) {
 			g.refuse(w, r, refusedHost, http.StatusMisdirectedRequest, errHost(host))
 			return
 		}
