@@ -64,8 +64,8 @@ var Capabilities = []Capability{
 	},
 	{
 		Bit: unix.CAP_NET_ADMIN, Name: "CAP_NET_ADMIN", demo: true,
-		For:  "to make network namespaces for the demo",
-		Lost: "halfopen demo cannot run",
+		For:  "to make network namespaces for the demo, and to enter one that only a socket of another process leads to",
+		Lost: "halfopen demo cannot run, and a network namespace that only a socket of another process leads to cannot be entered",
 	},
 }
 

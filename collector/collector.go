@@ -120,6 +120,7 @@ type Collector struct {
 	}
 	undecodable atomic.Uint64
 	failed      atomic.Uint64 // passes
+	unwalked    atomic.Int64  // see Unwalked
 	degraded    degradation
 }
 
@@ -401,7 +402,7 @@ func (c *Collector) takeCensus(ctx context.Context) (time.Duration, error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.table.Census(&res.Counts, troubled, began, ended)
+	c.table.Census(&res.Counts, troubled, began, ended, res.Unwalked...)
 	c.counts = res.Counts
 	c.census = CensusStats{
 		At:         ended,
@@ -615,11 +616,15 @@ func (c *Collector) Connection(ctx context.Context, cookie uint64) (*Detail, err
 	c.catchUp()
 	var d *Detail
 	var found bpf.Conn
-	_, err := c.kernel.Find(ctx, cookie, func(k *bpf.Conn) {
+	res, err := c.kernel.Find(ctx, cookie, func(k *bpf.Conn) {
 		found = *k
 		d = new(Detail)
 		d.Connection, d.Events = c.update(k)
 	})
+	if err == nil && d == nil && len(res.Unwalked) > 0 {
+		c.noteUnwalked(&res)
+		return nil, fmt.Errorf("no connection with the cookie %s was found, and the hash tables of %d network namespaces take too long to look at: ss -e in the namespace shows it if it is there", FormatCookie(cookie), len(res.Unwalked))
+	}
 	if err != nil || d == nil {
 		return nil, err
 	}

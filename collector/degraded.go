@@ -47,7 +47,7 @@ var reasons = [Reasons]struct {
 	ReasonNamespacesRefused: {
 		code: "namespaces_refused",
 		lost: "connections of other network namespaces that are older than the agent and that no process holds (before Linux 5.12, whoever holds them) are counted, but not listed or followed",
-		mend: "give the agent CAP_SYS_ADMIN and CAP_SYS_PTRACE, and an AppArmor profile that allows ptrace (Unconfined)",
+		mend: "give the agent CAP_SYS_ADMIN and CAP_SYS_PTRACE, and an AppArmor profile that allows ptrace (Unconfined); and CAP_NET_ADMIN where only a socket leads to one",
 		holds: func(f *facts) (string, bool) {
 			if f.refused == 0 {
 				return "", false
@@ -148,6 +148,9 @@ var reasons = [Reasons]struct {
 		lost: "connections of network namespaces that have large hash tables of their own (net.ipv4.tcp_child_ehash_entries) are counted as they were minutes ago",
 		mend: "find out who makes such namespaces (halfopen doctor names them), or give censuses more of a core (--census-cpu)",
 		holds: func(f *facts) (string, bool) {
+			if f.late == 0 && f.unlisted > 0 && f.now.Sub(f.unlistedAt) < unlistedFor {
+				return fmt.Sprintf("%d hash tables of single network namespaces take too long to be listed", f.unlisted), false
+			}
 			if f.late == 0 {
 				return "", false
 			}
@@ -221,7 +224,10 @@ type facts struct {
 	refusal                                error // of one of those refused
 	tables, late                           int   // hash tables of namespaces' own; those not walked whole in time
 	lateOnes                               string
-	censusErr                              error // another reason why sockets may be missing
+	// Of the last look that somebody waited for: the tables that it did not get through.
+	unlisted   int
+	unlistedAt time.Time
+	censusErr  error // another reason why sockets may be missing
 
 	surroundings
 }
@@ -269,6 +275,9 @@ func Assess(k *bpf.Kernel, results ...*bpf.CensusResult) []Finding {
 	}
 	return f.findings()
 }
+
+// unlistedFor is for how long it is said that a look left something out.
+const unlistedFor = time.Minute
 
 // calm is for how long a reason must not have held to be over: some come and go with
 // every pass.

@@ -53,6 +53,8 @@ func TestReasonsFollowFromTheFacts(t *testing.T) {
 		{"some are refused, and into others no way leads: together most", census(bpf.CensusResult{Namespaces: 5, Hidden: 1}, bpf.CensusResult{Namespaces: 5, Hidden: 1, Refused: 2, Err: enterError(unix.EPERM)}), "namespaces_refused! namespaces_hidden!"},
 		{"a hash table takes too long", census(bpf.CensusResult{Namespaces: 5, OwnTables: []uint32{7, 8}, Unwalked: []uint32{8}, Late: 1}), "tables_late"},
 		{"a hash table is gone on with later", census(bpf.CensusResult{Namespaces: 5, OwnTables: []uint32{7, 8}, Unwalked: []uint32{8}}), ""},
+		{"a list left out a hash table just now", facts{now: aMoment, unlisted: 1, unlistedAt: ago(time.Second)}, "tables_late"},
+		{"a list left out a hash table long ago", facts{now: aMoment, unlisted: 1, unlistedAt: ago(time.Hour)}, ""},
 		{"sockets of a namespace get no cookies", census(bpf.CensusResult{Namespaces: 20, Err: errors.New("give sockets cookies: no memory")}), "pass_fails"},
 		{"a pid namespace of its own that holds most", facts{surroundings: surroundings{privatePIDs: true, threads: 60, allThreads: 100}}, "processes_hidden"},
 		{"a pid namespace of its own that holds little", facts{surroundings: surroundings{privatePIDs: true, threads: 9, allThreads: 100}}, "processes_hidden!"},

@@ -20,6 +20,8 @@ type groups struct {
 	mu    sync.Mutex
 	mount *os.File         // of the cgroup v2 hierarchy, open for good; nil: not mounted here
 	known map[uint64]Group // by id, which is never used again
+
+	descriptors descriptorCheck
 }
 
 // maxGroups bounds what is remembered; a node has some thousands at most.

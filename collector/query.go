@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/halfopen/halfopen/bpf"
 )
@@ -113,7 +114,7 @@ func (c *Collector) each(ctx context.Context, q *look, visit func(*bpf.Conn, *Co
 		}
 		batch, written = batch[:0], written[:0]
 	}
-	_, err := c.kernel.Census(ctx, q.classes(), func(k *bpf.Conn) {
+	res, err := c.kernel.Census(ctx, q.classes(), func(k *bpf.Conn) {
 		if q.listeners != nil && stateOf(k.State) == Listen {
 			q.listeners[listener{k.Netns, k.Lport}] = true
 		}
@@ -135,9 +136,23 @@ func (c *Collector) each(ctx context.Context, q *look, visit func(*bpf.Conn, *Co
 	if err != nil {
 		return err
 	}
+	c.noteUnwalked(&res)
 	flush()
 	return failed
 }
+
+// noteUnwalked notes what a look that somebody waited for did not get through.
+func (c *Collector) noteUnwalked(res *bpf.CensusResult) {
+	c.unwalked.Store(int64(len(res.Unwalked)))
+	if len(res.Unwalked) > 0 {
+		now := time.Now()
+		c.degraded.change(now, func(f *facts) { f.unlisted, f.unlistedAt = len(res.Unwalked), now })
+	}
+}
+
+// Unwalked is how many hash tables of single network namespaces the last look at the
+// connections did not get through, since they are large: what is in them is not listed.
+func (c *Collector) Unwalked() int { return int(c.unwalked.Load()) }
 
 // OwnedBy tells whether the connection is of the owner of that name: its
 // process's name, its unit with or without .service or .scope, the beginning (8

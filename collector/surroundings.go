@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/prometheus/procfs"
@@ -29,7 +30,7 @@ type surroundings struct {
 }
 
 func lookAround(k *bpf.Kernel, g *groups) surroundings {
-	s := surroundings{cookiesErr: k.CookiesErr(), searchHangs: k.CookieSearchHangs(), cgroupsErr: g.refused(), descriptorsErr: descriptorsRefused()}
+	s := surroundings{cookiesErr: k.CookiesErr(), searchHangs: k.CookieSearchHangs(), cgroupsErr: g.refused(), descriptorsErr: g.descriptors.refused()}
 	var ns unix.Stat_t
 	if err := unix.Stat("/proc/self/ns/pid", &ns); err == nil && ns.Ino != initialPIDs {
 		s.privatePIDs = true
@@ -64,6 +65,44 @@ func threads() (here, all int) {
 
 // asked is how many processes are asked for a descriptor at most.
 const asked = 64
+
+// descriptorCheck asks now and then whether other processes' descriptors can be had.
+type descriptorCheck struct {
+	sync.Mutex
+	running bool // it may wait for as long as a process likes that is asked
+	due     time.Time
+	err     error
+}
+
+const (
+	// descriptorsInterval is between two checks: who refuses may log each question.
+	descriptorsInterval = 10 * time.Minute
+	descriptorsWait     = time.Second
+)
+
+// refused returns what descriptorsRefused said last.
+func (d *descriptorCheck) refused() error {
+	d.Lock()
+	if !d.running && !time.Now().Before(d.due) {
+		d.running = true
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			err := descriptorsRefused()
+			d.Lock()
+			defer d.Unlock()
+			d.running, d.err, d.due = false, err, time.Now().Add(descriptorsInterval)
+		}()
+		d.Unlock()
+		select {
+		case <-done:
+		case <-time.After(descriptorsWait):
+		}
+		d.Lock()
+	}
+	defer d.Unlock()
+	return d.err
+}
 
 // descriptorsRefused returns why the kernel does not let us have descriptors of other
 // processes, nil if it does for most. It asks for one that no process has: the kernel

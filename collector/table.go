@@ -3,6 +3,7 @@
 package collector
 
 import (
+	"slices"
 	"time"
 
 	"github.com/halfopen/halfopen/bpf"
@@ -168,8 +169,9 @@ type Seen struct {
 }
 
 // Census takes in a census that began and ended at these times: what the
-// kernel counted, and every connection in trouble.
-func (t *Table) Census(counts *bpf.CensusCounts, troubled []Seen, began, ended time.Time) {
+// kernel counted, and every connection in trouble, but for those of the hash tables of
+// the network namespaces that it has not walked whole.
+func (t *Table) Census(counts *bpf.CensusCounts, troubled []Seen, began, ended time.Time, unwalked ...uint32) {
 	t.counts = [States][Verdicts]int64{}
 	for state := range counts.Sockets {
 		s := stateOf(uint8(state))
@@ -201,6 +203,8 @@ func (t *Table) Census(counts *bpf.CensusCounts, troubled []Seen, began, ended t
 	for cookie, m := range t.members {
 		switch {
 		case seen[cookie]:
+		case slices.Contains(unwalked, m.conn.Netns) && ended.Sub(m.at) < watchedFor:
+			t.count(m.cell()) // the counts have none in trouble there
 		case m.at.After(began):
 			// In trouble since the census passed it by: counted as the other.
 			t.move(cell{stateOf(m.conn.State), ofClass(m.conn.Class)}, m.cell())

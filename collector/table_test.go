@@ -342,6 +342,16 @@ func TestTableCensus(t *testing.T) {
 			t.Errorf("%d members", len(r.members))
 		}
 	})
+	t.Run("that did not get to a network namespace leaves its connections in trouble counted", func(t *testing.T) {
+		r := newReplay(t)
+		z := zombie(1, 0)
+		z.Netns = 7
+		r.Census(census(0, 0, 0), seen(r.at(0), z), r.at(0), r.at(0))
+		// Ten active ones, none of which is it.
+		r.Watched(stamp(&z, 2*time.Second), r.at(2*time.Second))
+		r.Census(census(10, 0, 0), nil, r.at(time.Second), r.at(3*time.Second), 7)
+		r.counted(map[Verdict]int64{Active: 10, Zombie: 1})
+	})
 	t.Run("does not undo a recovery that it was read before", func(t *testing.T) {
 		r := newReplay(t)
 		z := zombie(1, 2*time.Second)

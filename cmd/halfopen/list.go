@@ -94,9 +94,13 @@ func (l *list) connections(ctx context.Context, stdout, stderr io.Writer) error 
 			return err
 		}
 		defer k.Close()
-		total, conns, err := collector.New(k, l.thresholds.options(nil)).Connections(ctx, l.asked(l.limit))
+		c := collector.New(k, l.thresholds.options(nil))
+		total, conns, err := c.Connections(ctx, l.asked(l.limit))
 		if err != nil {
 			return err
+		}
+		if n := c.Unwalked(); n > 0 {
+			fmt.Fprintf(stderr, "halfopen: not all is listed: the hash tables of %s take too long to walk (halfopen doctor names them)\n", plural(n, "network namespace"))
 		}
 		if l.output == "json" {
 			return writeList(stdout, "connections", total, conns, exporter.NewConnection)
