@@ -63,7 +63,6 @@ func (t *trace) through(ctx context.Context, agent *client, stdout, stderr io.Wr
 		return fmt.Errorf("trace through %s: the stream has ended (%s): %s", agent, oneLine(err), agent.mend)
 	})
 	g.Go(func() error {
-		defer body.Close() // if it is ours to end, as when nobody reads what is printed
 		emit := t.printer(stdout)
 		var missed uint64
 		unowned := 0
