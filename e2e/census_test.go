@@ -226,8 +226,9 @@ func TestCensusOfTwoHundredThousandSockets(t *testing.T) {
 		if all := int(m.value("halfopen_census_sockets")); all != total(got) {
 			t.Errorf("the census has %d sockets, and %d by state", all, total(got))
 		}
-		if n := int(m.value("halfopen_census_namespaces")); n != namespaces || m.value("halfopen_census_namespaces_unvisited") != 0 {
-			t.Errorf("%d namespaces, expected %d", n, namespaces)
+		// There may be more, which only a connection keeps that its application has closed.
+		if n := int(m.value("halfopen_census_namespaces")); n < namespaces || m.value("halfopen_census_namespaces_unvisited") != 0 {
+			t.Errorf("%d namespaces, expected at least %d, and all visited", n, namespaces)
 		}
 		for _, state := range []string{"established", "listen", "time_wait", "fin_wait2", "close_wait"} {
 			if before[state] < processes*places {

@@ -54,13 +54,32 @@ func strays(t *testing.T, pid int) []string {
 	return found
 }
 
+// settledNamespaces returns how many network namespaces there are once their number has
+// not changed for some seconds: a connection that its application has closed keeps that
+// of an earlier test for a while, and the kernel takes its time to end one.
+func (a *agent) settledNamespaces() int {
+	a.t.Helper()
+	const still = 5 * time.Second
+	count, since := -1, time.Now()
+	eventually(a.t, 2*time.Minute, "no network namespace comes or goes", func() error {
+		if now := int(a.nextCensus().value("halfopen_census_namespaces")); now != count {
+			count, since = now, time.Now()
+		}
+		if quiet := time.Since(since); quiet < still {
+			return fmt.Errorf("%d for only %v", count, quiet)
+		}
+		return nil
+	})
+	return count
+}
+
 func TestNamespacesComeAndGo(t *testing.T) {
 	// Not parallel: it counts namespaces. The interval stretches with their
 	// number, to keep to the census's share of a core.
 	a := startAgent(t, "--census-interval=500ms")
 	pid := a.cmd.Process.Pid
 	namespaces := func() int { return int(a.metrics().value("halfopen_census_namespaces")) }
-	base := namespaces()
+	base := a.settledNamespaces()
 	seen := func(made map[uint32]*lab.Namespace) map[uint32]bool {
 		var list struct {
 			Connections []connection `json:"connections"`
@@ -250,8 +269,7 @@ func TestThousandNamespacesLeaveNothing(t *testing.T) {
 	const batch = 25
 	a := startAgent(t, "--census-interval=100ms", "--census-cpu=100%")
 	namespaces := func() int { return int(a.metrics().value("halfopen_census_namespaces")) }
-	a.nextCensus()
-	base := namespaces()
+	base := a.settledNamespaces()
 	quiet := func() {
 		t.Helper()
 		eventually(t, 60*time.Second, "the census counts them no more", func() error {
