@@ -107,7 +107,7 @@ func TestOneClearLine(t *testing.T) {
 		"an explanation of nothing":       {exec.Command(binary, "explain"), 2, []string{"connection", "explain --help"}},
 		"a cookie that nobody has":        {exec.Command(binary, "explain", "ffffffffffffff", "--url=none"), 1, []string{"ffffffffffffff", "halfopen list"}},
 		"a broken agent URL":              {exec.Command(binary, "list", "--url=::"), 2, []string{"--url"}},
-		"deaths without an agent to tell": {exec.Command(binary, "list", "--cause=refused", "--url=none"), 2, []string{"--url"}},
+		"deaths without an agent to tell": {exec.Command(binary, "list", "--cause=refused", "--url=none"), 1, []string{"--url"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			stdout, stderr, status := run(t, test.cmd)

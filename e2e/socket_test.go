@@ -276,12 +276,12 @@ func TestTraceThroughTheAgentOfTheMachine(t *testing.T) {
 		c := e.Connection
 		if e.Death != nil {
 			c = &e.Death.connection
-			if e.Death.Cause != "keepalive_timeout" || e.Death.ZombieSeconds == nil {
-				t.Errorf("%s died of %s", c.Cookie, e.Death.Cause)
-			}
 		}
 		if _, ours := cookies[c.Cookie]; !ours {
 			continue
+		}
+		if e.Death != nil && (e.Death.Cause != "keepalive_timeout" || e.Death.ZombieSeconds == nil) {
+			t.Errorf("%s died of %s", c.Cookie, e.Death.Cause)
 		}
 		had := func(kind string) {
 			if kinds[kind] == nil {
