@@ -54,23 +54,51 @@ func strays(t *testing.T, pid int) []string {
 	return found
 }
 
-// settledNamespaces returns how many network namespaces there are once their number has
-// not changed for some seconds: a connection that its application has closed keeps that
-// of an earlier test for a while, and the kernel takes its time to end one.
-func (a *agent) settledNamespaces() int {
+// namespaceCount follows the number of network namespaces that the census counts while
+// nothing but the test makes any. Those of earlier tests may still vanish at any moment:
+// a connection that its application has closed keeps its namespace until the kernel
+// gives it up. So only a rise above the lowest count seen so far is the test's own.
+type namespaceCount struct {
+	agent  *agent
+	lowest int
+}
+
+func (a *agent) countNamespaces() *namespaceCount {
 	a.t.Helper()
-	const still = 5 * time.Second
-	count, since := -1, time.Now()
-	eventually(a.t, 2*time.Minute, "no network namespace comes or goes", func() error {
-		if now := int(a.nextCensus().value("halfopen_census_namespaces")); now != count {
-			count, since = now, time.Now()
-		}
-		if quiet := time.Since(since); quiet < still {
-			return fmt.Errorf("%d for only %v", count, quiet)
+	return &namespaceCount{a, int(a.nextCensus().value("halfopen_census_namespaces"))}
+}
+
+func (c *namespaceCount) now() int {
+	return int(c.agent.metrics().value("halfopen_census_namespaces"))
+}
+
+// waitForMore waits until the census counts the namespaces that the test has made. It
+// returns the count.
+func (c *namespaceCount) waitForMore(made int) int {
+	c.agent.t.Helper()
+	var got int
+	eventually(c.agent.t, 60*time.Second, "the census counts them", func() error {
+		// Each is another than those of earlier tests, of which the loopback's is one.
+		if got = c.now(); got <= made || got > c.lowest+made {
+			return fmt.Errorf("%d namespaces, expected %d, or fewer by what earlier tests left", got, c.lowest+made)
 		}
 		return nil
 	})
-	return count
+	return got
+}
+
+// waitForFewer waits until the count is as low as before, and lower by gone than
+// counted, which was taken while the namespaces that have gone still existed.
+func (c *namespaceCount) waitForFewer(counted, gone int) {
+	c.agent.t.Helper()
+	eventually(c.agent.t, 60*time.Second, "the census counts them no more", func() error {
+		got := c.now()
+		if got > c.lowest || got > counted-gone {
+			return fmt.Errorf("%d namespaces, there were %d before, and %d with the %d that have gone", got, c.lowest, counted, gone)
+		}
+		c.lowest = got
+		return nil
+	})
 }
 
 func TestNamespacesComeAndGo(t *testing.T) {
@@ -78,8 +106,7 @@ func TestNamespacesComeAndGo(t *testing.T) {
 	// number, to keep to the census's share of a core.
 	a := startAgent(t, "--census-interval=500ms")
 	pid := a.cmd.Process.Pid
-	namespaces := func() int { return int(a.metrics().value("halfopen_census_namespaces")) }
-	base := a.settledNamespaces()
+	namespaces := a.countNamespaces()
 	seen := func(made map[uint32]*lab.Namespace) map[uint32]bool {
 		var list struct {
 			Connections []connection `json:"connections"`
@@ -124,12 +151,7 @@ func TestNamespacesComeAndGo(t *testing.T) {
 		if got := len(seen(made)); got != many {
 			t.Errorf("round %d: connections of %d namespaces seen, expected %d", round, got, many)
 		}
-		eventually(t, 30*time.Second, "the census counts them", func() error {
-			if got := namespaces(); got != base+many {
-				return fmt.Errorf("%d namespaces, expected %d", got, base+many)
-			}
-			return nil
-		})
+		counted := namespaces.waitForMore(many)
 		for _, s := range sockets { // each of them would keep its namespace
 			if err := s.Close(); err != nil {
 				t.Fatal(err)
@@ -140,12 +162,7 @@ func TestNamespacesComeAndGo(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		eventually(t, 30*time.Second, "the census counts them no more", func() error {
-			if got := namespaces(); got != base {
-				return fmt.Errorf("%d namespaces, expected %d", got, base)
-			}
-			return nil
-		})
+		namespaces.waitForFewer(counted, many)
 	}
 
 	eventually(t, 5*time.Second, "nothing is held", func() error {
@@ -268,18 +285,7 @@ func holdings(t *testing.T, a *agent) held {
 func TestThousandNamespacesLeaveNothing(t *testing.T) {
 	const batch = 25
 	a := startAgent(t, "--census-interval=100ms", "--census-cpu=100%")
-	namespaces := func() int { return int(a.metrics().value("halfopen_census_namespaces")) }
-	base := a.settledNamespaces()
-	quiet := func() {
-		t.Helper()
-		eventually(t, 60*time.Second, "the census counts them no more", func() error {
-			if got := namespaces(); got != base {
-				return fmt.Errorf("%d namespaces, there were %d", got, base)
-			}
-			return nil
-		})
-		a.nextCensus()
-	}
+	namespaces := a.countNamespaces()
 	// round has so many come and go; a descriptor and a socket outlast two of them.
 	var outlast []io.Closer
 	release := func() {
@@ -306,6 +312,7 @@ func TestThousandNamespacesLeaveNothing(t *testing.T) {
 		}
 		outlast = append(outlast, c)
 	}
+	var counted int // by the last round, with all that it made
 	round := func() {
 		t.Helper()
 		made := make([]*lab.Namespace, batch)
@@ -317,8 +324,8 @@ func TestThousandNamespacesLeaveNothing(t *testing.T) {
 			t.Cleanup(func() { n.Close() })
 			made[i] = n
 		}
-		if got := int(a.nextCensus().value("halfopen_census_namespaces")); got < base+batch {
-			t.Errorf("%d namespaces, expected at least %d", got, base+batch)
+		if counted = int(a.nextCensus().value("halfopen_census_namespaces")); counted <= batch {
+			t.Errorf("%d namespaces, %d of them were made", counted, batch)
 		}
 		release() // those of the round before
 		keepBy(made[0], true)
@@ -335,7 +342,8 @@ func TestThousandNamespacesLeaveNothing(t *testing.T) {
 			round()
 		}
 		release()
-		quiet()
+		namespaces.waitForFewer(counted, batch)
+		a.nextCensus()
 		return holdings(t, a)
 	}
 	first := rounds(scaled(200 / batch))
@@ -364,14 +372,10 @@ func TestThousandNamespacesLeaveNothing(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		eventually(t, 60*time.Second, "the search finds them", func() error { // every 30 s
-			if got := namespaces(); got != base+2*many {
-				return fmt.Errorf("%d namespaces, expected %d", got, base+2*many)
-			}
-			return nil
-		})
+		counted := namespaces.waitForMore(2 * many) // the search takes place every 30 s
 		release()
-		quiet()
+		namespaces.waitForFewer(counted, 2*many)
+		a.nextCensus()
 		if now := holdings(t, a); now.fds > first.fds+1 {
 			t.Errorf("%+v, before %+v", now, first)
 		}
