@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/halfopen/halfopen/bpf"
@@ -347,4 +348,20 @@ type Death struct {
 	// holds if nothing else happens.
 	Forecast      Forecast
 	ForecastError time.Duration
+}
+
+// OwnedBy tells whether the connection is of the owner of that name: its
+// process's name, its unit with or without .service or .scope, the beginning (8
+// digits or more) of its container's id or its pod's UID; "-" where no owner is
+// known.
+func (c *Connection) OwnedBy(name string) bool {
+	id := func(s string) bool { return len(name) >= 8 && strings.HasPrefix(s, name) }
+	switch g := &c.Group; {
+	case name == "-":
+		return c.Owner() == ""
+	case c.Process != nil && c.Process.Comm == name, id(g.ContainerID), id(g.PodUID):
+		return true
+	default:
+		return g.Unit != "" && (g.Unit == name || g.Unit == name+".service" || g.Unit == name+".scope")
+	}
 }

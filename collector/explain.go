@@ -322,22 +322,22 @@ func (x *explainer) writeTimer() Timer {
 	gone := false // does it give up when it fires?
 	if d := x.t.decider(); d == byRetransmission || d == byWindowProbe {
 		jiffy, by := x.t.givesUp()
-		gone = by != CauseUnknown && jiffy == x.t.pending(c.WriteExpires, c.WriteLevel) && c.Pending != pendingLossProbe && c.Pending != pendingReorder
+		gone = by != CauseUnknown && jiffy == x.t.pending(c.WriteExpires, c.WriteLevel) && c.Pending != bpf.PendingTailLossProbe && c.Pending != bpf.PendingReorder
 	}
 	switch {
-	case c.Pending == pendingLossProbe:
+	case c.Pending == bpf.PendingTailLossProbe:
 		t.Name, t.Purpose = "tail_loss_probe", "Sends the newest segment again early, in case only that was lost."
 		t.Then = "Sends it, and sets the retransmission timer."
-	case c.Pending == pendingReorder:
+	case c.Pending == bpf.PendingReorder:
 		t.Name, t.Purpose = "reordering", "Waits a moment for segments that may only have been overtaken."
 		t.Then = "Sends again what is lost by then, and sets the retransmission timer."
-	case c.Pending == pendingProbe0:
+	case c.Pending == bpf.PendingWindowProbe:
 		t.Name, t.Purpose = "window_probe", "Asks a peer that has closed its window whether there is room again."
 		if x.flag(bpf.ConnBlocked) {
 			t.Purpose = "Tries again what this host has not let out."
 		}
 		t.Then = fmt.Sprintf("Sends a window probe; the next wait is twice as long, %s at most.", human.Setting(x.rules.duration(c.RtoMax)))
-	case c.Pending != pendingRetransmit:
+	case c.Pending != bpf.PendingRetransmit:
 		return t
 	case x.conn.State == SynSent:
 		t.Purpose = "Sends the SYN again until the peer answers, and gives up after long enough."

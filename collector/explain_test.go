@@ -26,80 +26,6 @@ func explained(c *bpf.Conn) (Connection, Explanation) {
 	return conn, testRules.Explain(c, &conn, "")
 }
 
-// guarded is idle for ten seconds, with these settings of its own.
-func guarded(idle, interval time.Duration, probes uint8, userTimeout uint32) *bpf.Conn {
-	return forecastConn(func(c *bpf.Conn) {
-		c.Flags |= bpf.ConnKeepaliveTimeSet | bpf.ConnKeepaliveIntvlSet | bpf.ConnKeepaliveProbesSet
-		c.KeepaliveTime, c.KeepaliveIntvl, c.KeepaliveProbes, c.UserTimeout = ago(idle), ago(interval), probes, userTimeout
-		c.Silent, c.Idle = ago(10*time.Second), ago(10*time.Second)
-		c.KeepaliveExpires, c.KeepaliveLevel = armed(c, idle-10*time.Second)
-	})
-}
-
-// zombied makes a zombie of it, with so many unanswered.
-func zombied(c *bpf.Conn, evidence uint8, unanswered uint16) *bpf.Conn {
-	c.Flags |= bpf.ConnTrouble
-	c.Evidence, c.Unanswered, c.Solicited = evidence, unanswered, ago(5*time.Second)
-	return c
-}
-
-func off(c *bpf.Conn) { c.Flags &^= bpf.ConnKeepalive }
-
-func unguarded() *bpf.Conn {
-	return forecastConn(func(c *bpf.Conn) {
-		off(c)
-		c.Class, c.Risks = bpf.ClassUnguarded, 1<<bpf.RiskNoKeepalive
-		c.Silent, c.Idle = ago(6*time.Minute), ago(6*time.Minute)
-	})
-}
-
-func keepaliveZombie() *bpf.Conn {
-	return zombied(idleConn(func(c *bpf.Conn) {
-		c.Silent, c.Idle, c.ProbesOut = ago(7430*time.Second), ago(7430*time.Second), 4
-		c.KeepaliveExpires, c.KeepaliveLevel = armed(c, 70*time.Second)
-	}), bpf.EvidenceKeepalive, 4)
-}
-
-// unacknowledged is a zombie with data in flight.
-func unacknowledged(f func(*bpf.Conn)) *bpf.Conn {
-	return zombied(inFlight(func(c *bpf.Conn) {
-		c.SendQueue, c.Retransmits, c.Retransmitting = 14, 6, ago(15*time.Second)
-		c.Silent, c.Rto = ago(16*time.Second), ago(13*time.Second)
-		f(c)
-	}), bpf.EvidenceRetransmit, 6)
-}
-
-func closedWindow(f func(*bpf.Conn)) *bpf.Conn {
-	return forecastConn(func(c *bpf.Conn) {
-		off(c)
-		c.Flags |= bpf.ConnWindowClosed | bpf.ConnTrouble
-		c.SendWindow, c.SendQueue, c.Pending, c.Backoff = 0, 600000, pendingProbe0, 6
-		c.WindowClosed, c.Silent, c.Idle = ago(20*time.Second), ago(4*time.Second), ago(20*time.Second)
-		c.WriteExpires, c.WriteLevel = armed(c, 9*time.Second)
-		f(c)
-	})
-}
-
-func connecting(f func(*bpf.Conn)) *bpf.Conn {
-	return zombied(forecastConn(func(c *bpf.Conn) {
-		off(c)
-		c.State, c.Silent, c.Idle = bpf.StateSynSent, bpf.AgeNone, bpf.AgeNone
-		c.Retries, c.SynLinear, c.Retransmits, c.Rto = 6, 4, 3, ago(time.Second)
-		c.PacketsOut, c.SendQueue, c.SendWindow, c.Pending, c.Retransmitting = 1, 1, 0, pendingRetransmit, ago(3*time.Second)
-		c.WriteExpires, c.WriteLevel = armed(c, 500*time.Millisecond)
-		f(c)
-	}), bpf.EvidenceRetransmit, 3)
-}
-
-func orphan(f func(*bpf.Conn)) *bpf.Conn {
-	return unacknowledged(func(c *bpf.Conn) {
-		off(c)
-		c.State, c.Retries = bpf.StateFinWait1, 0
-		c.Flags |= bpf.ConnOrphan
-		f(c)
-	})
-}
-
 const (
 	advisedKeepalive = "setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, 10); setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, 3); setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, 60)"
 	killNow          = "ss -K src 10.0.0.1:37024 dst 10.0.0.2:5432"
@@ -534,7 +460,7 @@ func TestTimers(t *testing.T) {
 			"retransmission in 13s: Gives the connection up, unless the peer is heard before.",
 		},
 		"a tail loss probe": {
-			inFlight(func(c *bpf.Conn) { off(c); c.Pending, c.Rto = pendingLossProbe, ago(300*time.Millisecond) }),
+			inFlight(func(c *bpf.Conn) { off(c); c.Pending, c.Rto = bpf.PendingTailLossProbe, ago(300*time.Millisecond) }),
 			"keepalive: Not running: SO_KEEPALIVE is off.",
 			"tail_loss_probe in 300ms: Sends it, and sets the retransmission timer.",
 		},

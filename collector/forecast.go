@@ -65,14 +65,6 @@ func (r *Rules) jiffies64(n uint64) time.Duration {
 // lateness is how late, in jiffies, a timer may be whose CPU has other work.
 const lateness = 2
 
-// What icsk_pending says that the write timer is for.
-const (
-	pendingRetransmit = 1
-	pendingProbe0     = 3
-	pendingLossProbe  = 5
-	pendingReorder    = 6
-)
-
 // timers replays a connection's timers. Everything is in jiffies.
 type timers struct {
 	c     *bpf.Conn
@@ -98,7 +90,7 @@ func (t *timers) decider() decider {
 	switch {
 	case stateOf(c.State) == FinWait2 && c.Flags&bpf.ConnOrphan != 0:
 		return byFinWait2
-	case c.Pending == pendingProbe0 && c.PacketsOut == 0 && c.WriteExpires != 0:
+	case c.Pending == bpf.PendingWindowProbe && c.PacketsOut == 0 && c.WriteExpires != 0:
 		return byWindowProbe
 	case c.PacketsOut > 0 && c.Pending != 0 && c.WriteExpires != 0:
 		return byRetransmission
@@ -160,7 +152,7 @@ func (t *timers) retransmissions() (uint64, Cause) {
 	connecting := state == SynSent || state == SynRecv
 	now := t.pending(c.WriteExpires, c.WriteLevel)
 	rto := uint64(c.Rto)
-	if c.Pending == pendingLossProbe || c.Pending == pendingReorder {
+	if c.Pending == bpf.PendingTailLossProbe || c.Pending == bpf.PendingReorder {
 		// The probe is sent, and the retransmission timer is armed. It counts
 		// from when the oldest segment was sent (tcp_rearm_rto); a single one
 		// has just been sent again.

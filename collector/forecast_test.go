@@ -9,45 +9,6 @@ import (
 	"github.com/halfopen/halfopen/bpf"
 )
 
-// forecastFrom is some jiffy in the midst of every bucket.
-const forecastFrom = 1<<32 + 123457
-
-func armed(c *bpf.Conn, wait time.Duration) (expires uint64, level uint8) {
-	expires = c.Jiffies + uint64(ago(wait))
-	for l := range uint8(wheelLevels) {
-		if bucket(expires, int(l)) == fires(c.Jiffies, expires) {
-			return expires, l
-		}
-	}
-	panic("no level")
-}
-
-func forecastConn(f func(*bpf.Conn)) *bpf.Conn {
-	return connWith(func(c *bpf.Conn) {
-		c.Jiffies = forecastFrom
-		c.Rto, c.RtoMax = ago(204*time.Millisecond), ago(120*time.Second)
-		c.Retries, c.Retries2, c.FinTime, c.SendWindow = 15, 15, ago(time.Minute), 65536
-		c.Retransmitting = bpf.AgeNone
-		c.Idle, c.Silent = 0, 0
-		f(c)
-	})
-}
-
-func idleConn(f func(*bpf.Conn)) *bpf.Conn {
-	return forecastConn(func(c *bpf.Conn) {
-		c.KeepaliveExpires, c.KeepaliveLevel = armed(c, 2*time.Hour)
-		f(c)
-	})
-}
-
-func inFlight(f func(*bpf.Conn)) *bpf.Conn {
-	return forecastConn(func(c *bpf.Conn) {
-		c.PacketsOut, c.SendQueue, c.Pending = 1, 100, pendingRetransmit
-		f(c)
-		c.WriteExpires, c.WriteLevel = armed(c, time.Duration(c.Rto)*time.Second/testHZ)
-	})
-}
-
 // The seed values of the field. Slack is what the timer wheel may add: the
 // granularity of each timer that has to fire on the way, all in all.
 func TestForecast(t *testing.T) {
@@ -128,27 +89,27 @@ func TestForecast(t *testing.T) {
 		},
 		"a window that is closed, probes unanswered": {
 			forecastConn(func(c *bpf.Conn) {
-				c.SendWindow, c.SendQueue, c.Pending = 0, 100, pendingProbe0
+				c.SendWindow, c.SendQueue, c.Pending = 0, 100, bpf.PendingWindowProbe
 				c.WriteExpires, c.WriteLevel = armed(c, 204*time.Millisecond)
 			}), CauseWindowProbeTimeout, 924600 * time.Millisecond, 45 * second,
 		},
 		"a window that is closed, with TCP_USER_TIMEOUT": {
 			forecastConn(func(c *bpf.Conn) {
-				c.SendWindow, c.SendQueue, c.Pending, c.UserTimeout = 0, 100, pendingProbe0, 2000
+				c.SendWindow, c.SendQueue, c.Pending, c.UserTimeout = 0, 100, bpf.PendingWindowProbe, 2000
 				c.WriteExpires, c.WriteLevel = armed(c, 204*time.Millisecond)
 			}), CauseUserTimeout, 2204 * time.Millisecond, 100 * time.Millisecond,
 		},
 		// The waits stop doubling at tcp_retries2, however often it was answered.
 		"a window that is closed and was answered often, tcp_retries2 is 3": {
 			forecastConn(func(c *bpf.Conn) {
-				c.SendWindow, c.SendQueue, c.Pending = 0, 100, pendingProbe0
+				c.SendWindow, c.SendQueue, c.Pending = 0, 100, bpf.PendingWindowProbe
 				c.Retries, c.Retries2, c.Backoff = 3, 3, 3
 				c.WriteExpires, c.WriteLevel = armed(c, 1632*time.Millisecond)
 			}), CauseWindowProbeTimeout, 4 * 1632 * time.Millisecond, 4 * 36 * time.Millisecond,
 		},
 		"a window that is open, but the host itself lets nothing out": {
 			forecastConn(func(c *bpf.Conn) {
-				c.Flags, c.SendQueue, c.Pending, c.ProbesOut = bpf.ConnBlocked, 100, pendingProbe0, 1
+				c.Flags, c.SendQueue, c.Pending, c.ProbesOut = bpf.ConnBlocked, 100, bpf.PendingWindowProbe, 1
 				c.Backoff = 1
 				c.WriteExpires, c.WriteLevel = armed(c, 408*time.Millisecond)
 			}), CauseRetransmitTimeout, 924600 * time.Millisecond, 45 * second,

@@ -14,42 +14,6 @@ import (
 	"github.com/halfopen/halfopen/bpf"
 )
 
-// connFrom returns the record that begins with these bytes; what is missing is 0.
-func connFrom(data []byte) bpf.Conn {
-	var c bpf.Conn
-	size := binary.Size(&c)
-	data = slices.Concat(data[:min(len(data), size)], make([]byte, size))[:size]
-	if _, err := binary.Decode(data, binary.NativeEndian, &c); err != nil {
-		panic(err)
-	}
-	return c
-}
-
-// bytesFrom is the reverse of connFrom.
-func bytesFrom(c *bpf.Conn) []byte {
-	data, err := binary.Append(nil, binary.NativeEndian, c)
-	if err != nil {
-		panic(err)
-	}
-	return data
-}
-
-// fuzzSeeds are records of each timer that can end a connection.
-func fuzzSeeds() []*bpf.Conn {
-	return []*bpf.Conn{
-		idleConn(func(*bpf.Conn) {}),
-		idleConn(func(c *bpf.Conn) { c.UserTimeout, c.ProbesOut = 30000, 2 }),
-		inFlight(func(c *bpf.Conn) { c.Retransmits, c.Retransmitting = 3, ago(3*time.Second) }),
-		inFlight(func(c *bpf.Conn) { c.SendWindow = 0 }),
-		unacknowledged(func(c *bpf.Conn) { c.Pending = pendingLossProbe }),
-		closedWindow(func(*bpf.Conn) {}),
-		connecting(func(*bpf.Conn) {}),
-		orphan(func(*bpf.Conn) {}),
-		zombied(keepaliveZombie(), bpf.EvidenceKeepalive, 4),
-		unguarded(),
-	}
-}
-
 // describes fails unless what is said of a connection makes sense: every name is one
 // of the contract's, or empty, and no age is that of the future.
 func describes(t *testing.T, c *Connection) {
@@ -148,15 +112,15 @@ func FuzzTable(f *testing.F) {
 			case 6:
 				var counts bpf.CensusCounts
 				counts.Sockets[cookie%16][wait%8] = uint64(op)
-				table.Census(&counts, passed, now.Add(-time.Second), now)
+				table.Census(&Census{Counts: &counts, Troubled: passed, Began: now.Add(-time.Second)}, now)
 				passed = nil
 			case 7:
-				wanted := table.ownerless(now, at)
+				wanted := table.needOwners(now, at)
 				owners := make(map[uint64]owner)
 				for cookie := range wanted {
 					owners[cookie] = owner{process: &Process{PID: 1, Comm: "x"}}
 				}
-				table.own(owners)
+				table.setOwners(owners, now)
 			}
 			passed = append(passed, Seen{Conn: c, At: at})
 			keeps(t, table, now)

@@ -9,8 +9,6 @@ import (
 	"github.com/halfopen/halfopen/bpf"
 )
 
-const testHZ = 250
-
 var testRules = Rules{
 	IdleAfter:        5 * time.Minute,
 	StalledAfter:     10 * time.Second,
@@ -18,31 +16,6 @@ var testRules = Rules{
 	ZombieSilence:    10 * time.Second,
 	MiddleboxTimeout: 350 * time.Second,
 	HZ:               testHZ,
-}
-
-// ago is an age in the kernel's unit.
-func ago(d time.Duration) uint32 { return uint32(d * testHZ / time.Second) }
-
-// connWith makes the record of a healthy connection whose data moved a second
-// ago, changed by f.
-func connWith(f func(*bpf.Conn)) *bpf.Conn {
-	c := &bpf.Conn{
-		Cookie: 0x1a2b, State: bpf.StateEstablished, Class: bpf.ClassActive, Flags: bpf.ConnKeepalive,
-		Idle: ago(time.Second), Silent: ago(time.Second), Solicited: bpf.AgeNone, WindowClosed: bpf.AgeNone,
-		KeepaliveTime: ago(2 * time.Hour), KeepaliveIntvl: ago(75 * time.Second), KeepaliveProbes: 9,
-	}
-	f(c)
-	return c
-}
-
-// silentWith makes one that has been silent, with so many solicitations since.
-func silentWith(evidence uint8, unanswered uint16, silent time.Duration) *bpf.Conn {
-	return connWith(func(c *bpf.Conn) {
-		c.Flags |= bpf.ConnTrouble
-		c.Evidence, c.Unanswered = evidence, unanswered
-		c.Silent, c.Idle = ago(silent), ago(silent)
-		c.Solicited = ago(100 * time.Millisecond)
-	})
 }
 
 func TestJudge(t *testing.T) {

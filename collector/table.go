@@ -3,10 +3,20 @@
 package collector
 
 import (
+	"iter"
 	"slices"
 	"time"
 
 	"github.com/halfopen/halfopen/bpf"
+)
+
+const (
+	// watchInterval is the time between two watch passes: an answer is noticed within
+	// it, and so is a silence that has become long enough.
+	watchInterval = 500 * time.Millisecond
+	// ownersAgain is the time after which an owner that was not found, or may have
+	// changed, is searched for again.
+	ownersAgain = 30 * time.Second
 )
 
 // Bounds of what a Table remembers.
@@ -168,10 +178,9 @@ type Seen struct {
 	At   time.Time
 }
 
-// Census takes in a census that began and ended at these times: what the
-// kernel counted, and every connection in trouble, but for those of the hash tables of
-// the network namespaces that it has not walked whole.
-func (t *Table) Census(counts *bpf.CensusCounts, troubled []Seen, began, ended time.Time, unwalked ...uint32) {
+// Census takes in a census that ended at that time.
+func (t *Table) Census(census *Census, ended time.Time) {
+	counts, troubled, began, unwalked := census.Counts, census.Troubled, census.Began, census.Unwalked
 	t.counts = [States][Verdicts]int64{}
 	for state := range counts.Sockets {
 		s := stateOf(uint8(state))
@@ -429,67 +438,112 @@ type owner struct {
 	group   Group
 }
 
-// ownerless are those whose owner may be known by looking for it now: connections
-// in trouble, and those that died after since. By cookie, with the id of their
-// control group.
-func (t *Table) ownerless(now, since time.Time) map[uint64]uint64 {
+// needOwners returns the connections whose owner should be searched for now, by cookie
+// with the id of their control group: those in trouble, unless that was done within
+// ownersAgain, and those that died after since.
+func (t *Table) needOwners(now, since time.Time) map[uint64]uint64 {
 	wanted := make(map[uint64]uint64)
 	for cookie, m := range t.members {
 		if m.verdict > Unguarded && now.Sub(m.looked) > ownersAgain &&
 			m.conn.Flags&(bpf.ConnOrphan|bpf.ConnUnaccepted) == 0 {
 			wanted[cookie] = m.conn.Cgroup
-			m.looked = now
 		}
 	}
-	t.eachDeath(func(d *Death) bool {
+	for d := range t.Deaths() {
 		if d.DiedAt.Before(since) {
-			return false
+			break
 		}
 		if d.Process == nil && d.held() {
 			wanted[d.Cookie] = d.Cgroup
 		}
-		return true
-	})
+	}
 	return wanted
 }
 
-// own fills in the owners that were found.
-func (t *Table) own(owners map[uint64]owner) {
+// setOwners takes in the owners that a search at that time found.
+func (t *Table) setOwners(owners map[uint64]owner, at time.Time) {
 	for cookie, o := range owners {
 		if m := t.members[cookie]; m != nil {
-			m.owner = o
+			m.owner, m.looked = o, at
 		}
 	}
-	t.eachDeath(func(d *Death) bool {
+	for d := range t.Deaths() {
 		if o, ok := owners[d.Cookie]; ok && d.Process == nil {
 			d.Process, d.Group = o.process, o.group
 		}
-		return true
-	})
+	}
 }
 
-// eachDeath calls f for the deaths, newest first, until it returns false.
-func (t *Table) eachDeath(f func(*Death) bool) {
-	for i := range t.deaths {
+// Deaths returns the deaths that are remembered, newest first.
+func (t *Table) Deaths() iter.Seq[*Death] {
+	return func(yield func(*Death) bool) {
 		n := len(t.deaths)
-		if !f(&t.deaths[(t.next-1-i+2*n)%n]) {
-			return
+		for i := range n {
+			if !yield(&t.deaths[(t.next-1-i+2*n)%n]) {
+				return
+			}
 		}
 	}
 }
 
-func newHistogram(bounds []float64) Histogram {
-	return Histogram{Bounds: bounds, Counts: make([]uint64, len(bounds)+1)}
+// History returns what happened to a connection lately, oldest first.
+func (t *Table) History(cookie uint64) []Event {
+	if s := t.stories[cookie]; s != nil {
+		return slices.Clone(s.events)
+	}
+	return nil
 }
 
-func (h *Histogram) observe(d time.Duration) {
-	s := d.Seconds()
-	h.Sum += s
-	for i, bound := range h.Bounds {
-		if s <= bound {
-			h.Counts[i]++
-			return
+// Describe describes a connection as it was read at a time, without taking that in:
+// verdict and evidence are those of c unless the table knows newer ones, and since
+// when they hold, and the owner, is what the table knows.
+func (t *Table) Describe(c *bpf.Conn, at time.Time) Connection {
+	m := t.members[c.Cookie]
+	if m == nil || c.At < m.conn.At {
+		return t.view(c, at, m)
+	}
+	fresh := *m
+	fresh.verdict, fresh.evidence = t.rules.Judge(c)
+	if fresh.verdict != m.verdict {
+		fresh.since = at
+	}
+	return t.view(c, at, &fresh)
+}
+
+// TableStats are the numbers of a Table at one moment.
+type TableStats struct {
+	Connections    [States][Verdicts]uint64 // of states that are Judged
+	ZombieOldest   time.Duration            // 0: there is none
+	ZombiesByOwner map[Owner]int
+	ZombieSeconds  Histogram // of zombies that died or recovered
+	ForecastError  Histogram // of deaths that had a forecast; absolute
+	Watched        int       // connections in trouble
+	Overflowed     uint64    // connections, histories and recoveries there was no room for
+	Unseen         uint64    // deaths of connections in trouble that no program saw
+}
+
+// Stats returns the numbers at that time. They share nothing with the table.
+func (t *Table) Stats(now time.Time) TableStats {
+	s := TableStats{
+		ZombiesByOwner: make(map[Owner]int),
+		ZombieSeconds:  t.zombieSeconds.clone(),
+		ForecastError:  t.forecastError.clone(),
+		Watched:        len(t.members),
+		Overflowed:     t.overflowed,
+		Unseen:         t.unseen,
+	}
+	for state := range States {
+		for verdict, n := range t.counts[state] {
+			s.Connections[state][verdict] = uint64(n)
 		}
 	}
-	h.Counts[len(h.Bounds)]++
+	for _, m := range t.members {
+		if m.verdict != Zombie {
+			continue
+		}
+		s.ZombieOldest = max(s.ZombieOldest, now.Sub(m.since))
+		whose := Connection{Process: m.owner.process, Group: m.owner.group}
+		s.ZombiesByOwner[Owner{Name: whose.Owner(), RemotePort: servicePort(m.conn.Rport)}]++
+	}
+	return s
 }

@@ -88,7 +88,7 @@ func seen(at time.Time, conns ...bpf.Conn) []Seen {
 
 func TestTableFromFirstProbeToDeath(t *testing.T) {
 	r := newReplay(t)
-	r.Census(census(3, 0, 0), nil, r.at(0), r.at(0))
+	r.Census(&Census{Counts: census(3, 0, 0), Began: r.at(0)}, r.at(0))
 	r.counted(map[Verdict]int64{Active: 3})
 	for n := range 9 {
 		after := time.Duration(3+n) * time.Second
@@ -114,7 +114,7 @@ func TestTableFromFirstProbeToDeath(t *testing.T) {
 
 func TestTableRecovery(t *testing.T) {
 	r := newReplay(t)
-	r.Census(census(1, 0, 0), nil, r.at(0), r.at(0))
+	r.Census(&Census{Counts: census(1, 0, 0), Began: r.at(0)}, r.at(0))
 	r.solicit(10*time.Second, silentWith(bpf.EvidenceKeepalive, 9, 10*time.Second))
 	r.Watched(stamp(connWith(func(c *bpf.Conn) { c.Flags |= bpf.ConnAnswered }), 12*time.Second), r.at(12*time.Second))
 	r.expect("10s 9 unanswered", "10s active to zombie", "12s zombie to active")
@@ -139,11 +139,11 @@ func TestTableRecovery(t *testing.T) {
 		}
 	})
 	t.Run("its story ends a quarter of an hour later", func(t *testing.T) {
-		r.Census(census(1, 0, 0), nil, r.at(11*time.Minute), r.at(11*time.Minute))
+		r.Census(&Census{Counts: census(1, 0, 0), Began: r.at(11 * time.Minute)}, r.at(11*time.Minute))
 		if len(r.stories) != 1 {
 			t.Error("too early")
 		}
-		r.Census(census(1, 0, 0), nil, r.at(16*time.Minute), r.at(16*time.Minute))
+		r.Census(&Census{Counts: census(1, 0, 0), Began: r.at(16 * time.Minute)}, r.at(16*time.Minute))
 		if len(r.stories) != 0 {
 			t.Error("not at all")
 		}
@@ -220,7 +220,7 @@ func TestTableFirstSight(t *testing.T) {
 	c.KeepaliveExpires = c.Jiffies + uint64(ago(500*time.Millisecond))
 	var first bool
 	r.notify = func(n Notice) { first = n.First }
-	r.Census(census(0, 0, 0), seen(r.at(0), *c), r.at(0), r.at(0))
+	r.Census(&Census{Counts: census(0, 0, 0), Began: r.at(0), Troubled: seen(r.at(0), *c)}, r.at(0))
 	m := r.members[c.Cookie]
 	if !first || m.verdict != Zombie || r.at(0).Sub(m.since) != 6500*time.Millisecond {
 		t.Errorf("first %v, %v since %v", first, m.verdict, r.at(0).Sub(m.since))
@@ -269,7 +269,7 @@ func TestTableDeathThatNobodyTold(t *testing.T) {
 	})
 	t.Run("or not at all", func(t *testing.T) {
 		r := newReplay(t)
-		r.Census(census(0, 1, 0), nil, r.at(0), r.at(0))
+		r.Census(&Census{Counts: census(0, 1, 0), Began: r.at(0)}, r.at(0))
 		r.solicit(10*time.Second, silentWith(bpf.EvidenceKeepalive, 9, 10*time.Second))
 		r.told = nil
 		r.Watched(gone, r.at(11*time.Second))
@@ -290,37 +290,37 @@ func TestTableCensus(t *testing.T) {
 
 	t.Run("finds the troubles that were there before the agent", func(t *testing.T) {
 		r := newReplay(t)
-		r.Census(census(5, 3, 2), seen(r.at(0), zombie(1, 0), zombie(2, 0)), r.at(0), r.at(0))
+		r.Census(&Census{Counts: census(5, 3, 2), Began: r.at(0), Troubled: seen(r.at(0), zombie(1, 0), zombie(2, 0))}, r.at(0))
 		r.expect("0s active to zombie", "0s active to zombie")
 		r.counted(map[Verdict]int64{Active: 5, Idle: 3, Unguarded: 2, Zombie: 2})
 	})
 	t.Run("counts each connection once, whenever its trouble began", func(t *testing.T) {
 		r := newReplay(t)
-		r.Census(census(10, 0, 0), nil, r.at(0), r.at(0))
+		r.Census(&Census{Counts: census(10, 0, 0), Began: r.at(0)}, r.at(0))
 		z := zombie(1, time.Second)
 		r.Event(&bpf.Event{Type: bpf.EventSolicitation, Conn: z}, r.at(time.Second))
 		r.counted(map[Verdict]int64{Active: 9, Zombie: 1})
 		// The next census sees it as what it is.
-		r.Census(census(9, 0, 0), seen(r.at(15*time.Second), zombie(1, 15*time.Second)), r.at(15*time.Second), r.at(16*time.Second))
+		r.Census(&Census{Counts: census(9, 0, 0), Began: r.at(15 * time.Second), Troubled: seen(r.at(15*time.Second), zombie(1, 15*time.Second))}, r.at(16*time.Second))
 		r.counted(map[Verdict]int64{Active: 9, Zombie: 1})
 		// The one after passes another by just before its trouble.
 		z = zombie(2, 31*time.Second)
 		r.Event(&bpf.Event{Type: bpf.EventSolicitation, Conn: z}, r.at(31*time.Second))
-		r.Census(census(9, 0, 0), seen(r.at(30*time.Second), zombie(1, 30*time.Second)), r.at(30*time.Second), r.at(32*time.Second))
+		r.Census(&Census{Counts: census(9, 0, 0), Began: r.at(30 * time.Second), Troubled: seen(r.at(30*time.Second), zombie(1, 30*time.Second))}, r.at(32*time.Second))
 		r.counted(map[Verdict]int64{Active: 8, Zombie: 2})
 	})
 	t.Run("takes each as of the moment that it got to it", func(t *testing.T) {
 		r := newReplay(t)
-		r.Census(census(0, 0, 0), seen(r.at(3*time.Second), zombie(1, 3*time.Second)), r.at(0), r.at(5*time.Second))
+		r.Census(&Census{Counts: census(0, 0, 0), Began: r.at(0), Troubled: seen(r.at(3*time.Second), zombie(1, 3*time.Second))}, r.at(5*time.Second))
 		if m := r.members[1]; !m.at.Equal(r.at(3 * time.Second)) {
 			t.Errorf("seen at %v", m.at)
 		}
 	})
 	t.Run("forgets what is in no trouble any more, and calls nothing dead that may live", func(t *testing.T) {
 		r := newReplay(t)
-		r.Census(census(0, 0, 0), seen(r.at(0), zombie(1, 0)), r.at(0), r.at(0))
+		r.Census(&Census{Counts: census(0, 0, 0), Began: r.at(0), Troubled: seen(r.at(0), zombie(1, 0))}, r.at(0))
 		r.told = nil
-		r.Census(census(1, 0, 0), nil, r.at(15*time.Second), r.at(15*time.Second))
+		r.Census(&Census{Counts: census(1, 0, 0), Began: r.at(15 * time.Second)}, r.at(15*time.Second))
 		r.Sweep(r.at(17 * time.Second))
 		r.expect()
 		r.counted(map[Verdict]int64{Active: 1})
@@ -331,11 +331,11 @@ func TestTableCensus(t *testing.T) {
 	t.Run("does not wake the dead that it saw alive", func(t *testing.T) {
 		r := newReplay(t)
 		z := zombie(1, 0)
-		r.Census(census(0, 0, 0), seen(r.at(0), z), r.at(0), r.at(0))
+		r.Census(&Census{Counts: census(0, 0, 0), Began: r.at(0), Troubled: seen(r.at(0), z)}, r.at(0))
 		r.die(time.Second, CauseKeepaliveTimeout, &z)
 		r.told = nil
 		r.Watched(&z, r.at(0))
-		r.Census(census(0, 0, 0), seen(r.at(500*time.Millisecond), z), r.at(500*time.Millisecond), r.at(2*time.Second))
+		r.Census(&Census{Counts: census(0, 0, 0), Began: r.at(500 * time.Millisecond), Troubled: seen(r.at(500*time.Millisecond), z)}, r.at(2*time.Second))
 		r.expect()
 		r.counted(nil)
 		if len(r.members) != 0 {
@@ -346,10 +346,10 @@ func TestTableCensus(t *testing.T) {
 		r := newReplay(t)
 		z := zombie(1, 0)
 		z.Netns = 7
-		r.Census(census(0, 0, 0), seen(r.at(0), z), r.at(0), r.at(0))
+		r.Census(&Census{Counts: census(0, 0, 0), Began: r.at(0), Troubled: seen(r.at(0), z)}, r.at(0))
 		// Ten active ones, none of which is it.
 		r.Watched(stamp(&z, 2*time.Second), r.at(2*time.Second))
-		r.Census(census(10, 0, 0), nil, r.at(time.Second), r.at(3*time.Second), 7)
+		r.Census(&Census{Counts: census(10, 0, 0), Began: r.at(time.Second), Unwalked: []uint32{7}}, r.at(3*time.Second))
 		r.counted(map[Verdict]int64{Active: 10, Zombie: 1})
 	})
 	t.Run("does not undo a recovery that it was read before", func(t *testing.T) {
@@ -359,7 +359,7 @@ func TestTableCensus(t *testing.T) {
 		well := connWith(func(c *bpf.Conn) { c.Cookie, c.Flags = 1, c.Flags|bpf.ConnAnswered })
 		r.Watched(stamp(well, 3*time.Second), r.at(3*time.Second))
 		r.told = nil
-		r.Census(census(0, 0, 0), seen(r.at(2*time.Second), zombie(1, 2*time.Second)), r.at(2*time.Second), r.at(4*time.Second))
+		r.Census(&Census{Counts: census(0, 0, 0), Began: r.at(2 * time.Second), Troubled: seen(r.at(2*time.Second), zombie(1, 2*time.Second))}, r.at(4*time.Second))
 		r.expect()
 		r.counted(map[Verdict]int64{Active: 1})
 		if len(r.members) != 0 {
@@ -375,7 +375,7 @@ func TestTableCensus(t *testing.T) {
 		for s := range 40 {
 			r.Watched(stamp(&z, time.Duration(s)*time.Second), r.at(time.Duration(s)*time.Second))
 			if s%15 == 0 {
-				r.Census(census(0, 0, 0), nil, r.at(time.Duration(s)*time.Second), r.at(time.Duration(s)*time.Second))
+				r.Census(&Census{Counts: census(0, 0, 0), Began: r.at(time.Duration(s) * time.Second)}, r.at(time.Duration(s)*time.Second))
 			}
 		}
 		r.expect("0s active to zombie")
@@ -401,7 +401,7 @@ func TestTableIsBounded(t *testing.T) {
 		troubled[i] = *silentWith(bpf.EvidenceKeepalive, 9, time.Minute)
 		troubled[i].Cookie = uint64(i + 1)
 	}
-	r.Census(census(0, 0, 0), seen(r.at(0), troubled...), r.at(0), r.at(0))
+	r.Census(&Census{Counts: census(0, 0, 0), Began: r.at(0), Troubled: seen(r.at(0), troubled...)}, r.at(0))
 	if len(r.members) != maxMembers || len(r.stories) > maxStories {
 		t.Errorf("%d members, %d stories", len(r.members), len(r.stories))
 	}
@@ -415,13 +415,12 @@ func TestTableIsBounded(t *testing.T) {
 		t.Errorf("%d deaths are remembered", len(r.deaths))
 	}
 	last := time.Duration(maxDeaths+22) * time.Millisecond
-	r.eachDeath(func(d *Death) bool {
+	for d := range r.Deaths() {
 		if !d.DiedAt.Equal(r.at(last)) {
 			t.Fatalf("died at %v, expected %v: newest first", d.DiedAt, r.at(last))
 		}
 		last -= time.Millisecond
-		return true
-	})
+	}
 	for range maxEvents + 23 {
 		r.tell(0x1a2b, Event{Kind: EventSolicitation})
 	}
@@ -443,7 +442,7 @@ func TestRecoveriesAreBounded(t *testing.T) {
 	if len(r.members) != 0 || len(r.recovered) != maxMembers || r.overflowed < 23 {
 		t.Errorf("%d members, %d recovered, %d too many; expected 0, %d and 23 or more", len(r.members), len(r.recovered), r.overflowed, maxMembers)
 	}
-	r.Census(census(0, 0, 0), nil, r.at(3*time.Second), r.at(3*time.Second))
+	r.Census(&Census{Counts: census(0, 0, 0), Began: r.at(3 * time.Second)}, r.at(3*time.Second))
 	if len(r.recovered) != 0 {
 		t.Errorf("%d are remembered after a census", len(r.recovered))
 	}
@@ -452,10 +451,11 @@ func TestRecoveriesAreBounded(t *testing.T) {
 func BenchmarkEvent(b *testing.B) {
 	table := NewTable(testRules, nil)
 	e := bpf.Event{Type: bpf.EventSolicitation, Conn: *silentWith(bpf.EvidenceKeepalive, 2, time.Minute)}
+	start := time.Now()
 	b.ReportAllocs()
 	for i := range b.N {
 		e.Conn.Cookie = uint64(i%1000 + 1)
 		e.Conn.At++
-		table.Event(&e, wall(e.Conn.At))
+		table.Event(&e, start.Add(time.Duration(e.Conn.At)))
 	}
 }

@@ -4,11 +4,7 @@ package collector
 
 import (
 	"cmp"
-	"context"
 	"net/netip"
-	"slices"
-
-	"github.com/halfopen/halfopen/bpf"
 )
 
 // Grouping is what connections have in common that are counted together.
@@ -95,40 +91,6 @@ func inbound(conn *Connection, listeners map[listener]bool) bool {
 		conn.Local.Port() < ephemeralFrom && conn.Remote.Port() >= ephemeralFrom
 }
 
-// Tallies counts what the query selects, in groups. It returns at most q.Limit
-// groups, worst first, and how many there are.
-func (c *Collector) Tallies(ctx context.Context, q Query, by Grouping) (total int, tallies []Tally, err error) {
-	groups := make(map[Common]*Tally)
-	l := look{Query: q, owners: by == ByOwner}
-	if by == ByRemote {
-		l.listeners = make(map[listener]bool)
-	}
-	err = c.each(ctx, &l, func(_ *bpf.Conn, conn *Connection) {
-		k := commonOf(conn, by, l.listeners)
-		t := groups[k]
-		if t == nil {
-			t = &Tally{Common: k}
-			groups[k] = t
-		}
-		t.Total++
-		if conn.Judged() {
-			t.Verdicts[conn.Verdict]++
-		}
-	})
-	if err != nil {
-		return 0, nil, err
-	}
-	for _, t := range groups {
-		tallies = append(tallies, *t)
-	}
-	slices.SortFunc(tallies, compareTallies)
-	total = len(tallies)
-	if q.Limit > 0 {
-		tallies = tallies[:min(total, q.Limit)]
-	}
-	return total, tallies, nil
-}
-
 // compareTallies orders groups worst first: by how many zombies they have, then
 // suspects, and so on; by their size if all is well; then by name.
 func compareTallies(a, b Tally) int {
@@ -139,4 +101,10 @@ func compareTallies(a, b Tally) int {
 	}
 	return cmp.Or(cmp.Compare(b.Total, a.Total), cmp.Compare(a.Owner, b.Owner), cmp.Compare(a.OwnerKind, b.OwnerKind),
 		a.Remote.Compare(b.Remote), cmp.Compare(b.Verdict, a.Verdict))
+}
+
+// listener is what accepts connections to a port.
+type listener struct {
+	netns uint32
+	port  uint16
 }

@@ -134,7 +134,7 @@ func FuzzNames(f *testing.F) {
 		}
 
 		owner := c.Owner()
-		samples := parseText(t, scrape(t, collector.Stats{ZombiesByOwner: map[collector.Owner]int{{Name: owner, RemotePort: "5432"}: 23}}))
+		samples := parseText(t, scrape(t, collector.Stats{TableStats: collector.TableStats{ZombiesByOwner: map[collector.Owner]int{{Name: owner, RemotePort: "5432"}: 23}}}))
 		found := 0
 		for name, n := range samples {
 			if strings.HasPrefix(name, "halfopen_tcp_zombies_by_owner ") {

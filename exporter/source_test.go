@@ -169,24 +169,26 @@ func contractDeath() collector.Death {
 // fullStats has a different number everywhere.
 func fullStats() collector.Stats {
 	s := collector.Stats{
-		ZombieOldest: 90500 * time.Millisecond,
-		Idle:         collector.Histogram{Bounds: []float64{1, 60, 350}, Counts: []uint64{2, 3, 5, 7}, Sum: 9876.5},
-		ZombieSeconds: collector.Histogram{
-			Bounds: []float64{10, 100}, Counts: []uint64{11, 13, 17}, Sum: 12345.25,
+		TableStats: collector.TableStats{
+			ZombieOldest: 90500 * time.Millisecond,
+			ZombieSeconds: collector.Histogram{
+				Bounds: []float64{10, 100}, Counts: []uint64{11, 13, 17}, Sum: 12345.25,
+			},
+			ForecastError: collector.Histogram{
+				Bounds: []float64{0, 0.5}, Counts: []uint64{37, 41, 43}, Sum: 54.5,
+			},
+			ZombiesByOwner: map[collector.Owner]int{
+				{Name: "postgres", RemotePort: "5432"}:    3,
+				{Name: "nginx"}:                           2,
+				{Name: hostileComm, RemotePort: "443"}:    1,
+				{Name: "", RemotePort: "8080"}:            4,
+				{Name: "other", RemotePort: "5432"}:       5,
+				{Name: "\xff\xfeworker", RemotePort: "1"}: 6,
+				{Name: "\uFFFDworker", RemotePort: "1"}:   7,
+			},
+			Watched: 19,
 		},
-		ForecastError: collector.Histogram{
-			Bounds: []float64{0, 0.5}, Counts: []uint64{37, 41, 43}, Sum: 54.5,
-		},
-		ZombiesByOwner: map[collector.Owner]int{
-			{Name: "postgres", RemotePort: "5432"}:    3,
-			{Name: "nginx"}:                           2,
-			{Name: hostileComm, RemotePort: "443"}:    1,
-			{Name: "", RemotePort: "8080"}:            4,
-			{Name: "other", RemotePort: "5432"}:       5,
-			{Name: "\xff\xfeworker", RemotePort: "1"}: 6,
-			{Name: "\uFFFDworker", RemotePort: "1"}:   7,
-		},
-		Watched: 19,
+		Idle: collector.Histogram{Bounds: []float64{1, 60, 350}, Counts: []uint64{2, 3, 5, 7}, Sum: 9876.5},
 		Census: collector.CensusStats{
 			At: noon, Duration: 23 * time.Millisecond, Interval: 15 * time.Second,
 			Sockets: 200003, Namespaces: 29, Unvisited: 1, OwnTables: 2,

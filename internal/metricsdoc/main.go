@@ -57,7 +57,7 @@ func (example) Stats() (collector.Stats, error) {
 		return collector.Stats{}, err
 	}
 	s := collector.Stats{
-		ZombiesByOwner: map[collector.Owner]int{{Name: "nginx.service", RemotePort: "5432"}: 1},
+		TableStats: collector.TableStats{ZombiesByOwner: map[collector.Owner]int{{Name: "nginx.service", RemotePort: "5432"}: 1}},
 		Attached:       map[string]bool{},
 		EventsLost:     map[string]uint64{"undecodable": 0, "pass_failed": 0, "table_full": 0},
 		Idle:           collector.Histogram{Bounds: []float64{1}, Counts: []uint64{0, 0}},

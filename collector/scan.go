@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package collector
+
+import (
+	"context"
+	"time"
+
+	"github.com/halfopen/halfopen/bpf"
+)
+
+// look is what a look at the connections is for.
+type look struct {
+	Query
+	owners    bool              // who owns them is asked for
+	listeners map[listener]bool // if not nil, those that there are, as they are found
+}
+
+// classes are those that the census has to write out.
+func (q *look) classes() []uint8 {
+	classes := []uint8{bpf.ClassTrouble}
+	for _, class := range []uint8{bpf.ClassActive, bpf.ClassIdle, bpf.ClassUnguarded} {
+		if anyOf(q.Verdicts, ofClass(class)) {
+			classes = append(classes, class)
+		}
+	}
+	if q.All && len(q.Verdicts)+len(q.Risks) == 0 || q.listeners != nil {
+		classes = append(classes, bpf.ClassNone)
+	}
+	return classes
+}
+
+// ownersBatch is of how many connections owners are looked for at once, where
+// they decide what is kept.
+const ownersBatch = 16384
+
+// each looks at what the query selects now, and calls visit for each: as the kernel
+// wrote it and as it is to be described, with its owner if that is asked for or
+// decides. The kernel has the listeners of a network namespace come before its
+// connections. What visit is given is not kept, so that a look takes no more memory
+// than what the visitor keeps.
+func (c *Collector) each(ctx context.Context, q *look, visit func(*bpf.Conn, *Connection)) error {
+	c.catchUp()
+	var batch []Connection
+	var written []bpf.Conn // of the batch
+	var conn Connection    // one for all: visit makes it escape
+	var failed error
+	flush := func() {
+		if failed == nil {
+			failed = c.fillOwners(batch, q.PIDs)
+		}
+		for i := range batch {
+			if failed == nil && q.ofOwner(&batch[i]) {
+				visit(&written[i], &batch[i])
+			}
+		}
+		batch, written = batch[:0], written[:0]
+	}
+	res, err := c.kernel.Census(ctx, q.classes(), func(k *bpf.Conn) {
+		if q.listeners != nil && stateOf(k.State) == Listen {
+			q.listeners[listener{k.Netns, k.Lport}] = true
+		}
+		if !q.wants(k) {
+			return
+		}
+		conn = c.describe(k)
+		switch {
+		case !q.judges(&conn):
+		case !q.owners && !q.byOwner():
+			visit(k, &conn)
+		default:
+			batch, written = append(batch, conn), append(written, *k)
+			if len(batch) == ownersBatch {
+				flush()
+			}
+		}
+	})
+	if err != nil {
+		return err
+	}
+	c.noteUnwalked(&res)
+	flush()
+	return failed
+}
+
+// noteUnwalked notes what a look that somebody waited for did not get through.
+func (c *Collector) noteUnwalked(res *bpf.CensusResult) {
+	c.unwalked.Store(int64(len(res.Unwalked)))
+	if len(res.Unwalked) > 0 {
+		now := time.Now()
+		c.degraded.change(now, func(f *facts) { f.unlisted, f.unlistedAt = len(res.Unwalked), now })
+	}
+}
+
+// Unwalked is how many hash tables of single network namespaces the last look at the
+// connections did not get through, since they are large: what is in them is not listed.
+func (c *Collector) Unwalked() int { return int(c.unwalked.Load()) }
+
+// describe describes a connection as a pass over all sockets read it.
+func (c *Collector) describe(k *bpf.Conn) Connection {
+	at := wall(k.At)
+	if k.Class == bpf.ClassNone {
+		return c.rules.Describe(k, at)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.table.Describe(k, at)
+}
