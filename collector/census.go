@@ -7,9 +7,10 @@ import (
 	"time"
 
 	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/collector/conn"
 )
 
-func (c *Collector) takeCensuses(ctx context.Context) error {
+func (c *Collector) censusLoop(ctx context.Context) error {
 	for {
 		interval := c.opts.CensusInterval
 		c.attempt(ctx, passCensus, func() error {
@@ -19,7 +20,7 @@ func (c *Collector) takeCensuses(ctx context.Context) error {
 			}
 			return err
 		})
-		c.lookAround()
+		c.checkEnvironment()
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -28,20 +29,20 @@ func (c *Collector) takeCensuses(ctx context.Context) error {
 	}
 }
 
-// lookAround takes in what this process may do: a profile of a security module can
+// checkEnvironment takes in what this process may do: a profile of a security module can
 // change while it runs.
-func (c *Collector) lookAround() {
-	s := lookAround(c.kernel, c.groups)
-	c.degraded.change(time.Now(), func(f *facts) { f.surroundings = s })
+func (c *Collector) checkEnvironment() {
+	s := readEnvironment(c.kernel, c.cgroups)
+	c.degraded.change(time.Now(), func(f *facts) { f.environment = s })
 }
 
 // takeCensus takes one census and tells when the next is due.
 func (c *Collector) takeCensus(ctx context.Context) (time.Duration, error) {
 	began := time.Now()
-	var troubled []Seen
+	var troubled []conn.Observation
 	ownTables := time.Duration(ownTablesShare * c.opts.CensusCPU * float64(c.opts.CensusInterval))
-	res, err := c.kernel.PeriodicCensus(ctx, []uint8{bpf.ClassTrouble}, ownTables, func(conn *bpf.Conn) {
-		troubled = append(troubled, Seen{*conn, wall(conn.At)})
+	res, err := c.kernel.PeriodicCensus(ctx, []uint8{bpf.ClassTrouble}, ownTables, func(k *bpf.Conn) {
+		troubled = append(troubled, conn.Observation{Conn: *k, At: wall(k.At)})
 	})
 	if err != nil {
 		return 0, err
@@ -57,7 +58,7 @@ func (c *Collector) takeCensus(ctx context.Context) (time.Duration, error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.table.Apply(&Fact{Kind: FactCensus, At: ended, Census: &Census{
+	c.tracker.Apply(&conn.Fact{Kind: conn.FactCensus, At: ended, Census: &conn.Census{
 		Began: began, Counts: &res.Counts, Troubled: troubled, Unwalked: res.Unwalked,
 	}})
 	c.counts = res.Counts

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/collector/conn"
 )
 
 const (
@@ -70,22 +71,22 @@ func (o *Options) setDefaults() {
 // Collector correlates what the kernel tells: it knows every connection in
 // trouble, and can look at all others. Safe for concurrent use.
 type Collector struct {
-	kernel *bpf.Kernel
-	groups *groups
-	opts   Options
-	rules  Rules
-	log    *slog.Logger
-	ready  atomic.Bool
+	kernel  *bpf.Kernel
+	cgroups *cgroups
+	opts    Options
+	rules   conn.Rules
+	log     *slog.Logger
+	ready   atomic.Bool
 
-	settles chan time.Duration // a watch pass is worth while by then
-	news    chan struct{}      // somebody's owner is worth looking for
+	recheck      chan time.Duration // a watch pass is worth while by then
+	ownersWanted chan struct{}      // somebody's owner is worth looking for
 
-	mu     sync.Mutex // of all below
-	table  *Table
-	census CensusStats
-	budget budget
-	counts bpf.CensusCounts
-	subs   map[*Subscription]struct{}
+	mu      sync.Mutex // of all below
+	tracker *conn.Tracker
+	census  CensusStats
+	budget  budget
+	counts  bpf.CensusCounts
+	subs    map[*Subscription]struct{}
 
 	reader struct { // the reading of events
 		sync.Mutex
@@ -104,11 +105,11 @@ type Collector struct {
 // Connections looks once by itself (bpf.Options.Observe is not needed then).
 func New(k *bpf.Kernel, opts Options) *Collector {
 	opts.setDefaults()
-	c := &Collector{kernel: k, groups: newGroups(), opts: opts, log: opts.Logger, subs: make(map[*Subscription]struct{})}
-	c.settles, c.news = make(chan time.Duration, 1), make(chan struct{}, 1)
+	c := &Collector{kernel: k, cgroups: newCgroups(), opts: opts, log: opts.Logger, subs: make(map[*Subscription]struct{})}
+	c.recheck, c.ownersWanted = make(chan time.Duration, 1), make(chan struct{}, 1)
 	c.reader.caughtUpC = sync.NewCond(&c.reader)
 	c.degraded.log = c.log
-	c.rules = Rules{
+	c.rules = conn.Rules{
 		IdleAfter:        opts.IdleAfter,
 		StalledAfter:     opts.StalledAfter,
 		ZombieUnanswered: opts.ZombieUnanswered,
@@ -116,7 +117,7 @@ func New(k *bpf.Kernel, opts Options) *Collector {
 		MiddleboxTimeout: opts.MiddleboxTimeout,
 		HZ:               k.HZ(),
 	}
-	c.table = NewTable(c.rules, c.publish)
+	c.tracker = conn.NewTracker(c.rules, c.publish)
 	c.census.Interval = opts.CensusInterval
 	c.budget.share = opts.CensusCPU
 	return c
@@ -130,12 +131,12 @@ func (c *Collector) Run(parent context.Context) error {
 	c.reader.Unlock()
 	stop := context.AfterFunc(ctx, func() { _ = c.kernel.Flush() })
 	defer stop()
-	c.lookAround()
+	c.checkEnvironment()
 	g.Go(func() error { return c.degraded.watch(ctx) })
 	g.Go(func() error { return c.readEvents(ctx) })
-	g.Go(func() error { return c.lookAfter(ctx) })
-	g.Go(func() error { return c.findOwners(ctx) })
-	g.Go(func() error { return c.takeCensuses(ctx) })
+	g.Go(func() error { return c.watchLoop(ctx) })
+	g.Go(func() error { return c.ownersLoop(ctx) })
+	g.Go(func() error { return c.censusLoop(ctx) })
 	err := g.Wait()
 	if parent.Err() != nil {
 		return nil

@@ -7,38 +7,39 @@ import (
 	"slices"
 
 	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/collector/conn"
 )
 
-// Tallies counts what the query selects, in groups. It returns at most q.Limit
+// CountConnections counts what the query selects, in groups. It returns at most q.Limit
 // groups, worst first, and how many there are.
-func (c *Collector) Tallies(ctx context.Context, q Query, by Grouping) (total int, tallies []Tally, err error) {
-	groups := make(map[Common]*Tally)
-	l := look{Query: q, owners: by == ByOwner}
-	if by == ByRemote {
-		l.listeners = make(map[listener]bool)
+func (c *Collector) CountConnections(ctx context.Context, q Query, by conn.Grouping) (total int, counts []conn.ConnCount, err error) {
+	groups := make(map[conn.GroupKey]*conn.ConnCount)
+	l := scan{Query: q, owners: by == conn.ByOwner}
+	if by == conn.ByRemote {
+		l.listeners = make(map[conn.Listener]bool)
 	}
-	err = c.each(ctx, &l, func(_ *bpf.Conn, conn *Connection) {
-		k := commonOf(conn, by, l.listeners)
+	err = c.scan(ctx, &l, func(_ *bpf.Conn, connection *conn.Connection) {
+		k := conn.GroupKeyOf(connection, by, l.listeners)
 		t := groups[k]
 		if t == nil {
-			t = &Tally{Common: k}
+			t = &conn.ConnCount{GroupKey: k}
 			groups[k] = t
 		}
 		t.Total++
-		if conn.Judged() {
-			t.Verdicts[conn.Verdict]++
+		if connection.Judged() {
+			t.Verdicts[connection.Verdict]++
 		}
 	})
 	if err != nil {
 		return 0, nil, err
 	}
 	for _, t := range groups {
-		tallies = append(tallies, *t)
+		counts = append(counts, *t)
 	}
-	slices.SortFunc(tallies, compareTallies)
-	total = len(tallies)
+	slices.SortFunc(counts, conn.CompareCounts)
+	total = len(counts)
 	if q.Limit > 0 {
-		tallies = tallies[:min(total, q.Limit)]
+		counts = counts[:min(total, q.Limit)]
 	}
-	return total, tallies, nil
+	return total, counts, nil
 }

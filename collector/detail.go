@@ -7,13 +7,15 @@ import (
 	"fmt"
 
 	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/collector/conn"
+	"github.com/halfopen/halfopen/collector/explain"
 )
 
 // Detail is everything that is known of one connection.
 type Detail struct {
-	Connection
-	Events      []Event // the recent ones, oldest first
-	Explanation Explanation
+	conn.Connection
+	History     []conn.HistoryEntry // the recent ones, oldest first
+	Explanation explain.Explanation
 }
 
 // Connection looks at one connection now; nil when there is none of that cookie.
@@ -31,16 +33,16 @@ func (c *Collector) Connection(ctx context.Context, cookie uint64) (*Detail, err
 	})
 	if err == nil && d == nil && len(res.Unwalked) > 0 {
 		c.noteUnwalked(&res)
-		return nil, fmt.Errorf("no connection with the cookie %s was found, and the hash tables of %d network namespaces take too long to look at: ss -e in the namespace shows it if it is there", FormatCookie(cookie), len(res.Unwalked))
+		return nil, fmt.Errorf("no connection with the cookie %s was found, and the hash tables of %d network namespaces take too long to look at: ss -e in the namespace shows it if it is there", conn.FormatCookie(cookie), len(res.Unwalked))
 	}
 	if err != nil || d == nil {
 		return nil, err
 	}
 	c.mu.Lock()
-	d.Events = c.table.History(cookie)
+	d.History = c.tracker.History(cookie)
 	c.mu.Unlock()
-	d.Explanation = c.rules.Explain(&found, &d.Connection, c.kernel.NetnsPath(found.Netns))
-	one := []Connection{d.Connection}
+	d.Explanation = explain.Explain(&c.rules, &found, &d.Connection, c.kernel.NetnsPath(found.Netns))
+	one := []conn.Connection{d.Connection}
 	err = c.FillOwners(one)
 	d.Connection = one[0]
 	return d, err
@@ -48,11 +50,11 @@ func (c *Collector) Connection(ctx context.Context, cookie uint64) (*Detail, err
 
 // Deaths returns the latest deaths, newest first, at most limit (0: all that
 // are kept), of the given causes (none: any), and how many are kept of them.
-func (c *Collector) Deaths(causes []Cause, limit int) (total int, deaths []Death) {
+func (c *Collector) Deaths(causes []conn.Cause, limit int) (total int, deaths []conn.Death) {
 	c.catchUp()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for d := range c.table.Deaths() {
+	for d := range c.tracker.Deaths() {
 		if !anyOf(causes, d.Cause) {
 			continue
 		}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/collector/conn"
 )
 
 func (c *Collector) readEvents(ctx context.Context) error {
@@ -49,11 +50,11 @@ func (c *Collector) readEvents(ctx context.Context) error {
 		default:
 			at := wall(e.Conn.At)
 			c.mu.Lock()
-			settles := c.table.Apply(&Fact{Kind: FactEvent, At: at, Event: &e})
+			settles := c.tracker.Apply(&conn.Fact{Kind: conn.FactEvent, At: at, Event: &e})
 			c.mu.Unlock()
 			if settles > 0 {
 				select {
-				case c.settles <- settles:
+				case c.recheck <- settles:
 				default: // one is on its way already
 				}
 			}

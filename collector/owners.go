@@ -10,16 +10,17 @@ import (
 	"time"
 
 	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/collector/conn"
 	"golang.org/x/sys/unix"
 )
 
-// findOwners finds who holds the connections in trouble, and held those that
+// ownersLoop finds who holds the connections in trouble, and held those that
 // have just died, whenever there is news of such.
-func (c *Collector) findOwners(ctx context.Context) error {
+func (c *Collector) ownersLoop(ctx context.Context) error {
 	var since time.Time
 	for {
 		began := time.Now()
-		c.attempt(ctx, passOwners, func() error { return c.takeOwners(began, since) })
+		c.attempt(ctx, passOwners, func() error { return c.resolveOwners(began, since) })
 		since = began
 		spacing := max(ownersSpacing, time.Duration(float64(time.Since(began))/ownersShare))
 		select {
@@ -30,15 +31,15 @@ func (c *Collector) findOwners(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-c.news:
-		case <-time.After(ownersAgain):
+		case <-c.ownersWanted:
+		case <-time.After(conn.OwnersRetry):
 		}
 	}
 }
 
-func (c *Collector) takeOwners(now, since time.Time) error {
+func (c *Collector) resolveOwners(now, since time.Time) error {
 	c.mu.Lock()
-	wanted := c.table.needOwners(now, since)
+	wanted := c.tracker.NeedOwners(now, since)
 	c.mu.Unlock()
 	if len(wanted) == 0 {
 		return nil
@@ -47,14 +48,14 @@ func (c *Collector) takeOwners(now, since time.Time) error {
 	if err != nil {
 		return err
 	}
-	owners := make(map[uint64]owner, len(wanted))
-	processes := make(processGroups)
+	owners := make(map[uint64]conn.Ownership, len(wanted))
+	processes := make(processCgroups)
 	for cookie, cgroup := range wanted {
-		owners[cookie] = c.ownerOf(processOf(found[cookie], nil), cgroup, processes)
+		owners[cookie] = c.ownershipOf(pickHolder(found[cookie], nil), cgroup, processes)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.table.Apply(&Fact{Kind: FactOwners, At: now, Owners: owners})
+	c.tracker.Apply(&conn.Fact{Kind: conn.FactOwners, At: now, Owners: owners})
 	return nil
 }
 
@@ -62,23 +63,23 @@ func (c *Collector) takeOwners(now, since time.Time) error {
 // opens for others (systemd.socket(5)).
 const initScope = "/init.scope"
 
-// ownerOf completes what is known of an owner. The socket's own group tells whose
+// ownershipOf completes what is known of an owner. The socket's own group tells whose
 // it is even after its process has gone; where there is none to tell (cgroup v1)
 // or it is that of systemd, the process's does.
-func (c *Collector) ownerOf(p *Process, cgroup uint64, processes processGroups) owner {
-	group := c.groups.byID(cgroup)
-	if p != nil && (group.tells() == 0 || group.Path == initScope) {
-		if of := processes.of(p.PID); of.tells() > 0 || group.Path == "" {
+func (c *Collector) ownershipOf(p *conn.Process, cgroup uint64, processes processCgroups) conn.Ownership {
+	group := c.cgroups.byID(cgroup)
+	if p != nil && (group.Detail() == 0 || group.Path == initScope) {
+		if of := processes.of(p.PID); of.Detail() > 0 || group.Path == "" {
 			group = of
 		}
 	}
-	return owner{p, group}
+	return conn.Ownership{Process: p, Cgroup: group}
 }
 
-// processOf picks one of the descriptors that hold a socket: of the processes
+// pickHolder picks one of the descriptors that hold a socket: of the processes
 // in pids, if there are such, the oldest: not a child that has just been forked and
 // will execute another program.
-func processOf(owners []bpf.Owner, pids []uint32) *Process {
+func pickHolder(owners []bpf.Owner, pids []uint32) *conn.Process {
 	if len(owners) == 0 {
 		return nil
 	}
@@ -91,19 +92,21 @@ func processOf(owners []bpf.Owner, pids []uint32) *Process {
 	o := slices.MinFunc(owners, func(a, b bpf.Owner) int {
 		return cmp.Or(cmp.Compare(other(a), other(b)), cmp.Compare(a.Started, b.Started), cmp.Compare(a.Pid, b.Pid), cmp.Compare(a.Fd, b.Fd))
 	})
-	return &Process{PID: o.Pid, Comm: unix.ByteSliceToString(o.Comm[:]), FD: o.Fd}
+	return &conn.Process{PID: o.Pid, Comm: unix.ByteSliceToString(o.Comm[:]), FD: o.Fd}
 }
 
 // FillOwners fills in Process and Group of those connections that have none yet,
 // and that somebody holds.
-func (c *Collector) FillOwners(conns []Connection) error { return c.fillOwners(conns, nil) }
+func (c *Collector) FillOwners(connections []conn.Connection) error {
+	return c.fillOwners(connections, nil)
+}
 
 // fillOwners prefers, where several processes hold a socket, one of pids.
-func (c *Collector) fillOwners(conns []Connection, pids []uint32) error {
+func (c *Collector) fillOwners(connections []conn.Connection, pids []uint32) error {
 	var wanted []uint64
-	for i := range conns {
-		if conns[i].held() && (conns[i].Process == nil || len(pids) > 0) {
-			wanted = append(wanted, conns[i].Cookie)
+	for i := range connections {
+		if connections[i].Held() && (connections[i].Process == nil || len(pids) > 0) {
+			wanted = append(wanted, connections[i].Cookie)
 		}
 	}
 	if len(wanted) == 0 {
@@ -113,14 +116,14 @@ func (c *Collector) fillOwners(conns []Connection, pids []uint32) error {
 	if err != nil {
 		return err
 	}
-	processes := make(processGroups)
-	for i := range conns {
-		conn := &conns[i]
-		if found := owners[conn.Cookie]; len(found) > 0 {
-			conn.Process = processOf(found, pids)
+	processes := make(processCgroups)
+	for i := range connections {
+		connection := &connections[i]
+		if found := owners[connection.Cookie]; len(found) > 0 {
+			connection.Process = pickHolder(found, pids)
 		}
-		if conn.held() && conn.Group.Path == "" {
-			conn.Group = c.ownerOf(conn.Process, conn.Cgroup, processes).group
+		if connection.Held() && connection.Cgroup.Path == "" {
+			connection.Cgroup = c.ownershipOf(connection.Process, connection.CgroupID, processes).Cgroup
 		}
 	}
 	return nil

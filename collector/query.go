@@ -10,50 +10,51 @@ import (
 	"strconv"
 
 	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/collector/conn"
 )
 
 // Query selects connections: within a field any, between fields all. The zero
 // value selects every connection.
 type Query struct {
-	Verdicts []Verdict
-	States   []State
+	Verdicts []conn.Verdict
+	States   []conn.State
 	Ports    []uint16 // local or remote
 	PIDs     []uint32
 	Owners   []string // see [Connection.OwnedBy]
 	Remotes  []netip.Prefix
-	Risks    []Risk
+	Risks    []conn.Risk
 	Netns    []uint32 // inode numbers
 	All      bool     // also sockets that are no connections: listeners and stubs
 	Limit    int      // 0: no limit
 }
 
-// wants tells, as soon as possible, whether a socket can match.
-func (q *Query) wants(k *bpf.Conn) bool {
+// matches tells, as soon as possible, whether a socket can match.
+func (q *Query) matches(k *bpf.Conn) bool {
 	if k.Class == bpf.ClassNone && (!q.All || len(q.Verdicts)+len(q.Risks) > 0) { // it has neither
 		return false
 	}
-	return anyOf(q.States, stateOf(k.State)) && anyOf(q.Netns, k.Netns) &&
+	return anyOf(q.States, conn.StateOf(k.State)) && anyOf(q.Netns, k.Netns) &&
 		(len(q.Ports) == 0 || slices.Contains(q.Ports, k.Lport) || slices.Contains(q.Ports, k.Rport)) &&
-		(len(q.Risks) == 0 || slices.ContainsFunc(q.Risks, func(r Risk) bool { return k.Risks&(1<<r) != 0 })) &&
+		(len(q.Risks) == 0 || slices.ContainsFunc(q.Risks, func(r conn.Risk) bool { return k.Risks&(1<<r) != 0 })) &&
 		(len(q.Remotes) == 0 || isRemote(k) && slices.ContainsFunc(q.Remotes, func(p netip.Prefix) bool { return p.Contains(bpf.Remote(k).Addr()) }))
 }
 
 // isRemote tells whether a socket has a remote end. A listener has none.
-func isRemote(k *bpf.Conn) bool { return stateOf(k.State) != Listen }
+func isRemote(k *bpf.Conn) bool { return conn.StateOf(k.State) != conn.Listen }
 
-// judges tells whether a connection has one of the verdicts.
-func (q *Query) judges(conn *Connection) bool {
-	return len(q.Verdicts) == 0 || conn.Judged() && slices.Contains(q.Verdicts, conn.Verdict)
+// matchesVerdict tells whether a connection has one of the verdicts.
+func (q *Query) matchesVerdict(connection *conn.Connection) bool {
+	return len(q.Verdicts) == 0 || connection.Judged() && slices.Contains(q.Verdicts, connection.Verdict)
 }
 
-// byOwner tells whether who owns a connection decides.
-func (q *Query) byOwner() bool { return len(q.PIDs)+len(q.Owners) > 0 }
+// needsOwners tells whether who owns a connection decides.
+func (q *Query) needsOwners() bool { return len(q.PIDs)+len(q.Owners) > 0 }
 
-// ofOwner tells whether a connection is of one of the owners, once they are
+// matchesOwner tells whether a connection is of one of the owners, once they are
 // filled in.
-func (q *Query) ofOwner(conn *Connection) bool {
-	return (len(q.PIDs) == 0 || conn.Process != nil && slices.Contains(q.PIDs, conn.Process.PID)) &&
-		(len(q.Owners) == 0 || slices.ContainsFunc(q.Owners, conn.OwnedBy))
+func (q *Query) matchesOwner(connection *conn.Connection) bool {
+	return (len(q.PIDs) == 0 || connection.Process != nil && slices.Contains(q.PIDs, connection.Process.PID)) &&
+		(len(q.Owners) == 0 || slices.ContainsFunc(q.Owners, connection.OwnedBy))
 }
 
 // ParseOwner checks a name for [Query].Owners.

@@ -7,20 +7,21 @@ import (
 	"time"
 
 	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/collector/conn"
 )
 
-// look is what a look at the connections is for.
-type look struct {
+// scan is what a look at the connections is for.
+type scan struct {
 	Query
-	owners    bool              // who owns them is asked for
-	listeners map[listener]bool // if not nil, those that there are, as they are found
+	owners    bool                   // who owns them is asked for
+	listeners map[conn.Listener]bool // if not nil, those that there are, as they are found
 }
 
 // classes are those that the census has to write out.
-func (q *look) classes() []uint8 {
+func (q *scan) classes() []uint8 {
 	classes := []uint8{bpf.ClassTrouble}
 	for _, class := range []uint8{bpf.ClassActive, bpf.ClassIdle, bpf.ClassUnguarded} {
-		if anyOf(q.Verdicts, ofClass(class)) {
+		if anyOf(q.Verdicts, conn.VerdictOfClass(class)) {
 			classes = append(classes, class)
 		}
 	}
@@ -34,42 +35,42 @@ func (q *look) classes() []uint8 {
 // they decide what is kept.
 const ownersBatch = 16384
 
-// each looks at what the query selects now, and calls visit for each: as the kernel
+// scan looks at what the query selects now, and calls visit for each: as the kernel
 // wrote it and as it is to be described, with its owner if that is asked for or
 // decides. The kernel has the listeners of a network namespace come before its
 // connections. What visit is given is not kept, so that a look takes no more memory
 // than what the visitor keeps.
-func (c *Collector) each(ctx context.Context, q *look, visit func(*bpf.Conn, *Connection)) error {
+func (c *Collector) scan(ctx context.Context, q *scan, visit func(*bpf.Conn, *conn.Connection)) error {
 	c.catchUp()
-	var batch []Connection
-	var written []bpf.Conn // of the batch
-	var conn Connection    // one for all: visit makes it escape
+	var batch []conn.Connection
+	var written []bpf.Conn         // of the batch
+	var connection conn.Connection // one for all: visit makes it escape
 	var failed error
 	flush := func() {
 		if failed == nil {
 			failed = c.fillOwners(batch, q.PIDs)
 		}
 		for i := range batch {
-			if failed == nil && q.ofOwner(&batch[i]) {
+			if failed == nil && q.matchesOwner(&batch[i]) {
 				visit(&written[i], &batch[i])
 			}
 		}
 		batch, written = batch[:0], written[:0]
 	}
 	res, err := c.kernel.Census(ctx, q.classes(), func(k *bpf.Conn) {
-		if q.listeners != nil && stateOf(k.State) == Listen {
-			q.listeners[listener{k.Netns, k.Lport}] = true
+		if q.listeners != nil && conn.StateOf(k.State) == conn.Listen {
+			q.listeners[conn.Listener{Netns: k.Netns, Port: k.Lport}] = true
 		}
-		if !q.wants(k) {
+		if !q.matches(k) {
 			return
 		}
-		conn = c.describe(k)
+		connection = c.describe(k)
 		switch {
-		case !q.judges(&conn):
-		case !q.owners && !q.byOwner():
-			visit(k, &conn)
+		case !q.matchesVerdict(&connection):
+		case !q.owners && !q.needsOwners():
+			visit(k, &connection)
 		default:
-			batch, written = append(batch, conn), append(written, *k)
+			batch, written = append(batch, connection), append(written, *k)
 			if len(batch) == ownersBatch {
 				flush()
 			}
@@ -97,12 +98,12 @@ func (c *Collector) noteUnwalked(res *bpf.CensusResult) {
 func (c *Collector) Unwalked() int { return int(c.unwalked.Load()) }
 
 // describe describes a connection as a pass over all sockets read it.
-func (c *Collector) describe(k *bpf.Conn) Connection {
+func (c *Collector) describe(k *bpf.Conn) conn.Connection {
 	at := wall(k.At)
 	if k.Class == bpf.ClassNone {
 		return c.rules.Describe(k, at)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.table.Describe(k, at)
+	return c.tracker.Describe(k, at)
 }

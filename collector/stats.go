@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/collector/conn"
 )
 
 // IdleBounds are the upper bounds of Stats.Idle, for bpf.Options: round times,
@@ -20,10 +21,10 @@ var IdleBounds = []time.Duration{
 
 // Stats is everything the metrics need, from one moment.
 type Stats struct {
-	TableStats
-	Unjudged   [States]uint64 // sockets of the states that are not Judged
-	AtRisk     [Risks]uint64
-	Idle       Histogram // of the established connections at the last census
+	conn.TrackerStats
+	Unjudged   [conn.States]uint64 // sockets of the states that are not Judged
+	AtRisk     [conn.Risks]uint64
+	Idle       conn.Histogram // of the established connections at the last census
 	Census     CensusStats
 	Kernel     bpf.Counters
 	Missed     map[string]uint64 // by program: did not run, since it was running
@@ -59,22 +60,22 @@ func (c *Collector) Stats() (Stats, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := Stats{
-		TableStats: c.table.Stats(time.Now()),
-		Idle:       idleHistogram(&c.counts, c.rules.HZ),
-		Census:     c.census,
-		Kernel:     counters,
-		Missed:     missed,
-		Attached:   c.kernel.Attached(),
-		Degraded:   c.Degraded(),
+		TrackerStats: c.tracker.Stats(time.Now()),
+		Idle:         idleHistogram(&c.counts, c.rules.HZ),
+		Census:       c.census,
+		Kernel:       counters,
+		Missed:       missed,
+		Attached:     c.kernel.Attached(),
+		Degraded:     c.Degraded(),
 	}
 	s.EventsLost = map[string]uint64{
 		"undecodable": c.undecodable.Load(),
 		"pass_failed": c.failed.Load(),
 		"table_full":  s.Overflowed,
 	}
-	s.Kernel.Deaths[CauseUnknown] += s.Unseen
+	s.Kernel.Deaths[conn.CauseUnknown] += s.Unseen
 	for state, classes := range c.counts.Sockets {
-		if st := stateOf(uint8(state)); int(st) < States && !st.Judged() {
+		if st := conn.StateOf(uint8(state)); int(st) < conn.States && !st.Judged() {
 			for _, n := range classes {
 				s.Unjudged[st] += n
 			}
@@ -84,8 +85,8 @@ func (c *Collector) Stats() (Stats, error) {
 	return s, nil
 }
 
-func idleHistogram(counts *bpf.CensusCounts, hz int) Histogram {
-	h := Histogram{Sum: float64(counts.IdleSum) / float64(hz)}
+func idleHistogram(counts *bpf.CensusCounts, hz int) conn.Histogram {
+	h := conn.Histogram{Sum: float64(counts.IdleSum) / float64(hz)}
 	for i, bound := range IdleBounds {
 		h.Bounds = append(h.Bounds, bound.Seconds())
 		h.Counts = append(h.Counts, counts.Idle[i])

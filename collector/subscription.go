@@ -2,13 +2,17 @@
 
 package collector
 
-import "sync/atomic"
+import (
+	"sync/atomic"
+
+	"github.com/halfopen/halfopen/collector/conn"
+)
 
 // Subscription delivers notices on C, which is never closed. A subscriber that
 // does not keep up loses notices, and Dropped counts them.
 type Subscription struct {
-	C       <-chan Notice
-	c       chan Notice
+	C       <-chan conn.Notice
+	c       chan conn.Notice
 	of      *Collector
 	dropped atomic.Uint64
 }
@@ -28,7 +32,7 @@ func (s *Subscription) Dropped() uint64 { return s.dropped.Load() }
 
 // Subscribe delivers what happens from now on, through a buffer of that size.
 func (c *Collector) Subscribe(buffer int) *Subscription {
-	s := &Subscription{c: make(chan Notice, buffer), of: c}
+	s := &Subscription{c: make(chan conn.Notice, buffer), of: c}
 	s.C = s.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -37,10 +41,10 @@ func (c *Collector) Subscribe(buffer int) *Subscription {
 }
 
 // publish runs under the lock: it must not wait.
-func (c *Collector) publish(n Notice) {
-	if n.Kind != NoticeSolicitation {
+func (c *Collector) publish(n conn.Notice) {
+	if n.Kind != conn.NoticeSolicitation {
 		select {
-		case c.news <- struct{}{}:
+		case c.ownersWanted <- struct{}{}:
 		default: // there is some already
 		}
 	}

@@ -7,22 +7,23 @@ import (
 	"time"
 
 	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/collector/conn"
 )
 
-// lookAfter takes watch passes: regularly, and when the newest of a row of
+// watchLoop takes watch passes: regularly, and when the newest of a row of
 // solicitations has had the time to be answered.
-func (c *Collector) lookAfter(ctx context.Context) error {
+func (c *Collector) watchLoop(ctx context.Context) error {
 	for {
 		began := time.Now()
 		var settles time.Duration
 		c.attempt(ctx, passWatch, func() (err error) {
-			settles, err = c.takeWatch()
+			settles, err = c.watch()
 			return err
 		})
 		least := time.Since(began) * watchSpacing
-		next := began.Add(watchInterval)
+		next := began.Add(conn.WatchInterval)
 		if settles > 0 {
-			next = earlier(next, began.Add(max(settles, least)))
+			next = conn.Earlier(next, began.Add(max(settles, least)))
 		}
 		timer := time.NewTimer(time.Until(next))
 	wait:
@@ -31,8 +32,8 @@ func (c *Collector) lookAfter(ctx context.Context) error {
 			case <-ctx.Done():
 				timer.Stop()
 				return ctx.Err()
-			case settles := <-c.settles:
-				next = earlier(next, time.Now().Add(max(settles, least)))
+			case settles := <-c.recheck:
+				next = conn.Earlier(next, time.Now().Add(max(settles, least)))
 				timer.Reset(time.Until(next))
 			case <-timer.C:
 				break wait
@@ -41,24 +42,24 @@ func (c *Collector) lookAfter(ctx context.Context) error {
 	}
 }
 
-// takeWatch takes one watch pass and tells when another is worth while.
-func (c *Collector) takeWatch() (settles time.Duration, err error) {
-	var conns []bpf.Conn
-	if err := c.kernel.Watch(func(conn *bpf.Conn) { conns = append(conns, *conn) }); err != nil {
+// watch takes one watch pass and tells when another is worth while.
+func (c *Collector) watch() (settles time.Duration, err error) {
+	var connections []bpf.Conn
+	if err := c.kernel.Watch(func(connection *bpf.Conn) { connections = append(connections, *connection) }); err != nil {
 		return 0, err
 	}
 	now := time.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for i := range conns {
+	for i := range connections {
 		at := now
-		if conns[i].At != 0 {
-			at = wall(conns[i].At)
+		if connections[i].At != 0 {
+			at = wall(connections[i].At)
 		}
-		if s := c.table.Apply(&Fact{Kind: FactWatch, At: at, Conn: &conns[i]}); s > 0 && (settles == 0 || s < settles) {
+		if s := c.tracker.Apply(&conn.Fact{Kind: conn.FactWatch, At: at, Conn: &connections[i]}); s > 0 && (settles == 0 || s < settles) {
 			settles = s
 		}
 	}
-	c.table.Apply(&Fact{Kind: FactSweep, At: now})
+	c.tracker.Apply(&conn.Fact{Kind: conn.FactSweep, At: now})
 	return settles, nil
 }
