@@ -22,7 +22,11 @@ func (c *Collector) ownersLoop(ctx context.Context) error {
 		began := time.Now()
 		c.attempt(ctx, passOwners, func() error { return c.resolveOwners(began, since) })
 		since = began
-		spacing := max(ownersSpacing, time.Duration(float64(time.Since(began))/ownersShare))
+		spacing, share := ownersSpacing, ownersShare
+		if c.awaitsOwners() {
+			spacing, share = awaitedSpacing, awaitedShare
+		}
+		spacing = max(spacing, time.Duration(float64(time.Since(began))/share))
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -40,6 +44,7 @@ func (c *Collector) ownersLoop(ctx context.Context) error {
 func (c *Collector) resolveOwners(now, since time.Time) error {
 	c.mu.Lock()
 	wanted := c.tracker.NeedOwners(now, since)
+	c.searchAwaited(wanted)
 	c.mu.Unlock()
 	if len(wanted) == 0 {
 		return nil
@@ -55,7 +60,8 @@ func (c *Collector) resolveOwners(now, since time.Time) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.tracker.Apply(&conn.Fact{Kind: conn.FactOwners, At: now, Owners: owners})
+	c.apply(&conn.Fact{Kind: conn.FactOwners, At: now, Owners: owners})
+	c.foundAwaited(owners)
 	return nil
 }
 
@@ -95,13 +101,8 @@ func pickHolder(owners []bpf.Owner, pids []uint32) *conn.Process {
 	return &conn.Process{PID: o.Pid, Comm: unix.ByteSliceToString(o.Comm[:]), FD: o.Fd}
 }
 
-// FillOwners fills in Process and Group of those connections that have none yet,
-// and that somebody holds.
-func (c *Collector) FillOwners(connections []conn.Connection) error {
-	return c.fillOwners(connections, nil)
-}
-
-// fillOwners prefers, where several processes hold a socket, one of pids.
+// fillOwners fills in Process and Cgroup of the connections that a process can hold and
+// that have none yet. Where several processes hold a socket, it prefers one of pids.
 func (c *Collector) fillOwners(connections []conn.Connection, pids []uint32) error {
 	var wanted []uint64
 	for i := range connections {

@@ -64,7 +64,7 @@ func (c *Collector) scan(ctx context.Context, q *scan, visit func(*bpf.Conn, *co
 		if !q.matches(k) {
 			return
 		}
-		connection = c.describe(k)
+		connection = c.outline(k)
 		switch {
 		case !q.matchesVerdict(&connection):
 		case !q.owners && !q.needsOwners():
@@ -97,13 +97,13 @@ func (c *Collector) noteUnwalked(res *bpf.CensusResult) {
 // connections did not get through, since they are large: what is in them is not listed.
 func (c *Collector) Unwalked() int { return int(c.unwalked.Load()) }
 
-// describe describes a connection as a pass over all sockets read it.
-func (c *Collector) describe(k *bpf.Conn) conn.Connection {
+// outline describes a connection as a pass over all sockets read it, without a forecast.
+func (c *Collector) outline(k *bpf.Conn) conn.Connection {
 	at := wall(k.At)
 	if k.Class == bpf.ClassNone {
-		return c.rules.Describe(k, at)
+		return c.rules.Outline(k, at)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.tracker.Describe(k, at)
+	return c.tracker.Outline(k, at)
 }

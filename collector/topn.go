@@ -68,6 +68,18 @@ func (w *topN) sorted() []*candidate {
 	return w.candidates
 }
 
+// observations returns what was kept, in no order; nil for none of w.
+func (w *topN) observations() []conn.Observation {
+	if w == nil {
+		return nil
+	}
+	all := make([]conn.Observation, len(w.candidates))
+	for i, r := range w.candidates {
+		all[i] = conn.Observation{Conn: r.written, At: wall(r.written.At)}
+	}
+	return all
+}
+
 // compare orders rows worst first: by verdict, then by silence (of healthy ones:
 // by idleness), then by cookie so that the order is stable. What is no connection
 // comes last: listeners first, which are few.

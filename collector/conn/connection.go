@@ -287,6 +287,16 @@ func (c *Connection) IPv6() bool { return c.Local.Addr().Is6() }
 // Held tells whether a process can hold the socket.
 func (c *Connection) Held() bool { return c.Accepted && !c.Orphaned }
 
+// setOwner fills in the process and the control group, where none is known.
+func (c *Connection) setOwner(o Ownership) {
+	if c.Process == nil {
+		c.Process = o.Process
+	}
+	if c.Cgroup.Path == "" {
+		c.Cgroup = o.Cgroup
+	}
+}
+
 // Owner is a name for whose the connection is: the pod's UID, else the id of the
 // container, as short as its runtime prints it, else the unit, else the name of
 // the process, which may be any bytes; "" if none is known.

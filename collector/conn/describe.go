@@ -8,8 +8,17 @@ import (
 	"github.com/halfopen/halfopen/bpf"
 )
 
-// Describe translates what the kernel said at a moment for those who read it.
+// Describe describes what the kernel said at a time.
 func (r *Rules) Describe(c *bpf.Conn, at time.Time) Connection {
+	connection := r.Outline(c, at)
+	if c.Class != bpf.ClassNone {
+		connection.GivesUp = r.Forecast(c, at)
+	}
+	return connection
+}
+
+// Outline is Describe without the forecast, which is most of the work.
+func (r *Rules) Outline(c *bpf.Conn, at time.Time) Connection {
 	if c.Class == bpf.ClassNone {
 		return r.describeOther(c, at)
 	}
@@ -47,7 +56,6 @@ func (r *Rules) Describe(c *bpf.Conn, at time.Time) Connection {
 			connection.Risks = append(connection.Risks, risk)
 		}
 	}
-	connection.GivesUp = r.Forecast(c, at)
 	connection.Verdict, connection.Evidence = r.Judge(c)
 	if began := r.began(c, connection.Verdict); began >= 0 {
 		connection.Since = at.Add(-began)

@@ -52,6 +52,9 @@ type Census struct {
 	// the network namespaces in Unwalked.
 	Troubled []Observation
 	Unwalked []uint32 // inode numbers
+	// Rows are the connections that get a row: the worst, at most [MaxRows]. Nil for a
+	// census that only counts.
+	Rows []Observation
 }
 
 // Apply takes in a fact. If an answer may be on its way that decides, recheckAfter is

@@ -88,6 +88,7 @@ func FuzzTracker(f *testing.F) {
 				t.Fatalf("at %v: %+v", now, d)
 			}
 		})
+		table.FollowRows()
 		var passed []Observation // since the last census
 		size := binary.Size(&bpf.Conn{})
 		for len(history) >= 3 {
@@ -113,7 +114,8 @@ func FuzzTracker(f *testing.F) {
 			case 6:
 				var counts bpf.CensusCounts
 				counts.Sockets[cookie%16][wait%8] = uint64(op)
-				table.census(&Census{Counts: &counts, Troubled: passed, Began: now.Add(-time.Second)}, now)
+				table.census(&Census{Counts: &counts, Troubled: passed, Began: now.Add(-time.Second), Rows: passed}, now)
+				table.TakeRowChanges()
 				passed = nil
 			case 7:
 				wanted := table.NeedOwners(now, at)
@@ -143,6 +145,11 @@ func keeps(t *testing.T, table *Tracker, now time.Time) {
 		}
 		if m.at.After(now) || m.since.After(m.at) || m.gone.After(now) {
 			t.Fatalf("at %v: member %+v", now, m)
+		}
+	}
+	for cookie, r := range table.rows.current {
+		if _, dead := table.dead[cookie]; dead || r.Cookie != cookie || r.At.After(now) {
+			t.Fatalf("at %v: row %+v, dead: %v", now, r, dead)
 		}
 	}
 	for _, s := range table.histories {

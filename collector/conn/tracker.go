@@ -92,6 +92,7 @@ type Tracker struct {
 	counts        [States][Verdicts]int64
 	zombieSeconds Histogram
 	forecastError Histogram
+	rows          rows
 	overflowed    uint64 // members, stories and recoveries there was no room for
 	unseen        uint64 // deaths of members that no program saw
 }
@@ -126,7 +127,7 @@ func (t *Tracker) event(e *bpf.Event, at time.Time) (settles time.Duration) {
 		})
 		connection := t.view(&e.Conn, at, t.tracked[e.Conn.Cookie])
 		connection.Evidence = Evidence(e.Conn.Evidence) // what was sent, though a first one proves nothing
-		t.notify(Notice{Kind: NoticeSolicitation, At: at, Connection: connection})
+		t.tell(Notice{Kind: NoticeSolicitation, At: at, Connection: connection})
 		t.observe(&e.Conn, at)
 		settles = t.rules.recheckAfter(&e.Conn)
 	}
@@ -230,6 +231,7 @@ func (t *Tracker) census(census *Census, ended time.Time) {
 			delete(t.tracked, cookie)
 		}
 	}
+	t.rows.census(census, t.describeRow)
 	clear(t.recovered)
 	for cookie, s := range t.histories {
 		if ended.Sub(s.entries[len(s.entries)-1].At) > historyFor && t.tracked[cookie] == nil {
@@ -293,7 +295,7 @@ func (t *Tracker) observe(c *bpf.Conn, at time.Time) *tracked {
 	}
 	t.move(old, m.cell())
 	if verdict != from {
-		t.notify(Notice{Kind: NoticeVerdict, At: at, Connection: t.view(c, at, m), From: from, First: first})
+		t.tell(Notice{Kind: NoticeVerdict, At: at, Connection: t.view(c, at, m), From: from, First: first})
 	}
 	if c.Flags&bpf.ConnTrouble == 0 {
 		delete(t.tracked, c.Cookie)
@@ -367,6 +369,10 @@ func (t *Tracker) recordDeath(cookie uint64, m *tracked, d Death) {
 		t.uncount(m.cell())
 		delete(t.tracked, cookie)
 	}
+	if row := t.rows.current[cookie]; row != nil && d.Process == nil {
+		d.setOwner(row.owner()) // of an orphan, who had it
+	}
+	t.rows.death(cookie)
 	delete(t.histories, cookie)
 	t.dead[cookie] = struct{}{}
 	if len(t.deaths) < maxDeaths {
@@ -376,24 +382,49 @@ func (t *Tracker) recordDeath(cookie uint64, m *tracked, d Death) {
 		t.deaths[t.next] = d
 		t.next = (t.next + 1) % maxDeaths
 	}
-	t.notify(Notice{Kind: NoticeDeath, At: d.DiedAt, Connection: d.Connection, Death: &d})
+	t.tell(Notice{Kind: NoticeDeath, At: d.DiedAt, Connection: d.Connection, Death: &d})
 }
 
-// view describes a connection as of now, with what the tracker knows of it.
+// tell notifies of a connection whose row, if there is one, has to follow.
+func (t *Tracker) tell(n Notice) {
+	if n.Death == nil {
+		t.rows.notice(&n.Connection)
+	}
+	t.notify(n)
+}
+
+// describeRow describes a connection that a census read; ok is false if it has died.
+func (t *Tracker) describeRow(o *Observation) (c Connection, ok bool) {
+	if _, dead := t.dead[o.Conn.Cookie]; dead {
+		return Connection{}, false
+	}
+	return t.Describe(&o.Conn, o.At), true
+}
+
+// view describes a connection as it was read at that time, with what the tracker knows
+// of it; m is nil if it is in no trouble.
 func (t *Tracker) view(c *bpf.Conn, at time.Time, m *tracked) Connection {
 	connection := t.rules.Describe(c, at)
+	t.complete(&connection, m)
+	return connection
+}
+
+// complete adds to the description of a connection what the tracker knows of it.
+func (t *Tracker) complete(c *Connection, m *tracked) {
 	if m != nil {
-		connection.Verdict, connection.Evidence, connection.Since = m.verdict, m.evidence, Earlier(m.since, at)
-		connection.Process, connection.Cgroup = m.owner.Process, m.owner.Cgroup
+		c.Verdict, c.Evidence, c.Since = m.verdict, m.evidence, Earlier(m.since, c.At)
+		c.setOwner(m.owner)
 	} else if s := t.histories[c.Cookie]; s != nil {
 		// It had been in trouble: since when it is not.
 		for _, e := range s.entries {
-			if e.Kind == HistoryVerdict && e.To == connection.Verdict {
-				connection.Since = Earlier(e.At, at)
+			if e.Kind == HistoryVerdict && e.To == c.Verdict {
+				c.Since = Earlier(e.At, c.At)
 			}
 		}
 	}
-	return connection
+	if row := t.rows.current[c.Cookie]; row != nil && c.Held() {
+		c.setOwner(row.owner())
+	}
 }
 
 // appendHistory adds to a connection's story.
@@ -439,8 +470,8 @@ type Ownership struct {
 }
 
 // NeedOwners returns the connections whose owner should be searched for now, by cookie
-// with the id of their control group: those in trouble, unless that was done within
-// ownersAgain, and those that died after since.
+// with the id of their control group: those in trouble and those with a row, unless that
+// was done within OwnersRetry, and those that died after since.
 func (t *Tracker) NeedOwners(now, since time.Time) map[uint64]uint64 {
 	wanted := make(map[uint64]uint64)
 	for cookie, m := range t.tracked {
@@ -457,12 +488,14 @@ func (t *Tracker) NeedOwners(now, since time.Time) map[uint64]uint64 {
 			wanted[d.Cookie] = d.CgroupID
 		}
 	}
+	t.rows.needOwners(now, wanted)
 	return wanted
 }
 
 // setOwners takes in the owners that a search at that time found.
 func (t *Tracker) setOwners(owners map[uint64]Ownership, at time.Time) {
 	for cookie, o := range owners {
+		t.rows.setOwner(cookie, &o, at)
 		if m := t.tracked[cookie]; m != nil {
 			m.owner, m.ownerSearched = o, at
 		}
@@ -495,19 +528,29 @@ func (t *Tracker) History(cookie uint64) []HistoryEntry {
 }
 
 // Describe describes a connection as it was read at a time, without taking that in:
-// verdict and evidence are those of c unless the tracker knows newer ones, and since
-// when they hold, and the owner, is what the tracker knows.
+// verdict and evidence are those of c unless the tracker knows newer ones; since when
+// they hold, and the owner, are what the tracker knows.
 func (t *Tracker) Describe(c *bpf.Conn, at time.Time) Connection {
+	connection := t.Outline(c, at)
+	connection.GivesUp = t.rules.Forecast(c, at)
+	return connection
+}
+
+// Outline is Describe without the forecast, which is most of the work.
+func (t *Tracker) Outline(c *bpf.Conn, at time.Time) Connection {
+	connection := t.rules.Outline(c, at)
 	m := t.tracked[c.Cookie]
 	if m == nil || c.At < m.conn.At {
-		return t.view(c, at, m)
+		t.complete(&connection, m)
+		return connection
 	}
 	fresh := *m
-	fresh.verdict, fresh.evidence = t.rules.Judge(c)
+	fresh.verdict, fresh.evidence = connection.Verdict, connection.Evidence
 	if fresh.verdict != m.verdict {
 		fresh.since = at
 	}
-	return t.view(c, at, &fresh)
+	t.complete(&connection, &fresh)
+	return connection
 }
 
 // TrackerStats are the numbers of a Tracker at one moment.
