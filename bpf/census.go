@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/halfopen/halfopen/bpf/abi"
 )
 
 const (
@@ -52,13 +54,13 @@ type CensusResult struct {
 
 // An ownTable is the hash table of a network namespace that has one of its own.
 type ownTable struct {
-	halfopenOwnTable
+	abi.OwnTable
 	// counts are of the last walk that reached its end, partial are of the one that
 	// goes on at next. That last walk ended at walked, which for a table that has
 	// just been found is when that was.
 	counts, partial CensusCounts
 	walked          time.Time
-	next            halfopenCursor
+	next            abi.Cursor
 }
 
 // Census looks at every TCP socket of every network namespace, counts them all, and
@@ -111,7 +113,7 @@ func (k *Kernel) takeCensus(ctx context.Context, write uint32, cookie uint64, vi
 	if err := k.listNetns(ctx, &res); err != nil {
 		return res, fmt.Errorf("list network namespaces: %w", err)
 	}
-	if _, _, err := k.walk(ctx, halfopenOwnTable{}, halfopenCursor{}, &res.Counts, visit, nil); err != nil {
+	if _, _, err := k.walk(ctx, abi.OwnTable{}, abi.Cursor{}, &res.Counts, visit, nil); err != nil {
 		return res, fmt.Errorf("census: %w", err)
 	}
 	res.CPU = threadCPU() - began
@@ -148,7 +150,7 @@ func threadCPU() time.Duration {
 // the one that namespaces share, from a place in it. It adds to counts what it counted.
 // Where stop, if any, returns true, the walk ends early (done is false) and can go on at
 // next. The caller holds k.census.
-func (k *Kernel) walk(ctx context.Context, table halfopenOwnTable, from halfopenCursor, counts *CensusCounts, visit func(*Conn), stop func() bool) (next halfopenCursor, done bool, err error) {
+func (k *Kernel) walk(ctx context.Context, table abi.OwnTable, from abi.Cursor, counts *CensusCounts, visit func(*Conn), stop func() bool) (next abi.Cursor, done bool, err error) {
 	if k.walked == nil {
 		return from, false, os.ErrClosed
 	}
@@ -208,10 +210,10 @@ func (k *Kernel) listNetns(ctx context.Context, res *CensusResult) error {
 			return err
 		}
 		for _, table := range k.listed.Table[:k.listed.Tables] {
-			if t := k.ownTables[table.Netns]; t != nil && t.halfopenOwnTable == table {
+			if t := k.ownTables[table.Netns]; t != nil && t.OwnTable == table {
 				found[table.Netns] = t
 			} else {
-				found[table.Netns] = &ownTable{halfopenOwnTable: table, walked: time.Now()}
+				found[table.Netns] = &ownTable{OwnTable: table, walked: time.Now()}
 			}
 		}
 		if err := k.objs.NetnsRestarts.Get(&restarts); err != nil {
@@ -238,13 +240,13 @@ func (k *Kernel) walkOwnTables(ctx context.Context, res *CensusResult, visit fun
 			return err
 		}
 		var counts CensusCounts
-		_, done, err := k.walk(ctx, k.ownTables[netns].halfopenOwnTable, halfopenCursor{}, &counts, visit, stop)
+		_, done, err := k.walk(ctx, k.ownTables[netns].OwnTable, abi.Cursor{}, &counts, visit, stop)
 		if err != nil {
 			return err
 		}
 		if !done {
 			res.Unwalked = append(res.Unwalked, netns)
-		} else if t := k.ownTables[netns]; t.next == (halfopenCursor{}) { // no walk of it is under way
+		} else if t := k.ownTables[netns]; t.next == (abi.Cursor{}) { // no walk of it is under way
 			t.counts, t.walked = counts, time.Now()
 		}
 	}
@@ -260,7 +262,7 @@ func (k *Kernel) continueOwnTables(ctx context.Context, cpu time.Duration, res *
 			return err
 		}
 		t := k.ownTables[netns]
-		next, done, err := k.walk(ctx, t.halfopenOwnTable, t.next, &t.partial, visit, stop)
+		next, done, err := k.walk(ctx, t.OwnTable, t.next, &t.partial, visit, stop)
 		if err != nil {
 			return err
 		}
@@ -270,7 +272,7 @@ func (k *Kernel) continueOwnTables(ctx context.Context, cpu time.Duration, res *
 			continue
 		}
 		t.counts, t.walked = t.partial, time.Now()
-		t.partial, t.next = CensusCounts{}, halfopenCursor{}
+		t.partial, t.next = CensusCounts{}, abi.Cursor{}
 	}
 	return nil
 }

@@ -81,10 +81,10 @@ struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct census);
+	__type(value, struct census_counts);
 } census_counts SEC(".maps");
 
-static __always_inline void count_idle(struct census *n, __u32 idle)
+static __always_inline void count_idle(struct census_counts *n, __u32 idle)
 {
 	__u32 i;
 
@@ -96,7 +96,7 @@ static __always_inline void count_idle(struct census *n, __u32 idle)
 		n->idle[i]++;
 }
 
-static __always_inline void risks_counted(struct census *n, __u8 risks)
+static __always_inline void risks_counted(struct census_counts *n, __u8 risks)
 {
 	__u32 i;
 
@@ -176,7 +176,7 @@ static __always_inline void count_socket(const struct conn *c, __u64 sk, __u64 c
 					 struct watch *seen, bool written)
 {
 	bool trouble = c->class != CLASS_NONE && (c->flags & CONN_TROUBLE);
-	struct census *n;
+	struct census_counts *n;
 	__u32 zero = 0, counted;
 
 	n = bpf_map_lookup_elem(&census_counts, &zero);

@@ -16,6 +16,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/halfopen/halfopen/bpf/abi"
 )
 
 // A socket has no cookie until somebody asks for it. Since 5.12 a tracing program can:
@@ -281,14 +283,14 @@ func (k *Kernel) findNoCookie(ctx context.Context, write uint32) (map[uint32]uin
 	if err := errors.Join(k.objs.CensusWrite.Set(write), k.objs.OnlyNoCookie.Set(uint32(1))); err != nil {
 		return nil, err
 	}
-	_, _, err := k.walk(ctx, halfopenOwnTable{}, halfopenCursor{}, &counts, nil, nil)
+	_, _, err := k.walk(ctx, abi.OwnTable{}, abi.Cursor{}, &counts, nil, nil)
 	if err == nil {
 		err = k.listNetns(ctx, &res)
 	}
 	stop := cpuLimit(ownTablesCPU)
 	for _, t := range k.ownTables {
 		if err == nil {
-			_, _, err = k.walk(ctx, t.halfopenOwnTable, halfopenCursor{}, &counts, nil, stop)
+			_, _, err = k.walk(ctx, t.OwnTable, abi.Cursor{}, &counts, nil, stop)
 		}
 	}
 	if err := errors.Join(err, k.objs.OnlyNoCookie.Set(uint32(0))); err != nil {
@@ -319,11 +321,11 @@ func (k *Kernel) takeNoCookie() (map[uint32]uint32, error) {
 
 // Bits of states, as sock_diag takes them.
 const (
-	synRecvBit    = 1 << 3
-	finWait2Bit   = 1 << 5
-	timeWaitBit   = 1 << 6
-	listenBit     = 1 << 10
-	newSynRecvBit = 1 << 12
+	synRecvBit    = uint32(1) << abi.StateSynRecv
+	finWait2Bit   = uint32(1) << abi.StateFinWait2
+	timeWaitBit   = uint32(1) << abi.StateTimeWait
+	listenBit     = uint32(1) << abi.StateListen
+	newSynRecvBit = uint32(1) << abi.StateNewSynRecv
 	// stubStates are those of what is no connection.
 	stubStates = timeWaitBit | newSynRecvBit | listenBit
 )

@@ -36,22 +36,6 @@
 #include "census.h"
 #include "learn.h"
 
-/* The types that bpf2go makes Go types of. */
-const struct event *unused_event __attribute__((unused));
-const struct owner *unused_owner __attribute__((unused));
-const struct holder *unused_holder __attribute__((unused));
-const enum holder_kind *unused_holder_kind __attribute__((unused));
-const enum evidence *unused_evidence __attribute__((unused));
-const enum cause *unused_cause __attribute__((unused));
-const enum class *unused_class __attribute__((unused));
-const enum risk *unused_risk __attribute__((unused));
-const enum conn_flag *unused_conn_flag __attribute__((unused));
-const enum event_type *unused_event_type __attribute__((unused));
-const enum retransmit_type *unused_retransmit_type __attribute__((unused));
-const enum fault *unused_fault __attribute__((unused));
-const enum hook *unused_hook __attribute__((unused));
-const enum tcp_state *unused_tcp_state __attribute__((unused));
-
 /* Since 4.16. The one place where a socket's state and error are both known. */
 TP_WITH_FALLBACK(inet_sock_set_state, HOOK_SET_STATE, sk, state_changed(sk, oldstate, newstate),
 		 const struct sock *sk, int oldstate, int newstate)

@@ -9,6 +9,8 @@
 #ifndef HALFOPEN_H
 #define HALFOPEN_H
 
+#include "kernel_types.h"
+
 /*
  * Where a walk through a hash table is: so many sockets of this chain have been
  * passed, the last of which was this one.
@@ -64,7 +66,7 @@ enum class {
 	CLASS_MAX = 8,
 };
 
-/* Contract: risk. Bits of struct conn's risks, and indices of struct census. */
+/* Contract: risk. Bits of struct conn's risks, and indices of struct census_counts. */
 enum risk {
 	RISK_NO_KEEPALIVE,
 	RISK_KEEPALIVE_SLOWER_THAN_MIDDLEBOX,
@@ -94,8 +96,10 @@ enum conn_flag {
 	CONN_BLOCKED = 1 << 15, /* its window is open, but the host itself does not let it send */
 };
 
-/* Ages are in jiffies; this one stands for "never". */
-#define AGE_NONE 0xffffffffu
+/* Ages are in jiffies. */
+enum age {
+	AGE_NONE = 0xffffffff, /* it never happened */
+};
 
 /*
  * One connection as it was at one moment; or, of CLASS_NONE, another socket: of a
@@ -219,7 +223,7 @@ struct counters {
 #define IDLE_BUCKETS 24
 
 /* What one census counts. Only its reader touches it. */
-struct census {
+struct census_counts {
 	__u64 sockets[TCP_MAX_STATES][CLASS_MAX];
 	__u64 risks[RISK_MAX];
 	__u64 idle[IDLE_BUCKETS]; /* established: idle time <= bound, not cumulative */
@@ -251,5 +255,30 @@ struct holder {
 	__u32 kind; /* enum holder_kind */
 };
 _Static_assert(sizeof(struct holder) == 16, "struct holder has holes");
+
+/*
+ * The types that no map has. A variable must refer to a type, or the object's BTF does
+ * not describe it, and internal/abigen cannot write it to bpf/abi.
+ */
+union abi {
+	struct event event;
+	struct owner owner;
+	struct holder holder;
+	enum event_type event_type;
+	enum evidence evidence;
+	enum cause cause;
+	enum class class;
+	enum risk risk;
+	enum conn_flag conn_flag;
+	enum age age;
+	enum retransmit_type retransmit_type;
+	enum fault fault;
+	enum hook hook;
+	enum holder_kind holder_kind;
+	enum tcp_state tcp_state;
+	enum address_family address_family;
+	enum icsk_pending icsk_pending;
+};
+const union abi *abi __attribute__((unused));
 
 #endif /* HALFOPEN_H */

@@ -22,6 +22,8 @@ import (
 	"github.com/cilium/ebpf/ringbuf"
 	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
+
+	"github.com/halfopen/halfopen/bpf/abi"
 )
 
 // What ReadEvent returns besides events.
@@ -90,16 +92,16 @@ type Kernel struct {
 	census sync.Mutex // one census at a time: it counts in one place
 	// Of the last census; under census.
 	ownTables map[uint32]*ownTable // by inode number
-	listed    *halfopenNetnsList   // what a run of the list of namespaces wrote
+	listed    *abi.NetnsList       // what a run of the list of namespaces wrote
 	cookies   cookieSearch
 	netns     sync.Mutex // of the search for ways into namespaces, which follows
 	search    uint32
 	hidden    []Holder // of those that nothing but a file descriptor holds
 	hiddenDue time.Time
 
-	walked         *halfopenWalkBatch // what a run of the walk wrote; under census
-	batching       sync.Mutex         // of batch: what is to be looked after, and how it is
-	batch          *halfopenBatch
+	walked         *abi.WalkBatch // what a run of the walk wrote; under census
+	batching       sync.Mutex     // of batch: what is to be looked after, and how it is
+	batch          *abi.Batch
 	noCookieHelper bool       // our programs cannot give cookies (cookies)
 	cookiesErr     error      // why new connections get none
 	owners         sync.Mutex // one search at a time, for the map of wanted cookies
@@ -320,13 +322,13 @@ func (k *Kernel) openRuns() error {
 		return errors.New("no hash tables of TCP sockets are to be found; please report this kernel")
 	}
 	var err error
-	if k.listed, err = mapped[halfopenNetnsList](k.objs.NetnsList); err != nil {
+	if k.listed, err = mapped[abi.NetnsList](k.objs.NetnsList); err != nil {
 		return err
 	}
-	if k.walked, err = mapped[halfopenWalkBatch](k.objs.WalkBatch); err != nil {
+	if k.walked, err = mapped[abi.WalkBatch](k.objs.WalkBatch); err != nil {
 		return err
 	}
-	k.batch, err = mapped[halfopenBatch](k.objs.Batch)
+	k.batch, err = mapped[abi.Batch](k.objs.Batch)
 	return err
 }
 
@@ -369,17 +371,17 @@ func Tracepoints() ([]string, error) {
 // need no fallback: they only run in softirq, which does not nest.
 type observer struct {
 	primary, fallback *ebpf.Program
-	hook              uint32 // index of Counters.Fallbacks
+	hook              int // index of Counters.Fallbacks
 }
 
 // observers are by tracepoint.
 func (k *Kernel) observers() map[string]observer {
 	return map[string]observer{
-		"inet_sock_set_state":   {k.objs.InetSockSetState, k.objs.InetSockSetState2, uint32(halfopenHookHOOK_SET_STATE)},
-		"tcp_retransmit_skb":    {k.objs.TcpRetransmitSkb, k.objs.TcpRetransmitSkb2, uint32(halfopenHookHOOK_RETRANSMIT_SKB)},
-		"tcp_retransmit_synack": {k.objs.TcpRetransmitSynack, k.objs.TcpRetransmitSynack2, uint32(halfopenHookHOOK_RETRANSMIT_SYNACK)},
-		"tcp_receive_reset":     {k.objs.TcpReceiveReset, k.objs.TcpReceiveReset2, uint32(halfopenHookHOOK_RECEIVE_RESET)},
-		"tcp_send_reset":        {k.objs.TcpSendReset, k.objs.TcpSendReset2, uint32(halfopenHookHOOK_SEND_RESET)},
+		"inet_sock_set_state":   {k.objs.InetSockSetState, k.objs.InetSockSetState2, abi.HookSetState},
+		"tcp_retransmit_skb":    {k.objs.TcpRetransmitSkb, k.objs.TcpRetransmitSkb2, abi.HookRetransmitSkb},
+		"tcp_retransmit_synack": {k.objs.TcpRetransmitSynack, k.objs.TcpRetransmitSynack2, abi.HookRetransmitSynack},
+		"tcp_receive_reset":     {k.objs.TcpReceiveReset, k.objs.TcpReceiveReset2, abi.HookReceiveReset},
+		"tcp_send_reset":        {k.objs.TcpSendReset, k.objs.TcpSendReset2, abi.HookSendReset},
 		"timer_expire_entry":    {primary: k.objs.TimerExpireEntry},
 		"timer_expire_exit":     {primary: k.objs.TimerExpireExit},
 	}
@@ -522,7 +524,7 @@ func (k *Kernel) Counters() (Counters, error) {
 		return sum, err
 	}
 	// What was counted as closed before is certain by now.
-	sum.Deaths[halfopenCauseCAUSE_CLOSED] = k.closed.raise(before.Deaths[halfopenCauseCAUSE_CLOSED], sum.NotClosed)
+	sum.Deaths[abi.CauseClosed] = k.closed.raise(before.Deaths[abi.CauseClosed], sum.NotClosed)
 	return sum, nil
 }
 
@@ -622,7 +624,7 @@ func (k *Kernel) Watch(visit func(*Conn)) error {
 	if err := k.resolvePending(); err != nil {
 		return err
 	}
-	if err := runBatches[halfopenWatch](k, k.objs.Watched, k.objs.WatchRun, visit); err != nil {
+	if err := runBatches[abi.Watch](k, k.objs.Watched, k.objs.WatchRun, visit); err != nil {
 		return fmt.Errorf("look after watched sockets: %w", err)
 	}
 	return nil
@@ -630,7 +632,7 @@ func (k *Kernel) Watch(visit func(*Conn)) error {
 
 // resolvePending has those deaths counted that nothing more will explain.
 func (k *Kernel) resolvePending() error {
-	if err := runBatches[halfopenUndecided](k, k.objs.Undecided, k.objs.ResolvePendingRun, nil); err != nil {
+	if err := runBatches[abi.Undecided](k, k.objs.Undecided, k.objs.ResolvePendingRun, nil); err != nil {
 		return fmt.Errorf("resolve pending deaths: %w", err)
 	}
 	return nil

@@ -23,6 +23,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/halfopen/halfopen/bpf/abi"
 )
 
 // hiccups returns EAGAIN and EINTR in between, as a bpf_iter may.
@@ -397,7 +399,7 @@ func TestNamespacesAreFound(t *testing.T) {
 	for end := time.Now().Add(5 * time.Second); ; {
 		ways = find()
 		f, s := ways[byFile].holder.Kind, ways[bySocket].holder.Kind
-		if uint8(f) == holderFile && uint8(s) == holderSocket {
+		if f == abi.HolderFile && s == abi.HolderSocket {
 			break
 		}
 		if time.Now().After(end) {
@@ -440,7 +442,7 @@ func TestWhatAProcessPutsInPlaceOfANamespaceIsNotOpened(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if hidden = ways[ino]; uint8(hidden.holder.Kind) == holderFile {
+		if hidden = ways[ino]; hidden.holder.Kind == abi.HolderFile {
 			break
 		}
 		if time.Now().After(end) {
@@ -576,7 +578,7 @@ func TestLongChainsAreWalkedToTheEnd(t *testing.T) {
 			between()
 			return false
 		}
-		if _, done, err := k.walk(ctx, halfopenOwnTable{}, halfopenCursor{}, &counts, nil, stop); err != nil || !done {
+		if _, done, err := k.walk(ctx, abi.OwnTable{}, abi.Cursor{}, &counts, nil, stop); err != nil || !done {
 			t.Fatalf("the walk ends early: %v", err)
 		}
 		const listen = 10
@@ -588,7 +590,7 @@ func TestLongChainsAreWalkedToTheEnd(t *testing.T) {
 	}
 	closed := 0
 	got := walk(func() {
-		var at halfopenCursor
+		var at abi.Cursor
 		if err := k.objs.WalkAt.Get(&at); err != nil || at.Passed < 256 {
 			return // not in the chain, which has more
 		}

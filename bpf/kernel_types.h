@@ -53,10 +53,14 @@ enum {
 	BPF_F_MMAPABLE = 1 << 10,
 };
 
-/* include/uapi/linux/in.h, include/linux/socket.h, include/uapi/linux/stat.h */
+/* include/linux/socket.h */
+enum address_family {
+	AF_INET = 2,
+	AF_INET6 = 10,
+};
+
+/* include/uapi/linux/in.h, include/uapi/linux/stat.h */
 #define IPPROTO_TCP 6
-#define AF_INET 2
-#define AF_INET6 10
 #define S_IFMT 0170000
 #define S_IFSOCK 0140000
 
@@ -92,11 +96,13 @@ enum tcp_state {
 /* include/net/sock.h, bit of sk_shutdown */
 #define RCV_SHUTDOWN 1
 
-/* include/net/inet_connection_sock.h, icsk_pending; 5.10 to 7.x alike. */
-#define ICSK_TIME_RETRANS 1
-#define ICSK_TIME_PROBE0 3
-#define ICSK_TIME_LOSS_PROBE 5
-#define ICSK_TIME_REO_TIMEOUT 6
+/* include/net/inet_connection_sock.h, values of icsk_pending; 5.10 to 7.x alike. */
+enum icsk_pending {
+	ICSK_TIME_RETRANS = 1,
+	ICSK_TIME_PROBE0 = 3,
+	ICSK_TIME_LOSS_PROBE = 5,
+	ICSK_TIME_REO_TIMEOUT = 6,
+};
 
 /* include/linux/tcp.h; the number moved over time, the name did not. */
 enum tsq_enum {

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/halfopen/halfopen/bpf/abi"
 )
 
 // A way leads to a network namespace: the path of a file that is one, or whoever
@@ -90,9 +92,9 @@ func (w *way) file() string {
 	switch h := w.holder; {
 	case w.path != "":
 		return w.path
-	case h.Pid == 0 || uint8(h.Kind) == holderSocket:
+	case h.Pid == 0 || h.Kind == abi.HolderSocket:
 		return ""
-	case uint8(h.Kind) == holderFile:
+	case h.Kind == abi.HolderFile:
 		return fmt.Sprintf("/proc/%d/fd/%d", h.Pid, h.Fd)
 	default:
 		return fmt.Sprintf("/proc/%d/ns/net", h.Pid)
