@@ -37,16 +37,15 @@ struct {
 static __always_inline bool watch_one(struct conn *c, __u64 key)
 {
 	const struct tcp_sock *tp = (const void *)key;
-	const bool probe = true;
 	struct watch *value, seen;
 
 	value = bpf_map_lookup_elem(&watched, &key);
 	if (!value)
 		return false;
 	seen = *value;
-	describe(c, tp, &seen, true);
+	describe(c, tp, &seen, PROBE);
 	/* What was read may be of two sockets, of which the second has its memory now. */
-	if (COOKIE(tp) != seen.cookie)
+	if (COOKIE(PROBE, tp) != seen.cookie)
 		c->cookie = 0;
 	/* A timer on another CPU may have begun a new streak meanwhile. */
 	value = bpf_map_lookup_elem(&watched, &key);

@@ -109,14 +109,15 @@ static __always_inline void risks_counted(struct census_counts *n, __u8 risks)
  * What the kernel keeps before a connection is made and after its end: less than
  * a socket, of which only the part that all have in common may be read.
  */
-static __always_inline void stub(struct conn *c, const struct sock_common *skc, const bool probe)
+static __always_inline void stub(struct conn *c, const struct sock_common *skc,
+				 const enum access how)
 {
 	__builtin_memset(c, 0, sizeof(*c));
 	c->class = CLASS_NONE;
-	c->cookie = FIELD(skc, skc_cookie.counter);
-	identify(c, skc, probe);
-	c->lport = FIELD(skc, skc_num);
-	c->state = FIELD(skc, skc_state);
+	c->cookie = READ(how, skc, skc_cookie.counter);
+	identify(c, skc, how);
+	c->lport = READ(how, skc, skc_num);
+	c->state = READ(how, skc, skc_state);
 	if (c->state == TCP_TIME_WAIT) {
 		/* Also what is left of FIN_WAIT2; ss tells them apart, too. */
 		c->state = BPF_CORE_READ((const struct inet_timewait_sock *)skc, tw_substate);
@@ -127,13 +128,14 @@ static __always_inline void stub(struct conn *c, const struct sock_common *skc, 
 }
 
 /* What the connections to a listener are going to inherit is in it, too. */
-static __always_inline void listener(struct conn *c, const struct tcp_sock *tp, const bool probe)
+static __always_inline void listener(struct conn *c, const struct tcp_sock *tp,
+				     const enum access how)
 {
-	describe(c, tp, NULL, probe);
+	describe(c, tp, NULL, how);
 	c->class = CLASS_NONE;
 	c->flags &= ~CONN_TROUBLE;
-	c->accept_queue = FIELD(tp, inet_conn.icsk_inet.sk.sk_ack_backlog);
-	c->accept_limit = FIELD(tp, inet_conn.icsk_inet.sk.sk_max_ack_backlog);
+	c->accept_queue = READ(how, tp, inet_conn.icsk_inet.sk.sk_ack_backlog);
+	c->accept_limit = READ(how, tp, inet_conn.icsk_inet.sk.sk_max_ack_backlog);
 }
 
 /*
@@ -142,7 +144,7 @@ static __always_inline void listener(struct conn *c, const struct tcp_sock *tp, 
  */
 static __always_inline bool classify(struct conn *c, const struct sock_common *skc,
 				     const struct tcp_sock *tp, __u64 cookie, __u8 state,
-				     struct watch **seen, const bool probe)
+				     struct watch **seen, const enum access how)
 {
 	bool asked = !census_cookie || census_cookie == cookie, whole;
 	struct watch *copy = *seen;
@@ -151,19 +153,19 @@ static __always_inline bool classify(struct conn *c, const struct sock_common *s
 	if (!tp || state == TCP_LISTEN || state == TCP_CLOSE) {
 		asked = asked && (census_write & (1 << CLASS_NONE)) && state != TCP_CLOSE;
 		if (asked && tp)
-			listener(c, tp, probe);
+			listener(c, tp, how);
 		else if (asked)
-			stub(c, skc, probe);
+			stub(c, skc, how);
 		c->class = CLASS_NONE;
 		return asked;
 	}
-	whole = has_outstanding(tp, probe) || (asked && (census_write & ~(1 << CLASS_TROUBLE)));
+	whole = has_outstanding(tp, how) || (asked && (census_write & ~(1 << CLASS_TROUBLE)));
 	if (whole)
 		*seen = watched_as(tp, cookie, copy);
-	fill_basic(c, tp, *seen, whole, probe);
+	fill_basic(c, tp, *seen, whole, how);
 	if (!asked || !(census_write & (1 << (c->flags & CONN_TROUBLE ? CLASS_TROUBLE : c->class))))
 		return false;
-	fill_detail(c, tp, probe);
+	fill_detail(c, tp, how);
 	return true;
 }
 
@@ -320,10 +322,10 @@ static __always_inline void collect(struct walk_batch *s)
 
 /* Returns whether to look again, since the socket has changed its state meanwhile. */
 static __always_inline bool read_socket(struct walk_batch *s, const struct sock_common *skc,
-					const struct tcp_sock *tp, const bool probe)
+					const struct tcp_sock *tp, const enum access how)
 {
-	__u64 cookie = FIELD(skc, skc_cookie.counter);
-	__u8 state = FIELD(skc, skc_state) & (TCP_MAX_STATES - 1);
+	__u64 cookie = READ(how, skc, skc_cookie.counter);
+	__u8 state = READ(how, skc, skc_state) & (TCP_MAX_STATES - 1);
 	struct watch copy, *seen = &copy;
 	__u32 netns, states, *before, n = s->records;
 	struct conn *c;
@@ -336,8 +338,8 @@ static __always_inline bool read_socket(struct walk_batch *s, const struct sock_
 		tp = NULL;
 	/* Nobody could tell apart what has no cookie. */
 	if (!cookie && ((tp && state != TCP_LISTEN) || (census_write & (1 << CLASS_NONE)))) {
-		net = FIELD(skc, skc_net.net);
-		netns = FIELD(net, ns.inum);
+		net = READ(how, skc, skc_net.net);
+		netns = READ(how, net, ns.inum);
 		before = bpf_map_lookup_elem(&no_cookie, &netns);
 		states = (before ? *before : 0) | 1 << state;
 		if (!before || *before != states)
@@ -346,14 +348,14 @@ static __always_inline bool read_socket(struct walk_batch *s, const struct sock_
 	}
 	if (only_no_cookie)
 		return false;
-	write = classify(c, skc, tp, cookie, state, &seen, probe) && cookie;
+	write = classify(c, skc, tp, cookie, state, &seen, how) && cookie;
 	/*
 	 * RCU keeps the memory, but not for whom: it may have become another socket's
 	 * (SLAB_TYPESAFE_BY_RCU), which is counted where that one is.
 	 */
-	if ((__u64)FIELD(skc, skc_cookie.counter) != cookie)
+	if ((__u64)READ(how, skc, skc_cookie.counter) != cookie)
 		return false;
-	if ((FIELD(skc, skc_state) & (TCP_MAX_STATES - 1)) != state)
+	if ((READ(how, skc, skc_state) & (TCP_MAX_STATES - 1)) != state)
 		return true;
 	count_socket(c, (__u64)skc, cookie, state, seen, write);
 	if (write)
@@ -373,8 +375,8 @@ __attribute__((noinline)) int read_socket_at(__u32 i)
 		return 0;
 	sk = s->socket[i];
 	if (casts)
-		return read_socket(s, AS(struct sock_common, sk), AS(struct tcp_sock, sk), false);
-	return read_socket(s, (const void *)sk, (const void *)sk, true);
+		return read_socket(s, AS(struct sock_common, sk), AS(struct tcp_sock, sk), DIRECT);
+	return read_socket(s, (const void *)sk, (const void *)sk, PROBE);
 }
 
 /*

@@ -242,7 +242,7 @@ static __always_inline bool decide_later(const struct sock *sk, const struct tcp
 	if (!u)
 		return false;
 	u->event.err = sk->sk_err;
-	describe(&u->event.conn, tp, seen, false);
+	describe(&u->event.conn, tp, seen, DIRECT);
 	u->event.conn.state = oldstate;
 	u->at = bpf_ktime_get_ns();
 	return true;
@@ -305,7 +305,7 @@ static __always_inline void died(const struct sock *sk, const struct tcp_sock *t
 	if (slot && slot->before.cookie)
 		e->conn = slot->before;
 	else
-		describe(&e->conn, tp, seen, false);
+		describe(&e->conn, tp, seen, DIRECT);
 	e->conn.state = oldstate;
 	bpf_ringbuf_submit(e, 0);
 	if (seen)
@@ -391,7 +391,7 @@ static __always_inline void reset_in_answer(const struct sock *sk)
 	if (seen)
 		bpf_map_delete_elem(&watched, &key);
 	e->cause = CAUSE_ABORTED;
-	describe(&e->conn, tp, NULL, false);
+	describe(&e->conn, tp, NULL, DIRECT);
 	e->conn.state = TCP_FIN_WAIT2;
 	bpf_ringbuf_submit(e, 0);
 }

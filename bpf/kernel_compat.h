@@ -247,9 +247,10 @@ static __always_inline __u64 listeners(const struct inet_hashinfo *info, __u32 *
 #pragma clang attribute pop
 
 /*
- * An address can be made one of a type, through which plain loads read; where there
- * is nothing they read 0: a35b9af4ec2c "bpf: Add a kfunc for generic type cast", 6.2.
- * Before, each read is a probe, which costs far more. Set before anything is loaded.
+ * bpf_rdonly_cast() gives an address a type, so that plain loads can read what is there,
+ * and read 0 where nothing is: a35b9af4ec2c "bpf: Add a kfunc for generic type cast",
+ * 6.2. Before, each read is a call of bpf_probe_read_kernel(), which takes far more time.
+ * Set before the programs are loaded.
  */
 const volatile bool casts = false;
 
@@ -258,7 +259,21 @@ extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id)
 
 #define AS(type, address) \
 	((const type *)bpf_rdonly_cast((const void *)(address), bpf_core_type_id_kernel(type)))
-#define READ_AT(type, address, f) \
-	(casts ? AS(type, address)->f : BPF_CORE_READ((const type *)(address), f))
+
+/* How to read through a pointer: a constant wherever READ() is used. */
+enum access {
+	DIRECT, /* a load: the verifier knows what the pointer points to */
+	PROBE, /* bpf_probe_read_kernel(): to the verifier, the pointer is a number */
+	CAST, /* likewise, but by a load where the kernel has bpf_rdonly_cast() */
+};
+
+/*
+ * Reads a field of the kernel. Code that always reads in one way may say so by p->f,
+ * which is DIRECT, or by BPF_CORE_READ(), which is PROBE and follows pointers.
+ */
+#define READ(how, p, f)                                               \
+	((how) == DIRECT	? (p)->f :                            \
+	 (how) == CAST && casts ? AS(__typeof_unqual__(*(p)), p)->f : \
+				  BPF_CORE_READ(p, f))
 
 #endif /* HALFOPEN_KERNEL_COMPAT_H */

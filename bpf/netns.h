@@ -140,7 +140,7 @@ static __always_inline int tell_netns(struct seq_file *seq, const struct net *ne
 				      __u32 fd, __u32 kind)
 {
 	struct holder h = {
-		.netns = READ_AT(struct net, net, ns.inum),
+		.netns = READ(CAST, net, ns.inum),
 		.pid = pid,
 		.fd = fd,
 		.kind = kind,
@@ -180,7 +180,7 @@ static __always_inline int netns_of_file(struct bpf_iter__task_file *ctx)
 		return 0;
 	sk = file_sock(file);
 	if (sk)
-		return tell_netns(ctx->meta->seq, READ_AT(struct sock, sk, __sk_common.skc_net.net),
+		return tell_netns(ctx->meta->seq, READ(CAST, sk, __sk_common.skc_net.net),
 				  task->tgid, ctx->fd, HOLDER_SOCKET);
 	if (BPF_CORE_READ(file, f_inode, i_sb, s_magic) != NSFS_MAGIC)
 		return 0;

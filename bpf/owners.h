@@ -26,7 +26,7 @@ static __always_inline const struct sock *file_sock(struct file *file)
 {
 	if ((__u64)file->f_op != socket_ops)
 		return NULL;
-	return READ_AT(struct socket, file->private_data, sk);
+	return READ(CAST, (const struct socket *)file->private_data, sk);
 }
 
 /* Process context: every file descriptor of every process. */
@@ -42,7 +42,7 @@ static __always_inline int owner_of(struct bpf_iter__task_file *ctx)
 	sk = file_sock(file);
 	if (!sk)
 		return 0;
-	o.cookie = READ_AT(struct sock, sk, __sk_common.skc_cookie.counter);
+	o.cookie = READ(CAST, sk, __sk_common.skc_cookie.counter);
 	if (!o.cookie || !bpf_map_lookup_elem(&wanted, &o.cookie))
 		return 0;
 	o.pid = task->tgid;
@@ -67,8 +67,8 @@ static __always_inline int assign_cookie(struct bpf_iter__task_file *ctx)
 	if (!cookie_helper || !file)
 		return 0;
 	sk = file_sock(file);
-	if (!sk || READ_AT(struct sock, sk, __sk_common.skc_cookie.counter) ||
-	    READ_AT(struct sock, sk, sk_protocol) != IPPROTO_TCP)
+	if (!sk || READ(CAST, sk, __sk_common.skc_cookie.counter) ||
+	    READ(CAST, sk, sk_protocol) != IPPROTO_TCP)
 		return 0;
 	socket = bpf_sock_from_file(file); /* 5.11 */
 	if (socket && socket->sk)

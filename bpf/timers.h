@@ -81,14 +81,15 @@ static __always_inline struct timer_slot *running_timer(const void *sk)
  * the host itself has kept it back.
  */
 static __always_inline void solicited(const struct tcp_sock *tp, __u8 evidence, bool extra,
-				      bool unsent, const bool probe)
+				      bool unsent, const enum access how)
 {
-	__u32 heard = FIELD(tp, rcv_tstamp), heard_data = FIELD(tp, inet_conn.icsk_ack.lrcvtime);
+	__u32 heard = READ(how, tp, rcv_tstamp),
+	      heard_data = READ(how, tp, inet_conn.icsk_ack.lrcvtime);
 	__u32 jiffies = (__u32)bpf_jiffies64();
-	__u32 counted = (__u32)FIELD(tp, inet_conn.icsk_probes_out) +
-			FIELD(tp, inet_conn.icsk_retransmits);
+	__u32 counted = (__u32)READ(how, tp, inet_conn.icsk_probes_out) +
+			READ(how, tp, inet_conn.icsk_retransmits);
 	struct watch next = {
-		.cookie = COOKIE(tp),
+		.cookie = COOKIE(how, tp),
 		.solicited = jiffies,
 		.heard = age(jiffies, heard_data) < age(jiffies, heard) ? heard_data : heard,
 		.sent = 1,
@@ -116,7 +117,7 @@ static __always_inline void solicited(const struct tcp_sock *tp, __u8 evidence, 
 	} else if (counted > 1) { /* a streak that began before we did */
 		struct conn c;
 
-		fill_basic(&c, tp, NULL, true, probe);
+		fill_basic(&c, tp, NULL, true, how);
 		if (c.unanswered < counted)
 			next.baseline = counted - c.unanswered;
 	}
@@ -133,7 +134,7 @@ static __always_inline void solicited(const struct tcp_sock *tp, __u8 evidence, 
 	e = reserve(EVENT_SOLICITATION);
 	if (!e)
 		return;
-	describe(&e->conn, tp, &next, probe);
+	describe(&e->conn, tp, &next, how);
 	bpf_ringbuf_submit(e, 0);
 }
 
@@ -144,7 +145,6 @@ static __always_inline int timer_entry(struct timer_list *timer)
 	const struct tcp_sock *tp;
 	struct timer_slot *slot;
 	struct watch seen;
-	bool probe = true;
 	__s64 epoch;
 	__u32 offset;
 	__u8 pending;
@@ -163,7 +163,7 @@ static __always_inline int timer_entry(struct timer_list *timer)
 	if (epoch < jiffies_epoch)
 		jiffies_epoch = epoch;
 	tp = (const void *)((__u64)timer - offset);
-	pending = FIELD(tp, inet_conn.icsk_pending);
+	pending = READ(PROBE, tp, inet_conn.icsk_pending);
 	if (fn == write_timer_fn) {
 		/* Write timers are cancelled lazily: this one is for nothing. */
 		if (!pending)
@@ -178,15 +178,15 @@ static __always_inline int timer_entry(struct timer_list *timer)
 	slot->dead = 0;
 	slot->reset = 0;
 	slot->sent = 0;
-	slot->cookie = COOKIE(tp);
+	slot->cookie = COOKIE(PROBE, tp);
 	slot->pending = pending;
-	slot->probes_out = FIELD(tp, inet_conn.icsk_probes_out);
-	slot->retransmits = FIELD(tp, inet_conn.icsk_retransmits);
-	slot->snd_wnd = FIELD(tp, snd_wnd);
-	slot->total_retrans = FIELD(tp, total_retrans);
+	slot->probes_out = READ(PROBE, tp, inet_conn.icsk_probes_out);
+	slot->retransmits = READ(PROBE, tp, inet_conn.icsk_retransmits);
+	slot->snd_wnd = READ(PROBE, tp, snd_wnd);
+	slot->total_retrans = READ(PROBE, tp, total_retrans);
 	/* It may die of this: keep what it looks like now. */
 	if (slot->probes_out || slot->retransmits)
-		describe(&slot->before, tp, watched_as(tp, slot->cookie, &seen), true);
+		describe(&slot->before, tp, watched_as(tp, slot->cookie, &seen), PROBE);
 	else
 		slot->before.cookie = 0;
 	return 0;
@@ -203,16 +203,15 @@ static __always_inline int timer_exit(struct timer_list *timer)
 	__u8 evidence = EVIDENCE_NONE;
 	const struct tcp_sock *tp;
 	bool extra = false, unsent = false;
-	bool probe = true;
 
 	if (!slot || slot->timer != (__u64)timer)
 		return 0;
 	slot->timer = 0;
 	tp = (const void *)slot->sk;
-	if (slot->dead || slot->cookie != COOKIE(tp) || STATE(tp) == TCP_CLOSE)
+	if (slot->dead || slot->cookie != COOKIE(PROBE, tp) || STATE(PROBE, tp) == TCP_CLOSE)
 		return 0;
 
-	if (FIELD(tp, inet_conn.icsk_probes_out) > slot->probes_out) {
+	if (READ(PROBE, tp, inet_conn.icsk_probes_out) > slot->probes_out) {
 		evidence = EVIDENCE_WINDOW_PROBE;
 		if (slot->fn == keepalive_timer_fn) {
 			evidence = EVIDENCE_KEEPALIVE;
@@ -221,17 +220,17 @@ static __always_inline int timer_exit(struct timer_list *timer)
 	} else if (slot->fn != write_timer_fn) {
 		return 0;
 	} else if (slot->pending == ICSK_TIME_RETRANS &&
-		   FIELD(tp, inet_conn.icsk_retransmits) > slot->retransmits) {
+		   READ(PROBE, tp, inet_conn.icsk_retransmits) > slot->retransmits) {
 		evidence = EVIDENCE_RETRANSMIT;
 		unsent = !slot->sent;
 	} else if (slot->pending == ICSK_TIME_RETRANS && slot->sent &&
-		   FIELD(tp, total_retrans) != slot->total_retrans) {
+		   READ(PROBE, tp, total_retrans) != slot->total_retrans) {
 		/* The window is closed under data in flight: a retransmission
 		 * probes it, and counts nowhere (tcp_retransmit_timer). */
 		evidence = EVIDENCE_WINDOW_PROBE;
 		extra = true;
 	} else if (slot->pending != ICSK_TIME_REO_TIMEOUT &&
-		   (FIELD(tp, inet_conn.icsk_inet.sk.sk_tsq_flags) &
+		   (READ(PROBE, tp, inet_conn.icsk_inet.sk.sk_tsq_flags) &
 		    (1UL << bpf_core_enum_value(enum tsq_enum, TCP_WRITE_TIMER_DEFERRED)))) {
 		struct deferred d = {
 			.cookie = slot->cookie,
@@ -243,7 +242,7 @@ static __always_inline int timer_exit(struct timer_list *timer)
 			COUNT(faults[FAULT_REMEMBER_FULL]);
 	}
 	if (evidence != EVIDENCE_NONE)
-		solicited(tp, evidence, extra, unsent, true);
+		solicited(tp, evidence, extra, unsent, PROBE);
 	return 0;
 }
 
@@ -319,7 +318,7 @@ static __always_inline int retransmitted(const struct sock *sk, int err)
 	if (type != RETRANSMIT_TIMEOUT)
 		return 0;
 	extra = !d.snd_wnd && !tp->inet_conn.icsk_retransmits; /* see timer_exit() */
-	solicited(tp, extra ? EVIDENCE_WINDOW_PROBE : EVIDENCE_RETRANSMIT, extra, false, false);
+	solicited(tp, extra ? EVIDENCE_WINDOW_PROBE : EVIDENCE_RETRANSMIT, extra, false, DIRECT);
 	return 0;
 }
 
