@@ -13,7 +13,7 @@ _Static_assert((BATCH_MAX & (BATCH_MAX - 1)) == 0, "an index is masked with BATC
 
 /*
  * The input and output of one run: user space writes the keys of entries of watched or
- * undecided, runs the program, and reads the records. One run at a time.
+ * pending_deaths, runs the program, and reads the records. One run at a time.
  */
 struct batch {
 	__u32 keys;
@@ -121,15 +121,15 @@ __attribute__((noinline)) int resolve_pending_at(__u32 i)
 {
 	__u32 zero = 0;
 	struct batch *b = bpf_map_lookup_elem(&batch, &zero);
-	struct undecided *u;
+	struct pending_death *u;
 	__u64 key;
 
 	if (!b || i >= BATCH_MAX)
 		return 0;
 	key = b->key[i];
-	u = bpf_map_lookup_elem(&undecided, &key);
-	if (u && u->at && bpf_ktime_get_ns() - u->at >= DECIDED_NS)
-		decided(u, &key, CAUSE_RESET_BY_PEER);
+	u = bpf_map_lookup_elem(&pending_deaths, &key);
+	if (u && u->at && bpf_ktime_get_ns() - u->at >= PENDING_NS)
+		resolve(u, &key, CAUSE_RESET_BY_PEER);
 	return 0;
 }
 

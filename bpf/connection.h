@@ -252,8 +252,8 @@ static __always_inline void fill_basic(struct conn *c, const struct tcp_sock *tp
 }
 
 /* Fills in how often the kernel retransmits, which depends on the state. */
-static __always_inline void retries(struct conn *c, const struct tcp_sock *tp,
-				    const struct net *net, const enum access how)
+static __always_inline void fill_retries(struct conn *c, const struct tcp_sock *tp,
+					 const struct net *net, const enum access how)
 {
 	if (c->state == TCP_SYN_SENT || c->state == TCP_SYN_RECV) {
 		c->retries = READ(how, tp, inet_conn.icsk_syn_retries);
@@ -272,8 +272,8 @@ static __always_inline void retries(struct conn *c, const struct tcp_sock *tp,
 }
 
 /* Fills in the fields that identify a socket of any kind, except lport. */
-static __always_inline void identify(struct conn *c, const struct sock_common *skc,
-				     const enum access how)
+static __always_inline void fill_identity(struct conn *c, const struct sock_common *skc,
+					  const enum access how)
 {
 	const struct net *net = READ(how, skc, skc_net.net);
 
@@ -308,7 +308,7 @@ static __always_inline void fill_detail(struct conn *c, const struct tcp_sock *t
 		c->flags |= CONN_UNACCEPTED;
 	c->cgroup = cgroup_of(tp);
 	c->uid = READ(how, tp, inet_conn.icsk_inet.sk.sk_uid.val);
-	identify(c, &tp->inet_conn.icsk_inet.sk.__sk_common, how);
+	fill_identity(c, &tp->inet_conn.icsk_inet.sk.__sk_common, how);
 	/* The time of fill_basic(), which may be a while ago after an interrupt. */
 	epoch = epoch_now();
 	c->at = epoch + c->jiffies * TICK_NSEC;
@@ -340,7 +340,7 @@ static __always_inline void fill_detail(struct conn *c, const struct tcp_sock *t
 	c->keepalive_expires = expires_at(tp, keepalive_timer_offset(), &c->keepalive_level);
 	c->write_expires = expires_at(tp, write_timer_offset(), &c->write_level);
 	c->retries2 = READ(how, net, ipv4.sysctl_tcp_retries2);
-	retries(c, tp, net, how);
+	fill_retries(c, tp, net, how);
 
 	if (BPF_CORE_READ_BITFIELD_PROBED(tp, thin_lto))
 		c->flags |= CONN_THIN_SET;

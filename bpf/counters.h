@@ -46,7 +46,7 @@ struct {
 	__type(value, struct rate);
 } rates SEC(".maps");
 
-static __always_inline struct counters *count(void)
+static __always_inline struct counters *cpu_counters(void)
 {
 	__u32 zero = 0;
 
@@ -56,7 +56,7 @@ static __always_inline struct counters *count(void)
 /* Adds 1 to a counter. Atomically, since a softirq may interrupt process context. */
 #define COUNT(field)                                             \
 	do {                                                     \
-		struct counters *count_ = count();               \
+		struct counters *count_ = cpu_counters();        \
 		if (count_)                                      \
 			__sync_fetch_and_add(&count_->field, 1); \
 	} while (0)

@@ -11,7 +11,7 @@
 #define RESET_FRESH_NS 1000000000ULL
 
 /* The kernel answers data after close with a reset within this time. */
-#define DECIDED_NS 50000000ULL
+#define PENDING_NS 50000000ULL
 
 /* A reset that a socket has received. */
 struct reset {
@@ -33,7 +33,7 @@ struct {
 } resets SEC(".maps");
 
 /* A pending death: one whose cause depends on what happens next. */
-struct undecided {
+struct pending_death {
 	__u64 at; /* ns of CLOCK_MONOTONIC; 0: not filled in yet */
 	struct event event;
 };
@@ -49,8 +49,8 @@ struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, REMEMBER_MAX);
 	__type(key, __u64);
-	__type(value, struct undecided);
-} undecided SEC(".maps");
+	__type(value, struct pending_death);
+} pending_deaths SEC(".maps");
 
 /* The cause if the write timer gave up, in softirq or deferred: tcp_write_err(). */
 static __always_inline __u32 write_timeout_cause(const struct tcp_sock *tp,
@@ -213,7 +213,7 @@ static __always_inline __u32 cause_of(const struct sock *sk, const struct tcp_so
 	} while (0)
 
 /* Counts a pending death, and sends its event. */
-static __always_inline void decided(struct undecided *u, __u64 *key, __u32 cause)
+static __always_inline void resolve(struct pending_death *u, __u64 *key, __u32 cause)
 {
 	struct event *e;
 
@@ -225,25 +225,25 @@ static __always_inline void decided(struct undecided *u, __u64 *key, __u32 cause
 		e->cause = cause;
 		bpf_ringbuf_submit(e, 0);
 	}
-	bpf_map_delete_elem(&undecided, key);
+	bpf_map_delete_elem(&pending_deaths, key);
 }
 
 /* Makes a death pending. Returns false if there is no room: its cause stays unknown. */
-static __always_inline bool decide_later(const struct sock *sk, const struct tcp_sock *tp,
+static __always_inline bool make_pending(const struct sock *sk, const struct tcp_sock *tp,
 					 int oldstate, const struct watch *seen)
 {
-	static const struct undecided none;
+	static const struct pending_death none;
 	__u64 key = (__u64)sk;
-	struct undecided *u;
+	struct pending_death *u;
 
-	u = bpf_map_lookup_elem(&undecided, &key);
+	u = bpf_map_lookup_elem(&pending_deaths, &key);
 	if (u) /* of an earlier socket at this address */
-		decided(u, &key, CAUSE_RESET_BY_PEER);
-	if (bpf_map_update_elem(&undecided, &key, &none, BPF_ANY)) {
+		resolve(u, &key, CAUSE_RESET_BY_PEER);
+	if (bpf_map_update_elem(&pending_deaths, &key, &none, BPF_ANY)) {
 		COUNT(faults[FAULT_REMEMBER_FULL]);
 		return false;
 	}
-	u = bpf_map_lookup_elem(&undecided, &key);
+	u = bpf_map_lookup_elem(&pending_deaths, &key);
 	if (!u)
 		return false;
 	u->event.err = sk->sk_err;
@@ -272,7 +272,7 @@ static __always_inline void died(const struct sock *sk, const struct tcp_sock *t
 	seen = watched_as(sk, sk->__sk_common.skc_cookie.counter, &copy);
 	if (cause == CAUSE_RESET_BY_PEER && (sk->sk_shutdown & RCV_SHUTDOWN) &&
 	    (oldstate == TCP_FIN_WAIT1 || oldstate == TCP_FIN_WAIT2)) {
-		if (decide_later(sk, tp, oldstate, seen)) {
+		if (make_pending(sk, tp, oldstate, seen)) {
 			if (seen)
 				bpf_map_delete_elem(&watched, &key);
 			return;
@@ -365,19 +365,19 @@ static __always_inline void reset_in_answer(const struct sock *sk)
 	const struct tcp_sock *tp;
 	__u64 key = (__u64)sk;
 	struct watch copy, *seen;
-	struct undecided *u;
+	struct pending_death *u;
 	struct event *e;
 
 	tp = bpf_skc_to_tcp_sock((void *)sk);
 	if (!tp || sk->__sk_common.skc_state != TCP_CLOSE)
 		return;
-	u = bpf_map_lookup_elem(&undecided, &key);
+	u = bpf_map_lookup_elem(&pending_deaths, &key);
 	if (u && u->event.conn.cookie == (__u64)sk->__sk_common.skc_cookie.counter) {
-		decided(u, &key, CAUSE_ABORTED);
+		resolve(u, &key, CAUSE_ABORTED);
 		return;
 	}
 	if (u) /* of an earlier socket at this address */
-		decided(u, &key, CAUSE_RESET_BY_PEER);
+		resolve(u, &key, CAUSE_RESET_BY_PEER);
 	if (sk->sk_err || tp->linger2 < 0 || !(sk->__sk_common.skc_flags & (1 << SOCK_DEAD)))
 		return;
 	COUNT(not_closed);

@@ -24,11 +24,11 @@ const (
 	halfopenMapFound                 = "found"
 	halfopenMapNetnsList             = "netns_list"
 	halfopenMapNoCookie              = "no_cookie"
+	halfopenMapPendingDeaths         = "pending_deaths"
 	halfopenMapPrimaryMarks          = "primary_marks"
 	halfopenMapRates                 = "rates"
 	halfopenMapResets                = "resets"
 	halfopenMapTimerSlots            = "timer_slots"
-	halfopenMapUndecided             = "undecided"
 	halfopenMapWalkBatch             = "walk_batch"
 	halfopenMapWanted                = "wanted"
 	halfopenMapWatched               = "watched"
@@ -154,22 +154,22 @@ type halfopenProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type halfopenMapSpecs struct {
-	Batch        *ebpf.MapSpec `ebpf:"batch"`
-	CensusCounts *ebpf.MapSpec `ebpf:"census_counts"`
-	Counts       *ebpf.MapSpec `ebpf:"counts"`
-	Deferred     *ebpf.MapSpec `ebpf:"deferred"`
-	Events       *ebpf.MapSpec `ebpf:"events"`
-	Found        *ebpf.MapSpec `ebpf:"found"`
-	NetnsList    *ebpf.MapSpec `ebpf:"netns_list"`
-	NoCookie     *ebpf.MapSpec `ebpf:"no_cookie"`
-	PrimaryMarks *ebpf.MapSpec `ebpf:"primary_marks"`
-	Rates        *ebpf.MapSpec `ebpf:"rates"`
-	Resets       *ebpf.MapSpec `ebpf:"resets"`
-	TimerSlots   *ebpf.MapSpec `ebpf:"timer_slots"`
-	Undecided    *ebpf.MapSpec `ebpf:"undecided"`
-	WalkBatch    *ebpf.MapSpec `ebpf:"walk_batch"`
-	Wanted       *ebpf.MapSpec `ebpf:"wanted"`
-	Watched      *ebpf.MapSpec `ebpf:"watched"`
+	Batch         *ebpf.MapSpec `ebpf:"batch"`
+	CensusCounts  *ebpf.MapSpec `ebpf:"census_counts"`
+	Counts        *ebpf.MapSpec `ebpf:"counts"`
+	Deferred      *ebpf.MapSpec `ebpf:"deferred"`
+	Events        *ebpf.MapSpec `ebpf:"events"`
+	Found         *ebpf.MapSpec `ebpf:"found"`
+	NetnsList     *ebpf.MapSpec `ebpf:"netns_list"`
+	NoCookie      *ebpf.MapSpec `ebpf:"no_cookie"`
+	PendingDeaths *ebpf.MapSpec `ebpf:"pending_deaths"`
+	PrimaryMarks  *ebpf.MapSpec `ebpf:"primary_marks"`
+	Rates         *ebpf.MapSpec `ebpf:"rates"`
+	Resets        *ebpf.MapSpec `ebpf:"resets"`
+	TimerSlots    *ebpf.MapSpec `ebpf:"timer_slots"`
+	WalkBatch     *ebpf.MapSpec `ebpf:"walk_batch"`
+	Wanted        *ebpf.MapSpec `ebpf:"wanted"`
+	Watched       *ebpf.MapSpec `ebpf:"watched"`
 }
 
 // halfopenVariableSpecs contains global variables before they are loaded into the kernel.
@@ -228,22 +228,22 @@ func (o *halfopenObjects) Close() error {
 //
 // It can be passed to loadHalfopenObjects or ebpf.CollectionSpec.LoadAndAssign.
 type halfopenMaps struct {
-	Batch        *ebpf.Map `ebpf:"batch"`
-	CensusCounts *ebpf.Map `ebpf:"census_counts"`
-	Counts       *ebpf.Map `ebpf:"counts"`
-	Deferred     *ebpf.Map `ebpf:"deferred"`
-	Events       *ebpf.Map `ebpf:"events"`
-	Found        *ebpf.Map `ebpf:"found"`
-	NetnsList    *ebpf.Map `ebpf:"netns_list"`
-	NoCookie     *ebpf.Map `ebpf:"no_cookie"`
-	PrimaryMarks *ebpf.Map `ebpf:"primary_marks"`
-	Rates        *ebpf.Map `ebpf:"rates"`
-	Resets       *ebpf.Map `ebpf:"resets"`
-	TimerSlots   *ebpf.Map `ebpf:"timer_slots"`
-	Undecided    *ebpf.Map `ebpf:"undecided"`
-	WalkBatch    *ebpf.Map `ebpf:"walk_batch"`
-	Wanted       *ebpf.Map `ebpf:"wanted"`
-	Watched      *ebpf.Map `ebpf:"watched"`
+	Batch         *ebpf.Map `ebpf:"batch"`
+	CensusCounts  *ebpf.Map `ebpf:"census_counts"`
+	Counts        *ebpf.Map `ebpf:"counts"`
+	Deferred      *ebpf.Map `ebpf:"deferred"`
+	Events        *ebpf.Map `ebpf:"events"`
+	Found         *ebpf.Map `ebpf:"found"`
+	NetnsList     *ebpf.Map `ebpf:"netns_list"`
+	NoCookie      *ebpf.Map `ebpf:"no_cookie"`
+	PendingDeaths *ebpf.Map `ebpf:"pending_deaths"`
+	PrimaryMarks  *ebpf.Map `ebpf:"primary_marks"`
+	Rates         *ebpf.Map `ebpf:"rates"`
+	Resets        *ebpf.Map `ebpf:"resets"`
+	TimerSlots    *ebpf.Map `ebpf:"timer_slots"`
+	WalkBatch     *ebpf.Map `ebpf:"walk_batch"`
+	Wanted        *ebpf.Map `ebpf:"wanted"`
+	Watched       *ebpf.Map `ebpf:"watched"`
 }
 
 func (m *halfopenMaps) Close() error {
@@ -256,11 +256,11 @@ func (m *halfopenMaps) Close() error {
 		m.Found,
 		m.NetnsList,
 		m.NoCookie,
+		m.PendingDeaths,
 		m.PrimaryMarks,
 		m.Rates,
 		m.Resets,
 		m.TimerSlots,
-		m.Undecided,
 		m.WalkBatch,
 		m.Wanted,
 		m.Watched,

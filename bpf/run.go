@@ -62,7 +62,7 @@ func (k *Kernel) Watch(visit func(*abi.Conn)) error {
 // resolvePending has the programs count those pending deaths whose cause is certain,
 // since no event can change it any more.
 func (k *Kernel) resolvePending() error {
-	if err := runBatches[abi.Undecided](k, k.objs.Undecided, k.objs.ResolvePendingRun, nil); err != nil {
+	if err := runBatches[abi.PendingDeath](k, k.objs.PendingDeaths, k.objs.ResolvePendingRun, nil); err != nil {
 		return fmt.Errorf("resolve pending deaths: %w", err)
 	}
 	return nil

@@ -193,8 +193,8 @@ type Watch struct {
 	During    uint8
 }
 
-// Undecided is a death whose cause is not known yet.
-type Undecided struct {
+// PendingDeath is a death whose cause is not certain yet.
+type PendingDeath struct {
 	_     structs.HostLayout
 	At    uint64
 	Event Event

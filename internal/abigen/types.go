@@ -42,8 +42,8 @@ Batch is the input and output of one run over watched sockets or pending deaths:
 entries of Key, and Records entries of Record.`},
 	{"watch", `
 Watch is what the programs remember of a socket that they watch.`},
-	{"undecided", `
-Undecided is a death whose cause is not known yet.`},
+	{"pending_death", `
+PendingDeath is a death whose cause is not certain yet.`},
 }
 
 // An enum is a C enum that becomes constants. The Go name of each is kind, and the
