@@ -28,7 +28,7 @@ static __always_inline void learn_tables(struct task_struct *task)
 	shared_info = (__u64)info;
 	ehash = (__u64)BPF_CORE_READ(info, ehash);
 	ehash_chains = BPF_CORE_READ(info, ehash_mask) + 1;
-	lhash = listeners(info, &chains);
+	lhash = listeners_of(info, &chains);
 	lhash_chains = chains;
 }
 
