@@ -98,7 +98,7 @@ static __always_inline void count_risks(struct census_counts *n, __u8 risks)
 {
 	__u32 i;
 
-	for (i = 0; i < RISK_MAX; i++)
+	for (i = 0; i < RISK_SLOTS; i++)
 		if (risks & (1 << i))
 			n->risks[i]++;
 }
@@ -183,7 +183,7 @@ static __always_inline void count_socket(const struct conn *c, __u64 sk, __u64 c
 	n = bpf_map_lookup_elem(&census_counts, &zero);
 	if (!n)
 		return;
-	n->sockets[state][trouble ? CLASS_TROUBLE : c->class & (CLASS_MAX - 1)]++;
+	n->sockets[state][trouble ? CLASS_TROUBLE : c->class & (CLASS_SLOTS - 1)]++;
 	if (c->class == CLASS_NONE)
 		return;
 	if (state == TCP_ESTABLISHED && c->idle != AGE_NONE)

@@ -151,7 +151,7 @@ func (s *cookieSearch) complete(res *CensusResult, noCookie map[uint32]uint32) {
 // for long, and begins no other search until this one has ended.
 func (k *Kernel) assignCookies(ctx context.Context, write uint32) time.Duration {
 	s := &k.cookies
-	stubs := write&(1<<ClassNone) != 0
+	stubs := write&(1<<abi.ClassNone) != 0
 	s.Lock()
 	if s.succeeded && !stubs && (!s.noCookie || time.Now().Before(s.due)) {
 		s.Unlock()

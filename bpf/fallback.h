@@ -27,7 +27,7 @@ struct primary_mark {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, HOOK_MAX);
+	__uint(max_entries, HOOK_SLOTS);
 	__type(key, __u32);
 	__type(value, struct primary_mark);
 } primary_marks SEC(".maps");

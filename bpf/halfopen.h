@@ -21,6 +21,12 @@ struct cursor {
 	__u32 restarts; /* how often the walk has begun this chain again */
 };
 
+/*
+ * Enums that are indices end with the number of their values, X_MAX. An array by such an
+ * index has X_SLOTS elements: where that is a power of two, the programs mask the index
+ * with X_SLOTS - 1, so that every verifier knows its bound.
+ */
+
 /* The kind of solicitation that stayed unanswered; contract: evidence. */
 enum evidence {
 	EVIDENCE_NONE,
@@ -47,7 +53,7 @@ enum cause {
 	CAUSE_CLOSED,
 	CAUSE_MAX,
 };
-#define CAUSE_SLOTS 16 /* a power of two: an index is masked with CAUSE_SLOTS - 1 */
+#define CAUSE_SLOTS 16 /* a power of two */
 _Static_assert(CAUSE_MAX <= CAUSE_SLOTS, "struct counters has no room for every cause");
 
 /*
@@ -61,9 +67,10 @@ enum class {
 	CLASS_IDLE,
 	CLASS_UNGUARDED,
 	CLASS_TROUBLE, /* CONN_TROUBLE is set; only an index of struct census_counts */
-	CLASS_MAX = 8, /* a power of two: an index is masked with CLASS_MAX - 1 */
+	CLASS_MAX,
 };
-_Static_assert(CLASS_TROUBLE < CLASS_MAX, "struct census_counts has no room for every class");
+#define CLASS_SLOTS 8 /* a power of two */
+_Static_assert(CLASS_MAX <= CLASS_SLOTS, "struct census_counts has no room for every class");
 
 /* Contract: risk. Bits of struct conn's risks, and indices of struct census_counts. */
 enum risk {
@@ -72,9 +79,10 @@ enum risk {
 	RISK_USER_TIMEOUT_OVERRIDES_KEEPCNT,
 	RISK_KEEPALIVE_MASKED_BY_UNACKED_DATA,
 	RISK_CLOSE_WAIT_LEAK,
-	RISK_MAX = 8,
+	RISK_MAX,
 };
-_Static_assert(RISK_CLOSE_WAIT_LEAK < RISK_MAX, "struct conn's risks has no bit for every risk");
+#define RISK_SLOTS 8 /* struct conn's risks has so many bits */
+_Static_assert(RISK_MAX <= RISK_SLOTS, "struct conn has no bit for every risk");
 
 /* Bits of struct conn's flags. */
 enum conn_flag {
@@ -165,7 +173,7 @@ enum event_type {
 	EVENT_DEATH,
 	EVENT_MAX,
 };
-#define EVENT_SLOTS 4 /* a power of two: an index is masked with EVENT_SLOTS - 1 */
+#define EVENT_SLOTS 4 /* a power of two */
 _Static_assert(EVENT_MAX <= EVENT_SLOTS, "struct counters has no room for every event type");
 
 /* A record of the ring buffer. */
@@ -185,9 +193,10 @@ enum retransmit_type {
 	RETRANSMIT_TAIL_LOSS_PROBE,
 	RETRANSMIT_SYN,
 	RETRANSMIT_SYNACK,
-	RETRANSMIT_MAX = 8, /* a power of two: an index is masked with RETRANSMIT_MAX - 1 */
+	RETRANSMIT_MAX,
 };
-_Static_assert(RETRANSMIT_SYNACK < RETRANSMIT_MAX, "struct counters has no room for every type");
+#define RETRANSMIT_SLOTS 8 /* a power of two */
+_Static_assert(RETRANSMIT_MAX <= RETRANSMIT_SLOTS, "struct counters has no room for every type");
 
 /* The tracepoints that have a fallback program, see TP_WITH_FALLBACK. */
 enum hook {
@@ -196,9 +205,10 @@ enum hook {
 	HOOK_RETRANSMIT_SYNACK,
 	HOOK_RECEIVE_RESET,
 	HOOK_SEND_RESET,
-	HOOK_MAX = 8,
+	HOOK_MAX,
 };
-_Static_assert(HOOK_SEND_RESET < HOOK_MAX, "struct counters has no room for every hook");
+#define HOOK_SLOTS 8
+_Static_assert(HOOK_MAX <= HOOK_SLOTS, "struct counters has no room for every hook");
 
 /* Failures inside the programs; each is a metric. */
 enum fault {
@@ -207,30 +217,31 @@ enum fault {
 	FAULT_REMEMBER_FULL, /* no room for a deferred write timer, a reset, or a death */
 	FAULT_CENSUS_FULL, /* the census left out the rest of a chain, or a namespace whose
 			      sockets have no cookies */
-	FAULT_MAX = 8,
+	FAULT_MAX,
 };
-_Static_assert(FAULT_CENSUS_FULL < FAULT_MAX, "struct counters has no room for every fault");
+#define FAULT_SLOTS 8
+_Static_assert(FAULT_MAX <= FAULT_SLOTS, "struct counters has no room for every fault");
 
 /* The counters of one CPU. They only grow; user space sums them up. */
 struct counters {
 	__u64 deaths[CAUSE_SLOTS];
 	__u64 not_closed; /* deaths in deaths[CAUSE_CLOSED] that turned out to be others */
-	__u64 retransmits[RETRANSMIT_MAX];
+	__u64 retransmits[RETRANSMIT_SLOTS];
 	__u64 probes_sent; /* keepalive probes */
 	__u64 probes_answered;
 	__u64 events[EVENT_SLOTS]; /* written to the ring buffer */
 	__u64 lost[EVENT_SLOTS]; /* the ring buffer was full */
 	__u64 suppressed[EVENT_SLOTS]; /* over the rate limit */
-	__u64 faults[FAULT_MAX];
-	__u64 fallbacks[HOOK_MAX]; /* the fallback ran, since the kernel skipped the primary */
+	__u64 faults[FAULT_SLOTS];
+	__u64 fallbacks[HOOK_SLOTS]; /* the fallback ran, since the kernel skipped the primary */
 };
 
 #define IDLE_BUCKETS 24
 
 /* The counts of one census. One walk at a time writes them. */
 struct census_counts {
-	__u64 sockets[TCP_MAX_STATES][CLASS_MAX];
-	__u64 risks[RISK_MAX];
+	__u64 sockets[TCP_MAX_STATES][CLASS_SLOTS];
+	__u64 risks[RISK_SLOTS];
 	/* Established connections by idle time, not cumulative; the bounds are idle_bounds,
 	 * and the bucket after the last bound counts those above it. */
 	__u64 idle[IDLE_BUCKETS];

@@ -51,10 +51,10 @@ func FuzzReadRecords(f *testing.F) {
 	f.Fuzz(func(t *testing.T, count uint16, cut uint8) {
 		var stream bytes.Buffer
 		for i := range count {
-			o := Owner{Cookie: uint64(i) + 1, Pid: uint32(i)}
+			o := abi.Owner{Cookie: uint64(i) + 1, Pid: uint32(i)}
 			stream.Write(bytesOf(&o))
 		}
-		const size = int(unsafe.Sizeof(Owner{}))
+		const size = int(unsafe.Sizeof(abi.Owner{}))
 		stream.Truncate(max(0, stream.Len()-int(cut)%size))
 		whole, rest := stream.Len()/size, stream.Len()%size
 		for name, r := range map[string]io.Reader{
@@ -64,7 +64,7 @@ func FuzzReadRecords(f *testing.F) {
 			"end early":  iotest.DataErrReader(bytes.NewReader(stream.Bytes())),
 			"hiccupping": &hiccups{r: bytes.NewReader(stream.Bytes())},
 		} {
-			var o Owner
+			var o abi.Owner
 			got := 0
 			err := readRecords(r, bytesOf(&o), func() {
 				got++
@@ -145,22 +145,22 @@ func TestWhatAConnectionLooksLike(t *testing.T) {
 	k := load(t, Options{})
 	client, _ := pair(t)
 	cookie, fd := cookieOf(t, client)
-	var found []Conn
-	if _, err := k.Find(context.Background(), cookie, func(c *Conn) { found = append(found, *c) }); err != nil {
+	var found []abi.Conn
+	if _, err := k.Find(context.Background(), cookie, func(c *abi.Conn) { found = append(found, *c) }); err != nil {
 		t.Fatal(err)
 	}
 	if len(found) != 1 {
 		t.Fatalf("%d connections have cookie %x", len(found), cookie)
 	}
 	c := &found[0]
-	if Local(c).String() != client.LocalAddr().String() || Remote(c).String() != client.RemoteAddr().String() {
-		t.Errorf("%v to %v, expected %v to %v", Local(c), Remote(c), client.LocalAddr(), client.RemoteAddr())
+	if c.Local().String() != client.LocalAddr().String() || c.Remote().String() != client.RemoteAddr().String() {
+		t.Errorf("%v to %v, expected %v to %v", c.Local(), c.Remote(), client.LocalAddr(), client.RemoteAddr())
 	}
-	if c.State != StateEstablished || c.Class != ClassActive || c.Flags&(ConnTrouble|ConnOrphan|ConnUnaccepted) != 0 {
+	if c.State != abi.StateEstablished || c.Class != abi.ClassActive || c.Flags&(abi.ConnTrouble|abi.ConnOrphan|abi.ConnUnaccepted) != 0 {
 		t.Errorf("state %d, class %d, flags %#x", c.State, c.Class, c.Flags)
 	}
 	// HZ was learned, and this is in jiffies: Go sets 15 s on every connection.
-	if got := time.Duration(c.KeepaliveIntvl) * time.Second / time.Duration(k.HZ()); got != 15*time.Second || c.Flags&ConnKeepaliveIntvlSet == 0 {
+	if got := time.Duration(c.KeepaliveIntvl) * time.Second / time.Duration(k.HZ()); got != 15*time.Second || c.Flags&abi.ConnKeepaliveIntvlSet == 0 {
 		t.Errorf("keepalive interval is %v", got)
 	}
 
@@ -235,7 +235,7 @@ func TestCookiesThatOurProgramsCannotGive(t *testing.T) {
 		t.Errorf("there are sockets without a cookie in %v, error %v; expected %d", noCookie, err, ino)
 	}
 	found := make(map[uint64]int)
-	res, err := k.Census(context.Background(), []uint8{ClassActive, ClassNone}, func(c *Conn) {
+	res, err := k.Census(context.Background(), []uint8{abi.ClassActive, abi.ClassNone}, func(c *abi.Conn) {
 		if uint64(c.Netns) == ino {
 			found[c.Cookie]++
 		}
@@ -272,7 +272,7 @@ func TestFlushDeliversAndReturns(t *testing.T) {
 	}
 	var causes []uint8
 	for {
-		var e Event
+		var e abi.Event
 		err := k.ReadEvent(&e)
 		if errors.Is(err, ErrFlushed) {
 			break
@@ -280,17 +280,17 @@ func TestFlushDeliversAndReturns(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if e.Type == EventDeath && e.Conn.Cookie == cookie {
+		if e.Type == abi.EventDeath && e.Conn.Cookie == cookie {
 			causes = append(causes, e.Cause)
 		}
 	}
-	if !slices.Equal(causes, []uint8{CauseResetByPeer}) {
+	if !slices.Equal(causes, []uint8{abi.CauseResetByPeer}) {
 		t.Errorf("causes of the death are %v", causes)
 	}
 	if err := k.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := k.ReadEvent(new(Event)); !errors.Is(err, os.ErrClosed) {
+	if err := k.ReadEvent(new(abi.Event)); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("after Close: %v", err)
 	}
 }
@@ -315,7 +315,7 @@ func TestTracepointsAreThoseAttached(t *testing.T) {
 func TestJiffies(t *testing.T) {
 	k := &Kernel{hz: 1000}
 	for d, want := range map[time.Duration]uint32{
-		time.Second: 1000, time.Microsecond: 1, 0: 1, 200 * 365 * 24 * time.Hour: AgeNone - 1,
+		time.Second: 1000, time.Microsecond: 1, 0: 1, 200 * 365 * 24 * time.Hour: abi.AgeNone - 1,
 	} {
 		if got := k.jiffies(d); got != want {
 			t.Errorf("%v is %d jiffies, expected %d", d, got, want)
@@ -567,7 +567,7 @@ func TestLongChainsAreWalkedToTheEnd(t *testing.T) {
 		defer k.census.Unlock()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		var counts CensusCounts
+		var counts abi.CensusCounts
 		if err := k.objs.CensusWrite.Set(uint32(0)); err != nil {
 			t.Fatal(err)
 		}
@@ -578,7 +578,7 @@ func TestLongChainsAreWalkedToTheEnd(t *testing.T) {
 		if _, done, err := k.walk(ctx, abi.OwnTable{}, abi.Cursor{}, &counts, nil, stop); err != nil || !done {
 			t.Fatalf("the walk ends early: %v", err)
 		}
-		return int(counts.Sockets[StateListen][ClassNone])
+		return int(counts.Sockets[abi.StateListen][abi.ClassNone])
 	}
 	all := walk(func() {})
 	if all < many {

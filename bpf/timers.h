@@ -319,7 +319,7 @@ static __always_inline int retransmitted(const struct sock *sk, int err)
 		else if (d.pending == ICSK_TIME_LOSS_PROBE && (running || probing_late(tp)))
 			type = RETRANSMIT_TAIL_LOSS_PROBE;
 	}
-	COUNT(retransmits[type & (RETRANSMIT_MAX - 1)]);
+	COUNT(retransmits[type & (RETRANSMIT_SLOTS - 1)]);
 	if (running || !d.cookie || type == RETRANSMIT_FAST)
 		return 0;
 	bpf_map_delete_elem(&deferred, &key);
