@@ -145,24 +145,25 @@ static __always_inline bool classify(struct conn *c, const struct sock_common *s
 				     const struct tcp_sock *tp, __u64 cookie, __u8 state,
 				     struct watch **seen, const enum access how)
 {
-	bool asked = !census_cookie || census_cookie == cookie, whole;
+	bool selected = !census_cookie || census_cookie == cookie, complete;
 	struct watch *copy = *seen;
 
 	*seen = NULL;
 	if (!tp || state == TCP_LISTEN || state == TCP_CLOSE) {
-		asked = asked && (census_write & (1 << CLASS_NONE)) && state != TCP_CLOSE;
-		if (asked && tp)
+		selected = selected && (census_write & (1 << CLASS_NONE)) && state != TCP_CLOSE;
+		if (selected && tp)
 			fill_listener(c, tp, how);
-		else if (asked)
+		else if (selected)
 			fill_stub(c, skc, how);
 		c->class = CLASS_NONE;
-		return asked;
+		return selected;
 	}
-	whole = has_outstanding(tp, how) || (asked && (census_write & ~(1 << CLASS_TROUBLE)));
-	if (whole)
+	complete = has_outstanding(tp, how) || (selected && (census_write & ~(1 << CLASS_TROUBLE)));
+	if (complete)
 		*seen = watched_as(tp, cookie, copy);
-	fill_basic(c, tp, *seen, whole, how);
-	if (!asked || !(census_write & (1 << (c->flags & CONN_TROUBLE ? CLASS_TROUBLE : c->class))))
+	fill_basic(c, tp, *seen, complete, how);
+	if (!selected ||
+	    !(census_write & (1 << (c->flags & CONN_TROUBLE ? CLASS_TROUBLE : c->class))))
 		return false;
 	fill_detail(c, tp, how);
 	return true;

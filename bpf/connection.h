@@ -190,12 +190,13 @@ static __always_inline void fill_unanswered(struct conn *c, const struct tcp_soc
 
 /*
  * Fills in what a verdict depends on. The census does this for every socket. tp is any
- * full TCP socket; seen is its watch entry, or NULL. If whole is false, the socket waits
+ * full TCP socket; seen is its watch entry, or NULL. If complete is false, the socket waits
  * for nothing, and only its state, class, risks and idle time are filled in: each field
  * that is read may be a cache miss, and these make up most of the time of a census.
  */
 static __always_inline void fill_basic(struct conn *c, const struct tcp_sock *tp,
-				       const struct watch *seen, bool whole, const enum access how)
+				       const struct watch *seen, bool complete,
+				       const enum access how)
 {
 	const struct net *net = READ(how, tp, inet_conn.icsk_inet.sk.__sk_common.skc_net.net);
 	__u32 heard_data, sent, now, v;
@@ -212,7 +213,7 @@ static __always_inline void fill_basic(struct conn *c, const struct tcp_sock *tp
 		c->flags |= CONN_KEEPALIVE;
 	if (flags & (1 << SOCK_DEAD))
 		c->flags |= CONN_ORPHAN;
-	if (whole || (c->flags & CONN_KEEPALIVE)) {
+	if (complete || (c->flags & CONN_KEEPALIVE)) {
 		c->user_timeout = READ(how, tp, inet_conn.icsk_user_timeout);
 		v = READ(how, tp, keepalive_time);
 		if (v)
@@ -226,7 +227,7 @@ static __always_inline void fill_basic(struct conn *c, const struct tcp_sock *tp
 	v = sent ? age(now, sent) : AGE_NONE;
 	if (v < c->idle)
 		c->idle = v;
-	if (whole)
+	if (complete)
 		fill_unanswered(c, tp, seen, heard_data, how);
 
 	idle = c->idle != AGE_NONE && c->idle >= idle_after;

@@ -13,8 +13,8 @@ import (
 	"github.com/halfopen/halfopen/bpf/abi"
 )
 
-// BenchmarkReadEvent reads events that another program has written, a ring buffer
-// full at a time, the writing not counted.
+// BenchmarkReadEvent reads events that another program has written, a full ring buffer at
+// a time. It does not measure the writing.
 func BenchmarkReadEvent(b *testing.B) {
 	const size = int(unsafe.Sizeof(abi.Event{}))
 	spec, err := loadHalfopen()

@@ -27,7 +27,7 @@ import (
 	"github.com/halfopen/halfopen/bpf/abi"
 )
 
-// hiccups returns EAGAIN and EINTR in between, as a bpf_iter may.
+// hiccups returns EAGAIN and EINTR between records, as a BPF iterator may.
 type hiccups struct {
 	r io.Reader
 	n int
@@ -88,7 +88,7 @@ func TestReadRecordsFails(t *testing.T) {
 	}
 }
 
-// load loads the programs, which takes root.
+// load loads the programs, which requires root.
 func load(t *testing.T, opts Options) *Kernel {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -106,7 +106,7 @@ func load(t *testing.T, opts Options) *Kernel {
 	return k
 }
 
-// pair is a TCP connection of this process with itself.
+// pair makes a TCP connection of this process with itself.
 func pair(t *testing.T) (client, server *net.TCPConn) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -159,7 +159,7 @@ func TestWhatAConnectionLooksLike(t *testing.T) {
 	if c.State != abi.StateEstablished || c.Class != abi.ClassActive || c.Flags&(abi.ConnTrouble|abi.ConnOrphan|abi.ConnUnaccepted) != 0 {
 		t.Errorf("state %d, class %d, flags %#x", c.State, c.Class, c.Flags)
 	}
-	// HZ was learned, and this is in jiffies: Go sets 15 s on every connection.
+	// Go sets 15 s on every connection; in jiffies, this shows that HZ is right.
 	if got := time.Duration(c.KeepaliveIntvl) * time.Second / time.Duration(k.HZ()); got != 15*time.Second || c.Flags&abi.ConnKeepaliveIntvlSet == 0 {
 		t.Errorf("keepalive interval is %v", got)
 	}
@@ -173,8 +173,8 @@ func TestWhatAConnectionLooksLike(t *testing.T) {
 	}
 }
 
-// setStatePrograms counts the programs that sit where sockets are given cookies,
-// those of other agents of this machine included.
+// setStatePrograms counts the programs that give cookies to sockets, including those of
+// other agents on this machine.
 func setStatePrograms(t *testing.T) (n int) {
 	t.Helper()
 	for id := ebpf.ProgramID(0); ; {
@@ -196,7 +196,7 @@ func setStatePrograms(t *testing.T) (n int) {
 	}
 }
 
-// As before 5.12, whatever this kernel is.
+// The programs do as they do before Linux 5.12, on any kernel.
 func TestCookiesThatOurProgramsCannotGive(t *testing.T) {
 	ino, ns, socket := newNetns(t)
 	defer unix.Close(ns)
@@ -259,7 +259,7 @@ func TestFlushDeliversAndReturns(t *testing.T) {
 	k := load(t, Options{Observe: true})
 	client, server := pair(t)
 	cookie, _ := cookieOf(t, server)
-	// A reset: the abnormal death of the other end.
+	// A reset ends the connection at the other end, which is not orderly.
 	if err := client.SetLinger(0); err != nil {
 		t.Fatal(err)
 	}
@@ -323,36 +323,19 @@ func TestJiffies(t *testing.T) {
 	}
 }
 
-// onLostThread runs f on a thread that is thrown away afterwards.
-func onLostThread(f func() error) error {
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends
-		if unix.Gettid() != unix.Getpid() {
-			done <- f()
-			return
-		}
-		// The first thread never ends. While this sits on it, others cannot.
-		err := onLostThread(f)
-		runtime.UnlockOSThread()
-		done <- err
-	}()
-	return <-done
-}
-
-// newNetns makes a network namespace and leaves it again: nothing but the
-// descriptors returned hold it, one of the namespace and one of a socket in it.
+// newNetns makes a network namespace and leaves it again: only the descriptors that it
+// returns keep it, one of the namespace and one of a socket in it.
 func newNetns(t *testing.T) (ino uint64, ns, socket int) {
 	t.Helper()
-	err := onLostThread(func() (err error) {
+	var err error
+	onSpareThread(func() {
 		if err = unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			return err
+			return
 		}
 		if ns, err = unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
-			return err
+			return
 		}
 		socket, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-		return err
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -375,8 +358,9 @@ func TestNamespacesAreFound(t *testing.T) {
 		}
 		return refs
 	}
-	enters := func(ref netnsRef, ino uint64) error {
-		return onLostThread(func() error { return ref.enter(ino) })
+	enters := func(ref netnsRef, ino uint64) (err error) {
+		onSpareThread(func() { err = ref.enter(ino) })
+		return err
 	}
 	var own unix.Stat_t
 	if err := unix.Stat("/proc/self/ns/net", &own); err != nil {
@@ -391,7 +375,7 @@ func TestNamespacesAreFound(t *testing.T) {
 	defer unix.Close(socket)
 	unix.Close(ns)
 
-	// The threads that made them may take a moment to end.
+	// The threads that made the namespaces may take a moment to end.
 	var refs map[uint64]netnsRef
 	for end := time.Now().Add(5 * time.Second); ; {
 		refs = find()
@@ -412,7 +396,7 @@ func TestNamespacesAreFound(t *testing.T) {
 	if err := enters(refs[byFile], byFile); !gone(err) {
 		t.Errorf("enter a namespace that is gone: %v", err)
 	}
-	// So may those that have been in there.
+	// Threads that have entered it may take a moment to end, too.
 	for end := time.Now().Add(5 * time.Second); ; {
 		w, ok := find()[byFile]
 		if !ok {
@@ -424,9 +408,9 @@ func TestNamespacesAreFound(t *testing.T) {
 	}
 }
 
-// A process that held a namespace by a descriptor can put anything in its descriptor's place
-// before the agent opens it: a file that only root may read, whose opening does
-// something, or a terminal, which root would take for its own.
+// A process that held a namespace by a descriptor can replace the descriptor before the
+// agent opens it: by a file that only root may read and whose opening has an effect, or
+// by a terminal, which would become root's controlling terminal.
 func TestWhatAProcessPutsInPlaceOfANamespaceIsNotOpened(t *testing.T) {
 	k := load(t, Options{})
 	ino, ns, socket := newNetns(t)
@@ -463,7 +447,7 @@ func TestWhatAProcessPutsInPlaceOfANamespaceIsNotOpened(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, path := range []string{secret, "/dev/pts/" + strconv.Itoa(number)} {
-		// Who may not read a file can still have a descriptor of it.
+		// A process that may not read a file can still have a descriptor of it.
 		bait, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
 		if err != nil {
 			t.Fatal(err)
@@ -493,8 +477,8 @@ func TestWhatAProcessPutsInPlaceOfANamespaceIsNotOpened(t *testing.T) {
 	}
 }
 
-// Each CPU keeps entries of an LRU map free for itself. Where these are all that there
-// are, every insertion evicts.
+// Each CPU keeps entries of an LRU map free for itself. If the map has no more than
+// these, every insertion evicts an entry.
 func TestLRUMapsHaveRoomForAllCPUs(t *testing.T) {
 	for _, cpus := range []int{1, 2, 32, 512} {
 		spec, err := readObject(nil)
@@ -525,8 +509,8 @@ func TestLRUMapsHaveRoomForAllCPUs(t *testing.T) {
 	}
 }
 
-// listenersOfOnePort makes so many listeners that the kernel has in one chain, none of
-// which has been asked for its cookie.
+// listenersOfOnePort makes that many listeners which the kernel keeps in one chain. None
+// has a cookie.
 func listenersOfOnePort(t *testing.T, n int) (fds []int) {
 	t.Helper()
 	t.Cleanup(func() {
@@ -555,8 +539,8 @@ func listenersOfOnePort(t *testing.T, n int) (fds []int) {
 	return fds
 }
 
-// The walk goes on in the middle of a chain, however long that is, whether or not its
-// sockets have cookies, and also where the socket at which it stopped has gone.
+// The walk continues in the middle of a chain of any length, whether or not its sockets
+// have cookies, and also if the socket where it stopped is gone.
 func TestLongChainsAreWalkedToTheEnd(t *testing.T) {
 	const many = 3000 // more than the steps of a run
 	fds := listenersOfOnePort(t, many)
@@ -588,9 +572,9 @@ func TestLongChainsAreWalkedToTheEnd(t *testing.T) {
 	got := walk(func() {
 		var at abi.Cursor
 		if err := k.objs.WalkAt.Get(&at); err != nil || at.Passed < uint32(len(k.walkBatch.Socket)) {
-			return // not in the chain, which has more
+			return // not in the chain of these listeners
 		}
-		// One of them in ten, so that the one where the walk is goes now and then.
+		// Close one in ten, so that this includes the current one of the walk sometimes.
 		for range len(fds) / 10 {
 			i := rand.IntN(len(fds))
 			unix.Close(fds[i])
