@@ -2,167 +2,145 @@
 
 package bpf
 
-import "net/netip"
+import (
+	"net/netip"
 
-// The types shared with the kernel programs; see halfopen.h for each field's
-// meaning and unit.
+	"github.com/halfopen/halfopen/bpf/abi"
+)
+
+// Names of what package abi has.
 type (
-	// Conn is one connection, or of ClassNone another socket, as it was at one
-	// moment.
-	Conn = halfopenConn
-	// Event is what the kernel found worth saying.
-	Event = halfopenEvent
-	// Owner is one descriptor of one process that holds a socket.
-	Owner = halfopenOwner
-	// Holder leads to a network namespace.
-	Holder = halfopenHolder
-	// CensusCounts is what one census counted.
-	CensusCounts = halfopenCensus
-	// Counters are the kernel's exact counters, summed over the CPUs.
-	Counters = halfopenCounters
+	// Conn is [abi.Conn].
+	Conn = abi.Conn
+	// Event is [abi.Event].
+	Event = abi.Event
+	// Owner is [abi.Owner].
+	Owner = abi.Owner
+	// Holder is [abi.Holder].
+	Holder = abi.Holder
+	// CensusCounts is [abi.CensusCounts].
+	CensusCounts = abi.CensusCounts
+	// Counters is [abi.Counters].
+	Counters = abi.Counters
 )
 
 // Types of [Event].
 const (
-	EventSolicitation = uint8(halfopenEventTypeEVENT_SOLICITATION)
-	EventDeath        = uint8(halfopenEventTypeEVENT_DEATH)
-	EventTypes        = int(halfopenEventTypeEVENT_MAX)
-)
-
-// Values of [Holder].Kind.
-const (
-	holderFile   = uint8(halfopenHolderKindHOLDER_FILE)
-	holderSocket = uint8(halfopenHolderKindHOLDER_SOCKET)
+	EventSolicitation = abi.EventSolicitation
+	EventDeath        = abi.EventDeath
+	EventTypes        = abi.EventTypes
 )
 
 // Values of [Conn].Evidence and [Event].During.
 const (
-	EvidenceNone        = uint8(halfopenEvidenceEVIDENCE_NONE)
-	EvidenceKeepalive   = uint8(halfopenEvidenceEVIDENCE_KEEPALIVE)
-	EvidenceRetransmit  = uint8(halfopenEvidenceEVIDENCE_RETRANSMIT)
-	EvidenceWindowProbe = uint8(halfopenEvidenceEVIDENCE_WINDOW_PROBE)
+	EvidenceNone        = abi.EvidenceNone
+	EvidenceKeepalive   = abi.EvidenceKeepalive
+	EvidenceRetransmit  = abi.EvidenceRetransmit
+	EvidenceWindowProbe = abi.EvidenceWindowProbe
 )
 
 // Values of [Event].Cause, and indices of [Counters].Deaths.
 const (
-	CauseUnknown            = uint8(halfopenCauseCAUSE_UNKNOWN)
-	CauseKeepaliveTimeout   = uint8(halfopenCauseCAUSE_KEEPALIVE_TIMEOUT)
-	CauseUserTimeout        = uint8(halfopenCauseCAUSE_USER_TIMEOUT)
-	CauseRetransmitTimeout  = uint8(halfopenCauseCAUSE_RETRANSMIT_TIMEOUT)
-	CauseWindowProbeTimeout = uint8(halfopenCauseCAUSE_WINDOW_PROBE_TIMEOUT)
-	CauseConnectTimeout     = uint8(halfopenCauseCAUSE_CONNECT_TIMEOUT)
-	CauseOrphanTimeout      = uint8(halfopenCauseCAUSE_ORPHAN_TIMEOUT)
-	CauseResetByPeer        = uint8(halfopenCauseCAUSE_RESET_BY_PEER)
-	CauseRefused            = uint8(halfopenCauseCAUSE_REFUSED)
-	CauseUnreachable        = uint8(halfopenCauseCAUSE_UNREACHABLE)
-	CauseAborted            = uint8(halfopenCauseCAUSE_ABORTED)
-	CauseDestroyed          = uint8(halfopenCauseCAUSE_DESTROYED)
-	CauseOutOfMemory        = uint8(halfopenCauseCAUSE_OUT_OF_MEMORY)
-	CauseClosed             = uint8(halfopenCauseCAUSE_CLOSED)
-	Causes                  = int(halfopenCauseCAUSE_MAX)
+	CauseUnknown            = abi.CauseUnknown
+	CauseKeepaliveTimeout   = abi.CauseKeepaliveTimeout
+	CauseUserTimeout        = abi.CauseUserTimeout
+	CauseRetransmitTimeout  = abi.CauseRetransmitTimeout
+	CauseWindowProbeTimeout = abi.CauseWindowProbeTimeout
+	CauseConnectTimeout     = abi.CauseConnectTimeout
+	CauseOrphanTimeout      = abi.CauseOrphanTimeout
+	CauseResetByPeer        = abi.CauseResetByPeer
+	CauseRefused            = abi.CauseRefused
+	CauseUnreachable        = abi.CauseUnreachable
+	CauseAborted            = abi.CauseAborted
+	CauseDestroyed          = abi.CauseDestroyed
+	CauseOutOfMemory        = abi.CauseOutOfMemory
+	CauseClosed             = abi.CauseClosed
+	Causes                  = abi.Causes
 )
 
 // Values of [Conn].Class, and second indices of [CensusCounts].Sockets.
 const (
-	ClassNone      = uint8(halfopenClassCLASS_NONE)
-	ClassActive    = uint8(halfopenClassCLASS_ACTIVE)
-	ClassIdle      = uint8(halfopenClassCLASS_IDLE)
-	ClassUnguarded = uint8(halfopenClassCLASS_UNGUARDED)
-	ClassTrouble   = uint8(halfopenClassCLASS_TROUBLE)
+	ClassNone      = abi.ClassNone
+	ClassActive    = abi.ClassActive
+	ClassIdle      = abi.ClassIdle
+	ClassUnguarded = abi.ClassUnguarded
+	ClassTrouble   = abi.ClassTrouble
 )
 
 // Bits of [Conn].Risks are 1 << these, which also index [CensusCounts].Risks.
 const (
-	RiskNoKeepalive                  = int(halfopenRiskRISK_NO_KEEPALIVE)
-	RiskKeepaliveSlowerThanMiddlebox = int(halfopenRiskRISK_KEEPALIVE_SLOWER_THAN_MIDDLEBOX)
-	RiskUserTimeoutOverridesKeepcnt  = int(halfopenRiskRISK_USER_TIMEOUT_OVERRIDES_KEEPCNT)
-	RiskKeepaliveMaskedByUnackedData = int(halfopenRiskRISK_KEEPALIVE_MASKED_BY_UNACKED_DATA)
-	RiskCloseWaitLeak                = int(halfopenRiskRISK_CLOSE_WAIT_LEAK)
-	Risks                            = RiskCloseWaitLeak + 1
+	RiskNoKeepalive                  = abi.RiskNoKeepalive
+	RiskKeepaliveSlowerThanMiddlebox = abi.RiskKeepaliveSlowerThanMiddlebox
+	RiskUserTimeoutOverridesKeepcnt  = abi.RiskUserTimeoutOverridesKeepcnt
+	RiskKeepaliveMaskedByUnackedData = abi.RiskKeepaliveMaskedByUnackedData
+	RiskCloseWaitLeak                = abi.RiskCloseWaitLeak
+	Risks                            = abi.Risks
 )
 
 // Bits of [Conn].Flags.
 const (
-	ConnKeepalive          = uint16(halfopenConnFlagCONN_KEEPALIVE)
-	ConnKeepaliveTimeSet   = uint16(halfopenConnFlagCONN_KEEPALIVE_TIME_SET)
-	ConnKeepaliveIntvlSet  = uint16(halfopenConnFlagCONN_KEEPALIVE_INTVL_SET)
-	ConnKeepaliveProbesSet = uint16(halfopenConnFlagCONN_KEEPALIVE_PROBES_SET)
-	ConnOrphan             = uint16(halfopenConnFlagCONN_ORPHAN)
-	ConnUnaccepted         = uint16(halfopenConnFlagCONN_UNACCEPTED)
-	ConnWindowClosed       = uint16(halfopenConnFlagCONN_WINDOW_CLOSED)
-	ConnTrouble            = uint16(halfopenConnFlagCONN_TROUBLE)
-	ConnSoftError          = uint16(halfopenConnFlagCONN_SOFT_ERROR)
-	ConnAnswered           = uint16(halfopenConnFlagCONN_ANSWERED)
-	ConnGone               = uint16(halfopenConnFlagCONN_GONE)
-	ConnSynRetriesSet      = uint16(halfopenConnFlagCONN_SYN_RETRIES_SET)
-	ConnFinTimeSet         = uint16(halfopenConnFlagCONN_FIN_TIME_SET)
-	ConnRtoMaxSet          = uint16(halfopenConnFlagCONN_RTO_MAX_SET)
-	ConnThinSet            = uint16(halfopenConnFlagCONN_THIN_SET)
-	ConnBlocked            = uint16(halfopenConnFlagCONN_BLOCKED)
+	ConnKeepalive          = abi.ConnKeepalive
+	ConnKeepaliveTimeSet   = abi.ConnKeepaliveTimeSet
+	ConnKeepaliveIntvlSet  = abi.ConnKeepaliveIntvlSet
+	ConnKeepaliveProbesSet = abi.ConnKeepaliveProbesSet
+	ConnOrphan             = abi.ConnOrphan
+	ConnUnaccepted         = abi.ConnUnaccepted
+	ConnWindowClosed       = abi.ConnWindowClosed
+	ConnTrouble            = abi.ConnTrouble
+	ConnSoftError          = abi.ConnSoftError
+	ConnAnswered           = abi.ConnAnswered
+	ConnGone               = abi.ConnGone
+	ConnSynRetriesSet      = abi.ConnSynRetriesSet
+	ConnFinTimeSet         = abi.ConnFinTimeSet
+	ConnRtoMaxSet          = abi.ConnRtoMaxSet
+	ConnThinSet            = abi.ConnThinSet
+	ConnBlocked            = abi.ConnBlocked
 )
 
 // Values of [Conn].State, and first indices of [CensusCounts].Sockets
 // (include/net/tcp_states.h).
 const (
-	StateEstablished = uint8(halfopenTcpStateTCP_ESTABLISHED)
-	StateSynSent     = uint8(halfopenTcpStateTCP_SYN_SENT)
-	StateSynRecv     = uint8(halfopenTcpStateTCP_SYN_RECV)
-	StateFinWait1    = uint8(halfopenTcpStateTCP_FIN_WAIT1)
-	StateFinWait2    = uint8(halfopenTcpStateTCP_FIN_WAIT2)
-	StateTimeWait    = uint8(halfopenTcpStateTCP_TIME_WAIT)
-	StateClose       = uint8(halfopenTcpStateTCP_CLOSE)
-	StateCloseWait   = uint8(halfopenTcpStateTCP_CLOSE_WAIT)
-	StateLastAck     = uint8(halfopenTcpStateTCP_LAST_ACK)
-	StateListen      = uint8(halfopenTcpStateTCP_LISTEN)
-	StateClosing     = uint8(halfopenTcpStateTCP_CLOSING)
-	StateNewSynRecv  = uint8(halfopenTcpStateTCP_NEW_SYN_RECV)
+	StateEstablished = abi.StateEstablished
+	StateSynSent     = abi.StateSynSent
+	StateSynRecv     = abi.StateSynRecv
+	StateFinWait1    = abi.StateFinWait1
+	StateFinWait2    = abi.StateFinWait2
+	StateTimeWait    = abi.StateTimeWait
+	StateClose       = abi.StateClose
+	StateCloseWait   = abi.StateCloseWait
+	StateLastAck     = abi.StateLastAck
+	StateListen      = abi.StateListen
+	StateClosing     = abi.StateClosing
+	StateNewSynRecv  = abi.StateNewSynRecv
 )
 
 // Indices of [Counters].Retransmits.
 const (
-	RetransmitTimeout       = int(halfopenRetransmitTypeRETRANSMIT_TIMEOUT)
-	RetransmitFast          = int(halfopenRetransmitTypeRETRANSMIT_FAST)
-	RetransmitTailLossProbe = int(halfopenRetransmitTypeRETRANSMIT_TAIL_LOSS_PROBE)
-	RetransmitSyn           = int(halfopenRetransmitTypeRETRANSMIT_SYN)
-	RetransmitSynack        = int(halfopenRetransmitTypeRETRANSMIT_SYNACK)
-	RetransmitTypes         = RetransmitSynack + 1
+	RetransmitTimeout       = abi.RetransmitTimeout
+	RetransmitFast          = abi.RetransmitFast
+	RetransmitTailLossProbe = abi.RetransmitTailLossProbe
+	RetransmitSyn           = abi.RetransmitSyn
+	RetransmitSynack        = abi.RetransmitSynack
+	RetransmitTypes         = abi.RetransmitTypes
 )
 
 // Indices of [Counters].Faults.
 const (
-	FaultWatchFull    = int(halfopenFaultFAULT_WATCH_FULL)
-	FaultNoCookie     = int(halfopenFaultFAULT_NO_COOKIE)
-	FaultRememberFull = int(halfopenFaultFAULT_REMEMBER_FULL)
-	FaultCensusFull   = int(halfopenFaultFAULT_CENSUS_FULL)
-	Faults            = FaultCensusFull + 1
+	FaultWatchFull    = abi.FaultWatchFull
+	FaultNoCookie     = abi.FaultNoCookie
+	FaultRememberFull = abi.FaultRememberFull
+	FaultCensusFull   = abi.FaultCensusFull
+	Faults            = abi.Faults
 )
 
-// IdleBuckets is how many bounds of idle time [CensusCounts].Idle can have;
-// one more counts what is above the last.
-const IdleBuckets = len(CensusCounts{}.Idle) - 1
+// IdleBuckets is [abi.IdleBuckets].
+const IdleBuckets = abi.IdleBuckets
 
-// AgeNone is the age of what never happened.
-const AgeNone = ^uint32(0)
+// AgeNone is [abi.AgeNone].
+const AgeNone = abi.AgeNone
 
-// Address families of [Conn].Family (include/linux/socket.h).
-const (
-	afInet  = 2
-	afInet6 = 10
-)
+// Local returns [abi.Conn.Local].
+func Local(c *Conn) netip.AddrPort { return c.Local() }
 
-// Local returns the connection's own address and port. An IPv4 connection of
-// an IPv6 socket has IPv4 addresses, as on the wire.
-func Local(c *Conn) netip.AddrPort { return addrPort(c.Family, &c.Laddr, c.Lport) }
-
-// Remote returns the peer's address and port; see [Local].
-func Remote(c *Conn) netip.AddrPort { return addrPort(c.Family, &c.Raddr, c.Rport) }
-
-func addrPort(family uint16, a *[16]uint8, port uint16) netip.AddrPort {
-	switch family {
-	case afInet:
-		return netip.AddrPortFrom(netip.AddrFrom4([4]byte(a[:4])), port)
-	case afInet6:
-		return netip.AddrPortFrom(netip.AddrFrom16(*a).Unmap(), port)
-	}
-	return netip.AddrPort{}
-}
+// Remote returns [abi.Conn.Remote].
+func Remote(c *Conn) netip.AddrPort { return c.Remote() }
