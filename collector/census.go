@@ -6,7 +6,7 @@ import (
 	"context"
 	"time"
 
-	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
@@ -42,15 +42,15 @@ func (c *Collector) checkEnvironment() {
 func (c *Collector) takeCensus(ctx context.Context) (time.Duration, error) {
 	began := time.Now()
 	var troubled []conn.Observation
-	classes := []uint8{bpf.ClassTrouble}
+	classes := []uint8{abi.ClassTrouble}
 	var worst *topN // the rows; nil: nobody follows them
 	if c.beginRows() {
-		classes = append(classes, bpf.ClassActive, bpf.ClassIdle, bpf.ClassUnguarded)
+		classes = append(classes, abi.ClassActive, abi.ClassIdle, abi.ClassUnguarded)
 		worst = &topN{limit: conn.MaxRows}
 	}
 	ownTables := time.Duration(ownTablesShare * c.opts.CensusCPU * float64(c.opts.CensusInterval))
-	res, err := c.kernel.PeriodicCensus(ctx, classes, ownTables, func(k *bpf.Conn) {
-		if k.Flags&bpf.ConnTrouble != 0 {
+	res, err := c.kernel.PeriodicCensus(ctx, classes, ownTables, func(k *abi.Conn) {
+		if k.Flags&abi.ConnTrouble != 0 {
 			troubled = append(troubled, conn.Observation{Conn: *k, At: wall(k.At)})
 		}
 		if worst != nil {

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
@@ -90,7 +91,7 @@ type Collector struct {
 	tracker *conn.Tracker
 	census  CensusStats
 	budget  budget
-	counts  bpf.CensusCounts
+	counts  abi.CensusCounts
 	subs    map[*Subscription]struct{}
 	// awaiting are the notices that wait for their owners, oldest first.
 	awaiting      []awaiting

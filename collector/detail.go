@@ -6,7 +6,7 @@ import (
 	"context"
 	"fmt"
 
-	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/collector/explain"
 )
@@ -25,8 +25,8 @@ func (c *Collector) Connection(ctx context.Context, cookie uint64) (*Detail, err
 	}
 	c.catchUp()
 	var d *Detail
-	var found bpf.Conn
-	res, err := c.kernel.Find(ctx, cookie, func(k *bpf.Conn) {
+	var found abi.Conn
+	res, err := c.kernel.Find(ctx, cookie, func(k *abi.Conn) {
 		found = *k
 		d = new(Detail)
 		c.mu.Lock()

@@ -9,7 +9,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
 	"golang.org/x/sys/unix"
 )
@@ -85,17 +85,17 @@ func (c *Collector) ownershipOf(p *conn.Process, cgroup uint64, processes proces
 // pickHolder picks one of the descriptors that hold a socket: of the processes
 // in pids, if there are such, the oldest: not a child that has just been forked and
 // will execute another program.
-func pickHolder(owners []bpf.Owner, pids []uint32) *conn.Process {
+func pickHolder(owners []abi.Owner, pids []uint32) *conn.Process {
 	if len(owners) == 0 {
 		return nil
 	}
-	other := func(o bpf.Owner) int {
+	other := func(o abi.Owner) int {
 		if slices.Contains(pids, o.Pid) {
 			return 0
 		}
 		return 1
 	}
-	o := slices.MinFunc(owners, func(a, b bpf.Owner) int {
+	o := slices.MinFunc(owners, func(a, b abi.Owner) int {
 		return cmp.Or(cmp.Compare(other(a), other(b)), cmp.Compare(a.Started, b.Started), cmp.Compare(a.Pid, b.Pid), cmp.Compare(a.Fd, b.Fd))
 	})
 	return &conn.Process{PID: o.Pid, Comm: unix.ByteSliceToString(o.Comm[:]), FD: o.Fd}

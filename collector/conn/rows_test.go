@@ -8,7 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn/conntest"
 )
 
@@ -24,17 +24,17 @@ func following(t *testing.T) *replay {
 }
 
 // healthy returns the record of a connection whose data has just moved.
-func healthy(cookie uint64, after time.Duration) bpf.Conn {
-	return *stamp(conntest.With(func(c *bpf.Conn) { c.Cookie, c.Family = cookie, 2 }), after)
+func healthy(cookie uint64, after time.Duration) abi.Conn {
+	return *stamp(conntest.With(func(c *abi.Conn) { c.Cookie, c.Family = cookie, 2 }), after)
 }
 
 // bring has a census bring the rows of these connections, which it read at that time.
-func (r *replay) bring(began, ended time.Duration, conns ...bpf.Conn) {
+func (r *replay) bring(began, ended time.Duration, conns ...abi.Conn) {
 	c := &Census{Began: r.at(began), Counts: census(0, 0, 0), Rows: []Observation{}}
 	for i := range conns {
 		o := Observation{Conn: conns[i], At: r.at(time.Duration(conns[i].At))}
 		c.Rows = append(c.Rows, o)
-		if conns[i].Flags&bpf.ConnTrouble != 0 {
+		if conns[i].Flags&abi.ConnTrouble != 0 {
 			c.Troubled = append(c.Troubled, o)
 		}
 	}
@@ -83,7 +83,7 @@ func TestRowsFollowTheConnections(t *testing.T) {
 	r.changed(map[uint64]change{})
 
 	// A census may have read a connection before an event that was taken in before it.
-	silent := conntest.Silent(bpf.EvidenceKeepalive, 4, time.Minute)
+	silent := conntest.Silent(abi.EvidenceKeepalive, 4, time.Minute)
 	silent.Cookie, silent.Family = 1, 2
 	r.solicit(20*second, silent)
 	r.changed(map[uint64]change{1: {Verdict: Zombie, Unanswered: 4}})
@@ -91,7 +91,7 @@ func TestRowsFollowTheConnections(t *testing.T) {
 	r.changed(map[uint64]change{})
 
 	// A row that the census did not come by goes, unless it is newer than that.
-	fresh := conntest.Silent(bpf.EvidenceKeepalive, 4, time.Minute)
+	fresh := conntest.Silent(abi.EvidenceKeepalive, 4, time.Minute)
 	fresh.Cookie, fresh.Family = 3, 2
 	r.solicit(33*second, fresh)
 	r.changed(map[uint64]change{3: {New: true, Verdict: Zombie, Unanswered: 4}})
@@ -106,7 +106,7 @@ func TestRowsFollowTheConnections(t *testing.T) {
 	r.changed(map[uint64]change{2: {Gone: true}})
 
 	// A late fact is not believed.
-	late := conntest.Silent(bpf.EvidenceKeepalive, 1, time.Minute)
+	late := conntest.Silent(abi.EvidenceKeepalive, 1, time.Minute)
 	late.Cookie, late.Family = 1, 2
 	r.solicit(10*second, late)
 	r.changed(map[uint64]change{})
@@ -130,7 +130,7 @@ func TestRowsOfTheDeadDoNotComeBack(t *testing.T) {
 		t.Error("the dead connection has a row again")
 	}
 	// One that appears and goes between two calls did not change.
-	silent := conntest.Silent(bpf.EvidenceKeepalive, 4, time.Minute)
+	silent := conntest.Silent(abi.EvidenceKeepalive, 4, time.Minute)
 	silent.Cookie, silent.Family = 9, 2
 	r.TakeRowChanges()
 	r.solicit(4*time.Second, silent)
@@ -141,7 +141,7 @@ func TestRowsOfTheDeadDoNotComeBack(t *testing.T) {
 func TestRowsAndTheirOwners(t *testing.T) {
 	r := following(t)
 	orphan := healthy(2, 0)
-	orphan.Flags |= bpf.ConnOrphan
+	orphan.Flags |= abi.ConnOrphan
 	r.bring(0, 0, healthy(1, 0), orphan)
 	r.TakeRowChanges()
 	wanted := r.NeedOwners(r.at(time.Second), r.at(0))
@@ -159,11 +159,11 @@ func TestRowsAndTheirOwners(t *testing.T) {
 	// Whoever is told of the connection is told its owner, its death included.
 	var told []Notice
 	r.notify = func(n Notice) { told = append(told, n) }
-	silent := conntest.Silent(bpf.EvidenceKeepalive, 4, time.Minute)
+	silent := conntest.Silent(abi.EvidenceKeepalive, 4, time.Minute)
 	silent.Cookie, silent.Family = 1, 2
 	r.solicit(3*time.Second, silent)
 	end := *silent
-	end.Flags |= bpf.ConnOrphan
+	end.Flags |= abi.ConnOrphan
 	r.die(4*time.Second, CauseKeepaliveTimeout, &end)
 	if len(told) != 3 {
 		t.Fatalf("%d notices", len(told))
@@ -181,13 +181,13 @@ func TestRowsAndTheirOwners(t *testing.T) {
 
 func TestRowsAreBounded(t *testing.T) {
 	r := following(t)
-	var all []bpf.Conn
+	var all []abi.Conn
 	for i := range MaxRows {
 		all = append(all, healthy(uint64(i+1), 0))
 	}
 	r.bring(0, 0, all...)
 	for i := range MaxRows + 23 {
-		c := conntest.Silent(bpf.EvidenceKeepalive, 4, time.Minute)
+		c := conntest.Silent(abi.EvidenceKeepalive, 4, time.Minute)
 		c.Cookie, c.Family = uint64(MaxRows+i+1), 2
 		r.solicit(time.Second, c)
 	}

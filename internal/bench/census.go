@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/internal/lab"
 )
@@ -128,12 +129,12 @@ func (s *sample) take(l look, atLeast int) error {
 
 // census is what the agent does every 15 s.
 func (v *view) census() (int, error) {
-	res, err := v.kernel.Census(context.Background(), []uint8{bpf.ClassTrouble}, func(*bpf.Conn) {})
+	res, err := v.kernel.Census(context.Background(), []uint8{abi.ClassTrouble}, func(*abi.Conn) {})
 	v.namespaces = res.Namespaces
 	return total(&res.Counts), err
 }
 
-func total(counts *bpf.CensusCounts) (n int) {
+func total(counts *abi.CensusCounts) (n int) {
 	for _, classes := range counts.Sockets {
 		for _, sockets := range classes {
 			n += int(sockets)
@@ -160,8 +161,8 @@ func (v *view) ss(flags string) look {
 // everybody is every connection and who holds it, as `ss -p` would have it.
 func (v *view) everybody() (int, error) {
 	var cookies []uint64
-	classes := []uint8{bpf.ClassTrouble, bpf.ClassActive, bpf.ClassIdle, bpf.ClassUnguarded}
-	if _, err := v.kernel.Census(context.Background(), classes, func(c *bpf.Conn) {
+	classes := []uint8{abi.ClassTrouble, abi.ClassActive, abi.ClassIdle, abi.ClassUnguarded}
+	if _, err := v.kernel.Census(context.Background(), classes, func(c *abi.Conn) {
 		cookies = append(cookies, c.Cookie)
 	}); err != nil {
 		return 0, err
@@ -229,7 +230,7 @@ func (b *bench) lookAtMany(v *view, many int) error {
 	}
 
 	var cookies []uint64
-	if _, err := v.kernel.Census(context.Background(), []uint8{bpf.ClassUnguarded}, func(c *bpf.Conn) {
+	if _, err := v.kernel.Census(context.Background(), []uint8{abi.ClassUnguarded}, func(c *abi.Conn) {
 		if len(cookies) < 1000 && c.Lport == 5432 {
 			cookies = append(cookies, c.Cookie)
 		}
