@@ -88,12 +88,17 @@ func TestReadRecordsFails(t *testing.T) {
 	}
 }
 
-// load loads the programs, which requires root.
-func load(t *testing.T, opts Options) *Kernel {
+func needRoot(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: sudo make test")
 	}
+}
+
+// load loads the programs, which takes root.
+func load(t *testing.T, opts Options) *Kernel {
+	t.Helper()
+	needRoot(t)
 	k, err := Load(opts)
 	if err != nil {
 		t.Fatalf("%+v", err)
@@ -198,6 +203,7 @@ func setStatePrograms(t *testing.T) (n int) {
 
 // The programs do as they do before Linux 5.12, on any kernel.
 func TestCookiesThatOurProgramsCannotGive(t *testing.T) {
+	needRoot(t)
 	ino, ns, socket := newNetns(t)
 	defer unix.Close(ns)
 	defer unix.Close(socket)

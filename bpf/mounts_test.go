@@ -38,9 +38,7 @@ not of a kernel
 // than any that can be opened. That must not hide a namespace.
 func TestNamespacesBesideAVeryLongPath(t *testing.T) {
 	const env = "HALFOPEN_TEST_MOUNTS"
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: sudo make test")
-	}
+	needRoot(t)
 	dir := os.Getenv(env)
 	if dir == "" {
 		cmd := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v")
