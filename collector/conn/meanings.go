@@ -3,7 +3,7 @@
 package conn
 
 // verdictMeanings and riskMeanings are what the live page, the README and the metrics
-// reference say of each. "Long" is what the flag in brackets says.
+// reference say of each. How long is long says the flag in brackets.
 var (
 	verdictMeanings = [Verdicts]string{
 		Active:    "The connection was made, or data moved, lately (--idle-after), and nothing is overdue.",
@@ -38,9 +38,12 @@ func (v Verdict) InTrouble() bool { return v > Unguarded }
 // Meaning returns what the risk is, as a sentence or two.
 func (r Risk) Meaning() string { return riskMeanings[r] }
 
+// ParseEvidence is the reverse of [Evidence.String].
+func ParseEvidence(s string) (Evidence, error) {
+	v, err := parse(s, evidenceNames[:], "evidence")
+	return Evidence(v), err
+}
+
 // Solicitation returns what was sent to the peer, as a noun: keepalive probe,
 // retransmission or window probe; solicitation for NoEvidence.
 func (e Evidence) Solicitation() string { return nameOf(solicitations[:], uint8(e)) }
-
-// IsTimeout tells whether a timer of the kernel ended the connection.
-func (c Cause) IsTimeout() bool { return c.timeout() }
