@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -70,7 +71,7 @@ func TestPageSaysWhichRowsChanged(t *testing.T) {
 	page := newPage(t)
 	page.Run(`const all = new rows.Rows();
 		all.apply({ all: true, rows: [{ cookie: '1', local: 'a:1', remote: 'b:1', verdict: 'idle' }, { cookie: '2', local: 'a:2', remote: 'b:2', verdict: 'zombie' }], gone: [] });`)
-	type change struct{ Changed, Troubled []string }
+	type change struct{ Changed, Suspected []string }
 	got := pagetest.Eval[change](page, `all.apply({ rows: [
 		{ cookie: '1', verdict: 'suspect' }, { cookie: '2', unanswered: 9 }, { cookie: '3', verdict: 'zombie' },
 		{ cookie: '4', local: 'a:4', remote: 'b:4', verdict: 'zombie' }], gone: [] })`)
@@ -95,6 +96,60 @@ func TestPageFindsRowsByWhatTheyAreNow(t *testing.T) {
 		if got := pagetest.Eval[string](page, "found(%s)", step.query); got != step.want {
 			t.Errorf("after %q, %s finds %q, want %q", step.statement, step.query, got, step.want)
 		}
+	}
+}
+
+// rowJSON returns a connection as a row of the stream: whole, or what differs from before.
+func rowJSON(c, before *conn.Connection) string {
+	r := newRow(c)
+	if before == nil {
+		return string(r.appendJSON(nil, nil))
+	}
+	old := newRow(before)
+	return string(r.appendJSON(nil, &old))
+}
+
+// After any changes of a connection, the page has the row that it would have if it had been
+// opened only then: the agent sends what differs, and leaves out what is zero.
+func TestPageRowsFollowTheAgents(t *testing.T) {
+	page := newPage(t)
+	page.Run(`const all = new rows.Rows();
+		const known = (row) => Object.entries(row)
+			.filter(([name, value]) => value && String(value) && !/Key|Text/.test(name) && (name !== 'gives_up_by' || row.gives_up_at)) // not by whom, if never
+			.sort().join('\n');`)
+	seed := uint64(1)
+	chance := func(n int) int { // of a fixed sequence (Knuth's MMIX)
+		seed = seed*6364136223846793005 + 1442695040888963407
+		return int((seed >> 33) % uint64(n))
+	}
+	pick := func(values ...time.Duration) time.Duration { return values[chance(len(values))] }
+	connection := func() conn.Connection {
+		c := contractConnection()
+		c.At = noon.Add(time.Duration(chance(1e6)) * time.Millisecond)
+		c.State = []conn.State{conn.Established, conn.CloseWait, conn.SynSent}[chance(3)]
+		c.Verdict = conn.Verdict(chance(conn.Verdicts))
+		c.Evidence = conn.Evidence(chance(4))
+		c.Unanswered = chance(3)
+		c.Since = []time.Time{{}, noon, c.At}[chance(3)]
+		c.Idle, c.Silent = pick(-1, 0, time.Minute), pick(-1, 0, time.Hour)
+		c.GivesUp = []conn.Forecast{{}, {At: c.At, Latest: c.At, By: conn.Cause(1 + chance(3))}}[chance(2)]
+		c.Risks = []conn.Risk{conn.RiskNoKeepalive, conn.RiskCloseWaitLeak}[:chance(3)]
+		c.Process = []*conn.Process{nil, {PID: 7, Comm: "nginx"}, {PID: 7, Comm: hostileComm}}[chance(3)]
+		c.Cgroup = []conn.Cgroup{{}, {Unit: "nginx.service"}, {PodUID: "6f1c4a5e-0000-4000-8000-1234567890ab"}}[chance(3)]
+		c.Keepalive.Enabled, c.Orphaned, c.Accepted = chance(2) == 0, chance(4) == 0, chance(4) > 0
+		c.UserTimeout = pick(0, time.Second)
+		return c
+	}
+	before := connection()
+	page.Run(`all.apply({ all: true, rows: [` + rowJSON(&before, nil) + `], gone: [] })`)
+	for range 500 {
+		c := connection()
+		difference, whole := rowJSON(&c, &before), rowJSON(&c, nil)
+		page.Run(`all.apply({ rows: [` + difference + `], gone: [] }); all.view(filters.parseFilters('?q=x&sort=owner'))`)
+		if got, want := pagetest.Eval[string](page, "known(all.get('1a2b'))"), pagetest.Eval[string](page, "known("+strings.ReplaceAll(whole, "%", "%%")+")"); got != want {
+			t.Fatalf("after %s the page has\n%s\nwant\n%s", difference, got, want)
+		}
+		before = c
 	}
 }
 
@@ -131,8 +186,7 @@ func ownedConnections() map[string]conn.Connection {
 func TestPageNamesOwnersAsTheAgentDoes(t *testing.T) {
 	page := newPage(t)
 	for name, c := range ownedConnections() {
-		r := newRow(&c)
-		page.Run("var row = " + string(r.appendJSON(nil, nil)))
+		page.Run("var row = " + rowJSON(&c, nil))
 		ofRow := pagetest.Eval[[]string](page, "[row.local, row.remote, ...owners.ownerParts(row)]")
 		ofAPI := pagetest.Eval[[]string](page, "((c) => [format.endpoint(c.local), format.endpoint(c.remote), ...owners.ownerParts(owners.ownership(c))])(%s)", NewConnection(&c))
 		if diff := cmp.Diff(ofRow, ofAPI); diff != "" {

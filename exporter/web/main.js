@@ -119,13 +119,13 @@ async function fetchDeaths() {
 const handlers = {
   rows(event) {
     if (event.at) clock.synchronise(event.at);
-    const { changed, troubled } = rows.apply(event);
+    const { changed, suspected } = rows.apply(event);
     if (event.all) {
       live = true;
       fetchDeaths();
       table.clearRecent();
     } else {
-      for (const cookie of troubled) table.markRecent(cookie, clock.now());
+      for (const cookie of suspected) table.markRecent(cookie, clock.now());
     }
     for (const cookie of changed) story.rowChanged(cookie);
     for (const cookie of event.gone) story.rowGone(cookie);

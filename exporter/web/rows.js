@@ -27,17 +27,17 @@ export class Rows {
       this.#byCookie.clear();
       this.#sorted = [];
     }
-    const changed = [], troubled = [];
+    const changed = [], suspected = [];
     for (const change of rows) {
       const row = this.#byCookie.get(change.cookie);
       if (change.local !== undefined) this.#add(change);
       else if (row) Object.assign(row, change, { searchText: undefined, ownerKey: undefined });
       else continue;
       changed.push(change.cookie);
-      if (change.verdict === 'zombie' || change.verdict === 'suspect') troubled.push(change.cookie);
+      if (change.verdict === 'zombie' || change.verdict === 'suspect') suspected.push(change.cookie);
     }
     for (const cookie of gone) this.#byCookie.delete(cookie);
-    return { changed, troubled };
+    return { changed, suspected };
   }
 
   #add(row) {
