@@ -70,12 +70,12 @@ func servePart(name string, body []byte) http.HandlerFunc {
 	}
 }
 
-// namesModule is the module of the page that has the names that Go defines, and their
-// meanings.
+// namesModule is the module of the page that has what Go defines: names with their
+// meanings, and how many rows the agent sends.
 const namesModule = "web/names.js"
 
 // pageNames returns namesModule: the verdicts, worst first, the risks, the causes of death,
-// and what was sent to the peer, by the name of the evidence.
+// what was sent to the peer, by the name of the evidence, and maxRows.
 func pageNames() []byte {
 	type verdict struct {
 		Name    string `json:"name"`
@@ -89,6 +89,7 @@ func pageNames() []byte {
 	type cause struct {
 		Name    string `json:"name"`
 		Timeout bool   `json:"timeout"`
+		Orderly bool   `json:"orderly"` // no failure
 	}
 	var verdicts []verdict
 	for v := range conn.Verdict(conn.Verdicts) {
@@ -101,7 +102,7 @@ func pageNames() []byte {
 	}
 	var causes []cause
 	for c := range conn.Cause(conn.Causes) {
-		causes = append(causes, cause{c.String(), c.IsTimeout()})
+		causes = append(causes, cause{c.String(), c.IsTimeout(), c == conn.CauseClosed})
 	}
 	evidence := make(map[string]string)
 	for _, e := range []conn.Evidence{conn.EvidenceKeepalive, conn.EvidenceRetransmit, conn.EvidenceWindowProbe} {
@@ -111,7 +112,7 @@ func pageNames() []byte {
 	for _, export := range []struct {
 		name  string
 		value any
-	}{{"verdicts", verdicts}, {"risks", risks}, {"causes", causes}, {"evidence", evidence}} {
+	}{{"verdicts", verdicts}, {"risks", risks}, {"causes", causes}, {"evidence", evidence}, {"maxRows", maxRows}} {
 		value, err := json.Marshal(export.value)
 		if err != nil {
 			panic(err) // it has nothing that JSON has not

@@ -129,8 +129,8 @@ func TestPageShowsHostileNamesAsText(t *testing.T) {
 func TestPageHasTheNamesOfTheCollector(t *testing.T) {
 	page := newPage(t)
 	type entry struct {
-		Name, Meaning    string
-		Trouble, Timeout bool
+		Name, Meaning             string
+		Trouble, Timeout, Orderly bool
 	}
 	verdicts := pagetest.Eval[[]entry](page, "names.verdicts")
 	if len(verdicts) != conn.Verdicts || verdicts[0].Name != "zombie" {
@@ -157,7 +157,7 @@ func TestPageHasTheNamesOfTheCollector(t *testing.T) {
 		t.Errorf("%d causes, want %d", len(causes), conn.Causes)
 	}
 	for _, c := range causes {
-		if _, err := conn.ParseCause(c.Name); err != nil || c.Timeout != strings.HasSuffix(c.Name, "_timeout") {
+		if _, err := conn.ParseCause(c.Name); err != nil || c.Timeout != strings.HasSuffix(c.Name, "_timeout") || c.Orderly != (c.Name == "closed") {
 			t.Errorf("%+v: %v", c, err)
 		}
 	}

@@ -3,7 +3,7 @@
 // The deaths that the page lists. Needs no DOM.
 
 import { age, endpoint, spaced } from '/web/format.js';
-import { isTimeout, showsCause } from '/web/filters.js';
+import { isOrderly, isTimeout, showsCause } from '/web/filters.js';
 import { ownership } from '/web/owners.js';
 
 export const maxDeaths = 200;
@@ -13,7 +13,7 @@ export const maxDeaths = 200;
 export const deathFromAPI = (d) => ({ ...d, ...ownership(d), at: Date.parse(d.at), local: endpoint(d.local), remote: endpoint(d.remote) });
 
 // severity returns how a cause is colored: timeout, orderly or other.
-export const severity = (cause) => (isTimeout(cause) ? 'timeout' : cause === 'closed' ? 'orderly' : 'other');
+export const severity = (cause) => (isTimeout(cause) ? 'timeout' : isOrderly(cause) ? 'orderly' : 'other');
 
 // deathFacts returns what else is known of a death, as a list of texts.
 export function deathFacts({ during, zombie_seconds: zombieFor, forecast_error_seconds: error }) {
@@ -29,7 +29,7 @@ export function deathFacts({ during, zombie_seconds: zombieFor, forecast_error_s
 // first: those of which there are deaths, and those that the user has chosen.
 export function causeCounts(deathsByCause, filters) {
   return Object.entries(deathsByCause)
-    .filter(([cause, n]) => (n > 0 && cause !== 'closed') || filters.cause.includes(cause))
+    .filter(([cause, n]) => (n > 0 && !isOrderly(cause)) || filters.cause.includes(cause))
     .sort(([, a], [, b]) => b - a);
 }
 

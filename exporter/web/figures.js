@@ -3,13 +3,10 @@
 // The numbers and lines of text above, beside and below the table. Needs no DOM.
 
 import { count, plural, spaced, wholeAge } from '/web/format.js';
-import { filtersRows } from '/web/filters.js';
-import { verdicts } from '/web/names.js';
+import { filtersRows, isOrderly } from '/web/filters.js';
+import { maxRows, verdicts } from '/web/names.js';
 
-// maxRows is how many connections the agent sends at most, the worst. With more, the
-// numbers of all connections are those of the summary.
-export const maxRows = 10_000;
-
+// What fits on the tile.
 const shortRisks = {
   no_keepalive: 'no keepalive',
   keepalive_slower_than_middlebox: 'slow keepalive',
@@ -21,8 +18,9 @@ const shortRisks = {
 const byCount = ([, a], [, b]) => b - a;
 const increment = (counts, name) => { counts[name] = (counts[name] ?? 0) + 1; };
 
-// tileFigures returns the number and the text of each tile, by its name. The number of
-// deaths has a title, too. now is the agent's time.
+// tileFigures returns the number and the text of each tile, by its name, and a title for
+// that of deaths. now is the agent's time. The agent sends the worst maxRows connections:
+// where there are more, the summary has the numbers.
 export function tileFigures(rows, summary, now) {
   const complete = rows.size < maxRows;
   const counts = Object.fromEntries(verdicts.map((v) => [v.name, 0]));
@@ -53,7 +51,7 @@ export function tileFigures(rows, summary, now) {
 }
 
 function deathFigures({ deaths, deaths_since: since }, now) {
-  const ended = Object.entries(deaths).filter(([cause, n]) => n > 0 && cause !== 'closed').sort(byCount);
+  const ended = Object.entries(deaths).filter(([cause, n]) => n > 0 && !isOrderly(cause)).sort(byCount);
   const causes = ended.map(([cause, n]) => `${count(n)} ${spaced(cause)}`);
   const observed = (now - Date.parse(since)) / 1000; // an hour, or since the agent started
   return {

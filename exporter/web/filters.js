@@ -17,7 +17,7 @@ const anyTimeout = 'timeout';
 
 const names = (list) => new Set(list.map((entry) => entry.name));
 const verdictNames = names(verdicts), riskNames = names(risks).add(anyRisk);
-const timeouts = names(causes.filter((cause) => cause.timeout));
+const timeouts = names(causes.filter((cause) => cause.timeout)), orderly = names(causes.filter((cause) => cause.orderly));
 const maxCauses = 20;
 
 // parseFilters reads the query of an address. What it does not understand it leaves out.
@@ -54,13 +54,14 @@ export const toggleTimeouts = (chosen) => (chosen.includes(anyTimeout) ? [] : [a
 export const toggleCause = (chosen, cause) => toggled(chosen.filter((c) => c !== anyTimeout), cause);
 
 export const isTimeout = (cause) => timeouts.has(cause);
+export const isOrderly = (cause) => orderly.has(cause);
 
 // choosesCause tells whether the user has chosen the cause, by name or with all timeouts.
 export const choosesCause = ({ cause: chosen }, cause) => chosen.includes(cause) || (isTimeout(cause) && chosen.includes(anyTimeout));
 
 // showsCause tells whether deaths of the cause are listed: where none is chosen, all but
 // orderly ends.
-export const showsCause = (filters, cause) => (filters.cause.length ? choosesCause(filters, cause) : cause !== 'closed');
+export const showsCause = (filters, cause) => (filters.cause.length ? choosesCause(filters, cause) : !isOrderly(cause));
 
 // filtersRows tells whether the filters leave out any rows.
 export const filtersRows = ({ verdict, risk, search }) => verdict.length > 0 || risk.length > 0 || search !== '';
