@@ -95,8 +95,8 @@ var causeNames = [Causes]string{
 // String returns the cause's name in the contract.
 func (c Cause) String() string { return nameOf(causeNames[:], uint8(c)) }
 
-// timeout tells whether a timer of the kernel's was it.
-func (c Cause) timeout() bool {
+// IsTimeout tells whether a timer of the kernel ended the connection.
+func (c Cause) IsTimeout() bool {
 	switch c {
 	case CauseKeepaliveTimeout, CauseUserTimeout, CauseRetransmitTimeout, CauseWindowProbeTimeout,
 		CauseConnectTimeout, CauseOrphanTimeout:

@@ -205,14 +205,12 @@ func are(n int, thing string) string {
 	return human.Plural(n, thing) + " are"
 }
 
-var solicitationNames = [...]string{"solicitation", "keepalive probe", "retransmission", "window probe"}
-
 // judged says what the verdict rests on.
 func (x *explainer) judged() string {
 	if !x.conn.State.Judged() {
 		return ""
 	}
-	asked := human.Plural(x.conn.Unanswered, solicitationNames[x.conn.Evidence])
+	asked := human.Plural(x.conn.Unanswered, x.conn.Evidence.Solicitation())
 	switch x.conn.Verdict {
 	case conn.Zombie:
 		return fmt.Sprintf("Verdict: zombie. %s in a row went unanswered: the peer is most likely gone, and the kernel still waits.", asked)
