@@ -292,7 +292,7 @@ func (c *Connection) setOwner(o Ownership) {
 	if c.Process == nil {
 		c.Process = o.Process
 	}
-	if c.Cgroup.Path == "" {
+	if c.Cgroup == (Cgroup{}) {
 		c.Cgroup = o.Cgroup
 	}
 }

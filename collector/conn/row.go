@@ -58,7 +58,8 @@ func (h Held) String() string { return heldNames[h] }
 // changed: the kernel stamps in jiffies, and two clocks are read one after the other.
 const jitter = 300
 
-func newRow(c *Connection) *Row {
+// NewRow returns the row of a connection.
+func NewRow(c *Connection) *Row {
 	r := &Row{
 		Cookie: c.Cookie, At: c.At, Local: c.Local, Remote: c.Remote, Netns: c.Netns,
 		State: c.State, Verdict: c.Verdict, Evidence: c.Evidence, Unanswered: c.Unanswered,
@@ -88,7 +89,7 @@ func (r *Row) setOwner(o *Ownership) {
 	if o.Process != nil {
 		r.PID, r.Comm, r.FD = o.Process.PID, o.Process.Comm, o.Process.FD
 	}
-	if o.Cgroup.Path != "" {
+	if o.Cgroup != (Cgroup{}) {
 		r.Cgroup = o.Cgroup
 	}
 }
@@ -135,7 +136,7 @@ func (r *Row) follow(old *Row) {
 	if r.PID == 0 {
 		r.PID, r.Comm, r.FD = old.PID, old.Comm, old.FD
 	}
-	if r.Cgroup.Path == "" {
+	if r.Cgroup == (Cgroup{}) {
 		r.Cgroup = old.Cgroup
 	}
 }

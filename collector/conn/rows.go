@@ -101,7 +101,7 @@ func (r *rows) notice(c *Connection) {
 	case old != nil && c.At.Before(old.At):
 		return // facts overtake each other
 	}
-	row := newRow(c)
+	row := NewRow(c)
 	if old != nil {
 		row.follow(old)
 	}
@@ -135,7 +135,7 @@ func (r *rows) census(census *Census, describe func(*Observation) (Connection, b
 		if !ok {
 			continue
 		}
-		row, old := newRow(&connection), r.current[cookie]
+		row, old := NewRow(&connection), r.current[cookie]
 		switch {
 		case old == nil:
 		case row.At.Before(old.At):
