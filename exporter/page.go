@@ -112,7 +112,7 @@ func pageNames() []byte {
 	for _, export := range []struct {
 		name  string
 		value any
-	}{{"verdicts", verdicts}, {"risks", risks}, {"causes", causes}, {"evidence", evidence}, {"conn.MaxRows", conn.MaxRows}} {
+	}{{"verdicts", verdicts}, {"risks", risks}, {"causes", causes}, {"evidence", evidence}, {"maxRows", conn.MaxRows}} {
 		value, err := json.Marshal(export.value)
 		if err != nil {
 			panic(err) // it has nothing that JSON has not
