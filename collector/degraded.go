@@ -224,12 +224,12 @@ type facts struct {
 	refusal                                error // of one of those refused
 	tables, late                           int   // hash tables of namespaces' own; those not walked whole in time
 	lateOnes                               string
-	// Of the last look that somebody waited for: the tables that it did not get through.
+	// Of the last look that somebody waited for: the trackers that it did not get through.
 	unlisted   int
 	unlistedAt time.Time
 	censusErr  error // another reason why sockets may be missing
 
-	surroundings
+	environment
 }
 
 // mostNamespaces reports whether more than half of the namespaces are not seen.
@@ -265,7 +265,7 @@ func (f *facts) findings() []Finding {
 // Assess returns what keeps programs from seeing everything, as the results of one
 // census after the other show it, and what the process may do.
 func Assess(k *bpf.Kernel, results ...*bpf.CensusResult) []Finding {
-	f := facts{surroundings: lookAround(k, newGroups())}
+	f := facts{environment: readEnvironment(k, newCgroups())}
 	for _, res := range results {
 		f.census(res)
 		// It is the first, and so has walked none of them before.

@@ -11,12 +11,13 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/collector/conn"
 )
 
 func TestQueryWants(t *testing.T) {
-	conn := &bpf.Conn{
+	connection := &bpf.Conn{
 		Netns: 4026531840, State: bpf.StateEstablished, Class: bpf.ClassIdle, Family: 2, Lport: 37024, Rport: 5432,
-		Raddr: [16]byte{10, 0, 0, 2}, Risks: 1 << RiskCloseWaitLeak,
+		Raddr: [16]byte{10, 0, 0, 2}, Risks: 1 << conn.RiskCloseWaitLeak,
 	}
 	listens := &bpf.Conn{Netns: 4026531840, State: bpf.StateListen, Family: 2, Lport: 5432}
 	remotes := func(s ...string) (p []netip.Prefix) {
@@ -35,13 +36,13 @@ func TestQueryWants(t *testing.T) {
 		conn, listensAlone bool
 	}{
 		{"anything", Query{}, true, true},
-		{"its state", Query{States: []State{Closing, Established}}, true, false},
+		{"its state", Query{States: []conn.State{conn.Closing, conn.Established}}, true, false},
 		{"either port", Query{Ports: []uint16{5432}}, true, true},
 		{"another port", Query{Ports: []uint16{5433}}, false, false},
 		{"its namespace", Query{Netns: []uint32{1, 4026531840}}, true, true},
 		{"another namespace", Query{Netns: []uint32{1}}, false, false},
-		{"its risk among others", Query{Risks: []Risk{RiskNoKeepalive, RiskCloseWaitLeak}}, true, false},
-		{"another risk", Query{Risks: []Risk{RiskNoKeepalive}}, false, false},
+		{"its risk among others", Query{Risks: []conn.Risk{conn.RiskNoKeepalive, conn.RiskCloseWaitLeak}}, true, false},
+		{"another risk", Query{Risks: []conn.Risk{conn.RiskNoKeepalive}}, false, false},
 		{"its remote address", Query{Remotes: remotes("10.0.0.2")}, true, false},
 		{"the same as an IPv6 socket has it", Query{Remotes: remotes("::ffff:10.0.0.2")}, true, false},
 		{"its network", Query{Remotes: remotes("192.168.0.0/16", "10.9.9.9/8")}, true, false},
@@ -51,14 +52,14 @@ func TestQueryWants(t *testing.T) {
 		{"all of them, not one", Query{Netns: []uint32{4026531840}, Ports: []uint16{1}}, false, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if got := tt.q.wants(conn); got != tt.conn {
+			if got := tt.q.matches(connection); got != tt.conn {
 				t.Errorf("of the connection: %v", got)
 			}
-			if tt.q.wants(listens) {
+			if tt.q.matches(listens) {
 				t.Error("of the listener, without all")
 			}
 			tt.q.All = true
-			if got := tt.q.wants(listens); got != tt.listensAlone {
+			if got := tt.q.matches(listens); got != tt.listensAlone {
 				t.Errorf("of the listener: %v", got)
 			}
 		})
@@ -66,18 +67,18 @@ func TestQueryWants(t *testing.T) {
 }
 
 func TestWhatIsNoConnectionIsAskedForOnlyWithAll(t *testing.T) {
-	none := func(q look) bool { return strings.ContainsRune(string(q.classes()), rune(bpf.ClassNone)) }
-	if none(look{}) || none(look{Query: Query{States: []State{Listen}}}) {
+	none := func(q scan) bool { return strings.ContainsRune(string(q.classes()), rune(bpf.ClassNone)) }
+	if none(scan{}) || none(scan{Query: Query{States: []conn.State{conn.Listen}}}) {
 		t.Error("though nobody said all")
 	}
-	if !none(look{Query: Query{All: true}}) {
+	if !none(scan{Query: Query{All: true}}) {
 		t.Error("not with all")
 	}
-	if !none(look{listeners: map[listener]bool{}}) {
+	if !none(scan{listeners: map[conn.Listener]bool{}}) {
 		t.Error("not where listeners are wanted")
 	}
-	for _, q := range []Query{{All: true, Verdicts: []Verdict{Active}}, {All: true, Risks: []Risk{RiskNoKeepalive}}} {
-		if none(look{Query: q}) || q.wants(&bpf.Conn{Class: bpf.ClassNone, State: bpf.StateListen, Risks: 0xff}) {
+	for _, q := range []Query{{All: true, Verdicts: []conn.Verdict{conn.Active}}, {All: true, Risks: []conn.Risk{conn.RiskNoKeepalive}}} {
+		if none(scan{Query: q}) || q.matches(&bpf.Conn{Class: bpf.ClassNone, State: bpf.StateListen, Risks: 0xff}) {
 			t.Error("though it has neither verdict nor risk")
 		}
 	}
@@ -122,20 +123,20 @@ func TestParseRemote(t *testing.T) {
 
 func TestOwnedBy(t *testing.T) {
 	const container, pod = "3f2a9c8d7e6f0123456789abcdef0123456789abcdef0123456789abcdef0123", "5b3a8f0e-1111-2222-3333-444444444444"
-	process := &Process{PID: 812, Comm: "postgres"}
+	process := &conn.Process{PID: 812, Comm: "postgres"}
 	for _, tt := range []struct {
 		name     string
-		c        Connection
+		c        conn.Connection
 		yes, not []string
 	}{
-		{"nobody's", Connection{}, []string{"-"}, []string{"postgres", ".service"}},
-		{"a process's", Connection{Process: process}, []string{"postgres"}, []string{"-", "postgre", "Postgres", "812"}},
+		{"nobody's", conn.Connection{}, []string{"-"}, []string{"postgres", ".service"}},
+		{"a process's", conn.Connection{Process: process}, []string{"postgres"}, []string{"-", "postgre", "Postgres", "812"}},
 		{
-			"a unit's", Connection{Process: process, Group: Group{Unit: "postgresql.service"}},
+			"a unit's", conn.Connection{Process: process, Cgroup: conn.Cgroup{Unit: "postgresql.service"}},
 			[]string{"postgres", "postgresql", "postgresql.service"}, []string{"-", "postgresql.scope", "postgresq"},
 		},
 		{
-			"a pod's", Connection{Group: Group{ContainerID: container, PodUID: pod}},
+			"a pod's", conn.Connection{Cgroup: conn.Cgroup{ContainerID: container, PodUID: pod}},
 			[]string{container, container[:12], container[:8], pod, "5b3a8f0e"}, []string{"-", container[:7], "5b3a8f0", container + "0"},
 		},
 	} {
@@ -164,12 +165,12 @@ func TestOthersSayOnlyWhatIsKnown(t *testing.T) {
 		Flags: bpf.ConnKeepalive | bpf.ConnKeepaliveTimeSet, KeepaliveTime: 250 * 60, KeepaliveIntvl: 250 * 10, KeepaliveProbes: 6,
 		UserTimeout: 1500, Uid: 5, Cgroup: 9, Risks: 0xff, SendQueue: 99, Idle: 250, Unanswered: 3,
 	}, start)
-	want := Connection{
-		Cookie: 7, At: start, Netns: 1, State: Listen, Local: netip.MustParseAddrPort("0.0.0.0:22"), Remote: netip.MustParseAddrPort("0.0.0.0:0"),
-		Idle: -1, Silent: -1, Accepted: true, AcceptQueue: 3, AcceptLimit: 128, UID: 5, Cgroup: 9, UserTimeout: 1500e6,
-		Keepalive: Keepalive{Enabled: true, Time: 60e9, Interval: 10e9, Probes: 6, PerSocket: true},
+	want := conn.Connection{
+		Cookie: 7, At: start, Netns: 1, State: conn.Listen, Local: netip.MustParseAddrPort("0.0.0.0:22"), Remote: netip.MustParseAddrPort("0.0.0.0:0"),
+		Idle: -1, Silent: -1, Accepted: true, AcceptQueue: 3, AcceptLimit: 128, UID: 5, CgroupID: 9, UserTimeout: 1500e6,
+		Keepalive: conn.Keepalive{Enabled: true, Time: 60e9, Interval: 10e9, Probes: 6, PerSocket: true},
 	}
-	diff := func(want, got Connection) string {
+	diff := func(want, got conn.Connection) string {
 		return cmp.Diff(want, got, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b }))
 	}
 	if d := diff(want, got); d != "" || got.Judged() {
@@ -178,14 +179,14 @@ func TestOthersSayOnlyWhatIsKnown(t *testing.T) {
 	got = r.Describe(&bpf.Conn{
 		Cookie: 8, Netns: 1, State: bpf.StateFinWait2, Class: bpf.ClassNone, Family: 2, Lport: 22, Rport: 40000, Flags: bpf.ConnOrphan,
 	}, start)
-	want = Connection{
-		Cookie: 8, At: start, Netns: 1, State: FinWait2, Local: netip.MustParseAddrPort("0.0.0.0:22"), Remote: netip.MustParseAddrPort("0.0.0.0:40000"),
+	want = conn.Connection{
+		Cookie: 8, At: start, Netns: 1, State: conn.FinWait2, Local: netip.MustParseAddrPort("0.0.0.0:22"), Remote: netip.MustParseAddrPort("0.0.0.0:40000"),
 		Idle: -1, Silent: -1, Stub: true, Orphaned: true, Accepted: true,
 	}
-	if d := diff(want, got); d != "" || got.Judged() || got.held() {
+	if d := diff(want, got); d != "" || got.Judged() || got.Held() {
 		t.Errorf("judged %v, (-want +got)\n%s", got.Judged(), d)
 	}
-	if got := r.Describe(&bpf.Conn{State: bpf.StateNewSynRecv, Class: bpf.ClassNone, Flags: bpf.ConnUnaccepted}, start); got.State != SynRecv || got.held() || !got.Stub {
+	if got := r.Describe(&bpf.Conn{State: bpf.StateNewSynRecv, Class: bpf.ClassNone, Flags: bpf.ConnUnaccepted}, start); got.State != conn.SynRecv || got.Held() || !got.Stub {
 		t.Errorf("a request: %+v", got)
 	}
 }

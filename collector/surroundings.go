@@ -19,8 +19,8 @@ import (
 // (include/linux/proc_ns.h, and since 6.18 include/uapi/linux/nsfs.h).
 const initialPIDs = 0xeffffffc
 
-// surroundings are the facts of this process: what it may do, and where it is.
-type surroundings struct {
+// environment are the facts of this process: what it may do, and where it is.
+type environment struct {
 	privatePIDs         bool // our pid namespace is not the initial one
 	threads, allThreads int  // in our pid namespace, and on the machine; only if privatePIDs
 	descriptorsErr      error
@@ -29,8 +29,8 @@ type surroundings struct {
 	searchHangs         time.Time // since when the search for sockets without a cookie hangs; zero: it does not
 }
 
-func lookAround(k *bpf.Kernel, g *groups) surroundings {
-	s := surroundings{cookiesErr: k.CookiesErr(), searchHangs: k.CookieSearchHangs(), cgroupsErr: g.refused(), descriptorsErr: g.descriptors.refused()}
+func readEnvironment(k *bpf.Kernel, g *cgroups) environment {
+	s := environment{cookiesErr: k.CookiesErr(), searchHangs: k.CookieSearchHangs(), cgroupsErr: g.refused(), descriptorsErr: g.descriptors.refused()}
 	var ns unix.Stat_t
 	if err := unix.Stat("/proc/self/ns/pid", &ns); err == nil && ns.Ino != initialPIDs {
 		s.privatePIDs = true

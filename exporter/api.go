@@ -26,6 +26,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/collector/conn"
 )
 
 // Source is the part of a [collector.Collector] that is shown.
@@ -33,11 +34,11 @@ type Source interface {
 	Ready() bool                   // the first census is done
 	Degraded() []collector.Finding // why not everything is seen
 	Stats() (collector.Stats, error)
-	Connections(ctx context.Context, q collector.Query) (total int, conns iter.Seq2[*collector.Connection, error], err error)
-	Tallies(ctx context.Context, q collector.Query, by collector.Grouping) (total int, tallies []collector.Tally, err error)
+	Connections(ctx context.Context, q collector.Query) (total int, connections iter.Seq2[*conn.Connection, error], err error)
+	CountConnections(ctx context.Context, q collector.Query, by conn.Grouping) (total int, counts []conn.ConnCount, err error)
 	Connection(ctx context.Context, cookie uint64) (*collector.Detail, error) // nil: no such connection
-	Deaths(causes []collector.Cause, limit int) (total int, deaths []collector.Death)
-	FillOwners(conns []collector.Connection) error
+	Deaths(causes []conn.Cause, limit int) (total int, deaths []conn.Death)
+	FillOwners(connections []conn.Connection) error
 	Subscribe(buffer int) *collector.Subscription
 	Options() collector.Options
 }
@@ -165,12 +166,12 @@ func (a *api) connections(w http.ResponseWriter, r *http.Request) {
 			<-large
 		}()
 	}
-	total, conns, err := a.src.Connections(r.Context(), q)
+	total, connections, err := a.src.Connections(r.Context(), q)
 	if err != nil {
 		a.fail(w, r, err)
 		return
 	}
-	writeList(a, w, r, "connections", total, conns, NewConnection)
+	writeList(a, w, r, "connections", total, connections, NewConnection)
 }
 
 func (a *api) groups(w http.ResponseWriter, r *http.Request) {
@@ -189,12 +190,12 @@ func (a *api) groups(w http.ResponseWriter, r *http.Request) {
 		writeError(w, http.StatusBadRequest, err)
 		return
 	}
-	total, tallies, err := a.src.Tallies(r.Context(), q, by)
+	total, counts, err := a.src.CountConnections(r.Context(), q, by)
 	if err != nil {
 		a.fail(w, r, err)
 		return
 	}
-	writeList(a, w, r, "groups", total, Each(tallies), func(t *collector.Tally) Group { return NewGroup(t, by) })
+	writeList(a, w, r, "groups", total, Each(counts), func(t *conn.ConnCount) Group { return NewGroup(t, by) })
 }
 
 // NoConnection is how the error begins about a cookie that no connection has.
@@ -205,7 +206,7 @@ func (a *api) connection(w http.ResponseWriter, r *http.Request) {
 		writeError(w, http.StatusBadRequest, err)
 		return
 	}
-	cookie, err := collector.ParseCookie(r.PathValue("cookie"))
+	cookie, err := conn.ParseCookie(r.PathValue("cookie"))
 	if err != nil {
 		writeError(w, http.StatusBadRequest, err)
 		return
@@ -216,7 +217,7 @@ func (a *api) connection(w http.ResponseWriter, r *http.Request) {
 		a.fail(w, r, err)
 	case d == nil:
 		writeError(w, http.StatusNotFound, fmt.Errorf(
-			NoConnection+" has the cookie %s; if it has died, /api/v1/deaths may still know it", collector.FormatCookie(cookie)))
+			NoConnection+" has the cookie %s; if it has died, /api/v1/deaths may still know it", conn.FormatCookie(cookie)))
 	default:
 		writeJSON(w, http.StatusOK, NewConnectionDetail(d))
 	}
@@ -228,7 +229,7 @@ func (a *api) deaths(w http.ResponseWriter, r *http.Request) {
 		writeError(w, http.StatusBadRequest, err)
 		return
 	}
-	causes, err := each(params["cause"], collector.ParseCause)
+	causes, err := each(params["cause"], conn.ParseCause)
 	if err != nil {
 		writeError(w, http.StatusBadRequest, err)
 		return
@@ -254,10 +255,10 @@ func (a *api) fail(w http.ResponseWriter, r *http.Request, err error) {
 var connectionParameters = []string{"verdict", "state", "port", "pid", "owner", "remote", "risk", "netns", "all", "limit"}
 
 func connectionQuery(params url.Values) (q collector.Query, err error) {
-	if q.Verdicts, err = each(params["verdict"], collector.ParseVerdict); err != nil {
+	if q.Verdicts, err = each(params["verdict"], conn.ParseVerdict); err != nil {
 		return q, err
 	}
-	if q.States, err = each(params["state"], collector.ParseState); err != nil {
+	if q.States, err = each(params["state"], conn.ParseState); err != nil {
 		return q, err
 	}
 	if q.Ports, err = each(params["port"], parsePort); err != nil {
@@ -272,7 +273,7 @@ func connectionQuery(params url.Values) (q collector.Query, err error) {
 	if q.Remotes, err = each(params["remote"], of("remote", collector.ParseRemote)); err != nil {
 		return q, err
 	}
-	if q.Risks, err = each(params["risk"], collector.ParseRisk); err != nil {
+	if q.Risks, err = each(params["risk"], conn.ParseRisk); err != nil {
 		return q, err
 	}
 	if q.Netns, err = each(params["netns"], of("netns", collector.ParseNetns)); err != nil {
@@ -350,11 +351,11 @@ func parseSwitch(name string, values []string) (bool, error) {
 	return values[0] == "true", nil
 }
 
-func parseGrouping(values []string) (collector.Grouping, error) {
+func parseGrouping(values []string) (conn.Grouping, error) {
 	if len(values) != 1 {
 		return 0, errors.New("by is to be given once: owner, remote or verdict")
 	}
-	return collector.ParseGrouping(values[0])
+	return conn.ParseGrouping(values[0])
 }
 
 func parseLimit(values []string) (int, error) {

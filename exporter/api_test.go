@@ -20,6 +20,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/collector/conn"
 )
 
 func decode[T any](t *testing.T, w *httptest.ResponseRecorder) T {
@@ -59,7 +60,7 @@ func checkGeneratedAt(t *testing.T, at, since time.Time) {
 func TestConnectionsAreListed(t *testing.T) {
 	first, second := contractConnection(), contractConnection()
 	second.Cookie, second.Process.Comm = 0x2c3d, hostileComm
-	src := &fakeSource{total: 23, conns: []collector.Connection{first, second}}
+	src := &fakeSource{total: 23, conns: []conn.Connection{first, second}}
 	start := time.Now()
 	got := decode[Connections](t, request(t, newHandler(t, src), "GET", "/api/v1/connections"))
 	checkGeneratedAt(t, got.GeneratedAt, start)
@@ -72,29 +73,29 @@ func TestConnectionsAreListed(t *testing.T) {
 }
 
 func TestGroupsAreListed(t *testing.T) {
-	owned := func(kind collector.OwnerKind, name string) collector.Tally {
-		return collector.Tally{
-			Common: collector.Common{OwnerKind: kind, Owner: name}, Total: 9,
-			Verdicts: [collector.Verdicts]int{collector.Zombie: 1, collector.Suspect: 2, collector.Stalled: 3, collector.Unguarded: 0, collector.Idle: 1, collector.Active: 1},
+	owned := func(kind conn.OwnerKind, name string) conn.ConnCount {
+		return conn.ConnCount{
+			GroupKey: conn.GroupKey{OwnerKind: kind, Owner: name}, Total: 9,
+			Verdicts: [conn.Verdicts]int{conn.Zombie: 1, conn.Suspect: 2, conn.Stalled: 3, conn.Unguarded: 0, conn.Idle: 1, conn.Active: 1},
 		}
 	}
 	const verdicts = `"total":9,"verdicts":{"active":1,"idle":1,"stalled":3,"suspect":2,"unguarded":0,"zombie":1}}`
 	const nothing = `"total":0,"verdicts":{"active":0,"idle":0,"stalled":0,"suspect":0,"unguarded":0,"zombie":0}}`
 	for _, tt := range []struct {
 		by    string
-		tally collector.Tally
+		tally conn.ConnCount
 		want  string
 	}{
-		{"owner", owned(collector.OwnerUnit, "x.service"), `{"owner":{"kind":"unit","name":"x.service"},` + verdicts},
-		{"owner", owned(collector.OwnerProcess, "\xff<b>"), `{"owner":{"kind":"process","name":"\ufffd\u003cb\u003e"},` + verdicts},
-		{"owner", owned(collector.NoOwner, ""), "{" + verdicts},
-		{"remote", collector.Tally{Common: collector.Common{Remote: netip.MustParseAddrPort("10.0.0.2:5432")}}, `{"remote":{"ip":"10.0.0.2","port":5432},` + nothing},
-		{"remote", collector.Tally{Common: collector.Common{Remote: netip.MustParseAddrPort("[2001:db8::2]:0")}}, `{"remote":{"ip":"2001:db8::2","port":null},` + nothing},
-		{"remote", collector.Tally{}, "{" + nothing},
-		{"verdict", collector.Tally{Common: collector.Common{Judged: true, Verdict: collector.Active}}, `{"verdict":"active",` + nothing},
-		{"verdict", collector.Tally{}, "{" + nothing},
+		{"owner", owned(conn.OwnerUnit, "x.service"), `{"owner":{"kind":"unit","name":"x.service"},` + verdicts},
+		{"owner", owned(conn.OwnerProcess, "\xff<b>"), `{"owner":{"kind":"process","name":"\ufffd\u003cb\u003e"},` + verdicts},
+		{"owner", owned(conn.NoOwner, ""), "{" + verdicts},
+		{"remote", conn.ConnCount{GroupKey: conn.GroupKey{Remote: netip.MustParseAddrPort("10.0.0.2:5432")}}, `{"remote":{"ip":"10.0.0.2","port":5432},` + nothing},
+		{"remote", conn.ConnCount{GroupKey: conn.GroupKey{Remote: netip.MustParseAddrPort("[2001:db8::2]:0")}}, `{"remote":{"ip":"2001:db8::2","port":null},` + nothing},
+		{"remote", conn.ConnCount{}, "{" + nothing},
+		{"verdict", conn.ConnCount{GroupKey: conn.GroupKey{Judged: true, Verdict: conn.Active}}, `{"verdict":"active",` + nothing},
+		{"verdict", conn.ConnCount{}, "{" + nothing},
 	} {
-		src := &fakeSource{total: 12, tallies: []collector.Tally{tt.tally}}
+		src := &fakeSource{total: 12, counts: []conn.ConnCount{tt.tally}}
 		since := time.Now()
 		w := request(t, newHandler(t, src), "GET", "/api/v1/groups?by="+tt.by)
 		if !strings.Contains(w.Body.String(), "\n"+tt.want+"\n") {
@@ -110,7 +111,7 @@ func TestGroupsAreListed(t *testing.T) {
 
 func TestDeathsAreListed(t *testing.T) {
 	d := contractDeath()
-	src := &fakeSource{total: 29, dead: []collector.Death{d}}
+	src := &fakeSource{total: 29, dead: []conn.Death{d}}
 	start := time.Now()
 	got := decode[Deaths](t, request(t, newHandler(t, src), "GET", "/api/v1/deaths"))
 	checkGeneratedAt(t, got.GeneratedAt, start)
@@ -131,12 +132,12 @@ func TestEmptyListsAreListsNotNull(t *testing.T) {
 
 func TestConnectionHasItsEventsAndExplanation(t *testing.T) {
 	c := contractConnection()
-	events := []collector.Event{
-		{At: noon, Kind: collector.EventSolicitation, Evidence: collector.EvidenceKeepalive, Unanswered: 3},
-		{At: noon, Kind: collector.EventVerdict, From: collector.Suspect, To: collector.Zombie},
+	events := []conn.HistoryEntry{
+		{At: noon, Kind: conn.HistorySolicitation, Evidence: conn.EvidenceKeepalive, Unanswered: 3},
+		{At: noon, Kind: conn.HistoryVerdict, From: conn.Suspect, To: conn.Zombie},
 	}
 	e := contractExplanation()
-	h := newHandler(t, &fakeSource{conns: []collector.Connection{c}, events: events, explains: e})
+	h := newHandler(t, &fakeSource{conns: []conn.Connection{c}, events: events, explains: e})
 	got := decode[ConnectionDetail](t, request(t, h, "GET", "/api/v1/connections/1a2b"))
 	want := ConnectionDetail{
 		Connection: NewConnection(&c), Events: []Event{NewEvent(&events[0]), NewEvent(&events[1])}, Explanation: newExplanation(&e),
@@ -153,14 +154,14 @@ func TestQueriesReachTheCollector(t *testing.T) {
 		"":         {Limit: 1000},
 		"?limit=7": {Limit: 7},
 		"?verdict=zombie&verdict=suspect&state=established&state=close_wait&port=5432&port=65535&pid=1&pid=812": {
-			Verdicts: []collector.Verdict{collector.Zombie, collector.Suspect},
-			States:   []collector.State{collector.Established, collector.CloseWait},
+			Verdicts: []conn.Verdict{conn.Zombie, conn.Suspect},
+			States:   []conn.State{conn.Established, conn.CloseWait},
 			Ports:    []uint16{5432, 65535}, PIDs: []uint32{1, 812}, Limit: 1000,
 		},
 		"?owner=nginx&owner=-&remote=10.0.0.2&remote=2001:db8::/32&risk=no_keepalive&risk=close_wait_leak&netns=4026531840&all=true": {
 			Owners:  []string{"nginx", "-"},
 			Remotes: []netip.Prefix{netip.MustParsePrefix("10.0.0.2/32"), netip.MustParsePrefix("2001:db8::/32")},
-			Risks:   []collector.Risk{collector.RiskNoKeepalive, collector.RiskCloseWaitLeak},
+			Risks:   []conn.Risk{conn.RiskNoKeepalive, conn.RiskCloseWaitLeak},
 			Netns:   []uint32{4026531840}, All: true, Limit: 1000,
 		},
 		"?all=false": {Limit: 1000},
@@ -173,7 +174,7 @@ func TestQueriesReachTheCollector(t *testing.T) {
 		if diff := cmp.Diff(want, *src.query, comparePrefixes); diff != "" {
 			t.Errorf("%q (-want +got)\n%s", query, diff)
 		}
-		if w := request(t, newHandler(t, src), "GET", "/api/v1/groups?by=remote"+strings.Replace(query, "?", "&", 1)); w.Code != http.StatusOK || src.by != collector.ByRemote {
+		if w := request(t, newHandler(t, src), "GET", "/api/v1/groups?by=remote"+strings.Replace(query, "?", "&", 1)); w.Code != http.StatusOK || src.by != conn.ByRemote {
 			t.Errorf("groups of %q: status %d, by %v", query, w.Code, src.by)
 			continue
 		}
@@ -183,7 +184,7 @@ func TestQueriesReachTheCollector(t *testing.T) {
 	}
 	src := &fakeSource{}
 	request(t, newHandler(t, src), "GET", "/api/v1/deaths?cause=closed&cause=unknown&limit=3")
-	if diff := cmp.Diff([]collector.Cause{collector.CauseClosed, collector.CauseUnknown}, src.causes); diff != "" || src.limit != 3 {
+	if diff := cmp.Diff([]conn.Cause{conn.CauseClosed, conn.CauseUnknown}, src.causes); diff != "" || src.limit != 3 {
 		t.Errorf("limit %d, causes (-want +got)\n%s", src.limit, diff)
 	}
 	request(t, newHandler(t, src), "GET", "/api/v1/deaths")
@@ -259,7 +260,7 @@ func TestWrongQueries(t *testing.T) {
 		"connection: a cookie of markup":            conns + "/%3Cimg%20src=x%3E",
 	} {
 		t.Run(name, func(t *testing.T) {
-			src := &fakeSource{conns: []collector.Connection{contractConnection()}}
+			src := &fakeSource{conns: []conn.Connection{contractConnection()}}
 			wantError(t, request(t, newHandler(t, src), "GET", target), http.StatusBadRequest)
 			if src.query != nil {
 				t.Error("the collector was asked all the same")
@@ -303,7 +304,7 @@ func TestWhatIsNotThere(t *testing.T) {
 }
 
 func TestOtherMethodsAreNotAllowed(t *testing.T) {
-	h := newHandler(t, &fakeSource{conns: []collector.Connection{contractConnection()}})
+	h := newHandler(t, &fakeSource{conns: []conn.Connection{contractConnection()}})
 	for _, method := range []string{"POST", "PUT", "DELETE", "PATCH", "OPTIONS"} {
 		for _, target := range []string{"/api/v1/connections", "/api/v1/connections/1a2b", "/api/v1/deaths"} {
 			w := request(t, h, method, target)
@@ -322,7 +323,7 @@ func TestOtherMethodsAreNotAllowed(t *testing.T) {
 }
 
 func TestHeadIsGetWithoutABody(t *testing.T) {
-	srv := httptest.NewServer(newHandler(t, &fakeSource{conns: []collector.Connection{contractConnection()}}))
+	srv := httptest.NewServer(newHandler(t, &fakeSource{conns: []conn.Connection{contractConnection()}}))
 	defer srv.Close()
 	for target, status := range map[string]int{
 		"/": 200, "/metrics": 200, "/-/healthy": 200, "/-/ready": 200, "/api/v1/connections": 200,
@@ -404,7 +405,7 @@ func TestNothingIsSniffed(t *testing.T) {
 func BenchmarkConnections(b *testing.B) {
 	for _, n := range []int{1000, 100_000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			src := &fakeSource{conns: make([]collector.Connection, n)}
+			src := &fakeSource{conns: make([]conn.Connection, n)}
 			for i := range src.conns {
 				src.conns[i] = contractConnection()
 			}
@@ -432,9 +433,9 @@ type endless struct {
 	fails   error // after the first
 }
 
-func (e *endless) Connections(context.Context, collector.Query) (int, iter.Seq2[*collector.Connection, error], error) {
+func (e *endless) Connections(context.Context, collector.Query) (int, iter.Seq2[*conn.Connection, error], error) {
 	e.asked <- struct{}{}
-	return 2, func(yield func(*collector.Connection, error) bool) {
+	return 2, func(yield func(*conn.Connection, error) bool) {
 		c := contractConnection()
 		if !yield(&c, nil) {
 			return

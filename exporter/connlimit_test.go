@@ -65,15 +65,15 @@ func serveLimited(t *testing.T, limit int, h http.Handler, config string) *limit
 func (s *limited) dial(listener int, text string) net.Conn {
 	s.t.Helper()
 	addr := s.listeners[listener].Addr()
-	conn, err := net.Dial(addr.Network(), addr.String())
+	connection, err := net.Dial(addr.Network(), addr.String())
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	s.t.Cleanup(func() { conn.Close() })
-	if _, err := io.WriteString(conn, text); err != nil {
+	s.t.Cleanup(func() { connection.Close() })
+	if _, err := io.WriteString(connection, text); err != nil {
 		s.t.Fatal(err)
 	}
-	return conn
+	return connection
 }
 
 const keptAlive = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -81,8 +81,8 @@ const keptAlive = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 // idle makes a connection that has been answered once, and is kept.
 func (s *limited) idle(listener int) net.Conn {
 	s.t.Helper()
-	conn := s.dial(listener, keptAlive)
-	if err := answered(conn); err != nil {
+	connection := s.dial(listener, keptAlive)
+	if err := answered(connection); err != nil {
 		s.t.Fatal(err)
 	}
 	for deadline := time.Now().Add(20 * time.Second); s.busy(); {
@@ -91,7 +91,7 @@ func (s *limited) idle(listener int) net.Conn {
 		}
 		time.Sleep(time.Millisecond)
 	}
-	return conn
+	return connection
 }
 
 // busy reports whether a request is being answered.
@@ -106,11 +106,11 @@ func (s *limited) busy() bool {
 	return false
 }
 
-func answered(conn net.Conn) error {
-	if err := conn.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+func answered(connection net.Conn) error {
+	if err := connection.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
 		return err
 	}
-	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	resp, err := http.ReadResponse(bufio.NewReader(connection), nil)
 	if err != nil {
 		return err
 	}
@@ -125,23 +125,23 @@ func answered(conn net.Conn) error {
 }
 
 // ended waits for the end of a connection.
-func (s *limited) ended(conn net.Conn) {
+func (s *limited) ended(connection net.Conn) {
 	s.t.Helper()
-	if err := conn.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+	if err := connection.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
 		s.t.Fatal(err)
 	}
-	if _, err := io.Copy(io.Discard, conn); errors.Is(err, os.ErrDeadlineExceeded) {
+	if _, err := io.Copy(io.Discard, connection); errors.Is(err, os.ErrDeadlineExceeded) {
 		s.t.Error("a connection is still open")
 	}
 }
 
-func (s *limited) alive(conn net.Conn) {
+func (s *limited) alive(connection net.Conn) {
 	s.t.Helper()
-	if _, err := io.WriteString(conn, keptAlive); err != nil {
+	if _, err := io.WriteString(connection, keptAlive); err != nil {
 		s.t.Error(err)
 		return
 	}
-	if err := answered(conn); err != nil {
+	if err := answered(connection); err != nil {
 		s.t.Errorf("a connection is no more: %v", err)
 	}
 }
@@ -177,14 +177,14 @@ func TestTheOldestIdleConnectionMakesRoom(t *testing.T) {
 	t.Run("", func(t *testing.T) {
 		const limit, clients = 9, 31
 		s := serveLimited(t, limit, ok, "")
-		var conns []net.Conn
+		var connections []net.Conn
 		for i := range clients {
-			conns = append(conns, s.idle(i%2))
+			connections = append(connections, s.idle(i%2))
 		}
-		for _, c := range conns[:clients-limit] {
+		for _, c := range connections[:clients-limit] {
 			s.ended(c)
 		}
-		for _, c := range conns[clients-limit:] {
+		for _, c := range connections[clients-limit:] {
 			s.alive(c)
 		}
 		s.wantClosed("idle", clients-limit)
@@ -218,15 +218,15 @@ func TestRequestsThatTakeLongDoNotKeepOthersOut(t *testing.T) {
 				<-r.Context().Done()
 			}
 		}), "")
-		var conns []net.Conn
+		var connections []net.Conn
 		for i := range limit {
-			conns = append(conns, s.dial(i%2, "GET /long HTTP/1.1\r\nHost: localhost\r\n\r\n"))
+			connections = append(connections, s.dial(i%2, "GET /long HTTP/1.1\r\nHost: localhost\r\n\r\n"))
 			<-entered
 		}
 		s.alive(s.dial(0, ""))
-		s.ended(conns[0])
+		s.ended(connections[0])
 		s.wantClosed("active", 1)
-		for _, c := range conns {
+		for _, c := range connections {
 			c.Close() // which ends the requests
 		}
 	})
@@ -281,14 +281,14 @@ func TestConnectionsOfHTTP2MakeRoom(t *testing.T) {
 func TestWhatAConnectionTakesIsBounded(t *testing.T) {
 	s := serveLimited(t, 9, ok, tlsConfig(t))
 	dial := func(protocol, text string) net.Conn {
-		conn := tls.Client(s.dial(0, ""), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{protocol}})
-		if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		connection := tls.Client(s.dial(0, ""), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{protocol}})
+		if err := connection.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := io.WriteString(conn, text); err != nil {
+		if _, err := io.WriteString(connection, text); err != nil {
 			t.Fatal(err)
 		}
-		return conn
+		return connection
 	}
 	long := dial("http/1.1", "GET / HTTP/1.1\r\nHost: localhost\r\nX-Long: "+strings.Repeat("x", 2*maxHeaderBytes))
 	if err := answered(long); err == nil || !strings.HasPrefix(err.Error(), "431 ") {
@@ -296,13 +296,13 @@ func TestWhatAConnectionTakesIsBounded(t *testing.T) {
 	}
 
 	// The server begins with its SETTINGS (RFC 9113, section 6.5).
-	conn := dial("h2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"+"\x00\x00\x00\x04\x00\x00\x00\x00\x00")
+	connection := dial("h2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"+"\x00\x00\x00\x04\x00\x00\x00\x00\x00")
 	frame := make([]byte, 9)
-	if _, err := io.ReadFull(conn, frame); err != nil {
+	if _, err := io.ReadFull(connection, frame); err != nil {
 		t.Fatal(err)
 	}
 	payload := make([]byte, int(frame[1])<<8|int(frame[2]))
-	if _, err := io.ReadFull(conn, payload); err != nil || frame[3] != 4 {
+	if _, err := io.ReadFull(connection, payload); err != nil || frame[3] != 4 {
 		t.Fatalf("a frame of type %d, %v", frame[3], err)
 	}
 	settings := make(map[uint16]uint32)

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/collector/conn"
 )
 
 // Whatever is asked, it is refused with one line that says why, or it is understood as
@@ -38,7 +39,7 @@ func FuzzQuery(f *testing.F) {
 		} else if by.String() != params["by"][0] {
 			t.Fatalf("%q is by %v", raw, by)
 		}
-		if _, err := each(params["cause"], collector.ParseCause); err != nil {
+		if _, err := each(params["cause"], conn.ParseCause); err != nil {
 			refuses(t, raw, err)
 		}
 		q, err := connectionQuery(params)
@@ -102,11 +103,11 @@ func FuzzNames(f *testing.F) {
 	f.Add("\\\"", "/</script>\xff\xfe.scope")
 	f.Fuzz(func(t *testing.T, comm, path string) {
 		c := contractConnection()
-		c.Process.Comm, c.Group = comm, collector.GroupOf(path)
+		c.Process.Comm, c.Cgroup = comm, conn.ParseCgroup(path)
 		wantComm, wantPath := string([]rune(comm)), string([]rune(path)) // as encoding/json says what is no text
 
 		var list bytes.Buffer
-		if err := WriteList(&list, "connections", 1, Each([]collector.Connection{c}), NewConnection); err != nil {
+		if err := WriteList(&list, "connections", 1, Each([]conn.Connection{c}), NewConnection); err != nil {
 			t.Fatal(err)
 		}
 		embeds(t, list.Bytes(), 3)
@@ -134,7 +135,7 @@ func FuzzNames(f *testing.F) {
 		}
 
 		owner := c.Owner()
-		samples := parseText(t, scrape(t, collector.Stats{ZombiesByOwner: map[collector.Owner]int{{Name: owner, RemotePort: "5432"}: 23}}))
+		samples := parseText(t, scrape(t, collector.Stats{TrackerStats: conn.TrackerStats{ZombiesByOwner: map[conn.OwnerLabel]int{{Name: owner, RemotePort: "5432"}: 23}}}))
 		found := 0
 		for name, n := range samples {
 			if strings.HasPrefix(name, "halfopen_tcp_zombies_by_owner ") {

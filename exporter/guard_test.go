@@ -248,15 +248,15 @@ func TestHostsOnTheWire(t *testing.T) {
 
 func rawStatus(t *testing.T, network, address, lines string) int {
 	t.Helper()
-	conn, err := net.Dial(network, address)
+	connection, err := net.Dial(network, address)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
-	if _, err := io.WriteString(conn, lines+"Connection: close\r\n\r\n"); err != nil {
+	defer connection.Close()
+	if _, err := io.WriteString(connection, lines+"Connection: close\r\n\r\n"); err != nil {
 		t.Fatal(err)
 	}
-	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	resp, err := http.ReadResponse(bufio.NewReader(connection), nil)
 	if err != nil {
 		t.Fatalf("%q: %v", lines, err)
 	}

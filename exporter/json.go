@@ -11,6 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/collector/conn"
+	"github.com/halfopen/halfopen/collector/explain"
 )
 
 // Connection is the connection object of the API.
@@ -254,9 +256,9 @@ type Error struct {
 }
 
 // NewConnection encodes a connection.
-func NewConnection(c *collector.Connection) Connection {
+func NewConnection(c *conn.Connection) Connection {
 	out := Connection{
-		Cookie:        collector.FormatCookie(c.Cookie),
+		Cookie:        conn.FormatCookie(c.Cookie),
 		Family:        family(c),
 		Local:         endpoint(c.Local),
 		Remote:        endpoint(c.Remote),
@@ -289,7 +291,7 @@ func NewConnection(c *collector.Connection) Connection {
 		out.Since = new(c.Since.UTC())
 	}
 	out.GivesUp = givesUp(c.GivesUp, c.At)
-	if c.State == collector.Listen {
+	if c.State == conn.Listen {
 		out.AcceptQueue = &AcceptQueue{Length: c.AcceptQueue, Limit: c.AcceptLimit}
 	}
 	for _, r := range c.Risks {
@@ -299,30 +301,30 @@ func NewConnection(c *collector.Connection) Connection {
 }
 
 // NewGroup encodes a group of that grouping.
-func NewGroup(t *collector.Tally, by collector.Grouping) Group {
-	out := Group{Total: t.Total, Verdicts: make(map[string]int, collector.Verdicts)}
+func NewGroup(t *conn.ConnCount, by conn.Grouping) Group {
+	out := Group{Total: t.Total, Verdicts: make(map[string]int, conn.Verdicts)}
 	for v, n := range t.Verdicts {
-		out.Verdicts[collector.Verdict(v).String()] = n
+		out.Verdicts[conn.Verdict(v).String()] = n
 	}
 	switch {
-	case by == collector.ByOwner && t.OwnerKind != collector.NoOwner:
+	case by == conn.ByOwner && t.OwnerKind != conn.NoOwner:
 		out.Owner = &Owner{Kind: t.OwnerKind.String(), Name: t.Owner}
-	case by == collector.ByRemote && t.Remote.IsValid():
+	case by == conn.ByRemote && t.Remote.IsValid():
 		out.Remote = &Remote{IP: t.Remote.Addr().String()}
 		if port := t.Remote.Port(); port != 0 {
 			out.Remote.Port = &port
 		}
-	case by == collector.ByVerdict && t.Judged:
+	case by == conn.ByVerdict && t.Judged:
 		out.Verdict = new(t.Verdict.String())
 	}
 	return out
 }
 
 // NewDeath encodes a death.
-func NewDeath(d *collector.Death) Death {
+func NewDeath(d *conn.Death) Death {
 	c := &d.Connection
 	out := Death{
-		Cookie:        collector.FormatCookie(c.Cookie),
+		Cookie:        conn.FormatCookie(c.Cookie),
 		Family:        family(c),
 		Local:         endpoint(c.Local),
 		Remote:        endpoint(c.Remote),
@@ -348,17 +350,17 @@ func NewDeath(d *collector.Death) Death {
 }
 
 // NewEvent encodes an event of a connection's story.
-func NewEvent(e *collector.Event) Event {
+func NewEvent(e *conn.HistoryEntry) Event {
 	out := Event{
 		At:         e.At.UTC(),
 		Kind:       e.Kind.String(),
 		Evidence:   e.Evidence.String(),
 		Unanswered: e.Unanswered,
 	}
-	if e.Kind == collector.EventAnswer {
+	if e.Kind == conn.HistoryAnswer {
 		out.TookSeconds = age(e.Took)
 	}
-	if e.Kind == collector.EventVerdict {
+	if e.Kind == conn.HistoryVerdict {
 		out.From, out.To = e.From.String(), e.To.String()
 	}
 	return out
@@ -368,16 +370,16 @@ func NewEvent(e *collector.Event) Event {
 func NewConnectionDetail(d *collector.Detail) ConnectionDetail {
 	out := ConnectionDetail{
 		Connection:  NewConnection(&d.Connection),
-		Events:      make([]Event, 0, len(d.Events)),
+		Events:      make([]Event, 0, len(d.History)),
 		Explanation: newExplanation(&d.Explanation),
 	}
-	for i := range d.Events {
-		out.Events = append(out.Events, NewEvent(&d.Events[i]))
+	for i := range d.History {
+		out.Events = append(out.Events, NewEvent(&d.History[i]))
 	}
 	return out
 }
 
-func newExplanation(e *collector.Explanation) Explanation {
+func newExplanation(e *explain.Explanation) Explanation {
 	out := Explanation{
 		At: e.At.UTC(), Doing: e.Doing, Next: e.Next, Assessment: e.Assessment,
 		Timers: make([]Timer, 0, len(e.Timers)), Settings: make([]Setting, 0, len(e.Settings)), Advice: make([]Advice, 0, len(e.Advice)),
@@ -401,7 +403,7 @@ func newExplanation(e *collector.Explanation) Explanation {
 }
 
 // givesUp encodes a forecast made at that time; nil: never.
-func givesUp(f collector.Forecast, at time.Time) *GivesUp {
+func givesUp(f conn.Forecast, at time.Time) *GivesUp {
 	if !f.Ever() {
 		return nil
 	}
@@ -414,20 +416,20 @@ func givesUp(f collector.Forecast, at time.Time) *GivesUp {
 }
 
 var noticeNames = [...]string{
-	collector.NoticeSolicitation: "solicitation",
-	collector.NoticeVerdict:      "verdict",
-	collector.NoticeDeath:        "death",
+	conn.NoticeSolicitation: "solicitation",
+	conn.NoticeVerdict:      "verdict",
+	conn.NoticeDeath:        "death",
 }
 
 // NewNotice encodes a notice.
-func NewNotice(n *collector.Notice) Notice {
+func NewNotice(n *conn.Notice) Notice {
 	out := Notice{Event: noticeNames[n.Kind], At: n.At.UTC()}
 	if n.Death != nil {
 		out.Death = new(NewDeath(n.Death))
 		return out
 	}
 	out.Connection = new(NewConnection(&n.Connection))
-	if n.Kind == collector.NoticeVerdict {
+	if n.Kind == conn.NoticeVerdict {
 		out.To = n.Connection.Verdict.String()
 		if !n.First {
 			out.From = n.From.String()
@@ -436,7 +438,7 @@ func NewNotice(n *collector.Notice) Notice {
 	return out
 }
 
-func family(c *collector.Connection) string {
+func family(c *conn.Connection) string {
 	if c.IPv6() {
 		return "ipv6"
 	}
@@ -447,14 +449,14 @@ func endpoint(a netip.AddrPort) Endpoint {
 	return Endpoint{IP: a.Addr().String(), Port: a.Port()}
 }
 
-func verdict(c *collector.Connection) *string {
+func verdict(c *conn.Connection) *string {
 	if !c.Judged() {
 		return nil
 	}
 	return new(c.Verdict.String())
 }
 
-func ownership(c *collector.Connection) Ownership {
+func ownership(c *conn.Connection) Ownership {
 	var o Ownership
 	if !c.Accepted {
 		o.Accepted = new(false)
@@ -463,10 +465,10 @@ func ownership(c *collector.Connection) Ownership {
 		return o
 	}
 	o.UID = new(c.UID)
-	o.Cgroup = nonEmpty(c.Group.Path)
-	o.Unit = nonEmpty(c.Group.Unit)
-	o.ContainerID = nonEmpty(c.Group.ContainerID)
-	o.PodUID = nonEmpty(c.Group.PodUID)
+	o.Cgroup = nonEmpty(c.Cgroup.Path)
+	o.Unit = nonEmpty(c.Cgroup.Unit)
+	o.ContainerID = nonEmpty(c.Cgroup.ContainerID)
+	o.PodUID = nonEmpty(c.Cgroup.PodUID)
 	if p := c.Process; p != nil {
 		o.Process = &Process{PID: p.PID, Comm: p.Comm, FD: p.FD}
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/collector/conn"
 )
 
 func encode(t *testing.T, v any) string {
@@ -72,16 +73,16 @@ func TestConnectionIsEncodedAsInTheContract(t *testing.T) {
 }
 
 func TestWhatIsNoConnection(t *testing.T) {
-	listener := collector.Connection{
-		State: collector.Listen, Local: netip.MustParseAddrPort("0.0.0.0:22"), Remote: netip.MustParseAddrPort("0.0.0.0:0"),
+	listener := conn.Connection{
+		State: conn.Listen, Local: netip.MustParseAddrPort("0.0.0.0:22"), Remote: netip.MustParseAddrPort("0.0.0.0:0"),
 		Idle: -1, Silent: -1, Accepted: true, AcceptQueue: 3, AcceptLimit: 128,
 	}
 	if got := encode(t, NewConnection(&listener)); !strings.Contains(got, `"state":"listen","verdict":null,`) ||
 		!strings.Contains(got, `"accept_queue":{"length":3,"limit":128},"process":null,"uid":0`) {
 		t.Errorf("a listener: %s", got)
 	}
-	stub := collector.Connection{
-		State: collector.FinWait2, Stub: true, Local: netip.MustParseAddrPort("10.0.0.1:22"), Remote: netip.MustParseAddrPort("10.0.0.2:50000"),
+	stub := conn.Connection{
+		State: conn.FinWait2, Stub: true, Local: netip.MustParseAddrPort("10.0.0.1:22"), Remote: netip.MustParseAddrPort("10.0.0.2:50000"),
 		Idle: -1, Silent: -1, Orphaned: true, Accepted: true,
 	}
 	if got := encode(t, NewConnection(&stub)); !strings.Contains(got, `"state":"fin_wait2","verdict":null,`) || strings.Contains(got, "accept_queue") {
@@ -120,51 +121,51 @@ func TestConnectionFields(t *testing.T) {
 	unowned := `"process":null,"uid":null,"cgroup":null,"container_id":null,"pod_uid":null,"unit":null}`
 	risks := `"risks":["keepalive_slower_than_middlebox"],`
 	for name, tc := range map[string]struct {
-		change   func(*collector.Connection)
+		change   func(*conn.Connection)
 		from, to string // what that changes in contractJSON
 	}{
 		"an orphan has no owner": {
-			func(c *collector.Connection) { c.Orphaned = true }, owned, unowned,
+			func(c *conn.Connection) { c.Orphaned = true }, owned, unowned,
 		},
 		"one not yet accepted says so and has no owner": {
-			func(c *collector.Connection) { c.Accepted = false }, owned, `"accepted":false,` + unowned,
+			func(c *conn.Connection) { c.Accepted = false }, owned, `"accepted":false,` + unowned,
 		},
 		"one whose process was not found still has its user": {
-			func(c *collector.Connection) { c.Process = nil },
+			func(c *conn.Connection) { c.Process = nil },
 			`"process":{"pid":812,"comm":"postgres","fd":9}`, `"process":null`,
 		},
 		"root's is 0, not null": {
-			func(c *collector.Connection) { c.UID = 0 }, `"uid":1000`, `"uid":0`,
+			func(c *conn.Connection) { c.UID = 0 }, `"uid":1000`, `"uid":0`,
 		},
 		"a peer never heard has no silence": {
-			func(c *collector.Connection) { c.Silent = -1 }, `"silent_seconds":12.4`, `"silent_seconds":null`,
+			func(c *conn.Connection) { c.Silent = -1 }, `"silent_seconds":12.4`, `"silent_seconds":null`,
 		},
 		"one that never moved data has no idle time": {
-			func(c *collector.Connection) { c.Idle = -1 }, `"idle_seconds":12.4`, `"idle_seconds":null`,
+			func(c *conn.Connection) { c.Idle = -1 }, `"idle_seconds":12.4`, `"idle_seconds":null`,
 		},
 		"no idle time at all is 0, not null": {
-			func(c *collector.Connection) { c.Idle = 0 }, `"idle_seconds":12.4`, `"idle_seconds":0`,
+			func(c *conn.Connection) { c.Idle = 0 }, `"idle_seconds":12.4`, `"idle_seconds":0`,
 		},
 		"a verdict of unknown age has no since": {
-			func(c *collector.Connection) { c.Since = time.Time{} },
+			func(c *conn.Connection) { c.Since = time.Time{} },
 			`"since":"2025-11-21T12:00:00.123456789Z"`, `"since":null`,
 		},
 		"since is in UTC wherever the agent runs": {
-			func(c *collector.Connection) { c.Since = c.Since.In(time.FixedZone("", 3600)) }, "", "",
+			func(c *conn.Connection) { c.Since = c.Since.In(time.FixedZone("", 3600)) }, "", "",
 		},
 		"no evidence is null": {
-			func(c *collector.Connection) { c.Evidence = collector.NoEvidence },
+			func(c *conn.Connection) { c.Evidence = conn.NoEvidence },
 			`"evidence":"keepalive"`, `"evidence":null`,
 		},
 		"no risks are an empty list": {
-			func(c *collector.Connection) { c.Risks = nil }, risks, `"risks":[],`,
+			func(c *conn.Connection) { c.Risks = nil }, risks, `"risks":[],`,
 		},
 		"a state that is not judged has no verdict": {
-			func(c *collector.Connection) { c.State = collector.SynRecv },
+			func(c *conn.Connection) { c.State = conn.SynRecv },
 			`"state":"established","verdict":"zombie"`, `"state":"syn_recv","verdict":null`,
 		},
 		"an IPv6 connection is one": {
-			func(c *collector.Connection) {
+			func(c *conn.Connection) {
 				c.Local = netip.MustParseAddrPort("[fe80::1]:37024")
 				c.Remote = netip.MustParseAddrPort("[fe80::2]:5432")
 			},
@@ -172,25 +173,25 @@ func TestConnectionFields(t *testing.T) {
 			`"family":"ipv6","local":{"ip":"fe80::1","port":37024},"remote":{"ip":"fe80::2","port":5432}`,
 		},
 		"one that the kernel never gives up": {
-			func(c *collector.Connection) { c.GivesUp = collector.Forecast{} },
+			func(c *conn.Connection) { c.GivesUp = conn.Forecast{} },
 			`{"at":"2025-11-21T12:07:43.123456789Z","in_seconds":450,"latest_in_seconds":460,"by":"keepalive_timeout"}`, `null`,
 		},
 		"a forecast is to the millisecond": {
-			func(c *collector.Connection) { c.At = c.At.Add(333_333) }, // they are 449.999666667 and 459.999666667
+			func(c *conn.Connection) { c.At = c.At.Add(333_333) }, // they are 449.999666667 and 459.999666667
 			"", "",
 		},
 		"ages and settings are to the millisecond": {
-			func(c *collector.Connection) {
+			func(c *conn.Connection) {
 				c.Idle, c.Keepalive.Time, c.UserTimeout = 3564363263, 1_000_400_000, 3_333_333_333
 			},
 			`"idle_seconds":12.4,"silent_seconds":12.4,"keepalive":{"enabled":true,"time_seconds":7200,"interval_seconds":75,"probes":9,"probes_out":3,"per_socket":false},"user_timeout_seconds":0`,
 			`"idle_seconds":3.564,"silent_seconds":12.4,"keepalive":{"enabled":true,"time_seconds":1,"interval_seconds":75,"probes":9,"probes_out":3,"per_socket":false},"user_timeout_seconds":3.333`,
 		},
 		"a round trip is to the microsecond": {
-			func(c *collector.Connection) { c.SRTT = 1234567 * time.Microsecond }, `"srtt_seconds":0.0004`, `"srtt_seconds":1.234567`,
+			func(c *conn.Connection) { c.SRTT = 1234567 * time.Microsecond }, `"srtt_seconds":0.0004`, `"srtt_seconds":1.234567`,
 		},
 		"the largest cookie has every digit": {
-			func(c *collector.Connection) { c.Cookie = math.MaxUint64 }, `"1a2b"`, `"ffffffffffffffff"`,
+			func(c *conn.Connection) { c.Cookie = math.MaxUint64 }, `"1a2b"`, `"ffffffffffffffff"`,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -209,38 +210,38 @@ func TestConnectionFields(t *testing.T) {
 
 func TestDeathFields(t *testing.T) {
 	for name, tc := range map[string]struct {
-		change   func(*collector.Death)
+		change   func(*conn.Death)
 		from, to string
 	}{
 		"a death without an error has none": {
-			func(d *collector.Death) { d.Errno = 0 }, `"errno":"ETIMEDOUT"`, `"errno":null`,
+			func(d *conn.Death) { d.Errno = 0 }, `"errno":"ETIMEDOUT"`, `"errno":null`,
 		},
 		"an error without a name keeps its number": {
-			func(d *collector.Death) { d.Errno = 4095 }, `"errno":"ETIMEDOUT"`, `"errno":"errno 4095"`,
+			func(d *conn.Death) { d.Errno = 4095 }, `"errno":"ETIMEDOUT"`, `"errno":"errno 4095"`,
 		},
 		"during is null but for user_timeout": {
-			func(d *collector.Death) { d.Cause, d.During = collector.CauseResetByPeer, collector.NoEvidence },
+			func(d *conn.Death) { d.Cause, d.During = conn.CauseResetByPeer, conn.NoEvidence },
 			`"cause":"user_timeout","during":"keepalive"`, `"cause":"reset_by_peer","during":null`,
 		},
 		"one that was no zombie has no time as one": {
-			func(d *collector.Death) { d.ZombieFor = 0 }, `"zombie_seconds":60`, `"zombie_seconds":null`,
+			func(d *conn.Death) { d.ZombieFor = 0 }, `"zombie_seconds":60`, `"zombie_seconds":null`,
 		},
 		"a time as a zombie is to the millisecond": {
-			func(d *collector.Death) { d.ZombieFor = 3564363263 }, `"zombie_seconds":60`, `"zombie_seconds":3.564`,
+			func(d *conn.Death) { d.ZombieFor = 3564363263 }, `"zombie_seconds":60`, `"zombie_seconds":3.564`,
 		},
 		"one that came when it was forecast": {
-			func(d *collector.Death) { d.ForecastError = 0 }, `"forecast_error_seconds":-0.5`, `"forecast_error_seconds":0`,
+			func(d *conn.Death) { d.ForecastError = 0 }, `"forecast_error_seconds":-0.5`, `"forecast_error_seconds":0`,
 		},
 		"one that was not forecast, or not so": {
-			func(d *collector.Death) { d.Forecast, d.ForecastError = collector.Forecast{}, 0 },
+			func(d *conn.Death) { d.Forecast, d.ForecastError = conn.Forecast{}, 0 },
 			`"forecast_error_seconds":-0.5`, `"forecast_error_seconds":null`,
 		},
 		"a miss is to the millisecond": {
-			func(d *collector.Death) { d.ForecastError = -3564363263 },
+			func(d *conn.Death) { d.ForecastError = -3564363263 },
 			`"forecast_error_seconds":-0.5`, `"forecast_error_seconds":-3.564`,
 		},
 		"an orphan has no owner": {
-			func(d *collector.Death) { d.Orphaned = true },
+			func(d *conn.Death) { d.Orphaned = true },
 			`"process":{"pid":812,"comm":"postgres","fd":9},"uid":1000,"cgroup":"/system.slice/x.service","container_id":null,"pod_uid":null,"unit":"x.service"`,
 			`"process":null,"uid":null,"cgroup":null,"container_id":null,"pod_uid":null,"unit":null`,
 		},
@@ -257,42 +258,42 @@ func TestDeathFields(t *testing.T) {
 }
 
 func TestEventsAndNotices(t *testing.T) {
-	conn, death := contractConnection(), contractDeath()
+	connection, death := contractConnection(), contractDeath()
 	const at = `"at":"2025-11-21T12:00:00.123456789Z"`
 	for name, tc := range map[string]struct {
 		got  any
 		want string
 	}{
 		"a solicitation names its evidence and count": {
-			NewEvent(&collector.Event{At: noon, Kind: collector.EventSolicitation, Evidence: collector.EvidenceRetransmit, Unanswered: 2}),
+			NewEvent(&conn.HistoryEntry{At: noon, Kind: conn.HistorySolicitation, Evidence: conn.EvidenceRetransmit, Unanswered: 2}),
 			`{` + at + `,"kind":"solicitation","evidence":"retransmit","unanswered":2}`,
 		},
 		"an answer tells how long it took": {
-			NewEvent(&collector.Event{At: noon, Kind: collector.EventAnswer, Unanswered: 2, Took: 1500 * time.Millisecond}),
+			NewEvent(&conn.HistoryEntry{At: noon, Kind: conn.HistoryAnswer, Unanswered: 2, Took: 1500 * time.Millisecond}),
 			`{` + at + `,"kind":"answer","unanswered":2,"took_seconds":1.5}`,
 		},
 		"an answer to a question that nobody saw took nobody knows how long": {
-			NewEvent(&collector.Event{At: noon, Kind: collector.EventAnswer, Took: -1}),
+			NewEvent(&conn.HistoryEntry{At: noon, Kind: conn.HistoryAnswer, Took: -1}),
 			`{` + at + `,"kind":"answer"}`,
 		},
 		"a change of verdict names both": {
-			NewEvent(&collector.Event{At: noon, Kind: collector.EventVerdict, From: collector.Active, To: collector.Suspect}),
+			NewEvent(&conn.HistoryEntry{At: noon, Kind: conn.HistoryVerdict, From: conn.Active, To: conn.Suspect}),
 			`{` + at + `,"kind":"verdict","from":"active","to":"suspect"}`,
 		},
 		"a notice of a verdict has the connection and both verdicts": {
-			NewNotice(&collector.Notice{Kind: collector.NoticeVerdict, At: noon, Connection: conn, From: collector.Suspect}),
+			NewNotice(&conn.Notice{Kind: conn.NoticeVerdict, At: noon, Connection: connection, From: conn.Suspect}),
 			`{"event":"verdict",` + at + `,"connection":` + contractJSON + `,"from":"suspect","to":"zombie"}`,
 		},
 		"a notice of what was so already has no verdict before": {
-			NewNotice(&collector.Notice{Kind: collector.NoticeVerdict, At: noon, Connection: conn, From: collector.Suspect, First: true}),
+			NewNotice(&conn.Notice{Kind: conn.NoticeVerdict, At: noon, Connection: connection, From: conn.Suspect, First: true}),
 			`{"event":"verdict",` + at + `,"connection":` + contractJSON + `,"to":"zombie"}`,
 		},
 		"a notice of a solicitation has the connection": {
-			NewNotice(&collector.Notice{Kind: collector.NoticeSolicitation, At: noon, Connection: conn}),
+			NewNotice(&conn.Notice{Kind: conn.NoticeSolicitation, At: noon, Connection: connection}),
 			`{"event":"solicitation",` + at + `,"connection":` + contractJSON + `}`,
 		},
 		"a notice of a death has the death": {
-			NewNotice(&collector.Notice{Kind: collector.NoticeDeath, At: noon, Connection: conn, Death: &death}),
+			NewNotice(&conn.Notice{Kind: conn.NoticeDeath, At: noon, Connection: connection, Death: &death}),
 			`{"event":"death",` + at + `,"death":` + contractDeathJSON + `}`,
 		},
 	} {

@@ -23,6 +23,7 @@ import (
 	"github.com/prometheus/common/version"
 
 	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/collector/conn"
 )
 
 // The bounds of the stream.
@@ -131,15 +132,15 @@ type Live struct {
 
 	// All below is Run's alone.
 	viewers map[*viewer]bool
-	waiting []*viewer                       // for the first look to be over
-	wanted  uint16                          // by any viewer
-	sub     *collector.Subscription         // nil: nobody listens, and there is nothing of the next five
-	pending []collector.Notice              // for the next frame, and what is in sub
-	rows    map[uint64]*row                 // nil: nobody wants them
-	known   bool                            // the rows are all there are
-	whole   []byte                          // all rows, for who joins; nil: to be made
-	strays  map[uint64]collector.Connection // whose owners are still to be found
-	unowned []unowned                       // notices that wait for their owners
+	waiting []*viewer                  // for the first look to be over
+	wanted  uint16                     // by any viewer
+	sub     *collector.Subscription    // nil: nobody listens, and there is nothing of the next five
+	pending []conn.Notice              // for the next frame, and what is in sub
+	rows    map[uint64]*row            // nil: nobody wants them
+	known   bool                       // the rows are all there are
+	whole   []byte                     // all rows, for who joins; nil: to be made
+	strays  map[uint64]conn.Connection // whose owners are still to be found
+	unowned []unowned                  // notices that wait for their owners
 	// What takes its time has a goroutine of its own, so that frames need not wait.
 	working  sync.WaitGroup
 	looking  bool
@@ -162,9 +163,9 @@ type Live struct {
 // A moment is what is remembered of one.
 type moment struct {
 	at       time.Time
-	verdicts [collector.Verdicts]uint64
+	verdicts [conn.Verdicts]uint64
 	risks    uint64
-	deaths   [collector.Causes]uint64 // since the agent started
+	deaths   [conn.Causes]uint64 // since the agent started
 }
 
 // An alarm is a timer that may not be set.
@@ -221,7 +222,7 @@ func (l *Live) Run(ctx context.Context) {
 	history := time.NewTicker(historyStep)
 	defer history.Stop()
 	for {
-		var notices <-chan collector.Notice // nil: the next frame takes them
+		var notices <-chan conn.Notice // nil: the next frame takes them
 		if l.sub != nil && !l.flushes.set {
 			notices = l.sub.C
 		}
@@ -379,18 +380,18 @@ func (l *Live) flush() {
 	l.send(&f)
 }
 
-func kindOf(k collector.NoticeKind) kind {
+func kindOf(k conn.NoticeKind) kind {
 	switch k {
-	case collector.NoticeVerdict:
+	case conn.NoticeVerdict:
 		return kindVerdict
-	case collector.NoticeDeath:
+	case conn.NoticeDeath:
 		return kindDeath
 	}
 	return kindSolicitation
 }
 
 // take has the rows follow a notice, and the notice know the owner that they do.
-func (l *Live) take(n *collector.Notice, changes *changes) {
+func (l *Live) take(n *conn.Notice, changes *changes) {
 	cookie := n.Connection.Cookie
 	old := l.rows[cookie]
 	if n.Death != nil {
@@ -402,7 +403,7 @@ func (l *Live) take(n *collector.Notice, changes *changes) {
 		}
 		if n.Death.Process == nil && old.pid != 0 {
 			death := *n.Death // others have it too
-			death.Process = &collector.Process{PID: old.pid, Comm: old.comm, FD: old.fd}
+			death.Process = &conn.Process{PID: old.pid, Comm: old.comm, FD: old.fd}
 			n.Death = &death
 		}
 		changes.before(cookie)
@@ -439,7 +440,7 @@ type seen struct {
 func (l *Live) look(ctx context.Context) {
 	l.looks.off()
 	if l.rows == nil {
-		l.rows, l.strays = make(map[uint64]*row), make(map[uint64]collector.Connection)
+		l.rows, l.strays = make(map[uint64]*row), make(map[uint64]conn.Connection)
 	}
 	if l.looking {
 		return
@@ -448,9 +449,9 @@ func (l *Live) look(ctx context.Context) {
 	l.died = make(map[uint64]bool)
 	l.working.Go(func() {
 		s := seen{rows: make(map[uint64]*row), began: time.Now()}
-		var conns iter.Seq2[*collector.Connection, error]
-		if _, conns, s.err = l.src.Connections(ctx, collector.Query{Limit: maxRows}); s.err == nil {
-			for c, err := range conns {
+		var connections iter.Seq2[*conn.Connection, error]
+		if _, connections, s.err = l.src.Connections(ctx, collector.Query{Limit: maxRows}); s.err == nil {
+			for c, err := range connections {
 				if s.err = err; err != nil {
 					break
 				}
@@ -640,10 +641,10 @@ func (l *Live) summarise(now time.Time) {
 	}
 	for v, n := range counted.verdicts {
 		s.Total += n
-		s.Verdicts[collector.Verdict(v).String()] = int(n)
+		s.Verdicts[conn.Verdict(v).String()] = int(n)
 	}
 	for r, n := range stats.AtRisk {
-		s.AtRisk[collector.Risk(r).String()] = int(n)
+		s.AtRisk[conn.Risk(r).String()] = int(n)
 	}
 	var before moment
 	if len(l.past) > 0 {
@@ -653,7 +654,7 @@ func (l *Live) summarise(now time.Time) {
 		before.deaths = counted.deaths
 	}
 	for c, n := range counted.deaths {
-		s.Deaths[collector.Cause(c).String()] = n - before.deaths[c]
+		s.Deaths[conn.Cause(c).String()] = n - before.deaths[c]
 	}
 	data, err := json.Marshal(&s)
 	if err != nil {
@@ -728,16 +729,16 @@ func (l *Live) history() []byte {
 		var deaths uint64
 		if i > 0 {
 			for c := range m.deaths {
-				if collector.Cause(c) != collector.CauseClosed {
+				if conn.Cause(c) != conn.CauseClosed {
 					deaths += m.deaths[c] - l.past[i-1].deaths[c]
 				}
 			}
 		}
 		h.At = append(h.At, m.at.Unix())
-		h.Zombie = append(h.Zombie, m.verdicts[collector.Zombie])
-		h.Suspect = append(h.Suspect, m.verdicts[collector.Suspect])
-		h.Stalled = append(h.Stalled, m.verdicts[collector.Stalled])
-		h.Unguarded = append(h.Unguarded, m.verdicts[collector.Unguarded])
+		h.Zombie = append(h.Zombie, m.verdicts[conn.Zombie])
+		h.Suspect = append(h.Suspect, m.verdicts[conn.Suspect])
+		h.Stalled = append(h.Stalled, m.verdicts[conn.Stalled])
+		h.Unguarded = append(h.Unguarded, m.verdicts[conn.Unguarded])
 		h.AtRisk = append(h.AtRisk, m.risks)
 		h.Deaths = append(h.Deaths, deaths)
 	}

@@ -7,7 +7,7 @@ import (
 	"encoding/json"
 	"time"
 
-	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/collector/conn"
 )
 
 // Owners are looked for with a pause after each search, in which it takes no more than
@@ -25,7 +25,7 @@ const (
 
 // unowned is a notice that waits until its owner has been looked for.
 type unowned struct {
-	notice collector.Notice
+	notice conn.Notice
 	since  time.Time
 	asked  bool // a search for it is under way
 	done   bool // it has been looked for
@@ -42,7 +42,7 @@ func (u *unowned) lacks() bool {
 
 // owners are what was found of connections' owners.
 type owners struct {
-	conns []collector.Connection
+	conns []conn.Connection
 	took  time.Duration
 	err   error
 }
@@ -70,7 +70,7 @@ func (l *Live) findOwners(ctx context.Context) {
 
 // searchOwners begins to look for the owners of all that wait for theirs.
 func (l *Live) searchOwners(ctx context.Context) {
-	wanted := make(map[uint64]collector.Connection, len(l.strays)+len(l.unowned))
+	wanted := make(map[uint64]conn.Connection, len(l.strays)+len(l.unowned))
 	for cookie, c := range l.strays {
 		wanted[cookie] = c
 	}
@@ -81,16 +81,16 @@ func (l *Live) searchOwners(ctx context.Context) {
 			wanted[u.notice.Connection.Cookie] = u.notice.Connection
 		}
 	}
-	conns := make([]collector.Connection, 0, len(wanted))
+	connections := make([]conn.Connection, 0, len(wanted))
 	for _, c := range wanted {
-		conns = append(conns, c)
+		connections = append(connections, c)
 	}
 	l.asking = true
 	l.working.Go(func() {
 		began := time.Now()
-		err := l.src.FillOwners(conns)
+		err := l.src.FillOwners(connections)
 		select {
-		case l.owners <- owners{conns, time.Since(began), err}:
+		case l.owners <- owners{connections, time.Since(began), err}:
 		case <-ctx.Done():
 		}
 	})
@@ -112,7 +112,7 @@ func (l *Live) takeOwners(found *owners) {
 	if found.err != nil {
 		l.logger.Warn("Owners were not found for the stream", "err", found.err)
 	}
-	byCookie := make(map[uint64]*collector.Connection, len(found.conns))
+	byCookie := make(map[uint64]*conn.Connection, len(found.conns))
 	changes := newChanges(l.rows)
 	for i := range found.conns {
 		c := &found.conns[i]
@@ -122,7 +122,7 @@ func (l *Live) takeOwners(found *owners) {
 			continue
 		}
 		r := *old
-		r.pid, r.comm, r.fd, r.group = c.Process.PID, c.Process.Comm, c.Process.FD, groupOf(&c.Group)
+		r.pid, r.comm, r.fd, r.group = c.Process.PID, c.Process.Comm, c.Process.FD, groupOf(&c.Cgroup)
 		changes.before(c.Cookie)
 		l.rows[c.Cookie] = &r
 	}

@@ -11,7 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/collector/conn"
 )
 
 // ownerSource finds owners when it is let go.
@@ -23,17 +23,17 @@ type ownerSource struct {
 	always bool // let go already
 }
 
-func (s *ownerSource) FillOwners(conns []collector.Connection) error {
+func (s *ownerSource) FillOwners(connections []conn.Connection) error {
 	s.mu.Lock()
-	s.asked = append(s.asked, len(conns))
+	s.asked = append(s.asked, len(connections))
 	s.mu.Unlock()
 	if !s.always {
 		<-s.let
 	}
-	return s.fakeSource.FillOwners(conns)
+	return s.fakeSource.FillOwners(connections)
 }
 
-func ownerless(c collector.Connection) collector.Connection {
+func ownerless(c conn.Connection) conn.Connection {
 	c.Process = nil
 	return c
 }
@@ -59,13 +59,13 @@ func ownerOf(t *testing.T, data string) uint32 {
 
 func TestStreamWaitsForOwnersOfThoseWhoAskForThem(t *testing.T) {
 	src := &ownerSource{let: make(chan struct{})}
-	src.stats, src.notices, src.owner = fullStats(), make(chan collector.Notice, 10), &collector.Process{PID: 4711, Comm: "found"}
+	src.stats, src.notices, src.owner = fullStats(), make(chan conn.Notice, 10), &conn.Process{PID: 4711, Comm: "found"}
 	server := broadcast(t.Context(), t, src, nil)
 	defer close(src.let)
 	usual, owned := listen(t, server, "?event=verdict&event=death"), listen(t, server, "?event=verdict&event=death&owners=true")
-	died := collector.Death{Connection: ownerless(contractConnection()), DiedAt: noon, Cause: collector.CauseResetByPeer}
+	died := conn.Death{Connection: ownerless(contractConnection()), DiedAt: noon, Cause: conn.CauseResetByPeer}
 	src.notices <- verdictNotice(ownerless(contractConnection()))
-	src.notices <- collector.Notice{Kind: collector.NoticeDeath, At: noon, Connection: died.Connection, Death: &died}
+	src.notices <- conn.Notice{Kind: conn.NoticeDeath, At: noon, Connection: died.Connection, Death: &died}
 	for _, name := range []string{"verdict", "death"} {
 		if pid := ownerOf(t, next(t, usual, name)); pid != 0 {
 			t.Errorf("the usual %s has the owner %d", name, pid)
@@ -106,7 +106,7 @@ func TestStreamWaitsForOwnersOfThoseWhoAskForThem(t *testing.T) {
 func TestStreamDoesNotWaitForOwnersForEver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		src := &ownerSource{let: make(chan struct{})}
-		src.stats, src.notices, src.owner = fullStats(), make(chan collector.Notice, 10), &collector.Process{PID: 4711}
+		src.stats, src.notices, src.owner = fullStats(), make(chan conn.Notice, 10), &conn.Process{PID: 4711}
 		live := NewLive(src, quiet)
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})

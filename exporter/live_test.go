@@ -18,7 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 
-	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/collector/conn"
 )
 
 // broadcast serves a source with its stream, until the test or the context ends.
@@ -102,12 +102,12 @@ func next(t *testing.T, events <-chan sse, name string) string {
 	}
 }
 
-func verdictNotice(c collector.Connection) collector.Notice {
-	return collector.Notice{Kind: collector.NoticeVerdict, At: c.At, Connection: c, From: collector.Suspect}
+func verdictNotice(c conn.Connection) conn.Notice {
+	return conn.Notice{Kind: conn.NoticeVerdict, At: c.At, Connection: c, From: conn.Suspect}
 }
 
 func TestStreamTellsWhatHappens(t *testing.T) {
-	src := &fakeSource{stats: fullStats(), notices: make(chan collector.Notice, 10)}
+	src := &fakeSource{stats: fullStats(), notices: make(chan conn.Notice, 10)}
 	server := broadcast(t.Context(), t, src, nil)
 	events := listen(t, server, "")
 	var summary Summary
@@ -116,16 +116,16 @@ func TestStreamTellsWhatHappens(t *testing.T) {
 	}
 	zombies := 0
 	for _, verdicts := range src.stats.Connections {
-		zombies += int(verdicts[collector.Zombie])
+		zombies += int(verdicts[conn.Zombie])
 	}
 	if summary.Verdicts["zombie"] != zombies || summary.AtRisk["no_keepalive"] != 50 || summary.Settings.MiddleboxTimeoutSeconds != 350 {
 		t.Errorf("summary is %+v, expected %d zombies", summary, zombies)
 	}
 	died := contractDeath()
-	notices := []collector.Notice{
+	notices := []conn.Notice{
 		verdictNotice(contractConnection()),
-		{Kind: collector.NoticeSolicitation, At: noon, Connection: contractConnection()},
-		{Kind: collector.NoticeDeath, At: noon, Connection: died.Connection, Death: &died},
+		{Kind: conn.NoticeSolicitation, At: noon, Connection: contractConnection()},
+		{Kind: conn.NoticeDeath, At: noon, Connection: died.Connection, Death: &died},
 	}
 	for _, n := range notices {
 		src.notices <- n
@@ -143,10 +143,10 @@ func TestStreamTellsWhatHappens(t *testing.T) {
 
 func TestRowsAreAllAndThenWhatChanges(t *testing.T) {
 	c := contractConnection()
-	c.Process, c.Group = nil, collector.Group{}
+	c.Process, c.Cgroup = nil, conn.Cgroup{}
 	src := &fakeSource{
-		conns: []collector.Connection{c}, notices: make(chan collector.Notice, 10),
-		owner: &collector.Process{PID: 7, Comm: hostileComm, FD: 3},
+		conns: []conn.Connection{c}, notices: make(chan conn.Notice, 10),
+		owner: &conn.Process{PID: 7, Comm: hostileComm, FD: 3},
 	}
 	server := broadcast(t.Context(), t, src, nil)
 	events := listen(t, server, "?event=rows")
@@ -159,7 +159,7 @@ func TestRowsAreAllAndThenWhatChanges(t *testing.T) {
 	c.At = c.At.Add(time.Second)
 	c.Silent += time.Second + 100*time.Millisecond // jitter
 	c.Idle += time.Second
-	src.notices <- collector.Notice{Kind: collector.NoticeSolicitation, At: c.At, Connection: c}
+	src.notices <- conn.Notice{Kind: conn.NoticeSolicitation, At: c.At, Connection: c}
 	type change struct {
 		Rows []map[string]any `json:"rows"`
 		Gone []string         `json:"gone"`
@@ -182,7 +182,7 @@ func TestRowsAreAllAndThenWhatChanges(t *testing.T) {
 	old.Unanswered = 1
 	src.notices <- verdictNotice(old) // comes late, and is not believed
 	died := contractDeath()
-	src.notices <- collector.Notice{Kind: collector.NoticeDeath, At: noon, Connection: died.Connection, Death: &died}
+	src.notices <- conn.Notice{Kind: conn.NoticeDeath, At: noon, Connection: died.Connection, Death: &died}
 	changes(change{Rows: []map[string]any{}, Gone: []string{"1a2b"}})
 
 	// Who joins now is told everything there is.
@@ -193,7 +193,7 @@ func TestRowsAreAllAndThenWhatChanges(t *testing.T) {
 
 // The page's clock is the agent's, as the first thing that it is told has it.
 func TestWhoJoinsIsToldTheTimeOfNow(t *testing.T) {
-	src := &fakeSource{notices: make(chan collector.Notice)}
+	src := &fakeSource{notices: make(chan conn.Notice)}
 	l := NewLive(src, slog.New(slog.DiscardHandler))
 	l.sub = src.Subscribe(0)
 	l.known = true
@@ -225,10 +225,10 @@ func TestADeathKnowsTheOwnerOfItsRow(t *testing.T) {
 	c := contractConnection()
 	died := contractDeath()
 	died.Process = nil
-	src := &fakeSource{conns: []collector.Connection{c}, notices: make(chan collector.Notice, 1)}
+	src := &fakeSource{conns: []conn.Connection{c}, notices: make(chan conn.Notice, 1)}
 	events := listen(t, broadcast(t.Context(), t, src, nil), "?event=rows&event=death")
 	next(t, events, "rows")
-	src.notices <- collector.Notice{Kind: collector.NoticeDeath, Connection: died.Connection, Death: &died}
+	src.notices <- conn.Notice{Kind: conn.NoticeDeath, Connection: died.Connection, Death: &died}
 	var told Notice
 	if err := json.Unmarshal([]byte(next(t, events, "death")), &told); err != nil {
 		t.Fatal(err)
@@ -243,17 +243,17 @@ func TestADeathKnowsTheOwnerOfItsRow(t *testing.T) {
 
 // Who does not read is dropped, and nobody else notices.
 func TestWhoDoesNotReadIsDropped(t *testing.T) {
-	src := &fakeSource{notices: make(chan collector.Notice, noticeBuffer)}
+	src := &fakeSource{notices: make(chan conn.Notice, noticeBuffer)}
 	server := broadcast(t.Context(), t, src, func(l *Live) { l.patience = 300 * time.Millisecond })
-	conn, err := net.Dial("tcp", server.Listener.Addr().String())
+	connection, err := net.Dial("tcp", server.Listener.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
-	if err := conn.(*net.TCPConn).SetReadBuffer(64 << 10); err != nil {
+	defer connection.Close()
+	if err := connection.(*net.TCPConn).SetReadBuffer(64 << 10); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := io.WriteString(conn, "GET /api/v1/stream?event=verdict HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+	if _, err := io.WriteString(connection, "GET /api/v1/stream?event=verdict HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
 		t.Fatal(err)
 	}
 	events := listen(t, server, "?event=verdict")
@@ -269,10 +269,10 @@ func TestWhoDoesNotReadIsDropped(t *testing.T) {
 		}
 	}
 	// It has been cut off: what had been sent can be read, and then it ends.
-	if err := conn.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+	if err := connection.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
-	n, err := io.Copy(io.Discard, conn)
+	n, err := io.Copy(io.Discard, connection)
 	if ne, ok := err.(net.Error); ok && ne.Timeout() {
 		t.Errorf("it is still being served after %d bytes", n)
 	}
@@ -284,7 +284,7 @@ func TestWhoDoesNotReadIsDropped(t *testing.T) {
 // What bounds a write must not end a stream on which nothing happens, of HTTP/2
 // neither.
 func TestAQuietStreamStays(t *testing.T) {
-	src := &fakeSource{notices: make(chan collector.Notice, 1)}
+	src := &fakeSource{notices: make(chan conn.Notice, 1)}
 	patience := 100 * time.Millisecond
 	plain := broadcast(t.Context(), t, src, func(l *Live) { l.patience = patience })
 	server := httptest.NewUnstartedServer(plain.Config.Handler)
@@ -330,7 +330,7 @@ func TestAFullViewerIsDropped(t *testing.T) {
 func TestStreamEndsWithTheAgent(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	ctx, cancel := context.WithCancel(t.Context())
-	src := &fakeSource{notices: make(chan collector.Notice)}
+	src := &fakeSource{notices: make(chan conn.Notice)}
 	t.Run("", func(t *testing.T) {
 		server := broadcast(ctx, t, src, nil)
 		events := listen(t, server, "?event=summary")
@@ -361,11 +361,11 @@ func TestUnknownEventsAreRefused(t *testing.T) {
 }
 
 func BenchmarkFrameOfRows(b *testing.B) {
-	src := &fakeSource{notices: make(chan collector.Notice, noticeBuffer)}
+	src := &fakeSource{notices: make(chan conn.Notice, noticeBuffer)}
 	l := NewLive(src, slog.New(slog.DiscardHandler))
 	l.sub, l.wanted = src.Subscribe(0), 1<<kindRows
 	l.rows = make(map[uint64]*row)
-	l.strays = make(map[uint64]collector.Connection)
+	l.strays = make(map[uint64]conn.Connection)
 	const zombies = 500
 	i := 0
 	b.ReportAllocs()
@@ -375,7 +375,7 @@ func BenchmarkFrameOfRows(b *testing.B) {
 			c := contractConnection()
 			c.Cookie, c.Unanswered = cookie+1, i
 			c.At = c.At.Add(time.Duration(i) * time.Second)
-			src.notices <- collector.Notice{Kind: collector.NoticeSolicitation, Connection: c}
+			src.notices <- conn.Notice{Kind: conn.NoticeSolicitation, Connection: c}
 		}
 		l.flush()
 	}

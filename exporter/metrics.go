@@ -13,6 +13,7 @@ import (
 
 	"github.com/halfopen/halfopen/bpf"
 	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/collector/conn"
 )
 
 // maxOwners bounds the series of halfopen_tcp_zombies_by_owner, the one that
@@ -130,18 +131,18 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
 	}
 
-	for s := collector.Established; int(s) < collector.States; s++ {
+	for s := conn.Established; int(s) < conn.States; s++ {
 		if !s.Judged() {
 			gauge(connectionsDesc, float64(stats.Unjudged[s]), s.String(), "")
 			continue
 		}
 		for v, n := range stats.Connections[s] {
-			gauge(connectionsDesc, float64(n), s.String(), collector.Verdict(v).String())
+			gauge(connectionsDesc, float64(n), s.String(), conn.Verdict(v).String())
 		}
 	}
 	gauge(zombieOldestDesc, stats.ZombieOldest.Seconds())
 	for r, n := range stats.AtRisk {
-		gauge(atRiskDesc, float64(n), collector.Risk(r).String())
+		gauge(atRiskDesc, float64(n), conn.Risk(r).String())
 	}
 	ch <- histogram(idleDesc, stats.Idle)
 	ch <- histogram(zombieSecondsDesc, stats.ZombieSeconds)
@@ -156,7 +157,7 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 	for i, name := range retransmitTypes {
 		counter(retransmitsDesc, k.Retransmits[i], name)
 	}
-	for c := range collector.Cause(collector.Causes) {
+	for c := range conn.Cause(conn.Causes) {
 		counter(deathsDesc, k.Deaths[c], c.String())
 	}
 	for i, name := range eventTypes {
@@ -213,7 +214,7 @@ func eventsLost(s *collector.Stats) map[string]uint64 {
 	return lost
 }
 
-func histogram(d *prometheus.Desc, h collector.Histogram) prometheus.Metric {
+func histogram(d *prometheus.Desc, h conn.Histogram) prometheus.Metric {
 	var count uint64
 	buckets := make(map[float64]uint64, len(h.Bounds))
 	for i, n := range h.Counts {
@@ -228,9 +229,9 @@ func histogram(d *prometheus.Desc, h collector.Histogram) prometheus.Metric {
 // boundOwners makes the names valid labels and keeps at most maxOwners series:
 // the largest, ties by name and then port. The rest, and an owner that has just
 // their labels, are summed under those.
-func boundOwners(owners map[collector.Owner]int) map[collector.Owner]int {
-	other := collector.Owner{Name: "other"}
-	all := make(map[collector.Owner]int, len(owners))
+func boundOwners(owners map[conn.OwnerLabel]int) map[conn.OwnerLabel]int {
+	other := conn.OwnerLabel{Name: "other"}
+	all := make(map[conn.OwnerLabel]int, len(owners))
 	for o, n := range owners {
 		o.Name = strings.ToValidUTF8(o.Name, "\uFFFD")
 		all[o] += n
@@ -240,7 +241,7 @@ func boundOwners(owners map[collector.Owner]int) map[collector.Owner]int {
 	}
 	rest := all[other]
 	delete(all, other)
-	largest := slices.SortedFunc(maps.Keys(all), func(a, b collector.Owner) int {
+	largest := slices.SortedFunc(maps.Keys(all), func(a, b conn.OwnerLabel) int {
 		return cmp.Or(cmp.Compare(all[b], all[a]), cmp.Compare(a.Name, b.Name), cmp.Compare(a.RemotePort, b.RemotePort))
 	})
 	for _, o := range largest[maxOwners-1:] {

@@ -22,6 +22,7 @@ import (
 	"github.com/prometheus/common/model"
 
 	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/collector/conn"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -186,55 +187,55 @@ func TestHostileOwnerIsAValidLabel(t *testing.T) {
 }
 
 func TestZombiesByOwnerAreBounded(t *testing.T) {
-	type owners = map[collector.Owner]int
+	type owners = map[conn.OwnerLabel]int
 	many := func(n int) owners {
 		o := owners{}
 		for i := range n {
-			o[collector.Owner{Name: fmt.Sprintf("app%03d", i), RemotePort: "80"}] = 1000 - i
+			o[conn.OwnerLabel{Name: fmt.Sprintf("app%03d", i), RemotePort: "80"}] = 1000 - i
 		}
 		return o
 	}
 	with := func(o owners, name, port string, n int) owners {
-		o[collector.Owner{Name: name, RemotePort: port}] = n
+		o[conn.OwnerLabel{Name: name, RemotePort: port}] = n
 		return o
 	}
 	ties := owners{}
 	for i := range 60 {
-		ties[collector.Owner{Name: fmt.Sprintf("app%03d", i)}] = 2
+		ties[conn.OwnerLabel{Name: fmt.Sprintf("app%03d", i)}] = 2
 	}
-	other := func(o owners) int { return o[collector.Owner{Name: "other"}] }
+	other := func(o owners) int { return o[conn.OwnerLabel{Name: "other"}] }
 	for name, tc := range map[string]struct {
 		in            owners
 		series, other int
-		has, hasNot   collector.Owner
+		has, hasNot   conn.OwnerLabel
 	}{
 		"fifty are all shown": {
 			in: many(50), series: 50,
-			has: collector.Owner{Name: "app049", RemotePort: "80"}, hasNot: collector.Owner{Name: "other"},
+			has: conn.OwnerLabel{Name: "app049", RemotePort: "80"}, hasNot: conn.OwnerLabel{Name: "other"},
 		},
 		"of fifty-one the two smallest are summed": {
 			in: many(51), series: 50, other: 951 + 950,
-			has: collector.Owner{Name: "app048", RemotePort: "80"}, hasNot: collector.Owner{Name: "app049", RemotePort: "80"},
+			has: conn.OwnerLabel{Name: "app048", RemotePort: "80"}, hasNot: conn.OwnerLabel{Name: "app049", RemotePort: "80"},
 		},
 		"a tie goes by name": {
 			in: ties, series: 50, other: 22,
-			has: collector.Owner{Name: "app048"}, hasNot: collector.Owner{Name: "app049"},
+			has: conn.OwnerLabel{Name: "app048"}, hasNot: conn.OwnerLabel{Name: "app049"},
 		},
 		"an owner named other is one more of the rest, however large": {
 			in: with(many(60), "other", "", 5000), series: 50, other: 5000 + 10406,
-			has: collector.Owner{Name: "app048", RemotePort: "80"}, hasNot: collector.Owner{Name: "app049", RemotePort: "80"},
+			has: conn.OwnerLabel{Name: "app048", RemotePort: "80"}, hasNot: conn.OwnerLabel{Name: "app049", RemotePort: "80"},
 		},
 		"an owner named other is shown where there is no rest": {
 			in: with(many(49), "other", "", 1), series: 50, other: 1,
-			has: collector.Owner{Name: "app048", RemotePort: "80"}, hasNot: collector.Owner{Name: "other", RemotePort: "80"},
+			has: conn.OwnerLabel{Name: "app048", RemotePort: "80"}, hasNot: conn.OwnerLabel{Name: "other", RemotePort: "80"},
 		},
 		"an owner named other with a port is nothing special": {
 			in: with(many(60), "other", "80", 5000), series: 50, other: 11358,
-			has: collector.Owner{Name: "other", RemotePort: "80"}, hasNot: collector.Owner{Name: "app048", RemotePort: "80"},
+			has: conn.OwnerLabel{Name: "other", RemotePort: "80"}, hasNot: conn.OwnerLabel{Name: "app048", RemotePort: "80"},
 		},
 		"names that become equal are summed": {
 			in: with(with(many(1), "\xff", "80", 1), "\xfe", "80", 1), series: 2,
-			has: collector.Owner{Name: "\uFFFD", RemotePort: "80"}, hasNot: collector.Owner{Name: "\xff", RemotePort: "80"},
+			has: conn.OwnerLabel{Name: "\uFFFD", RemotePort: "80"}, hasNot: conn.OwnerLabel{Name: "\xff", RemotePort: "80"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

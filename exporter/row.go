@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/collector/conn"
 )
 
 // A row is what the live page's table shows of a connection. All times are
@@ -19,16 +19,16 @@ type row struct {
 	at             time.Time // of the look that it is from
 	local, remote  netip.AddrPort
 	netns          uint32
-	state          collector.State
-	verdict        collector.Verdict
+	state          conn.State
+	verdict        conn.Verdict
 	since          int64 // milliseconds since 1970, as are the others; 0: not known
-	evidence       collector.Evidence
+	evidence       conn.Evidence
 	unanswered     int
 	dataAt         int64
 	heardAt        int64
 	givesUpAt      int64 // 0: never
 	givesUpLatest  int64
-	givesUpBy      collector.Cause
+	givesUpBy      conn.Cause
 	risks          uint32 // a bit each
 	held           held
 	pid            uint32
@@ -57,7 +57,7 @@ var heldNames = [...]string{"", "orphaned", "unaccepted"}
 // stamps in jiffies, and two clocks are read one after the other.
 const jitter = 300 // ms
 
-func newRow(c *collector.Connection) row {
+func newRow(c *conn.Connection) row {
 	r := row{
 		cookie: c.Cookie, at: c.At, local: c.Local, remote: c.Remote, netns: c.Netns,
 		state: c.State, verdict: c.Verdict, evidence: c.Evidence, unanswered: c.Unanswered,
@@ -81,13 +81,13 @@ func newRow(c *collector.Connection) row {
 		if p := c.Process; p != nil {
 			r.pid, r.comm, r.fd = p.PID, p.Comm, p.FD
 		}
-		r.group = groupOf(&c.Group)
+		r.group = groupOf(&c.Cgroup)
 	}
 	return r
 }
 
 // groupOf is the best name there is for a control group, "" if it tells nothing.
-func groupOf(g *collector.Group) string {
+func groupOf(g *conn.Cgroup) string {
 	switch {
 	case g.PodUID != "":
 		return "pod " + g.PodUID
@@ -185,7 +185,7 @@ func (r *row) appendJSON(b []byte, old *row) []byte {
 		key("risks")
 		b = append(b, '[')
 		comma := false
-		for risk := range collector.Risk(collector.Risks) {
+		for risk := range conn.Risk(conn.Risks) {
 			if r.risks&(1<<risk) == 0 {
 				continue
 			}

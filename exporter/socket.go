@@ -263,11 +263,11 @@ func ConnPeer(c net.Conn) (Peer, bool) {
 		}
 		c = wrapper.NetConn()
 	}
-	conn, ok := c.(*net.UnixConn)
+	connection, ok := c.(*net.UnixConn)
 	if !ok {
 		return Peer{}, false
 	}
-	raw, err := conn.SyscallConn()
+	raw, err := connection.SyscallConn()
 	if err != nil {
 		return Peer{}, false
 	}

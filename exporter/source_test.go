@@ -16,25 +16,27 @@ import (
 
 	"github.com/halfopen/halfopen/bpf"
 	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/collector/conn"
+	"github.com/halfopen/halfopen/collector/explain"
 )
 
 // fakeSource answers with what it is given, and notes what it was asked.
 type fakeSource struct {
 	notReady bool
 	stats    collector.Stats
-	conns    []collector.Connection
-	events   []collector.Event
-	explains collector.Explanation
-	tallies  []collector.Tally
-	dead     []collector.Death
-	notices  chan collector.Notice
-	owner    *collector.Process
+	conns    []conn.Connection
+	events   []conn.HistoryEntry
+	explains explain.Explanation
+	counts   []conn.ConnCount
+	dead     []conn.Death
+	notices  chan conn.Notice
+	owner    *conn.Process
 	total    int
 	err      error
 
 	query  *collector.Query
-	by     collector.Grouping
-	causes []collector.Cause
+	by     conn.Grouping
+	causes []conn.Cause
 	limit  int
 }
 
@@ -44,33 +46,33 @@ func (f *fakeSource) Degraded() []collector.Finding { return f.stats.Degraded }
 
 func (f *fakeSource) Stats() (collector.Stats, error) { return f.stats, f.err }
 
-func (f *fakeSource) Connections(_ context.Context, q collector.Query) (int, iter.Seq2[*collector.Connection, error], error) {
+func (f *fakeSource) Connections(_ context.Context, q collector.Query) (int, iter.Seq2[*conn.Connection, error], error) {
 	f.query = &q
 	return f.total, Each(f.conns), f.err
 }
 
-func (f *fakeSource) Tallies(_ context.Context, q collector.Query, by collector.Grouping) (int, []collector.Tally, error) {
+func (f *fakeSource) CountConnections(_ context.Context, q collector.Query, by conn.Grouping) (int, []conn.ConnCount, error) {
 	f.query, f.by = &q, by
-	return f.total, f.tallies, f.err
+	return f.total, f.counts, f.err
 }
 
 func (f *fakeSource) Connection(_ context.Context, cookie uint64) (*collector.Detail, error) {
 	for _, c := range f.conns {
 		if c.Cookie == cookie {
-			return &collector.Detail{Connection: c, Events: f.events, Explanation: f.explains}, f.err
+			return &collector.Detail{Connection: c, History: f.events, Explanation: f.explains}, f.err
 		}
 	}
 	return nil, f.err
 }
 
-func (f *fakeSource) Deaths(causes []collector.Cause, limit int) (int, []collector.Death) {
+func (f *fakeSource) Deaths(causes []conn.Cause, limit int) (int, []conn.Death) {
 	f.causes, f.limit = causes, limit
 	return f.total, f.dead
 }
 
-func (f *fakeSource) FillOwners(conns []collector.Connection) error {
-	for i := range conns {
-		conns[i].Process = f.owner
+func (f *fakeSource) FillOwners(connections []conn.Connection) error {
+	for i := range connections {
+		connections[i].Process = f.owner
 	}
 	return f.err
 }
@@ -104,64 +106,64 @@ const hostileComm = "<img src=x>\"\n\xff"
 var noon = time.Date(2025, 11, 21, 12, 0, 0, 123456789, time.UTC)
 
 // contractConnection is the connection of the contract's example.
-func contractConnection() collector.Connection {
-	return collector.Connection{
+func contractConnection() conn.Connection {
+	return conn.Connection{
 		Cookie: 0x1a2b, At: noon.Add(13 * time.Second),
 		Local:  netip.MustParseAddrPort("10.0.0.1:37024"),
 		Remote: netip.MustParseAddrPort("10.0.0.2:5432"),
-		Netns:  4026531840, State: collector.Established, Verdict: collector.Zombie, Since: noon,
-		Evidence: collector.EvidenceKeepalive, Unanswered: 3,
+		Netns:  4026531840, State: conn.Established, Verdict: conn.Zombie, Since: noon,
+		Evidence: conn.EvidenceKeepalive, Unanswered: 3,
 		Idle: 12400 * time.Millisecond, Silent: 12400 * time.Millisecond,
-		Keepalive: collector.Keepalive{
+		Keepalive: conn.Keepalive{
 			Enabled: true, Time: 7200 * time.Second, Interval: 75 * time.Second, Probes: 9, ProbesOut: 3,
 		},
 		RetransmitsTotal: 5, SendWindow: 64256, SRTT: 400 * time.Microsecond, RTO: 204 * time.Millisecond,
-		GivesUp: collector.Forecast{
-			At: noon.Add(463 * time.Second), Latest: noon.Add(473 * time.Second), By: collector.CauseKeepaliveTimeout,
+		GivesUp: conn.Forecast{
+			At: noon.Add(463 * time.Second), Latest: noon.Add(473 * time.Second), By: conn.CauseKeepaliveTimeout,
 		},
-		Risks:    []collector.Risk{collector.RiskKeepaliveSlowerThanMiddlebox},
-		Accepted: true, UID: 1000, Process: &collector.Process{PID: 812, Comm: "postgres", FD: 9},
-		Group: collector.Group{Path: "/system.slice/x.service", Unit: "x.service"},
+		Risks:    []conn.Risk{conn.RiskKeepaliveSlowerThanMiddlebox},
+		Accepted: true, UID: 1000, Process: &conn.Process{PID: 812, Comm: "postgres", FD: 9},
+		Cgroup: conn.Cgroup{Path: "/system.slice/x.service", Unit: "x.service"},
 	}
 }
 
 // contractExplanation has one of everything.
-func contractExplanation() collector.Explanation {
+func contractExplanation() explain.Explanation {
 	at := noon.Add(13 * time.Second)
-	return collector.Explanation{
+	return explain.Explanation{
 		At: at, Doing: []string{"It is established.", "It waits."},
-		Timers: []collector.Timer{
+		Timers: []explain.Timer{
 			{
 				Name: "keepalive", Purpose: "Asks.", At: at.Add(50 * time.Second), Latest: at.Add(52 * time.Second),
 				Then: "Sends probe 4 of 9.",
 			},
 			{Name: "retransmission", Purpose: "Sends again.", Then: "Not running."},
 		},
-		Settings: []collector.Setting{
+		Settings: []explain.Setting{
 			{
 				Option: "TCP_KEEPIDLE", Sysctl: "net.ipv4.tcp_keepalive_time", Value: 7200, Unit: "seconds",
-				Source: collector.SourceDefault, Means: "Silence",
+				Source: explain.SourceDefault, Means: "Silence",
 			},
-			{Option: "TCP_USER_TIMEOUT", Value: 1500, Unit: "milliseconds", Source: collector.SourceSocket, Means: "Timeout"},
-			{Sysctl: "net.ipv4.tcp_retries2", Value: 8, Unit: "retransmissions", Source: collector.SourceSysctl, Means: "Limit"},
+			{Option: "TCP_USER_TIMEOUT", Value: 1500, Unit: "milliseconds", Source: explain.SourceSocket, Means: "Timeout"},
+			{Sysctl: "net.ipv4.tcp_retries2", Value: 8, Unit: "retransmissions", Source: explain.SourceSysctl, Means: "Limit"},
 		},
 		Next: []string{"It ends."}, Assessment: "Too late.",
-		Advice: []collector.Advice{
+		Advice: []explain.Advice{
 			{
 				Text: "Set it.", How: []string{"setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, 60)"},
-				Then: collector.Forecast{At: at.Add(30 * time.Second), Latest: at.Add(31 * time.Second), By: collector.CauseKeepaliveTimeout},
+				Then: conn.Forecast{At: at.Add(30 * time.Second), Latest: at.Add(31 * time.Second), By: conn.CauseKeepaliveTimeout},
 			},
 			{Text: "Or close it.", How: []string{"close(fd)"}},
 		},
 	}
 }
 
-func contractDeath() collector.Death {
-	return collector.Death{
+func contractDeath() conn.Death {
+	return conn.Death{
 		Connection: contractConnection(), DiedAt: noon.Add(time.Minute),
-		Cause: collector.CauseUserTimeout, During: collector.EvidenceKeepalive,
+		Cause: conn.CauseUserTimeout, During: conn.EvidenceKeepalive,
 		Errno: 110, ZombieFor: time.Minute,
-		Forecast:      collector.Forecast{At: noon.Add(60500 * time.Millisecond), Latest: noon.Add(61 * time.Second), By: collector.CauseUserTimeout},
+		Forecast:      conn.Forecast{At: noon.Add(60500 * time.Millisecond), Latest: noon.Add(61 * time.Second), By: conn.CauseUserTimeout},
 		ForecastError: -500 * time.Millisecond,
 	}
 }
@@ -169,24 +171,26 @@ func contractDeath() collector.Death {
 // fullStats has a different number everywhere.
 func fullStats() collector.Stats {
 	s := collector.Stats{
-		ZombieOldest: 90500 * time.Millisecond,
-		Idle:         collector.Histogram{Bounds: []float64{1, 60, 350}, Counts: []uint64{2, 3, 5, 7}, Sum: 9876.5},
-		ZombieSeconds: collector.Histogram{
-			Bounds: []float64{10, 100}, Counts: []uint64{11, 13, 17}, Sum: 12345.25,
+		TrackerStats: conn.TrackerStats{
+			ZombieOldest: 90500 * time.Millisecond,
+			ZombieSeconds: conn.Histogram{
+				Bounds: []float64{10, 100}, Counts: []uint64{11, 13, 17}, Sum: 12345.25,
+			},
+			ForecastError: conn.Histogram{
+				Bounds: []float64{0, 0.5}, Counts: []uint64{37, 41, 43}, Sum: 54.5,
+			},
+			ZombiesByOwner: map[conn.OwnerLabel]int{
+				{Name: "postgres", RemotePort: "5432"}:    3,
+				{Name: "nginx"}:                           2,
+				{Name: hostileComm, RemotePort: "443"}:    1,
+				{Name: "", RemotePort: "8080"}:            4,
+				{Name: "other", RemotePort: "5432"}:       5,
+				{Name: "\xff\xfeworker", RemotePort: "1"}: 6,
+				{Name: "\uFFFDworker", RemotePort: "1"}:   7,
+			},
+			Watched: 19,
 		},
-		ForecastError: collector.Histogram{
-			Bounds: []float64{0, 0.5}, Counts: []uint64{37, 41, 43}, Sum: 54.5,
-		},
-		ZombiesByOwner: map[collector.Owner]int{
-			{Name: "postgres", RemotePort: "5432"}:    3,
-			{Name: "nginx"}:                           2,
-			{Name: hostileComm, RemotePort: "443"}:    1,
-			{Name: "", RemotePort: "8080"}:            4,
-			{Name: "other", RemotePort: "5432"}:       5,
-			{Name: "\xff\xfeworker", RemotePort: "1"}: 6,
-			{Name: "\uFFFDworker", RemotePort: "1"}:   7,
-		},
-		Watched: 19,
+		Idle: conn.Histogram{Bounds: []float64{1, 60, 350}, Counts: []uint64{2, 3, 5, 7}, Sum: 9876.5},
 		Census: collector.CensusStats{
 			At: noon, Duration: 23 * time.Millisecond, Interval: 15 * time.Second,
 			Sockets: 200003, Namespaces: 29, Unvisited: 1, OwnTables: 2,

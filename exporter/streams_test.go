@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/collector/conn"
 )
 
 // viewersOf makes viewers of a Live, so many of each client, the first the oldest.
@@ -64,7 +64,7 @@ func TestStreamsAreSharedAmongClients(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			src := &fakeSource{notices: make(chan collector.Notice)}
+			src := &fakeSource{notices: make(chan conn.Notice)}
 			var gone *viewer
 			server := broadcast(t.Context(), t, src, func(l *Live) { gone = tc.viewers(l) })
 			resp, err := http.Get(server.URL + "/api/v1/stream")

@@ -107,8 +107,8 @@ func (a *agent) run(ctx context.Context, _, stderr io.Writer) error {
 	c := collector.New(k, a.thresholds.options(logger))
 	live := exporter.NewLive(c, logger)
 	guard := exporter.NewGuard(*a.web.WebListenAddresses, a.allowedHosts)
-	conns := exporter.NewConnLimit(logger)
-	handler := guard.Wrap(exporter.NewHandler(c, live, logger, guard, conns))
+	connections := exporter.NewConnLimit(logger)
+	handler := guard.Wrap(exporter.NewHandler(c, live, logger, guard, connections))
 	logger.Info("Starting halfopen", "version", version.Version, "revision", version.GetRevision(),
 		"kernel", kernelRelease(), "address", strings.Join(*a.web.WebListenAddresses, ","))
 	g, ctx := errgroup.WithContext(ctx)
@@ -117,7 +117,7 @@ func (a *agent) run(ctx context.Context, _, stderr io.Writer) error {
 		live.Run(ctx)
 		return nil
 	})
-	g.Go(func() error { return exporter.Serve(ctx, listeners, handler, a.web, conns, logger) })
+	g.Go(func() error { return exporter.Serve(ctx, listeners, handler, a.web, connections, logger) })
 	if err := g.Wait(); err != nil {
 		return err
 	}

@@ -233,12 +233,12 @@ func (c *client) certificateAlert(ctx context.Context) string {
 	ctx, cancel := context.WithTimeout(ctx, alertTimeout)
 	defer cancel()
 	address := net.JoinHostPort(c.base.Hostname(), cmp.Or(c.base.Port(), "443"))
-	conn, err := (&tls.Dialer{Config: c.tls}).DialContext(ctx, "tcp", address)
+	connection, err := (&tls.Dialer{Config: c.tls}).DialContext(ctx, "tcp", address)
 	if err == nil {
-		defer conn.Close()
+		defer connection.Close()
 		deadline, _ := ctx.Deadline()
-		_ = conn.SetReadDeadline(deadline)
-		_, err = conn.Read(make([]byte, 1))
+		_ = connection.SetReadDeadline(deadline)
+		_, err = connection.Read(make([]byte, 1))
 	}
 	if err != nil && wantsCertificate(err.Error()) {
 		return err.Error()

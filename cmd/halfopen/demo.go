@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/exporter"
 	"github.com/halfopen/halfopen/internal/lab"
 )
@@ -179,7 +180,7 @@ func (d *demo) watch(ctx context.Context, sub *collector.Subscription) error {
 	patience := time.NewTimer(demoPatience)
 	defer patience.Stop()
 	for {
-		var n collector.Notice
+		var n conn.Notice
 		select {
 		case n = <-sub.C:
 		case <-ctx.Done():
@@ -191,12 +192,12 @@ func (d *demo) watch(ctx context.Context, sub *collector.Subscription) error {
 			continue // before the cut a probe was answered
 		}
 		switch {
-		case n.Kind == collector.NoticeSolicitation:
+		case n.Kind == conn.NoticeSolicitation:
 			d.say(n.At, "", "%s", words(new(exporter.NewNotice(&n))))
-		case n.Kind == collector.NoticeDeath:
+		case n.Kind == conn.NoticeDeath:
 			d.say(n.At, bold, "%s", words(new(exporter.NewNotice(&n))))
 			return nil
-		case n.Connection.Verdict == collector.Zombie:
+		case n.Connection.Verdict == conn.Zombie:
 			d.say(n.At, red, "%s", words(new(exporter.NewNotice(&n))))
 			if f := n.Connection.GivesUp; f.Ever() {
 				d.more("The kernel will not notice before %.1fs.", f.At.Sub(d.began).Seconds())
@@ -204,14 +205,14 @@ func (d *demo) watch(ctx context.Context, sub *collector.Subscription) error {
 			if err := d.contrast(&n.Connection); err != nil {
 				return err
 			}
-		case n.Kind == collector.NoticeVerdict:
+		case n.Kind == conn.NoticeVerdict:
 			d.say(n.At, paintVerdict(n.Connection.Verdict.String()), "%s", words(new(exporter.NewNotice(&n))))
 		}
 	}
 }
 
 // contrast shows the zombie as ss does, where there is one, and as halfopen does.
-func (d *demo) contrast(zombie *collector.Connection) error {
+func (d *demo) contrast(zombie *conn.Connection) error {
 	if _, err := exec.LookPath("ss"); err == nil {
 		out, err := d.lab.Client.Output("ss", "-Htn")
 		if err != nil {
@@ -225,24 +226,24 @@ func (d *demo) contrast(zombie *collector.Connection) error {
 
 // look finds the two ends of the connection.
 func (d *demo) look(ctx context.Context) (ends []exporter.Connection, err error) {
-	_, conns, err := d.collector.Connections(ctx, collector.Query{
+	_, connections, err := d.collector.Connections(ctx, collector.Query{
 		Ports: []uint16{demoPort}, Netns: []uint32{d.lab.Client.Inode(), d.lab.Server.Inode()},
 	})
 	if err != nil {
 		return nil, err
 	}
-	for conn, err := range conns {
+	for connection, err := range connections {
 		if err != nil {
 			return nil, err
 		}
-		ends = append(ends, exporter.NewConnection(conn))
+		ends = append(ends, exporter.NewConnection(connection))
 	}
 	return ends, nil
 }
 
 // list prints what `halfopen list` would, without owners, which are this process.
-func (d *demo) list(title string, conns []exporter.Connection) {
-	t := connectionTable(conns, time.Now(), false)
+func (d *demo) list(title string, connections []exporter.Connection) {
+	t := connectionTable(connections, time.Now(), false)
 	t.columns = slices.DeleteFunc(t.columns, func(c column) bool { return c.title == ownerTitle || c.title == runsInTitle })
 	t.fit(min(roomFor(d.w), demoWidth) - len(margin))
 	var b strings.Builder

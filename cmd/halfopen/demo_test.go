@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/internal/lab"
 )
 
@@ -62,17 +63,17 @@ func TestDemoTellsInOrder(t *testing.T) {
 	began := time.Now()
 	var b bytes.Buffer
 	d := &demo{w: &b, lab: l, began: began, cut: began.Add(10 * time.Second)} // it has no collector, and so cannot look
-	notices := make(chan collector.Notice, 9)
-	notice := func(after time.Duration, n collector.Notice) {
+	notices := make(chan conn.Notice, 9)
+	notice := func(after time.Duration, n conn.Notice) {
 		n.At, n.Connection.At, n.Connection.Netns = began.Add(after), began.Add(after), l.Client.Inode()
-		n.Connection.State, n.Connection.Evidence, n.Connection.Unanswered = collector.Established, collector.EvidenceKeepalive, 1
+		n.Connection.State, n.Connection.Evidence, n.Connection.Unanswered = conn.Established, conn.EvidenceKeepalive, 1
 		notices <- n
 	}
-	notice(2*time.Second, collector.Notice{Kind: collector.NoticeSolicitation})
-	notice(8*time.Second, collector.Notice{Kind: collector.NoticeVerdict, Connection: collector.Connection{Verdict: collector.Active}})
-	notice(12*time.Second, collector.Notice{Kind: collector.NoticeSolicitation})
-	notice(20*time.Second, collector.Notice{Kind: collector.NoticeVerdict, Connection: collector.Connection{Verdict: collector.Zombie}})
-	notice(22*time.Second, collector.Notice{Kind: collector.NoticeDeath, Death: &collector.Death{Cause: collector.CauseKeepaliveTimeout}})
+	notice(2*time.Second, conn.Notice{Kind: conn.NoticeSolicitation})
+	notice(8*time.Second, conn.Notice{Kind: conn.NoticeVerdict, Connection: conn.Connection{Verdict: conn.Active}})
+	notice(12*time.Second, conn.Notice{Kind: conn.NoticeSolicitation})
+	notice(20*time.Second, conn.Notice{Kind: conn.NoticeVerdict, Connection: conn.Connection{Verdict: conn.Zombie}})
+	notice(22*time.Second, conn.Notice{Kind: conn.NoticeDeath, Death: &conn.Death{Cause: conn.CauseKeepaliveTimeout}})
 	if err := d.watch(t.Context(), &collector.Subscription{C: notices}); err != nil {
 		t.Fatal(err)
 	}

@@ -19,11 +19,12 @@ import (
 	"github.com/alecthomas/kingpin/v2"
 
 	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/exporter"
 )
 
 // explain is the command's flags and its argument.
-type explain struct {
+type explainCommand struct {
 	target target
 	output string
 	peer
@@ -31,7 +32,7 @@ type explain struct {
 }
 
 func explainFlags(cmd *kingpin.CmdClause) action {
-	var e explain
+	var e explainCommand
 	cmd.Arg("connection", "The socket's cookie (ss -e prints it after sk:), or its local address and port, such as 10.0.0.1:37024, [2001:db8::1]:443 or just :443.").
 		Required().SetValue(&argument[target]{parse: parseTarget, into: &e.target})
 	cmd.Flag("output", "How to print: text or json.").Short('o').Default("text").
@@ -71,7 +72,7 @@ func parseTarget(s string) (target, error) {
 		return t, fmt.Errorf("%q is not an address and a port, such as 10.0.0.1:37024, [2001:db8::1]:443 or :443", s)
 	}
 	var err error
-	t.cookie, err = collector.ParseCookie(strings.TrimPrefix(s, "sk:"))
+	t.cookie, err = conn.ParseCookie(strings.TrimPrefix(s, "sk:"))
 	if err == nil && t.cookie == 0 {
 		err = errors.New("no socket has the cookie 0")
 	}
@@ -94,14 +95,14 @@ func (t *target) is(e exporter.Endpoint) bool {
 func (t *target) String() string {
 	switch {
 	case t.port == 0:
-		return "the cookie " + collector.FormatCookie(t.cookie)
+		return "the cookie " + conn.FormatCookie(t.cookie)
 	case t.addr.IsValid():
 		return "the local address " + netip.AddrPortFrom(t.addr, t.port).String()
 	}
 	return "the local port " + strconv.Itoa(int(t.port))
 }
 
-func (e *explain) run(ctx context.Context, stdout, _ io.Writer) error {
+func (e *explainCommand) run(ctx context.Context, stdout, _ io.Writer) error {
 	agent, err := e.peer.agent(ctx, e.thresholds.own())
 	if err != nil {
 		return err
@@ -119,15 +120,15 @@ func (e *explain) run(ctx context.Context, stdout, _ io.Writer) error {
 	}
 	cookie := e.target.cookie
 	if e.target.port != 0 {
-		conns, err := look.withPort(ctx, e.target.port)
+		connections, err := look.withPort(ctx, e.target.port)
 		if err != nil {
 			return err
 		}
-		if cookie, err = e.target.choose(conns); err != nil {
+		if cookie, err = e.target.choose(connections); err != nil {
 			return err
 		}
 	}
-	body, err := look.detail(ctx, collector.FormatCookie(cookie))
+	body, err := look.detail(ctx, conn.FormatCookie(cookie))
 	switch {
 	case err != nil:
 		return err
@@ -162,18 +163,18 @@ func (h here) withPort(ctx context.Context, port uint16) ([]exporter.Connection,
 	if err != nil {
 		return nil, err
 	}
-	var conns []exporter.Connection
-	for conn, err := range found {
+	var connections []exporter.Connection
+	for connection, err := range found {
 		if err != nil {
 			return nil, err
 		}
-		conns = append(conns, exporter.NewConnection(conn))
+		connections = append(connections, exporter.NewConnection(connection))
 	}
-	return conns, nil
+	return connections, nil
 }
 
 func (h here) detail(ctx context.Context, cookie string) ([]byte, error) {
-	n, err := collector.ParseCookie(cookie)
+	n, err := conn.ParseCookie(cookie)
 	if err != nil {
 		return nil, err
 	}
@@ -205,13 +206,13 @@ func isDetail(body []byte) bool {
 const choices = 3
 
 // choose finds the one connection that the target is the local end of.
-func (t *target) choose(conns []exporter.Connection) (cookie uint64, err error) {
-	mine := slices.DeleteFunc(slices.Clone(conns), func(c exporter.Connection) bool { return !t.is(c.Local) })
+func (t *target) choose(connections []exporter.Connection) (cookie uint64, err error) {
+	mine := slices.DeleteFunc(slices.Clone(connections), func(c exporter.Connection) bool { return !t.is(c.Local) })
 	switch len(mine) {
 	case 0:
-		return 0, t.nowhere(conns)
+		return 0, t.nowhere(connections)
 	case 1:
-		return collector.ParseCookie(mine[0].Cookie)
+		return conn.ParseCookie(mine[0].Cookie)
 	}
 	apart := slices.ContainsFunc(mine, func(c exporter.Connection) bool { return c.Netns != mine[0].Netns })
 	var names []string
@@ -231,11 +232,11 @@ func (t *target) choose(conns []exporter.Connection) (cookie uint64, err error) 
 }
 
 // nowhere says that the target is nobody's local end.
-func (t *target) nowhere(conns []exporter.Connection) error {
-	for i := range conns {
-		if t.is(conns[i].Remote) {
+func (t *target) nowhere(connections []exporter.Connection) error {
+	for i := range connections {
+		if t.is(connections[i].Remote) {
 			return fmt.Errorf("no connection has %s, but for %s it is the remote one: explain that by its cookie, %s",
-				t, endpoint(conns[i].Local), text(&conns[i].Cookie))
+				t, endpoint(connections[i].Local), text(&connections[i].Cookie))
 		}
 	}
 	return fmt.Errorf("no connection has %s: it has ended (the stub that stays in time_wait or fin_wait2 has nothing to explain), only listens, or never was: see halfopen list --all", t)

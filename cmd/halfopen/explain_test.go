@@ -15,35 +15,37 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/collector/conn"
+	"github.com/halfopen/halfopen/collector/explain"
 	"github.com/halfopen/halfopen/exporter"
 )
 
 // detail is the first of conns, explained; it has one of everything.
 func detail() exporter.ConnectionDetail {
-	return exporter.NewConnectionDetail(&collector.Detail{Connection: conns[0], Explanation: collector.Explanation{
+	return exporter.NewConnectionDetail(&collector.Detail{Connection: conns[0], Explanation: explain.Explanation{
 		At: noon,
 		Doing: []string{
 			"The connection is established, as far as this kernel knows.",
 			"Nothing has been heard from the peer for 12s.", "Verdict: zombie.",
 		},
-		Timers: []collector.Timer{
+		Timers: []explain.Timer{
 			{Name: "keepalive", Purpose: "Asks a silent peer.", At: noon.Add(50 * time.Second), Latest: noon.Add(52 * time.Second), Then: "Sends probe 4 of 9; the next one, or the end, is 75s later."},
 			{Name: "retransmission", Purpose: "Sends again.", Then: "Not running: nothing is in flight."},
 		},
-		Settings: []collector.Setting{
-			{Option: "SO_KEEPALIVE", Value: 1, Unit: "switch", Source: collector.SourceSocket, Means: "Whether to ask a silent peer"},
-			{Option: "TCP_KEEPIDLE", Sysctl: "net.ipv4.tcp_keepalive_time", Value: 7200, Unit: "seconds", Source: collector.SourceDefault, Means: "Silence before the first probe"},
-			{Option: "TCP_USER_TIMEOUT", Unit: "milliseconds", Source: collector.SourceDefault, Means: "How long the peer may stay silent while it owes an answer; overrides the counts"},
-			{Option: "TCP_RTO_MAX_MS", Sysctl: "net.ipv4.tcp_rto_max_ms", Value: 1500, Unit: "milliseconds", Source: collector.SourceSysctl, Means: "The longest wait"},
-			{Sysctl: "net.ipv4.tcp_retries2", Value: 15, Unit: "retransmissions", Source: collector.SourceDefault, Means: "Before it gives up on data in flight"},
+		Settings: []explain.Setting{
+			{Option: "SO_KEEPALIVE", Value: 1, Unit: "switch", Source: explain.SourceSocket, Means: "Whether to ask a silent peer"},
+			{Option: "TCP_KEEPIDLE", Sysctl: "net.ipv4.tcp_keepalive_time", Value: 7200, Unit: "seconds", Source: explain.SourceDefault, Means: "Silence before the first probe"},
+			{Option: "TCP_USER_TIMEOUT", Unit: "milliseconds", Source: explain.SourceDefault, Means: "How long the peer may stay silent while it owes an answer; overrides the counts"},
+			{Option: "TCP_RTO_MAX_MS", Sysctl: "net.ipv4.tcp_rto_max_ms", Value: 1500, Unit: "milliseconds", Source: explain.SourceSysctl, Means: "The longest wait"},
+			{Sysctl: "net.ipv4.tcp_retries2", Value: 15, Unit: "retransmissions", Source: explain.SourceDefault, Means: "Before it gives up on data in flight"},
 		},
 		Next:       []string{"3 probes are out.", "If nothing is heard from the peer, the kernel gives up in 7m30s (keepalive_timeout)."},
 		Assessment: "A dead peer is noticed only after 2h11m of silence.",
-		Advice: []collector.Advice{
+		Advice: []explain.Advice{
 			{
 				Text: "Let the application set these: a dead peer is then noticed after 1m30s of silence.",
 				How:  []string{"setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, 10)", "setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, 60)"},
-				Then: collector.Forecast{At: noon.Add(30 * time.Second), Latest: noon.Add(31 * time.Second), By: collector.CauseKeepaliveTimeout},
+				Then: conn.Forecast{At: noon.Add(30 * time.Second), Latest: noon.Add(31 * time.Second), By: conn.CauseKeepaliveTimeout},
 			},
 			{Text: "Or close it.", How: []string{"close(fd)"}},
 		},
@@ -215,7 +217,7 @@ func TestWhichConnectionIsMeant(t *testing.T) {
 			t.Fatal(err)
 		}
 		cookie, err := parsed.choose(node)
-		got := collector.FormatCookie(cookie)
+		got := conn.FormatCookie(cookie)
 		if err != nil {
 			got = err.Error()
 		}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/halfopen/halfopen/bpf"
 	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/collector/conn"
 )
 
 // value is a flag that is parsed by a function; its errors name the flag.
@@ -145,9 +146,9 @@ func named[T any](parse func(string) (T, error), names []string) func(string) (T
 
 func verdictNames() []string {
 	var names []string
-	for v := collector.Zombie; ; v-- { // worst first, as they are listed
+	for v := conn.Zombie; ; v-- { // worst first, as they are listed
 		names = append(names, v.String())
-		if v == collector.Active {
+		if v == conn.Active {
 			return names
 		}
 	}
@@ -155,17 +156,17 @@ func verdictNames() []string {
 
 func stateNames() []string {
 	var names []string
-	for s := collector.Established; int(s) < collector.States; s++ {
+	for s := conn.Established; int(s) < conn.States; s++ {
 		names = append(names, s.String())
 	}
 	return names
 }
 
-var groupingNames = []string{collector.ByOwner.String(), collector.ByRemote.String(), collector.ByVerdict.String()}
+var groupingNames = []string{conn.ByOwner.String(), conn.ByRemote.String(), conn.ByVerdict.String()}
 
 func riskNames() []string {
 	var names []string
-	for r := range collector.Risk(collector.Risks) {
+	for r := range conn.Risk(conn.Risks) {
 		names = append(names, r.String())
 	}
 	return names
@@ -173,7 +174,7 @@ func riskNames() []string {
 
 func causeNames() []string {
 	var names []string
-	for c := collector.CauseUnknown; int(c) < collector.Causes; c++ {
+	for c := conn.CauseUnknown; int(c) < conn.Causes; c++ {
 		names = append(names, c.String())
 	}
 	return names
@@ -181,16 +182,16 @@ func causeNames() []string {
 
 // selection are the filters, and their flags.
 type selection struct {
-	verdicts []collector.Verdict
-	states   []collector.State
+	verdicts []conn.Verdict
+	states   []conn.State
 	ports    []uint16
 	pids     []uint32
 	owners   []string
 	remotes  []netip.Prefix
-	risks    []collector.Risk
+	risks    []conn.Risk
 	netns    []uint32
 	all      bool
-	causes   []collector.Cause
+	causes   []conn.Cause
 }
 
 // filtered tells whether only some connections are selected.
@@ -200,12 +201,12 @@ func (s *selection) filtered() bool {
 
 func (s *selection) verdictFlag(cmd *kingpin.CmdClause) {
 	cmd.Flag("verdict", "Only connections of this verdict: "+strings.Join(verdictNames(), ", ")+". Repeatable.").
-		PlaceHolder("VERDICT").SetValue(&values[collector.Verdict]{"verdict", named(collector.ParseVerdict, verdictNames()), &s.verdicts})
+		PlaceHolder("VERDICT").SetValue(&values[conn.Verdict]{"verdict", named(conn.ParseVerdict, verdictNames()), &s.verdicts})
 }
 
 func (s *selection) stateFlag(cmd *kingpin.CmdClause) {
 	cmd.Flag("state", "Only connections in this TCP state, such as established or close_wait. Repeatable.").
-		PlaceHolder("STATE").SetValue(&values[collector.State]{"state", named(collector.ParseState, stateNames()), &s.states})
+		PlaceHolder("STATE").SetValue(&values[conn.State]{"state", named(conn.ParseState, stateNames()), &s.states})
 }
 
 func (s *selection) portFlag(cmd *kingpin.CmdClause) {
@@ -225,7 +226,7 @@ func (s *selection) moreFlags(cmd *kingpin.CmdClause) {
 	cmd.Flag("remote", "Only connections to this address, or to an address in this prefix, such as 10.0.0.0/8. Repeatable.").
 		PlaceHolder("ADDRESS").SetValue(&values[netip.Prefix]{"remote", collector.ParseRemote, &s.remotes})
 	cmd.Flag("risk", "Only connections at this risk: "+strings.Join(riskNames(), ", ")+". Repeatable.").
-		PlaceHolder("RISK").SetValue(&values[collector.Risk]{"risk", named(collector.ParseRisk, riskNames()), &s.risks})
+		PlaceHolder("RISK").SetValue(&values[conn.Risk]{"risk", named(conn.ParseRisk, riskNames()), &s.risks})
 	cmd.Flag("netns", "Only connections in the network namespace of this inode number. Repeatable.").
 		PlaceHolder("INODE").SetValue(&values[uint32]{"netns", collector.ParseNetns, &s.netns})
 }
@@ -240,7 +241,7 @@ func (s *selection) asked(limit int) collector.Query {
 
 func (s *selection) causeFlag(cmd *kingpin.CmdClause, help string) {
 	cmd.Flag("cause", help+" An orderly end (closed) is only counted, unless the connection was in trouble. Repeatable.").
-		PlaceHolder("CAUSE").SetValue(&values[collector.Cause]{"cause", named(collector.ParseCause, causeNames()), &s.causes})
+		PlaceHolder("CAUSE").SetValue(&values[conn.Cause]{"cause", named(conn.ParseCause, causeNames()), &s.causes})
 }
 
 // thresholds are the flags that say what is idle, a zombie and so on.

@@ -19,6 +19,7 @@ import (
 	"github.com/alecthomas/kingpin/v2"
 
 	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/exporter"
 )
 
@@ -26,7 +27,7 @@ import (
 type list struct {
 	output  string
 	limit   int
-	by      collector.Grouping
+	by      conn.Grouping
 	grouped bool    // by that
 	agent   *client // nil: look here and now
 	peer
@@ -46,7 +47,7 @@ func listFlags(cmd *kingpin.CmdClause) action {
 	cmd.Flag("all", "Also sockets that are no connections: listen, time_wait, syn_recv.").Short('a').BoolVar(&l.all)
 	l.selection.causeFlag(cmd, "Show deaths of this cause, such as keepalive_timeout, instead of living connections; needs an agent, since only that remembers them.")
 	cmd.Flag("by", "Count connections in groups, worst first, instead of listing them: by owner, remote (address, and port of a service) or verdict.").PlaceHolder("WHAT").
-		IsSetByUser(&l.grouped).SetValue(&value[collector.Grouping]{flag: "by", parse: named(collector.ParseGrouping, groupingNames), into: &l.by})
+		IsSetByUser(&l.grouped).SetValue(&value[conn.Grouping]{flag: "by", parse: named(conn.ParseGrouping, groupingNames), into: &l.by})
 	cmd.Flag("limit", "Print at most this many, 0: all.").Default("0").
 		SetValue(&value[int]{flag: "limit", parse: atLeast(0), into: &l.limit})
 	l.peer.flags(cmd, "Ask")
@@ -95,7 +96,7 @@ func (l *list) connections(ctx context.Context, stdout, stderr io.Writer) error 
 		}
 		defer k.Close()
 		c := collector.New(k, l.thresholds.options(nil))
-		total, conns, err := c.Connections(ctx, l.asked(l.limit))
+		total, connections, err := c.Connections(ctx, l.asked(l.limit))
 		if err != nil {
 			return err
 		}
@@ -103,14 +104,14 @@ func (l *list) connections(ctx context.Context, stdout, stderr io.Writer) error 
 			fmt.Fprintf(stderr, "halfopen: not all is listed: the hash tables of %s take too long to walk (halfopen doctor names them)\n", plural(n, "network namespace"))
 		}
 		if l.output == "json" {
-			return writeList(stdout, "connections", total, conns, exporter.NewConnection)
+			return writeList(stdout, "connections", total, connections, exporter.NewConnection)
 		}
 		doc.Total = total
-		for conn, err := range conns {
+		for connection, err := range connections {
 			if err != nil {
 				return err
 			}
-			doc.Connections = append(doc.Connections, exporter.NewConnection(conn))
+			doc.Connections = append(doc.Connections, exporter.NewConnection(connection))
 		}
 	}
 	if len(doc.Connections) == 0 {
@@ -145,17 +146,17 @@ func (l *list) groups(ctx context.Context, stdout, stderr io.Writer) error {
 			return err
 		}
 		defer k.Close()
-		total, tallies, err := collector.New(k, l.thresholds.options(nil)).Tallies(ctx, l.asked(l.limit), l.by)
+		total, counts, err := collector.New(k, l.thresholds.options(nil)).CountConnections(ctx, l.asked(l.limit), l.by)
 		if err != nil {
 			return err
 		}
-		encode := func(t *collector.Tally) exporter.Group { return exporter.NewGroup(t, l.by) }
+		encode := func(t *conn.ConnCount) exporter.Group { return exporter.NewGroup(t, l.by) }
 		if l.output == "json" {
-			return writeList(stdout, "groups", total, exporter.Each(tallies), encode)
+			return writeList(stdout, "groups", total, exporter.Each(counts), encode)
 		}
 		doc.Total = total
-		for i := range tallies {
-			doc.Groups = append(doc.Groups, encode(&tallies[i]))
+		for i := range counts {
+			doc.Groups = append(doc.Groups, encode(&counts[i]))
 		}
 	}
 	if len(doc.Groups) == 0 {
@@ -217,9 +218,9 @@ func (s *selection) nothing(thing string) string {
 // onlyCounted says that there is no list of what has been asked for.
 func (s *selection) onlyCounted() string {
 	switch {
-	case slices.Contains(s.causes, collector.CauseClosed):
+	case slices.Contains(s.causes, conn.CauseClosed):
 		return ": orderly ends (closed) are only counted, unless the connection was in trouble, by the metric halfopen_tcp_deaths_total"
-	case !s.all && slices.ContainsFunc(s.states, func(st collector.State) bool { return !st.Judged() }):
+	case !s.all && slices.ContainsFunc(s.states, func(st conn.State) bool { return !st.Judged() }):
 		return ": sockets in listen, syn_recv and time_wait are no connections, and are listed with --all"
 	}
 	return ""
@@ -259,11 +260,11 @@ const (
 )
 
 // connectionTable shows connections as they were at now.
-func connectionTable(conns []exporter.Connection, now time.Time, wide bool) *table {
+func connectionTable(connections []exporter.Connection, now time.Time, wide bool) *table {
 	type conn = exporter.Connection
 	// Of what is no connection, the state says most.
 	spareState, spareGivesUp := 5, 6
-	if slices.ContainsFunc(conns, func(c conn) bool { return c.Verdict == nil }) {
+	if slices.ContainsFunc(connections, func(c conn) bool { return c.Verdict == nil }) {
 		spareState, spareGivesUp = 0, 5
 	}
 	// of connections: nothing to show of anything else.
@@ -367,14 +368,14 @@ func connectionTable(conns []exporter.Connection, now time.Time, wide bool) *tab
 			}},
 		}...)
 	}
-	return makeTable(fields, conns, wide)
+	return makeTable(fields, connections, wide)
 }
 
 // groupTable shows groups of connections.
-func groupTable(groups []exporter.Group, by collector.Grouping) *table {
+func groupTable(groups []exporter.Group, by conn.Grouping) *table {
 	type group = exporter.Group
 	fields := []field[group]{{column{title: "TOTAL", right: true}, false, func(g *group) string { return count(g.Total) }}}
-	if by != collector.ByVerdict {
+	if by != conn.ByVerdict {
 		for _, name := range verdictNames() {
 			fields = append(fields, field[group]{column{title: strings.ToUpper(name), right: true, rare: true, paint: func(n string) style {
 				if n == none {
@@ -384,14 +385,14 @@ func groupTable(groups []exporter.Group, by collector.Grouping) *table {
 			}}, false, func(g *group) string { return some(g.Verdicts[name]) }})
 		}
 	}
-	fields = append(fields, map[collector.Grouping]field[group]{
-		collector.ByOwner: {column{title: ownerTitle}, false, func(g *group) string {
+	fields = append(fields, map[conn.Grouping]field[group]{
+		conn.ByOwner: {column{title: ownerTitle}, false, func(g *group) string {
 			if g.Owner == nil {
 				return none
 			}
 			return ownerName(g.Owner.Kind, g.Owner.Name)
 		}},
-		collector.ByRemote: {column{title: "REMOTE"}, false, func(g *group) string {
+		conn.ByRemote: {column{title: "REMOTE"}, false, func(g *group) string {
 			switch {
 			case g.Remote == nil:
 				return none
@@ -400,7 +401,7 @@ func groupTable(groups []exporter.Group, by collector.Grouping) *table {
 			}
 			return endpoint(exporter.Endpoint{IP: g.Remote.IP, Port: *g.Remote.Port})
 		}},
-		collector.ByVerdict: {column{title: "VERDICT", paint: paintVerdict}, false, func(g *group) string { return text(g.Verdict) }},
+		conn.ByVerdict: {column{title: "VERDICT", paint: paintVerdict}, false, func(g *group) string { return text(g.Verdict) }},
 	}[by])
 	return makeTable(fields, groups, false)
 }

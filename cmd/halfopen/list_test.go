@@ -15,37 +15,37 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/exporter"
 )
 
 var noon = time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
 
 // The connections of the tests, worst first.
-var conns = []collector.Connection{
+var conns = []conn.Connection{
 	{
-		Cookie: 0x1a2b, At: noon, Netns: 4026531840, State: collector.Established,
+		Cookie: 0x1a2b, At: noon, Netns: 4026531840, State: conn.Established,
 		Local: netip.MustParseAddrPort("10.0.0.1:37024"), Remote: netip.MustParseAddrPort("10.0.0.2:5432"),
-		Verdict: collector.Zombie, Since: noon.Add(-2400 * time.Millisecond), Evidence: collector.EvidenceKeepalive,
+		Verdict: conn.Zombie, Since: noon.Add(-2400 * time.Millisecond), Evidence: conn.EvidenceKeepalive,
 		Unanswered: 3, Idle: 131 * time.Minute, Silent: 12400 * time.Millisecond,
-		Keepalive:   collector.Keepalive{Enabled: true, Time: 2 * time.Hour, Interval: 75 * time.Second, Probes: 9, ProbesOut: 3, PerSocket: true},
+		Keepalive:   conn.Keepalive{Enabled: true, Time: 2 * time.Hour, Interval: 75 * time.Second, Probes: 9, ProbesOut: 3, PerSocket: true},
 		UserTimeout: 1500 * time.Millisecond, RetransmitsTotal: 5, SendQueue: 1536, SendWindow: 64256, UnackedSegments: 2,
 		SRTT: 400 * time.Microsecond, RTO: 204 * time.Millisecond, Accepted: true, UID: 1000,
-		GivesUp: collector.Forecast{At: noon.Add(450 * time.Second), Latest: noon.Add(460 * time.Second), By: collector.CauseKeepaliveTimeout},
-		Risks:   []collector.Risk{collector.RiskNoKeepalive, collector.RiskCloseWaitLeak},
-		Process: &collector.Process{PID: 812, Comm: "postgres", FD: 9},
-		Group:   collector.Group{Path: "/system.slice/postgresql.service", Unit: "postgresql.service"},
+		GivesUp: conn.Forecast{At: noon.Add(450 * time.Second), Latest: noon.Add(460 * time.Second), By: conn.CauseKeepaliveTimeout},
+		Risks:   []conn.Risk{conn.RiskNoKeepalive, conn.RiskCloseWaitLeak},
+		Process: &conn.Process{PID: 812, Comm: "postgres", FD: 9},
+		Cgroup:  conn.Cgroup{Path: "/system.slice/postgresql.service", Unit: "postgresql.service"},
 	},
 	{
-		Cookie: 0x3, At: noon, Netns: 4026531840, State: collector.CloseWait,
+		Cookie: 0x3, At: noon, Netns: 4026531840, State: conn.CloseWait,
 		Local: netip.MustParseAddrPort("[2001:db8::1]:443"), Remote: netip.MustParseAddrPort("[2001:db8::2]:50000"),
-		Verdict: collector.Unguarded, Since: noon.Add(-76 * time.Hour), Idle: 76 * time.Hour, Silent: 76 * time.Hour, Accepted: true,
-		Process: &collector.Process{PID: 7, Comm: "\x1b[2Jngin\xff"},
+		Verdict: conn.Unguarded, Since: noon.Add(-76 * time.Hour), Idle: 76 * time.Hour, Silent: 76 * time.Hour, Accepted: true,
+		Process: &conn.Process{PID: 7, Comm: "\x1b[2Jngin\xff"},
 	},
 	{
-		Cookie: 0x4, At: noon, Netns: 1, State: collector.SynSent,
+		Cookie: 0x4, At: noon, Netns: 1, State: conn.SynSent,
 		Local: netip.MustParseAddrPort("10.0.0.1:1"), Remote: netip.MustParseAddrPort("10.0.0.3:80"),
-		Verdict: collector.Active, Idle: -1, Silent: -1, Orphaned: true, Accepted: true,
+		Verdict: conn.Active, Idle: -1, Silent: -1, Orphaned: true, Accepted: true,
 	},
 }
 
@@ -153,15 +153,15 @@ func FuzzTablesOfAStrangersAnswer(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
-		var conns exporter.Connections
+		var connections exporter.Connections
 		var deaths exporter.Deaths
 		var groups exporter.Groups
-		if json.Unmarshal(body, &conns) != nil || json.Unmarshal(body, &deaths) != nil || json.Unmarshal(body, &groups) != nil {
+		if json.Unmarshal(body, &connections) != nil || json.Unmarshal(body, &deaths) != nil || json.Unmarshal(body, &groups) != nil {
 			return
 		}
-		prints(t, connectionTable(conns.Connections, noon, true), len(conns.Connections))
+		prints(t, connectionTable(connections.Connections, noon, true), len(connections.Connections))
 		prints(t, deathTable(deaths.Deaths, true), len(deaths.Deaths))
-		for _, by := range []collector.Grouping{collector.ByOwner, collector.ByRemote, collector.ByVerdict} {
+		for _, by := range []conn.Grouping{conn.ByOwner, conn.ByRemote, conn.ByVerdict} {
 			prints(t, groupTable(groups.Groups, by), len(groups.Groups))
 		}
 	})
@@ -215,27 +215,27 @@ func TestJSONOfAnAgentIsPassedOn(t *testing.T) {
 
 // What is no connection, after one that is.
 func others() []exporter.Connection {
-	socket := func(c collector.Connection) exporter.Connection {
+	socket := func(c conn.Connection) exporter.Connection {
 		c.At, c.Idle, c.Silent = noon, -1, -1
 		return exporter.NewConnection(&c)
 	}
 	return []exporter.Connection{
 		document().Connections[0],
-		socket(collector.Connection{
-			Cookie: 5, State: collector.Listen, Local: netip.MustParseAddrPort("[::]:22"), Remote: netip.MustParseAddrPort("[::]:0"),
-			Keepalive: collector.Keepalive{Enabled: true, Time: time.Minute, Interval: 10 * time.Second, Probes: 6, PerSocket: true},
-			Accepted:  true, AcceptQueue: 3, AcceptLimit: 128, Process: &collector.Process{PID: 9, Comm: "sshd", FD: 3},
-			Group: collector.Group{Unit: "ssh.service"},
+		socket(conn.Connection{
+			Cookie: 5, State: conn.Listen, Local: netip.MustParseAddrPort("[::]:22"), Remote: netip.MustParseAddrPort("[::]:0"),
+			Keepalive: conn.Keepalive{Enabled: true, Time: time.Minute, Interval: 10 * time.Second, Probes: 6, PerSocket: true},
+			Accepted:  true, AcceptQueue: 3, AcceptLimit: 128, Process: &conn.Process{PID: 9, Comm: "sshd", FD: 3},
+			Cgroup: conn.Cgroup{Unit: "ssh.service"},
 		}),
-		socket(collector.Connection{
-			Cookie: 6, State: collector.SynRecv, Stub: true, Local: netip.MustParseAddrPort("10.0.0.1:22"), Remote: netip.MustParseAddrPort("10.0.0.9:40000"),
+		socket(conn.Connection{
+			Cookie: 6, State: conn.SynRecv, Stub: true, Local: netip.MustParseAddrPort("10.0.0.1:22"), Remote: netip.MustParseAddrPort("10.0.0.9:40000"),
 		}),
-		socket(collector.Connection{
-			Cookie: 7, State: collector.TimeWait, Stub: true, Local: netip.MustParseAddrPort("10.0.0.1:22"), Remote: netip.MustParseAddrPort("10.0.0.9:40001"),
+		socket(conn.Connection{
+			Cookie: 7, State: conn.TimeWait, Stub: true, Local: netip.MustParseAddrPort("10.0.0.1:22"), Remote: netip.MustParseAddrPort("10.0.0.9:40001"),
 			Accepted: true, Orphaned: true,
 		}),
-		socket(collector.Connection{
-			Cookie: 8, State: collector.FinWait2, Stub: true, Local: netip.MustParseAddrPort("10.0.0.1:22"), Remote: netip.MustParseAddrPort("10.0.0.9:40002"),
+		socket(conn.Connection{
+			Cookie: 8, State: conn.FinWait2, Stub: true, Local: netip.MustParseAddrPort("10.0.0.1:22"), Remote: netip.MustParseAddrPort("10.0.0.9:40002"),
 			Accepted: true, Orphaned: true,
 		}),
 	}
@@ -417,7 +417,7 @@ func TestJSONOfALook(t *testing.T) {
 		t.Error(diff)
 	}
 	b.Reset()
-	if err := writeList(&b, "connections", 0, exporter.Each[collector.Connection](nil), exporter.NewConnection); err != nil || !json.Valid(b.Bytes()) {
+	if err := writeList(&b, "connections", 0, exporter.Each[conn.Connection](nil), exporter.NewConnection); err != nil || !json.Valid(b.Bytes()) {
 		t.Errorf("no connections: error %v in\n%s", err, b.String())
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"unicode"
 
 	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/exporter"
 )
 
@@ -71,9 +72,9 @@ func cutWord(rest *string) (name, value string, err error) {
 func (s *selection) add(name, value string) (err error) {
 	switch name {
 	case "verdict":
-		err = appendTo(&s.verdicts, value, named(collector.ParseVerdict, verdictNames()))
+		err = appendTo(&s.verdicts, value, named(conn.ParseVerdict, verdictNames()))
 	case "state":
-		err = appendTo(&s.states, value, named(collector.ParseState, stateNames()))
+		err = appendTo(&s.states, value, named(conn.ParseState, stateNames()))
 	case "port":
 		err = appendTo(&s.ports, value, parsePort)
 	case "pid":
@@ -83,7 +84,7 @@ func (s *selection) add(name, value string) (err error) {
 	case "remote":
 		err = appendTo(&s.remotes, value, collector.ParseRemote)
 	case "risk":
-		err = appendTo(&s.risks, value, named(collector.ParseRisk, riskNames()))
+		err = appendTo(&s.risks, value, named(conn.ParseRisk, riskNames()))
 	case "netns":
 		err = appendTo(&s.netns, value, collector.ParseNetns)
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/prometheus/common/model"
 
 	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/exporter"
 )
 
@@ -121,8 +122,8 @@ func (c *client) look(ctx context.Context, s *selection) (*reading, error) {
 }
 
 func (c *client) read(ctx context.Context, s *selection) (*reading, error) {
-	var conns exporter.Connections
-	if err := c.get(ctx, "connections", s.query(topConnections), &conns); err != nil {
+	var connections exporter.Connections
+	if err := c.get(ctx, "connections", s.query(topConnections), &connections); err != nil {
 		return nil, err
 	}
 	var deaths exporter.Deaths
@@ -130,7 +131,7 @@ func (c *client) read(ctx context.Context, s *selection) (*reading, error) {
 		return nil, err
 	}
 	var groups exporter.Groups
-	if err := c.get(ctx, "groups", url.Values{"by": {collector.ByVerdict.String()}}, &groups); err != nil {
+	if err := c.get(ctx, "groups", url.Values{"by": {conn.ByVerdict.String()}}, &groups); err != nil {
 		return nil, err
 	}
 	status, body, err := c.fetch(ctx, "metrics", nil)
@@ -143,7 +144,7 @@ func (c *client) read(ctx context.Context, s *selection) (*reading, error) {
 		return nil, c.stranger()
 	}
 	return &reading{
-		at: conns.GeneratedAt, conns: conns.Connections, total: conns.Total, deaths: deaths.Deaths, node: newNode(groups.Groups, families),
+		at: connections.GeneratedAt, conns: connections.Connections, total: connections.Total, deaths: deaths.Deaths, node: newNode(groups.Groups, families),
 	}, nil
 }
 
@@ -160,24 +161,24 @@ func newSelf(c *collector.Collector) (self, error) {
 }
 
 func (s self) look(ctx context.Context, sel *selection) (*reading, error) {
-	total, conns, err := s.c.Connections(ctx, sel.asked(topConnections))
+	total, connections, err := s.c.Connections(ctx, sel.asked(topConnections))
 	if err != nil {
 		return nil, err
 	}
 	r := &reading{at: time.Now(), total: total}
-	for conn, err := range conns {
+	for connection, err := range connections {
 		if err != nil {
 			return nil, err
 		}
-		r.conns = append(r.conns, exporter.NewConnection(conn))
+		r.conns = append(r.conns, exporter.NewConnection(connection))
 	}
-	_, tallies, err := s.c.Tallies(ctx, collector.Query{}, collector.ByVerdict)
+	_, counts, err := s.c.CountConnections(ctx, collector.Query{}, conn.ByVerdict)
 	if err != nil {
 		return nil, err
 	}
 	var groups []exporter.Group
-	for i := range tallies {
-		groups = append(groups, exporter.NewGroup(&tallies[i], collector.ByVerdict))
+	for i := range counts {
+		groups = append(groups, exporter.NewGroup(&counts[i], conn.ByVerdict))
 	}
 	_, deaths := s.c.Deaths(nil, topDeaths)
 	for i := range deaths {

@@ -22,7 +22,7 @@ import (
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 
-	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/exporter"
 )
 
@@ -38,16 +38,16 @@ func topReading() *reading {
 		r.conns = append(r.conns, exporter.NewConnection(&conns[i]))
 	}
 	for i := range 40 {
-		c := collector.Connection{
-			Cookie: 0x100 + uint64(i), At: noon, Netns: 4026531840, State: collector.Established, Accepted: true,
+		c := conn.Connection{
+			Cookie: 0x100 + uint64(i), At: noon, Netns: 4026531840, State: conn.Established, Accepted: true,
 			Local:   netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 77, 0, 1}), uint16(40000+i)),
 			Remote:  netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 77, byte(i % 3), 200}), 5432),
-			Verdict: collector.Active, Idle: time.Duration(i) * 7 * time.Second, Silent: time.Duration(40-i) * time.Second,
-			Process: &collector.Process{PID: uint32(900 + i%4), Comm: []string{"nginx", "tmux: server", "漢字漢字", "python3"}[i%4]},
+			Verdict: conn.Active, Idle: time.Duration(i) * 7 * time.Second, Silent: time.Duration(40-i) * time.Second,
+			Process: &conn.Process{PID: uint32(900 + i%4), Comm: []string{"nginx", "tmux: server", "漢字漢字", "python3"}[i%4]},
 		}
 		if i%2 == 0 {
-			c.Keepalive = collector.Keepalive{Enabled: true, Time: 2 * time.Hour, Interval: 75 * time.Second, Probes: 9}
-			c.GivesUp = collector.Forecast{At: noon.Add(time.Duration(i+1) * time.Minute), Latest: noon.Add(time.Duration(i+2) * time.Minute), By: collector.CauseKeepaliveTimeout}
+			c.Keepalive = conn.Keepalive{Enabled: true, Time: 2 * time.Hour, Interval: 75 * time.Second, Probes: 9}
+			c.GivesUp = conn.Forecast{At: noon.Add(time.Duration(i+1) * time.Minute), Latest: noon.Add(time.Duration(i+2) * time.Minute), By: conn.CauseKeepaliveTimeout}
 		}
 		r.conns = append(r.conns, exporter.NewConnection(&c))
 	}
@@ -371,7 +371,7 @@ func TestTopFilters(t *testing.T) {
 		t.Error("it takes what means nothing")
 	}
 	m = sent(m, keys("<backspace><backspace><backspace><backspace><backspace><backspace>zombie<enter>")...)
-	if m.editing || !slices.Equal(m.filter.verdicts, []collector.Verdict{collector.Zombie}) {
+	if m.editing || !slices.Equal(m.filter.verdicts, []conn.Verdict{conn.Zombie}) {
 		t.Errorf("editing %v, filter %+v", m.editing, m.filter)
 	}
 }

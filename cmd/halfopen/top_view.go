@@ -258,11 +258,11 @@ func (m screen) table(room int) []string {
 	if len(m.rows) == 0 {
 		return []string{m.p.paint(faint, m.filter.nothing("connection"))}
 	}
-	conns := make([]exporter.Connection, len(m.rows))
+	connections := make([]exporter.Connection, len(m.rows))
 	for i := range m.rows {
-		conns[i] = older(&m.rows[i], m.shown().Sub(m.read))
+		connections[i] = older(&m.rows[i], m.shown().Sub(m.read))
 	}
-	t := connectionTable(conns, m.reading.at, false)
+	t := connectionTable(connections, m.reading.at, false)
 	for i := range t.columns {
 		c := &t.columns[i]
 		c.spare = spareInTop[c.title]

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/exporter"
 )
 
@@ -158,18 +159,18 @@ func batch[T any](ctx context.Context, c <-chan T) []T {
 
 // pick leaves those that the filters let through, and has their owners filled in:
 // the collector itself looks for them only after it has told of a connection.
-func (t *trace) pick(notices []collector.Notice, fill func([]collector.Connection) error) ([]exporter.Notice, error) {
-	notices = slices.DeleteFunc(notices, func(n collector.Notice) bool { return !t.wanted(new(exporter.NewNotice(&n))) })
-	conns := make([]collector.Connection, len(notices))
+func (t *trace) pick(notices []conn.Notice, fill func([]conn.Connection) error) ([]exporter.Notice, error) {
+	notices = slices.DeleteFunc(notices, func(n conn.Notice) bool { return !t.wanted(new(exporter.NewNotice(&n))) })
+	connections := make([]conn.Connection, len(notices))
 	for i := range notices {
-		conns[i] = notices[i].Connection
+		connections[i] = notices[i].Connection
 	}
-	if err := fill(conns); err != nil {
+	if err := fill(connections); err != nil {
 		return nil, err
 	}
 	var picked []exporter.Notice
 	for i := range notices {
-		n := exporter.NewNotice(new(notices[i].WithOwner(&conns[i])))
+		n := exporter.NewNotice(new(notices[i].WithOwner(&connections[i])))
 		if t.owned(&n) {
 			picked = append(picked, n)
 		}
@@ -180,11 +181,11 @@ func (t *trace) pick(notices []collector.Notice, fill func([]collector.Connectio
 // wanted tells whether the filters let a notice through: within a filter any,
 // between filters all. That of its owner is for later.
 func (t *trace) wanted(n *exporter.Notice) bool {
-	if len(t.causes) > 0 && (n.Death == nil || !slices.ContainsFunc(t.causes, func(c collector.Cause) bool { return c.String() == n.Death.Cause })) {
+	if len(t.causes) > 0 && (n.Death == nil || !slices.ContainsFunc(t.causes, func(c conn.Cause) bool { return c.String() == n.Death.Cause })) {
 		return false
 	}
 	id := identityOf(n)
-	return (len(t.verdicts) == 0 || slices.ContainsFunc(t.verdicts, func(v collector.Verdict) bool { return id.verdict != nil && v.String() == *id.verdict })) &&
+	return (len(t.verdicts) == 0 || slices.ContainsFunc(t.verdicts, func(v conn.Verdict) bool { return id.verdict != nil && v.String() == *id.verdict })) &&
 		(len(t.ports) == 0 || slices.Contains(t.ports, id.local.Port) || slices.Contains(t.ports, id.remote.Port))
 }
 
@@ -240,7 +241,7 @@ func traceLine(n *exporter.Notice, p palette) string {
 		s = paintVerdict(word(id.verdict))
 	}
 	said := words(n)
-	if n.Event == "verdict" && word(id.verdict) == collector.Zombie.String() {
+	if n.Event == "verdict" && word(id.verdict) == conn.Zombie.String() {
 		said += outlook(n.Connection)
 	}
 	const widest = len("solicitation")
@@ -279,20 +280,20 @@ func evidence(c *exporter.Connection) string {
 	case c.Evidence != nil:
 		return *c.Evidence
 	case c.Keepalive.ProbesOut > 0:
-		return collector.EvidenceKeepalive.String()
+		return conn.EvidenceKeepalive.String()
 	case c.Retransmits.Unanswered > 0:
-		return collector.EvidenceRetransmit.String()
+		return conn.EvidenceRetransmit.String()
 	}
 	return ""
 }
 
 func solicitation(evidence string) string {
 	switch evidence {
-	case collector.EvidenceKeepalive.String():
+	case conn.EvidenceKeepalive.String():
 		return "keepalive probe"
-	case collector.EvidenceRetransmit.String():
+	case conn.EvidenceRetransmit.String():
 		return "retransmission"
-	case collector.EvidenceWindowProbe.String():
+	case conn.EvidenceWindowProbe.String():
 		return "window probe"
 	}
 	return "solicitation"
@@ -324,10 +325,10 @@ func outlook(c *exporter.Connection) string {
 // why says what a verdict rests on, which was another before, "" if none is known.
 func why(c *exporter.Connection, from string) string {
 	troubled := func(verdict string) bool { // one of another version's agent, too
-		v, err := collector.ParseVerdict(verdict)
-		return verdict != "" && (err != nil || v >= collector.Suspect)
+		v, err := conn.ParseVerdict(verdict)
+		return verdict != "" && (err != nil || v >= conn.Suspect)
 	}
-	stalled := collector.Stalled.String()
+	stalled := conn.Stalled.String()
 	switch {
 	case troubled(word(c.Verdict)):
 		return plural(c.Unanswered, solicitation(word(c.Evidence))) + " unanswered" + silent(c)

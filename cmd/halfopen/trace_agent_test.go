@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/exporter"
 )
 
@@ -35,7 +35,7 @@ func streaming(t *testing.T, text string, ends bool) (url string, asked *string)
 }
 
 // told is notices as an agent sends them.
-func told(t *testing.T, notices ...*collector.Notice) string {
+func told(t *testing.T, notices ...*conn.Notice) string {
 	t.Helper()
 	var b strings.Builder
 	for _, n := range notices {
@@ -73,12 +73,12 @@ type writerFunc func([]byte) (int, error)
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
 func TestTraceThroughAnAgentPrintsWhatItWouldByItself(t *testing.T) {
-	later := func(n *collector.Notice) { n.At = n.At.Add(time.Second); n.From = collector.Suspect }
-	probe := notice(collector.NoticeSolicitation, nil)
-	zombie := notice(collector.NoticeVerdict, later)
-	death := notice(collector.NoticeDeath, func(n *collector.Notice) {
+	later := func(n *conn.Notice) { n.At = n.At.Add(time.Second); n.From = conn.Suspect }
+	probe := notice(conn.NoticeSolicitation, nil)
+	zombie := notice(conn.NoticeVerdict, later)
+	death := notice(conn.NoticeDeath, func(n *conn.Notice) {
 		n.At = n.At.Add(2 * time.Second)
-		n.Death = &collector.Death{Cause: collector.CauseKeepaliveTimeout, Errno: 110, ZombieFor: 50 * time.Second, Forecast: conns[0].GivesUp}
+		n.Death = &conn.Death{Cause: conn.CauseKeepaliveTimeout, Errno: 110, ZombieFor: 50 * time.Second, Forecast: conns[0].GivesUp}
 	})
 	// By kind, as the agent does, with what it says besides.
 	url, asked := streaming(t, "retry: 2000\n\n:\n\nevent: summary\ndata: {\"at\":\"2026-11-21T12:00:00Z\",\"missed\":3}\n\n"+
@@ -86,7 +86,7 @@ func TestTraceThroughAnAgentPrintsWhatItWouldByItself(t *testing.T) {
 		"event: summary\ndata: {\"at\":\"2026-11-21T12:00:03Z\",\"missed\":5}\n\n", false)
 	var want, wantJSON strings.Builder
 	tr := trace{output: "json"}
-	for _, n := range []*collector.Notice{probe, zombie, death} {
+	for _, n := range []*conn.Notice{probe, zombie, death} {
 		wire := exporter.NewNotice(n)
 		want.WriteString(traceLine(&wire, false))
 		if err := tr.printer(&wantJSON)(&wire, nil); err != nil {
@@ -158,7 +158,7 @@ func TestTraceSaysWhatIsWrongWithTheAgent(t *testing.T) {
 }
 
 func TestTraceThroughAnAgentEndsWhenNobodyReads(t *testing.T) {
-	url, _ := streaming(t, told(t, notice(collector.NoticeSolicitation, nil)), false)
+	url, _ := streaming(t, told(t, notice(conn.NoticeSolicitation, nil)), false)
 	var stderr strings.Builder
 	if status := run(t.Context(), []string{"trace", "--url", url}, full{}, &stderr); status != exitFailed || !strings.Contains(stderr.String(), "no space left") {
 		t.Errorf("status %d, stderr %q", status, stderr.String())

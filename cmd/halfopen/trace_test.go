@@ -15,17 +15,17 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/exporter"
 )
 
 // notice is one about the first of conns.
-func notice(kind collector.NoticeKind, change func(*collector.Notice)) *collector.Notice {
-	n := &collector.Notice{Kind: kind, At: noon, Connection: conns[0]}
+func notice(kind conn.NoticeKind, change func(*conn.Notice)) *conn.Notice {
+	n := &conn.Notice{Kind: kind, At: noon, Connection: conns[0]}
 	if change != nil {
 		change(n)
 	}
-	if kind == collector.NoticeDeath {
+	if kind == conn.NoticeDeath {
 		n.Death.Connection = n.Connection
 	}
 	return n
@@ -34,59 +34,59 @@ func notice(kind collector.NoticeKind, change func(*collector.Notice)) *collecto
 func TestWords(t *testing.T) {
 	for _, tt := range []struct {
 		name string
-		n    *collector.Notice
+		n    *conn.Notice
 		want string
 	}{
-		{"a probe", notice(collector.NoticeSolicitation, nil), "keepalive probe 3 in a row, silent for 12s"},
-		{"a first probe makes no suspect yet", notice(collector.NoticeSolicitation, func(n *collector.Notice) {
-			n.Connection.Verdict, n.Connection.Evidence, n.Connection.Unanswered = collector.Active, collector.NoEvidence, 1
+		{"a probe", notice(conn.NoticeSolicitation, nil), "keepalive probe 3 in a row, silent for 12s"},
+		{"a first probe makes no suspect yet", notice(conn.NoticeSolicitation, func(n *conn.Notice) {
+			n.Connection.Verdict, n.Connection.Evidence, n.Connection.Unanswered = conn.Active, conn.NoEvidence, 1
 		}), "keepalive probe 1 in a row, silent for 12s"},
-		{"a retransmission", notice(collector.NoticeSolicitation, func(n *collector.Notice) {
-			n.Connection.Evidence = collector.EvidenceRetransmit
+		{"a retransmission", notice(conn.NoticeSolicitation, func(n *conn.Notice) {
+			n.Connection.Evidence = conn.EvidenceRetransmit
 		}), "retransmission 3 in a row, silent for 12s"},
-		{"a SYN again", notice(collector.NoticeSolicitation, func(n *collector.Notice) {
-			n.Connection.Evidence, n.Connection.Silent = collector.EvidenceRetransmit, -1
+		{"a SYN again", notice(conn.NoticeSolicitation, func(n *conn.Notice) {
+			n.Connection.Evidence, n.Connection.Silent = conn.EvidenceRetransmit, -1
 		}), "retransmission 3 in a row, never heard from the peer"},
-		{"a zombie", notice(collector.NoticeVerdict, func(n *collector.Notice) { n.From = collector.Suspect }),
+		{"a zombie", notice(conn.NoticeVerdict, func(n *conn.Notice) { n.From = conn.Suspect }),
 			"zombie, was suspect: 3 keepalive probes unanswered, silent for 12s"},
-		{"what was a zombie already", notice(collector.NoticeVerdict, func(n *collector.Notice) {
-			n.First, n.From, n.Connection.Since = true, collector.Suspect, noon.Add(-284*time.Second)
-			n.Connection.Unanswered, n.Connection.Evidence, n.Connection.Silent = 10, collector.EvidenceRetransmit, 284*time.Second
+		{"what was a zombie already", notice(conn.NoticeVerdict, func(n *conn.Notice) {
+			n.First, n.From, n.Connection.Since = true, conn.Suspect, noon.Add(-284*time.Second)
+			n.Connection.Unanswered, n.Connection.Evidence, n.Connection.Silent = 10, conn.EvidenceRetransmit, 284*time.Second
 		}), "zombie already, for 4m44s: 10 retransmissions unanswered, silent for 4m44s"},
-		{"what was one for nobody knows how long", notice(collector.NoticeVerdict, func(n *collector.Notice) {
+		{"what was one for nobody knows how long", notice(conn.NoticeVerdict, func(n *conn.Notice) {
 			n.First, n.Connection.Since = true, time.Time{}
 		}), "zombie already: 3 keepalive probes unanswered, silent for 12s"},
-		{"what was stalled already, as of now", notice(collector.NoticeVerdict, func(n *collector.Notice) {
-			n.First, n.From, n.Connection.Verdict, n.Connection.Since = true, collector.Zombie, collector.Stalled, n.At
+		{"what was stalled already, as of now", notice(conn.NoticeVerdict, func(n *conn.Notice) {
+			n.First, n.From, n.Connection.Verdict, n.Connection.Since = true, conn.Zombie, conn.Stalled, n.At
 		}), "stalled already: the peer answers, but its window is closed"},
-		{"a suspect", notice(collector.NoticeVerdict, func(n *collector.Notice) {
-			n.Connection.Verdict, n.Connection.Unanswered, n.Connection.Evidence = collector.Suspect, 1, collector.EvidenceWindowProbe
+		{"a suspect", notice(conn.NoticeVerdict, func(n *conn.Notice) {
+			n.Connection.Verdict, n.Connection.Unanswered, n.Connection.Evidence = conn.Suspect, 1, conn.EvidenceWindowProbe
 		}), "suspect, was active: 1 window probe unanswered, silent for 12s"},
-		{"one that came back", notice(collector.NoticeVerdict, func(n *collector.Notice) {
-			n.From, n.Connection.Verdict = collector.Zombie, collector.Active
+		{"one that came back", notice(conn.NoticeVerdict, func(n *conn.Notice) {
+			n.From, n.Connection.Verdict = conn.Zombie, conn.Active
 		}), "active, was zombie: the peer has answered"},
-		{"a closed window", notice(collector.NoticeVerdict, func(n *collector.Notice) { n.Connection.Verdict = collector.Stalled }),
+		{"a closed window", notice(conn.NoticeVerdict, func(n *conn.Notice) { n.Connection.Verdict = conn.Stalled }),
 			"stalled, was active: the peer answers, but its window is closed"},
-		{"a window open again", notice(collector.NoticeVerdict, func(n *collector.Notice) {
-			n.From, n.Connection.Verdict = collector.Stalled, collector.Active
+		{"a window open again", notice(conn.NoticeVerdict, func(n *conn.Notice) {
+			n.From, n.Connection.Verdict = conn.Stalled, conn.Active
 		}), "active, was stalled: the peer's window is open again"},
-		{"a zombie's death", notice(collector.NoticeDeath, func(n *collector.Notice) {
-			n.Death = &collector.Death{Cause: collector.CauseKeepaliveTimeout, Errno: uint16(unix.ETIMEDOUT), ZombieFor: 50 * time.Second}
+		{"a zombie's death", notice(conn.NoticeDeath, func(n *conn.Notice) {
+			n.Death = &conn.Death{Cause: conn.CauseKeepaliveTimeout, Errno: uint16(unix.ETIMEDOUT), ZombieFor: 50 * time.Second}
 		}), "died: keepalive_timeout (ETIMEDOUT) after being a zombie for 50s"},
-		{"a death that was forecast", notice(collector.NoticeDeath, func(n *collector.Notice) {
-			n.Death = &collector.Death{Cause: collector.CauseKeepaliveTimeout, Forecast: conns[0].GivesUp, ForecastError: -time.Microsecond}
+		{"a death that was forecast", notice(conn.NoticeDeath, func(n *conn.Notice) {
+			n.Death = &conn.Death{Cause: conn.CauseKeepaliveTimeout, Forecast: conns[0].GivesUp, ForecastError: -time.Microsecond}
 		}), "died: keepalive_timeout, as forecast"},
-		{"a death that was forecast for later", notice(collector.NoticeDeath, func(n *collector.Notice) {
-			n.Death = &collector.Death{Cause: collector.CauseKeepaliveTimeout, Forecast: conns[0].GivesUp, ForecastError: -2400 * time.Millisecond}
+		{"a death that was forecast for later", notice(conn.NoticeDeath, func(n *conn.Notice) {
+			n.Death = &conn.Death{Cause: conn.CauseKeepaliveTimeout, Forecast: conns[0].GivesUp, ForecastError: -2400 * time.Millisecond}
 		}), "died: keepalive_timeout, 2.4s before the forecast"},
-		{"a death that was forecast for earlier", notice(collector.NoticeDeath, func(n *collector.Notice) {
-			n.Death = &collector.Death{Cause: collector.CauseKeepaliveTimeout, Forecast: conns[0].GivesUp, ForecastError: 400 * time.Millisecond}
+		{"a death that was forecast for earlier", notice(conn.NoticeDeath, func(n *conn.Notice) {
+			n.Death = &conn.Death{Cause: conn.CauseKeepaliveTimeout, Forecast: conns[0].GivesUp, ForecastError: 400 * time.Millisecond}
 		}), "died: keepalive_timeout, 400ms after the forecast"},
-		{"a death by the user's timeout", notice(collector.NoticeDeath, func(n *collector.Notice) {
-			n.Death = &collector.Death{Cause: collector.CauseUserTimeout, During: collector.EvidenceRetransmit, Errno: uint16(unix.ETIMEDOUT)}
+		{"a death by the user's timeout", notice(conn.NoticeDeath, func(n *conn.Notice) {
+			n.Death = &conn.Death{Cause: conn.CauseUserTimeout, During: conn.EvidenceRetransmit, Errno: uint16(unix.ETIMEDOUT)}
 		}), "died: user_timeout during retransmit (ETIMEDOUT)"},
-		{"a death in order", notice(collector.NoticeDeath, func(n *collector.Notice) {
-			n.Death = &collector.Death{Cause: collector.CauseAborted}
+		{"a death in order", notice(conn.NoticeDeath, func(n *conn.Notice) {
+			n.Death = &conn.Death{Cause: conn.CauseAborted}
 		}), "died: aborted"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -101,20 +101,20 @@ func TestTraceLine(t *testing.T) {
 	const who = "10.0.0.1:37024         10.0.0.2:5432          "
 	for _, tt := range []struct {
 		name string
-		n    *collector.Notice
+		n    *conn.Notice
 		want string // after the time
 	}{
-		{"a probe", notice(collector.NoticeSolicitation, nil),
+		{"a probe", notice(conn.NoticeSolicitation, nil),
 			"solicitation  " + who + "keepalive probe 3 in a row, silent for 12s  postgres[812]"},
-		{"a zombie that the kernel will notice", notice(collector.NoticeVerdict, func(n *collector.Notice) { n.From = collector.Suspect }),
+		{"a zombie that the kernel will notice", notice(conn.NoticeVerdict, func(n *conn.Notice) { n.From = conn.Suspect }),
 			"verdict       " + who + "zombie, was suspect: 3 keepalive probes unanswered, silent for 12s; the kernel gives up in 7m30s  postgres[812]"},
-		{"a zombie that it will not", notice(collector.NoticeVerdict, func(n *collector.Notice) {
-			n.First, n.Connection.GivesUp = true, collector.Forecast{}
+		{"a zombie that it will not", notice(conn.NoticeVerdict, func(n *conn.Notice) {
+			n.First, n.Connection.GivesUp = true, conn.Forecast{}
 		}), "verdict       " + who + "zombie already, for 2.4s: 3 keepalive probes unanswered, silent for 12s; the kernel never gives up  postgres[812]"},
-		{"one that is healthy has no end", notice(collector.NoticeVerdict, func(n *collector.Notice) {
-			n.From, n.Connection.Verdict = collector.Zombie, collector.Active
+		{"one that is healthy has no end", notice(conn.NoticeVerdict, func(n *conn.Notice) {
+			n.From, n.Connection.Verdict = conn.Zombie, conn.Active
 		}), "verdict       " + who + "active, was zombie: the peer has answered  postgres[812]"},
-		{"a death", notice(collector.NoticeDeath, func(n *collector.Notice) { n.Death = &collector.Death{Cause: collector.CauseAborted} }),
+		{"a death", notice(conn.NoticeDeath, func(n *conn.Notice) { n.Death = &conn.Death{Cause: conn.CauseAborted} }),
 			"death         " + who + "died: aborted  postgres[812]"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -127,31 +127,31 @@ func TestTraceLine(t *testing.T) {
 }
 
 func TestTraceFilters(t *testing.T) {
-	verdict := notice(collector.NoticeVerdict, nil)
-	death := notice(collector.NoticeDeath, func(n *collector.Notice) { n.Death = &collector.Death{Cause: collector.CauseAborted} })
-	unowned := notice(collector.NoticeVerdict, func(n *collector.Notice) { n.Connection.Process = nil })
+	verdict := notice(conn.NoticeVerdict, nil)
+	death := notice(conn.NoticeDeath, func(n *conn.Notice) { n.Death = &conn.Death{Cause: conn.CauseAborted} })
+	unowned := notice(conn.NoticeVerdict, func(n *conn.Notice) { n.Connection.Process = nil })
 	for _, tt := range []struct {
 		name string
 		s    selection
-		n    *collector.Notice
+		n    *conn.Notice
 		want bool
 	}{
 		{"without filters everything", selection{}, verdict, true},
 		{"the local port", selection{ports: []uint16{1, 37024}}, verdict, true},
 		{"the remote port", selection{ports: []uint16{5432}}, verdict, true},
 		{"another port", selection{ports: []uint16{1}}, verdict, false},
-		{"its verdict", selection{verdicts: []collector.Verdict{collector.Zombie}}, verdict, true},
-		{"another verdict", selection{verdicts: []collector.Verdict{collector.Idle}}, verdict, false},
+		{"its verdict", selection{verdicts: []conn.Verdict{conn.Zombie}}, verdict, true},
+		{"another verdict", selection{verdicts: []conn.Verdict{conn.Idle}}, verdict, false},
 		{"its process", selection{pids: []uint32{812}}, verdict, true},
 		{"another process", selection{pids: []uint32{1}}, verdict, false},
 		{"no process at all", selection{pids: []uint32{812}}, unowned, false},
-		{"its cause", selection{causes: []collector.Cause{collector.CauseAborted}}, death, true},
-		{"another cause", selection{causes: []collector.Cause{collector.CauseClosed}}, death, false},
-		{"a cause where there is no death", selection{causes: []collector.Cause{collector.CauseAborted}}, verdict, false},
+		{"its cause", selection{causes: []conn.Cause{conn.CauseAborted}}, death, true},
+		{"another cause", selection{causes: []conn.Cause{conn.CauseClosed}}, death, false},
+		{"a cause where there is no death", selection{causes: []conn.Cause{conn.CauseAborted}}, verdict, false},
 		{"filters must all let it through", selection{ports: []uint16{5432}, pids: []uint32{1}}, verdict, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			picked, err := (&trace{selection: tt.s}).pick([]collector.Notice{*tt.n}, func([]collector.Connection) error { return nil })
+			picked, err := (&trace{selection: tt.s}).pick([]conn.Notice{*tt.n}, func([]conn.Connection) error { return nil })
 			if got := len(picked) == 1; got != tt.want || err != nil {
 				t.Errorf("%v, want %v, error %v", got, tt.want, err)
 			}
@@ -160,27 +160,27 @@ func TestTraceFilters(t *testing.T) {
 }
 
 func TestTraceFindsOwnersBeforeItFilters(t *testing.T) {
-	unowned := func(port uint16) func(*collector.Notice) {
-		return func(n *collector.Notice) {
+	unowned := func(port uint16) func(*conn.Notice) {
+		return func(n *conn.Notice) {
 			n.Connection.Process = nil
 			n.Connection.Remote = netip.AddrPortFrom(n.Connection.Remote.Addr(), port)
-			n.Death = &collector.Death{}
+			n.Death = &conn.Death{}
 		}
 	}
-	notices := []collector.Notice{
-		*notice(collector.NoticeDeath, unowned(1)),
-		*notice(collector.NoticeDeath, unowned(2)),
-		*notice(collector.NoticeDeath, unowned(3)),
-		*notice(collector.NoticeSolicitation, nil), // has one, which stays
+	notices := []conn.Notice{
+		*notice(conn.NoticeDeath, unowned(1)),
+		*notice(conn.NoticeDeath, unowned(2)),
+		*notice(conn.NoticeDeath, unowned(3)),
+		*notice(conn.NoticeSolicitation, nil), // has one, which stays
 	}
 	shared := notices[2].Death
 	tr := trace{selection: selection{ports: []uint16{2, 3, 5432}, pids: []uint32{3, 812}}}
-	picked, err := tr.pick(slices.Clone(notices), func(conns []collector.Connection) error {
-		for i, c := range conns {
+	picked, err := tr.pick(slices.Clone(notices), func(connections []conn.Connection) error {
+		for i, c := range connections {
 			if port := c.Remote.Port(); port == 1 {
 				t.Error("owners are looked for that nobody wants")
 			} else if c.Process == nil {
-				conns[i].Process = &collector.Process{PID: uint32(port)}
+				connections[i].Process = &conn.Process{PID: uint32(port)}
 			}
 		}
 		return nil
@@ -198,7 +198,7 @@ func TestTraceFindsOwnersBeforeItFilters(t *testing.T) {
 		t.Errorf("process %d", p.PID)
 	}
 	failure := errors.New("read owners: busy")
-	if _, err := tr.pick(notices, func([]collector.Connection) error { return failure }); err != failure {
+	if _, err := tr.pick(notices, func([]conn.Connection) error { return failure }); err != failure {
 		t.Errorf("error %v", err)
 	}
 }
@@ -206,7 +206,7 @@ func TestTraceFindsOwnersBeforeItFilters(t *testing.T) {
 func TestBatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		c := make(chan collector.Notice, 8)
+		c := make(chan conn.Notice, 8)
 		got := make(chan int)
 		go func() {
 			for {
@@ -219,7 +219,7 @@ func TestBatch(t *testing.T) {
 		}()
 		send := func(n int) {
 			for range n {
-				c <- collector.Notice{}
+				c <- conn.Notice{}
 			}
 		}
 		began := time.Now()
@@ -250,8 +250,8 @@ func TestTraceJSONIsOneObjectALine(t *testing.T) {
 	var b bytes.Buffer
 	emit := (&trace{output: "json"}).printer(&b)
 	for range 2 {
-		n := exporter.NewNotice(notice(collector.NoticeSolicitation, func(n *collector.Notice) {
-			n.Connection.Process = &collector.Process{Comm: "a\n\u202e\u009b"}
+		n := exporter.NewNotice(notice(conn.NoticeSolicitation, func(n *conn.Notice) {
+			n.Connection.Process = &conn.Process{Comm: "a\n\u202e\u009b"}
 		}))
 		if err := emit(&n, nil); err != nil {
 			t.Fatal(err)

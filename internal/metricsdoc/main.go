@@ -22,6 +22,7 @@ import (
 
 	"github.com/halfopen/halfopen/bpf"
 	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/exporter"
 )
 
@@ -57,10 +58,10 @@ func (example) Stats() (collector.Stats, error) {
 		return collector.Stats{}, err
 	}
 	s := collector.Stats{
-		ZombiesByOwner: map[collector.Owner]int{{Name: "nginx.service", RemotePort: "5432"}: 1},
-		Attached:       map[string]bool{},
-		EventsLost:     map[string]uint64{"undecodable": 0, "pass_failed": 0, "table_full": 0},
-		Idle:           collector.Histogram{Bounds: []float64{1}, Counts: []uint64{0, 0}},
+		TrackerStats: conn.TrackerStats{ZombiesByOwner: map[conn.OwnerLabel]int{{Name: "nginx.service", RemotePort: "5432"}: 1}},
+		Attached:     map[string]bool{},
+		EventsLost:   map[string]uint64{"undecodable": 0, "pass_failed": 0, "table_full": 0},
+		Idle:         conn.Histogram{Bounds: []float64{1}, Counts: []uint64{0, 0}},
 	}
 	for _, name := range tracepoints {
 		s.Attached[name] = true

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package collector
+
+import (
+	"context"
+	"time"
+
+	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/collector/conn"
+)
+
+func (c *Collector) censusLoop(ctx context.Context) error {
+	for {
+		interval := c.opts.CensusInterval
+		c.attempt(ctx, passCensus, func() error {
+			next, err := c.takeCensus(ctx)
+			if err == nil {
+				interval = next
+			}
+			return err
+		})
+		c.checkEnvironment()
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(interval):
+		}
+	}
+}
+
+// checkEnvironment takes in what this process may do: a profile of a security module can
+// change while it runs.
+func (c *Collector) checkEnvironment() {
+	s := readEnvironment(c.kernel, c.cgroups)
+	c.degraded.change(time.Now(), func(f *facts) { f.environment = s })
+}
+
+// takeCensus takes one census and tells when the next is due.
+func (c *Collector) takeCensus(ctx context.Context) (time.Duration, error) {
+	began := time.Now()
+	var troubled []conn.Observation
+	ownTables := time.Duration(ownTablesShare * c.opts.CensusCPU * float64(c.opts.CensusInterval))
+	res, err := c.kernel.PeriodicCensus(ctx, []uint8{bpf.ClassTrouble}, ownTables, func(k *bpf.Conn) {
+		troubled = append(troubled, conn.Observation{Conn: *k, At: wall(k.At)})
+	})
+	if err != nil {
+		return 0, err
+	}
+	ended := time.Now()
+	c.degraded.change(ended, func(f *facts) { f.census(&res) })
+	took := ended.Sub(began)
+	var sockets uint64
+	for _, classes := range res.Counts.Sockets {
+		for _, n := range classes {
+			sockets += n
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.tracker.Apply(&conn.Fact{Kind: conn.FactCensus, At: ended, Census: &conn.Census{
+		Began: began, Counts: &res.Counts, Troubled: troubled, Unwalked: res.Unwalked,
+	}})
+	c.counts = res.Counts
+	c.census = CensusStats{
+		At:         ended,
+		Duration:   took,
+		Interval:   max(c.opts.CensusInterval, c.budget.spacing(res.CPU, ended, processCPU())),
+		Sockets:    sockets,
+		Namespaces: res.Namespaces,
+		Unvisited:  res.Unvisited,
+		OwnTables:  len(res.OwnTables),
+	}
+	if !c.ready.Swap(true) {
+		c.log.Info("First census taken", "sockets", sockets, "namespaces", res.Namespaces, "duration", took)
+	}
+	return c.census.Interval, nil
+}

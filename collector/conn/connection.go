@@ -1,0 +1,367 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package conn
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/halfopen/halfopen/bpf"
+)
+
+// Verdict is what halfopen makes of a living connection.
+type Verdict uint8
+
+// The verdicts, best first.
+const (
+	// Active: made, or data moved, within Rules.IdleAfter, nothing overdue.
+	Active Verdict = iota
+	// Idle: no data for Rules.IdleAfter; keepalive is on.
+	Idle
+	// Unguarded: no data for Rules.IdleAfter, and keepalive is off, so a dead
+	// peer would never be noticed.
+	Unguarded
+	// Stalled: the peer answers, but its window has been closed for
+	// Rules.StalledAfter.
+	Stalled
+	// Suspect: at least one solicitation is unanswered, less than a zombie.
+	Suspect
+	// Zombie: synchronized, Rules.ZombieUnanswered solicitations unanswered in
+	// a row, and silent for Rules.ZombieSilence.
+	Zombie
+
+	Verdicts = int(Zombie) + 1
+)
+
+var verdictNames = [Verdicts]string{"active", "idle", "unguarded", "stalled", "suspect", "zombie"}
+
+// String returns the verdict's name in the contract.
+func (v Verdict) String() string { return verdictNames[v] }
+
+// ParseVerdict is the reverse of String.
+func ParseVerdict(s string) (Verdict, error) {
+	v, err := parse(s, verdictNames[:], "verdict")
+	return Verdict(v), err
+}
+
+// Evidence is the kind of solicitation that was not answered.
+type Evidence uint8
+
+// The kinds of evidence.
+const (
+	NoEvidence          = Evidence(bpf.EvidenceNone)
+	EvidenceKeepalive   = Evidence(bpf.EvidenceKeepalive)
+	EvidenceRetransmit  = Evidence(bpf.EvidenceRetransmit)
+	EvidenceWindowProbe = Evidence(bpf.EvidenceWindowProbe)
+)
+
+var evidenceNames = [...]string{"", "keepalive", "retransmit", "window_probe"}
+
+// String returns the name in the contract, "" for NoEvidence.
+func (e Evidence) String() string { return nameOf(evidenceNames[:], uint8(e)) }
+
+// Cause is how a connection ended.
+type Cause uint8
+
+// The causes; Unknown where none of the others could be shown.
+const (
+	CauseUnknown            = Cause(bpf.CauseUnknown)
+	CauseKeepaliveTimeout   = Cause(bpf.CauseKeepaliveTimeout)
+	CauseUserTimeout        = Cause(bpf.CauseUserTimeout)
+	CauseRetransmitTimeout  = Cause(bpf.CauseRetransmitTimeout)
+	CauseWindowProbeTimeout = Cause(bpf.CauseWindowProbeTimeout)
+	CauseConnectTimeout     = Cause(bpf.CauseConnectTimeout)
+	CauseOrphanTimeout      = Cause(bpf.CauseOrphanTimeout)
+	CauseResetByPeer        = Cause(bpf.CauseResetByPeer)
+	CauseRefused            = Cause(bpf.CauseRefused)
+	CauseUnreachable        = Cause(bpf.CauseUnreachable)
+	CauseAborted            = Cause(bpf.CauseAborted)
+	CauseDestroyed          = Cause(bpf.CauseDestroyed)
+	CauseOutOfMemory        = Cause(bpf.CauseOutOfMemory)
+	CauseClosed             = Cause(bpf.CauseClosed)
+
+	Causes = bpf.Causes
+)
+
+var causeNames = [Causes]string{
+	"unknown", "keepalive_timeout", "user_timeout", "retransmit_timeout", "window_probe_timeout",
+	"connect_timeout", "orphan_timeout", "reset_by_peer", "refused", "unreachable", "aborted",
+	"destroyed", "out_of_memory", "closed",
+}
+
+// String returns the cause's name in the contract.
+func (c Cause) String() string { return nameOf(causeNames[:], uint8(c)) }
+
+// timeout tells whether a timer of the kernel's was it.
+func (c Cause) timeout() bool {
+	switch c {
+	case CauseKeepaliveTimeout, CauseUserTimeout, CauseRetransmitTimeout, CauseWindowProbeTimeout,
+		CauseConnectTimeout, CauseOrphanTimeout:
+		return true
+	}
+	return false
+}
+
+// ParseCause is the reverse of String.
+func ParseCause(s string) (Cause, error) {
+	c, err := parse(s, causeNames[:], "cause")
+	return Cause(c), err
+}
+
+// Risk is what may one day make a healthy connection a zombie, or hide it.
+type Risk uint8
+
+// The risks.
+const (
+	RiskNoKeepalive                  = Risk(bpf.RiskNoKeepalive)
+	RiskKeepaliveSlowerThanMiddlebox = Risk(bpf.RiskKeepaliveSlowerThanMiddlebox)
+	RiskUserTimeoutOverridesKeepcnt  = Risk(bpf.RiskUserTimeoutOverridesKeepcnt)
+	RiskKeepaliveMaskedByUnackedData = Risk(bpf.RiskKeepaliveMaskedByUnackedData)
+	RiskCloseWaitLeak                = Risk(bpf.RiskCloseWaitLeak)
+
+	Risks = bpf.Risks
+)
+
+var riskNames = [Risks]string{
+	"no_keepalive", "keepalive_slower_than_middlebox", "user_timeout_overrides_keepcnt",
+	"keepalive_masked_by_unacked_data", "close_wait_leak",
+}
+
+// String returns the risk's name in the contract.
+func (r Risk) String() string { return riskNames[r] }
+
+// ParseRisk is the reverse of String.
+func ParseRisk(s string) (Risk, error) {
+	v, err := parse(s, riskNames[:], "risk")
+	return Risk(v), err
+}
+
+// State is the kernel's TCP state (include/net/tcp_states.h).
+type State uint8
+
+// The states; request sockets (TCP_NEW_SYN_RECV) are SynRecv.
+const (
+	Established = State(bpf.StateEstablished)
+	SynSent     = State(bpf.StateSynSent)
+	SynRecv     = State(bpf.StateSynRecv)
+	FinWait1    = State(bpf.StateFinWait1)
+	FinWait2    = State(bpf.StateFinWait2)
+	TimeWait    = State(bpf.StateTimeWait)
+	Close       = State(bpf.StateClose)
+	CloseWait   = State(bpf.StateCloseWait)
+	LastAck     = State(bpf.StateLastAck)
+	Listen      = State(bpf.StateListen)
+	Closing     = State(bpf.StateClosing)
+
+	States = int(Closing) + 1
+)
+
+var stateNames = [States]string{
+	"", "established", "syn_sent", "syn_recv", "fin_wait1", "fin_wait2", "time_wait", "close",
+	"close_wait", "last_ack", "listen", "closing",
+}
+
+// String returns the state's name in the contract.
+func (s State) String() string { return nameOf(stateNames[:], uint8(s)) }
+
+// Judged tells whether a connection of this state has a verdict.
+func (s State) Judged() bool {
+	switch s {
+	case SynRecv, TimeWait, Close, Listen:
+		return false
+	}
+	return true
+}
+
+// ParseState is the reverse of String.
+func ParseState(s string) (State, error) {
+	v, err := parse(s, stateNames[:], "state")
+	return State(v), err
+}
+
+// StateOf is the state of the kernel's number; 0, which has no name, where that is
+// none of the contract's.
+func StateOf(kernel uint8) State {
+	switch {
+	case kernel == bpf.StateNewSynRecv:
+		return SynRecv
+	case int(kernel) >= States:
+		return 0
+	}
+	return State(kernel)
+}
+
+// nameOf is the name of a value that the kernel gave; that of 0 where it has none.
+func nameOf(names []string, v uint8) string {
+	if int(v) >= len(names) {
+		v = 0
+	}
+	return names[v]
+}
+
+func parse(s string, names []string, what string) (int, error) {
+	for i, n := range names {
+		if n == s && n != "" {
+			return i, nil
+		}
+	}
+	return 0, fmt.Errorf("unknown %s %q", what, s)
+}
+
+// FormatCookie prints a socket's cookie as `ss -e` does after "sk:".
+func FormatCookie(cookie uint64) string { return strconv.FormatUint(cookie, 16) }
+
+// ParseCookie is the reverse of FormatCookie.
+func ParseCookie(s string) (uint64, error) {
+	v, err := strconv.ParseUint(s, 16, 64)
+	if err != nil {
+		return 0, fmt.Errorf("%q is not a socket cookie (hexadecimal, as ss -e prints it after sk:)", s)
+	}
+	return v, nil
+}
+
+// Keepalive is what applies to a connection, whether set on the socket or by
+// the sysctls of its network namespace.
+type Keepalive struct {
+	Enabled   bool // SO_KEEPALIVE
+	Time      time.Duration
+	Interval  time.Duration
+	Probes    int  // after how many unanswered ones the kernel gives up
+	ProbesOut int  // unanswered now
+	PerSocket bool // at least one TCP_KEEP* option is set on the socket
+}
+
+// Process is one that holds a socket.
+type Process struct {
+	PID  uint32
+	Comm string // any bytes the process chose
+	FD   uint32
+}
+
+// Connection is one TCP connection as it was at one moment. Asked for with
+// [Query.All] it can also be a listener, or a stub: what the kernel keeps before a
+// connection is made (syn_recv) and after its end (time_wait, fin_wait2).
+type Connection struct {
+	Cookie                uint64
+	At                    time.Time // that moment
+	Local, Remote         netip.AddrPort
+	Netns                 uint32 // inode number
+	State                 State
+	Verdict               Verdict
+	Since                 time.Time // when this verdict began; zero: not known
+	Evidence              Evidence  // of Suspect, Zombie and Stalled
+	Unanswered            int       // solicitations in a row
+	Idle                  time.Duration
+	Silent                time.Duration
+	Keepalive             Keepalive
+	UserTimeout           time.Duration // 0: off
+	RetransmitsUnanswered int
+	RetransmitsTotal      int
+	RTO                   time.Duration // the retransmission timeout, with its backoff
+	UnackedSegments       uint32
+	SendQueue             uint32 // bytes
+	SendWindow            uint32 // bytes
+	SRTT                  time.Duration
+	GivesUp               Forecast // when the kernel will, by itself
+	Risks                 []Risk
+	Stub                  bool   // of a stub nothing is known but who it is
+	AcceptQueue           uint32 // of a listener: connections that wait to be accepted
+	AcceptLimit           uint32 // of a listener: how many may
+	Orphaned              bool   // closed by its application
+	Accepted              bool   // not in a listener's queue
+	UID                   uint32
+	CgroupID              uint64   // id in the cgroup v2 hierarchy, 0: none
+	Process               *Process // nil: nothing holds it, or not looked for
+	Cgroup                Cgroup   // zero: not known, or not looked for
+}
+
+// Judged tells whether the connection has a verdict.
+func (c *Connection) Judged() bool { return c.State.Judged() && !c.Stub }
+
+// IPv6 tells the family, by what is on the wire.
+func (c *Connection) IPv6() bool { return c.Local.Addr().Is6() }
+
+// Held tells whether a process can hold the socket.
+func (c *Connection) Held() bool { return c.Accepted && !c.Orphaned }
+
+// Owner is a name for whose the connection is: the pod's UID, else the id of the
+// container, as short as its runtime prints it, else the unit, else the name of
+// the process, which may be any bytes; "" if none is known.
+func (c *Connection) Owner() string {
+	_, name := c.OwnerName()
+	return name
+}
+
+func (c *Connection) OwnerName() (OwnerKind, string) {
+	switch {
+	case c.Cgroup.PodUID != "":
+		return OwnerPod, c.Cgroup.PodUID
+	case c.Cgroup.ContainerID != "":
+		return OwnerContainer, c.Cgroup.ContainerID[:12]
+	case c.Cgroup.Unit != "":
+		return OwnerUnit, c.Cgroup.Unit
+	case c.Process != nil:
+		return OwnerProcess, c.Process.Comm
+	}
+	return NoOwner, ""
+}
+
+// HistoryKind is the kind of an [Event] in a connection's story.
+type HistoryKind uint8
+
+// The kinds of events.
+const (
+	HistorySolicitation HistoryKind = iota // unanswered so far
+	HistoryAnswer                          // the peer was heard again
+	HistoryVerdict                         // the verdict changed
+)
+
+var historyKindNames = [...]string{"solicitation", "answer", "verdict"}
+
+func (k HistoryKind) String() string { return historyKindNames[k] }
+
+// HistoryEntry is one thing that happened to a connection.
+type HistoryEntry struct {
+	At         time.Time
+	Kind       HistoryKind
+	Evidence   Evidence
+	Unanswered int
+	From, To   Verdict       // EventVerdict only
+	Took       time.Duration // EventAnswer: since the last solicitation; -1 not known
+}
+
+// Death is the end of a connection.
+type Death struct {
+	// Connection as it was just before; its Verdict is the last one.
+	Connection
+	DiedAt    time.Time
+	Cause     Cause
+	During    Evidence      // of CauseUserTimeout
+	Errno     uint16        // what the application gets, 0 none
+	ZombieFor time.Duration // 0: it was none
+	// Forecast is what had been said of it since the peer was last heard, and
+	// ForecastError by how much the death came before (below 0) or after it.
+	// None where there was none, or it was no timeout that ended it: a forecast
+	// holds if nothing else happens.
+	Forecast      Forecast
+	ForecastError time.Duration
+}
+
+// OwnedBy tells whether the connection is of the owner of that name: its
+// process's name, its unit with or without .service or .scope, the beginning (8
+// digits or more) of its container's id or its pod's UID; "-" where no owner is
+// known.
+func (c *Connection) OwnedBy(name string) bool {
+	id := func(s string) bool { return len(name) >= 8 && strings.HasPrefix(s, name) }
+	switch g := &c.Cgroup; {
+	case name == "-":
+		return c.Owner() == ""
+	case c.Process != nil && c.Process.Comm == name, id(g.ContainerID), id(g.PodUID):
+		return true
+	default:
+		return g.Unit != "" && (g.Unit == name || g.Unit == name+".service" || g.Unit == name+".scope")
+	}
+}

@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package conn
+
+import "time"
+
+func Earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}

@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package conn
+
+import (
+	"testing"
+	"time"
+
+	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/collector/conn/conntest"
+)
+
+var testRules = Rules{
+	IdleAfter:        5 * time.Minute,
+	StalledAfter:     10 * time.Second,
+	ZombieUnanswered: 3,
+	ZombieSilence:    10 * time.Second,
+	MiddleboxTimeout: 350 * time.Second,
+	HZ:               conntest.HZ,
+}
+
+func TestJudge(t *testing.T) {
+	for name, test := range map[string]struct {
+		conn     *bpf.Conn
+		verdict  Verdict
+		evidence Evidence
+	}{
+		"data just moved": {conntest.With(func(*bpf.Conn) {}), Active, NoEvidence},
+		"idle with keepalive": {
+			conntest.With(func(c *bpf.Conn) { c.Class = bpf.ClassIdle }), Idle, NoEvidence,
+		},
+		"idle without keepalive": {
+			conntest.With(func(c *bpf.Conn) { c.Class = bpf.ClassUnguarded }), Unguarded, NoEvidence,
+		},
+		"a first probe just went out, as on every healthy idle connection": {
+			conntest.Silent(bpf.EvidenceKeepalive, 1, 2*time.Hour), Active, NoEvidence,
+		},
+		"a first probe has been out for two seconds": {
+			func() *bpf.Conn {
+				c := conntest.Silent(bpf.EvidenceKeepalive, 1, 2*time.Hour)
+				c.Solicited = conntest.Ago(2 * time.Second)
+				return c
+			}(), Suspect, EvidenceKeepalive,
+		},
+		"a first probe that nobody saw go out": {
+			func() *bpf.Conn {
+				c := conntest.Silent(bpf.EvidenceKeepalive, 1, 2*time.Hour)
+				c.Solicited = bpf.AgeNone
+				return c
+			}(), Suspect, EvidenceKeepalive,
+		},
+		"a second one just went out, and the first waits since 75 seconds": {
+			func() *bpf.Conn {
+				c := conntest.Silent(bpf.EvidenceKeepalive, 2, 2*time.Hour)
+				c.Solicited = conntest.Ago(20 * time.Millisecond)
+				return c
+			}(), Suspect, EvidenceKeepalive,
+		},
+		"a second window probe just went out; the first may have met the peer's limit on answers": {
+			func() *bpf.Conn {
+				c := conntest.Silent(bpf.EvidenceWindowProbe, 2, time.Minute)
+				c.Solicited, c.Rto, c.RtoMax, c.Backoff = conntest.Ago(20*time.Millisecond), conntest.Ago(208*time.Millisecond), conntest.Ago(2*time.Minute), 2
+				return c
+			}(), Active, NoEvidence,
+		},
+		"a third one just went out, and may be answered": {
+			func() *bpf.Conn {
+				c := conntest.Silent(bpf.EvidenceKeepalive, 3, 2*time.Hour)
+				c.Solicited = conntest.Ago(20 * time.Millisecond)
+				return c
+			}(), Suspect, EvidenceKeepalive,
+		},
+		"a third one went out a long round trip ago, and may still be answered": {
+			func() *bpf.Conn {
+				c := conntest.Silent(bpf.EvidenceKeepalive, 3, 2*time.Hour)
+				c.Solicited, c.Srtt = conntest.Ago(200*time.Millisecond), 150000
+				return c
+			}(), Suspect, EvidenceKeepalive,
+		},
+		"a fourth one just went out": {
+			func() *bpf.Conn {
+				c := conntest.Silent(bpf.EvidenceKeepalive, 4, 2*time.Hour)
+				c.Solicited = conntest.Ago(0)
+				return c
+			}(), Zombie, EvidenceKeepalive,
+		},
+		"a first probe that nobody saw go out, a second ago by the timer of the next": {
+			func() *bpf.Conn {
+				c := conntest.Silent(bpf.EvidenceKeepalive, 1, 2*time.Hour)
+				c.Solicited, c.Jiffies, c.KeepaliveExpires = bpf.AgeNone, 1000000, 1000000+uint64(conntest.Ago(74*time.Second))
+				return c
+			}(), Active, NoEvidence,
+		},
+		"two unanswered": {conntest.Silent(bpf.EvidenceRetransmit, 2, time.Minute), Suspect, EvidenceRetransmit},
+		"three unanswered, but heard of less than ten seconds ago": {
+			conntest.Silent(bpf.EvidenceRetransmit, 3, 9900*time.Millisecond), Suspect, EvidenceRetransmit,
+		},
+		"three unanswered and silent for ten seconds": {
+			conntest.Silent(bpf.EvidenceKeepalive, 3, 10*time.Second), Zombie, EvidenceKeepalive,
+		},
+		"window probes unanswered": {
+			conntest.Silent(bpf.EvidenceWindowProbe, 5, time.Minute), Zombie, EvidenceWindowProbe,
+		},
+		"a connection that is still being made is never a zombie": {
+			func() *bpf.Conn {
+				c := conntest.Silent(bpf.EvidenceRetransmit, 5, time.Minute)
+				c.State = bpf.StateSynSent
+				return c
+			}(), Suspect, EvidenceRetransmit,
+		},
+		"nor is one in FIN_WAIT2": {
+			func() *bpf.Conn {
+				c := conntest.Silent(bpf.EvidenceKeepalive, 5, time.Minute)
+				c.State = bpf.StateFinWait2
+				return c
+			}(), Suspect, EvidenceKeepalive,
+		},
+		"an orphan in FIN_WAIT1 can be": {
+			func() *bpf.Conn {
+				c := conntest.Silent(bpf.EvidenceRetransmit, 5, time.Minute)
+				c.State, c.Flags = bpf.StateFinWait1, c.Flags|bpf.ConnOrphan
+				return c
+			}(), Zombie, EvidenceRetransmit,
+		},
+		"the window has been closed for ten seconds, and the peer answers": {
+			conntest.With(func(c *bpf.Conn) {
+				c.Flags |= bpf.ConnTrouble | bpf.ConnWindowClosed
+				c.WindowClosed = conntest.Ago(10 * time.Second)
+			}), Stalled, EvidenceWindowProbe,
+		},
+		"the window has just closed": {
+			conntest.With(func(c *bpf.Conn) {
+				c.Flags |= bpf.ConnTrouble | bpf.ConnWindowClosed
+				c.WindowClosed = conntest.Ago(9 * time.Second)
+			}), Active, NoEvidence,
+		},
+		"the window is closed but not probed yet": {
+			conntest.With(func(c *bpf.Conn) { c.Flags |= bpf.ConnTrouble | bpf.ConnWindowClosed }), Active, NoEvidence,
+		},
+		"the window is closed and two probes are unanswered": {
+			func() *bpf.Conn {
+				c := conntest.Silent(bpf.EvidenceWindowProbe, 2, time.Minute)
+				c.Flags |= bpf.ConnWindowClosed
+				c.WindowClosed = conntest.Ago(time.Minute)
+				return c
+			}(), Suspect, EvidenceWindowProbe,
+		},
+		"never heard at all": {
+			func() *bpf.Conn {
+				c := conntest.Silent(bpf.EvidenceRetransmit, 4, 0)
+				c.Silent = bpf.AgeNone
+				return c
+			}(), Suspect, EvidenceRetransmit,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			verdict, evidence := testRules.Judge(test.conn)
+			if verdict != test.verdict || evidence != test.evidence {
+				t.Errorf("%v with evidence %q, expected %v with %q", verdict, evidence, test.verdict, test.evidence)
+			}
+		})
+	}
+}
+
+func TestDescribe(t *testing.T) {
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+
+	t.Run("an idle verdict began when the data stopped, plus idle-after", func(t *testing.T) {
+		c := conntest.With(func(c *bpf.Conn) { c.Class, c.Idle = bpf.ClassUnguarded, conntest.Ago(7*time.Minute) })
+		if got, want := testRules.Describe(c, at).Since, at.Add(-2*time.Minute); !got.Equal(want) {
+			t.Errorf("since %v, expected %v", got, want)
+		}
+	})
+	t.Run("a zombie that was one before we looked began with its third probe", func(t *testing.T) {
+		c := conntest.Silent(bpf.EvidenceKeepalive, 5, 7600*time.Second)
+		c.Solicited, c.Jiffies, c.KeepaliveExpires = bpf.AgeNone, 1000000, 1000000+uint64(conntest.Ago(25*time.Second))
+		// The fifth went out 50 s ago, the third 2 × 75 s before.
+		if got := at.Sub(testRules.Describe(c, at).Since); got != 200*time.Second {
+			t.Errorf("since %v", got)
+		}
+	})
+	t.Run("or when the silence was long enough", func(t *testing.T) {
+		c := conntest.Silent(bpf.EvidenceRetransmit, 5, 14*time.Second)
+		c.PacketsOut, c.Retransmits, c.Rto, c.RtoMax = 1, 5, conntest.Ago(6400*time.Millisecond), conntest.Ago(2*time.Minute)
+		c.Solicited, c.Jiffies, c.WriteExpires = bpf.AgeNone, 1000000, 1000000+uint64(conntest.Ago(400*time.Millisecond))
+		if got := at.Sub(testRules.Describe(c, at).Since); got != 4*time.Second {
+			t.Errorf("since %v", got)
+		}
+	})
+	t.Run("a stalled one began with the tenth second of its first probe", func(t *testing.T) {
+		c := conntest.With(func(c *bpf.Conn) {
+			c.Flags |= bpf.ConnTrouble | bpf.ConnWindowClosed
+			c.WindowClosed = conntest.Ago(25 * time.Second)
+		})
+		if got := at.Sub(testRules.Describe(c, at).Since); got != 15*time.Second {
+			t.Errorf("since %v", got)
+		}
+	})
+	t.Run("nobody knows since when an active one is", func(t *testing.T) {
+		if got := testRules.Describe(conntest.With(func(*bpf.Conn) {}), at).Since; !got.IsZero() {
+			t.Errorf("since %v", got)
+		}
+	})
+	t.Run("what never happened has no age", func(t *testing.T) {
+		got := testRules.Describe(conntest.With(func(c *bpf.Conn) { c.Silent = bpf.AgeNone }), at).Silent
+		if got != -1 {
+			t.Errorf("silent for %v", got)
+		}
+	})
+	t.Run("an IPv4 connection of an IPv6 socket is IPv4", func(t *testing.T) {
+		c := conntest.With(func(c *bpf.Conn) {
+			c.Family, c.Lport = 10, 80
+			c.Laddr = [16]uint8{10: 0xff, 11: 0xff, 12: 10, 15: 1}
+		})
+		connection := testRules.Describe(c, at)
+		if got := connection.Local.String(); got != "10.0.0.1:80" || connection.IPv6() {
+			t.Errorf("local is %s", got)
+		}
+	})
+	t.Run("risks come in their order", func(t *testing.T) {
+		c := conntest.With(func(c *bpf.Conn) { c.Risks = 1<<bpf.RiskCloseWaitLeak | 1<<bpf.RiskNoKeepalive })
+		got := testRules.Describe(c, at).Risks
+		if len(got) != 2 || got[0] != RiskNoKeepalive || got[1] != RiskCloseWaitLeak {
+			t.Errorf("risks are %v", got)
+		}
+	})
+}
+
+func TestNamesAreReadBack(t *testing.T) {
+	for v := range Verdict(Verdicts) {
+		if got, err := ParseVerdict(v.String()); err != nil || got != v {
+			t.Errorf("%v is read back as %v, %v", v, got, err)
+		}
+	}
+	for c := range Cause(Causes) {
+		if got, err := ParseCause(c.String()); err != nil || got != c {
+			t.Errorf("%v is read back as %v, %v", c, got, err)
+		}
+	}
+	for s := Established; s < State(States); s++ {
+		if got, err := ParseState(s.String()); err != nil || got != s {
+			t.Errorf("%v is read back as %v, %v", s, got, err)
+		}
+	}
+	for _, wrong := range []string{"", "Zombie", "undead"} {
+		if _, err := ParseVerdict(wrong); err == nil {
+			t.Errorf("%q is a verdict", wrong)
+		}
+		if _, err := ParseState(wrong); err == nil {
+			t.Errorf("%q is a state", wrong)
+		}
+	}
+	if got, err := ParseCookie(FormatCookie(0x1a2b)); err != nil || got != 0x1a2b {
+		t.Errorf("cookie is read back as %x, %v", got, err)
+	}
+}

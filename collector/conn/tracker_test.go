@@ -1,0 +1,462 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package conn
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/collector/conn/conntest"
+)
+
+// replay feeds a Tracker a history and keeps what it told.
+type replay struct {
+	*Tracker
+	t     *testing.T
+	start time.Time
+	told  []string
+}
+
+func newReplay(t *testing.T) *replay {
+	r := &replay{t: t, start: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
+	r.Tracker = NewTracker(testRules, func(n Notice) {
+		at := n.At.Sub(r.start)
+		switch n.Kind {
+		case NoticeSolicitation:
+			r.told = append(r.told, fmt.Sprintf("%v %d unanswered", at, n.Connection.Unanswered))
+		case NoticeVerdict:
+			r.told = append(r.told, fmt.Sprintf("%v %v to %v", at, n.From, n.Connection.Verdict))
+		case NoticeDeath:
+			r.told = append(r.told, fmt.Sprintf("%v died of %v as %v", at, n.Death.Cause, n.Death.Verdict))
+		}
+	})
+	return r
+}
+
+// at is the moment so long after the start.
+func (r *replay) at(after time.Duration) time.Time { return r.start.Add(after) }
+
+func stamp(c *bpf.Conn, after time.Duration) *bpf.Conn {
+	c.At = uint64(after)
+	return c
+}
+
+func (r *replay) solicit(after time.Duration, c *bpf.Conn) {
+	r.event(&bpf.Event{Type: bpf.EventSolicitation, Conn: *stamp(c, after)}, r.at(after))
+}
+
+func (r *replay) die(after time.Duration, cause Cause, c *bpf.Conn) {
+	r.event(&bpf.Event{Type: bpf.EventDeath, Cause: uint8(cause), Err: 110, Conn: *stamp(c, after)}, r.at(after))
+}
+
+func (r *replay) expect(told ...string) {
+	r.t.Helper()
+	if !slices.Equal(r.told, told) {
+		r.t.Errorf("told:\n%q\nexpected:\n%q", r.told, told)
+	}
+	r.told = nil
+}
+
+// counted checks where the established connections are counted.
+func (r *replay) counted(want map[Verdict]int64) {
+	r.t.Helper()
+	for v, n := range r.counts[Established] {
+		if n != want[Verdict(v)] {
+			r.t.Errorf("%d established connections are counted as %v, expected %d", n, Verdict(v), want[Verdict(v)])
+		}
+	}
+}
+
+func census(active, idle, unguarded uint64) *bpf.CensusCounts {
+	var c bpf.CensusCounts
+	c.Sockets[bpf.StateEstablished][bpf.ClassActive] = active
+	c.Sockets[bpf.StateEstablished][bpf.ClassIdle] = idle
+	c.Sockets[bpf.StateEstablished][bpf.ClassUnguarded] = unguarded
+	c.Sockets[bpf.StateListen][bpf.ClassNone] = 4
+	return &c
+}
+
+func seen(at time.Time, connections ...bpf.Conn) []Observation {
+	var s []Observation
+	for _, c := range connections {
+		s = append(s, Observation{c, at})
+	}
+	return s
+}
+
+func TestTableFromFirstProbeToDeath(t *testing.T) {
+	r := newReplay(t)
+	r.census(&Census{Counts: census(3, 0, 0), Began: r.at(0)}, r.at(0))
+	r.counted(map[Verdict]int64{Active: 3})
+	for n := range 9 {
+		after := time.Duration(3+n) * time.Second
+		r.solicit(after, conntest.Silent(bpf.EvidenceKeepalive, uint16(2+n), after))
+	}
+	r.expect("3s 2 unanswered", "3s active to suspect", "4s 3 unanswered", "5s 4 unanswered", "6s 5 unanswered",
+		"7s 6 unanswered", "8s 7 unanswered", "9s 8 unanswered", "10s 9 unanswered", "10s suspect to zombie",
+		"11s 10 unanswered")
+	r.counted(map[Verdict]int64{Active: 2, Zombie: 1})
+	r.die(12*time.Second, CauseKeepaliveTimeout, conntest.Silent(bpf.EvidenceKeepalive, 10, 12*time.Second))
+	r.expect("12s died of keepalive_timeout as zombie")
+	r.counted(map[Verdict]int64{Active: 2})
+	if d := r.deaths[0]; d.ZombieFor != 2*time.Second || d.Unanswered != 10 || d.Errno != 110 {
+		t.Errorf("death is %+v", d)
+	}
+	if r.zombieSeconds.Sum != 2 || r.zombieSeconds.Counts[1] != 1 {
+		t.Errorf("zombie seconds are %+v", r.zombieSeconds)
+	}
+	if len(r.tracked) != 0 || len(r.histories) != 0 {
+		t.Errorf("something is left: %v, %v", r.tracked, r.histories)
+	}
+}
+
+func TestTableRecovery(t *testing.T) {
+	r := newReplay(t)
+	r.census(&Census{Counts: census(1, 0, 0), Began: r.at(0)}, r.at(0))
+	r.solicit(10*time.Second, conntest.Silent(bpf.EvidenceKeepalive, 9, 10*time.Second))
+	r.watched(stamp(conntest.With(func(c *bpf.Conn) { c.Flags |= bpf.ConnAnswered }), 12*time.Second), r.at(12*time.Second))
+	r.expect("10s 9 unanswered", "10s active to zombie", "12s zombie to active")
+	r.counted(map[Verdict]int64{Active: 1})
+	if len(r.tracked) != 0 {
+		t.Errorf("still a member: %v", r.tracked)
+	}
+	if r.zombieSeconds.Sum != 2 {
+		t.Errorf("zombie seconds are %+v", r.zombieSeconds)
+	}
+	t.Run("its story tells when the answer came, and how long it took", func(t *testing.T) {
+		answer := r.histories[0x1a2b].entries[2]
+		// Silent for a second at 12 s; the last solicitation went 100 ms before 10 s.
+		if answer.Kind != HistoryAnswer || !answer.At.Equal(r.at(11*time.Second)) || answer.Took != 1100*time.Millisecond || answer.Unanswered != 9 {
+			t.Errorf("%+v", answer)
+		}
+	})
+	t.Run("its story tells since when it is well", func(t *testing.T) {
+		connection := r.view(conntest.With(func(*bpf.Conn) {}), r.at(13*time.Second), nil)
+		if !connection.Since.Equal(r.at(12 * time.Second)) {
+			t.Errorf("active since %v", connection.Since)
+		}
+	})
+	t.Run("its story ends a quarter of an hour later", func(t *testing.T) {
+		r.census(&Census{Counts: census(1, 0, 0), Began: r.at(11 * time.Minute)}, r.at(11*time.Minute))
+		if len(r.histories) != 1 {
+			t.Error("too early")
+		}
+		r.census(&Census{Counts: census(1, 0, 0), Began: r.at(16 * time.Minute)}, r.at(16*time.Minute))
+		if len(r.histories) != 0 {
+			t.Error("not at all")
+		}
+	})
+}
+
+func TestTableDeathThatClearsWhatWasUnanswered(t *testing.T) {
+	dead := func(silent time.Duration) *bpf.Conn {
+		c := conntest.Silent(bpf.EvidenceNone, 0, silent)
+		c.Flags &^= bpf.ConnTrouble
+		c.Jiffies = uint64(conntest.Ago(time.Hour + 11*time.Second))
+		return c
+	}
+	zombie := func() *bpf.Conn {
+		c := conntest.Silent(bpf.EvidenceRetransmit, 6, 10*time.Second)
+		c.Jiffies = uint64(conntest.Ago(time.Hour + 10*time.Second))
+		return c
+	}
+
+	t.Run("destroyed, and not heard since", func(t *testing.T) {
+		r := newReplay(t)
+		r.solicit(10*time.Second, zombie())
+		r.die(11*time.Second, CauseDestroyed, dead(11*time.Second))
+		if d := r.deaths[0]; d.Unanswered != 6 || d.Evidence != EvidenceRetransmit || d.Verdict != Zombie {
+			t.Errorf("%d unanswered, evidence %v, verdict %v", d.Unanswered, d.Evidence, d.Verdict)
+		}
+	})
+	t.Run("a reset by the peer is an answer", func(t *testing.T) {
+		r := newReplay(t)
+		r.solicit(10*time.Second, zombie())
+		r.die(11*time.Second, CauseResetByPeer, dead(0))
+		if d := r.deaths[0]; d.Unanswered != 0 || d.Evidence != NoEvidence || d.Verdict != Zombie {
+			t.Errorf("%d unanswered, evidence %v, verdict %v", d.Unanswered, d.Evidence, d.Verdict)
+		}
+	})
+}
+
+func TestTableForecastError(t *testing.T) {
+	die := func(after time.Duration, cause Cause) Death {
+		r := newReplay(t)
+		c := conntest.Silent(bpf.EvidenceKeepalive, 2, 2*time.Hour+75*time.Second)
+		c.Jiffies, c.ProbesOut, c.Idle = conntest.Jiffies, 2, c.Silent
+		c.KeepaliveExpires, c.KeepaliveLevel = conntest.Arm(c, 75*time.Second)
+		r.solicit(0, c)
+		dead := *c
+		dead.Jiffies += uint64(conntest.Ago(after))
+		dead.Silent += conntest.Ago(after)
+		r.die(after, cause, &dead)
+		return r.deaths[0]
+	}
+	// Two probes are out; the timer fires in 75 s and seven times after that, and
+	// each time the wheel adds up to two seconds.
+	if d := die(8*75*time.Second+7*time.Second, CauseKeepaliveTimeout); !d.Forecast.Ever() || d.ForecastError != 0 {
+		t.Errorf("right to the point: %+v, missed by %v", d.Forecast, d.ForecastError)
+	}
+	if d := die(500*time.Second, CauseKeepaliveTimeout); d.ForecastError > -99*time.Second || d.ForecastError < -120*time.Second {
+		t.Errorf("100 s early, and more for the timer wheel: missed by %v", d.ForecastError)
+	}
+	if d := die(700*time.Second, CauseKeepaliveTimeout); d.ForecastError < 70*time.Second || d.ForecastError > 100*time.Second {
+		t.Errorf("100 s late, less what the timer wheel takes: missed by %v", d.ForecastError)
+	}
+	if d := die(500*time.Second, CauseUserTimeout); d.ForecastError > -99*time.Second || d.ForecastError < -120*time.Second {
+		t.Errorf("early, and another timeout than was forecast: missed by %v", d.ForecastError)
+	}
+	if d := die(500*time.Second, CauseResetByPeer); d.Forecast.Ever() || d.ForecastError != 0 {
+		t.Errorf("that is not what was forecast: %+v", d.Forecast)
+	}
+}
+
+func TestTableFirstSight(t *testing.T) {
+	r := newReplay(t)
+	c := conntest.Silent(bpf.EvidenceKeepalive, 9, time.Minute)
+	c.Solicited, c.Jiffies, c.KeepaliveIntvl = bpf.AgeNone, 1000000, conntest.Ago(time.Second)
+	c.KeepaliveExpires = c.Jiffies + uint64(conntest.Ago(500*time.Millisecond))
+	var first bool
+	r.notify = func(n Notice) { first = n.First }
+	r.census(&Census{Counts: census(0, 0, 0), Began: r.at(0), Troubled: seen(r.at(0), *c)}, r.at(0))
+	m := r.tracked[c.Cookie]
+	if !first || m.verdict != Zombie || r.at(0).Sub(m.since) != 6500*time.Millisecond {
+		t.Errorf("first %v, %v since %v", first, m.verdict, r.at(0).Sub(m.since))
+	}
+	if len(r.histories) != 0 {
+		t.Errorf("nothing happened, but told is %+v", r.histories)
+	}
+}
+
+func TestTableEventsAndPassesOvertakeEachOther(t *testing.T) {
+	r := newReplay(t)
+	r.solicit(10*time.Second, conntest.Silent(bpf.EvidenceKeepalive, 9, 10*time.Second))
+	r.told = nil
+	// Read before that event, taken in after it.
+	r.watched(stamp(conntest.Silent(bpf.EvidenceKeepalive, 8, 9*time.Second), 9*time.Second), r.at(9*time.Second))
+	r.expect()
+	if m := r.tracked[0x1a2b]; m.verdict != Zombie || m.conn.Unanswered != 9 {
+		t.Errorf("went back to %v with %d unanswered", m.verdict, m.conn.Unanswered)
+	}
+}
+
+func TestTableDeathThatNobodyTold(t *testing.T) {
+	gone := &bpf.Conn{Cookie: 0x1a2b, Flags: bpf.ConnGone}
+
+	t.Run("the event may come late", func(t *testing.T) {
+		r := newReplay(t)
+		r.solicit(10*time.Second, conntest.Silent(bpf.EvidenceKeepalive, 9, 10*time.Second))
+		r.told = nil
+		r.watched(gone, r.at(11*time.Second))
+		r.sweep(r.at(11500 * time.Millisecond))
+		r.die(11*time.Second, CauseKeepaliveTimeout, conntest.Silent(bpf.EvidenceKeepalive, 10, 11*time.Second))
+		r.sweep(r.at(13 * time.Second))
+		r.expect("11s died of keepalive_timeout as zombie")
+	})
+	t.Run("the watch pass may know the cause", func(t *testing.T) {
+		r := newReplay(t)
+		r.solicit(10*time.Second, conntest.Silent(bpf.EvidenceKeepalive, 9, 10*time.Second))
+		r.told = nil
+		told := *gone
+		told.Cause, told.Evidence = bpf.CauseUserTimeout, bpf.EvidenceKeepalive
+		r.watched(&told, r.at(11*time.Second))
+		r.expect("11s died of user_timeout as zombie")
+		if d := r.deaths[0]; d.During != EvidenceKeepalive || d.Unanswered != 9 {
+			t.Errorf("death is %+v", d)
+		}
+	})
+	t.Run("or not at all", func(t *testing.T) {
+		r := newReplay(t)
+		r.census(&Census{Counts: census(0, 1, 0), Began: r.at(0)}, r.at(0))
+		r.solicit(10*time.Second, conntest.Silent(bpf.EvidenceKeepalive, 9, 10*time.Second))
+		r.told = nil
+		r.watched(gone, r.at(11*time.Second))
+		r.sweep(r.at(12 * time.Second))
+		r.expect("11s died of unknown as zombie")
+		if len(r.tracked) != 0 || r.unseen != 1 {
+			t.Errorf("%d are left, %d were not seen", len(r.tracked), r.unseen)
+		}
+	})
+}
+
+func TestTableCensus(t *testing.T) {
+	zombie := func(cookie uint64, after time.Duration) bpf.Conn {
+		c := conntest.Silent(bpf.EvidenceKeepalive, 9, time.Minute)
+		c.Cookie = cookie
+		return *stamp(c, after)
+	}
+
+	t.Run("finds the troubles that were there before the agent", func(t *testing.T) {
+		r := newReplay(t)
+		r.census(&Census{Counts: census(5, 3, 2), Began: r.at(0), Troubled: seen(r.at(0), zombie(1, 0), zombie(2, 0))}, r.at(0))
+		r.expect("0s active to zombie", "0s active to zombie")
+		r.counted(map[Verdict]int64{Active: 5, Idle: 3, Unguarded: 2, Zombie: 2})
+	})
+	t.Run("counts each connection once, whenever its trouble began", func(t *testing.T) {
+		r := newReplay(t)
+		r.census(&Census{Counts: census(10, 0, 0), Began: r.at(0)}, r.at(0))
+		z := zombie(1, time.Second)
+		r.event(&bpf.Event{Type: bpf.EventSolicitation, Conn: z}, r.at(time.Second))
+		r.counted(map[Verdict]int64{Active: 9, Zombie: 1})
+		// The next census sees it as what it is.
+		r.census(&Census{Counts: census(9, 0, 0), Began: r.at(15 * time.Second), Troubled: seen(r.at(15*time.Second), zombie(1, 15*time.Second))}, r.at(16*time.Second))
+		r.counted(map[Verdict]int64{Active: 9, Zombie: 1})
+		// The one after passes another by just before its trouble.
+		z = zombie(2, 31*time.Second)
+		r.event(&bpf.Event{Type: bpf.EventSolicitation, Conn: z}, r.at(31*time.Second))
+		r.census(&Census{Counts: census(9, 0, 0), Began: r.at(30 * time.Second), Troubled: seen(r.at(30*time.Second), zombie(1, 30*time.Second))}, r.at(32*time.Second))
+		r.counted(map[Verdict]int64{Active: 8, Zombie: 2})
+	})
+	t.Run("takes each as of the moment that it got to it", func(t *testing.T) {
+		r := newReplay(t)
+		r.census(&Census{Counts: census(0, 0, 0), Began: r.at(0), Troubled: seen(r.at(3*time.Second), zombie(1, 3*time.Second))}, r.at(5*time.Second))
+		if m := r.tracked[1]; !m.at.Equal(r.at(3 * time.Second)) {
+			t.Errorf("seen at %v", m.at)
+		}
+	})
+	t.Run("forgets what is in no trouble any more, and calls nothing dead that may live", func(t *testing.T) {
+		r := newReplay(t)
+		r.census(&Census{Counts: census(0, 0, 0), Began: r.at(0), Troubled: seen(r.at(0), zombie(1, 0))}, r.at(0))
+		r.told = nil
+		r.census(&Census{Counts: census(1, 0, 0), Began: r.at(15 * time.Second)}, r.at(15*time.Second))
+		r.sweep(r.at(17 * time.Second))
+		r.expect()
+		r.counted(map[Verdict]int64{Active: 1})
+		if len(r.tracked) != 0 || len(r.deaths) != 0 || r.zombieSeconds.Sum != 15 {
+			t.Errorf("%d members, %d deaths, zombie seconds %v", len(r.tracked), len(r.deaths), r.zombieSeconds)
+		}
+	})
+	t.Run("does not wake the dead that it saw alive", func(t *testing.T) {
+		r := newReplay(t)
+		z := zombie(1, 0)
+		r.census(&Census{Counts: census(0, 0, 0), Began: r.at(0), Troubled: seen(r.at(0), z)}, r.at(0))
+		r.die(time.Second, CauseKeepaliveTimeout, &z)
+		r.told = nil
+		r.watched(&z, r.at(0))
+		r.census(&Census{Counts: census(0, 0, 0), Began: r.at(500 * time.Millisecond), Troubled: seen(r.at(500*time.Millisecond), z)}, r.at(2*time.Second))
+		r.expect()
+		r.counted(nil)
+		if len(r.tracked) != 0 {
+			t.Errorf("%d members", len(r.tracked))
+		}
+	})
+	t.Run("that did not get to a network namespace leaves its connections in trouble counted", func(t *testing.T) {
+		r := newReplay(t)
+		z := zombie(1, 0)
+		z.Netns = 7
+		r.census(&Census{Counts: census(0, 0, 0), Began: r.at(0), Troubled: seen(r.at(0), z)}, r.at(0))
+		// Ten active ones, none of which is it.
+		r.watched(stamp(&z, 2*time.Second), r.at(2*time.Second))
+		r.census(&Census{Counts: census(10, 0, 0), Began: r.at(time.Second), Unwalked: []uint32{7}}, r.at(3*time.Second))
+		r.counted(map[Verdict]int64{Active: 10, Zombie: 1})
+	})
+	t.Run("does not undo a recovery that it was read before", func(t *testing.T) {
+		r := newReplay(t)
+		z := zombie(1, 2*time.Second)
+		r.watched(stamp(&z, time.Second), r.at(time.Second))
+		well := conntest.With(func(c *bpf.Conn) { c.Cookie, c.Flags = 1, c.Flags|bpf.ConnAnswered })
+		r.watched(stamp(well, 3*time.Second), r.at(3*time.Second))
+		r.told = nil
+		r.census(&Census{Counts: census(0, 0, 0), Began: r.at(2 * time.Second), Troubled: seen(r.at(2*time.Second), zombie(1, 2*time.Second))}, r.at(4*time.Second))
+		r.expect()
+		r.counted(map[Verdict]int64{Active: 1})
+		if len(r.tracked) != 0 {
+			t.Errorf("%d members", len(r.tracked))
+		}
+		// Later trouble is trouble.
+		r.watched(stamp(&z, 5*time.Second), r.at(5*time.Second))
+		r.expect("5s active to zombie")
+	})
+	t.Run("keeps what only the watch pass can see", func(t *testing.T) {
+		r := newReplay(t)
+		z := zombie(1, 0)
+		for s := range 40 {
+			r.watched(stamp(&z, time.Duration(s)*time.Second), r.at(time.Duration(s)*time.Second))
+			if s%15 == 0 {
+				r.census(&Census{Counts: census(0, 0, 0), Began: r.at(time.Duration(s) * time.Second)}, r.at(time.Duration(s)*time.Second))
+			}
+		}
+		r.expect("0s active to zombie")
+		r.counted(map[Verdict]int64{Zombie: 1})
+		if r.zombieSeconds.Sum != 0 {
+			t.Errorf("zombie seconds %v", r.zombieSeconds)
+		}
+	})
+	t.Run("never counts below zero", func(t *testing.T) {
+		r := newReplay(t)
+		z := zombie(1, 0)
+		r.event(&bpf.Event{Type: bpf.EventSolicitation, Conn: z}, r.at(0))
+		r.counted(map[Verdict]int64{Zombie: 1})
+		r.die(time.Second, CauseResetByPeer, &z)
+		r.counted(nil)
+	})
+}
+
+func TestTableIsBounded(t *testing.T) {
+	r := newReplay(t)
+	troubled := make([]bpf.Conn, maxTracked+23)
+	for i := range troubled {
+		troubled[i] = *conntest.Silent(bpf.EvidenceKeepalive, 9, time.Minute)
+		troubled[i].Cookie = uint64(i + 1)
+	}
+	r.census(&Census{Counts: census(0, 0, 0), Began: r.at(0), Troubled: seen(r.at(0), troubled...)}, r.at(0))
+	if len(r.tracked) != maxTracked || len(r.histories) > maxHistories {
+		t.Errorf("%d members, %d stories", len(r.tracked), len(r.histories))
+	}
+	r.counted(map[Verdict]int64{Zombie: maxTracked + 23})
+	for i := range maxDeaths + 23 {
+		c := conntest.Silent(bpf.EvidenceKeepalive, 9, time.Minute)
+		c.Cookie = uint64(i + 1)
+		r.die(time.Duration(i)*time.Millisecond, CauseKeepaliveTimeout, c)
+	}
+	if len(r.deaths) != maxDeaths {
+		t.Errorf("%d deaths are remembered", len(r.deaths))
+	}
+	last := time.Duration(maxDeaths+22) * time.Millisecond
+	for d := range r.Deaths() {
+		if !d.DiedAt.Equal(r.at(last)) {
+			t.Fatalf("died at %v, expected %v: newest first", d.DiedAt, r.at(last))
+		}
+		last -= time.Millisecond
+	}
+	for range maxEntries + 23 {
+		r.appendHistory(0x1a2b, HistoryEntry{Kind: HistorySolicitation})
+	}
+	if n := len(r.histories[0x1a2b].entries); n != maxEntries {
+		t.Errorf("a story has %d events", n)
+	}
+}
+
+// However long it is until the next census.
+func TestRecoveriesAreBounded(t *testing.T) {
+	r := newReplay(t)
+	for i := range maxTracked + 23 {
+		c := conntest.Silent(bpf.EvidenceKeepalive, 9, time.Minute)
+		c.Cookie = uint64(i + 1)
+		r.solicit(time.Second, c)
+		c = conntest.With(func(c *bpf.Conn) { c.Cookie = uint64(i + 1) })
+		r.watched(stamp(c, 2*time.Second), r.at(2*time.Second))
+	}
+	if len(r.tracked) != 0 || len(r.recovered) != maxTracked || r.overflowed < 23 {
+		t.Errorf("%d members, %d recovered, %d too many; expected 0, %d and 23 or more", len(r.tracked), len(r.recovered), r.overflowed, maxTracked)
+	}
+	r.census(&Census{Counts: census(0, 0, 0), Began: r.at(3 * time.Second)}, r.at(3*time.Second))
+	if len(r.recovered) != 0 {
+		t.Errorf("%d are remembered after a census", len(r.recovered))
+	}
+}
+
+func BenchmarkEvent(b *testing.B) {
+	table := NewTracker(testRules, nil)
+	e := bpf.Event{Type: bpf.EventSolicitation, Conn: *conntest.Silent(bpf.EvidenceKeepalive, 2, time.Minute)}
+	start := time.Now()
+	b.ReportAllocs()
+	for i := range b.N {
+		e.Conn.Cookie = uint64(i%1000 + 1)
+		e.Conn.At++
+		table.event(&e, start.Add(time.Duration(e.Conn.At)))
+	}
+}

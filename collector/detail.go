@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package collector
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/collector/conn"
+	"github.com/halfopen/halfopen/collector/explain"
+)
+
+// Detail is everything that is known of one connection.
+type Detail struct {
+	conn.Connection
+	History     []conn.HistoryEntry // the recent ones, oldest first
+	Explanation explain.Explanation
+}
+
+// Connection looks at one connection now; nil when there is none of that cookie.
+func (c *Collector) Connection(ctx context.Context, cookie uint64) (*Detail, error) {
+	if cookie == 0 {
+		return nil, nil
+	}
+	c.catchUp()
+	var d *Detail
+	var found bpf.Conn
+	res, err := c.kernel.Find(ctx, cookie, func(k *bpf.Conn) {
+		found = *k
+		d = new(Detail)
+		d.Connection = c.describe(k)
+	})
+	if err == nil && d == nil && len(res.Unwalked) > 0 {
+		c.noteUnwalked(&res)
+		return nil, fmt.Errorf("no connection with the cookie %s was found, and the hash tables of %d network namespaces take too long to look at: ss -e in the namespace shows it if it is there", conn.FormatCookie(cookie), len(res.Unwalked))
+	}
+	if err != nil || d == nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	d.History = c.tracker.History(cookie)
+	c.mu.Unlock()
+	d.Explanation = explain.Explain(&c.rules, &found, &d.Connection, c.kernel.NetnsPath(found.Netns))
+	one := []conn.Connection{d.Connection}
+	err = c.FillOwners(one)
+	d.Connection = one[0]
+	return d, err
+}
+
+// Deaths returns the latest deaths, newest first, at most limit (0: all that
+// are kept), of the given causes (none: any), and how many are kept of them.
+func (c *Collector) Deaths(causes []conn.Cause, limit int) (total int, deaths []conn.Death) {
+	c.catchUp()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for d := range c.tracker.Deaths() {
+		if !anyOf(causes, d.Cause) {
+			continue
+		}
+		total++
+		if limit <= 0 || len(deaths) < limit {
+			deaths = append(deaths, *d)
+		}
+	}
+	return total, deaths
+}

@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package explain
+
+import (
+	"time"
+
+	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/collector/conn"
+	"github.com/halfopen/halfopen/internal/human"
+)
+
+// Source is where a setting comes from.
+type Source uint8
+
+// The sources.
+const (
+	// SourceSocket: an option of the socket.
+	SourceSocket Source = iota
+	// SourceSysctl: a sysctl of the network namespace, with a value that is not
+	// the kernel's.
+	SourceSysctl
+	// SourceDefault: the kernel's default.
+	SourceDefault
+)
+
+var sourceNames = [...]string{"socket", "sysctl", "default"}
+
+func (s Source) String() string { return sourceNames[s] }
+
+// Setting is what one of a connection's timers is set to.
+type Setting struct {
+	Option string // of setsockopt(2), such as TCP_KEEPIDLE; "" there is none
+	Sysctl string // such as net.ipv4.tcp_keepalive_time; "" there is none
+	Value  int64
+	Unit   string // seconds, milliseconds, probes, retransmissions, or on (1) or off (0): switch
+	Source Source
+	Means  string // a sentence without its full stop
+}
+
+// The kernel's defaults (net/ipv4/tcp_ipv4.c tcp_sk_init).
+const (
+	defaultKeepaliveTime   = 2 * time.Hour
+	defaultKeepaliveIntvl  = 75 * time.Second
+	defaultKeepaliveProbes = 9
+	defaultRetries2        = 15
+	defaultSynRetries      = 6
+	defaultSynLinear       = 4
+	defaultOrphanRetries   = 0
+	defaultFinTimeout      = time.Minute
+	defaultRTOMax          = 2 * time.Minute
+)
+
+// from tells the source of what can be set on a socket, and else is a sysctl's.
+func from(own bool, value, def int64) Source {
+	switch {
+	case own:
+		return SourceSocket
+	case value != def:
+		return SourceSysctl
+	}
+	return SourceDefault
+}
+
+// settings are those in force for the socket in its state, and those that its
+// application has set in vain.
+func (x *explainer) settings() []Setting {
+	c := x.c
+	var all []Setting
+	if !x.orphanedFinWait2() {
+		all = append(all, x.keepaliveSettings()...)
+		all = append(all, Setting{
+			Option: "TCP_USER_TIMEOUT", Value: int64(c.UserTimeout), Unit: "milliseconds", Source: from(c.UserTimeout != 0, 0, 0),
+			Means: "How long the peer may stay silent while it owes an answer; overrides the counts",
+		})
+		all = append(all, x.retrySettings()...)
+	}
+	switch x.conn.State {
+	case conn.FinWait1, conn.FinWait2, conn.Closing:
+		if s, ok := x.finSetting(); ok {
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
+func (x *explainer) keepaliveSettings() []Setting {
+	c, r := x.c, x.rules
+	on := x.flag(bpf.ConnKeepalive)
+	keepalive := Setting{Option: "SO_KEEPALIVE", Unit: "switch", Source: from(on, 0, 0), Means: "Whether to ask a silent peer; no sysctl turns it on"}
+	if on {
+		keepalive.Value = 1
+	}
+	all := []Setting{keepalive}
+	for _, s := range []struct {
+		Setting
+		own uint16
+		def int64
+	}{
+		{Setting{
+			Option: "TCP_KEEPIDLE", Sysctl: "net.ipv4.tcp_keepalive_time", Value: inSeconds(r.Duration(c.KeepaliveTime)), Unit: "seconds",
+			Means: "Silence before the first probe",
+		}, bpf.ConnKeepaliveTimeSet, inSeconds(defaultKeepaliveTime)},
+		{Setting{
+			Option: "TCP_KEEPINTVL", Sysctl: "net.ipv4.tcp_keepalive_intvl", Value: inSeconds(r.Duration(c.KeepaliveIntvl)), Unit: "seconds",
+			Means: "Between two probes",
+		}, bpf.ConnKeepaliveIntvlSet, inSeconds(defaultKeepaliveIntvl)},
+		{Setting{
+			Option: "TCP_KEEPCNT", Sysctl: "net.ipv4.tcp_keepalive_probes", Value: int64(c.KeepaliveProbes), Unit: "probes",
+			Means: "Unanswered ones before it gives up",
+		}, bpf.ConnKeepaliveProbesSet, defaultKeepaliveProbes},
+	} {
+		own := x.flag(s.own)
+		if !on && !own {
+			continue
+		}
+		s.Source = from(own, s.Value, s.def)
+		switch {
+		case !on:
+			s.Means += "; without effect, since SO_KEEPALIVE is off"
+		case s.own == bpf.ConnKeepaliveProbesSet:
+			s.Means += x.overridden()
+		}
+		all = append(all, s.Setting)
+	}
+	return all
+}
+
+func (x *explainer) retrySettings() []Setting {
+	c := x.c
+	n := int64(c.Retries)
+	var all []Setting
+	switch {
+	case x.connecting():
+		own := x.flag(bpf.ConnSynRetriesSet)
+		all = append(all, Setting{
+			Option: "TCP_SYNCNT", Sysctl: "net.ipv4.tcp_syn_retries", Value: n, Unit: "retransmissions", Source: from(own, n, defaultSynRetries),
+			Means: "Of the SYN, before it gives up",
+		})
+		if c.SynLinear > 0 { // 0 also where the kernel has no such sysctl
+			all = append(all, Setting{
+				Sysctl: "net.ipv4.tcp_syn_linear_timeouts", Value: int64(c.SynLinear), Unit: "retransmissions",
+				Source: from(false, int64(c.SynLinear), defaultSynLinear),
+				Means:  "Of the SYN a second apart, on top of the others",
+			})
+		}
+	case x.conn.Orphaned:
+		all = append(all, Setting{
+			Sysctl: "net.ipv4.tcp_orphan_retries", Value: n, Unit: "retransmissions", Source: from(false, n, defaultOrphanRetries),
+			Means: "Of what a closed socket left behind, before it gives up; 0 means 8" + x.overridden(),
+		})
+	case x.conn.State != conn.FinWait2: // where nothing is left to send
+		all = append(all, Setting{
+			Sysctl: "net.ipv4.tcp_retries2", Value: n, Unit: "retransmissions", Source: from(false, n, defaultRetries2),
+			Means: x.retriesMean(),
+		})
+	}
+	// Not all kernels have this one: it is told where it differs.
+	rtoMax := x.rules.Duration(c.RtoMax)
+	if own := x.flag(bpf.ConnRtoMaxSet); own || rtoMax != defaultRTOMax {
+		all = append(all, Setting{
+			Option: "TCP_RTO_MAX_MS", Sysctl: "net.ipv4.tcp_rto_max_ms", Value: rtoMax.Milliseconds(), Unit: "milliseconds",
+			Source: from(own, rtoMax.Milliseconds(), defaultRTOMax.Milliseconds()),
+			Means:  "The longest wait between two retransmissions",
+		})
+	}
+	if own := x.flag(bpf.ConnThinSet); own || c.ThinRto > 0 {
+		all = append(all, Setting{
+			Option: "TCP_THIN_LINEAR_TIMEOUTS", Sysctl: "net.ipv4.tcp_thin_linear_timeouts", Value: 1, Unit: "switch", Source: from(own, 1, 0),
+			Means: "Retransmissions of thin streams are evenly spaced at first",
+		})
+	}
+	return all
+}
+
+// retriesMean says what tcp_retries2 bounds, which window probes obey with a user
+// timeout as well (tcp_probe_timer).
+func (x *explainer) retriesMean() string {
+	switch d := x.t.GiveUpPath(); {
+	case d == conn.ByWindowProbe && x.flag(bpf.ConnBlocked):
+		return "Tries to send, before it gives up"
+	case d == conn.ByWindowProbe:
+		return "Unanswered window probes in a row, before it gives up"
+	case d == conn.ByRetransmission && x.c.SendWindow == 0: // tcp_rtx_probe0_timed_out()
+		return "Before it gives up on data in flight; without effect while the peer's window is closed"
+	case x.c.UserTimeout > 0:
+		return "Before it gives up on data in flight" + x.overridden()
+	}
+	return "Before it gives up on data in flight: about " + human.Age(x.retransmitsFor())
+}
+
+// overridden says what a user timeout does to other limits.
+func (x *explainer) overridden() string {
+	if x.c.UserTimeout > 0 {
+		return "; without effect, since TCP_USER_TIMEOUT is set"
+	}
+	return ""
+}
+
+// finSetting is what bounds FIN_WAIT2. Where the round trips are so long that the
+// kernel takes them instead (tcp_fin_time), what is set cannot be told.
+func (x *explainer) finSetting() (s Setting, ok bool) {
+	c := x.c
+	own := x.flag(bpf.ConnFinTimeSet)
+	s = Setting{
+		Option: "TCP_LINGER2", Sysctl: "net.ipv4.tcp_fin_timeout", Unit: "seconds",
+		Means: "How long a closed socket waits in fin_wait2; below 0 not at all",
+	}
+	switch c.FinTime {
+	case bpf.AgeNone:
+		s.Value = -1
+	case c.Rto<<2 - c.Rto>>1:
+		return s, false
+	default:
+		s.Value = inSeconds(x.rules.Duration(c.FinTime))
+	}
+	s.Source = from(own, s.Value, inSeconds(defaultFinTimeout))
+	return s, true
+}
+
+func inSeconds(d time.Duration) int64 { return int64(d / time.Second) }

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package collector
+
+import (
+	"cmp"
+	"context"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/collector/conn"
+	"golang.org/x/sys/unix"
+)
+
+// ownersLoop finds who holds the connections in trouble, and held those that
+// have just died, whenever there is news of such.
+func (c *Collector) ownersLoop(ctx context.Context) error {
+	var since time.Time
+	for {
+		began := time.Now()
+		c.attempt(ctx, passOwners, func() error { return c.resolveOwners(began, since) })
+		since = began
+		spacing := max(ownersSpacing, time.Duration(float64(time.Since(began))/ownersShare))
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(spacing):
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-c.ownersWanted:
+		case <-time.After(conn.OwnersRetry):
+		}
+	}
+}
+
+func (c *Collector) resolveOwners(now, since time.Time) error {
+	c.mu.Lock()
+	wanted := c.tracker.NeedOwners(now, since)
+	c.mu.Unlock()
+	if len(wanted) == 0 {
+		return nil
+	}
+	found, err := c.kernel.Owners(slices.Collect(maps.Keys(wanted)))
+	if err != nil {
+		return err
+	}
+	owners := make(map[uint64]conn.Ownership, len(wanted))
+	processes := make(processCgroups)
+	for cookie, cgroup := range wanted {
+		owners[cookie] = c.ownershipOf(pickHolder(found[cookie], nil), cgroup, processes)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.tracker.Apply(&conn.Fact{Kind: conn.FactOwners, At: now, Owners: owners})
+	return nil
+}
+
+// initScope is where systemd itself runs, and so the group of the sockets that it
+// opens for others (systemd.socket(5)).
+const initScope = "/init.scope"
+
+// ownershipOf completes what is known of an owner. The socket's own group tells whose
+// it is even after its process has gone; where there is none to tell (cgroup v1)
+// or it is that of systemd, the process's does.
+func (c *Collector) ownershipOf(p *conn.Process, cgroup uint64, processes processCgroups) conn.Ownership {
+	group := c.cgroups.byID(cgroup)
+	if p != nil && (group.Detail() == 0 || group.Path == initScope) {
+		if of := processes.of(p.PID); of.Detail() > 0 || group.Path == "" {
+			group = of
+		}
+	}
+	return conn.Ownership{Process: p, Cgroup: group}
+}
+
+// pickHolder picks one of the descriptors that hold a socket: of the processes
+// in pids, if there are such, the oldest: not a child that has just been forked and
+// will execute another program.
+func pickHolder(owners []bpf.Owner, pids []uint32) *conn.Process {
+	if len(owners) == 0 {
+		return nil
+	}
+	other := func(o bpf.Owner) int {
+		if slices.Contains(pids, o.Pid) {
+			return 0
+		}
+		return 1
+	}
+	o := slices.MinFunc(owners, func(a, b bpf.Owner) int {
+		return cmp.Or(cmp.Compare(other(a), other(b)), cmp.Compare(a.Started, b.Started), cmp.Compare(a.Pid, b.Pid), cmp.Compare(a.Fd, b.Fd))
+	})
+	return &conn.Process{PID: o.Pid, Comm: unix.ByteSliceToString(o.Comm[:]), FD: o.Fd}
+}
+
+// FillOwners fills in Process and Group of those connections that have none yet,
+// and that somebody holds.
+func (c *Collector) FillOwners(connections []conn.Connection) error {
+	return c.fillOwners(connections, nil)
+}
+
+// fillOwners prefers, where several processes hold a socket, one of pids.
+func (c *Collector) fillOwners(connections []conn.Connection, pids []uint32) error {
+	var wanted []uint64
+	for i := range connections {
+		if connections[i].Held() && (connections[i].Process == nil || len(pids) > 0) {
+			wanted = append(wanted, connections[i].Cookie)
+		}
+	}
+	if len(wanted) == 0 {
+		return nil
+	}
+	owners, err := c.kernel.Owners(wanted)
+	if err != nil {
+		return err
+	}
+	processes := make(processCgroups)
+	for i := range connections {
+		connection := &connections[i]
+		if found := owners[connection.Cookie]; len(found) > 0 {
+			connection.Process = pickHolder(found, pids)
+		}
+		if connection.Held() && connection.Cgroup.Path == "" {
+			connection.Cgroup = c.ownershipOf(connection.Process, connection.CgroupID, processes).Cgroup
+		}
+	}
+	return nil
+}

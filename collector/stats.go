@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package collector
+
+import (
+	"time"
+
+	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/collector/conn"
+)
+
+// IdleBounds are the upper bounds of Stats.Idle, for bpf.Options: round times,
+// and among them the usual limits of middleboxes (240 s, 350 s, 10 min, 15 min,
+// 20 min) and Linux's keepalive time (2 h).
+var IdleBounds = []time.Duration{
+	time.Second, 5 * time.Second, 15 * time.Second, 30 * time.Second, time.Minute, 2 * time.Minute,
+	4 * time.Minute, 5 * time.Minute, 350 * time.Second, 10 * time.Minute, 15 * time.Minute,
+	20 * time.Minute, 30 * time.Minute, time.Hour, 2 * time.Hour, 4 * time.Hour, 12 * time.Hour,
+	24 * time.Hour, 5 * 24 * time.Hour,
+}
+
+// Stats is everything the metrics need, from one moment.
+type Stats struct {
+	conn.TrackerStats
+	Unjudged   [conn.States]uint64 // sockets of the states that are not Judged
+	AtRisk     [conn.Risks]uint64
+	Idle       conn.Histogram // of the established connections at the last census
+	Census     CensusStats
+	Kernel     bpf.Counters
+	Missed     map[string]uint64 // by program: did not run, since it was running
+	Attached   map[string]bool   // by program
+	EventsLost map[string]uint64 // by type, beyond Kernel.Lost
+	Degraded   []Finding         // why not everything is seen
+}
+
+// CensusStats tells about the last census.
+type CensusStats struct {
+	At         time.Time // zero: there was none yet
+	Duration   time.Duration
+	Interval   time.Duration // until the next
+	Sockets    uint64
+	Namespaces int
+	Unvisited  int // namespaces with connections that could not be given a cookie
+	OwnTables  int // namespaces with a hash table of connections of their own
+}
+
+// Stats reads everything the metrics need. The kernel's counters are read
+// first and their events taken in before the rest: what has been counted as a
+// death is no longer among the connections.
+func (c *Collector) Stats() (Stats, error) {
+	counters, err := c.kernel.Counters()
+	if err != nil {
+		return Stats{}, err
+	}
+	missed, err := c.kernel.Missed()
+	if err != nil {
+		return Stats{}, err
+	}
+	c.catchUp()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := Stats{
+		TrackerStats: c.tracker.Stats(time.Now()),
+		Idle:         idleHistogram(&c.counts, c.rules.HZ),
+		Census:       c.census,
+		Kernel:       counters,
+		Missed:       missed,
+		Attached:     c.kernel.Attached(),
+		Degraded:     c.Degraded(),
+	}
+	s.EventsLost = map[string]uint64{
+		"undecodable": c.undecodable.Load(),
+		"pass_failed": c.failed.Load(),
+		"table_full":  s.Overflowed,
+	}
+	s.Kernel.Deaths[conn.CauseUnknown] += s.Unseen
+	for state, classes := range c.counts.Sockets {
+		if st := conn.StateOf(uint8(state)); int(st) < conn.States && !st.Judged() {
+			for _, n := range classes {
+				s.Unjudged[st] += n
+			}
+		}
+	}
+	copy(s.AtRisk[:], c.counts.Risks[:])
+	return s, nil
+}
+
+func idleHistogram(counts *bpf.CensusCounts, hz int) conn.Histogram {
+	h := conn.Histogram{Sum: float64(counts.IdleSum) / float64(hz)}
+	for i, bound := range IdleBounds {
+		h.Bounds = append(h.Bounds, bound.Seconds())
+		h.Counts = append(h.Counts, counts.Idle[i])
+	}
+	var above uint64
+	for _, n := range counts.Idle[len(IdleBounds):] {
+		above += n
+	}
+	h.Counts = append(h.Counts, above)
+	return h
+}
