@@ -114,6 +114,14 @@ const (
 	StateNewSynRecv  = abi.StateNewSynRecv
 )
 
+// Values of [Conn].Pending.
+const (
+	PendingRetransmit    = abi.PendingRetransmit
+	PendingWindowProbe   = abi.PendingWindowProbe
+	PendingTailLossProbe = abi.PendingTailLossProbe
+	PendingReorder       = abi.PendingReorder
+)
+
 // Indices of [Counters].Retransmits.
 const (
 	RetransmitTimeout       = abi.RetransmitTimeout
