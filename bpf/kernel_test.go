@@ -500,7 +500,7 @@ func TestLRUMapsHaveRoomForAllCPUs(t *testing.T) {
 		for name, m := range spec.Maps {
 			if m.Type != ebpf.LRUHash {
 				if m.MaxEntries != before[name] {
-					t.Errorf("%s, which is no LRU map, has %d entries, not %d", name, m.MaxEntries, before[name])
+					t.Errorf("%s, which is not an LRU map, has %d entries, not %d", name, m.MaxEntries, before[name])
 				}
 				continue
 			}
