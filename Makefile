@@ -33,7 +33,7 @@ printf '\n==> %s\n' '$(1)'; SECONDS=0; tmp=$$(mktemp -d)
 trap 'code=$$?; rm -rf "$$tmp"; printf "==> %s: %s, %d s\n" "$(1)" "$$( ((code)) && echo FAILED || echo done)" "$$SECONDS"; exit $$code' EXIT
 endef
 
-.PHONY: help run build generate test e2e test-kernels lint bench screenshots clean root deps unit race fuzz all-kernels check-generate check-format
+.PHONY: help run build generate test e2e soak test-kernels lint bench screenshots clean root deps unit race fuzz all-kernels check-generate check-format
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -78,6 +78,12 @@ e2e: root build ## test the built halfopen on this kernel (root; ARGS="-run Test
 		echo 'a test that does not run is a failure' >&2
 		exit 1
 	fi
+
+SOAK = 10m
+soak: root build ## watch healthy connections over loss for ten minutes: none may be called dead (root; SOAK=1h)
+	@$(call step,healthy connections for $(SOAK))
+	scripts/need.sh go ca-certificates iproute2
+	HALFOPEN_SOAK='$(SOAK)' HALFOPEN_BIN='$(CURDIR)/bin/halfopen' go test -count=1 -timeout 0 -v -run '^TestHealthyConnectionsAreNeverCalledDead$$' ./e2e
 
 QEMU = qemu-system-x86 qemu-system-arm busybox-static kmod xz-utils debian-archive-keyring
 test-kernels: build ## test it on Debian's kernels in virtual machines (KERNELS="5.10 6.1", KERNEL_IMAGE=vmlinuz, QUICK=1)
