@@ -44,7 +44,7 @@ func run(t *testing.T, cmd *exec.Cmd) (stdout, stderr string, status int) {
 	t.Helper()
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
-	timer := time.AfterFunc(60*patience*time.Second, func() { _ = cmd.Process.Kill() })
+	timer := time.AfterFunc(generous, func() { _ = cmd.Process.Kill() })
 	defer timer.Stop()
 	err := cmd.Run()
 	var exit *exec.ExitError
@@ -177,7 +177,7 @@ func TestListAndTraceWithoutAnAgent(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = trace.Process.Kill() }()
-	eventually(t, 5*time.Second, "trace watches", func() error {
+	eventually(t, "trace watches", func() error {
 		if watching.String() == "" {
 			return errors.New("it has not said so")
 		}
@@ -302,7 +302,7 @@ func TestHostileProcessName(t *testing.T) {
 	n.cut(vanishing)
 	// What cannot be said in UTF-8 is replaced.
 	said := strings.ToValidUTF8(hostile, "\uFFFD")
-	eventually(t, 10*time.Second, "zombies of that owner", func() error {
+	eventually(t, "zombies of that owner", func() error {
 		for _, c := range a.connections(n, vanishing, "verdict=zombie") {
 			if c.Process == nil || c.Process.Comm != said {
 				return fmt.Errorf("owner is %+v", c.Process)
@@ -361,7 +361,7 @@ func TestScrapeWhileTheyDie(t *testing.T) {
 		return m.value("halfopen_tcp_connections", "state", "established", "verdict", "zombie")
 	}
 	// Those of the tests before take a moment to go.
-	eventually(t, 20*time.Second, "no zombies", func() error {
+	eventually(t, "no zombies", func() error {
 		if n := zombies(a.metrics()); n != 0 {
 			return fmt.Errorf("%v zombies", n)
 		}
@@ -375,7 +375,7 @@ func TestScrapeWhileTheyDie(t *testing.T) {
 	n.cut(vanishing)
 	var last, most float64
 	scrapes, between := 0, 0
-	for deadline := time.Now().Add(20 * time.Second); last < dying; scrapes++ {
+	for deadline := time.Now().Add(generous); last < dying; scrapes++ {
 		if time.Now().After(deadline) {
 			if hidden := len(deaths.hiddenDeaths(t)) - hiddenBefore; int(last)+hidden < dying {
 				t.Fatalf("%v died, and %d that no program can have seen", last, hidden)

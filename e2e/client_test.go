@@ -102,7 +102,7 @@ basic_auth_users: {me: $2a$04$y927JXmOaBp0qsUa5VQsAO9OGZySGiPt6Spxe5Z44eQyidQ6xt
 		}
 		return exec.Command(binary, args...)
 	}
-	eventually(t, time.Minute, "the agent answers who has the certificate and the password", func() error {
+	eventually(t, "the agent answers who has the certificate and the password", func() error {
 		if _, stderr, status := run(t, command(right, "list", "--limit=1")); status != 0 {
 			return fmt.Errorf("exit status %d: %s", status, stderr)
 		}

@@ -17,9 +17,9 @@ import (
 
 // readErrno waits for the connection's end and returns what the application
 // gets: the independent truth about a death.
-func readErrno(t *testing.T, c *net.TCPConn, timeout time.Duration) syscall.Errno {
+func readErrno(t *testing.T, c *net.TCPConn) syscall.Errno {
 	t.Helper()
-	_ = c.SetReadDeadline(time.Now().Add(timeout))
+	_ = c.SetReadDeadline(time.Now().Add(generous))
 	_, err := c.Read(make([]byte, 16))
 	var errno syscall.Errno
 	if !errors.As(err, &errno) {
@@ -32,7 +32,7 @@ func readErrno(t *testing.T, c *net.TCPConn, timeout time.Duration) syscall.Errn
 func checkDeaths(t *testing.T, a *agent, n *network, port, count int, cause, during, errno string) []death {
 	t.Helper()
 	var deaths []death
-	eventually(t, 10*time.Second, fmt.Sprintf("%d deaths", count), func() error {
+	eventually(t, fmt.Sprintf("%d deaths", count), func() error {
 		deaths = a.deaths(n, port)
 		if len(deaths) != count {
 			return fmt.Errorf("%d deaths", len(deaths))
@@ -61,7 +61,7 @@ func TestKeepaliveTimeout(t *testing.T) {
 		n.keepalive(conns, 2*time.Second, time.Second, 3)
 		n.cut(vanishing)
 		for _, c := range conns {
-			if errno := readErrno(t, c, 15*time.Second); errno != syscall.ETIMEDOUT {
+			if errno := readErrno(t, c); errno != syscall.ETIMEDOUT {
 				t.Errorf("the application got %v", errno)
 			}
 		}
@@ -95,7 +95,7 @@ func TestUserTimeoutWithDataInFlight(t *testing.T) {
 			}
 		}
 		for _, c := range conns {
-			if errno := readErrno(t, c, 15*time.Second); errno != syscall.ETIMEDOUT {
+			if errno := readErrno(t, c); errno != syscall.ETIMEDOUT {
 				t.Errorf("the application got %v", errno)
 			}
 		}
@@ -121,7 +121,7 @@ func TestUserTimeoutOverridesKeepaliveProbes(t *testing.T) {
 		}
 		n.cut(vanishing)
 		for _, c := range conns {
-			if errno := readErrno(t, c, 15*time.Second); errno != syscall.ETIMEDOUT {
+			if errno := readErrno(t, c); errno != syscall.ETIMEDOUT {
 				t.Errorf("the application got %v", errno)
 			}
 		}
@@ -149,7 +149,7 @@ func TestRetransmitTimeout(t *testing.T) {
 			}
 		}
 		for _, c := range conns {
-			if errno := readErrno(t, c, 15*time.Second); errno != syscall.ETIMEDOUT {
+			if errno := readErrno(t, c); errno != syscall.ETIMEDOUT {
 				t.Errorf("the application got %v", errno)
 			}
 		}
@@ -174,7 +174,7 @@ func TestResetByPeerAndAborted(t *testing.T) {
 		before := a.metrics()
 		close(release)
 		for _, c := range conns {
-			if errno := readErrno(t, c, 5*time.Second); errno != syscall.ECONNRESET {
+			if errno := readErrno(t, c); errno != syscall.ECONNRESET {
 				t.Errorf("the application got %v", errno)
 			}
 		}
@@ -243,7 +243,7 @@ func TestWindowProbeTimeout(t *testing.T) {
 				}
 				fill(c)
 				n.cut(vanishing)
-				if errno := readErrno(t, c, 30*time.Second); errno != syscall.ETIMEDOUT {
+				if errno := readErrno(t, c); errno != syscall.ETIMEDOUT {
 					t.Errorf("the application got %v", errno)
 				}
 				for _, d := range checkDeaths(t, a, n, vanishing, 1, "window_probe_timeout", "", "ETIMEDOUT") {
@@ -265,7 +265,7 @@ func TestUserTimeoutWithAClosedWindow(t *testing.T) {
 			t.Fatal(err)
 		}
 		fill(c)
-		if errno := readErrno(t, c, 30*time.Second); errno != syscall.ETIMEDOUT {
+		if errno := readErrno(t, c); errno != syscall.ETIMEDOUT {
 			t.Errorf("the application got %v", errno)
 		}
 		checkDeaths(t, a, n, vanishing, 1, "user_timeout", "window_probe", "ETIMEDOUT")
@@ -326,7 +326,7 @@ func TestOrphanTimeout(t *testing.T) {
 			}
 			c.Close()
 		}
-		eventually(t, 20*time.Second, "ss shows none any more", func() error {
+		eventually(t, "ss shows none any more", func() error {
 			if left := len(n.ss(vanishing)); left > 0 {
 				return fmt.Errorf("%d left", left)
 			}
@@ -359,11 +359,11 @@ func TestForecastsHold(t *testing.T) {
 			}
 		}
 		for _, c := range append(probing, sending...) {
-			if errno := readErrno(t, c, 60*time.Second); errno != syscall.ETIMEDOUT {
+			if errno := readErrno(t, c); errno != syscall.ETIMEDOUT {
 				t.Errorf("the application got %v", errno)
 			}
 		}
-		eventually(t, 10*time.Second, "all deaths", func() error {
+		eventually(t, "all deaths", func() error {
 			if got := len(a.deaths(n, vanishing)); got != 2*many {
 				return fmt.Errorf("%d deaths", got)
 			}

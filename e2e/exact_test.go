@@ -46,7 +46,7 @@ func (m metrics) skipped() float64 {
 func (a *agent) settled(d time.Duration) metrics {
 	a.t.Helper()
 	m, since := a.metrics(), time.Now()
-	eventually(a.t, time.Minute, "nobody dies", func() error {
+	eventually(a.t, "nobody dies", func() error {
 		now := a.metrics()
 		if !maps.Equal(tally(now), tally(m)) {
 			m, since = now, time.Now()
@@ -107,7 +107,7 @@ func TestHundredThousandDeathsAreCountedExactly(t *testing.T) {
 		g.ready()
 	}
 	host := netstat(t, nil)
-	eventually(t, time.Minute, "what other tests have left is gone", func() error {
+	eventually(t, "what other tests have left is gone", func() error {
 		if n := orphans(t); n > 0 { // whose namespace is gone: tcp_out_of_resources() ends them
 			return fmt.Errorf("%d orphans are left", n)
 		}
@@ -123,7 +123,7 @@ func TestHundredThousandDeathsAreCountedExactly(t *testing.T) {
 		}
 		g.begin()
 	}
-	eventually(t, 20*time.Second, "the first times out", func() error {
+	eventually(t, "the first times out", func() error {
 		m := tally(a.metrics())
 		for _, cause := range []string{"keepalive_timeout", "user_timeout"} {
 			if m[cause] > tally(before)[cause] {

@@ -281,7 +281,7 @@ func TestExplainIsTheSameFromAnAgent(t *testing.T) {
 		n.keepalive(conns[1:], time.Minute, 10*time.Second, 3)
 		n.keepalive(victims, 2*time.Second, time.Second, 100)
 		n.cut(vanishing)
-		eventually(t, 30*time.Second, "a zombie", func() error { return all(a.connections(n, vanishing, ""), 1, "zombie") })
+		eventually(t, "a zombie", func() error { return all(a.connections(n, vanishing, ""), 1, "zombie") })
 		probes := regexp.MustCompile(`[0-9]+ (keepalive )?probes (in|are)|[Pp]robe [0-9]+`)
 		for _, c := range append(conns, victims...) {
 			timeless := func(e explained) any {
@@ -449,7 +449,7 @@ func TestExplainAdviceWorks(t *testing.T) {
 				if after == nil || after.By != test.by {
 					t.Fatalf("after: it gives up %+v", after)
 				}
-				if errno := readErrno(t, c, 40*time.Second); errno != syscall.ETIMEDOUT {
+				if errno := readErrno(t, c); errno != syscall.ETIMEDOUT {
 					t.Errorf("the application got %v", errno)
 				}
 				punctual(t, time.Now(), after)
@@ -492,7 +492,7 @@ func TestExplainAdviceForTheNamespaceWorks(t *testing.T) {
 				t.Fatalf("after %+v: it gives up %+v", advice, after)
 			}
 			var died *death
-			eventually(t, 40*time.Second, test.by, func() error {
+			eventually(t, test.by, func() error {
 				for _, port := range []int{vanishing, 7011} {
 					for _, d := range a.deaths(n, port) {
 						if d.Cookie == test.cookie {
@@ -519,14 +519,14 @@ func TestExplainHowToEndAZombie(t *testing.T) {
 		n.keepalive([]*net.TCPConn{c}, time.Second, time.Second, 60)
 		n.cut(vanishing)
 		var e explained
-		eventually(t, 20*time.Second, "a zombie", func() error {
+		eventually(t, "a zombie", func() error {
 			if e = explainOf(t, cookieOf(t, c), "--zombie-silence=3s"); e.Verdict != "zombie" {
 				return errors.New(e.Verdict)
 			}
 			return nil
 		})
 		paste(t, e.Explanation.Advice[len(e.Explanation.Advice)-1].How[0])
-		if errno := readErrno(t, c, 5*time.Second); errno != syscall.ECONNABORTED {
+		if errno := readErrno(t, c); errno != syscall.ECONNABORTED {
 			t.Errorf("the application got %v", errno)
 		}
 	})
@@ -544,7 +544,7 @@ func TestExplainAZombieBehindAClosedWindow(t *testing.T) {
 		fill(c)
 		n.cut(vanishing)
 		var e explained
-		eventually(t, 40*time.Second, "a zombie", func() error {
+		eventually(t, "a zombie", func() error {
 			if e = explainOf(t, cookieOf(t, c), "--zombie-silence=2s"); e.Verdict != "zombie" {
 				return errors.New(e.Verdict)
 			}

@@ -137,7 +137,7 @@ func TestListAllIsWhatSSShows(t *testing.T) {
 	var shown []socketObject // by the agent, which is asked first: time_wait is soon over
 	for _, args := range [][]string{{"--url", a.url}, nil} {
 		for _, ns := range []*lab.Namespace{n.Client, n.Server} {
-			eventually(t, 20*time.Second, fmt.Sprintf("list --all %v", args), func() error {
+			eventually(t, fmt.Sprintf("list --all %v", args), func() error {
 				before := ssAll(t, ns)
 				conns := list(t, append([]string{"--all"}, args...)...)
 				after := ssAll(t, ns)
@@ -263,7 +263,7 @@ func (n *network) sockets() {
 			client = dial(at.port)
 			select {
 			case server = <-accepted:
-			case <-time.After(5 * time.Second):
+			case <-time.After(generous):
 				t.Fatal("nothing is accepted")
 			}
 			t.Cleanup(func() { server.Close() })
@@ -331,7 +331,7 @@ func TestListGroupsAndFilters(t *testing.T) {
 	n.greet(living)
 	n.keepalive(dying, time.Second, time.Second, 127)
 	n.cut(vanishing)
-	eventually(t, 15*time.Second, "zombies", func() error { return all(a.connections(n, vanishing, ""), zombies, "zombie") })
+	eventually(t, "zombies", func() error { return all(a.connections(n, vanishing, ""), zombies, "zombie") })
 	client, server := fmt.Sprint(n.Client.Inode()), fmt.Sprint(n.Server.Inode())
 
 	for name, how := range map[string][]string{"alone": rules, "from an agent": {"--url", a.url}} {
@@ -422,7 +422,7 @@ func TestAskingForAllTakesLittleMemory(t *testing.T) {
 	g.ready()
 	a := startAgent(t)
 	// As much as it takes anyway; and kernels may hide a connection from the first census.
-	eventually(t, time.Minute, "all of them", func() error {
+	eventually(t, "all of them", func() error {
 		var doc struct{ Total int }
 		if err := a.get("/api/v1/connections", &doc); err != nil {
 			t.Fatal(err)

@@ -16,7 +16,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -77,7 +76,7 @@ func (c *namespaceCount) now() int {
 func (c *namespaceCount) waitForMore(made int) int {
 	c.agent.t.Helper()
 	var got int
-	eventually(c.agent.t, 60*time.Second, "the census counts them", func() error {
+	eventually(c.agent.t, "the census counts them", func() error {
 		// Each is another than those of earlier tests, of which the loopback's is one.
 		if got = c.now(); got <= made || got > c.lowest+made {
 			return fmt.Errorf("%d namespaces, expected %d, or fewer by what earlier tests left", got, c.lowest+made)
@@ -91,7 +90,7 @@ func (c *namespaceCount) waitForMore(made int) int {
 // counted, which was taken while the namespaces that have gone still existed.
 func (c *namespaceCount) waitForFewer(counted, gone int) {
 	c.agent.t.Helper()
-	eventually(c.agent.t, 60*time.Second, "the census counts them no more", func() error {
+	eventually(c.agent.t, "the census counts them no more", func() error {
 		got := c.now()
 		if got > c.lowest || got > counted-gone {
 			return fmt.Errorf("%d namespaces, there were %d before, and %d with the %d that have gone", got, c.lowest, counted, gone)
@@ -165,7 +164,7 @@ func TestNamespacesComeAndGo(t *testing.T) {
 		namespaces.waitForFewer(counted, many)
 	}
 
-	eventually(t, 5*time.Second, "nothing is held", func() error {
+	eventually(t, "nothing is held", func() error {
 		if got := strays(t, pid); len(got) > 0 {
 			return fmt.Errorf("threads in other namespaces: %v", got)
 		}
@@ -206,7 +205,7 @@ func loaded(t *testing.T) (programs, links int) {
 func TestNothingIsLeftInTheKernel(t *testing.T) {
 	programs, links := loaded(t) // not parallel: it counts every program
 	checkGone := func(t *testing.T) {
-		eventually(t, 10*time.Second, "unloaded", func() error {
+		eventually(t, "unloaded", func() error {
 			if p, l := loaded(t); p > programs || l > links {
 				return fmt.Errorf("%d programs and %d links, there were %d and %d", p, l, programs, links)
 			}
@@ -246,7 +245,7 @@ func TestNothingIsLeftInTheKernel(t *testing.T) {
 		}
 		before := holders()
 		cmd, out := start(t, "demo")
-		eventually(t, 10*time.Second, "it has its namespaces", func() error {
+		eventually(t, "it has its namespaces", func() error {
 			if holders() < before+2 {
 				return errors.New("not yet")
 			}
@@ -349,7 +348,7 @@ func TestThousandNamespacesLeaveNothing(t *testing.T) {
 	first := rounds(scaled(200 / batch))
 	second := rounds(scaled(800 / batch))
 	t.Logf("after a fifth of the namespaces %+v, after all %+v", first, second)
-	eventually(t, 10*time.Second, "nothing is held", func() error {
+	eventually(t, "nothing is held", func() error {
 		now := holdings(t, a)
 		// One may be a scrape's connection, and threads are kept for later.
 		if now.fds > first.fds+1 || now.goroutines > first.goroutines+2 || now.threads > first.threads+4 || now.resident > first.resident+8 {
@@ -389,7 +388,7 @@ func TestWhatIsLeftInANamespaceIsFound(t *testing.T) {
 		a := startAgent(t)
 		agree := func(want ...string) {
 			t.Helper()
-			eventually(t, 10*time.Second, "the agent and ss agree", func() error {
+			eventually(t, "the agent and ss agree", func() error {
 				var states []string
 				before := ssAll(t, n.Server)
 				var list struct{ Connections []socketObject }
@@ -480,7 +479,7 @@ func TestNamespacesWithHashTablesOfTheirOwn(t *testing.T) { // not parallel, for
 	a := startAgent(t)
 	for _, ns := range []*lab.Namespace{n.Client, n.Server} {
 		for name, args := range map[string][]string{"alone": nil, "from an agent": {"--url", a.url}, "again": {"--url", a.url}} {
-			eventually(t, 10*time.Second, name, func() error {
+			eventually(t, name, func() error {
 				before := ssAll(t, ns)
 				rows := make(map[string]row)
 				conns := list(t, append([]string{"--all", "--netns", strconv.FormatUint(uint64(ns.Inode()), 10)}, args...)...)

@@ -235,7 +235,7 @@ func TestOwnerOfZombieOutlivesItsProcess(t *testing.T) {
 			}
 			return c, nil
 		}
-		eventually(t, 25*time.Second, "a zombie of its parent", func() error {
+		eventually(t, "a zombie of its parent", func() error {
 			c, err := zombie()
 			if err == nil {
 				n.owned(t, "zombie", c, parent, got.FD)
@@ -246,7 +246,7 @@ func TestOwnerOfZombieOutlivesItsProcess(t *testing.T) {
 		child := h.comes()
 		child.does(order{Do: "name", Name: "child"})
 		parent.leaves()
-		eventually(t, 75*time.Second, "a zombie of its child", func() error {
+		eventually(t, "a zombie of its child", func() error {
 			c, err := zombie()
 			if err == nil && (c.Process == nil || c.Process.PID != child.PID) {
 				err = fmt.Errorf("of %+v", c.Process)
@@ -425,7 +425,7 @@ func TestGroupsOfOwners(t *testing.T) {
 		}
 
 		n.cut(vanishing)
-		eventually(t, 21*time.Second, "zombies by owner", func() error {
+		eventually(t, "zombies by owner", func() error {
 			for _, c := range a.everywhere(n, vanishing) {
 				if c.Netns == n.Client.Inode() && c.Verdict != "zombie" {
 					return fmt.Errorf("%s is %s", c.Cookie, c.Verdict)
@@ -445,7 +445,7 @@ func TestGroupsOfOwners(t *testing.T) {
 		}
 
 		var deaths []death
-		eventually(t, 30*time.Second, "all are given up", func() error {
+		eventually(t, "all are given up", func() error {
 			if deaths = a.deaths(n, vanishing); len(deaths) != len(all) {
 				return fmt.Errorf("%d deaths, expected %d", len(deaths), len(all))
 			}
@@ -508,7 +508,7 @@ func TestAcceptedConnectionHasItsListenersGroup(t *testing.T) {
 			t.Fatal(err)
 		}
 		client.Close()
-		eventually(t, 10*time.Second, "its death is told", func() error {
+		eventually(t, "its death is told", func() error {
 			var list struct {
 				Deaths []death `json:"deaths"`
 			}

@@ -50,7 +50,7 @@ func TestZombieAlerts(t *testing.T) { // not parallel, for that reason
 	n.greet(slices.Concat(victims, dying, neighbours))
 	n.keepalive(slices.Concat(victims, neighbours), 2*time.Second, time.Second, 120)
 	n.keepalive(dying, 2*time.Second, time.Second, 13)
-	eventually(t, time.Minute, "no zombies on this node but its own (tests before leave some behind)", func() error {
+	eventually(t, "no zombies on this node but its own (tests before leave some behind)", func() error {
 		if zombies := a.zombies(); zombies > 0 {
 			return fmt.Errorf("%v zombies", zombies)
 		}
@@ -60,7 +60,7 @@ func TestZombieAlerts(t *testing.T) { // not parallel, for that reason
 	told := newPager(t)
 	am := startAlertmanager(t, told.url)
 	p := startPrometheus(t, a, am)
-	eventually(t, 20*time.Second, "the agent is scraped, and its rules evaluated", func() error {
+	eventually(t, "the agent is scraped, and its rules evaluated", func() error {
 		return p.answers(`up{job="halfopen"} == 1 and instance:halfopen_tcp_zombies:sum unless on () ALERTS{alertname="HalfopenAgentDown"}`)
 	})
 	throughout(t.Context(), 5*time.Second, func() {
@@ -73,14 +73,14 @@ func TestZombieAlerts(t *testing.T) { // not parallel, for that reason
 	n.cut(doomed)
 	ofOwner := map[string]string{"alertname": "HalfopenZombiesOfOneOwner", "severity": "warning", "remote_port": strconv.Itoa(pooled)}
 	ofNode := map[string]string{"alertname": "HalfopenZombies", "severity": "warning"}
-	eventually(t, 30*time.Second, "the alerts fire in Alertmanager", func() error {
+	eventually(t, "the alerts fire in Alertmanager", func() error {
 		return errors.Join(am.has(ofOwner, "active"), am.has(ofNode, "active"),
 			am.has(map[string]string{"alertname": "HalfopenZombies", "severity": "info"}, "suppressed"))
 	})
-	eventually(t, 10*time.Second, "somebody is told", func() error {
+	eventually(t, "somebody is told", func() error {
 		return errors.Join(told.of("firing", ofOwner), told.of("firing", ofNode))
 	})
-	eventually(t, 20*time.Second, "some are given up", func() error {
+	eventually(t, "some are given up", func() error {
 		return p.answers(`increase(halfopen_tcp_deaths_total{cause="keepalive_timeout"}[1m]) > 0`)
 	})
 
@@ -91,7 +91,7 @@ func TestZombieAlerts(t *testing.T) { // not parallel, for that reason
 	})
 
 	restore()
-	eventually(t, 30*time.Second, "recovery resolves them", func() error {
+	eventually(t, "recovery resolves them", func() error {
 		if am.has(ofOwner, "active") == nil || am.has(ofNode, "active") == nil {
 			return errors.New("still active in Alertmanager")
 		}
@@ -171,7 +171,7 @@ func serveDebian(t *testing.T, addr, name string, args ...string) {
 			t.Logf("%s said:\n%s", name, out)
 		}
 	})
-	eventually(t, 30*time.Second, name+" is ready", func() error {
+	eventually(t, name+" is ready", func() error {
 		select {
 		case <-done:
 			t.Fatalf("%s has ended", name)
@@ -424,7 +424,7 @@ func checkDashboards(t *testing.T, a *agent, p *prometheus, owner string) {
 		for _, q := range d.Queries() {
 			exists(d.File+": "+q.Of, q.Expr)
 			asked++
-			eventually(t, 10*time.Second, d.File+": "+q.Of, func() error {
+			eventually(t, d.File+": "+q.Of, func() error {
 				return errors.Join(p.answers(deploy.Variables(q.Expr, chosen)), p.answers(deploy.Variables(q.Expr, everything)))
 			})
 		}

@@ -272,7 +272,7 @@ func (h *theatre) puppet(name, netns string) *puppet {
 // comes waits for the next puppet that reports.
 func (h *theatre) comes() *puppet {
 	h.t.Helper()
-	if err := h.l.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := h.l.SetDeadline(time.Now().Add(generous)); err != nil {
 		h.t.Fatal(err)
 	}
 	conn, err := h.l.Accept()
@@ -317,7 +317,7 @@ func (p *puppet) do(o order) (a answer, err error) {
 func (p *puppet) leaves() {
 	p.t.Helper()
 	p.conn.Close()
-	eventually(p.t, 10*time.Second, "the process has ended", func() error {
+	eventually(p.t, "the process has ended", func() error {
 		body, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID))
 		// Its other threads may still hold what the first has let go of.
 		threads, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", p.PID))

@@ -142,7 +142,7 @@ func TestRetransmissionsAreCountedExactlyByType(t *testing.T) {
 				wg.Go(func() { s.run(t, n) })
 			}
 			wg.Wait()
-			eventually(t, 20*time.Second, "the counters agree", func() error {
+			eventually(t, "the counters agree", func() error {
 				expected, untried := make(retransmissions), 0
 				for _, n := range networks {
 					client := grown(t, n.Client, nil)
@@ -215,7 +215,7 @@ func oneSegmentABuffer(t *testing.T, n *network) {
 // await waits until a counter of a namespace reaches a value.
 func await(t *testing.T, n *lab.Namespace, counter string, atLeast int) {
 	t.Helper()
-	eventually(t, 30*time.Second, counter, func() error {
+	eventually(t, counter, func() error {
 		if got := netstat(t, n)[counter]; got < atLeast {
 			return fmt.Errorf("%d, expected %d", got, atLeast)
 		}
@@ -245,7 +245,7 @@ func connectOver(t *testing.T, n *network, r lab.Rule, at *lab.Namespace) {
 	var wg sync.WaitGroup
 	for range many {
 		wg.Go(func() {
-			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), generous)
 			defer cancel()
 			c, err := n.Client.Dial(ctx, n.server(vanishing))
 			if err != nil {
@@ -290,7 +290,7 @@ func write(t *testing.T, conns []*net.TCPConn, size int) {
 func answered(t *testing.T, conns []*net.TCPConn, size int) {
 	t.Helper()
 	for _, c := range conns {
-		_ = c.SetReadDeadline(time.Now().Add(30 * time.Second))
+		_ = c.SetReadDeadline(time.Now().Add(generous))
 		if _, err := io.ReadFull(c, make([]byte, size)); err != nil {
 			t.Error(err)
 		}
@@ -324,7 +324,7 @@ func probeOfNewData(t *testing.T, n *network) {
 		if err := c.CloseWrite(); err != nil {
 			t.Error(err)
 		}
-		_ = c.SetReadDeadline(time.Now().Add(30 * time.Second))
+		_ = c.SetReadDeadline(time.Now().Add(generous))
 		if _, err := c.Read(make([]byte, 1)); err != io.EOF {
 			t.Errorf("the client read %v", err)
 		}

@@ -112,7 +112,7 @@ func TestProbesThatAnAnswerLeftBehind(t *testing.T) {
 	say() // stays unread
 	n.keepalive([]*net.TCPConn{c}, time.Second, time.Second, 60)
 	restore := n.cut(vanishing)
-	eventually(t, 15*time.Second, "five probes are unanswered", func() error {
+	eventually(t, "five probes are unanswered", func() error {
 		for _, s := range n.ss(vanishing) {
 			if s.count >= 5 {
 				return nil
@@ -144,11 +144,11 @@ func TestManyRecoverAtOnce(t *testing.T) {
 	n.greet(conns)
 	n.keepalive(conns, 2*time.Second, time.Second, 60)
 	restore := n.cut(vanishing)
-	eventually(t, 25*time.Second, "all zombies", func() error {
+	eventually(t, "all zombies", func() error {
 		return all(a.connections(n, vanishing, "verdict=zombie"), count, "zombie")
 	})
 	restore()
-	eventually(t, 5*time.Second, "all recovered", func() error {
+	within(t, 7*patience*time.Second, "all recovered", func() error {
 		if left := a.connections(n, vanishing, "verdict=zombie&verdict=suspect"); len(left) > 0 {
 			return fmt.Errorf("%d are %s still", len(left), left[0].Verdict)
 		}
@@ -172,7 +172,7 @@ func TestManyAreDestroyedAtOnce(t *testing.T) {
 	n.greet(conns)
 	n.keepalive(conns, time.Second, time.Second, 60)
 	n.cut(vanishing)
-	eventually(t, 30*time.Second, "all zombies", func() error {
+	eventually(t, "all zombies", func() error {
 		return all(a.connections(n, vanishing, "verdict=zombie"), count, "zombie")
 	})
 	before := a.metrics().value("halfopen_tcp_deaths_total", "cause", "destroyed")
@@ -183,7 +183,7 @@ func TestManyAreDestroyedAtOnce(t *testing.T) {
 		t.Fatalf("ss -K left %d", left)
 	}
 	var deaths []death
-	eventually(t, 3*time.Second, "all told", func() error {
+	within(t, 7*patience*time.Second, "all told", func() error {
 		if deaths = a.deaths(n, vanishing); len(deaths) != count {
 			return fmt.Errorf("%d deaths", len(deaths))
 		}

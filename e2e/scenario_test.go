@@ -221,7 +221,7 @@ func TestEveryCause(t *testing.T) { // not parallel: it reads node-wide counters
 func settle(t *testing.T, a *agent) {
 	t.Helper()
 	quiet, last := time.Now(), -1.0
-	eventually(t, time.Minute, "three quiet seconds", func() error {
+	eventually(t, "three quiet seconds", func() error {
 		if now := a.metrics().value("halfopen_events_total", "type", "death"); now != last {
 			quiet, last = time.Now(), now
 		}
@@ -1228,7 +1228,7 @@ func TestOutOfMemory(t *testing.T) { // not parallel, for that reason
 		t.Fatal(err)
 	}
 	close(scarce)
-	eventually(t, 2*time.Second, "all given up", func() error {
+	eventually(t, "all given up", func() error {
 		if n := netstat(t, s.Client)["TcpExtTCPAbortOnMemory"] - before; n != 4*many {
 			return fmt.Errorf("%d of %d", n, 4*many)
 		}

@@ -109,7 +109,7 @@ func (r *room) run(cmd *exec.Cmd) (stdout, stderr string, status int) {
 	out, errs := &buffer{}, &buffer{}
 	cmd.Stdout, cmd.Stderr = out, errs
 	r.must(cmd.Start)
-	timer := time.AfterFunc(60*patience*time.Second, func() { _ = cmd.Process.Kill() })
+	timer := time.AfterFunc(generous, func() { _ = cmd.Process.Kill() })
 	defer timer.Stop()
 	_ = cmd.Wait()
 	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
@@ -251,7 +251,7 @@ func TestTraceThroughTheAgentOfTheMachine(t *testing.T) {
 	trace.Stderr = said
 	r.must(trace.Start)
 	defer func() { _ = trace.Process.Kill() }()
-	eventually(t, time.Minute, "trace watches", func() error {
+	eventually(t, "trace watches", func() error {
 		if want := "watching through " + machineSocket + "; press Ctrl-C to stop\n"; said.String() != want {
 			return fmt.Errorf("it says %q", said.String())
 		}
@@ -260,7 +260,7 @@ func TestTraceThroughTheAgentOfTheMachine(t *testing.T) {
 	n.cut(vanishing)
 	kinds := make(map[string]map[string]bool) // which connections had each
 	cookies := n.ss(vanishing)
-	timer := time.AfterFunc(2*patience*time.Minute, func() { _ = trace.Process.Kill() })
+	timer := time.AfterFunc(generous, func() { _ = trace.Process.Kill() })
 	defer timer.Stop()
 	lines := bufio.NewScanner(out)
 	for len(kinds["death"]) < len(conns) && lines.Scan() {
@@ -321,7 +321,7 @@ func TestTraceSaysThatItsAgentHasEnded(t *testing.T) {
 	trace.Stderr = said
 	r.must(trace.Start)
 	defer func() { _ = trace.Process.Kill() }()
-	eventually(t, time.Minute, "trace watches", func() error {
+	eventually(t, "trace watches", func() error {
 		if said.String() == "" {
 			return errors.New("it has not said so")
 		}
@@ -488,7 +488,7 @@ func TestSocketThatSystemdPasses(t *testing.T) {
 	a := launch(t, addr, cmd, func() error { return r.do(cmd.Start) })
 	defer a.stop()
 	member := func() *exec.Cmd { return as(nobody, halfopenGroup, "list", "--cause=refused") }
-	eventually(t, time.Minute, "the agent answers on the socket", func() error {
+	eventually(t, "the agent answers on the socket", func() error {
 		if _, stderr, status := r.run(member()); status != 0 {
 			return errors.New(stderr)
 		}

@@ -71,7 +71,7 @@ func (m *terminal) screen() string { m.t.Helper(); return m.tmux("capture-pane",
 // shows waits until each of these is on the screen, and returns it.
 func (m *terminal) shows(what string, words ...string) (screen string) {
 	m.t.Helper()
-	eventually(m.t, 15*time.Second, what, func() error {
+	eventually(m.t, what, func() error {
 		screen = m.screen()
 		for _, w := range words {
 			if !strings.Contains(screen, w) {
@@ -86,7 +86,7 @@ func (m *terminal) shows(what string, words ...string) (screen string) {
 // lacks waits until this is no longer on the screen.
 func (m *terminal) lacks(what, word string) {
 	m.t.Helper()
-	eventually(m.t, 15*time.Second, what, func() error {
+	eventually(m.t, what, func() error {
 		if strings.Contains(m.screen(), word) {
 			return fmt.Errorf("%q is on the screen", word)
 		}
@@ -138,7 +138,7 @@ func children(t *testing.T, pid int) (pids []int) {
 // that draws.
 func (m *terminal) tops() (outer, inner int) {
 	m.t.Helper()
-	eventually(m.t, 5*time.Second, "top runs in a process of its own", func() error {
+	eventually(m.t, "top runs in a process of its own", func() error {
 		outers := children(m.t, m.shell)
 		if len(outers) != 1 {
 			return fmt.Errorf("the shell has children %v", outers)
@@ -175,7 +175,7 @@ func topTraffic(t *testing.T) (n *network, a *agent) {
 	n.greet(n.dial(healthy, 3))
 	n.keepalive(conns, time.Second, time.Second, 120)
 	n.cut(vanishing)
-	eventually(t, 10*time.Second, "there are zombies", func() error {
+	eventually(t, "there are zombies", func() error {
 		return all(a.connections(n, vanishing, ""), 2, "zombie")
 	})
 	return n, a
@@ -207,7 +207,7 @@ func TestTop(t *testing.T) {
 	// It counts down.
 	left := regexp.MustCompile(`\d+m\d+s|\d+s`)
 	was := left.FindAllString(firstRow(screen), -1)
-	eventually(t, 5*time.Second, "the countdown goes on", func() error {
+	eventually(t, "the countdown goes on", func() error {
 		if now := left.FindAllString(firstRow(m.screen()), -1); slices.Equal(now, was) {
 			return fmt.Errorf("still %v", now)
 		}
@@ -287,7 +287,7 @@ func TestTop(t *testing.T) {
 func (m *terminal) restored(before, command, state string) {
 	m.t.Helper()
 	want := strings.TrimRight(before, "\n ") + " " + command + "\n" + prompt
-	eventually(m.t, 10*time.Second, "the screen is as it was", func() error {
+	eventually(m.t, "the screen is as it was", func() error {
 		// A command may be longer than the screen is wide.
 		if now := strings.TrimRight(m.tmux("capture-pane", "-p", "-J"), "\n "); now != want {
 			return fmt.Errorf("it is\n%s\nexpected\n%s", now, want)
@@ -302,7 +302,7 @@ func (m *terminal) restored(before, command, state string) {
 // restoredAnd is restored, but that it was said why.
 func (m *terminal) restoredAnd(before, command, state string, says []string) {
 	m.t.Helper()
-	eventually(m.t, 10*time.Second, "the screen is as it was, and it is said why", func() error {
+	eventually(m.t, "the screen is as it was, and it is said why", func() error {
 		all := strings.TrimRight(m.tmux("capture-pane", "-p", "-J", "-S", "-"), "\n ")
 		said, here := strings.CutPrefix(all, strings.TrimRight(before, "\n ")+" "+command+"\n")
 		if !here || !strings.HasSuffix(said, "\n"+prompt) {
@@ -372,7 +372,7 @@ func TestTopLeavesTheTerminalAsItWas(t *testing.T) {
 				m.restoredAnd(before, command, state, test.says)
 			}
 			for _, p := range []int{pid, inner} {
-				eventually(t, 5*time.Second, "its processes end", func() error {
+				eventually(t, "its processes end", func() error {
 					if err := syscall.Kill(p, 0); !errors.Is(err, syscall.ESRCH) {
 						return fmt.Errorf("process %d is still there: %v", p, err)
 					}

@@ -21,8 +21,9 @@ const (
 	healthy   = 7001
 )
 
-// checkLatency checks that the verdict came within a second of when the silence
-// was long enough: with keepalive every second, of the deciding probe.
+// checkLatency checks that the verdict came soon after the silence was long enough: with
+// keepalive every second, a second later at most, and as much later as the machine is
+// busy. The next census would be up to fifteen seconds later.
 func checkLatency(t *testing.T, conns []connection, within time.Duration) {
 	t.Helper()
 	now := time.Now()
@@ -56,11 +57,11 @@ func TestKeepaliveZombies(t *testing.T) {
 				}
 			}
 		}
-		eventually(t, 20*time.Second, "all zombies", func() error {
+		eventually(t, "all zombies", func() error {
 			checkNeighbours()
 			return all(a.connections(n, vanishing, ""), many, "zombie")
 		})
-		checkLatency(t, a.connections(n, vanishing, ""), 1500*time.Millisecond)
+		checkLatency(t, a.connections(n, vanishing, ""), 5*patience*time.Second)
 
 		earliest := time.Now()
 		first := n.unansweredAsSS(a, vanishing, "keepalive")
@@ -110,10 +111,10 @@ func TestRetransmitZombies(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		eventually(t, 20*time.Second, "all zombies", func() error {
+		eventually(t, "all zombies", func() error {
 			return all(a.connections(n, vanishing, ""), many, "zombie")
 		})
-		checkLatency(t, a.connections(n, vanishing, ""), 1500*time.Millisecond)
+		checkLatency(t, a.connections(n, vanishing, ""), 5*patience*time.Second)
 		throughout(t.Context(), 5*time.Second, func() {
 			for _, c := range n.unansweredAsSS(a, vanishing, "on") {
 				if c.Evidence != "retransmit" || c.Retransmits.Unanswered != c.Unanswered || c.UnackedSegments == 0 ||
@@ -133,14 +134,14 @@ func TestPeerComesBack(t *testing.T) {
 		n.greet(conns)
 		n.keepalive(conns, 2*time.Second, time.Second, 60)
 		restore := n.cut(vanishing)
-		eventually(t, 20*time.Second, "all zombies", func() error {
+		eventually(t, "all zombies", func() error {
 			return all(a.connections(n, vanishing, ""), many, "zombie")
 		})
 		before := a.metrics().value("halfopen_tcp_zombie_seconds")
 		restore()
 		// The next probe goes out within a second, and its answer is noticed
 		// within two more.
-		eventually(t, 3500*time.Millisecond, "all recovered", func() error {
+		within(t, 7*patience*time.Second, "all recovered", func() error {
 			for _, c := range a.connections(n, vanishing, "") {
 				if c.Verdict != "active" && c.Verdict != "idle" {
 					return fmt.Errorf("%s is %s", c.Cookie, c.Verdict)
@@ -175,7 +176,7 @@ func TestConnectionsOlderThanTheAgent(t *testing.T) {
 		n.greet(conns)
 		n.keepalive(conns, 2*time.Second, time.Second, 120)
 		n.cut(vanishing)
-		eventually(t, 20*time.Second, "ss counts enough probes", func() error {
+		eventually(t, "ss counts enough probes", func() error {
 			for cookie, s := range n.ss(vanishing) {
 				if s.count < 9 {
 					return fmt.Errorf("%s has %d", cookie, s.count)
@@ -322,12 +323,13 @@ func TestIdleConnections(t *testing.T) {
 		guarded, unguarded, active := n.dial(guardedPort, 5), n.dial(unguardedPort, 7), n.dial(activePort, 3)
 		n.keepalive(guarded, time.Second, time.Second, 60)
 		n.greet(guarded)
-		n.greet(unguarded)
 		greeted := time.Now()
+		n.greet(unguarded)
+		answered := time.Now()
 		if err := all(a.connections(n, unguardedPort, ""), 7, "active"); err != nil {
 			t.Error(err)
 		}
-		eventually(t, 6*time.Second, "unguarded", func() error {
+		eventually(t, "unguarded", func() error {
 			n.greet(active)
 			return all(a.connections(n, unguardedPort, ""), 7, "unguarded")
 		})
@@ -335,8 +337,9 @@ func TestIdleConnections(t *testing.T) {
 			if c.Keepalive.Enabled || c.Keepalive.PerSocket || c.Keepalive.TimeSeconds != 77 {
 				t.Errorf("not the settings of its namespace: %+v", c.Keepalive)
 			}
-			if began := c.Since.Sub(greeted); began < 2900*time.Millisecond || began > 3200*time.Millisecond {
-				t.Errorf("%s is unguarded since %v after its last data", c.Cookie, began)
+			// Both clocks have some milliseconds of room.
+			if since := c.Since.Add(-3 * time.Second); since.Before(greeted.Add(-100*time.Millisecond)) || since.After(answered.Add(200*time.Millisecond)) {
+				t.Errorf("%s is unguarded since %v, expected 3 s after its last data, of %v to %v", c.Cookie, c.Since, greeted, answered)
 			}
 		}
 		if err := all(a.connections(n, guardedPort, ""), 5, "idle"); err != nil {
@@ -389,7 +392,7 @@ func TestUnusualSockets(t *testing.T) {
 
 	n.cut(vanishing)
 	c.Close()
-	eventually(t, 20*time.Second, "the orphan is a zombie", func() error {
+	eventually(t, "the orphan is a zombie", func() error {
 		return all(a.connections(n, vanishing, "state=fin_wait1"), 1, "zombie")
 	})
 	if orphan := a.connections(n, vanishing, "")[0]; orphan.Process != nil || orphan.UID != nil || orphan.Evidence != "retransmit" {
@@ -435,7 +438,7 @@ func TestHealthyConnectionsMakeNoEvents(t *testing.T) {
 		return m.value("halfopen_events_total", "type", "solicitation") + m.value("halfopen_events_total", "type", "death")
 	}
 	quiet, last := time.Now(), events(a.metrics())
-	eventually(t, time.Minute, "quiet", func() error {
+	eventually(t, "quiet", func() error {
 		if now := events(a.metrics()); now != last {
 			quiet, last = time.Now(), now
 		}
@@ -453,7 +456,7 @@ func TestHealthyConnectionsMakeNoEvents(t *testing.T) {
 		}
 	}
 	// Both ends of each; the server's ends follow.
-	eventually(t, 5*time.Second, "all closed", func() error {
+	eventually(t, "all closed", func() error {
 		if got := a.metrics().value("halfopen_tcp_deaths_total", "cause", "closed") -
 			before.value("halfopen_tcp_deaths_total", "cause", "closed"); got < 2*many*many {
 			return fmt.Errorf("%v deaths, expected %d", got, 2*many*many)
