@@ -367,7 +367,7 @@ func TestScrapeWhileTheyDie(t *testing.T) {
 		}
 		return nil
 	})
-	before, hiddenBefore := a.metrics(), len(deaths.hiddenDeaths(t))
+	before, hiddenBefore := a.metrics(), len(deathTracer.hiddenDeaths(t))
 	died := func(m metrics) float64 {
 		return m.value("halfopen_tcp_deaths_total", "cause", "keepalive_timeout") -
 			before.value("halfopen_tcp_deaths_total", "cause", "keepalive_timeout")
@@ -377,7 +377,7 @@ func TestScrapeWhileTheyDie(t *testing.T) {
 	scrapes, between := 0, 0
 	for deadline := time.Now().Add(generous); last < dying; scrapes++ {
 		if time.Now().After(deadline) {
-			if hidden := len(deaths.hiddenDeaths(t)) - hiddenBefore; int(last)+hidden < dying {
+			if hidden := len(deathTracer.hiddenDeaths(t)) - hiddenBefore; int(last)+hidden < dying {
 				t.Fatalf("%v died, and %d that no program can have seen", last, hidden)
 			}
 			break
@@ -403,7 +403,7 @@ func TestScrapeWhileTheyDie(t *testing.T) {
 		t.Errorf("only %d scrapes in the midst of the dying", between)
 	}
 	m := a.metrics()
-	if dead, undead := died(m), zombies(m); dead > dying || int(dead)+len(deaths.hiddenDeaths(t))-hiddenBefore < dying || undead != 0 {
+	if dead, undead := died(m), zombies(m); dead > dying || int(dead)+len(deathTracer.hiddenDeaths(t))-hiddenBefore < dying || undead != 0 {
 		t.Errorf("%v dead and %v zombies at the end", dead, undead)
 	}
 	if seconds := m.value("halfopen_tcp_zombie_seconds") - before.value("halfopen_tcp_zombie_seconds"); seconds < dying {

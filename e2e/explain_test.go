@@ -68,7 +68,7 @@ type explained struct {
 // explainOf has a connection explained as JSON.
 func explainOf(t *testing.T, target string, flags ...string) (e explained) {
 	t.Helper()
-	stdout, stderr, status := run(t, exec.Command(binary, append([]string{"explain", "-o", "json", target}, alone(flags)...)...))
+	stdout, stderr, status := run(t, exec.Command(binary, append([]string{"explain", "-o", "json", target}, withoutAgent(flags)...)...))
 	if status != 0 {
 		t.Fatalf("explain %s: exit status %d: %s", target, status, stderr)
 	}
@@ -570,7 +570,7 @@ func TestExplainByAddress(t *testing.T) {
 		n.greet(conns)
 		for _, flags := range [][]string{nil, {"--url", a.url}} {
 			explain := func(target string) (stdout, stderr string, status int) {
-				return run(t, exec.Command(binary, append([]string{"explain", target}, alone(flags)...)...))
+				return run(t, exec.Command(binary, append([]string{"explain", target}, withoutAgent(flags)...)...))
 			}
 			for target, word := range map[string]string{
 				n.server(crowded).String():                             "5 connections have the local address " + n.server(crowded).String(),

@@ -41,7 +41,7 @@ type fate struct {
 	// It ended between these moments; zero: some time in the trial.
 	alive, dead time.Time
 
-	hidden     bool // from every program, see witness
+	hidden     bool // from every program, see referenceTracer
 	maybe      bool // or it was an orderly end
 	unforeseen bool // something else kept the kernel from ending it in time, or made it
 }
@@ -609,7 +609,7 @@ func describe(d death) string {
 // those that were hidden from it, it may say nothing, or that it does not know.
 func (s *stage) compare(t *testing.T, g *gossip) {
 	s.t.Helper()
-	hidden := deaths.hiddenDeaths(t)
+	hidden := deathTracer.hiddenDeaths(t)
 	isHidden := func(f *fate) bool {
 		return slices.ContainsFunc(hidden, func(d hiddenDeath) bool { return d.is(f, s.began) })
 	}

@@ -95,7 +95,7 @@ func list(t *testing.T, args ...string) []socketObject {
 
 func listInto(t *testing.T, doc any, args ...string) {
 	t.Helper()
-	stdout, stderr, status := run(t, exec.Command(binary, append([]string{"list", "-o", "json"}, alone(args)...)...))
+	stdout, stderr, status := run(t, exec.Command(binary, append([]string{"list", "-o", "json"}, withoutAgent(args)...)...))
 	if status != 0 || stderr != "" {
 		t.Fatalf("%v: exit status %d: %s", args, status, stderr)
 	}
@@ -104,9 +104,9 @@ func listInto(t *testing.T, doc any, args ...string) {
 	}
 }
 
-// alone adds to the flags of a command, unless they name an agent, that it is to look by
-// itself, whatever agent this machine has.
-func alone(args []string) []string {
+// withoutAgent adds to the flags of a command, unless they name an agent, that it is to
+// look by itself, whatever agent this machine has.
+func withoutAgent(args []string) []string {
 	if slices.ContainsFunc(args, func(a string) bool { return strings.HasPrefix(a, "--url") }) {
 		return args
 	}

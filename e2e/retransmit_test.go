@@ -102,7 +102,7 @@ type situation struct {
 // namespaces. Not parallel: the agent's are of the whole node.
 func TestRetransmissionsAreCountedExactlyByType(t *testing.T) {
 	a := startAgent(t)
-	w := startWitness(t, someRetransmission)
+	w := startTracer(t, tcpRetransmissions, labAddress)
 	for _, s := range []situation{
 		{"SYN lost", synLost, func(r retransmissions, _ map[string]int) bool {
 			return r["syn"] >= many && r["synack"] == 0
@@ -127,7 +127,7 @@ func TestRetransmissionsAreCountedExactlyByType(t *testing.T) {
 		}},
 	} {
 		t.Run(s.name, func(t *testing.T) {
-			skipped := a.settled(time.Second).skipped()
+			skipped := a.settled(t, time.Second).skipped()
 			var networks []*network
 			for _, family := range []string{"ipv4", "ipv6"} {
 				n := newNetwork(t, family)
@@ -185,7 +185,7 @@ func TestRetransmissionsAreCountedExactlyByType(t *testing.T) {
 }
 
 // hiddenRetransmissions is how many so far no program saw.
-func (w *witness) hiddenRetransmissions(t *testing.T) (n int) {
+func (w *referenceTracer) hiddenRetransmissions(t *testing.T) (n int) {
 	t.Helper()
 	for _, line := range w.hidden(t) {
 		if !strings.Contains(line.says, " err=") || strings.HasSuffix(line.says, " err=0") {
