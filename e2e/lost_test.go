@@ -99,11 +99,7 @@ func TestLostEventsAreCountedAndRepaired(t *testing.T) {
 	})
 	// What lies between is less than a census, and how long asking takes.
 	within(t, census+10*patience*time.Second, "the table has them all", func() error {
-		got := 0
-		for _, zombies := range a.zombiesByOwner(storm) {
-			got += zombies
-		}
-		if got != everyone {
+		if got := a.metrics().zombies(storm); got != everyone {
 			return fmt.Errorf("%d zombies, expected %d", got, everyone)
 		}
 		return nil

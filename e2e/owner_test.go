@@ -431,7 +431,7 @@ func TestGroupsOfOwners(t *testing.T) {
 					return fmt.Errorf("%s is %s", c.Cookie, c.Verdict)
 				}
 			}
-			got := a.zombiesByOwner(vanishing)
+			got := a.metrics().zombiesByOwner(vanishing)
 			for _, r := range all {
 				// Both families run at once, and with the same names.
 				if n := got[r.owner]; n < 1 || n > 2 {
@@ -465,10 +465,10 @@ func TestGroupsOfOwners(t *testing.T) {
 }
 
 // zombiesByOwner is the metric of that name, for a service's port.
-func (a *agent) zombiesByOwner(port int) map[string]int {
-	a.t.Helper()
+func (m metrics) zombiesByOwner(port int) map[string]int {
+	m.t.Helper()
 	got := make(map[string]int)
-	f := a.metrics().families["halfopen_tcp_zombies_by_owner"]
+	f := m.families["halfopen_tcp_zombies_by_owner"]
 	if f == nil {
 		return got
 	}
@@ -482,6 +482,15 @@ func (a *agent) zombiesByOwner(port int) map[string]int {
 		}
 	}
 	return got
+}
+
+// zombies are those of a service's port, whoever owns them.
+func (m metrics) zombies(port int) (n int) {
+	m.t.Helper()
+	for _, ofOwner := range m.zombiesByOwner(port) {
+		n += ofOwner
+	}
+	return n
 }
 
 // A connection that is accepted has the group of its listener, whoever accepts it,
