@@ -64,16 +64,13 @@ func (a *agent) settled(t *testing.T, d time.Duration) metrics {
 func (a *agent) waitForLeftovers() {
 	a.t.Helper()
 	eventually(a.t, "what other tests have left is gone", func() error {
-		left := 0
-		for _, prefix := range []string{"10.77.0.0/24", "fd77::/64"} {
-			var list struct{ Total int }
-			if err := a.get("/api/v1/connections?limit=1&remote="+prefix, &list); err != nil {
-				return err
-			}
-			left += list.Total
+		var left struct{ Total int }
+		ipv4, ipv6 := lab.Subnets(subnet)
+		if err := a.get(fmt.Sprintf("/api/v1/connections?limit=1&remote=%v&remote=%v", ipv4, ipv6), &left); err != nil {
+			return err
 		}
-		if left > 0 {
-			return fmt.Errorf("%d connections", left)
+		if left.Total > 0 {
+			return fmt.Errorf("%d connections", left.Total)
 		}
 		return nil
 	})

@@ -123,7 +123,7 @@ type lobby struct {
 
 func newStage(t testing.TB) *stage {
 	t.Helper()
-	l, err := lab.New()
+	l, err := lab.NewIn(subnet)
 	if err != nil {
 		t.Fatal(err)
 	}

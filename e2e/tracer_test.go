@@ -24,6 +24,8 @@ import (
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
+
+	"github.com/halfopen/halfopen/internal/lab"
 )
 
 // A referenceTracer records events of the kernel independently of the agent. Tests ask
@@ -222,8 +224,18 @@ type tracedEvent struct {
 	says string
 }
 
-// labAddress matches an event that has an address of a test network (see package lab).
-var labAddress = regexp.MustCompile(`\b[sd]addr(=10\.77\.0\.|v6=fd77::)`)
+// subnet is the number of the subnets of the test networks, by which events of this
+// process's are told from those of others that use package lab.
+var subnet = uint8(1 + os.Getpid()%255)
+
+// labAddress matches an event that has an address of a test network.
+var labAddress = func() *regexp.Regexp {
+	ipv4, ipv6 := lab.Subnets(subnet)
+	begins := func(p netip.Prefix, last string) string {
+		return regexp.QuoteMeta(strings.TrimSuffix(p.Addr().String(), last))
+	}
+	return regexp.MustCompile(`\b[sd]addr(=` + begins(ipv4, "0") + `|v6=` + begins(ipv6, ":") + `)`)
+}()
 
 // read takes in all events so far. It locks the tracer, and returns what unlocks it.
 func (w *referenceTracer) read(t *testing.T) (unlock func()) {

@@ -40,7 +40,7 @@ type network struct {
 
 func newNetwork(t testing.TB, family string) *network {
 	t.Helper()
-	l, err := lab.New()
+	l, err := lab.NewIn(subnet)
 	if err != nil {
 		t.Fatal(err)
 	}
