@@ -211,9 +211,14 @@ func TestLargeHashTablesPutOffNoCensus(t *testing.T) { // not parallel, for it m
 		t.Errorf("hash tables of namespaces' own stretch the interval from %.1f s to %.1f s", before, worst)
 	}
 	eventually(t, "all of them are counted", func() error {
-		m := a.nextCensus()
-		if got := m.value("halfopen_tcp_connections", "state", "established", "verdict", "active"); got < 2*tables {
+		if got := a.nextCensus().value("halfopen_tcp_connections", "state", "established", "verdict", "active"); got < 2*tables {
 			return fmt.Errorf("%v connections, expected at least %d", got, 2*tables)
+		}
+		for _, n := range namespaces { // others have connections as well
+			var list struct{ Total int }
+			if err := a.get(fmt.Sprintf("/api/v1/connections?netns=%d", n.Inode()), &list); err != nil || list.Total != 2 {
+				return fmt.Errorf("%d ends of a connection in namespace %d, error %v", list.Total, n.Inode(), err)
+			}
 		}
 		return nil
 	})
@@ -265,11 +270,14 @@ func reuseport(t *testing.T, n *lab.Namespace, listeners int, family string) (po
 func TestReuseportListenersAreAllListed(t *testing.T) {
 	families(t, func(t *testing.T, net *network) {
 		a := startAgent(t, "--census-interval=200ms")
-		for _, listeners := range []int{50, 120, 150, 200, 1500} {
+		const most = 1500
+		for _, listeners := range []int{50, 120, 150, 200, most} {
 			port := reuseport(t, net.Server, listeners, net.family)
 			filter := []string{"--all", "--state=listen", "--port", strconv.Itoa(port)}
-			if got := len(list(t, filter...)); got != listeners {
-				t.Errorf("%d of %d listeners are listed at a first look", got, listeners)
+			if scale == 1 || listeners == most { // it loads the programs each time
+				if got := len(list(t, filter...)); got != listeners {
+					t.Errorf("%d of %d listeners are listed at a first look", got, listeners)
+				}
 			}
 			if got := len(list(t, append(filter, "--url", a.url)...)); got != listeners {
 				t.Errorf("the agent lists %d of %d listeners", got, listeners)

@@ -424,7 +424,7 @@ func TestAskingForAllTakesLittleMemory(t *testing.T) {
 	// As much as it takes anyway; and kernels may hide a connection from the first census.
 	eventually(t, "all of them", func() error {
 		var doc struct{ Total int }
-		if err := a.get("/api/v1/connections", &doc); err != nil {
+		if err := a.get(fmt.Sprintf("/api/v1/connections?netns=%d&netns=%d", g.Client.Inode(), g.Server.Inode()), &doc); err != nil {
 			t.Fatal(err)
 		}
 		if doc.Total < 2*pairs {

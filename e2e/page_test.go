@@ -48,8 +48,7 @@ type browser struct {
 	mayBreak bool     // the agent is stopped: requests fail
 }
 
-// startBrowser starts Debian's chromium for as long as the test runs. Who does is not
-// parallel: it takes much of the machine.
+// startBrowser starts Debian's chromium for as long as the test runs.
 func startBrowser(t testing.TB, width, height int64, flags ...chromedp.ExecAllocatorOption) *browser {
 	t.Helper()
 	opts := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath("chromium"),
@@ -196,8 +195,14 @@ var keepaliveEach = func(idle, interval, probes int) [][3]int {
 	}
 }
 
-// lonely is a port that no other test uses.
-const lonely = 7951
+// Ports that no other test uses: the page shows connections of the whole node.
+const (
+	anyAddressPort  = 7971
+	passwordPort    = 7972
+	refusedPort     = 7973
+	streamPort      = 7974
+	tenThousandPort = 7975
+)
 
 // hostile is a name that does something where it is not taken for text, or not all of
 // it is shown: its end would turn around what comes after it. And how it is shown.
@@ -206,7 +211,8 @@ const (
 	hostileShown = `<img src=x>'\u202e`
 )
 
-func TestPageShowsAZombieComeAndGo(t *testing.T) { // not parallel: it looks at the clock
+func TestPageShowsAZombieComeAndGo(t *testing.T) {
+	t.Parallel()
 	n := newNetwork(t, "ipv4")
 	a := startAgent(t)
 	b := browse(t, 1440, 900, 1)
@@ -247,7 +253,7 @@ func TestPageShowsAZombieComeAndGo(t *testing.T) { // not parallel: it looks at 
 		return nil
 	})
 	b.is("its story has an end", `document.querySelector('#story .banner')?.textContent.includes('keepalive timeout')`)
-	b.is("the feed does not have it, as was asked", `!document.querySelector('#feed li')`)
+	b.is("the feed does not have it, as was asked", fmt.Sprintf(`!document.querySelector('#feed li[data-cookie="%s"]')`, cookie))
 	b.do(chromedp.Click(chromedp.CSS(`#story .close`)), chromedp.Click(chromedp.CSS(`#causes [data-cause="refused"]`)))
 	b.is("the feed has it", fmt.Sprintf(`document.querySelector('#feed li[data-cookie="%s"]')?.textContent.includes('keepalive timeout')`, cookie))
 	b.is("its owner is in the feed", fmt.Sprintf(`document.querySelector('#feed li[data-cookie="%s"]')?.textContent.includes(%s)`, cookie, quoted(who)))
@@ -257,6 +263,7 @@ func TestPageShowsAZombieComeAndGo(t *testing.T) { // not parallel: it looks at 
 }
 
 func TestPageFiltersAreInItsAddress(t *testing.T) {
+	t.Parallel()
 	n := newNetwork(t, "ipv4")
 	a := startAgent(t, "--idle-after=2s")
 	n.serve(vanishing, echo)
@@ -313,10 +320,11 @@ func TestPageFiltersAreInItsAddress(t *testing.T) {
 
 // An address that means nothing does no harm.
 func TestPageTakesAnyAddress(t *testing.T) {
+	t.Parallel()
 	n := newNetwork(t, "ipv4")
 	a := startAgent(t)
-	n.serve(lonely, echo)
-	n.dial(lonely, many)
+	n.serve(anyAddressPort, echo)
+	n.dial(anyAddressPort, many)
 	b := browse(t, 1440, 900, 1)
 	for _, query := range []string{
 		"?sort=constructor", "?sort=-", "?sort=--silent", "?verdict=constructor", "?risk=toString", "?cause=nothing", "?cause=constructor", "?conn=%3Cb%3E", "?verdict=%00&q=%20&nothing=1",
@@ -329,6 +337,7 @@ func TestPageTakesAnyAddress(t *testing.T) {
 // A page that was left has no connection to the agent any more, of which the browser
 // has few: the next could not be loaded.
 func TestPageIsLeft(t *testing.T) {
+	t.Parallel()
 	a := startAgent(t)
 	b := browse(t, 1440, 900, 1)
 	const often = 10
@@ -351,6 +360,7 @@ func TestPageIsLeft(t *testing.T) {
 
 // A password in the address must not keep the page from asking the agent.
 func TestPageHasAPassword(t *testing.T) {
+	t.Parallel()
 	n := newNetwork(t, "ipv6")
 	config := filepath.Join(t.TempDir(), "web.yml")
 	// It is "secret", at bcrypt's lowest cost.
@@ -361,25 +371,26 @@ func TestPageHasAPassword(t *testing.T) {
 	a.url = strings.Replace(a.url, "http://", "http://prometheus:secret@", 1)
 	t.Cleanup(func() { a.stop() })
 	a.ready()
-	n.serve(lonely, echo)
-	n.dial(lonely, 1)
-	if c, err := n.Client.Dial(t.Context(), n.server(lonely+2)); err == nil {
+	n.serve(passwordPort, echo)
+	n.dial(passwordPort, 1)
+	if c, err := n.Client.Dial(t.Context(), n.server(refusedPort)); err == nil {
 		c.Close()
 		t.Fatal("nobody listens, and yet it is connected")
 	}
 	eventually(t, "a death", func() error {
-		if len(a.deaths(n, lonely+2)) == 0 {
+		if len(a.deaths(n, refusedPort)) == 0 {
 			return errors.New("none")
 		}
 		return nil
 	})
 	b := browse(t, 1440, 900, 1)
-	b.open(a, "?conn="+a.connections(n, lonely, "")[0].Cookie)
+	b.open(a, "?conn="+a.connections(n, passwordPort, "")[0].Cookie)
 	b.is("there is a story", `document.querySelector('#story .settings')`)
 	b.is("there are deaths", `document.getElementById('feed').textContent.includes('refused')`)
 }
 
 func TestPageTellsTheStoryOfAConnection(t *testing.T) {
+	t.Parallel()
 	n := newNetwork(t, "ipv4")
 	a := startAgent(t)
 	n.serve(vanishing, echo)
@@ -446,12 +457,13 @@ func TestPageTellsTheStoryOfAConnection(t *testing.T) {
 }
 
 func TestPageSaysWhenTheStreamIsLost(t *testing.T) {
+	t.Parallel()
 	n := newNetwork(t, "ipv4")
 	a := startAgent(t)
-	n.serve(lonely, echo)
-	n.dial(lonely, many)
+	n.serve(streamPort, echo)
+	n.dial(streamPort, many)
 	b := browse(t, 1440, 900, 1)
-	b.open(a, fmt.Sprintf("?q=:%d", lonely))
+	b.open(a, fmt.Sprintf("?q=:%d", streamPort))
 	rows := `document.querySelectorAll('#table tr[data-cookie]').length`
 	b.is("there are rows", rows+" > 0")
 	b.mu.Lock()
@@ -468,7 +480,7 @@ func TestPageSaysWhenTheStreamIsLost(t *testing.T) {
 	b.is("it says so aloud", `document.getElementById('said').textContent.includes('does not answer')`)
 	b.is("what was known is still there", rows+" > 0")
 
-	n.dial(lonely, 1) // while nobody looks
+	n.dial(streamPort, 1) // while nobody looks
 	restartAgent(t, a)
 	b.is("it is live again", `document.getElementById('link').dataset.state === 'live' && document.getElementById('notice').hidden`)
 	want := 2 * (many + 1) // both ends
@@ -478,13 +490,14 @@ func TestPageSaysWhenTheStreamIsLost(t *testing.T) {
 // Of ten thousand connections only those in sight are in the document, and every one
 // can be got to.
 func TestPageShowsTenThousand(t *testing.T) {
+	t.Parallel()
 	n := newNetwork(t, "ipv4")
 	crowd := newTheatre(t).puppet("crowd", "")
 	each := scaled(4500) // two ends each, with some room for what else this machine has
-	crowd.does(order{Do: "connect many", Addr: n.server(lonely + 1), Paths: []string{n.Client.Path(), n.Server.Path()}, Count: each})
+	crowd.does(order{Do: "connect many", Addr: n.server(tenThousandPort), Paths: []string{n.Client.Path(), n.Server.Path()}, Count: each})
 	a := startAgent(t)
 	b := browse(t, 1440, 900, 1)
-	b.open(a, fmt.Sprintf("?q=:%d", lonely+1))
+	b.open(a, fmt.Sprintf("?q=:%d", tenThousandPort))
 	b.is("all are there", fmt.Sprintf(`document.getElementById('table').ariaRowCount === '%d' || document.getElementById('table').getAttribute('aria-rowcount') === '%d'`, 2*each+1, 2*each+1))
 	b.do(chromedp.Evaluate[chromedp.Void](`
 		window.longest = 0;
@@ -513,6 +526,7 @@ func restartAgent(t testing.TB, old *agent) {
 }
 
 func TestPageIsAccessible(t *testing.T) {
+	t.Parallel()
 	n := newNetwork(t, "ipv4")
 	a := startAgent(t)
 	scene(t, n)
@@ -651,9 +665,10 @@ func stall(t testing.TB, n *network) {
 
 // The screenshots of the README are taken here: into $HALFOPEN_SCREENSHOTS, or
 // else only to see that they can be.
-func TestPageScreenshots(t *testing.T) { // not parallel: what other tests do would be on them
+func TestPageScreenshots(t *testing.T) {
 	dir := os.Getenv("HALFOPEN_SCREENSHOTS")
 	if dir == "" {
+		t.Parallel() // else what other tests do would be on them
 		dir = t.TempDir()
 	}
 	n := newNetwork(t, "ipv4")

@@ -186,7 +186,7 @@ func TestEveryCause(t *testing.T) { // not parallel: it reads node-wide counters
 	}
 	var wg sync.WaitGroup
 	places := make(chan struct{}, runsAtATime)
-	for i := range uint64(scaled(20)) {
+	for i := range uint64(max(scaled(12), 2)) {
 		wg.Go(func() {
 			places <- struct{}{}
 			defer func() { <-places }()
