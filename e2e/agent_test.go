@@ -30,9 +30,9 @@ import (
 	"github.com/halfopen/halfopen/bpf"
 )
 
-// binary is the halfopen to try: $HALFOPEN_BIN, or built here. everybodys is a
+// binary is the halfopen to try: $HALFOPEN_BIN, or built here. publicBinary is a
 // copy where everybody may run it.
-var binary, everybodys string
+var binary, publicBinary string
 
 // prepare makes both. It does so before any test forks: a child that inherits a
 // file open for writing keeps it from being run.
@@ -43,9 +43,9 @@ func prepare() (dir string, err error) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return dir, err
 	}
-	everybodys = filepath.Join(dir, "halfopen")
+	publicBinary = filepath.Join(dir, "halfopen")
 	if binary = os.Getenv("HALFOPEN_BIN"); binary == "" {
-		binary = everybodys
+		binary = publicBinary
 		if out, err := exec.Command("go", "build", "-o", binary, "../cmd/halfopen").CombinedOutput(); err != nil {
 			return dir, fmt.Errorf("%w\n%s", err, out)
 		}
@@ -55,16 +55,16 @@ func prepare() (dir string, err error) {
 	if err != nil {
 		return dir, err
 	}
-	return dir, os.WriteFile(everybodys, body, 0o755)
+	return dir, os.WriteFile(publicBinary, body, 0o755)
 }
 
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
-		if part := os.Getenv(crowdEnv); part != "" {
-			return playCrowd(part)
+		if part := os.Getenv(bulkEnv); part != "" {
+			return runBulkClients(part)
 		}
-		if path := os.Getenv(puppetEnv); path != "" {
-			return playPuppet(path)
+		if path := os.Getenv(helperEnv); path != "" {
+			return runHelper(path)
 		}
 		if os.Geteuid() != 0 {
 			fmt.Fprintln(os.Stderr, "the end-to-end tests need root: sudo make e2e")
@@ -80,7 +80,7 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		status := m.Run()
-		if a := common.agent; a != nil {
+		if a := shared.agent; a != nil {
 			if code := a.stop(); code != 0 {
 				fmt.Fprintf(os.Stderr, "the agent's exit status is %d: %s\n", code, a.log)
 				status = 1
@@ -196,11 +196,11 @@ func (b *buffer) String() string {
 // startAgent runs an agent until the test ends, and returns once it is ready.
 func startAgent(t testing.TB, flags ...string) *agent {
 	t.Helper()
-	return untilTheEnd(t, launchAgent(t, flags...))
+	return stopAtCleanup(t, launchAgent(t, flags...))
 }
 
-// untilTheEnd waits until an agent is ready, and ends it when the test does.
-func untilTheEnd(t testing.TB, a *agent) *agent {
+// stopAtCleanup waits until an agent is ready, and ends it when the test does.
+func stopAtCleanup(t testing.TB, a *agent) *agent {
 	t.Helper()
 	t.Cleanup(func() {
 		if a.stop(); a.late {
@@ -214,22 +214,22 @@ func untilTheEnd(t testing.TB, a *agent) *agent {
 	return a
 }
 
-// common is the agent of the tests that any agent with the defaults will do for,
+// shared is the agent of the tests that any agent with the defaults will do for,
 // whatever it has seen before: to start one for each takes longer than they do.
-var common struct {
+var shared struct {
 	sync.Mutex
 	agent *agent
 }
 
-// theAgent is that one. It ends with the last test.
-func theAgent(t testing.TB) *agent {
+// sharedAgent is that one. It ends with the last test.
+func sharedAgent(t testing.TB) *agent {
 	t.Helper()
-	common.Lock()
-	defer common.Unlock()
-	if common.agent == nil {
-		common.agent = launchAgent(t)
+	shared.Lock()
+	defer shared.Unlock()
+	if shared.agent == nil {
+		shared.agent = launchAgent(t)
 	}
-	a := common.agent.of(t)
+	a := shared.agent.of(t)
 	said := len(a.log.String())
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -244,13 +244,13 @@ func theAgent(t testing.TB) *agent {
 // socket a cookie. Only for tests that are not parallel.
 func withoutAgents(t testing.TB) {
 	t.Helper()
-	common.Lock()
-	defer common.Unlock()
-	if a := common.agent; a != nil {
+	shared.Lock()
+	defer shared.Unlock()
+	if a := shared.agent; a != nil {
 		if code := a.stop(); code != 0 {
 			t.Errorf("the agent's exit status is %d: %s", code, a.log)
 		}
-		common.agent = nil
+		shared.agent = nil
 	}
 }
 

@@ -128,27 +128,27 @@ func TestCensusOfTwoHundredThousandSockets(t *testing.T) {
 		paths, namespaces = append(paths, n.Path()), append(namespaces, n)
 		own[fmt.Sprintf("net:[%d]", n.Inode())] = true
 	}
-	h := newTheatre(t)
-	type inhabitant struct {
-		*puppet
+	h := newController(t)
+	type populator struct {
+		*helperProcess
 		addr      netip.AddrPort
 		listeners []int
 	}
-	people := make([]*inhabitant, processes)
-	for i := range people {
+	helpers := make([]*populator, processes)
+	for i := range helpers {
 		loopback := "127.0.0.1"
 		if i%2 > 0 {
 			loopback = "::1"
 		}
-		people[i] = &inhabitant{puppet: h.puppet("inhabitant", ""),
+		helpers[i] = &populator{helperProcess: h.start("populator", ""),
 			addr: netip.AddrPortFrom(netip.MustParseAddr(loopback), uint16(7000+i))}
 	}
 	// together has all of them do something at once.
-	together := func(do func(p *inhabitant) error) {
+	together := func(do func(p *populator) error) {
 		t.Helper()
 		var wg sync.WaitGroup
-		errs := make([]error, len(people))
-		for i, p := range people {
+		errs := make([]error, len(helpers))
+		for i, p := range helpers {
 			wg.Go(func() { errs[i] = do(p) })
 		}
 		wg.Wait()
@@ -156,13 +156,13 @@ func TestCensusOfTwoHundredThousandSockets(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	together(func(p *inhabitant) error {
-		got, err := p.do(order{Do: "populate", Paths: paths, Addr: p.addr, Count: pairs})
+	together(func(p *populator) error {
+		got, err := p.do(command{Do: "populate", Paths: paths, Addr: p.addr, Count: pairs})
 		p.listeners = got.FDs
 		return err
 	})
-	visit := func(p *inhabitant, count int) error {
-		_, err := p.do(order{Do: "visit", Paths: paths, FDs: p.listeners, Addr: p.addr, Count: count})
+	visit := func(p *populator, count int) error {
+		_, err := p.do(command{Do: "visit", Paths: paths, FDs: p.listeners, Addr: p.addr, Count: count})
 		return err
 	}
 	built := time.Since(began)
@@ -194,7 +194,7 @@ func TestCensusOfTwoHundredThousandSockets(t *testing.T) {
 	a := startAgent(t, "--census-interval=100ms", "--census-cpu=100%")
 	t.Run("to the last socket", func(t *testing.T) {
 		a := a.of(t)
-		together(func(p *inhabitant) error { return visit(p, 1) }) // some in time_wait
+		together(func(p *populator) error { return visit(p, 1) }) // some in time_wait
 		var before map[string]int
 		eventually(t, "the census and ss agree", func() error {
 			var others, otherLater map[string]int
@@ -257,8 +257,8 @@ func TestCensusOfTwoHundredThousandSockets(t *testing.T) {
 		stop, done := make(chan struct{}), make(chan error)
 		go func() {
 			var wg sync.WaitGroup
-			errs := make([]error, len(people))
-			for i, p := range people {
+			errs := make([]error, len(helpers))
+			for i, p := range helpers {
 				wg.Go(func() {
 					for errs[i] == nil {
 						select {

@@ -61,8 +61,8 @@ func certify(t *testing.T, dir, name string, parent *x509.Certificate, by *ecdsa
 func TestClientCertificateAndPasswordFile(t *testing.T) {
 	t.Parallel()
 	n := newNetwork(t, "ipv4")
-	n.serve(healthy, echo)
-	conns := n.dial(healthy, 1)
+	n.serve(servedPort, echo)
+	conns := n.dial(servedPort, 1)
 	n.greet(conns)
 	dir := t.TempDir()
 	ca, key := certify(t, dir, "ca", nil, nil)

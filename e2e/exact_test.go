@@ -15,8 +15,8 @@ import (
 var causes = strings.Fields(`keepalive_timeout user_timeout retransmit_timeout window_probe_timeout connect_timeout
 	orphan_timeout reset_by_peer refused unreachable aborted destroyed out_of_memory closed unknown`)
 
-// tally is the deaths that the agent has counted, by cause.
-func tally(m metrics) map[string]int {
+// deathsByCause returns the deaths that the agent has counted, by cause.
+func deathsByCause(m metrics) map[string]int {
 	m.t.Helper()
 	deaths := make(map[string]int)
 	for _, cause := range causes {
@@ -25,8 +25,8 @@ func tally(m metrics) map[string]int {
 	return deaths
 }
 
-// told is what became of the details of deaths: sent, suppressed, or lost.
-func told(m metrics) (n int) {
+// deathEvents counts what became of the details of deaths: sent, suppressed, or lost.
+func deathEvents(m metrics) (n int) {
 	m.t.Helper()
 	for _, name := range []string{"events", "events_suppressed", "events_lost"} {
 		n += int(m.value("halfopen_"+name+"_total", "type", "death"))
@@ -81,11 +81,11 @@ func (a *agent) waitForLeftovers() {
 // the whole node.
 func TestHundredThousandDeathsAreCountedExactly(t *testing.T) {
 	pairs := scaled(8501) // 102,012 ends in all
-	var timeouts, others []*gathering
+	var timeouts, others []*bulkProcess
 	a := startAgent(t)
 	a.waitForLeftovers()
 	for i, end := range []string{"keepalive_timeout", "reset", "keepalive_timeout", "user_timeout", "reset", "close"} {
-		g := gather(t, end, pairs, 7100+i)
+		g := startBulkClients(t, end, pairs, 7100+i)
 		if end == "reset" || end == "close" {
 			others = append(others, g)
 		} else {
@@ -97,7 +97,7 @@ func TestHundredThousandDeathsAreCountedExactly(t *testing.T) {
 		g.ready()
 	}
 	// Connections of others may end at any time, of whatever cause.
-	foreigners := deathTracer.foreigners(t)
+	ofOthers := deathTracer.countOthers(t)
 	before := a.settled(t, 3*time.Second)
 	hiddenBefore := len(deathTracer.hiddenDeaths(t))
 
@@ -109,9 +109,9 @@ func TestHundredThousandDeathsAreCountedExactly(t *testing.T) {
 		g.begin()
 	}
 	eventually(t, "the first times out", func() error {
-		m := tally(a.metrics())
+		m := deathsByCause(a.metrics())
 		for _, cause := range []string{"keepalive_timeout", "user_timeout"} {
-			if m[cause] > tally(before)[cause] {
+			if m[cause] > deathsByCause(before)[cause] {
 				return nil
 			}
 		}
@@ -123,7 +123,7 @@ func TestHundredThousandDeathsAreCountedExactly(t *testing.T) {
 	}
 	expected := make(map[string]int)
 	for _, g := range all {
-		for what, n := range g.saw() {
+		for what, n := range g.outcomes() {
 			switch what {
 			case "ETIMEDOUT":
 				expected[g.End] += n
@@ -143,7 +143,7 @@ func TestHundredThousandDeathsAreCountedExactly(t *testing.T) {
 	}
 	last := time.Since(began)
 	after := a.settled(t, 3*time.Second)
-	foreign := foreigners()
+	foreign := ofOthers()
 
 	hidden := len(deathTracer.hiddenDeaths(t)) - hiddenBefore
 	missing, surplus := 0, 0
@@ -153,7 +153,7 @@ func TestHundredThousandDeathsAreCountedExactly(t *testing.T) {
 		if cause != "closed" {
 			abnormal += expected[cause]
 		}
-		got := tally(after)[cause] - tally(before)[cause]
+		got := deathsByCause(after)[cause] - deathsByCause(before)[cause]
 		excess := got - expected[cause]
 		missing -= min(excess, 0)
 		surplus += max(excess, 0)
@@ -178,7 +178,7 @@ func TestHundredThousandDeathsAreCountedExactly(t *testing.T) {
 	for _, g := range others {
 		retransmitted += netstat(t, g.Client)["TcpRetransSegs"] + netstat(t, g.Server)["TcpRetransSegs"]
 	}
-	if got := told(after) - told(before); got < abnormal || got > abnormal+retransmitted+foreign {
+	if got := deathEvents(after) - deathEvents(before); got < abnormal || got > abnormal+retransmitted+foreign {
 		t.Errorf("the details of %d deaths were sent, suppressed or lost, but %d were not orderly", got, abnormal)
 	}
 	if t.Failed() {

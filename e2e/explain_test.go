@@ -174,9 +174,9 @@ func (n *network) checkSettings(t *testing.T, fd int, settings []setting, defaul
 
 func TestExplainTellsSettingsAndWhereFrom(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		a := theAgent(t)
-		n.serve(healthy, echo)
-		conns := n.dial(healthy, 4)
+		a := sharedAgent(t)
+		n.serve(servedPort, echo)
+		conns := n.dial(servedPort, 4)
 		n.greet(conns)
 		n.keepalive(conns[1:2], 0, 0, 0)
 		n.keepalive(conns[2:3], 61*time.Second, 0, 5)
@@ -272,16 +272,16 @@ var durations = regexp.MustCompile(`[0-9.]+(ms|s|m|h)([0-9]+(s|m))?\b`)
 // An agent and a look of our own say the same, but for the time between them.
 func TestExplainIsTheSameFromAnAgent(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		a := theAgent(t)
-		n.serve(healthy, echo)
-		n.serve(vanishing, echo)
-		conns, victims := n.dial(healthy, 2), n.dial(vanishing, 1)
+		a := sharedAgent(t)
+		n.serve(servedPort, echo)
+		n.serve(droppedPort, echo)
+		conns, victims := n.dial(servedPort, 2), n.dial(droppedPort, 1)
 		n.greet(conns)
 		n.greet(victims)
 		n.keepalive(conns[1:], time.Minute, 10*time.Second, 3)
 		n.keepalive(victims, 2*time.Second, time.Second, 100)
-		n.cut(vanishing)
-		eventually(t, "a zombie", func() error { return all(a.connections(n, vanishing, ""), 1, "zombie") })
+		n.cut(droppedPort)
+		eventually(t, "a zombie", func() error { return all(a.connections(n, droppedPort, ""), 1, "zombie") })
 		probes := regexp.MustCompile(`[0-9]+ (keepalive )?probes (in|are)|[Pp]robe [0-9]+`)
 		for _, c := range append(conns, victims...) {
 			timeless := func(e explained) any {
@@ -424,10 +424,10 @@ func TestExplainAdviceWorks(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			families(t, func(t *testing.T, n *network) {
-				n.serve(vanishing, echo)
-				c := n.dial(vanishing, 1)[0]
+				n.serve(droppedPort, echo)
+				c := n.dial(droppedPort, 1)[0]
 				n.greet([]*net.TCPConn{c})
-				n.cut(vanishing)
+				n.cut(droppedPort)
 				test.prepare(t, n, c)
 				e := explainOf(t, cookieOf(t, c), "--url", url)
 				if by := e.GivesUp; (by == nil) != (test.before == "") || by != nil && by.By != test.before {
@@ -465,11 +465,11 @@ func TestExplainAdviceWorks(t *testing.T) {
 // Of a sysctl, and what acts on sockets that exist.
 func TestExplainAdviceForTheNamespaceWorks(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		a := theAgent(t)
-		n.serve(vanishing, echo)
-		c := n.dial(vanishing, 1)[0]
+		a := sharedAgent(t)
+		n.serve(droppedPort, echo)
+		c := n.dial(droppedPort, 1)[0]
 		n.greet([]*net.TCPConn{c})
-		n.cut(vanishing)
+		n.cut(droppedPort)
 		if _, err := c.Write([]byte("x")); err != nil {
 			t.Fatal(err)
 		}
@@ -493,7 +493,7 @@ func TestExplainAdviceForTheNamespaceWorks(t *testing.T) {
 			}
 			var died *death
 			eventually(t, test.by, func() error {
-				for _, port := range []int{vanishing, 7011} {
+				for _, port := range []int{droppedPort, 7011} {
 					for _, d := range a.deaths(n, port) {
 						if d.Cookie == test.cookie {
 							died = &d
@@ -513,11 +513,11 @@ func TestExplainAdviceForTheNamespaceWorks(t *testing.T) {
 
 func TestExplainHowToEndAZombie(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		n.serve(vanishing, echo)
-		c := n.dial(vanishing, 1)[0]
+		n.serve(droppedPort, echo)
+		c := n.dial(droppedPort, 1)[0]
 		n.greet([]*net.TCPConn{c})
 		n.keepalive([]*net.TCPConn{c}, time.Second, time.Second, 60)
-		n.cut(vanishing)
+		n.cut(droppedPort)
 		var e explained
 		eventually(t, "a zombie", func() error {
 			if e = explainOf(t, cookieOf(t, c), "--zombie-silence=3s"); e.Verdict != "zombie" {
@@ -539,10 +539,10 @@ func TestExplainAZombieBehindAClosedWindow(t *testing.T) {
 		if err := n.Client.Sysctl("net.ipv4.tcp_retries2", "5"); err != nil {
 			t.Fatal(err)
 		}
-		n.serve(vanishing, paused(t))
-		c := n.dial(vanishing, 1)[0]
+		n.serve(droppedPort, paused(t))
+		c := n.dial(droppedPort, 1)[0]
 		fill(c)
-		n.cut(vanishing)
+		n.cut(droppedPort)
 		var e explained
 		eventually(t, "a zombie", func() error {
 			if e = explainOf(t, cookieOf(t, c), "--zombie-silence=2s"); e.Verdict != "zombie" {
@@ -562,7 +562,7 @@ func TestExplainAZombieBehindAClosedWindow(t *testing.T) {
 
 func TestExplainByAddress(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		a := theAgent(t)
+		a := sharedAgent(t)
 		const crowded, deserted = 7012, 7013 // ports that no other test has, since the addresses are the same
 		n.serve(crowded, echo)
 		n.serve(deserted, echo)

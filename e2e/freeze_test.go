@@ -76,17 +76,17 @@ func TestLockedSocketHoldsNobodyUp(t *testing.T) {
 }
 
 func holdsUpNobody(t *testing.T, n *network, own bool) {
-	l, err := n.Server.Listen("tcp", n.server(healthy))
+	l, err := n.Server.Listen("tcp", n.server(servedPort))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	c, err := n.Client.Dial(t.Context(), n.server(healthy))
+	c, err := n.Client.Dial(t.Context(), n.server(servedPort))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	release, err := lab.HoldLock(c)
+	release, err := lab.LockSocket(c)
 	if err != nil {
 		t.Fatal(err)
 	}

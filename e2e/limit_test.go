@@ -34,7 +34,7 @@ func TestIdleClientsKeepNobodyOut(t *testing.T) { // not parallel: it looks at t
 	}{{"as many descriptors as there are", "", 512}, {"1024 descriptors", "ulimit -n 1024 && ", 256}} {
 		t.Run(tc.name, func(t *testing.T) {
 			addr := freeAddr(t)
-			a := untilTheEnd(t, launchCommand(t, addr, exec.Command("sh", "-c", tc.limit+`exec "$@"`, "sh",
+			a := stopAtCleanup(t, launchCommand(t, addr, exec.Command("sh", "-c", tc.limit+`exec "$@"`, "sh",
 				binary, "agent", "--web.listen-address="+addr, "--census-interval=1s", "--census-cpu=50%")))
 			count := scaled(idleClients)
 			for i := range count {

@@ -13,8 +13,8 @@ import (
 	"github.com/halfopen/halfopen/internal/lab"
 )
 
-// solicitationsTold is what became of the solicitations that are events.
-func solicitationsTold(m metrics) (told, lost int) {
+// solicitationEvents is what became of the solicitations that are events.
+func solicitationEvents(m metrics) (told, lost int) {
 	m.t.Helper()
 	for _, name := range []string{"events", "events_suppressed", "events_lost"} {
 		n := int(m.value("halfopen_"+name+"_total", "type", "solicitation"))
@@ -48,20 +48,20 @@ func probesOfOthers(m metrics) int {
 // are of the whole node.
 func TestLostEventsAreCountedAndRepaired(t *testing.T) {
 	const (
-		census = 2 * time.Second
-		crowds = 3
-		storm  = 7961 // a port that no other test uses
+		census       = 2 * time.Second
+		networkCount = 3
+		storm        = 7961 // a port that no other test uses
 	)
 	pairs := scaled(3001)
 	a := startAgent(t, "--debug.events-bytes=4096", fmt.Sprintf("--census-interval=%v", census), "--census-cpu=100%")
 	var networks []*network
-	h := newTheatre(t)
-	var clients []*puppet
+	h := newController(t)
+	var clients []*helperProcess
 	var victims [][]int
-	for range crowds {
+	for range networkCount {
 		n := newNetwork(t, "ipv4")
-		p := h.puppet("storm", "")
-		all := p.does(order{Do: "connect many", Paths: []string{n.Client.Path(), n.Server.Path()}, Addr: n.server(storm), Count: pairs})
+		p := h.start("storm", "")
+		all := p.must(command{Do: "connect many", Paths: []string{n.Client.Path(), n.Server.Path()}, Addr: n.server(storm), Count: pairs})
 		networks, clients, victims = append(networks, n), append(clients, p), append(victims, all.FDs)
 	}
 	timeouts := func() (sum int) {
@@ -73,13 +73,13 @@ func TestLostEventsAreCountedAndRepaired(t *testing.T) {
 	tracer := startTracer(t, tcpRetransmissions, regexp.MustCompile(fmt.Sprintf(`\bdport=%d `, storm)))
 	begun := timeouts()
 	m := a.metrics()
-	before, lostBefore := solicitationsTold(m)
+	before, lostBefore := solicitationEvents(m)
 	probed := probesOfOthers(m)
 	for i, n := range networks {
 		if _, err := n.Client.Drop(lab.Rule{Percent: 100}); err != nil {
 			t.Fatal(err)
 		}
-		clients[i].does(order{Do: "write all", FDs: victims[i]})
+		clients[i].must(command{Do: "write all", FDs: victims[i]})
 	}
 
 	// By ss: retransmissions by timeout in a row, which are to be three at least
@@ -90,7 +90,7 @@ func TestLostEventsAreCountedAndRepaired(t *testing.T) {
 		}
 		return n
 	}
-	everyone := crowds * pairs
+	everyone := networkCount * pairs
 	eventually(t, "by ss all are zombies", func() error {
 		if got := truth(); got != everyone {
 			return fmt.Errorf("%d, expected %d", got, everyone)
@@ -114,7 +114,7 @@ func TestLostEventsAreCountedAndRepaired(t *testing.T) {
 	var got, lost, sent int
 	eventually(t, "nothing is sent while the counters are read", func() error {
 		sent = timeouts()
-		got, lost = solicitationsTold(a.metrics())
+		got, lost = solicitationEvents(a.metrics())
 		time.Sleep(100 * time.Millisecond)
 		if now := timeouts(); now != sent {
 			return fmt.Errorf("%d retransmissions", now-sent)

@@ -34,8 +34,8 @@ func fds(t *testing.T, pid int) int {
 	return len(entries)
 }
 
-// strays are the threads of a process outside its own network namespace.
-func strays(t *testing.T, pid int) []string {
+// threadsOutside are the threads of a process outside its own network namespace.
+func threadsOutside(t *testing.T, pid int) []string {
 	t.Helper()
 	home, err := os.Readlink("/proc/self/ns/net")
 	if err != nil {
@@ -148,7 +148,7 @@ func TestNamespacesComeAndGo(t *testing.T) {
 		var list struct {
 			Connections []connection `json:"connections"`
 		}
-		if err := a.get(fmt.Sprintf("/api/v1/connections?port=%d", healthy), &list); err != nil {
+		if err := a.get(fmt.Sprintf("/api/v1/connections?port=%d", servedPort), &list); err != nil {
 			t.Fatal(err)
 		}
 		seen := make(map[uint32]bool)
@@ -199,7 +199,7 @@ func TestNamespacesComeAndGo(t *testing.T) {
 	}
 
 	eventually(t, "nothing is held", func() error {
-		if got := strays(t, pid); len(got) > 0 {
+		if got := threadsOutside(t, pid); len(got) > 0 {
 			return fmt.Errorf("threads in other namespaces: %v", got)
 		}
 		if got := fds(t, pid); got > baseFDs+1 { // one may be a scrape's connection
@@ -315,13 +315,13 @@ func TestNothingIsLeftInTheKernel(t *testing.T) {
 	})
 }
 
-// held are a process's descriptors, threads, goroutines and memory.
-type held struct {
+// usage is a process's descriptors, threads, goroutines and memory.
+type usage struct {
 	fds, threads, goroutines int
 	resident                 float64 // MB
 }
 
-func holdings(t *testing.T, a *agent) held {
+func usageOf(t *testing.T, a *agent) usage {
 	t.Helper()
 	pid := a.cmd.Process.Pid
 	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
@@ -329,7 +329,7 @@ func holdings(t *testing.T, a *agent) held {
 		t.Fatal(err)
 	}
 	m := a.metrics()
-	return held{fds(t, pid), len(threads), int(m.value("go_goroutines")), m.value("process_resident_memory_bytes") / 1e6}
+	return usage{fds(t, pid), len(threads), int(m.value("go_goroutines")), m.value("process_resident_memory_bytes") / 1e6}
 }
 
 // A thousand namespaces come and go, some of which nothing but a descriptor or a
@@ -382,7 +382,7 @@ func TestThousandNamespacesLeaveNothing(t *testing.T) {
 			}
 		}
 	}
-	rounds := func(n int) held {
+	rounds := func(n int) usage {
 		t.Helper()
 		for range n {
 			round()
@@ -390,18 +390,18 @@ func TestThousandNamespacesLeaveNothing(t *testing.T) {
 		release()
 		namespaces.waitUntilGone(t)
 		a.nextCensus()
-		return holdings(t, a)
+		return usageOf(t, a)
 	}
 	first := rounds(scaled(200 / batch))
 	second := rounds(scaled(800 / batch))
 	t.Logf("after a fifth of the namespaces %+v, after all %+v", first, second)
 	eventually(t, "nothing is held", func() error {
-		now := holdings(t, a)
+		now := usageOf(t, a)
 		// One may be a scrape's connection, and threads are kept for later.
 		if now.fds > first.fds+1 || now.goroutines > first.goroutines+2 || now.threads > first.threads+4 || now.resident > first.resident+8 {
 			return fmt.Errorf("%+v, after a fifth %+v", now, first)
 		}
-		if got := strays(t, a.cmd.Process.Pid); len(got) > 0 {
+		if got := threadsOutside(t, a.cmd.Process.Pid); len(got) > 0 {
 			return fmt.Errorf("threads in other namespaces: %v", got)
 		}
 		return nil
@@ -433,7 +433,7 @@ func TestThousandNamespacesLeaveNothing(t *testing.T) {
 		release()
 		namespaces.waitUntilGone(t)
 		a.nextCensus()
-		if now := holdings(t, a); now.fds > first.fds+1 {
+		if now := usageOf(t, a); now.fds > first.fds+1 {
 			t.Errorf("%+v, before %+v", now, first)
 		}
 	})

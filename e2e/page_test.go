@@ -216,15 +216,15 @@ func TestPageShowsAZombieComeAndGo(t *testing.T) {
 	n := newNetwork(t, "ipv4")
 	a := startAgent(t)
 	b := browse(t, 1440, 900, 1)
-	n.serve(vanishing, echo)
-	client := newTheatre(t).puppet(hostile, n.Client.Path())
-	cookie := client.does(order{Do: "connect", Addr: n.server(vanishing), Options: keepaliveEach(2, 1, 18)}).Cookie
+	n.serve(droppedPort, echo)
+	client := newController(t).start(hostile, n.Client.Path())
+	cookie := client.must(command{Do: "connect", Addr: n.server(droppedPort), Options: keepaliveEach(2, 1, 18)}).Cookie
 	b.open(a, "?verdict=zombie&verdict=suspect&cause=refused")
-	n.cut(vanishing)
+	n.cut(droppedPort)
 
 	appeared := b.when("the zombie is there", rowIs(cookie, "zombie"))
 	var since time.Time
-	for _, c := range a.connections(n, vanishing, "") {
+	for _, c := range a.connections(n, droppedPort, "") {
 		if c.Cookie == cookie && c.Since != nil {
 			since = *c.Since
 		}
@@ -243,7 +243,7 @@ func TestPageShowsAZombieComeAndGo(t *testing.T) {
 
 	vanished := b.when("the zombie is gone", "!"+rowIs(cookie, "zombie"))
 	eventually(t, "its death is told", func() error {
-		deaths := a.deaths(n, vanishing)
+		deaths := a.deaths(n, droppedPort)
 		if len(deaths) == 0 {
 			return errors.New("no death")
 		}
@@ -266,18 +266,18 @@ func TestPageFiltersAreInItsAddress(t *testing.T) {
 	t.Parallel()
 	n := newNetwork(t, "ipv4")
 	a := startAgent(t, "--idle-after=2s")
-	n.serve(vanishing, echo)
-	h := newTheatre(t)
-	zombies, others := h.puppet("zombies", n.Client.Path()), h.puppet("others", n.Client.Path())
+	n.serve(droppedPort, echo)
+	h := newController(t)
+	zombies, others := h.start("zombies", n.Client.Path()), h.start("others", n.Client.Path())
 	for range many {
-		zombies.does(order{Do: "connect", Addr: n.server(vanishing), Options: keepaliveEach(2, 1, 100)})
+		zombies.must(command{Do: "connect", Addr: n.server(droppedPort), Options: keepaliveEach(2, 1, 100)})
 	}
-	n.serve(healthy, echo)
+	n.serve(servedPort, echo)
 	for range many {
-		others.does(order{Do: "connect", Addr: n.server(healthy)})
+		others.must(command{Do: "connect", Addr: n.server(servedPort)})
 	}
-	n.cut(vanishing)
-	eventually(t, "all zombies", func() error { return all(a.connections(n, vanishing, ""), many, "zombie") })
+	n.cut(droppedPort)
+	eventually(t, "all zombies", func() error { return all(a.connections(n, droppedPort, ""), many, "zombie") })
 
 	b := browse(t, 1440, 900, 1)
 	b.open(a, "")
@@ -299,9 +299,9 @@ func TestPageFiltersAreInItsAddress(t *testing.T) {
 	// Search, from the keyboard.
 	b.do(chromedp.KeyEvent("/"), chromedp.KeyEvent("nobody has this name"))
 	b.is("nothing is found", `document.querySelectorAll('#table tr[data-cookie]').length === 0 && !document.getElementById('none').hidden`)
-	b.do(chromedp.KeyEvent(kb.Escape), chromedp.KeyEvent(fmt.Sprintf(":%d zombies", vanishing)))
+	b.do(chromedp.KeyEvent(kb.Escape), chromedp.KeyEvent(fmt.Sprintf(":%d zombies", droppedPort)))
 	b.is("all are found", fmt.Sprintf("%s.startsWith('%d of ')", shown, many))
-	b.is("the address has the words", fmt.Sprintf(`new URLSearchParams(location.search).get('q') === ':%d zombies'`, vanishing))
+	b.is("the address has the words", fmt.Sprintf(`new URLSearchParams(location.search).get('q') === ':%d zombies'`, droppedPort))
 	b.do(chromedp.Click(chromedp.CSS(`#table .c-silent button`)))
 	b.is("sorted", search+`.includes('sort=silent') && document.querySelector('#table th.c-silent').ariaSort === 'descending'`)
 
@@ -393,15 +393,15 @@ func TestPageTellsTheStoryOfAConnection(t *testing.T) {
 	t.Parallel()
 	n := newNetwork(t, "ipv4")
 	a := startAgent(t)
-	n.serve(vanishing, echo)
-	conns := n.dial(vanishing, 1)
+	n.serve(droppedPort, echo)
+	conns := n.dial(droppedPort, 1)
 	n.greet(conns)
-	n.cut(vanishing)
+	n.cut(droppedPort)
 	if _, err := conns[0].Write([]byte("anybody there?")); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "a zombie", func() error { return all(a.connections(n, vanishing, ""), 1, "zombie") })
-	cookie := a.connections(n, vanishing, "")[0].Cookie
+	eventually(t, "a zombie", func() error { return all(a.connections(n, droppedPort, ""), 1, "zombie") })
+	cookie := a.connections(n, droppedPort, "")[0].Cookie
 
 	b := browse(t, 1440, 900, 1)
 	b.open(a, "?conn="+cookie)
@@ -492,9 +492,9 @@ func TestPageSaysWhenTheStreamIsLost(t *testing.T) {
 func TestPageShowsTenThousand(t *testing.T) {
 	t.Parallel()
 	n := newNetwork(t, "ipv4")
-	crowd := newTheatre(t).puppet("crowd", "")
+	clients := newController(t).start("bulk", "")
 	each := scaled(4500) // two ends each, with some room for what else this machine has
-	crowd.does(order{Do: "connect many", Addr: n.server(tenThousandPort), Paths: []string{n.Client.Path(), n.Server.Path()}, Count: each})
+	clients.must(command{Do: "connect many", Addr: n.server(tenThousandPort), Paths: []string{n.Client.Path(), n.Server.Path()}, Count: each})
 	a := startAgent(t)
 	b := browse(t, 1440, 900, 1)
 	b.open(a, fmt.Sprintf("?q=:%d", tenThousandPort))
@@ -588,16 +588,16 @@ func (b *browser) theme(name string) {
 // scene is a node on a bad day: of each kind of trouble some.
 func scene(t testing.TB, n *network) {
 	t.Helper()
-	h := newTheatre(t)
-	actor := func(name string) *puppet { return h.puppet(name, n.Client.Path()) }
-	listen := func(name string, port int) (*puppet, int) {
-		p := h.puppet(name, n.Server.Path())
-		return p, p.does(order{Do: "listen", Addr: n.server(port)}).FD
+	h := newController(t)
+	actor := func(name string) *helperProcess { return h.start(name, n.Client.Path()) }
+	listen := func(name string, port int) (*helperProcess, int) {
+		p := h.start(name, n.Server.Path())
+		return p, p.must(command{Do: "listen", Addr: n.server(port)}).FD
 	}
-	connect := func(p *puppet, server *puppet, listener, port, count int, options [][3]int) (fds []int) {
+	connect := func(p *helperProcess, server *helperProcess, listener, port, count int, options [][3]int) (fds []int) {
 		for range count {
-			fds = append(fds, p.does(order{Do: "connect", Addr: n.server(port), Options: options}).FD)
-			server.does(order{Do: "accept", FD: listener})
+			fds = append(fds, p.must(command{Do: "connect", Addr: n.server(port), Options: options}).FD)
+			server.must(command{Do: "accept", FD: listener})
 		}
 		return fds
 	}
@@ -616,11 +616,11 @@ func scene(t testing.TB, n *network) {
 	// Some end at once.
 	reset, tl := listen("legacy", 8443)
 	for range 3 {
-		payments.does(order{Do: "connect", Addr: n.server(8443)})
-		reset.does(order{Do: "accept", FD: tl})
+		payments.must(command{Do: "connect", Addr: n.server(8443)})
+		reset.must(command{Do: "accept", FD: tl})
 	}
-	reset.leaves() // its last words are unread: resets, or closes in order
-	if _, err := payments.do(order{Do: "connect", Addr: n.server(8444)}); err == nil {
+	reset.exit() // its last words are unread: resets, or closes in order
+	if _, err := payments.do(command{Do: "connect", Addr: n.server(8444)}); err == nil {
 		t.Error("nobody listens, and yet it is connected")
 	}
 	impatient := append(keepaliveEach(1, 1, 2), [3]int{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 0})
@@ -633,7 +633,7 @@ func scene(t testing.TB, n *network) {
 		n.cut(port)
 	}
 	for _, fd := range written {
-		cart.does(order{Do: "write", FD: fd})
+		cart.must(command{Do: "write", FD: fd})
 	}
 	stall(t, n)
 }

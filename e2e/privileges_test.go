@@ -42,7 +42,7 @@ type privilege struct {
 // withCapabilities runs halfopen as a user who has nothing but these capabilities.
 func withCapabilities(bits ...int) func(args ...string) *exec.Cmd {
 	return func(args ...string) *exec.Cmd {
-		cmd := exec.Command(everybodys, args...)
+		cmd := exec.Command(publicBinary, args...)
 		cmd.Dir = "/"
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 		for _, bit := range bits {
@@ -156,7 +156,7 @@ type olderSockets struct {
 	sockets    []io.Closer
 	own        int    // the port of one in our namespace, not accepted either
 	cookie     string // of the one in our namespace that was
-	worker     *puppet
+	worker     *helperProcess
 }
 
 const olderPort = 7003
@@ -206,18 +206,18 @@ func newOlderSockets(t *testing.T) *olderSockets {
 	}
 	s.sockets = append(s.sockets, c)
 
-	h, v2 := newTheatre(t), hierarchy(t, "")
+	h, v2 := newController(t), hierarchy(t, "")
 	top := fmt.Sprintf("halfopen-e2e-privileges-%d", os.Getpid())
 	web, job := group(t, v2, top+"/web.service"), group(t, v2, top+"/job.service")
 	at := netip.MustParseAddrPort(freeAddr(t))
-	server, client := h.puppet("web", ""), h.puppet("client", "")
+	server, client := h.start("web", ""), h.start("client", "")
 	server.joins(web)
-	listener := server.does(order{Do: "listen", Addr: at}).FD
-	server.does(order{Do: "fork", FD: listener})
-	s.worker = h.comes()
+	listener := server.must(command{Do: "listen", Addr: at}).FD
+	server.must(command{Do: "fork", FD: listener})
+	s.worker = h.accept()
 	s.worker.joins(job)
-	client.does(order{Do: "connect", Addr: at})
-	s.cookie = s.worker.does(order{Do: "accept", FD: 3}).Cookie
+	client.must(command{Do: "connect", Addr: at})
+	s.cookie = s.worker.must(command{Do: "accept", FD: 3}).Cookie
 	return s
 }
 

@@ -136,7 +136,7 @@ func TestRetransmissionsAreCountedExactlyByType(t *testing.T) {
 			}
 			// Those of others are counted as well; of their SYN-ACKs no more is known
 			// than what the host's own network namespace counts.
-			foreigners, host := w.foreigners(t), netstat(t, nil)
+			others, host := w.countOthers(t), netstat(t, nil)
 			before := a.retransmissions()
 			hiddenBefore := w.hiddenRetransmissions(t)
 			var wg sync.WaitGroup
@@ -172,7 +172,7 @@ func TestRetransmissionsAreCountedExactlyByType(t *testing.T) {
 						hidden -= off
 					}
 				}
-				foreign := foreigners() + grown(t, nil, host)["TcpExtTCPSynRetrans"]
+				foreign := others() + grown(t, nil, host)["TcpExtTCPSynRetrans"]
 				surplus := 0
 				for kind, n := range expected {
 					surplus += got[kind] - n
@@ -244,14 +244,14 @@ func (n *network) drop(r lab.Rule) (restore func()) {
 // connectOver dials while something is lost, until there were so many
 // retransmissions.
 func connectOver(t *testing.T, n *network, r lab.Rule, at *lab.Namespace) {
-	n.serve(vanishing, func(*net.TCPConn) {})
+	n.serve(droppedPort, func(*net.TCPConn) {})
 	restore := n.drop(r)
 	var wg sync.WaitGroup
 	for range many {
 		wg.Go(func() {
 			ctx, cancel := context.WithTimeout(context.Background(), generous)
 			defer cancel()
-			c, err := n.Client.Dial(ctx, n.server(vanishing))
+			c, err := n.Client.Dial(ctx, n.server(droppedPort))
 			if err != nil {
 				t.Error(err)
 				return
@@ -265,18 +265,18 @@ func connectOver(t *testing.T, n *network, r lab.Rule, at *lab.Namespace) {
 }
 
 func synLost(t *testing.T, n *network) {
-	connectOver(t, n, lab.Rule{Port: vanishing, Direction: lab.Out, Percent: 100}, n.Client)
+	connectOver(t, n, lab.Rule{Port: droppedPort, Direction: lab.Out, Percent: 100}, n.Client)
 }
 
 func synackLost(t *testing.T, n *network) {
-	connectOver(t, n, lab.Rule{Port: vanishing, Direction: lab.In, Percent: 100}, n.Server)
+	connectOver(t, n, lab.Rule{Port: droppedPort, Direction: lab.In, Percent: 100}, n.Server)
 }
 
 // greeted has connections that have spoken, so that their round trip is known and
 // none is in its handshake.
 func greeted(n *network) []*net.TCPConn {
-	n.serve(vanishing, echo)
-	conns := n.dial(vanishing, many)
+	n.serve(droppedPort, echo)
+	conns := n.dial(droppedPort, many)
 	n.greet(conns)
 	return conns
 }
@@ -304,7 +304,7 @@ func answered(t *testing.T, conns []*net.TCPConn, size int) {
 // One small segment and nothing else to send.
 func probeRetransmits(t *testing.T, n *network) {
 	conns := greeted(n)
-	restore := n.cut(vanishing)
+	restore := n.cut(droppedPort)
 	write(t, conns, 10)
 	await(t, n.Client, "TcpExtTCPTimeouts", many)
 	restore()
@@ -315,12 +315,12 @@ func probeRetransmits(t *testing.T, n *network) {
 // is lost then is retransmitted after the RTO, by slow start. The server sends
 // nothing but its FIN: of data, an ACK that is delayed would make it probe as well.
 func probeOfNewData(t *testing.T, n *network) {
-	n.serve(vanishing, func(c *net.TCPConn) {
+	n.serve(droppedPort, func(c *net.TCPConn) {
 		_, _ = io.Copy(io.Discard, c)
 		c.Close()
 	})
-	conns := n.dial(vanishing, many)
-	restore := n.cut(vanishing)
+	conns := n.dial(droppedPort, many)
+	restore := n.cut(droppedPort)
 	write(t, conns, 15*1448)
 	await(t, n.Client, "TcpExtTCPTimeouts", many)
 	restore()
@@ -346,7 +346,7 @@ func withoutProbes(n *network) {
 func timeout(t *testing.T, n *network) {
 	withoutProbes(n)
 	conns := greeted(n)
-	restore := n.cut(vanishing)
+	restore := n.cut(droppedPort)
 	write(t, conns, 10)
 	await(t, n.Client, "TcpExtTCPTimeouts", 3*many)
 	restore()
@@ -358,10 +358,10 @@ func timeout(t *testing.T, n *network) {
 func sendingFails(t *testing.T, n *network) {
 	withoutProbes(n)
 	conns := greeted(n)
-	restore := n.cut(vanishing)
+	restore := n.cut(droppedPort)
 	write(t, conns, 10)
 	await(t, n.Client, "TcpExtTCPTimeouts", many)
-	allow := refuseOut(t, n.Client, vanishing)
+	allow := refuseOut(t, n.Client, droppedPort)
 	await(t, n.Client, "TcpExtTCPRetransFail", 2*many)
 	restore()
 	allow()
@@ -428,9 +428,9 @@ func bulk(t *testing.T, n *network) {
 			}
 		})
 	}
-	n.serve(vanishing, pump)
-	conns := n.dial(vanishing, streams)
-	restore := n.drop(lab.Rule{Port: vanishing, Percent: 5})
+	n.serve(droppedPort, pump)
+	conns := n.dial(droppedPort, streams)
+	restore := n.drop(lab.Rule{Port: droppedPort, Percent: 5})
 	for _, c := range conns {
 		pump(c)
 	}

@@ -168,15 +168,15 @@ func firstRow(screen string) string {
 func topTraffic(t *testing.T) (n *network, a *agent) {
 	n = newNetwork(t, "ipv4")
 	a = startAgent(t, "--zombie-silence=1s", "--zombie-unanswered=2")
-	n.serve(vanishing, echo)
-	n.serve(healthy, echo)
-	conns := n.dial(vanishing, 2)
+	n.serve(droppedPort, echo)
+	n.serve(servedPort, echo)
+	conns := n.dial(droppedPort, 2)
 	n.greet(conns)
-	n.greet(n.dial(healthy, 3))
+	n.greet(n.dial(servedPort, 3))
 	n.keepalive(conns, time.Second, time.Second, 120)
-	n.cut(vanishing)
+	n.cut(droppedPort)
 	eventually(t, "there are zombies", func() error {
-		return all(a.connections(n, vanishing, ""), 2, "zombie")
+		return all(a.connections(n, droppedPort, ""), 2, "zombie")
 	})
 	return n, a
 }
@@ -195,7 +195,7 @@ func TestTop(t *testing.T) {
 	command := fmt.Sprintf("%s top --url %s --netns %d", binary, a.url, n.Client.Inode())
 	m.types(command)
 	m.presses("Enter")
-	zombie, other := n.server(vanishing).String(), n.server(healthy).String()
+	zombie, other := n.server(droppedPort).String(), n.server(servedPort).String()
 	screen := m.shows("the connections", "halfopen top", "healthy", " zombie  ", zombie, other, "5 connections", "/"+only)
 	if row := firstRow(screen); !strings.HasPrefix(row, "zombie ") || !strings.Contains(row, zombie) || !strings.Contains(row, "e2e.test[") {
 		t.Errorf("the first is not a zombie with its owner: %q", row)
@@ -239,7 +239,7 @@ func TestTop(t *testing.T) {
 	m.lacks("filtered by what is shown", zombie)
 	m.presses("C-w")
 	m.shows("all again", zombie)
-	m.types("verdict:zombie port:" + strconv.Itoa(vanishing))
+	m.types("verdict:zombie port:" + strconv.Itoa(droppedPort))
 	m.lacks("filtered by the agent", other)
 	m.presses("Enter")
 	m.shows("it says so", "2 connections", "/"+only+" verdict:zombie port:")
@@ -332,12 +332,12 @@ func TestTopLeavesTheTerminalAsItWas(t *testing.T) {
 		"terminated":                     {"--url " + a.url, syscall.SIGTERM, false, nil},
 		"interrupted":                    {"--url " + a.url, syscall.SIGINT, false, nil},
 		"hung up":                        {"--url " + a.url, syscall.SIGHUP, false, nil},
-		"by itself, terminated":          {"--url=none --port " + strconv.Itoa(vanishing), syscall.SIGTERM, false, nil},
+		"by itself, terminated":          {"--url=none --port " + strconv.Itoa(droppedPort), syscall.SIGTERM, false, nil},
 		"terminated, where it draws":     {"--url " + a.url, syscall.SIGTERM, true, nil},
 		"killed":                         {"--url " + a.url, syscall.SIGKILL, true, []string{"halfopen: top was ended: signal: killed"}},
 		"killed, where it does not draw": {"--url " + a.url, syscall.SIGKILL, false, []string{"Killed"}},
 		"crashed":                        {"--url " + a.url, syscall.SIGABRT, true, []string{"SIGABRT: abort", "goroutine ", "halfopen: top was ended: exit status 2; please report what is above"}},
-		"by itself, crashed":             {"--url=none --port " + strconv.Itoa(vanishing), syscall.SIGSEGV, true, []string{"SIGSEGV", "please report what is above"}},
+		"by itself, crashed":             {"--url=none --port " + strconv.Itoa(droppedPort), syscall.SIGSEGV, true, []string{"SIGSEGV", "please report what is above"}},
 		"terminated, and shows no color": {"--url " + a.url, syscall.SIGTERM, false, nil},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -256,8 +256,8 @@ func (w *referenceTracer) counts(t *testing.T) (ours, foreign int) {
 	return w.ours, w.foreign
 }
 
-// foreigners counts the events of others from now on.
-func (w *referenceTracer) foreigners(t *testing.T) (so func() int) {
+// countOthers counts the events of others from now on.
+func (w *referenceTracer) countOthers(t *testing.T) (so func() int) {
 	t.Helper()
 	_, before := w.counts(t)
 	return func() int {
@@ -397,7 +397,7 @@ const hiddenFor = 5 * time.Second
 
 // is tells whether it is the end that is known from outside, of a socket that was
 // opened after began.
-func (d *hiddenDeath) is(f *fate, began time.Time) bool {
+func (d *hiddenDeath) is(f *expectedEnd, began time.Time) bool {
 	if d.local != f.local || d.remote != f.remote {
 		return false
 	}
