@@ -39,8 +39,9 @@ const (
 // scraped and evaluated each second, with a second's wait instead of minutes before an
 // alert on zombies fires (`for`), and before Alertmanager tells of it.
 //
-// What it checks is the whole node: it wants one without zombies of others.
-func TestZombieAlerts(t *testing.T) { // not parallel, for that reason
+// The alert on the zombies of the node is judged only where others have none; the one on
+// those of an owner always.
+func TestZombieAlerts(t *testing.T) { // not parallel: other tests have zombies
 	n := newNetwork(t, "ipv4")
 	a := startAgent(t, "--census-interval=2s")
 	n.serve(pooled, echo)
@@ -50,12 +51,12 @@ func TestZombieAlerts(t *testing.T) { // not parallel, for that reason
 	n.greet(slices.Concat(victims, dying, neighbours))
 	n.keepalive(slices.Concat(victims, neighbours), 2*time.Second, time.Second, 120)
 	n.keepalive(dying, 2*time.Second, time.Second, 13)
-	eventually(t, "no zombies on this node but its own (tests before leave some behind)", func() error {
-		if zombies := a.zombies(); zombies > 0 {
-			return fmt.Errorf("%v zombies", zombies)
-		}
-		return nil
-	})
+	// Others may have zombies here, for which the alert on the node fires, too.
+	ofOthers := func() bool { return a.metrics().zombiesOfOthers(pooled, doomed) > 0 }
+	for late := time.Now().Add(time.Minute); ofOthers() && time.Now().Before(late); { // those of earlier tests go
+		time.Sleep(time.Second)
+	}
+	others := ofOthers()
 
 	told := newPager(t)
 	am := startAlertmanager(t, told.url)
@@ -64,7 +65,11 @@ func TestZombieAlerts(t *testing.T) { // not parallel, for that reason
 		return p.answers(`up{job="halfopen"} == 1 and instance:halfopen_tcp_zombies:sum unless on () ALERTS{alertname="HalfopenAgentDown"}`)
 	})
 	throughout(t.Context(), 5*time.Second, func() {
-		if alerts := p.alerts(); len(alerts) > 0 {
+		alerts := p.alerts()
+		if others = others || ofOthers(); others {
+			alerts = slices.DeleteFunc(alerts, func(name string) bool { return strings.HasPrefix(name, "HalfopenZombies") })
+		}
+		if len(alerts) > 0 {
 			t.Errorf("on a healthy node: %v", alerts)
 		}
 	})
@@ -92,6 +97,12 @@ func TestZombieAlerts(t *testing.T) { // not parallel, for that reason
 
 	restore()
 	eventually(t, "recovery resolves them", func() error {
+		if others = others || ofOthers(); others {
+			if am.has(ofOwner, "active") == nil {
+				return errors.New("still active in Alertmanager")
+			}
+			return told.of("resolved", ofOwner)
+		}
 		if am.has(ofOwner, "active") == nil || am.has(ofNode, "active") == nil {
 			return errors.New("still active in Alertmanager")
 		}
@@ -104,17 +115,20 @@ func TestZombieAlerts(t *testing.T) { // not parallel, for that reason
 	}
 }
 
-// zombies are those of the node, over all states.
-func (a *agent) zombies() (sum float64) {
-	a.t.Helper()
-	for _, m := range a.metrics().families["halfopen_tcp_connections"].GetMetric() {
-		for _, l := range m.GetLabel() {
+// zombiesOfOthers are those of the node that no port of the test's has.
+func (m metrics) zombiesOfOthers(own ...int) (n int) {
+	m.t.Helper()
+	for _, series := range m.families["halfopen_tcp_connections"].GetMetric() {
+		for _, l := range series.GetLabel() {
 			if l.GetValue() == "zombie" {
-				sum += m.GetGauge().GetValue()
+				n += int(series.GetGauge().GetValue())
 			}
 		}
 	}
-	return sum
+	for _, port := range own {
+		n -= m.zombies(port)
+	}
+	return n
 }
 
 // edited is a file of deploy/prometheus with changes, each of which must change

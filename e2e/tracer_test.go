@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -58,6 +59,7 @@ type referenceTracer struct {
 	ours    int                      // how many of those there were
 	foreign int                      // and of others
 	err     error                    // of reading in the background
+	ends    tracedEnds               // see traceEnds
 }
 
 // A tracepoint is what a tracer records.
@@ -299,13 +301,32 @@ func (w *referenceTracer) isMarked(pid uint32) (bool, error) {
 	return mark[0] != 0, err
 }
 
+// bootTime is when CLOCK_MONOTONIC was 0, by the time of day: of some readings the one in
+// which the least time passed between the two clocks.
+func bootTime() (boot time.Time, err error) {
+	least := time.Duration(math.MaxInt64)
+	for range 5 {
+		var before, after unix.Timespec
+		if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &before); err != nil {
+			return boot, err
+		}
+		now := time.Now()
+		if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &after); err != nil {
+			return boot, err
+		}
+		if took := time.Duration(after.Nano() - before.Nano()); took < least {
+			least, boot = took, now.Add(-time.Duration(before.Nano())-took/2)
+		}
+	}
+	return boot, nil
+}
+
 // drain takes in what tracefs has seen since.
 func (w *referenceTracer) drain() error {
-	var mono unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &mono); err != nil {
+	boot, err := bootTime()
+	if err != nil {
 		return err
 	}
-	boot := time.Now().Add(-time.Duration(mono.Nano()))
 	buf := make([]byte, 1<<16)
 	for {
 		n, err := unix.Read(w.pipe, buf)
@@ -340,6 +361,13 @@ func (w *referenceTracer) drain() error {
 			} else {
 				w.foreign++
 			}
+			seconds, _ := strconv.ParseFloat(string(m[3]), 64)
+			event := tracedEvent{boot.Add(time.Duration(seconds * float64(time.Second))), string(m[4])}
+			if w.ends != nil && w.own.Match(m[4]) {
+				if err := w.ends.add(event); err != nil {
+					return err
+				}
+			}
 			pid, _ := strconv.ParseUint(string(m[2]), 10, 32)
 			if marked, err := w.isMarked(uint32(pid)); err != nil || marked {
 				if err != nil {
@@ -347,8 +375,7 @@ func (w *referenceTracer) drain() error {
 				}
 				continue
 			}
-			seconds, _ := strconv.ParseFloat(string(m[3]), 64)
-			w.unseen[uint32(pid)] = append(w.unseen[uint32(pid)], tracedEvent{boot.Add(time.Duration(seconds * float64(time.Second))), string(m[4])})
+			w.unseen[uint32(pid)] = append(w.unseen[uint32(pid)], event)
 		}
 	}
 }
@@ -361,34 +388,85 @@ type hiddenDeath struct {
 
 var deathLine = regexp.MustCompile(`^family=(\w+) .*sport=(\d+) dport=(\d+) saddr=(\S+) daddr=(\S+) saddrv6=(\S+) daddrv6=(\S+) `)
 
+// parseDeath returns both ends of the socket of an event of tcpDeaths.
+func parseDeath(e tracedEvent) (d hiddenDeath, err error) {
+	m := deathLine.FindStringSubmatch(e.says)
+	if m == nil {
+		return d, fmt.Errorf("trace says %q", e.says)
+	}
+	saddr, daddr := m[4], m[5]
+	if m[1] == "AF_INET6" {
+		saddr, daddr = m[6], m[7]
+	}
+	d.at = e.at
+	for _, end := range []struct {
+		into       *netip.AddrPort
+		addr, port string
+	}{{&d.local, saddr, m[2]}, {&d.remote, daddr, m[3]}} {
+		addr, err := netip.ParseAddr(end.addr)
+		if err != nil {
+			return d, err
+		}
+		port, _ := strconv.ParseUint(end.port, 10, 16)
+		*end.into = netip.AddrPortFrom(addr.Unmap(), uint16(port))
+	}
+	return d, nil
+}
+
 // hiddenDeaths are the deaths so far that no program saw.
 func (w *referenceTracer) hiddenDeaths(t *testing.T) []hiddenDeath {
 	t.Helper()
 	var deaths []hiddenDeath
-	for _, line := range w.hidden(t) {
-		m := deathLine.FindStringSubmatch(line.says)
-		if m == nil {
-			t.Fatalf("trace says %q", line.says)
-		}
-		saddr, daddr := m[4], m[5]
-		if m[1] == "AF_INET6" {
-			saddr, daddr = m[6], m[7]
-		}
-		d := hiddenDeath{at: line.at}
-		for _, end := range []struct {
-			into       *netip.AddrPort
-			addr, port string
-		}{{&d.local, saddr, m[2]}, {&d.remote, daddr, m[3]}} {
-			addr, err := netip.ParseAddr(end.addr)
-			if err != nil {
-				t.Fatal(err)
-			}
-			port, _ := strconv.ParseUint(end.port, 10, 16)
-			*end.into = netip.AddrPortFrom(addr.Unmap(), uint16(port))
+	for _, e := range w.hidden(t) {
+		d, err := parseDeath(e)
+		if err != nil {
+			t.Fatal(err)
 		}
 		deaths = append(deaths, d)
 	}
 	return deaths
+}
+
+// tracedEnds are the times at which sockets ended, by both ends.
+type tracedEnds map[[2]netip.AddrPort][]time.Time
+
+func (ends tracedEnds) add(e tracedEvent) error {
+	d, err := parseDeath(e)
+	if err != nil {
+		return err
+	}
+	pair := [2]netip.AddrPort{d.local, d.remote}
+	ends[pair] = append(ends[pair], d.at)
+	return nil
+}
+
+// sharpen puts the time that the kernel traced in place of the bounds that are known
+// from outside, which are as wide as the machine is busy.
+func (ends tracedEnds) sharpen(f *expectedEnd) {
+	for _, at := range ends[[2]netip.AddrPort{f.local, f.remote}] {
+		if at.After(f.alive.Add(-hiddenFor)) && at.Before(f.dead.Add(latency)) {
+			f.alive, f.dead = at.Add(-2*time.Millisecond), at.Add(time.Millisecond)
+			if strings.Contains(f.scenario, "ICMP") { // a message that came since may have put its timer off
+				f.alive = at.Add(-latency)
+			}
+			return
+		}
+	}
+}
+
+// traceEnds records, until the test is over, when sockets of the tests end. The result may
+// be read after the next call of counts, when none of them ends any more.
+func (w *referenceTracer) traceEnds(t *testing.T) tracedEnds {
+	t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.ends = make(tracedEnds)
+	t.Cleanup(func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.ends = nil
+	})
+	return w.ends
 }
 
 // hiddenFor is how much later than its end one may hear of a socket's at the
