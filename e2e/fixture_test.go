@@ -246,7 +246,7 @@ type scenarioRun struct {
 // than it says: it finds that out itself, without the agent, and is played again.
 func (s *fixture) play(name, family string, rng *rand.Rand, f func(*scenarioRun)) {
 	var failures []string
-	for range 3 {
+	for range 5 {
 		failure := s.playOnce(name, family, rng, f)
 		if failure == "" {
 			return

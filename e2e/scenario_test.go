@@ -214,7 +214,11 @@ func TestEveryCause(t *testing.T) { // not parallel: it reads node-wide counters
 	for _, note := range f.notes[:min(len(f.notes), 20)] {
 		t.Log(note)
 	}
-	if 100*f.missed > f.asked || 100*f.agentMissed > f.deaths || f.wide > 0 {
+	allowed := 1 // of a hundred
+	if !alone {
+		allowed = 3 // the kernel's timers are late when others keep the processors busy
+	}
+	if 100*f.missed > allowed*f.asked || 100*f.agentMissed > allowed*f.deaths || f.wide > 0 {
 		t.Error("forecasts do not hold")
 	}
 }
