@@ -153,7 +153,7 @@ func TestForecastIsAsNarrowAsTheTimers(t *testing.T) {
 				c.KeepaliveExpires, c.KeepaliveLevel = conntest.Arm(c, time.Duration(jiffies)*time.Second/conntest.HZ)
 			})
 			f := testRules.Forecast(c, at)
-			in, slack := f.At.Sub(at), time.Duration(probes+1)*testRules.Jiffies64(granularity(LevelOf(0, uint64(jiffies))))
+			in, slack := f.At.Sub(at), time.Duration(probes+1)*testRules.Duration64(granularity(WheelLevel(0, uint64(jiffies))))
 			if width := f.Latest.Sub(f.At); width < 0 || width > slack+in/100 {
 				t.Errorf("%d probes, one every %d jiffies: %v wide, the timers' slack is %v, the whole %v", probes, jiffies, width, slack, in)
 			}

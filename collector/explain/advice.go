@@ -59,7 +59,7 @@ func rearm(c *abi.Conn) {
 		wait = uint64(c.KeepaliveTime - c.Silent)
 	}
 	c.KeepaliveExpires = c.Jiffies + wait
-	c.KeepaliveLevel = uint8(conn.LevelOf(c.Jiffies, c.KeepaliveExpires))
+	c.KeepaliveLevel = uint8(conn.WheelLevel(c.Jiffies, c.KeepaliveExpires))
 }
 
 // advise says whether a peer that is gone is noticed soon enough, and what would
@@ -227,7 +227,7 @@ func (x *explainer) boundRetransmission() []Advice {
 		Then: x.with(func(c *abi.Conn) { c.UserTimeout = uint32(timeout.Milliseconds()) }),
 	}}
 	if x.c.UserTimeout == 0 && x.c.Retries > advisedRetries2 {
-		limit := x.rules.Jiffies64(conn.RetransmitTime(advisedRetries2, x.t.Hz/5, uint64(x.c.RtoMax)))
+		limit := x.rules.Duration64(conn.RetransmitTime(advisedRetries2, x.t.Hz/5, uint64(x.c.RtoMax)))
 		advice = append(advice, Advice{
 			Text: fmt.Sprintf("Or for all sockets of %s that have no TCP_USER_TIMEOUT, existing ones too: about %s instead of %s.", x.namespace(), human.Age(limit), human.Age(x.retransmitsFor())),
 			How:  []string{x.sysctl("tcp_retries2", advisedRetries2)},

@@ -233,7 +233,7 @@ func (x *explainer) judged() string {
 func (x *explainer) fires(expires uint64, level uint8) (at, latest time.Time) {
 	late := x.t
 	late.Late = conn.Lateness
-	f := x.rules.Between(x.c, x.conn.At, x.t.Pending(expires, level), late.Pending(expires, level), conn.CauseUnknown)
+	f := x.rules.Between(x.c, x.conn.At, x.t.FiresAt(expires, level), late.FiresAt(expires, level), conn.CauseUnknown)
 	return later(f.At, x.conn.At), later(f.Latest, x.conn.At)
 }
 
@@ -279,9 +279,9 @@ func (x *explainer) keepaliveTimer() Timer {
 // keepaliveThen follows tcp_keepalive_timer().
 func (x *explainer) keepaliveThen() string {
 	c, r := x.c, x.rules
-	now := x.t.Pending(c.KeepaliveExpires, c.KeepaliveLevel)
+	now := x.t.FiresAt(c.KeepaliveExpires, c.KeepaliveLevel)
 	silent := uint64(c.Silent) + now - c.Jiffies
-	timeout := x.t.Msecs(c.UserTimeout)
+	timeout := x.t.MsecsToJiffies(c.UserTimeout)
 	idle := human.Setting(r.Duration(c.KeepaliveTime))
 	switch {
 	case x.waiting():
@@ -321,7 +321,7 @@ func (x *explainer) writeTimer() Timer {
 	gone := false // does it give up when it fires?
 	if d := x.t.GiveUpPath(); d == conn.ByRetransmission || d == conn.ByWindowProbe {
 		jiffy, by := x.t.GivesUp()
-		gone = by != conn.CauseUnknown && jiffy == x.t.Pending(c.WriteExpires, c.WriteLevel) && c.Pending != abi.PendingTailLossProbe && c.Pending != abi.PendingReorder
+		gone = by != conn.CauseUnknown && jiffy == x.t.FiresAt(c.WriteExpires, c.WriteLevel) && c.Pending != abi.PendingTailLossProbe && c.Pending != abi.PendingReorder
 	}
 	switch {
 	case c.Pending == abi.PendingTailLossProbe:
@@ -486,5 +486,5 @@ func (x *explainer) retransmitsFor() time.Duration {
 	if x.conn.Orphaned {
 		retries = x.t.OrphanRetries(true)
 	}
-	return x.rules.Jiffies64(conn.RetransmitTime(retries, x.t.Hz/5, uint64(c.RtoMax)))
+	return x.rules.Duration64(conn.RetransmitTime(retries, x.t.Hz/5, uint64(c.RtoMax)))
 }
