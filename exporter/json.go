@@ -431,7 +431,7 @@ func NewNotice(n *conn.Notice) Notice {
 	out.Connection = new(NewConnection(&n.Connection))
 	if n.Kind == conn.NoticeVerdict {
 		out.To = n.Connection.Verdict.String()
-		if !n.First {
+		if !n.Initial {
 			out.From = n.From.String()
 		}
 	}

@@ -285,7 +285,7 @@ func TestEventsAndNotices(t *testing.T) {
 			`{"event":"verdict",` + at + `,"connection":` + contractJSON + `,"from":"suspect","to":"zombie"}`,
 		},
 		"a notice of what was so already has no verdict before": {
-			NewNotice(&conn.Notice{Kind: conn.NoticeVerdict, At: noon, Connection: connection, From: conn.Suspect, First: true}),
+			NewNotice(&conn.Notice{Kind: conn.NoticeVerdict, At: noon, Connection: connection, From: conn.Suspect, Initial: true}),
 			`{"event":"verdict",` + at + `,"connection":` + contractJSON + `,"to":"zombie"}`,
 		},
 		"a notice of a solicitation has the connection": {

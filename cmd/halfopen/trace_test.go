@@ -47,14 +47,14 @@ func TestWords(t *testing.T) {
 		{"a zombie", notice(conn.NoticeVerdict, func(n *conn.Notice) { n.From = conn.Suspect }),
 			"zombie, was suspect: 3 keepalive probes unanswered, silent for 12s"},
 		{"what was a zombie already", notice(conn.NoticeVerdict, func(n *conn.Notice) {
-			n.First, n.From, n.Connection.Since = true, conn.Suspect, noon.Add(-284*time.Second)
+			n.Initial, n.From, n.Connection.Since = true, conn.Suspect, noon.Add(-284*time.Second)
 			n.Connection.Unanswered, n.Connection.Evidence, n.Connection.Silent = 10, conn.EvidenceRetransmit, 284*time.Second
 		}), "zombie already, for 4m44s: 10 retransmissions unanswered, silent for 4m44s"},
 		{"what was one for nobody knows how long", notice(conn.NoticeVerdict, func(n *conn.Notice) {
-			n.First, n.Connection.Since = true, time.Time{}
+			n.Initial, n.Connection.Since = true, time.Time{}
 		}), "zombie already: 3 keepalive probes unanswered, silent for 12s"},
 		{"what was stalled already, as of now", notice(conn.NoticeVerdict, func(n *conn.Notice) {
-			n.First, n.From, n.Connection.Verdict, n.Connection.Since = true, conn.Zombie, conn.Stalled, n.At
+			n.Initial, n.From, n.Connection.Verdict, n.Connection.Since = true, conn.Zombie, conn.Stalled, n.At
 		}), "stalled already: the peer answers, but its window is closed"},
 		{"a suspect", notice(conn.NoticeVerdict, func(n *conn.Notice) {
 			n.Connection.Verdict, n.Connection.Unanswered, n.Connection.Evidence = conn.Suspect, 1, conn.EvidenceWindowProbe
@@ -106,7 +106,7 @@ func TestTraceLine(t *testing.T) {
 		{"a zombie that the kernel will notice", notice(conn.NoticeVerdict, func(n *conn.Notice) { n.From = conn.Suspect }),
 			"verdict       " + who + "zombie, was suspect: 3 keepalive probes unanswered, silent for 12s; the kernel gives up in 7m30s  postgres[812]"},
 		{"a zombie that it will not", notice(conn.NoticeVerdict, func(n *conn.Notice) {
-			n.First, n.Connection.GivesUp = true, conn.Forecast{}
+			n.Initial, n.Connection.GivesUp = true, conn.Forecast{}
 		}), "verdict       " + who + "zombie already, for 2.4s: 3 keepalive probes unanswered, silent for 12s; the kernel never gives up  postgres[812]"},
 		{"one that is healthy has no end", notice(conn.NoticeVerdict, func(n *conn.Notice) {
 			n.From, n.Connection.Verdict = conn.Zombie, conn.Active

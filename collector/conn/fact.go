@@ -15,50 +15,57 @@ type FactKind uint8
 const (
 	// FactEvent is an event that the kernel sent.
 	FactEvent FactKind = iota
-	// FactWatch is one record of a watch pass, which reads the sockets that have
-	// something unanswered.
+	// FactWatch is one record of a watch pass, which reads the sockets that the kernel
+	// watches.
 	FactWatch
-	// FactSweep ends a watch pass: who was found gone a while ago, and whose death
-	// no event reported, is dead.
+	// FactSweep ends a watch pass. The tracker then records the deaths of sockets that a
+	// watch pass did not find a while ago, and whose deaths no event reported.
 	FactSweep
 	// FactCensus is a census of all sockets.
 	FactCensus
-	// FactOwners is what a search for owners found.
+	// FactOwners is the result of a search for owners.
 	FactOwners
 )
 
-// Fact is one input of a [Tracker]. Facts may come late, twice, or not at all. Of the
-// fields below At, those are set that the kind names.
+// Fact is one input of a [Tracker]. Facts may come late, twice, or not at all. Besides
+// At, a fact has the fields whose comments name its kind.
 type Fact struct {
 	Kind FactKind
-	// At is the time of the record (FactEvent, FactWatch), of the end of the pass
-	// (FactSweep, FactCensus), or of the beginning of the search (FactOwners).
+	// At is the time of the record (FactEvent, FactWatch), the end of the pass
+	// (FactSweep, FactCensus), or the beginning of the search (FactOwners).
 	At time.Time
-	// Event is that of a FactEvent. It is only read during the call.
+	// Event is set for FactEvent. The tracker reads it only during the call.
 	Event *abi.Event
-	// Conn is the record of a FactWatch. It is only read during the call.
+	// Conn is the record of FactWatch. The tracker reads it only during the call.
 	Conn   *abi.Conn
-	Census *Census // of a FactCensus
-	// Owners are those of a FactOwners, by cookie, one for each connection that was
-	// searched for; its Process is nil where the search found none.
+	Census *Census // of FactCensus
+	// Owners is the result of FactOwners: one entry, by cookie, for each connection that
+	// was searched for. Its Process is nil if the search found none.
 	Owners map[uint64]Ownership
 }
 
-// Census is what a census found.
+// Observation is the record of a connection and the time at which the kernel wrote it.
+type Observation struct {
+	Conn abi.Conn
+	At   time.Time
+}
+
+// Census is the result of a census.
 type Census struct {
 	Began  time.Time
 	Counts *abi.CensusCounts
-	// Troubled is every connection in trouble, but for those of the hash tables of
-	// the network namespaces in Unwalked.
+	// Troubled has every connection in trouble, except those in the hash tables of the
+	// network namespaces in Unwalked.
 	Troubled []Observation
-	Unwalked []uint32 // inode numbers
-	// Rows are the connections that get a row: the worst, at most [MaxRows]. Nil for a
-	// census that only counts.
+	Unwalked []uint32 // inode numbers of network namespaces
+	// Rows are the connections that get a row: the worst ones, at most [MaxRows]. It is
+	// nil if the census only counts.
 	Rows []Observation
 }
 
-// Apply takes in a fact. If an answer may be on its way that decides, recheckAfter is
-// how long to wait before the watched sockets are worth reading again; else 0.
+// Apply applies a fact. recheckAfter is the time after which another watch pass is
+// useful, because the answer to a solicitation that changes the verdict should have come
+// by then; 0 if none is.
 func (t *Tracker) Apply(f *Fact) (recheckAfter time.Duration) {
 	switch f.Kind {
 	case FactEvent:

@@ -20,7 +20,7 @@ type Notice struct {
 	At         time.Time
 	Connection Connection // as it is; its Evidence is that of the solicitation
 	From       Verdict    // NoticeVerdict: the verdict before
-	First      bool       // NoticeVerdict: it was so already when first seen; From means nothing
+	Initial    bool       // NoticeVerdict: the trouble began before it was first seen; From means nothing
 	Death      *Death     // NoticeDeath
 }
 

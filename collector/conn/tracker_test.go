@@ -134,7 +134,7 @@ func TestTableRecovery(t *testing.T) {
 		}
 	})
 	t.Run("its story tells since when it is well", func(t *testing.T) {
-		connection := r.view(conntest.With(func(*abi.Conn) {}), r.at(13*time.Second), nil)
+		connection := r.describeTracked(conntest.With(func(*abi.Conn) {}), r.at(13*time.Second), nil)
 		if !connection.Since.Equal(r.at(12 * time.Second)) {
 			t.Errorf("active since %v", connection.Since)
 		}
@@ -220,7 +220,7 @@ func TestTableFirstSight(t *testing.T) {
 	c.Solicited, c.Jiffies, c.KeepaliveIntvl = abi.AgeNone, 1000000, conntest.Ago(time.Second)
 	c.KeepaliveExpires = c.Jiffies + uint64(conntest.Ago(500*time.Millisecond))
 	var first bool
-	r.notify = func(n Notice) { first = n.First }
+	r.notify = func(n Notice) { first = n.Initial }
 	r.census(&Census{Counts: census(0, 0, 0), Began: r.at(0), Troubled: seen(r.at(0), *c)}, r.at(0))
 	m := r.tracked[c.Cookie]
 	if !first || m.verdict != Zombie || r.at(0).Sub(m.since) != 6500*time.Millisecond {

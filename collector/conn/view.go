@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package conn
+
+import (
+	"time"
+
+	"github.com/halfopen/halfopen/bpf/abi"
+)
+
+// Describe describes a connection whose record, read at that time, is c. The description
+// has the owner and the beginning of the verdict as the tracker knows them. Its verdict
+// and evidence follow from c, unless the tracker knows a newer record. Describe does not
+// change the tracker.
+func (t *Tracker) Describe(c *abi.Conn, at time.Time) Connection {
+	connection := t.Outline(c, at)
+	connection.GivesUp = t.rules.Forecast(c, at)
+	return connection
+}
+
+// Outline is Describe without the forecast, which is most of the work.
+func (t *Tracker) Outline(c *abi.Conn, at time.Time) Connection {
+	connection := t.rules.Outline(c, at)
+	tc := t.tracked[c.Cookie]
+	if tc == nil || c.At < tc.conn.At {
+		t.complete(&connection, tc)
+		return connection
+	}
+	fresh := *tc
+	fresh.verdict, fresh.evidence = connection.Verdict, connection.Evidence
+	if fresh.verdict != tc.verdict {
+		fresh.since = at
+	}
+	t.complete(&connection, &fresh)
+	return connection
+}
+
+// describeTracked describes a connection whose record, read at that time, is c, with the
+// verdict of tc. tc is nil if the connection is not in trouble.
+func (t *Tracker) describeTracked(c *abi.Conn, at time.Time, tc *tracked) Connection {
+	connection := t.rules.Describe(c, at)
+	t.complete(&connection, tc)
+	return connection
+}
+
+// describeRow describes a connection that a census read; ok is false if it has died.
+func (t *Tracker) describeRow(o *Observation) (c Connection, ok bool) {
+	if _, dead := t.dead[o.Conn.Cookie]; dead {
+		return Connection{}, false
+	}
+	return t.Describe(&o.Conn, o.At), true
+}
+
+// complete adds to a description what the tracker knows of the connection. tc is nil if
+// the connection is not in trouble.
+func (t *Tracker) complete(c *Connection, tc *tracked) {
+	if tc != nil {
+		c.Verdict, c.Evidence, c.Since = tc.verdict, tc.evidence, Earlier(tc.since, c.At)
+		c.setOwner(tc.owner)
+	} else if h := t.histories[c.Cookie]; h != nil {
+		// It has been in trouble: its history has the time of the recovery.
+		for _, e := range h.entries {
+			if e.Kind == HistoryVerdict && e.To == c.Verdict {
+				c.Since = Earlier(e.At, c.At)
+			}
+		}
+	}
+	if row := t.rows.current[c.Cookie]; row != nil && c.Held() {
+		c.setOwner(row.owner())
+	}
+}
