@@ -12,8 +12,8 @@ import (
 
 // CountConnections counts what the query selects, in groups. It returns at most q.Limit
 // groups, worst first, and how many there are.
-func (c *Collector) CountConnections(ctx context.Context, q Query, by conn.Grouping) (total int, counts []conn.ConnCount, err error) {
-	groups := make(map[conn.GroupKey]*conn.ConnCount)
+func (c *Collector) CountConnections(ctx context.Context, q Query, by conn.Grouping) (total int, counts []conn.Count, err error) {
+	groups := make(map[conn.GroupKey]*conn.Count)
 	l := scan{Query: q, owners: by == conn.ByOwner}
 	if by == conn.ByRemote {
 		l.listeners = make(map[conn.Listener]bool)
@@ -22,7 +22,7 @@ func (c *Collector) CountConnections(ctx context.Context, q Query, by conn.Group
 		k := conn.GroupKeyOf(connection, by, l.listeners)
 		t := groups[k]
 		if t == nil {
-			t = &conn.ConnCount{GroupKey: k}
+			t = &conn.Count{GroupKey: k}
 			groups[k] = t
 		}
 		t.Total++

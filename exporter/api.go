@@ -35,7 +35,7 @@ type Source interface {
 	Degraded() []collector.Finding // why not everything is seen
 	Stats() (collector.Stats, error)
 	Connections(ctx context.Context, q collector.Query) (total int, connections iter.Seq2[*conn.Connection, error], err error)
-	CountConnections(ctx context.Context, q collector.Query, by conn.Grouping) (total int, counts []conn.ConnCount, err error)
+	CountConnections(ctx context.Context, q collector.Query, by conn.Grouping) (total int, counts []conn.Count, err error)
 	Connection(ctx context.Context, cookie uint64) (*collector.Detail, error) // nil: no such connection
 	Deaths(causes []conn.Cause, limit int) (total int, deaths []conn.Death)
 	Subscribe(buffer int) *collector.Subscription
@@ -199,7 +199,7 @@ func (a *api) groups(w http.ResponseWriter, r *http.Request) {
 		a.fail(w, r, err)
 		return
 	}
-	writeList(a, w, r, "groups", total, Each(counts), func(t *conn.ConnCount) Group { return NewGroup(t, by) })
+	writeList(a, w, r, "groups", total, Each(counts), func(t *conn.Count) Group { return NewGroup(t, by) })
 }
 
 // NoConnection is how the error begins about a cookie that no connection has.

@@ -73,8 +73,8 @@ func TestConnectionsAreListed(t *testing.T) {
 }
 
 func TestGroupsAreListed(t *testing.T) {
-	owned := func(kind conn.OwnerKind, name string) conn.ConnCount {
-		return conn.ConnCount{
+	owned := func(kind conn.OwnerKind, name string) conn.Count {
+		return conn.Count{
 			GroupKey: conn.GroupKey{OwnerKind: kind, Owner: name}, Total: 9,
 			Verdicts: [conn.Verdicts]int{conn.Zombie: 1, conn.Suspect: 2, conn.Stalled: 3, conn.Unguarded: 0, conn.Idle: 1, conn.Active: 1},
 		}
@@ -83,19 +83,19 @@ func TestGroupsAreListed(t *testing.T) {
 	const nothing = `"total":0,"verdicts":{"active":0,"idle":0,"stalled":0,"suspect":0,"unguarded":0,"zombie":0}}`
 	for _, tt := range []struct {
 		by    string
-		tally conn.ConnCount
+		tally conn.Count
 		want  string
 	}{
 		{"owner", owned(conn.OwnerUnit, "x.service"), `{"owner":{"kind":"unit","name":"x.service"},` + verdicts},
 		{"owner", owned(conn.OwnerProcess, "\xff<b>"), `{"owner":{"kind":"process","name":"\ufffd\u003cb\u003e"},` + verdicts},
 		{"owner", owned(conn.NoOwner, ""), "{" + verdicts},
-		{"remote", conn.ConnCount{GroupKey: conn.GroupKey{Remote: netip.MustParseAddrPort("10.0.0.2:5432")}}, `{"remote":{"ip":"10.0.0.2","port":5432},` + nothing},
-		{"remote", conn.ConnCount{GroupKey: conn.GroupKey{Remote: netip.MustParseAddrPort("[2001:db8::2]:0")}}, `{"remote":{"ip":"2001:db8::2","port":null},` + nothing},
-		{"remote", conn.ConnCount{}, "{" + nothing},
-		{"verdict", conn.ConnCount{GroupKey: conn.GroupKey{Judged: true, Verdict: conn.Active}}, `{"verdict":"active",` + nothing},
-		{"verdict", conn.ConnCount{}, "{" + nothing},
+		{"remote", conn.Count{GroupKey: conn.GroupKey{Remote: netip.MustParseAddrPort("10.0.0.2:5432")}}, `{"remote":{"ip":"10.0.0.2","port":5432},` + nothing},
+		{"remote", conn.Count{GroupKey: conn.GroupKey{Remote: netip.MustParseAddrPort("[2001:db8::2]:0")}}, `{"remote":{"ip":"2001:db8::2","port":null},` + nothing},
+		{"remote", conn.Count{}, "{" + nothing},
+		{"verdict", conn.Count{GroupKey: conn.GroupKey{Judged: true, Verdict: conn.Active}}, `{"verdict":"active",` + nothing},
+		{"verdict", conn.Count{}, "{" + nothing},
 	} {
-		src := &fakeSource{total: 12, counts: []conn.ConnCount{tt.tally}}
+		src := &fakeSource{total: 12, counts: []conn.Count{tt.tally}}
 		since := time.Now()
 		w := request(t, newHandler(t, src), "GET", "/api/v1/groups?by="+tt.by)
 		if !strings.Contains(w.Body.String(), "\n"+tt.want+"\n") {

@@ -301,7 +301,7 @@ func NewConnection(c *conn.Connection) Connection {
 }
 
 // NewGroup encodes a group of that grouping.
-func NewGroup(t *conn.ConnCount, by conn.Grouping) Group {
+func NewGroup(t *conn.Count, by conn.Grouping) Group {
 	out := Group{Total: t.Total, Verdicts: make(map[string]int, conn.Verdicts)}
 	for v, n := range t.Verdicts {
 		out.Verdicts[conn.Verdict(v).String()] = n

@@ -27,7 +27,7 @@ type fakeSource struct {
 	conns    []conn.Connection
 	events   []conn.HistoryEntry
 	explains explain.Explanation
-	counts   []conn.ConnCount
+	counts   []conn.Count
 	dead     []conn.Death
 	notices  chan conn.Notice
 	owned    chan conn.Notice
@@ -55,7 +55,7 @@ func (f *fakeSource) Connections(_ context.Context, q collector.Query) (int, ite
 	return f.total, Each(f.conns), f.err
 }
 
-func (f *fakeSource) CountConnections(_ context.Context, q collector.Query, by conn.Grouping) (int, []conn.ConnCount, error) {
+func (f *fakeSource) CountConnections(_ context.Context, q collector.Query, by conn.Grouping) (int, []conn.Count, error) {
 	f.query, f.by = &q, by
 	return f.total, f.counts, f.err
 }

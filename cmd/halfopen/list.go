@@ -150,7 +150,7 @@ func (l *list) groups(ctx context.Context, stdout, stderr io.Writer) error {
 		if err != nil {
 			return err
 		}
-		encode := func(t *conn.ConnCount) exporter.Group { return exporter.NewGroup(t, l.by) }
+		encode := func(t *conn.Count) exporter.Group { return exporter.NewGroup(t, l.by) }
 		if l.output == "json" {
 			return writeList(stdout, "groups", total, exporter.Each(counts), encode)
 		}

@@ -57,8 +57,8 @@ type GroupKey struct {
 	Verdict Verdict
 }
 
-// ConnCount counts connections that have something in common.
-type ConnCount struct {
+// Count counts connections that have something in common.
+type Count struct {
 	GroupKey
 	Total    int
 	Verdicts [Verdicts]int // they may be fewer than Total, if q.All
@@ -93,7 +93,7 @@ func inbound(connection *Connection, listeners map[Listener]bool) bool {
 
 // CompareCounts orders groups worst first: by how many zombies they have, then
 // suspects, and so on; by their size if all is well; then by name.
-func CompareCounts(a, b ConnCount) int {
+func CompareCounts(a, b Count) int {
 	for v := Zombie; v > Idle; v-- {
 		if d := cmp.Compare(b.Verdicts[v], a.Verdicts[v]); d != 0 {
 			return d

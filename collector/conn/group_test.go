@@ -46,13 +46,13 @@ func TestWhatConnectionsHaveInCommon(t *testing.T) {
 }
 
 func TestGroupsAreOrderedWorstFirst(t *testing.T) {
-	tally := func(owner string, zombies, unguarded, idle, active int) ConnCount {
-		return ConnCount{
+	tally := func(owner string, zombies, unguarded, idle, active int) Count {
+		return Count{
 			GroupKey: GroupKey{OwnerKind: OwnerProcess, Owner: owner}, Total: zombies + unguarded + idle + active,
 			Verdicts: [Verdicts]int{Active: active, Idle: idle, Unguarded: unguarded, Zombie: zombies},
 		}
 	}
-	want := []ConnCount{tally("a", 2, 0, 0, 0), tally("b", 1, 0, 0, 900), tally("c", 0, 3, 0, 0), tally("d", 0, 0, 3, 4), tally("e", 0, 0, 6, 0), tally("f", 0, 0, 0, 6)}
+	want := []Count{tally("a", 2, 0, 0, 0), tally("b", 1, 0, 0, 900), tally("c", 0, 3, 0, 0), tally("d", 0, 0, 3, 4), tally("e", 0, 0, 6, 0), tally("f", 0, 0, 0, 6)}
 	got := slices.Clone(want)
 	slices.Reverse(got)
 	slices.SortFunc(got, CompareCounts)
