@@ -7,30 +7,31 @@ import (
 	"strings"
 )
 
-// Cgroup is what the path of a control group tells of who runs in it.
+// Cgroup is a control group, and what its path says about the processes in it.
 type Cgroup struct {
 	Path        string // within its hierarchy, such as /system.slice/x.service
-	ContainerID string // as the container runtime prints it in full; "": no container
-	PodUID      string // of Kubernetes; "": no pod
-	Unit        string // of systemd: the innermost service or scope; "": none
+	ContainerID string // in full, 64 hexadecimal digits; "": not a container
+	PodUID      string // the UID in Kubernetes; "": not a pod
+	Unit        string // the innermost service or scope of systemd; "": none
 }
 
 var (
-	// A container's own group: 64 hexadecimal digits, as Docker, containerd,
-	// CRI-O and Podman make them, which systemd's cgroup driver prefixes with the
-	// runtime's name and makes a scope. Not what serves a container from outside,
-	// such as libpod-conmon-… and crio-conmon-….
+	// containerName matches the group of a container: 64 hexadecimal digits, as Docker,
+	// containerd, CRI-O and Podman make them. systemd's cgroup driver puts the name of
+	// the runtime before them and makes a scope. The groups of processes that serve a
+	// container from outside, such as libpod-conmon-… and crio-conmon-…, do not match.
 	containerName = regexp.MustCompile(`^(?:(?:docker|cri-containerd|crio|libpod|nerdctl|containerd)-)?([0-9a-f]{64})(?:\.scope)?$`)
-	// A pod's group, with the slices of systemd's driver or plain. Static pods
-	// have the hash of their manifest for a UID.
+	// podName matches the group of a pod, with or without the slices of systemd's cgroup
+	// driver. A static pod has the hash of its manifest in place of a UID.
 	podName = regexp.MustCompile(`^(?:[a-z-]*-)?pod([0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12}|[0-9a-f]{32})(?:\.slice)?$`)
 )
 
-// ParseCgroup tells what a path tells. Of nested containers it is the innermost.
+// ParseCgroup parses the path of a control group. If containers are nested, the
+// innermost one counts.
 func ParseCgroup(path string) Cgroup {
 	g := Cgroup{Path: path}
-	// containerd joins slice, runtime and container by colons where runc was not
-	// told to use systemd's driver.
+	// containerd joins slice, runtime and container by colons if runc does not use
+	// systemd's cgroup driver.
 	for _, name := range strings.FieldsFunc(path, func(r rune) bool { return r == '/' || r == ':' }) {
 		if m := containerName.FindStringSubmatch(name); m != nil {
 			g.ContainerID = m[1]
@@ -47,8 +48,8 @@ func ParseCgroup(path string) Cgroup {
 	return g
 }
 
-// Detail returns how much the path says of who runs in the control group: 0 nothing, 4 a
-// pod.
+// Detail returns how much the path says: 4 for a pod, 3 for a container, 2 for a unit,
+// 1 for any other group, 0 for the root group or none.
 func (g *Cgroup) Detail() int {
 	switch {
 	case g.PodUID != "":

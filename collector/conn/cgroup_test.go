@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-func TestGroupOf(t *testing.T) {
+func TestParseCgroup(t *testing.T) {
 	const (
 		id  = "4f5e2b0c9a7d13864f5e2b0c9a7d13864f5e2b0c9a7d13864f5e2b0c9a7d1386"
 		in  = "0a1b2c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5f60718293a4b5c6d7e8f9"

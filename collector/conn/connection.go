@@ -12,25 +12,26 @@ import (
 	"github.com/halfopen/halfopen/bpf/abi"
 )
 
-// Verdict is what halfopen makes of a living connection.
+// Verdict is how halfopen judges a living connection.
 type Verdict uint8
 
 // The verdicts, best first.
 const (
-	// Active: made, or data moved, within Rules.IdleAfter, nothing overdue.
+	// Active: the connection was made or data moved within Rules.IdleAfter, and no answer
+	// is overdue.
 	Active Verdict = iota
-	// Idle: no data for Rules.IdleAfter; keepalive is on.
+	// Idle: no data has moved for Rules.IdleAfter, and keepalive is on.
 	Idle
-	// Unguarded: no data for Rules.IdleAfter, and keepalive is off, so a dead
-	// peer would never be noticed.
+	// Unguarded: no data has moved for Rules.IdleAfter, and keepalive is off, so the
+	// kernel would never notice a dead peer.
 	Unguarded
-	// Stalled: the peer answers, but its window has been closed for
+	// Stalled: the peer answers, but its receive window has been closed for
 	// Rules.StalledAfter.
 	Stalled
-	// Suspect: at least one solicitation is unanswered, less than a zombie.
+	// Suspect: at least one solicitation is unanswered, which is not enough for a zombie.
 	Suspect
-	// Zombie: synchronized, Rules.ZombieUnanswered solicitations unanswered in
-	// a row, and silent for Rules.ZombieSilence.
+	// Zombie: the state is synchronized, Rules.ZombieUnanswered solicitations in a row
+	// are unanswered, and the peer has been silent for Rules.ZombieSilence.
 	Zombie
 
 	Verdicts = int(Zombie) + 1
@@ -63,10 +64,10 @@ var evidenceNames = [...]string{"", "keepalive", "retransmit", "window_probe"}
 // String returns the name in the contract, "" for NoEvidence.
 func (e Evidence) String() string { return nameOf(evidenceNames[:], uint8(e)) }
 
-// Cause is how a connection ended.
+// Cause is what ended a connection.
 type Cause uint8
 
-// The causes; Unknown where none of the others could be shown.
+// The causes. CauseUnknown means that none of the others could be shown.
 const (
 	CauseUnknown            = Cause(abi.CauseUnknown)
 	CauseKeepaliveTimeout   = Cause(abi.CauseKeepaliveTimeout)
@@ -95,7 +96,7 @@ var causeNames = [Causes]string{
 // String returns the cause's name in the contract.
 func (c Cause) String() string { return nameOf(causeNames[:], uint8(c)) }
 
-// IsTimeout tells whether a timer of the kernel ended the connection.
+// IsTimeout reports whether a timer of the kernel ended the connection.
 func (c Cause) IsTimeout() bool {
 	switch c {
 	case CauseKeepaliveTimeout, CauseUserTimeout, CauseRetransmitTimeout, CauseWindowProbeTimeout,
@@ -111,7 +112,8 @@ func ParseCause(s string) (Cause, error) {
 	return Cause(c), err
 }
 
-// Risk is what may one day make a healthy connection a zombie, or hide it.
+// Risk is a reason why a healthy connection may become a zombie, or why a zombie may go
+// unnoticed.
 type Risk uint8
 
 // The risks.
@@ -167,7 +169,7 @@ var stateNames = [States]string{
 // String returns the state's name in the contract.
 func (s State) String() string { return nameOf(stateNames[:], uint8(s)) }
 
-// Judged tells whether a connection of this state has a verdict.
+// Judged reports whether a connection in this state has a verdict.
 func (s State) Judged() bool {
 	switch s {
 	case SynRecv, TimeWait, Close, Listen:
@@ -182,8 +184,8 @@ func ParseState(s string) (State, error) {
 	return State(v), err
 }
 
-// StateOf is the state of the kernel's number; 0, which has no name, where that is
-// none of the contract's.
+// StateOf returns the state with the kernel's number; 0, which has no name, if there is
+// no such state.
 func StateOf(kernel uint8) State {
 	switch {
 	case kernel == abi.StateNewSynRecv:
@@ -194,7 +196,7 @@ func StateOf(kernel uint8) State {
 	return State(kernel)
 }
 
-// nameOf is the name of a value that the kernel gave; that of 0 where it has none.
+// nameOf returns the name of a value that the kernel wrote; the name of 0 if it has none.
 func nameOf(names []string, v uint8) string {
 	if int(v) >= len(names) {
 		v = 0
@@ -211,7 +213,7 @@ func parse(s string, names []string, what string) (int, error) {
 	return 0, fmt.Errorf("unknown %s %q", what, s)
 }
 
-// FormatCookie prints a socket's cookie as `ss -e` does after "sk:".
+// FormatCookie formats a socket's cookie as `ss -e` does after "sk:".
 func FormatCookie(cookie uint64) string { return strconv.FormatUint(cookie, 16) }
 
 // ParseCookie is the reverse of FormatCookie.
@@ -223,35 +225,36 @@ func ParseCookie(s string) (uint64, error) {
 	return v, nil
 }
 
-// Keepalive is what applies to a connection, whether set on the socket or by
-// the sysctls of its network namespace.
+// Keepalive has the keepalive settings that apply to a connection, from its socket or
+// from the sysctls of its network namespace.
 type Keepalive struct {
 	Enabled   bool // SO_KEEPALIVE
 	Time      time.Duration
 	Interval  time.Duration
-	Probes    int  // after how many unanswered ones the kernel gives up
+	Probes    int  // unanswered ones after which the kernel gives up
 	ProbesOut int  // unanswered now
 	PerSocket bool // at least one TCP_KEEP* option is set on the socket
 }
 
-// Process is one that holds a socket.
+// Process is a process that holds a socket.
 type Process struct {
 	PID  uint32
-	Comm string // any bytes the process chose
+	Comm string // any bytes that the process chose
 	FD   uint32
 }
 
-// Connection is one TCP connection as it was at one moment. Asked for with
-// [Query.All] it can also be a listener, or a stub: what the kernel keeps before a
-// connection is made (syn_recv) and after its end (time_wait, fin_wait2).
+// Connection is one TCP connection at one moment. If a query asks for all sockets, it can
+// also be a listener, or a stub: what the kernel keeps before a connection is made
+// (syn_recv) and after its end (time_wait, fin_wait2). Idle and Silent are -1 if no data
+// ever moved, or if the peer was never heard.
 type Connection struct {
 	Cookie                uint64
-	At                    time.Time // that moment
+	At                    time.Time // the moment
 	Local, Remote         netip.AddrPort
 	Netns                 uint32 // inode number
 	State                 State
 	Verdict               Verdict
-	Since                 time.Time // when this verdict began; zero: not known
+	Since                 time.Time // when this verdict began; zero: unknown
 	Evidence              Evidence  // of Suspect, Zombie and Stalled
 	Unanswered            int       // solicitations in a row
 	Idle                  time.Duration
@@ -265,29 +268,29 @@ type Connection struct {
 	SendQueue             uint32 // bytes
 	SendWindow            uint32 // bytes
 	SRTT                  time.Duration
-	GivesUp               Forecast // when the kernel will, by itself
+	GivesUp               Forecast // when the kernel gives the connection up by itself
 	Risks                 []Risk
-	Stub                  bool   // of a stub nothing is known but who it is
+	Stub                  bool   // a stub: only its identity and state are known
 	AcceptQueue           uint32 // of a listener: connections that wait to be accepted
-	AcceptLimit           uint32 // of a listener: how many may
-	Orphaned              bool   // closed by its application
-	Accepted              bool   // not in a listener's queue
+	AcceptLimit           uint32 // of a listener: the most connections that can wait
+	Orphaned              bool   // its application has closed the socket
+	Accepted              bool   // an application has accepted it, or made it
 	UID                   uint32
 	CgroupID              uint64   // id in the cgroup v2 hierarchy, 0: none
-	Process               *Process // nil: nothing holds it, or not looked for
-	Cgroup                Cgroup   // zero: not known, or not looked for
+	Process               *Process // nil: no process holds it, or not searched for
+	Cgroup                Cgroup   // zero: unknown, or not searched for
 }
 
-// Judged tells whether the connection has a verdict.
+// Judged reports whether the connection has a verdict.
 func (c *Connection) Judged() bool { return c.State.Judged() && !c.Stub }
 
-// IPv6 tells the family, by what is on the wire.
+// IPv6 reports whether the packets of the connection are IPv6.
 func (c *Connection) IPv6() bool { return c.Local.Addr().Is6() }
 
-// Held tells whether a process can hold the socket.
+// Held reports whether a process can hold the socket.
 func (c *Connection) Held() bool { return c.Accepted && !c.Orphaned }
 
-// setOwner fills in the process and the control group, where none is known.
+// setOwner sets the process and the control group, each only if the connection has none.
 func (c *Connection) setOwner(o Ownership) {
 	if c.Process == nil {
 		c.Process = o.Process
@@ -297,14 +300,15 @@ func (c *Connection) setOwner(o Ownership) {
 	}
 }
 
-// Owner is a name for whose the connection is: the pod's UID, else the id of the
-// container, as short as its runtime prints it, else the unit, else the name of
-// the process, which may be any bytes; "" if none is known.
+// Owner returns the best name of the owner: the pod's UID, else the container's id as
+// short as its runtime prints it, else the unit, else the name of the process, which may
+// be any bytes; "" if unknown.
 func (c *Connection) Owner() string {
 	_, name := c.OwnerName()
 	return name
 }
 
+// OwnerName returns the name that Owner returns, and what it names.
 func (c *Connection) OwnerName() (OwnerKind, string) {
 	switch {
 	case c.Cgroup.PodUID != "":
@@ -319,18 +323,19 @@ func (c *Connection) OwnerName() (OwnerKind, string) {
 	return NoOwner, ""
 }
 
-// HistoryKind is the kind of an [Event] in a connection's story.
+// HistoryKind is the kind of a [HistoryEntry].
 type HistoryKind uint8
 
-// The kinds of events.
+// The kinds of history entries.
 const (
-	HistorySolicitation HistoryKind = iota // unanswered so far
-	HistoryAnswer                          // the peer was heard again
+	HistorySolicitation HistoryKind = iota // one was sent, and is unanswered so far
+	HistoryAnswer                          // the peer was heard after unanswered solicitations
 	HistoryVerdict                         // the verdict changed
 )
 
 var historyKindNames = [...]string{"solicitation", "answer", "verdict"}
 
+// String returns the name of the kind.
 func (k HistoryKind) String() string { return historyKindNames[k] }
 
 // HistoryEntry is one thing that happened to a connection.
@@ -339,31 +344,30 @@ type HistoryEntry struct {
 	Kind       HistoryKind
 	Evidence   Evidence
 	Unanswered int
-	From, To   Verdict       // EventVerdict only
-	Took       time.Duration // EventAnswer: since the last solicitation; -1 not known
+	From, To   Verdict       // of HistoryVerdict
+	Took       time.Duration // of HistoryAnswer: since the last solicitation; -1: unknown
 }
 
 // Death is the end of a connection.
 type Death struct {
-	// Connection as it was just before; its Verdict is the last one.
+	// Connection is the connection just before its end. Its Verdict is the last one.
 	Connection
 	DiedAt    time.Time
 	Cause     Cause
 	During    Evidence      // of CauseUserTimeout
-	Errno     uint16        // what the application gets, 0 none
-	ZombieFor time.Duration // 0: it was none
-	// Forecast is what had been said of it since the peer was last heard, and
-	// ForecastError by how much the death came before (below 0) or after it.
-	// None where there was none, or it was no timeout that ended it: a forecast
-	// holds if nothing else happens.
+	Errno     uint16        // the error that the application gets; 0: none
+	ZombieFor time.Duration // 0: it was not a zombie
+	// Forecast is the forecast made since the peer was last heard. ForecastError is by
+	// how much the death came before it (negative) or after it. Both are zero if there
+	// was no forecast, or if no timeout ended the connection: a forecast assumes that
+	// nothing else happens.
 	Forecast      Forecast
 	ForecastError time.Duration
 }
 
-// OwnedBy tells whether the connection is of the owner of that name: its
-// process's name, its unit with or without .service or .scope, the beginning (8
-// digits or more) of its container's id or its pod's UID; "-" where no owner is
-// known.
+// OwnedBy reports whether name names the owner of the connection. It can be the name of
+// the process, the unit with or without .service or .scope, or at least the first 8
+// characters of the container's id or the pod's UID; "-" means that no owner is known.
 func (c *Connection) OwnedBy(name string) bool {
 	id := func(s string) bool { return len(name) >= 8 && strings.HasPrefix(s, name) }
 	switch g := &c.Cgroup; {

@@ -8,7 +8,7 @@ import (
 	"github.com/halfopen/halfopen/bpf/abi"
 )
 
-// Describe describes what the kernel said at a time.
+// Describe describes the socket whose record, read at that time, is c.
 func (r *Rules) Describe(c *abi.Conn, at time.Time) Connection {
 	connection := r.Outline(c, at)
 	if c.Class != abi.ClassNone {
@@ -63,8 +63,9 @@ func (r *Rules) Outline(c *abi.Conn, at time.Time) Connection {
 	return connection
 }
 
-// describeOther is Describe of what is no connection. Nothing has been sent or
-// heard on it; a listener's settings are those that its connections begin with.
+// describeOther describes a socket that is not a connection: a listener or a stub.
+// Nothing was sent or heard on it. The settings of a listener are those that the
+// connections accepted from it begin with.
 func (r *Rules) describeOther(c *abi.Conn, at time.Time) Connection {
 	connection := Connection{
 		Cookie:   c.Cookie,

@@ -15,9 +15,9 @@ import (
 	"github.com/halfopen/halfopen/collector/conn/conntest"
 )
 
-// describes fails unless what is said of a connection makes sense: every name is one
-// of the contract's, or empty, and no age is that of the future.
-func describes(t *testing.T, c *Connection) {
+// checkDescription fails unless every name in the description is empty or one of the
+// contract, and no time is in the future.
+func checkDescription(t *testing.T, c *Connection) {
 	t.Helper()
 	for _, name := range []struct {
 		is  string
@@ -31,14 +31,14 @@ func describes(t *testing.T, c *Connection) {
 		}
 	}
 	if c.Since.After(c.At) || c.Idle < -1 || c.Silent < -1 || c.UserTimeout < 0 || c.RTO < 0 || c.Keepalive.Time < 0 {
-		t.Fatalf("at %v: %+v", c.At, c)
+		t.Fatalf("implausible times at %v: %+v", c.At, c)
 	}
 	if f := c.GivesUp; f.Ever() && (f.At.After(f.Latest) || f.At.Before(c.At.Add(-time.Second))) {
-		t.Fatalf("at %v it gives up between %v and %v", c.At, f.At, f.Latest)
+		t.Fatalf("at %v the forecast is from %v to %v", c.At, f.At, f.Latest)
 	}
 }
 
-// Whatever a record has in it, there is a forecast of it, or none.
+// Any record can be described and forecast.
 func FuzzForecast(f *testing.F) {
 	for i, c := range conntest.Seeds() {
 		f.Add(conntest.Bytes(c), uint8(i))
@@ -59,15 +59,15 @@ func FuzzForecast(f *testing.F) {
 		rules.HZ = []int{100, 250, 300, 1000}[hz%4]
 		at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 		connection := rules.Describe(&c, at)
-		describes(t, &connection)
+		checkDescription(t, &connection)
 		if by := connection.GivesUp.By; by != CauseUnknown && !by.IsTimeout() {
-			t.Fatalf("it gives up by %v", by)
+			t.Fatalf("the kernel gives up by %v, which is not a timeout", by)
 		}
 	})
 }
 
-// A tracker takes in any history: facts that come late, twice, or not at all, and
-// records with anything in them.
+// A tracker keeps its invariants whatever facts it applies: late ones, double ones,
+// missing ones, and records with any values.
 func FuzzTracker(f *testing.F) {
 	var all []byte
 	for i, c := range conntest.Seeds() {
@@ -79,23 +79,23 @@ func FuzzTracker(f *testing.F) {
 	f.Fuzz(func(t *testing.T, history []byte) {
 		start := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 		now := start
-		table := NewTracker(testRules, func(n Notice) {
+		tracker := NewTracker(testRules, func(n Notice) {
 			if n.At.After(now) {
-				t.Fatalf("at %v a notice is of %v", now, n.At)
+				t.Fatalf("at %v a notice has the time %v", now, n.At)
 			}
-			describes(t, &n.Connection)
+			checkDescription(t, &n.Connection)
 			if d := n.Death; d != nil && (d.DiedAt.After(now) || d.ZombieFor < 0) {
-				t.Fatalf("at %v: %+v", now, d)
+				t.Fatalf("at %v: death %+v", now, d)
 			}
 		})
-		table.FollowRows()
-		var passed []Observation // since the last census
+		tracker.FollowRows()
+		var observed []Observation // since the last census
 		size := binary.Size(&abi.Conn{})
 		for len(history) >= 3 {
 			op, wait, cookie := history[0], history[1], history[2]
 			c := conntest.FromBytes(history[3:])
 			history = history[min(len(history), 3+size):]
-			// What is known of it may be older than now.
+			// A record may be older than the time at which it is applied.
 			now = now.Add(time.Duration(wait) * 100 * time.Millisecond)
 			at := now.Add(-time.Duration(op>>3) * time.Second)
 			if at.Before(start) {
@@ -104,69 +104,87 @@ func FuzzTracker(f *testing.F) {
 			c.At, c.Cookie = uint64(at.Sub(start)), uint64(cookie%8)
 			switch op % 8 {
 			case 0, 1:
-				table.event(&abi.Event{Type: abi.EventSolicitation, Conn: c}, at)
+				tracker.event(&abi.Event{Type: abi.EventSolicitation, Conn: c}, at)
 			case 2:
-				table.event(&abi.Event{Type: wait, Cause: c.Cause, During: c.Evidence, Conn: c}, at)
+				tracker.event(&abi.Event{Type: wait, Cause: c.Cause, During: c.Evidence, Conn: c}, at)
 			case 3, 4:
-				table.watched(&c, at)
+				tracker.watched(&c, at)
 			case 5:
-				table.sweep(now)
+				tracker.sweep(now)
 			case 6:
 				var counts abi.CensusCounts
 				counts.Sockets[cookie%16][wait%8] = uint64(op)
-				table.census(&Census{Counts: &counts, Troubled: passed, Began: now.Add(-time.Second), Rows: passed}, now)
-				table.TakeRowChanges()
-				passed = nil
+				tracker.census(&Census{Counts: &counts, Troubled: observed, Began: now.Add(-time.Second), Rows: observed}, now)
+				tracker.TakeRowChanges()
+				observed = nil
 			case 7:
-				wanted := table.NeedOwners(now, at)
+				wanted := tracker.NeedOwners(now, at)
 				owners := make(map[uint64]Ownership)
 				for cookie := range wanted {
 					owners[cookie] = Ownership{Process: &Process{PID: 1, Comm: "x"}}
 				}
-				table.setOwners(owners, now)
+				tracker.setOwners(owners, now)
 			}
-			passed = append(passed, Observation{Conn: c, At: at})
-			keeps(t, table, now)
+			observed = append(observed, Observation{Conn: c, At: at})
+			checkInvariants(t, tracker, now)
 		}
 	})
 }
 
-// keeps fails unless a table is within its bounds and knows nothing of the future.
-func keeps(t *testing.T, table *Tracker, now time.Time) {
+// checkInvariants fails unless the tracker is within its bounds and knows nothing of the
+// future.
+func checkInvariants(t *testing.T, tracker *Tracker, now time.Time) {
 	t.Helper()
-	if len(table.tracked) > maxTracked || len(table.histories) > maxHistories || len(table.deaths) > maxDeaths ||
-		len(table.dead) != len(table.deaths) || len(table.recovered) > maxTracked {
-		t.Fatalf("%d members, %d stories, %d deaths, %d buried, %d recovered", len(table.tracked), len(table.histories),
-			len(table.deaths), len(table.dead), len(table.recovered))
-	}
-	for cookie, m := range table.tracked {
-		if _, dead := table.dead[cookie]; dead {
-			t.Fatalf("%x is dead and alive", cookie)
+	checkBounds(t, tracker)
+	for cookie, tc := range tracker.tracked {
+		if _, dead := tracker.dead[cookie]; dead {
+			t.Fatalf("connection %x is dead and tracked", cookie)
 		}
-		if m.at.After(now) || m.since.After(m.at) || m.gone.After(now) {
-			t.Fatalf("at %v: member %+v", now, m)
+		if tc.at.After(now) || tc.since.After(tc.at) || tc.gone.After(now) {
+			t.Fatalf("at %v: tracked connection %+v", now, tc)
 		}
 	}
-	for cookie, r := range table.rows.current {
-		if _, dead := table.dead[cookie]; dead || r.Cookie != cookie || r.At.After(now) {
+	for cookie, r := range tracker.rows.current {
+		if _, dead := tracker.dead[cookie]; dead || r.Cookie != cookie || r.At.After(now) {
 			t.Fatalf("at %v: row %+v, dead: %v", now, r, dead)
 		}
 	}
-	for _, s := range table.histories {
-		if n := len(s.entries); n == 0 || n > maxEntries {
-			t.Fatalf("a story of %d events", n)
-		}
-		for _, e := range s.entries {
+	for _, h := range tracker.histories {
+		for _, e := range h.entries {
 			if e.At.After(now) || e.Took < -1 {
-				t.Fatalf("at %v: %+v", now, e)
+				t.Fatalf("at %v: history entry %+v", now, e)
 			}
 		}
 	}
-	for _, states := range table.counts {
-		for _, n := range states {
-			if n < 0 {
-				t.Fatalf("counts are %v", table.counts)
-			}
+}
+
+// checkBounds fails unless everything that the tracker keeps is within its bounds.
+func checkBounds(t *testing.T, tracker *Tracker) {
+	t.Helper()
+	for _, kept := range []struct {
+		what   string
+		n, max int
+	}{
+		{"tracked connections", len(tracker.tracked), maxTracked},
+		{"histories", len(tracker.histories), maxHistories},
+		{"deaths", len(tracker.deaths), maxDeaths},
+		{"recoveries", len(tracker.recovered), maxTracked},
+	} {
+		if kept.n > kept.max {
+			t.Fatalf("%d %s, at most %d expected", kept.n, kept.what, kept.max)
+		}
+	}
+	if len(tracker.dead) != len(tracker.deaths) {
+		t.Fatalf("%d dead cookies, %d deaths", len(tracker.dead), len(tracker.deaths))
+	}
+	for _, h := range tracker.histories {
+		if n := len(h.entries); n == 0 || n > maxEntries {
+			t.Fatalf("a history has %d entries", n)
+		}
+	}
+	for state, verdicts := range tracker.counts {
+		if slices.Min(verdicts[:]) < 0 {
+			t.Fatalf("negative count in state %v: %v", State(state), verdicts)
 		}
 	}
 }
@@ -176,8 +194,8 @@ var (
 	anyPod       = regexp.MustCompile(`^([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32})?$`)
 )
 
-// Users name control groups: what is told of one is in its path, and what is not an
-// id is not taken for one.
+// Users choose the names of control groups. All that ParseCgroup returns is in the path,
+// and it returns as an id only what looks like one.
 func FuzzParseCgroup(f *testing.F) {
 	id := strings.Repeat("0123456789abcdef", 4)
 	for _, s := range []string{

@@ -7,7 +7,7 @@ import (
 	"net/netip"
 )
 
-// Grouping is what connections have in common that are counted together.
+// Grouping says by what connections are grouped to count them.
 type Grouping uint8
 
 // The groupings.
@@ -19,7 +19,7 @@ const (
 
 var groupingNames = [...]string{"owner", "remote", "verdict"}
 
-// String returns the grouping's name, as in `halfopen list --by`.
+// String returns the name of the grouping, as in `halfopen list --by`.
 func (g Grouping) String() string { return groupingNames[g] }
 
 // ParseGrouping is the reverse of String.
@@ -28,7 +28,7 @@ func ParseGrouping(s string) (Grouping, error) {
 	return Grouping(v), err
 }
 
-// OwnerKind is what kind of thing an owner is.
+// OwnerKind is the kind of an owner.
 type OwnerKind uint8
 
 // The kinds of owners.
@@ -45,25 +45,27 @@ var ownerKindNames = [...]string{"", "process", "unit", "container", "pod"}
 // String returns the kind's name, "" for NoOwner.
 func (k OwnerKind) String() string { return ownerKindNames[k] }
 
-// GroupKey is what the connections of a [Tally] have in common: what its grouping
-// is about, the rest is zero.
+// GroupKey is what the connections of one group have in common. Only the fields of the
+// [Grouping] are set.
 type GroupKey struct {
 	OwnerKind OwnerKind
 	Owner     string // see [Connection.Owner]
-	// Remote is where the connections go. Its port is 0 where it is that of a
-	// client and says nothing. The zero value: they have no remote end.
+	// Remote is the remote end. Its port is 0 if the peer is a client, whose port has no
+	// meaning. It is the zero value for listeners.
 	Remote  netip.AddrPort
-	Judged  bool // they have Verdict
+	Judged  bool // the connections have a verdict: Verdict
 	Verdict Verdict
 }
 
-// Count counts connections that have something in common.
+// Count is the number of connections in a group.
 type Count struct {
 	GroupKey
 	Total    int
-	Verdicts [Verdicts]int // they may be fewer than Total, if q.All
+	Verdicts [Verdicts]int // listeners and stubs have no verdict, so the sum may be below Total
 }
 
+// GroupKeyOf returns the group of a connection. listeners has the listeners of the node;
+// only ByRemote needs them.
 func GroupKeyOf(connection *Connection, by Grouping, listeners map[Listener]bool) (k GroupKey) {
 	switch by {
 	case ByOwner:
@@ -84,15 +86,15 @@ func GroupKeyOf(connection *Connection, by Grouping, listeners map[Listener]bool
 	return k
 }
 
-// inbound tells whether the remote end is a client: it came to a port that is
-// listened on here. Where nobody listens there any more, the ports have to tell.
+// inbound reports whether the remote end is a client: the local port has a listener. If
+// the listener has gone, a high remote port and a low local port decide.
 func inbound(connection *Connection, listeners map[Listener]bool) bool {
 	return listeners[Listener{connection.Netns, connection.Local.Port()}] ||
 		connection.Local.Port() < ephemeralFrom && connection.Remote.Port() >= ephemeralFrom
 }
 
-// CompareCounts orders groups worst first: by how many zombies they have, then
-// suspects, and so on; by their size if all is well; then by name.
+// CompareCounts orders counts worst first: by the number of zombies, then of suspects,
+// and so on down to unguarded connections, then by Total, then by name.
 func CompareCounts(a, b Count) int {
 	for v := Zombie; v > Idle; v-- {
 		if d := cmp.Compare(b.Verdicts[v], a.Verdicts[v]); d != 0 {
@@ -103,7 +105,7 @@ func CompareCounts(a, b Count) int {
 		a.Remote.Compare(b.Remote), cmp.Compare(b.Verdict, a.Verdict))
 }
 
-// Listener is what accepts connections to a port.
+// Listener is a port that a socket listens on.
 type Listener struct {
 	Netns uint32 // inode number
 	Port  uint16

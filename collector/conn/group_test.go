@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-func TestWhatConnectionsHaveInCommon(t *testing.T) {
+func TestGroupKeyOf(t *testing.T) {
 	client := &Connection{
 		Netns: 1, State: Established, Verdict: Zombie, Local: netip.MustParseAddrPort("10.0.0.1:40000"), Remote: netip.MustParseAddrPort("10.0.0.2:5432"),
 		Process: &Process{Comm: "app"}, Cgroup: Cgroup{Unit: "app.service"},
@@ -29,11 +29,11 @@ func TestWhatConnectionsHaveInCommon(t *testing.T) {
 		{"an owner", client, ByOwner, GroupKey{OwnerKind: OwnerUnit, Owner: "app.service"}},
 		{"no owner", stub, ByOwner, GroupKey{}},
 		{"a service", client, ByRemote, GroupKey{Remote: client.Remote}},
-		{"a client, whose port means nothing", server, ByRemote, GroupKey{Remote: netip.MustParseAddrPort("[2001:db8::2]:0")}},
-		{"a service, as nobody listens there in this namespace", &elsewhere, ByRemote, GroupKey{Remote: server.Remote}},
-		{"a client by its port, as its listener has gone", &orphan, ByRemote, GroupKey{Remote: netip.MustParseAddrPort("[2001:db8::2]:0")}},
-		{"a listener goes nowhere", listener, ByRemote, GroupKey{}},
-		{"what is left of a connection went somewhere", stub, ByRemote, GroupKey{Remote: client.Remote}},
+		{"a client, without its port", server, ByRemote, GroupKey{Remote: netip.MustParseAddrPort("[2001:db8::2]:0")}},
+		{"a service: this namespace has no listener on the port", &elsewhere, ByRemote, GroupKey{Remote: server.Remote}},
+		{"a client by its high port: the listener has gone", &orphan, ByRemote, GroupKey{Remote: netip.MustParseAddrPort("[2001:db8::2]:0")}},
+		{"a listener has no remote end", listener, ByRemote, GroupKey{}},
+		{"a stub has a remote end", stub, ByRemote, GroupKey{Remote: client.Remote}},
 		{"a verdict", client, ByVerdict, GroupKey{Judged: true, Verdict: Zombie}},
 		{"no verdict", stub, ByVerdict, GroupKey{}},
 	} {
@@ -45,29 +45,29 @@ func TestWhatConnectionsHaveInCommon(t *testing.T) {
 	}
 }
 
-func TestGroupsAreOrderedWorstFirst(t *testing.T) {
-	tally := func(owner string, zombies, unguarded, idle, active int) Count {
+func TestCompareCountsOrdersWorstFirst(t *testing.T) {
+	count := func(owner string, zombies, unguarded, idle, active int) Count {
 		return Count{
 			GroupKey: GroupKey{OwnerKind: OwnerProcess, Owner: owner}, Total: zombies + unguarded + idle + active,
 			Verdicts: [Verdicts]int{Active: active, Idle: idle, Unguarded: unguarded, Zombie: zombies},
 		}
 	}
-	want := []Count{tally("a", 2, 0, 0, 0), tally("b", 1, 0, 0, 900), tally("c", 0, 3, 0, 0), tally("d", 0, 0, 3, 4), tally("e", 0, 0, 6, 0), tally("f", 0, 0, 0, 6)}
+	want := []Count{count("a", 2, 0, 0, 0), count("b", 1, 0, 0, 900), count("c", 0, 3, 0, 0), count("d", 0, 0, 3, 4), count("e", 0, 0, 6, 0), count("f", 0, 0, 0, 6)}
 	got := slices.Clone(want)
 	slices.Reverse(got)
 	slices.SortFunc(got, CompareCounts)
 	if !slices.Equal(got, want) {
-		t.Errorf("%v", got)
+		t.Errorf("got %v, expected %v", got, want)
 	}
 }
 
-func TestGroupingsAreParsed(t *testing.T) {
+func TestParseGrouping(t *testing.T) {
 	for _, g := range []Grouping{ByOwner, ByRemote, ByVerdict} {
 		if got, err := ParseGrouping(g.String()); got != g || err != nil {
-			t.Errorf("%v is %v, %v", g, got, err)
+			t.Errorf("%q is parsed as %v, error %v", g, got, err)
 		}
 	}
 	if _, err := ParseGrouping("port"); err == nil {
-		t.Error("there is a grouping by port")
+		t.Error("the grouping \"port\" is accepted")
 	}
 }

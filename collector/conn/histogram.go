@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// Histogram counts observations: Counts[i] those <= Bounds[i] and above the
-// bound before, the last those above every bound.
+// Histogram counts observations. Counts[i] is the number of observations that are at
+// most Bounds[i] and above Bounds[i-1]; the last one is the number above all bounds.
 type Histogram struct {
 	Bounds []float64 // seconds
 	Counts []uint64  // one more than Bounds

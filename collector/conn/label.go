@@ -4,17 +4,17 @@ package conn
 
 import "strconv"
 
-// OwnerLabel is a series of Stats.ZombiesByOwner.
+// OwnerLabel has the labels of one series of TrackerStats.ZombiesByOwner.
 type OwnerLabel struct {
-	Name       string // any bytes; "" where nothing holds the socket
-	RemotePort string // "" where the peer is a client
+	Name       string // of the owner, any bytes; "": not known
+	RemotePort string // of a service, decimal; "": the peer is a client
 }
 
-// ephemeralFrom is where Linux's default ip_local_port_range begins.
+// ephemeralFrom is the first port of Linux's default ip_local_port_range.
 const ephemeralFrom = 32768
 
-// servicePort is a remote port fit for a label: that of a service, "" for that
-// of a client.
+// servicePort returns a remote port as a label: the port of a service, or "" for the
+// port of a client, of which there are too many.
 func servicePort(port uint16) string {
 	if port >= ephemeralFrom {
 		return ""

@@ -2,8 +2,8 @@
 
 package conn
 
-// verdictMeanings and riskMeanings are what the live page, the README and the metrics
-// reference say of each. How long is long says the flag in brackets.
+// verdictMeanings and riskMeanings are the texts of the live page, the README and the
+// metrics reference. A flag in brackets sets how long or how many.
 var (
 	verdictMeanings = [Verdicts]string{
 		Active:    "The connection was made, or data moved, lately (--idle-after), and nothing is overdue.",
@@ -28,14 +28,14 @@ var (
 	}
 )
 
-// Meaning returns what the verdict says of a connection, as a sentence or two.
+// Meaning returns what the verdict says about a connection, in one or two sentences.
 func (v Verdict) Meaning() string { return verdictMeanings[v] }
 
-// InTrouble tells whether a connection with the verdict is in trouble: stalled, suspect or
-// zombie. The collector follows these one by one.
+// InTrouble reports whether a connection with the verdict is in trouble: stalled, suspect
+// or zombie. The tracker follows these one by one.
 func (v Verdict) InTrouble() bool { return v > Unguarded }
 
-// Meaning returns what the risk is, as a sentence or two.
+// Meaning returns what the risk is, in one or two sentences.
 func (r Risk) Meaning() string { return riskMeanings[r] }
 
 // ParseEvidence is the reverse of [Evidence.String].

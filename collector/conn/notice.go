@@ -14,18 +14,18 @@ const (
 	NoticeDeath
 )
 
-// Notice is what subscribers are told, as it happens.
+// Notice is a change that subscribers receive as it happens.
 type Notice struct {
 	Kind       NoticeKind
 	At         time.Time
-	Connection Connection // as it is; its Evidence is that of the solicitation
+	Connection Connection // after the change; of NoticeSolicitation, Evidence is what was sent
 	From       Verdict    // NoticeVerdict: the verdict before
 	Initial    bool       // NoticeVerdict: the trouble began before it was first seen; From means nothing
 	Death      *Death     // NoticeDeath
 }
 
-// WithOwner returns the notice with that owner, unless it has a process already. The
-// original and its Death stay as they are.
+// WithOwner returns a copy of the notice, and of its Death, that has the owner where n
+// has none. It does not change n.
 func (n Notice) WithOwner(o Ownership) Notice {
 	n.Connection.setOwner(o)
 	if n.Death != nil {

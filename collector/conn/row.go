@@ -7,13 +7,12 @@ import (
 	"time"
 )
 
-// Row is what the live page shows of a connection. All times are absolute, in
-// milliseconds since 1970, so that a row does not change only because time passes; 0
-// stands for a time that is not known. A Row is never modified: a newer one takes its
-// place.
+// Row is a connection as the live page shows it. All times are in milliseconds since
+// 1970, so that a row does not change only because time passes; 0 means not known. Rows
+// are never modified in place: a newer row replaces the old one.
 type Row struct {
 	Cookie         uint64
-	At             time.Time // when the connection was as the row says
+	At             time.Time // the time of the record that the row shows
 	Local, Remote  netip.AddrPort
 	Netns          uint32 // inode number
 	State          State
@@ -23,13 +22,13 @@ type Row struct {
 	Unanswered     int   // solicitations in a row
 	DataAt         int64 // when data last moved either way
 	HeardAt        int64 // when the peer was last heard
-	GivesUpAt      int64 // the kernel gives up between this, 0 for never, ...
-	GivesUpLatest  int64 // ... and this
+	GivesUpAt      int64 // the earliest time at which the kernel gives up; 0: never
+	GivesUpLatest  int64 // the latest time at which the kernel gives up
 	GivesUpBy      Cause
 	Risks          uint32 // bit 1 << Risk for each
 	Held           Held
-	PID, FD        uint32 // of the process that holds the socket; 0: not known
-	Comm           string // its name: any bytes
+	PID, FD        uint32 // of the process that holds the socket; PID 0: not known
+	Comm           string // the name of that process: any bytes
 	Cgroup         Cgroup
 	cgroupID       uint64
 	Keepalive      bool
@@ -54,8 +53,8 @@ var heldNames = [...]string{HeldByProcess: "", HeldByNobody: "orphaned", HeldByL
 // String returns the name of the value, "" for HeldByProcess.
 func (h Held) String() string { return heldNames[h] }
 
-// jitter is the difference, in milliseconds, of two readings of something that has not
-// changed: the kernel stamps in jiffies, and two clocks are read one after the other.
+// jitter is the largest difference, in milliseconds, between two readings of the same
+// time: the kernel rounds to jiffies, and two clocks are read one after the other.
 const jitter = 300
 
 // NewRow returns the row of a connection.
@@ -94,7 +93,7 @@ func (r *Row) setOwner(o *Ownership) {
 	}
 }
 
-// owner returns the owner that the row names; its Process is nil if that is not known.
+// owner returns the owner in the row. Its Process is nil if the row has none.
 func (r *Row) owner() Ownership {
 	o := Ownership{Cgroup: r.Cgroup}
 	if r.PID != 0 {
@@ -103,6 +102,7 @@ func (r *Row) owner() Ownership {
 	return o
 }
 
+// millis returns a time in milliseconds since 1970, or 0 for the zero time.
 func millis(t time.Time) int64 {
 	if t.IsZero() {
 		return 0
@@ -110,6 +110,8 @@ func millis(t time.Time) int64 {
 	return t.UnixMilli()
 }
 
+// ago returns the time at which something of that age happened, in milliseconds since
+// 1970, or 0 if it never happened (a negative age).
 func ago(at time.Time, age time.Duration) int64 {
 	if age < 0 {
 		return 0
@@ -117,8 +119,8 @@ func ago(at time.Time, age time.Duration) int64 {
 	return at.Add(-age).UnixMilli()
 }
 
-// follow makes r the row that comes after old: it keeps a time that differs by jitter
-// alone, and an owner that was known.
+// follow makes r the successor of old. It keeps the times of old that differ by less than
+// jitter, and the owner of old if r has none.
 func (r *Row) follow(old *Row) {
 	steady := func(now *int64, before int64) {
 		if d := *now - before; *now != 0 && before != 0 && -jitter < d && d < jitter {
@@ -141,7 +143,7 @@ func (r *Row) follow(old *Row) {
 	}
 }
 
-// sameAs reports whether the row says the same as old, but for when.
+// sameAs reports whether the rows are equal except for At.
 func (r *Row) sameAs(old *Row) bool {
 	then := *old
 	then.At = r.At

@@ -4,32 +4,32 @@ package conn
 
 import "time"
 
-// MaxRows is how many rows a census brings, the worst; as many again may get into
-// trouble until the next one.
+// MaxRows is the most rows that a census adds. Connections that get into trouble before
+// the next census may add as many again.
 const MaxRows = 10000
 
-// rows are the rows of a Tracker while somebody follows them.
+// rows are the rows of a Tracker. All maps are by cookie.
 type rows struct {
-	current map[uint64]*Row // nil: nobody follows them
-	// complete says that a census has brought all rows.
+	current map[uint64]*Row // nil: the tracker keeps no rows
+	// complete is true once a census has added rows.
 	complete bool
-	// old is what the rows that changed since [Tracker.TakeRowChanges] were then;
-	// nil for a row that did not exist.
+	// old has, for each row that changed since the last [Tracker.TakeRowChanges], what it
+	// was then; nil for a row that did not exist.
 	old map[uint64]*Row
-	// dead are the cookies of rows whose connection died since the last census: the
-	// next one may have read them before.
+	// dead has the connections with a row that died since the last census. The next
+	// census may have read them before their deaths.
 	dead map[uint64]struct{}
-	// searched is when the owner of a row was last searched for.
+	// searched has the beginning of the last search for the owner of each row.
 	searched map[uint64]time.Time
 }
 
-// RowChange is a row that changed: Old is nil for a new row, New for one that is gone.
+// RowChange is a change of a row. Old is nil for a new row, New for a removed one.
 type RowChange struct {
 	Cookie   uint64
 	Old, New *Row
 }
 
-// FollowRows makes the tracker keep rows, from the next [FactCensus] that has them on.
+// FollowRows makes the tracker keep rows. The next [FactCensus] with rows completes them.
 func (t *Tracker) FollowRows() {
 	if t.rows.current == nil {
 		t.rows = rows{
@@ -41,14 +41,13 @@ func (t *Tracker) FollowRows() {
 	}
 }
 
-// ForgetRows ends FollowRows.
+// ForgetRows ends what FollowRows began, and drops all rows.
 func (t *Tracker) ForgetRows() { t.rows = rows{} }
 
 // FollowsRows reports whether the tracker keeps rows.
 func (t *Tracker) FollowsRows() bool { return t.rows.current != nil }
 
-// Rows returns all rows, in no order; complete is false until a census has brought
-// them.
+// Rows returns all rows, in no order. complete is false until a census has added rows.
 func (t *Tracker) Rows() (all []*Row, complete bool) {
 	all = make([]*Row, 0, len(t.rows.current))
 	for _, r := range t.rows.current {
@@ -57,7 +56,7 @@ func (t *Tracker) Rows() (all []*Row, complete bool) {
 	return all, t.rows.complete
 }
 
-// TakeRowChanges returns the rows that changed since it was last called, in no order.
+// TakeRowChanges returns the changes of rows since the last call, in no order.
 func (t *Tracker) TakeRowChanges() []RowChange {
 	if len(t.rows.old) == 0 {
 		return nil
@@ -72,10 +71,10 @@ func (t *Tracker) TakeRowChanges() []RowChange {
 	return changes
 }
 
-// RowsChanged reports whether [Tracker.TakeRowChanges] has something to return.
+// RowsChanged reports whether rows have changed since the last [Tracker.TakeRowChanges].
 func (t *Tracker) RowsChanged() bool { return len(t.rows.old) > 0 }
 
-// put replaces a row; r is nil to remove it.
+// put adds or replaces a row. A nil row removes it.
 func (r *rows) put(cookie uint64, row *Row) {
 	old := r.current[cookie]
 	if _, ok := r.old[cookie]; !ok {
@@ -89,7 +88,7 @@ func (r *rows) put(cookie uint64, row *Row) {
 	delete(r.searched, cookie)
 }
 
-// notice takes in how a connection is that a notice is about.
+// notice updates the row of the connection of a notice.
 func (r *rows) notice(c *Connection) {
 	if r.current == nil || !c.Judged() {
 		return
@@ -97,9 +96,9 @@ func (r *rows) notice(c *Connection) {
 	old := r.current[c.Cookie]
 	switch {
 	case old == nil && len(r.current) >= 2*MaxRows:
-		return // the next census decides whether it is among the worst
+		return // the next census decides whether it gets a row
 	case old != nil && c.At.Before(old.At):
-		return // facts overtake each other
+		return // a newer record was applied before
 	}
 	row := NewRow(c)
 	if old != nil {
@@ -117,8 +116,8 @@ func (r *rows) death(cookie uint64) {
 	r.dead[cookie] = struct{}{}
 }
 
-// census takes in the rows of a census. describe returns a connection as the tracker
-// knows it, and false if it has died.
+// census applies the rows of a census. describe describes a connection as the tracker
+// knows it; it returns false if the connection has died.
 func (r *rows) census(census *Census, describe func(*Observation) (Connection, bool)) {
 	if r.current == nil || census.Rows == nil {
 		return
@@ -139,10 +138,10 @@ func (r *rows) census(census *Census, describe func(*Observation) (Connection, b
 		switch {
 		case old == nil:
 		case row.At.Before(old.At):
-			continue // what the tracker heard since is newer
+			continue // a newer record was applied before
 		default:
 			if row.follow(old); row.sameAs(old) {
-				r.current[cookie] = row // only its time is another
+				r.current[cookie] = row // only At has changed
 				continue
 			}
 		}
@@ -157,7 +156,7 @@ func (r *rows) census(census *Census, describe func(*Observation) (Connection, b
 	r.complete = true
 }
 
-// needOwners adds to wanted the rows whose owner should be searched for now.
+// needOwners adds to wanted the rows whose owners should be searched for now.
 func (r *rows) needOwners(now time.Time, wanted map[uint64]uint64) {
 	for cookie, row := range r.current {
 		if row.Held == HeldByProcess && now.Sub(r.searched[cookie]) > OwnersRetry {
@@ -166,7 +165,8 @@ func (r *rows) needOwners(now time.Time, wanted map[uint64]uint64) {
 	}
 }
 
-// setOwner takes in what a search for the owner of a connection found.
+// setOwner applies the result of a search for the owner of a connection. The search began
+// at that time.
 func (r *rows) setOwner(cookie uint64, o *Ownership, at time.Time) {
 	old := r.current[cookie]
 	if old == nil {

@@ -12,7 +12,7 @@ import (
 	"github.com/halfopen/halfopen/collector/conn/conntest"
 )
 
-// following is a Tracker whose rows are followed.
+// following returns a replay whose tracker keeps rows.
 func following(t *testing.T) *replay {
 	t.Helper()
 	r := newReplay(t)
@@ -28,7 +28,7 @@ func healthy(cookie uint64, after time.Duration) abi.Conn {
 	return *stamp(conntest.With(func(c *abi.Conn) { c.Cookie, c.Family = cookie, 2 }), after)
 }
 
-// bring has a census bring the rows of these connections, which it read at that time.
+// bring applies a census with rows of these connections.
 func (r *replay) bring(began, ended time.Duration, conns ...abi.Conn) {
 	c := &Census{Began: r.at(began), Counts: census(0, 0, 0), Rows: []Observation{}}
 	for i := range conns {
@@ -41,7 +41,7 @@ func (r *replay) bring(began, ended time.Duration, conns ...abi.Conn) {
 	r.Apply(&Fact{Kind: FactCensus, At: r.at(ended), Census: c})
 }
 
-// change is what matters of a RowChange.
+// change is a RowChange as the tests compare it.
 type change struct {
 	New, Gone  bool
 	Verdict    Verdict
@@ -49,7 +49,7 @@ type change struct {
 	PID        uint32
 }
 
-// changed fails unless these rows have changed since it was last called.
+// changed fails unless these are the changes of rows since its last call.
 func (r *replay) changed(want map[uint64]change) {
 	r.t.Helper()
 	got := make(map[uint64]change)
@@ -112,8 +112,8 @@ func TestRowsFollowTheConnections(t *testing.T) {
 	r.changed(map[uint64]change{})
 }
 
-// A census may have read a connection before its death, and be taken in after it.
-func TestRowsOfTheDeadDoNotComeBack(t *testing.T) {
+// A census may read a connection before its death and be applied after it.
+func TestRowsOfDeadConnectionsStayRemoved(t *testing.T) {
 	r := following(t)
 	r.bring(0, 0, healthy(1, 0), healthy(2, 0), healthy(3, 0))
 	r.TakeRowChanges()
@@ -146,29 +146,29 @@ func TestRowsAndTheirOwners(t *testing.T) {
 	r.TakeRowChanges()
 	wanted := r.NeedOwners(r.at(time.Second), r.at(0))
 	if _, ok := wanted[1]; !ok || len(wanted) != 1 {
-		t.Errorf("owners are searched for of %v, expected connection 1", wanted)
+		t.Errorf("owners needed of %v, expected of connection 1", wanted)
 	}
 	r.Apply(&Fact{Kind: FactOwners, At: r.at(time.Second), Owners: map[uint64]Ownership{1: {Process: &Process{PID: 7, Comm: "x"}}}})
 	r.changed(map[uint64]change{1: {PID: 7}})
 	if wanted := r.NeedOwners(r.at(2*time.Second), r.at(0)); len(wanted) != 0 {
-		t.Errorf("owners are searched for again of %v", wanted)
+		t.Errorf("owners needed again of %v", wanted)
 	}
 	if wanted := r.NeedOwners(r.at(time.Second+OwnersRetry+1), r.at(0)); len(wanted) != 1 {
-		t.Errorf("after %v owners are searched for of %v", OwnersRetry, wanted)
+		t.Errorf("after %v owners needed of %v", OwnersRetry, wanted)
 	}
-	// Whoever is told of the connection is told its owner, its death included.
-	var told []Notice
-	r.notify = func(n Notice) { told = append(told, n) }
+	// Every notice of the connection has its owner, the notice of its death too.
+	var notices []Notice
+	r.notify = func(n Notice) { notices = append(notices, n) }
 	silent := conntest.Silent(abi.EvidenceKeepalive, 4, time.Minute)
 	silent.Cookie, silent.Family = 1, 2
 	r.solicit(3*time.Second, silent)
 	end := *silent
 	end.Flags |= abi.ConnOrphan
 	r.die(4*time.Second, CauseKeepaliveTimeout, &end)
-	if len(told) != 3 {
-		t.Fatalf("%d notices", len(told))
+	if len(notices) != 3 {
+		t.Fatalf("%d notices", len(notices))
 	}
-	for _, n := range told {
+	for _, n := range notices {
 		p := n.Connection.Process
 		if n.Death != nil {
 			p = n.Death.Process
@@ -200,6 +200,6 @@ func TestRowsAreBounded(t *testing.T) {
 	}
 	r.bring(2*time.Second, 2*time.Second, all...)
 	if rows, _ := r.Rows(); len(rows) != 0 {
-		t.Errorf("%d rows that nobody follows", len(rows))
+		t.Errorf("%d rows after ForgetRows", len(rows))
 	}
 }

@@ -8,16 +8,15 @@ import (
 	"github.com/halfopen/halfopen/bpf/abi"
 )
 
-// answerGrace is how long a first solicitation may go unanswered before anybody
-// is suspected; without it every keepalive probe would make a suspect for one
-// round trip. RFC 6298 (2.4) lets a sender wait a second at least. Twice that,
-// because a peer answers out-of-window probes at most every 500 ms
-// (tcp_oow_rate_limited, net.ipv4.tcp_invalid_ratelimit): of two that are closer
-// together the second goes unanswered, until a third that follows in about a
-// second.
+// answerGrace is how long a single solicitation may be unanswered before the connection
+// is a suspect. Without it every keepalive probe would make a suspect for one round trip.
+// RFC 6298 (2.4) makes a sender wait for at least a second. answerGrace is twice that,
+// because a peer answers out-of-window probes at most every 500 ms (tcp_oow_rate_limited,
+// net.ipv4.tcp_invalid_ratelimit): it may leave the second of two probes unanswered until
+// a third one follows, in about a second.
 const answerGrace = 2 * time.Second
 
-// Rules say what makes a verdict.
+// Rules are the settings that decide a verdict.
 type Rules struct {
 	IdleAfter        time.Duration // as configured in the kernel
 	StalledAfter     time.Duration
@@ -27,11 +26,13 @@ type Rules struct {
 	HZ               int           // jiffies a second
 }
 
+// Duration returns how long a number of jiffies is.
 func (r *Rules) Duration(jiffies uint32) time.Duration {
 	return time.Duration(jiffies) * time.Second / time.Duration(r.HZ)
 }
 
-// Age translates the age of something that may never have happened: -1 then.
+// Age returns an age in jiffies as a duration, or -1 if the age is abi.AgeNone: it never
+// happened.
 func (r *Rules) Age(jiffies uint32) time.Duration {
 	if jiffies == abi.AgeNone {
 		return -1
@@ -39,9 +40,9 @@ func (r *Rules) Age(jiffies uint32) time.Duration {
 	return r.Duration(jiffies)
 }
 
-// synchronized are the states in which a connection can be a zombie: both ends
-// have agreed on it (RFC 9293 3.3.2), and ours is not just waiting for the
-// peer's FIN, as in FIN_WAIT2.
+// synchronized reports whether a connection in the state can be a zombie: both ends have
+// agreed on it (RFC 9293 3.3.2), and this end does not only wait for the peer's FIN, as
+// in FIN_WAIT2.
 func synchronized(s State) bool {
 	switch s {
 	case Established, FinWait1, CloseWait, Closing, LastAck:
@@ -50,7 +51,7 @@ func synchronized(s State) bool {
 	return false
 }
 
-// Judge gives a connection's verdict and the evidence for it.
+// Judge returns the verdict of a connection and the evidence for it.
 func (r *Rules) Judge(c *abi.Conn) (Verdict, Evidence) {
 	if due := r.due(c); due > 0 {
 		if synchronized(StateOf(c.State)) && due >= r.ZombieUnanswered &&
@@ -66,9 +67,8 @@ func (r *Rules) Judge(c *abi.Conn) (Verdict, Evidence) {
 	return VerdictOfClass(c.Class), NoEvidence
 }
 
-// due is how many of the unanswered solicitations a live peer would have
-// answered by now. The newest is not until a round trip later, and a single one
-// not until answerGrace.
+// due returns how many of the unanswered solicitations a live peer would have answered by
+// now. The newest one is due after a round trip, a single one after answerGrace.
 func (r *Rules) due(c *abi.Conn) int {
 	n := int(c.Unanswered)
 	if n == 0 {
@@ -88,8 +88,8 @@ func (r *Rules) due(c *abi.Conn) int {
 	return n
 }
 
-// recheckAfter is when a connection is worth another look, because the newest
-// solicitation makes a difference once its answer is due; 0 if it is.
+// recheckAfter returns the time until the answer to the newest solicitation is due, when
+// the verdict may change; 0 if it is due already.
 func (r *Rules) recheckAfter(c *abi.Conn) time.Duration {
 	age := r.solicited(c)
 	if wait := roundTrip(c) - age; c.Unanswered > 1 && age >= 0 && wait > 0 {
@@ -98,19 +98,20 @@ func (r *Rules) recheckAfter(c *abi.Conn) time.Duration {
 	return 0
 }
 
-// The time that an answer may take: twice the smoothed round trip, and within
-// these bounds.
+// Bounds of roundTrip.
 const (
 	roundTripLeast = 50 * time.Millisecond
 	roundTripMost  = 500 * time.Millisecond
 )
 
+// roundTrip returns how long an answer may take: twice the smoothed round-trip time,
+// within the bounds.
 func roundTrip(c *abi.Conn) time.Duration {
 	return min(max(2*time.Duration(c.Srtt)*time.Microsecond, roundTripLeast), roundTripMost)
 }
 
-// solicited is how long ago the last solicitation went out, -1 if that is not
-// known. Where nobody saw it, the timer tells that will send the next.
+// solicited returns how long ago the last solicitation was sent, or -1 if unknown. If we
+// did not observe it, it is derived from the timer armed for the next one.
 func (r *Rules) solicited(c *abi.Conn) time.Duration {
 	if c.Solicited != abi.AgeNone {
 		return r.Duration(c.Solicited)
@@ -119,7 +120,7 @@ func (r *Rules) solicited(c *abi.Conn) time.Duration {
 	if Evidence(c.Evidence) == EvidenceKeepalive {
 		expires = c.KeepaliveExpires
 	} else if c.UserTimeout > 0 {
-		return -1 // the wait may have been cut short
+		return -1 // TCP_USER_TIMEOUT may have shortened the wait
 	}
 	if expires == 0 {
 		return -1
@@ -128,9 +129,9 @@ func (r *Rules) solicited(c *abi.Conn) time.Duration {
 	return max(r.waited(c, 0)-time.Duration(left)*time.Second/time.Duration(r.HZ), 0)
 }
 
-// waited is how long the kernel waits after the n-th last solicitation until the
-// next one: 0 is the last. Keepalive probes are evenly spaced, the waits of the
-// others double.
+// waited returns how long the kernel waits between a solicitation and the next one. n
+// counts back from the last solicitation, which is 0. The waits between keepalive probes
+// are equal; those between the others double.
 func (r *Rules) waited(c *abi.Conn, n int) time.Duration {
 	wait := r.Duration(c.Rto)
 	switch {
@@ -145,10 +146,10 @@ func (r *Rules) waited(c *abi.Conn, n int) time.Duration {
 // leastRTO is TCP_RTO_MIN (include/net/tcp.h).
 const leastRTO = 200 * time.Millisecond
 
-// began is how long ago a verdict began, as far as the socket's own stamps and
-// timers tell; -1 if they do not.
+// began returns how long ago a verdict began, derived from the times and timers of the
+// socket, or -1 if unknown.
 func (r *Rules) began(c *abi.Conn, v Verdict) time.Duration {
-	// nth is how long ago the n-th solicitation of the row went out.
+	// nth returns how long ago the n-th unanswered solicitation of the streak was sent.
 	nth := func(n int) time.Duration {
 		age := r.solicited(c)
 		if age < 0 || int(c.Unanswered) < n {
@@ -172,7 +173,8 @@ func (r *Rules) began(c *abi.Conn, v Verdict) time.Duration {
 	return -1
 }
 
-// VerdictOfClass is the verdict that follows from the socket's fields alone.
+// VerdictOfClass returns the verdict of a connection that is not in trouble, from the
+// class that the kernel programs gave it.
 func VerdictOfClass(class uint8) Verdict {
 	switch class {
 	case abi.ClassIdle:

@@ -165,13 +165,13 @@ func TestJudge(t *testing.T) {
 func TestDescribe(t *testing.T) {
 	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 
-	t.Run("an idle verdict began when the data stopped, plus idle-after", func(t *testing.T) {
+	t.Run("the verdict idle began idle-after after the last data", func(t *testing.T) {
 		c := conntest.With(func(c *abi.Conn) { c.Class, c.Idle = abi.ClassUnguarded, conntest.Ago(7*time.Minute) })
 		if got, want := testRules.Describe(c, at).Since, at.Add(-2*time.Minute); !got.Equal(want) {
 			t.Errorf("since %v, expected %v", got, want)
 		}
 	})
-	t.Run("a zombie that was one before we looked began with its third probe", func(t *testing.T) {
+	t.Run("a zombie that is first seen as one began with its third probe", func(t *testing.T) {
 		c := conntest.Silent(abi.EvidenceKeepalive, 5, 7600*time.Second)
 		c.Solicited, c.Jiffies, c.KeepaliveExpires = abi.AgeNone, 1000000, 1000000+uint64(conntest.Ago(25*time.Second))
 		// The fifth went out 50 s ago, the third 2 × 75 s before.
@@ -179,7 +179,7 @@ func TestDescribe(t *testing.T) {
 			t.Errorf("since %v", got)
 		}
 	})
-	t.Run("or when the silence was long enough", func(t *testing.T) {
+	t.Run("a zombie began when the silence was long enough, if that was later", func(t *testing.T) {
 		c := conntest.Silent(abi.EvidenceRetransmit, 5, 14*time.Second)
 		c.PacketsOut, c.Retransmits, c.Rto, c.RtoMax = 1, 5, conntest.Ago(6400*time.Millisecond), conntest.Ago(2*time.Minute)
 		c.Solicited, c.Jiffies, c.WriteExpires = abi.AgeNone, 1000000, 1000000+uint64(conntest.Ago(400*time.Millisecond))
@@ -187,7 +187,7 @@ func TestDescribe(t *testing.T) {
 			t.Errorf("since %v", got)
 		}
 	})
-	t.Run("a stalled one began with the tenth second of its first probe", func(t *testing.T) {
+	t.Run("the verdict stalled began stalled-after after the first window probe", func(t *testing.T) {
 		c := conntest.With(func(c *abi.Conn) {
 			c.Flags |= abi.ConnTrouble | abi.ConnWindowClosed
 			c.WindowClosed = conntest.Ago(25 * time.Second)
@@ -196,12 +196,12 @@ func TestDescribe(t *testing.T) {
 			t.Errorf("since %v", got)
 		}
 	})
-	t.Run("nobody knows since when an active one is", func(t *testing.T) {
+	t.Run("the beginning of the verdict active is unknown", func(t *testing.T) {
 		if got := testRules.Describe(conntest.With(func(*abi.Conn) {}), at).Since; !got.IsZero() {
 			t.Errorf("since %v", got)
 		}
 	})
-	t.Run("what never happened has no age", func(t *testing.T) {
+	t.Run("the age of something that never happened is -1", func(t *testing.T) {
 		got := testRules.Describe(conntest.With(func(c *abi.Conn) { c.Silent = abi.AgeNone }), at).Silent
 		if got != -1 {
 			t.Errorf("silent for %v", got)
@@ -217,7 +217,7 @@ func TestDescribe(t *testing.T) {
 			t.Errorf("local is %s", got)
 		}
 	})
-	t.Run("risks come in their order", func(t *testing.T) {
+	t.Run("risks are in the order of their numbers", func(t *testing.T) {
 		c := conntest.With(func(c *abi.Conn) { c.Risks = 1<<abi.RiskCloseWaitLeak | 1<<abi.RiskNoKeepalive })
 		got := testRules.Describe(c, at).Risks
 		if len(got) != 2 || got[0] != RiskNoKeepalive || got[1] != RiskCloseWaitLeak {
@@ -226,31 +226,31 @@ func TestDescribe(t *testing.T) {
 	})
 }
 
-func TestNamesAreReadBack(t *testing.T) {
+func TestNamesAreParsed(t *testing.T) {
 	for v := range Verdict(Verdicts) {
 		if got, err := ParseVerdict(v.String()); err != nil || got != v {
-			t.Errorf("%v is read back as %v, %v", v, got, err)
+			t.Errorf("%v is parsed as %v, %v", v, got, err)
 		}
 	}
 	for c := range Cause(Causes) {
 		if got, err := ParseCause(c.String()); err != nil || got != c {
-			t.Errorf("%v is read back as %v, %v", c, got, err)
+			t.Errorf("%v is parsed as %v, %v", c, got, err)
 		}
 	}
 	for s := Established; s < State(States); s++ {
 		if got, err := ParseState(s.String()); err != nil || got != s {
-			t.Errorf("%v is read back as %v, %v", s, got, err)
+			t.Errorf("%v is parsed as %v, %v", s, got, err)
 		}
 	}
 	for _, wrong := range []string{"", "Zombie", "undead"} {
 		if _, err := ParseVerdict(wrong); err == nil {
-			t.Errorf("%q is a verdict", wrong)
+			t.Errorf("%q is accepted as a verdict", wrong)
 		}
 		if _, err := ParseState(wrong); err == nil {
-			t.Errorf("%q is a state", wrong)
+			t.Errorf("%q is accepted as a state", wrong)
 		}
 	}
 	if got, err := ParseCookie(FormatCookie(0x1a2b)); err != nil || got != 0x1a2b {
-		t.Errorf("cookie is read back as %x, %v", got, err)
+		t.Errorf("cookie is parsed as %x, %v", got, err)
 	}
 }

@@ -12,12 +12,12 @@ import (
 	"github.com/halfopen/halfopen/collector/conn/conntest"
 )
 
-// replay feeds a Tracker a history and keeps what it told.
+// replay applies facts to a Tracker and keeps its notices.
 type replay struct {
 	*Tracker
-	t     *testing.T
-	start time.Time
-	told  []string
+	t       *testing.T
+	start   time.Time
+	notices []string // since the last expect
 }
 
 func newReplay(t *testing.T) *replay {
@@ -26,41 +26,45 @@ func newReplay(t *testing.T) *replay {
 		at := n.At.Sub(r.start)
 		switch n.Kind {
 		case NoticeSolicitation:
-			r.told = append(r.told, fmt.Sprintf("%v %d unanswered", at, n.Connection.Unanswered))
+			r.notices = append(r.notices, fmt.Sprintf("%v %d unanswered", at, n.Connection.Unanswered))
 		case NoticeVerdict:
-			r.told = append(r.told, fmt.Sprintf("%v %v to %v", at, n.From, n.Connection.Verdict))
+			r.notices = append(r.notices, fmt.Sprintf("%v %v to %v", at, n.From, n.Connection.Verdict))
 		case NoticeDeath:
-			r.told = append(r.told, fmt.Sprintf("%v died of %v as %v", at, n.Death.Cause, n.Death.Verdict))
+			r.notices = append(r.notices, fmt.Sprintf("%v died of %v as %v", at, n.Death.Cause, n.Death.Verdict))
 		}
 	})
 	return r
 }
 
-// at is the moment so long after the start.
+// at returns the time that long after the start.
 func (r *replay) at(after time.Duration) time.Time { return r.start.Add(after) }
 
+// stamp sets the time of a record.
 func stamp(c *abi.Conn, after time.Duration) *abi.Conn {
 	c.At = uint64(after)
 	return c
 }
 
+// solicit applies the event of a solicitation.
 func (r *replay) solicit(after time.Duration, c *abi.Conn) {
 	r.event(&abi.Event{Type: abi.EventSolicitation, Conn: *stamp(c, after)}, r.at(after))
 }
 
+// die applies the event of a death.
 func (r *replay) die(after time.Duration, cause Cause, c *abi.Conn) {
 	r.event(&abi.Event{Type: abi.EventDeath, Cause: uint8(cause), Err: 110, Conn: *stamp(c, after)}, r.at(after))
 }
 
-func (r *replay) expect(told ...string) {
+// expect fails unless these are the notices since its last call.
+func (r *replay) expect(notices ...string) {
 	r.t.Helper()
-	if !slices.Equal(r.told, told) {
-		r.t.Errorf("told:\n%q\nexpected:\n%q", r.told, told)
+	if !slices.Equal(r.notices, notices) {
+		r.t.Errorf("notices:\n%q\nexpected:\n%q", r.notices, notices)
 	}
-	r.told = nil
+	r.notices = nil
 }
 
-// counted checks where the established connections are counted.
+// counted fails unless the established connections are counted under these verdicts.
 func (r *replay) counted(want map[Verdict]int64) {
 	r.t.Helper()
 	for v, n := range r.counts[Established] {
@@ -70,6 +74,7 @@ func (r *replay) counted(want map[Verdict]int64) {
 	}
 }
 
+// census returns the counts of a census that found so many established connections.
 func census(active, idle, unguarded uint64) *abi.CensusCounts {
 	var c abi.CensusCounts
 	c.Sockets[abi.StateEstablished][abi.ClassActive] = active
@@ -79,6 +84,7 @@ func census(active, idle, unguarded uint64) *abi.CensusCounts {
 	return &c
 }
 
+// seen returns these records as observations of one time.
 func seen(at time.Time, connections ...abi.Conn) []Observation {
 	var s []Observation
 	for _, c := range connections {
@@ -87,7 +93,7 @@ func seen(at time.Time, connections ...abi.Conn) []Observation {
 	return s
 }
 
-func TestTableFromFirstProbeToDeath(t *testing.T) {
+func TestTrackerFromFirstProbeToDeath(t *testing.T) {
 	r := newReplay(t)
 	r.census(&Census{Counts: census(3, 0, 0), Began: r.at(0)}, r.at(0))
 	r.counted(map[Verdict]int64{Active: 3})
@@ -109,11 +115,11 @@ func TestTableFromFirstProbeToDeath(t *testing.T) {
 		t.Errorf("zombie seconds are %+v", r.zombieSeconds)
 	}
 	if len(r.tracked) != 0 || len(r.histories) != 0 {
-		t.Errorf("something is left: %v, %v", r.tracked, r.histories)
+		t.Errorf("the dead connection is still tracked: %v, histories %v", r.tracked, r.histories)
 	}
 }
 
-func TestTableRecovery(t *testing.T) {
+func TestTrackerRecovery(t *testing.T) {
 	r := newReplay(t)
 	r.census(&Census{Counts: census(1, 0, 0), Began: r.at(0)}, r.at(0))
 	r.solicit(10*time.Second, conntest.Silent(abi.EvidenceKeepalive, 9, 10*time.Second))
@@ -121,37 +127,37 @@ func TestTableRecovery(t *testing.T) {
 	r.expect("10s 9 unanswered", "10s active to zombie", "12s zombie to active")
 	r.counted(map[Verdict]int64{Active: 1})
 	if len(r.tracked) != 0 {
-		t.Errorf("still a member: %v", r.tracked)
+		t.Errorf("still tracked: %v", r.tracked)
 	}
 	if r.zombieSeconds.Sum != 2 {
 		t.Errorf("zombie seconds are %+v", r.zombieSeconds)
 	}
-	t.Run("its story tells when the answer came, and how long it took", func(t *testing.T) {
+	t.Run("its history has the time of the answer and how long it took", func(t *testing.T) {
 		answer := r.histories[0x1a2b].entries[2]
 		// Silent for a second at 12 s; the last solicitation went 100 ms before 10 s.
 		if answer.Kind != HistoryAnswer || !answer.At.Equal(r.at(11*time.Second)) || answer.Took != 1100*time.Millisecond || answer.Unanswered != 9 {
 			t.Errorf("%+v", answer)
 		}
 	})
-	t.Run("its story tells since when it is well", func(t *testing.T) {
+	t.Run("its history has the time of the recovery", func(t *testing.T) {
 		connection := r.describeTracked(conntest.With(func(*abi.Conn) {}), r.at(13*time.Second), nil)
 		if !connection.Since.Equal(r.at(12 * time.Second)) {
 			t.Errorf("active since %v", connection.Since)
 		}
 	})
-	t.Run("its story ends a quarter of an hour later", func(t *testing.T) {
+	t.Run("its history is forgotten after a quarter of an hour", func(t *testing.T) {
 		r.census(&Census{Counts: census(1, 0, 0), Began: r.at(11 * time.Minute)}, r.at(11*time.Minute))
 		if len(r.histories) != 1 {
-			t.Error("too early")
+			t.Error("the history is forgotten too early")
 		}
 		r.census(&Census{Counts: census(1, 0, 0), Began: r.at(16 * time.Minute)}, r.at(16*time.Minute))
 		if len(r.histories) != 0 {
-			t.Error("not at all")
+			t.Error("the history is not forgotten")
 		}
 	})
 }
 
-func TestTableDeathThatClearsWhatWasUnanswered(t *testing.T) {
+func TestTrackerDeathThatClearsTheUnansweredCount(t *testing.T) {
 	dead := func(silent time.Duration) *abi.Conn {
 		c := conntest.Silent(abi.EvidenceNone, 0, silent)
 		c.Flags &^= abi.ConnTrouble
@@ -164,7 +170,7 @@ func TestTableDeathThatClearsWhatWasUnanswered(t *testing.T) {
 		return c
 	}
 
-	t.Run("destroyed, and not heard since", func(t *testing.T) {
+	t.Run("destroyed, and the peer was not heard since", func(t *testing.T) {
 		r := newReplay(t)
 		r.solicit(10*time.Second, zombie())
 		r.die(11*time.Second, CauseDestroyed, dead(11*time.Second))
@@ -182,7 +188,7 @@ func TestTableDeathThatClearsWhatWasUnanswered(t *testing.T) {
 	})
 }
 
-func TestTableForecastError(t *testing.T) {
+func TestTrackerForecastError(t *testing.T) {
 	die := func(after time.Duration, cause Cause) Death {
 		r := newReplay(t)
 		c := conntest.Silent(abi.EvidenceKeepalive, 2, 2*time.Hour+75*time.Second)
@@ -198,44 +204,44 @@ func TestTableForecastError(t *testing.T) {
 	// Two probes are out; the timer fires in 75 s and seven times after that, and
 	// each time the wheel adds up to two seconds.
 	if d := die(8*75*time.Second+7*time.Second, CauseKeepaliveTimeout); !d.Forecast.Ever() || d.ForecastError != 0 {
-		t.Errorf("right to the point: %+v, missed by %v", d.Forecast, d.ForecastError)
+		t.Errorf("expected no error: forecast %+v, error %v", d.Forecast, d.ForecastError)
 	}
 	if d := die(500*time.Second, CauseKeepaliveTimeout); d.ForecastError > -99*time.Second || d.ForecastError < -120*time.Second {
-		t.Errorf("100 s early, and more for the timer wheel: missed by %v", d.ForecastError)
+		t.Errorf("expected 100 s early, and a little more for the timer wheel: error %v", d.ForecastError)
 	}
 	if d := die(700*time.Second, CauseKeepaliveTimeout); d.ForecastError < 70*time.Second || d.ForecastError > 100*time.Second {
-		t.Errorf("100 s late, less what the timer wheel takes: missed by %v", d.ForecastError)
+		t.Errorf("expected 100 s late, less the slack of the timer wheel: error %v", d.ForecastError)
 	}
 	if d := die(500*time.Second, CauseUserTimeout); d.ForecastError > -99*time.Second || d.ForecastError < -120*time.Second {
-		t.Errorf("early, and another timeout than was forecast: missed by %v", d.ForecastError)
+		t.Errorf("expected early, by another timeout than forecast: error %v", d.ForecastError)
 	}
 	if d := die(500*time.Second, CauseResetByPeer); d.Forecast.Ever() || d.ForecastError != 0 {
-		t.Errorf("that is not what was forecast: %+v", d.Forecast)
+		t.Errorf("expected no forecast of a reset: %+v", d.Forecast)
 	}
 }
 
-func TestTableFirstSight(t *testing.T) {
+func TestTrackerTroubleBeforeItWasFirstSeen(t *testing.T) {
 	r := newReplay(t)
 	c := conntest.Silent(abi.EvidenceKeepalive, 9, time.Minute)
 	c.Solicited, c.Jiffies, c.KeepaliveIntvl = abi.AgeNone, 1000000, conntest.Ago(time.Second)
 	c.KeepaliveExpires = c.Jiffies + uint64(conntest.Ago(500*time.Millisecond))
-	var first bool
-	r.notify = func(n Notice) { first = n.Initial }
+	var initial bool
+	r.notify = func(n Notice) { initial = n.Initial }
 	r.census(&Census{Counts: census(0, 0, 0), Began: r.at(0), Troubled: seen(r.at(0), *c)}, r.at(0))
 	m := r.tracked[c.Cookie]
-	if !first || m.verdict != Zombie || r.at(0).Sub(m.since) != 6500*time.Millisecond {
-		t.Errorf("first %v, %v since %v", first, m.verdict, r.at(0).Sub(m.since))
+	if !initial || m.verdict != Zombie || r.at(0).Sub(m.since) != 6500*time.Millisecond {
+		t.Errorf("initial %v, %v for %v", initial, m.verdict, r.at(0).Sub(m.since))
 	}
 	if len(r.histories) != 0 {
-		t.Errorf("nothing happened, but told is %+v", r.histories)
+		t.Errorf("nothing happened, but the histories are %+v", r.histories)
 	}
 }
 
-func TestTableEventsAndPassesOvertakeEachOther(t *testing.T) {
+func TestTrackerIgnoresOlderRecords(t *testing.T) {
 	r := newReplay(t)
 	r.solicit(10*time.Second, conntest.Silent(abi.EvidenceKeepalive, 9, 10*time.Second))
-	r.told = nil
-	// Read before that event, taken in after it.
+	r.notices = nil
+	// This record was read before that event and is applied after it.
 	r.watched(stamp(conntest.Silent(abi.EvidenceKeepalive, 8, 9*time.Second), 9*time.Second), r.at(9*time.Second))
 	r.expect()
 	if m := r.tracked[0x1a2b]; m.verdict != Zombie || m.conn.Unanswered != 9 {
@@ -243,53 +249,53 @@ func TestTableEventsAndPassesOvertakeEachOther(t *testing.T) {
 	}
 }
 
-func TestTableDeathThatNobodyTold(t *testing.T) {
+func TestTrackerDeathWithoutEvent(t *testing.T) {
 	gone := &abi.Conn{Cookie: 0x1a2b, Flags: abi.ConnGone}
 
-	t.Run("the event may come late", func(t *testing.T) {
+	t.Run("the event comes late", func(t *testing.T) {
 		r := newReplay(t)
 		r.solicit(10*time.Second, conntest.Silent(abi.EvidenceKeepalive, 9, 10*time.Second))
-		r.told = nil
+		r.notices = nil
 		r.watched(gone, r.at(11*time.Second))
 		r.sweep(r.at(11500 * time.Millisecond))
 		r.die(11*time.Second, CauseKeepaliveTimeout, conntest.Silent(abi.EvidenceKeepalive, 10, 11*time.Second))
 		r.sweep(r.at(13 * time.Second))
 		r.expect("11s died of keepalive_timeout as zombie")
 	})
-	t.Run("the watch pass may know the cause", func(t *testing.T) {
+	t.Run("the watch pass has the cause", func(t *testing.T) {
 		r := newReplay(t)
 		r.solicit(10*time.Second, conntest.Silent(abi.EvidenceKeepalive, 9, 10*time.Second))
-		r.told = nil
-		told := *gone
-		told.Cause, told.Evidence = abi.CauseUserTimeout, abi.EvidenceKeepalive
-		r.watched(&told, r.at(11*time.Second))
+		r.notices = nil
+		caused := *gone
+		caused.Cause, caused.Evidence = abi.CauseUserTimeout, abi.EvidenceKeepalive
+		r.watched(&caused, r.at(11*time.Second))
 		r.expect("11s died of user_timeout as zombie")
 		if d := r.deaths[0]; d.During != EvidenceKeepalive || d.Unanswered != 9 {
 			t.Errorf("death is %+v", d)
 		}
 	})
-	t.Run("or not at all", func(t *testing.T) {
+	t.Run("the event never comes", func(t *testing.T) {
 		r := newReplay(t)
 		r.census(&Census{Counts: census(0, 1, 0), Began: r.at(0)}, r.at(0))
 		r.solicit(10*time.Second, conntest.Silent(abi.EvidenceKeepalive, 9, 10*time.Second))
-		r.told = nil
+		r.notices = nil
 		r.watched(gone, r.at(11*time.Second))
 		r.sweep(r.at(12 * time.Second))
 		r.expect("11s died of unknown as zombie")
 		if len(r.tracked) != 0 || r.unseen != 1 {
-			t.Errorf("%d are left, %d were not seen", len(r.tracked), r.unseen)
+			t.Errorf("%d still tracked, %d deaths unseen", len(r.tracked), r.unseen)
 		}
 	})
 }
 
-func TestTableCensus(t *testing.T) {
+func TestTrackerCensus(t *testing.T) {
 	zombie := func(cookie uint64, after time.Duration) abi.Conn {
 		c := conntest.Silent(abi.EvidenceKeepalive, 9, time.Minute)
 		c.Cookie = cookie
 		return *stamp(c, after)
 	}
 
-	t.Run("finds the troubles that were there before the agent", func(t *testing.T) {
+	t.Run("finds the trouble that began before the agent", func(t *testing.T) {
 		r := newReplay(t)
 		r.census(&Census{Counts: census(5, 3, 2), Began: r.at(0), Troubled: seen(r.at(0), zombie(1, 0), zombie(2, 0))}, r.at(0))
 		r.expect("0s active to zombie", "0s active to zombie")
@@ -301,76 +307,76 @@ func TestTableCensus(t *testing.T) {
 		z := zombie(1, time.Second)
 		r.event(&abi.Event{Type: abi.EventSolicitation, Conn: z}, r.at(time.Second))
 		r.counted(map[Verdict]int64{Active: 9, Zombie: 1})
-		// The next census sees it as what it is.
+		// The next census reads it as a zombie.
 		r.census(&Census{Counts: census(9, 0, 0), Began: r.at(15 * time.Second), Troubled: seen(r.at(15*time.Second), zombie(1, 15*time.Second))}, r.at(16*time.Second))
 		r.counted(map[Verdict]int64{Active: 9, Zombie: 1})
-		// The one after passes another by just before its trouble.
+		// The one after that reads another connection just before its trouble.
 		z = zombie(2, 31*time.Second)
 		r.event(&abi.Event{Type: abi.EventSolicitation, Conn: z}, r.at(31*time.Second))
 		r.census(&Census{Counts: census(9, 0, 0), Began: r.at(30 * time.Second), Troubled: seen(r.at(30*time.Second), zombie(1, 30*time.Second))}, r.at(32*time.Second))
 		r.counted(map[Verdict]int64{Active: 8, Zombie: 2})
 	})
-	t.Run("takes each as of the moment that it got to it", func(t *testing.T) {
+	t.Run("applies each connection with the time of its record", func(t *testing.T) {
 		r := newReplay(t)
 		r.census(&Census{Counts: census(0, 0, 0), Began: r.at(0), Troubled: seen(r.at(3*time.Second), zombie(1, 3*time.Second))}, r.at(5*time.Second))
 		if m := r.tracked[1]; !m.at.Equal(r.at(3 * time.Second)) {
-			t.Errorf("seen at %v", m.at)
+			t.Errorf("its record is of %v", m.at)
 		}
 	})
-	t.Run("forgets what is in no trouble any more, and calls nothing dead that may live", func(t *testing.T) {
+	t.Run("forgets connections that are out of trouble, and does not call them dead", func(t *testing.T) {
 		r := newReplay(t)
 		r.census(&Census{Counts: census(0, 0, 0), Began: r.at(0), Troubled: seen(r.at(0), zombie(1, 0))}, r.at(0))
-		r.told = nil
+		r.notices = nil
 		r.census(&Census{Counts: census(1, 0, 0), Began: r.at(15 * time.Second)}, r.at(15*time.Second))
 		r.sweep(r.at(17 * time.Second))
 		r.expect()
 		r.counted(map[Verdict]int64{Active: 1})
 		if len(r.tracked) != 0 || len(r.deaths) != 0 || r.zombieSeconds.Sum != 15 {
-			t.Errorf("%d members, %d deaths, zombie seconds %v", len(r.tracked), len(r.deaths), r.zombieSeconds)
+			t.Errorf("%d tracked connections, %d deaths, zombie seconds %v", len(r.tracked), len(r.deaths), r.zombieSeconds)
 		}
 	})
-	t.Run("does not wake the dead that it saw alive", func(t *testing.T) {
+	t.Run("does not revive a connection that it read before its death", func(t *testing.T) {
 		r := newReplay(t)
 		z := zombie(1, 0)
 		r.census(&Census{Counts: census(0, 0, 0), Began: r.at(0), Troubled: seen(r.at(0), z)}, r.at(0))
 		r.die(time.Second, CauseKeepaliveTimeout, &z)
-		r.told = nil
+		r.notices = nil
 		r.watched(&z, r.at(0))
 		r.census(&Census{Counts: census(0, 0, 0), Began: r.at(500 * time.Millisecond), Troubled: seen(r.at(500*time.Millisecond), z)}, r.at(2*time.Second))
 		r.expect()
 		r.counted(nil)
 		if len(r.tracked) != 0 {
-			t.Errorf("%d members", len(r.tracked))
+			t.Errorf("%d tracked connections", len(r.tracked))
 		}
 	})
-	t.Run("that did not get to a network namespace leaves its connections in trouble counted", func(t *testing.T) {
+	t.Run("keeps counting the connections in trouble of a network namespace that it did not walk", func(t *testing.T) {
 		r := newReplay(t)
 		z := zombie(1, 0)
 		z.Netns = 7
 		r.census(&Census{Counts: census(0, 0, 0), Began: r.at(0), Troubled: seen(r.at(0), z)}, r.at(0))
-		// Ten active ones, none of which is it.
+		// The census counts ten active connections; the zombie is not among them.
 		r.watched(stamp(&z, 2*time.Second), r.at(2*time.Second))
 		r.census(&Census{Counts: census(10, 0, 0), Began: r.at(time.Second), Unwalked: []uint32{7}}, r.at(3*time.Second))
 		r.counted(map[Verdict]int64{Active: 10, Zombie: 1})
 	})
-	t.Run("does not undo a recovery that it was read before", func(t *testing.T) {
+	t.Run("does not undo a recovery after it read the connection", func(t *testing.T) {
 		r := newReplay(t)
 		z := zombie(1, 2*time.Second)
 		r.watched(stamp(&z, time.Second), r.at(time.Second))
 		well := conntest.With(func(c *abi.Conn) { c.Cookie, c.Flags = 1, c.Flags|abi.ConnAnswered })
 		r.watched(stamp(well, 3*time.Second), r.at(3*time.Second))
-		r.told = nil
+		r.notices = nil
 		r.census(&Census{Counts: census(0, 0, 0), Began: r.at(2 * time.Second), Troubled: seen(r.at(2*time.Second), zombie(1, 2*time.Second))}, r.at(4*time.Second))
 		r.expect()
 		r.counted(map[Verdict]int64{Active: 1})
 		if len(r.tracked) != 0 {
-			t.Errorf("%d members", len(r.tracked))
+			t.Errorf("%d tracked connections", len(r.tracked))
 		}
-		// Later trouble is trouble.
+		// A newer record puts it in trouble again.
 		r.watched(stamp(&z, 5*time.Second), r.at(5*time.Second))
 		r.expect("5s active to zombie")
 	})
-	t.Run("keeps what only the watch pass can see", func(t *testing.T) {
+	t.Run("keeps connections that only the watch pass reads", func(t *testing.T) {
 		r := newReplay(t)
 		z := zombie(1, 0)
 		for s := range 40 {
@@ -395,7 +401,7 @@ func TestTableCensus(t *testing.T) {
 	})
 }
 
-func TestTableIsBounded(t *testing.T) {
+func TestTrackerIsBounded(t *testing.T) {
 	r := newReplay(t)
 	troubled := make([]abi.Conn, maxTracked+23)
 	for i := range troubled {
@@ -404,7 +410,7 @@ func TestTableIsBounded(t *testing.T) {
 	}
 	r.census(&Census{Counts: census(0, 0, 0), Began: r.at(0), Troubled: seen(r.at(0), troubled...)}, r.at(0))
 	if len(r.tracked) != maxTracked || len(r.histories) > maxHistories {
-		t.Errorf("%d members, %d stories", len(r.tracked), len(r.histories))
+		t.Errorf("%d tracked connections, %d histories", len(r.tracked), len(r.histories))
 	}
 	r.counted(map[Verdict]int64{Zombie: maxTracked + 23})
 	for i := range maxDeaths + 23 {
@@ -426,11 +432,11 @@ func TestTableIsBounded(t *testing.T) {
 		r.appendHistory(0x1a2b, HistoryEntry{Kind: HistorySolicitation})
 	}
 	if n := len(r.histories[0x1a2b].entries); n != maxEntries {
-		t.Errorf("a story has %d events", n)
+		t.Errorf("a history has %d entries", n)
 	}
 }
 
-// However long it is until the next census.
+// Their number is bounded however long it is until the next census.
 func TestRecoveriesAreBounded(t *testing.T) {
 	r := newReplay(t)
 	for i := range maxTracked + 23 {
@@ -441,22 +447,22 @@ func TestRecoveriesAreBounded(t *testing.T) {
 		r.watched(stamp(c, 2*time.Second), r.at(2*time.Second))
 	}
 	if len(r.tracked) != 0 || len(r.recovered) != maxTracked || r.overflowed < 23 {
-		t.Errorf("%d members, %d recovered, %d too many; expected 0, %d and 23 or more", len(r.tracked), len(r.recovered), r.overflowed, maxTracked)
+		t.Errorf("%d tracked, %d recovered, %d overflowed; expected 0, %d and 23 or more", len(r.tracked), len(r.recovered), r.overflowed, maxTracked)
 	}
 	r.census(&Census{Counts: census(0, 0, 0), Began: r.at(3 * time.Second)}, r.at(3*time.Second))
 	if len(r.recovered) != 0 {
-		t.Errorf("%d are remembered after a census", len(r.recovered))
+		t.Errorf("%d recoveries are remembered after a census", len(r.recovered))
 	}
 }
 
 func BenchmarkEvent(b *testing.B) {
-	table := NewTracker(testRules, nil)
+	tracker := NewTracker(testRules, nil)
 	e := abi.Event{Type: abi.EventSolicitation, Conn: *conntest.Silent(abi.EvidenceKeepalive, 2, time.Minute)}
 	start := time.Now()
 	b.ReportAllocs()
 	for i := range b.N {
 		e.Conn.Cookie = uint64(i%1000 + 1)
 		e.Conn.At++
-		table.event(&e, start.Add(time.Duration(e.Conn.At)))
+		tracker.event(&e, start.Add(time.Duration(e.Conn.At)))
 	}
 }
