@@ -4,8 +4,6 @@ package explain
 
 import (
 	"fmt"
-	"regexp"
-	"strings"
 	"time"
 
 	"github.com/halfopen/halfopen/bpf/abi"
@@ -13,22 +11,22 @@ import (
 	"github.com/halfopen/halfopen/internal/human"
 )
 
-// Advice is one thing that would make a dead peer be noticed sooner.
+// Advice is one thing to do so that the kernel notices a dead peer sooner.
 type Advice struct {
 	Text string   // what to do, by whom, and what comes of it
 	How  []string // the exact calls or commands
-	// Then is when the kernel would give the connection up if that were done
-	// at the moment of the look, and nothing more were heard; none where that
-	// is no sooner than without.
+	// Then is when the kernel would give the connection up if that were done at
+	// Explanation.At and nothing more were heard. It is the zero value if that is not
+	// sooner than now.
 	Then conn.Forecast
 }
 
-// soon is a time within which a dead peer should be noticed: most applications
-// wait no longer for anything.
+// soon is the time within which the kernel should notice a dead peer. Most applications
+// do not wait longer for anything.
 const soon = 5 * time.Minute
 
-// What is advised where nothing better is known: dead peers are noticed within
-// 90 seconds, three lost packets apart, at the cost of a packet a minute.
+// The values to advise. With them the kernel notices a dead peer within 90 seconds, after
+// three lost probes, at the cost of one packet a minute.
 const (
 	advisedIdle        = time.Minute
 	advisedIntvl       = 10 * time.Second
@@ -39,8 +37,8 @@ const (
 	advisedOrphanTries = 3
 )
 
-// with is when the kernel would give the connection up with other settings, if
-// that is sooner.
+// with returns when the kernel would give the connection up if change were applied to its
+// record, or the zero value if that is not sooner.
 func (x *explainer) with(change func(*abi.Conn)) conn.Forecast {
 	changed := *x.c
 	change(&changed)
@@ -51,8 +49,8 @@ func (x *explainer) with(change func(*abi.Conn)) conn.Forecast {
 	return f
 }
 
-// rearm sets the keepalive timer as setting SO_KEEPALIVE or TCP_KEEPIDLE does
-// (tcp_sock_set_keepidle_locked).
+// rearm arms the keepalive timer in a record, as setting SO_KEEPALIVE or TCP_KEEPIDLE
+// does (tcp_sock_set_keepidle_locked).
 func rearm(c *abi.Conn) {
 	var wait uint64
 	if c.KeepaliveTime > c.Silent {
@@ -62,23 +60,24 @@ func rearm(c *abi.Conn) {
 	c.KeepaliveLevel = uint8(conn.WheelLevel(c.Jiffies, c.KeepaliveExpires))
 }
 
-// advise says whether a peer that is gone is noticed soon enough, and what would
+// advise says whether the kernel notices soon enough that the peer is gone, and what would
 // make it sooner.
 func (x *explainer) advise() (assessment string, advice []Advice) {
 	assessment, advice = x.assess()
 	if x.conn.Verdict == conn.Zombie && x.conn.State.Judged() {
-		told := " The application gets ECONNABORTED."
+		effect := " The application gets ECONNABORTED."
 		if x.conn.Orphaned { // bac76cf89816 "tcp: fix forever orphan socket caused by tcp_abort"
-			told = " Kernels before 6.11 may do nothing about a closed socket."
+			effect = " Kernels before 6.11 may do nothing about a closed socket."
 		}
 		advice = append(advice, Advice{
-			Text: "To end this one now, as root in " + x.namespace() + " (where the kernel has CONFIG_INET_DIAG_DESTROY)." + told,
+			Text: "To end this one now, as root in " + x.namespace() + " (where the kernel has CONFIG_INET_DIAG_DESTROY)." + effect,
 			How:  []string{x.inside(fmt.Sprintf("ss -K src %s dst %s", x.conn.Local, x.conn.Remote))},
 		})
 	}
 	return assessment, advice
 }
 
+// assess is advise without the advice to end a zombie.
 func (x *explainer) assess() (assessment string, advice []Advice) {
 	switch {
 	case x.conn.State == conn.SynSent:
@@ -100,6 +99,7 @@ func (x *explainer) assess() (assessment string, advice []Advice) {
 	return x.adviseKeepalive()
 }
 
+// adviseConnecting advises on a connection whose SYN is not answered yet.
 func (x *explainer) adviseConnecting() (string, []Advice) {
 	c := x.c
 	if c.UserTimeout > 0 && x.conn.UserTimeout <= 2*advisedConnect || c.Retries <= advisedSynRetries {
@@ -128,6 +128,7 @@ func (x *explainer) adviseConnecting() (string, []Advice) {
 	return "A peer that does not answer keeps the application waiting for long, unless it has a timeout of its own.", advice
 }
 
+// adviseOrphan advises on a connection that its application has closed.
 func (x *explainer) adviseOrphan() (string, []Advice) {
 	const nobody = "No application waits for this: it costs the kernel some memory, and ends by itself."
 	c := x.c
@@ -155,6 +156,7 @@ func (x *explainer) adviseOrphan() (string, []Advice) {
 	}}
 }
 
+// adviseUnaccepted advises on a connection that waits in the queue of its listener.
 func (x *explainer) adviseUnaccepted() (string, []Advice) {
 	advice := []Advice{{
 		Text: "The application has to accept the connection. If it never does, it is stuck, or its queue is longer than it can serve.",
@@ -169,6 +171,7 @@ func (x *explainer) adviseUnaccepted() (string, []Advice) {
 	return "Nobody has accepted the connection, so no application can notice anything.", advice
 }
 
+// adviseCloseWait advises on a connection that only its peer has closed.
 func (x *explainer) adviseCloseWait() (string, []Advice) {
 	for _, risk := range x.conn.Risks {
 		if risk == conn.RiskCloseWaitLeak {
@@ -180,394 +183,4 @@ func (x *explainer) adviseCloseWait() (string, []Advice) {
 		}
 	}
 	return "Nothing needs changing, as long as the application closes the socket soon.", nil
-}
-
-func (x *explainer) adviseClosedWindow() (string, []Advice) {
-	if x.c.UserTimeout > 0 && x.conn.UserTimeout <= soon {
-		return "No setting needs changing: TCP_USER_TIMEOUT bounds how long the peer may refuse to read.", nil
-	}
-	timeout := max(soon, x.rules.StalledAfter)
-	bound := Advice{
-		Text: fmt.Sprintf("Let the application set TCP_USER_TIMEOUT to the longest time that a peer may refuse to read, for example %s. That ends the connection even if the peer is alive and only slow. It is looked at when the next window probe is due.",
-			human.Setting(timeout)),
-		How:  []string{userTimeoutCall(timeout)},
-		Then: x.with(func(c *abi.Conn) { c.UserTimeout = uint32(timeout.Milliseconds()) }),
-	}
-	switch {
-	case x.conn.Verdict < conn.Suspect:
-		return "A peer that answers without ever reading is waited for without end; keepalive does not help, since data waits to be sent.", []Advice{bound}
-	case bound.Then.Ever(), !x.conn.GivesUp.Ever():
-		return "The peer does not answer, and only unanswered window probes end the connection; keepalive does not help, since data waits to be sent.", []Advice{bound}
-	}
-	return fmt.Sprintf("No setting needs changing: the kernel gives up %s.", x.in(x.conn.GivesUp)), nil
-}
-
-// adviseInFlight is for what only retransmission can end.
-func (x *explainer) adviseInFlight() (string, []Advice) {
-	for_ := x.retransmitsFor()
-	if for_ <= soon {
-		return fmt.Sprintf("No setting needs changing: data that is not acknowledged ends the connection after about %s.", human.Age(for_)), nil
-	}
-	what, masked := "Data is in flight", ""
-	if !x.canSend() {
-		what = "The end of our side is not acknowledged"
-	}
-	if x.flag(abi.ConnKeepalive) {
-		masked = " Keepalive is on, but does not help while data is in flight."
-	}
-	return fmt.Sprintf("%s, so only retransmission can end the connection, after about %s.%s", what, human.Age(for_), masked), x.boundRetransmission()
-}
-
-// boundRetransmission is how data in flight is given up sooner.
-func (x *explainer) boundRetransmission() []Advice {
-	timeout := x.suggestedTimeout()
-	advice := []Advice{{
-		Text: fmt.Sprintf("Let the application set TCP_USER_TIMEOUT: it bounds how long sent data may stay unacknowledged, here to %s.%s", human.Setting(timeout), x.whenRead()),
-		How:  []string{userTimeoutCall(timeout)},
-		Then: x.with(func(c *abi.Conn) { c.UserTimeout = uint32(timeout.Milliseconds()) }),
-	}}
-	if x.c.UserTimeout == 0 && x.c.Retries > advisedRetries2 {
-		limit := x.rules.Duration64(conn.RetransmitTime(advisedRetries2, x.t.Hz/5, uint64(x.c.RtoMax)))
-		advice = append(advice, Advice{
-			Text: fmt.Sprintf("Or for all sockets of %s that have no TCP_USER_TIMEOUT, existing ones too: about %s instead of %s.", x.namespace(), human.Age(limit), human.Age(x.retransmitsFor())),
-			How:  []string{x.sysctl("tcp_retries2", advisedRetries2)},
-			Then: x.with(func(c *abi.Conn) { c.Retries = advisedRetries2 }),
-		})
-	}
-	return advice
-}
-
-// whenRead says when a user timeout acts that is set now.
-func (x *explainer) whenRead() string {
-	if x.c.PacketsOut > 0 && x.c.Retransmits > 0 {
-		return " It is looked at when the next retransmission is due."
-	}
-	return ""
-}
-
-// timing is when keepalive asks.
-type timing struct {
-	idle, interval time.Duration
-	probes         int
-}
-
-// notices is after how much silence it gives up.
-func (t timing) notices() time.Duration { return t.idle + time.Duration(t.probes)*t.interval }
-
-// inForce is the socket's own.
-func (x *explainer) inForce() timing {
-	return timing{x.conn.Keepalive.Time, x.conn.Keepalive.Interval, x.conn.Keepalive.Probes}
-}
-
-// suggested is the socket's own where that is quick enough, and else quicker.
-func (x *explainer) suggested() timing {
-	t := x.inForce()
-	if t.idle <= x.rules.MiddleboxTimeout && t.notices() <= soon {
-		return t
-	}
-	t.interval, t.probes = min(t.interval, advisedIntvl), min(t.probes, advisedProbes)
-	if t.idle > x.rules.MiddleboxTimeout || t.notices() > soon {
-		t.idle = min(advisedIdle, max(x.rules.MiddleboxTimeout/2, time.Second).Truncate(time.Second))
-		t.interval = min(t.interval, t.idle)
-	}
-	return t
-}
-
-// suggestedTimeout is the TCP_USER_TIMEOUT that gives up when keepalive does.
-func (x *explainer) suggestedTimeout() time.Duration { return x.suggested().notices() }
-
-// noticesWith is after how much silence such keepalive gives up where a
-// TCP_USER_TIMEOUT may be set: when a probe is out and that has passed.
-func (x *explainer) noticesWith(t timing) time.Duration {
-	timeout := x.conn.UserTimeout
-	if timeout == 0 || t.interval == 0 {
-		return t.notices()
-	}
-	intervals := max(1, (timeout-t.idle+t.interval-1)/t.interval)
-	return t.idle + intervals*t.interval
-}
-
-// notices is after how much silence the socket's own keepalive gives up.
-func (x *explainer) notices() time.Duration { return x.noticesWith(x.inForce()) }
-
-// overdue tells whether the keepalive timer that is running fires later than one
-// that were set now: it keeps the time that it was set for, whatever the sysctls
-// say since. By more than a second, since keepalive may have been turned on in
-// the midst of a silence.
-func (x *explainer) overdue() bool {
-	if !x.flag(abi.ConnKeepalive) || x.c.KeepaliveExpires == 0 {
-		return false
-	}
-	now := *x.c
-	rearm(&now)
-	due := now.KeepaliveExpires
-	if x.c.ProbesOut > 0 {
-		due = max(due, x.c.Jiffies+uint64(x.c.KeepaliveIntvl))
-	}
-	return x.c.KeepaliveExpires > due+uint64(x.rules.HZ)
-}
-
-// adviseKeepalive is for a connection with which nothing is wrong but that its
-// peer may vanish, or may have.
-func (x *explainer) adviseKeepalive() (string, []Advice) {
-	t := x.inForce()
-	on, slow := x.flag(abi.ConnKeepalive), x.notices() > soon
-	forgotten := t.idle > x.rules.MiddleboxTimeout
-	gap := x.canSend() && x.retransmitsFor() > soon
-	var advice []Advice
-	var says string
-	switch {
-	case !on:
-		says = "Keepalive is off: a peer that vanishes while nothing is in flight is never noticed."
-		if x.conn.UserTimeout > 0 {
-			says += " TCP_USER_TIMEOUT is set, but alone it only bounds data in flight."
-		}
-		advice = append(advice, x.turnOn())
-		if x.conn.State == conn.FinWait2 {
-			advice = append(advice, Advice{
-				Text: "Or let it close the socket: then net.ipv4.tcp_fin_timeout bounds the wait.",
-				How:  []string{"close(fd)"},
-			})
-		}
-	case forgotten:
-		says = fmt.Sprintf("The first probe comes after %s of silence. A NAT or load balancer on the way may have forgotten the connection after %s, and a dead peer is noticed after %s.",
-			human.Setting(t.idle), human.Setting(x.rules.MiddleboxTimeout), human.Age(x.notices()))
-		advice = append(advice, x.quicken()...)
-	case slow && x.conn.UserTimeout > t.notices():
-		says = fmt.Sprintf("TCP_USER_TIMEOUT overrides the number of probes: a dead peer is noticed after %s, and would be after %s without it.", human.Age(x.notices()), human.Age(t.notices()))
-		advice = append(advice, x.lowerTimeout())
-	case slow:
-		says = fmt.Sprintf("A dead peer is noticed only after %s of silence.", human.Age(x.notices()))
-		advice = append(advice, x.quicken()...)
-	case x.overdue():
-		says = fmt.Sprintf("With what is set now, a peer that vanishes is noticed after %s of silence.", human.Age(x.notices()))
-		advice = append(advice, x.setAnew())
-	case x.conn.Verdict >= conn.Suspect && x.conn.GivesUp.Ever():
-		says = fmt.Sprintf("No setting needs changing: the kernel gives up %s.", x.in(x.conn.GivesUp))
-	case gap:
-		says = fmt.Sprintf("An idle peer that vanishes is noticed after %s of silence. But keepalive waits while data is unacknowledged: if the peer vanishes then, only retransmission ends the connection, after about %s.",
-			human.Age(x.notices()), human.Age(x.retransmitsFor()))
-	case !x.canSend():
-		says = fmt.Sprintf("Nothing needs changing: a peer that vanishes is noticed after %s of silence.", human.Age(x.notices()))
-	default:
-		says = fmt.Sprintf("Nothing needs changing: a peer that vanishes is noticed after %s of silence, and with data in flight after about %s.",
-			human.Age(x.notices()), human.Age(x.retransmitsFor()))
-	}
-	if x.overdue() {
-		says += fmt.Sprintf(" But the keepalive timer that is running fires only in %s: a changed sysctl leaves it as it is.", human.Age(x.keepaliveFires()))
-	}
-	if on && x.conn.UserTimeout > 0 && x.conn.UserTimeout <= t.idle {
-		says += " Mind that TCP_USER_TIMEOUT is not longer than TCP_KEEPIDLE: one lost probe is enough to end the connection, whatever TCP_KEEPCNT says."
-	}
-	if gap && x.conn.Verdict < conn.Suspect && x.conn.UserTimeout == 0 {
-		advice = append(advice, x.boundData())
-	}
-	return says, advice
-}
-
-// turnOn is for a connection without keepalive.
-func (x *explainer) turnOn() Advice {
-	t := x.suggested()
-	a := Advice{
-		Text: fmt.Sprintf("Let the application turn keepalive on, which no sysctl can, and set when to ask: with these a dead peer is noticed after %s of silence.", human.Age(x.noticesWith(t))),
-		How:  keepaliveCalls("fd", t, x.changed(t)|soKeepalive),
-		Then: x.with(func(c *abi.Conn) {
-			c.Flags |= abi.ConnKeepalive
-			x.setTiming(c, t)
-			rearm(c)
-		}),
-	}
-	if x.changed(t) == 0 {
-		a.Text = fmt.Sprintf("Let the application turn keepalive on, which no sysctl can; the rest is set well already. A dead peer is then noticed after %s of silence.", human.Age(x.noticesWith(t)))
-	}
-	return a
-}
-
-// setAnew is for a keepalive timer that was set before keepalive was made quicker.
-func (x *explainer) setAnew() Advice {
-	return Advice{
-		Text: "Let the application set TCP_KEEPIDLE again, be it to the same value: that sets the running timer anew. Else what is set now applies from when it fires.",
-		How:  keepaliveCalls("fd", x.inForce(), keepIdle),
-		Then: x.with(rearm),
-	}
-}
-
-// keepaliveFires is in how long the keepalive timer fires that is running.
-func (x *explainer) keepaliveFires() time.Duration {
-	at, _ := x.fires(x.c.KeepaliveExpires, x.c.KeepaliveLevel)
-	return at.Sub(x.conn.At)
-}
-
-// quicken is for keepalive that asks too late or too rarely.
-func (x *explainer) quicken() []Advice {
-	t := x.suggested()
-	changed := x.changed(t)
-	set := changed
-	if x.overdue() {
-		set |= keepIdle
-	}
-	these := "these"
-	if set&(set-1) == 0 {
-		these = "this"
-	}
-	a := Advice{
-		Text: fmt.Sprintf("Let the application set %s: a dead peer is then noticed after %s of silence.", these, human.Age(t.notices())),
-		How:  keepaliveCalls("fd", t, set),
-		Then: x.with(func(c *abi.Conn) {
-			x.setTiming(c, t)
-			if set&keepIdle != 0 {
-				rearm(c)
-			}
-			if c.UserTimeout > 0 {
-				c.UserTimeout = uint32(t.notices().Milliseconds())
-			}
-		}),
-	}
-	if x.conn.UserTimeout > 0 {
-		a.How = append(a.How, userTimeoutCall(t.notices()))
-		a.Text += " TCP_USER_TIMEOUT is set, and would override the number of probes: it has to follow."
-	}
-	advice := []Advice{a}
-	if x.conn.UserTimeout > 0 {
-		return advice
-	}
-	var commands []string
-	var open changes // those that the socket has no value of its own for
-	for _, s := range []struct {
-		what  changes
-		own   uint16
-		key   string
-		value int64
-	}{
-		{keepIdle, abi.ConnKeepaliveTimeSet, "tcp_keepalive_time", inSeconds(t.idle)},
-		{keepIntvl, abi.ConnKeepaliveIntvlSet, "tcp_keepalive_intvl", inSeconds(t.interval)},
-		{keepCnt, abi.ConnKeepaliveProbesSet, "tcp_keepalive_probes", int64(t.probes)},
-	} {
-		if changed&s.what != 0 && !x.flag(s.own) {
-			open |= s.what
-			commands = append(commands, x.sysctl(s.key, s.value))
-		}
-	}
-	if open == changed {
-		wait := ""
-		if x.c.KeepaliveExpires != 0 {
-			wait = fmt.Sprintf(", this one in %s", human.Age(x.keepaliveFires()))
-		}
-		advice = append(advice, Advice{
-			Text: "Or for all sockets of " + x.namespace() + " that have keepalive on and no values of their own. Those that exist keep their running keepalive timer until it fires" + wait + ".",
-			How:  commands,
-			Then: x.with(func(c *abi.Conn) { x.setTiming(c, t) }),
-		})
-	}
-	return advice
-}
-
-// lowerTimeout is for a TCP_USER_TIMEOUT that makes keepalive wait.
-func (x *explainer) lowerTimeout() Advice {
-	timeout := x.inForce().notices()
-	return Advice{
-		Text: fmt.Sprintf("Let the application lower TCP_USER_TIMEOUT to what keepalive would take by itself, %s.", human.Setting(timeout)),
-		How:  []string{userTimeoutCall(timeout)},
-		Then: x.with(func(c *abi.Conn) { c.UserTimeout = uint32(timeout.Milliseconds()) }),
-	}
-}
-
-// boundData is for the time in which data is in flight, of a connection that has
-// no trouble now.
-func (x *explainer) boundData() Advice {
-	timeout := x.suggestedTimeout()
-	text := fmt.Sprintf("For a peer that vanishes while data is in flight: let the application set TCP_USER_TIMEOUT. After %s without an acknowledgement the kernel gives up, instead of after about %s.",
-		human.Setting(timeout), human.Age(x.retransmitsFor()))
-	switch {
-	case x.changed(x.suggested()) != 0:
-		text += " It then decides for keepalive as well, instead of TCP_KEEPCNT: this value goes with the settings above."
-	case x.flag(abi.ConnKeepalive):
-		text += " It then decides for keepalive as well, instead of TCP_KEEPCNT: this value leaves that as it is."
-	}
-	a := Advice{Text: text, How: []string{userTimeoutCall(timeout)}}
-	if x.waiting() {
-		a.Then = x.with(func(c *abi.Conn) { c.UserTimeout = uint32(timeout.Milliseconds()) })
-	}
-	return a
-}
-
-// changes are the options of keepalive that a piece of advice changes.
-type changes uint8
-
-const (
-	soKeepalive changes = 1 << iota
-	keepIdle
-	keepIntvl
-	keepCnt
-	everything = soKeepalive | keepIdle | keepIntvl | keepCnt
-)
-
-func (x *explainer) changed(t timing) changes {
-	var c changes
-	now := x.inForce()
-	if t.idle != now.idle {
-		c |= keepIdle
-	}
-	if t.interval != now.interval {
-		c |= keepIntvl
-	}
-	if t.probes != now.probes {
-		c |= keepCnt
-	}
-	return c
-}
-
-// setTiming changes what is in force, as if those options or sysctls were set.
-func (x *explainer) setTiming(c *abi.Conn, t timing) {
-	jiffies := func(d time.Duration) uint32 { return uint32(d * time.Duration(x.rules.HZ) / time.Second) }
-	c.KeepaliveTime, c.KeepaliveIntvl, c.KeepaliveProbes = jiffies(t.idle), jiffies(t.interval), uint8(t.probes)
-}
-
-// keepaliveCalls has TCP_KEEPIDLE last: it is what sets the timer anew, and by
-// then the others should be in force.
-func keepaliveCalls(fd string, t timing, what changes) []string {
-	var calls []string
-	for _, o := range []struct {
-		what        changes
-		level, name string
-		value       int64
-	}{
-		{soKeepalive, "SOL_SOCKET", "SO_KEEPALIVE", 1},
-		{keepIntvl, "IPPROTO_TCP", "TCP_KEEPINTVL", inSeconds(t.interval)},
-		{keepCnt, "IPPROTO_TCP", "TCP_KEEPCNT", int64(t.probes)},
-		{keepIdle, "IPPROTO_TCP", "TCP_KEEPIDLE", inSeconds(t.idle)},
-	} {
-		if what&o.what != 0 {
-			calls = append(calls, strings.Replace(call(o.level, o.name, o.value), "(fd", "("+fd, 1))
-		}
-	}
-	return calls
-}
-
-func userTimeoutCall(d time.Duration) string {
-	return call("IPPROTO_TCP", "TCP_USER_TIMEOUT", d.Milliseconds())
-}
-
-// call is setsockopt(2) with the value itself, as most languages have it.
-func call(level, name string, value int64) string {
-	return fmt.Sprintf("setsockopt(fd, %s, %s, %d)", level, name, value)
-}
-
-func (x *explainer) sysctl(key string, value int64) string {
-	return x.inside(fmt.Sprintf("sysctl -w net.ipv4.%s=%d", key, value))
-}
-
-// inside is a command for the connection's network namespace.
-func (x *explainer) inside(command string) string {
-	if !plainPath.MatchString(x.netns) {
-		return command
-	}
-	return "nsenter --net=" + x.netns + " " + command
-}
-
-// plainPath is a path that a shell takes as it is.
-var plainPath = regexp.MustCompile(`^/[\w./@+-]+$`)
-
-func (x *explainer) namespace() string {
-	return fmt.Sprintf("network namespace %d", x.conn.Netns)
 }

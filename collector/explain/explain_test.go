@@ -29,7 +29,7 @@ var testRules = conn.Rules{
 
 var explainedAt = time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
 
-// explained describes and explains what the kernel said.
+// explained describes and explains the connection whose record is c.
 func explained(c *abi.Conn) (conn.Connection, Explanation) {
 	c.Netns = 4026531840
 	connection := testRules.Describe(c, explainedAt)
@@ -46,7 +46,7 @@ const (
 func TestExplain(t *testing.T) {
 	for name, test := range map[string]struct {
 		conn       *abi.Conn
-		doing      string // a part of each
+		doing      string // a part of the text
 		next       string
 		assessment string
 		how        []string        // each advice's, exactly
@@ -388,7 +388,7 @@ func TestExplain(t *testing.T) {
 	}
 }
 
-// A command that is pasted as it is acts on the connection's network namespace.
+// A pasted command acts on the connection's network namespace.
 func TestCommandsEnterTheNetworkNamespace(t *testing.T) {
 	for name, test := range map[string]struct{ netns, enter string }{
 		"our own":                             {"", ""},
@@ -415,8 +415,8 @@ func TestCommandsEnterTheNetworkNamespace(t *testing.T) {
 	}
 }
 
-// What is forecast if the advice is followed is what is forecast once it is.
-func TestAdviceIsForecastAsTheKernelDoesIt(t *testing.T) {
+// Advice.Then equals the forecast after the advice was followed.
+func TestAdviceThenEqualsTheForecastAfterwards(t *testing.T) {
 	_, e := explained(conntest.Unguarded())
 	then := e.Advice[0].Then
 	c := conntest.Unguarded()
@@ -519,7 +519,8 @@ func TestTimers(t *testing.T) {
 
 func roundly(d time.Duration) string { return d.Round(time.Millisecond).String() }
 
-// similar compares all but the time, which the timer wheel rounds up.
+// similar reports whether two sentences are equal except for times, which the timer wheel
+// rounds up.
 func similar(got, want string) bool {
 	cutTime := func(s string) (string, string) {
 		name, then, _ := strings.Cut(s, ": ")
@@ -647,8 +648,7 @@ func TestWhatRetries2Means(t *testing.T) {
 	}
 }
 
-// Whatever the kernel says, there is an explanation, of printable sentences that
-// are never empty.
+// Every record has an explanation, and its sentences are printable and not empty.
 func FuzzExplain(f *testing.F) {
 	f.Add(uint8(1), uint16(1), uint8(1), uint32(1), uint32(100), uint32(0), uint32(250), uint8(3), uint64(5000))
 	f.Add(uint8(2), uint16(0), uint8(1), uint32(1), abi.AgeNone, uint32(10000), uint32(1), uint8(0), uint64(0))
@@ -668,7 +668,7 @@ func FuzzExplain(f *testing.F) {
 			says = append(append(says, a.Text), a.How...)
 		}
 		if len(e.Next) == 0 || len(e.Settings) == 0 {
-			t.Errorf("says nothing: %+v", e)
+			t.Errorf("nothing next or no settings: %+v", e)
 		}
 		for _, s := range says {
 			if s == "" || strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) || strings.Contains(s, "%!") {

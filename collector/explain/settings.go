@@ -10,15 +10,15 @@ import (
 	"github.com/halfopen/halfopen/internal/human"
 )
 
-// Source is where a setting comes from.
+// Source says where the value of a setting comes from.
 type Source uint8
 
 // The sources.
 const (
 	// SourceSocket: an option of the socket.
 	SourceSocket Source = iota
-	// SourceSysctl: a sysctl of the network namespace, with a value that is not
-	// the kernel's.
+	// SourceSysctl: a sysctl of the network namespace, whose value differs from the
+	// kernel's default.
 	SourceSysctl
 	// SourceDefault: the kernel's default.
 	SourceDefault
@@ -26,14 +26,15 @@ const (
 
 var sourceNames = [...]string{"socket", "sysctl", "default"}
 
+// String returns the name of the source.
 func (s Source) String() string { return sourceNames[s] }
 
-// Setting is what one of a connection's timers is set to.
+// Setting is one setting of a connection's timers.
 type Setting struct {
-	Option string // of setsockopt(2), such as TCP_KEEPIDLE; "" there is none
-	Sysctl string // such as net.ipv4.tcp_keepalive_time; "" there is none
+	Option string // of setsockopt(2), such as TCP_KEEPIDLE; "": there is none
+	Sysctl string // such as net.ipv4.tcp_keepalive_time; "": there is none
 	Value  int64
-	Unit   string // seconds, milliseconds, probes, retransmissions, or on (1) or off (0): switch
+	Unit   string // seconds, milliseconds, probes, retransmissions, or switch: 1 is on, 0 is off
 	Source Source
 	Means  string // a sentence without its full stop
 }
@@ -51,10 +52,10 @@ const (
 	defaultRTOMax          = 2 * time.Minute
 )
 
-// from tells the source of what can be set on a socket, and else is a sysctl's.
-func from(own bool, value, def int64) Source {
+// sourceOf returns the source of a value. onSocket says that it is set on the socket.
+func sourceOf(onSocket bool, value, def int64) Source {
 	switch {
-	case own:
+	case onSocket:
 		return SourceSocket
 	case value != def:
 		return SourceSysctl
@@ -62,15 +63,15 @@ func from(own bool, value, def int64) Source {
 	return SourceDefault
 }
 
-// settings are those in force for the socket in its state, and those that its
-// application has set in vain.
+// settings returns the settings that are in force in the state of the socket, and those
+// that its application has set without effect.
 func (x *explainer) settings() []Setting {
 	c := x.c
 	var all []Setting
 	if !x.orphanedFinWait2() {
 		all = append(all, x.keepaliveSettings()...)
 		all = append(all, Setting{
-			Option: "TCP_USER_TIMEOUT", Value: int64(c.UserTimeout), Unit: "milliseconds", Source: from(c.UserTimeout != 0, 0, 0),
+			Option: "TCP_USER_TIMEOUT", Value: int64(c.UserTimeout), Unit: "milliseconds", Source: sourceOf(c.UserTimeout != 0, 0, 0),
 			Means: "How long the peer may stay silent while it owes an answer; overrides the counts",
 		})
 		all = append(all, x.retrySettings()...)
@@ -84,10 +85,11 @@ func (x *explainer) settings() []Setting {
 	return all
 }
 
+// keepaliveSettings returns the settings of keepalive.
 func (x *explainer) keepaliveSettings() []Setting {
 	c, r := x.c, x.rules
 	on := x.flag(abi.ConnKeepalive)
-	keepalive := Setting{Option: "SO_KEEPALIVE", Unit: "switch", Source: from(on, 0, 0), Means: "Whether to ask a silent peer; no sysctl turns it on"}
+	keepalive := Setting{Option: "SO_KEEPALIVE", Unit: "switch", Source: sourceOf(on, 0, 0), Means: "Whether to ask a silent peer; no sysctl turns it on"}
 	if on {
 		keepalive.Value = 1
 	}
@@ -114,7 +116,7 @@ func (x *explainer) keepaliveSettings() []Setting {
 		if !on && !own {
 			continue
 		}
-		s.Source = from(own, s.Value, s.def)
+		s.Source = sourceOf(own, s.Value, s.def)
 		switch {
 		case !on:
 			s.Means += "; without effect, since SO_KEEPALIVE is off"
@@ -126,6 +128,7 @@ func (x *explainer) keepaliveSettings() []Setting {
 	return all
 }
 
+// retrySettings returns the settings of retransmissions and window probes.
 func (x *explainer) retrySettings() []Setting {
 	c := x.c
 	n := int64(c.Retries)
@@ -134,54 +137,54 @@ func (x *explainer) retrySettings() []Setting {
 	case x.connecting():
 		own := x.flag(abi.ConnSynRetriesSet)
 		all = append(all, Setting{
-			Option: "TCP_SYNCNT", Sysctl: "net.ipv4.tcp_syn_retries", Value: n, Unit: "retransmissions", Source: from(own, n, defaultSynRetries),
+			Option: "TCP_SYNCNT", Sysctl: "net.ipv4.tcp_syn_retries", Value: n, Unit: "retransmissions", Source: sourceOf(own, n, defaultSynRetries),
 			Means: "Of the SYN, before it gives up",
 		})
 		if c.SynLinear > 0 { // 0 also where the kernel has no such sysctl
 			all = append(all, Setting{
 				Sysctl: "net.ipv4.tcp_syn_linear_timeouts", Value: int64(c.SynLinear), Unit: "retransmissions",
-				Source: from(false, int64(c.SynLinear), defaultSynLinear),
+				Source: sourceOf(false, int64(c.SynLinear), defaultSynLinear),
 				Means:  "Of the SYN a second apart, on top of the others",
 			})
 		}
 	case x.conn.Orphaned:
 		all = append(all, Setting{
-			Sysctl: "net.ipv4.tcp_orphan_retries", Value: n, Unit: "retransmissions", Source: from(false, n, defaultOrphanRetries),
+			Sysctl: "net.ipv4.tcp_orphan_retries", Value: n, Unit: "retransmissions", Source: sourceOf(false, n, defaultOrphanRetries),
 			Means: "Of what a closed socket left behind, before it gives up; 0 means 8" + x.overridden(),
 		})
 	case x.conn.State != conn.FinWait2: // where nothing is left to send
 		all = append(all, Setting{
-			Sysctl: "net.ipv4.tcp_retries2", Value: n, Unit: "retransmissions", Source: from(false, n, defaultRetries2),
+			Sysctl: "net.ipv4.tcp_retries2", Value: n, Unit: "retransmissions", Source: sourceOf(false, n, defaultRetries2),
 			Means: x.retriesMean(),
 		})
 	}
-	// Not all kernels have this one: it is told where it differs.
+	// Not all kernels have this setting, so it is listed only if it is not the default.
 	rtoMax := x.rules.Duration(c.RtoMax)
 	if own := x.flag(abi.ConnRtoMaxSet); own || rtoMax != defaultRTOMax {
 		all = append(all, Setting{
 			Option: "TCP_RTO_MAX_MS", Sysctl: "net.ipv4.tcp_rto_max_ms", Value: rtoMax.Milliseconds(), Unit: "milliseconds",
-			Source: from(own, rtoMax.Milliseconds(), defaultRTOMax.Milliseconds()),
+			Source: sourceOf(own, rtoMax.Milliseconds(), defaultRTOMax.Milliseconds()),
 			Means:  "The longest wait between two retransmissions",
 		})
 	}
 	if own := x.flag(abi.ConnThinSet); own || c.ThinRto > 0 {
 		all = append(all, Setting{
-			Option: "TCP_THIN_LINEAR_TIMEOUTS", Sysctl: "net.ipv4.tcp_thin_linear_timeouts", Value: 1, Unit: "switch", Source: from(own, 1, 0),
+			Option: "TCP_THIN_LINEAR_TIMEOUTS", Sysctl: "net.ipv4.tcp_thin_linear_timeouts", Value: 1, Unit: "switch", Source: sourceOf(own, 1, 0),
 			Means: "Retransmissions of thin streams are evenly spaced at first",
 		})
 	}
 	return all
 }
 
-// retriesMean says what tcp_retries2 bounds, which window probes obey with a user
-// timeout as well (tcp_probe_timer).
+// retriesMean says what tcp_retries2 bounds. It bounds window probes even if
+// TCP_USER_TIMEOUT is set (tcp_probe_timer).
 func (x *explainer) retriesMean() string {
-	switch d := x.t.GiveUpPath(); {
-	case d == conn.ByWindowProbe && x.flag(abi.ConnBlocked):
+	switch path := x.t.GiveUpPath(); {
+	case path == conn.ByWindowProbe && x.flag(abi.ConnBlocked):
 		return "Tries to send, before it gives up"
-	case d == conn.ByWindowProbe:
+	case path == conn.ByWindowProbe:
 		return "Unanswered window probes in a row, before it gives up"
-	case d == conn.ByRetransmission && x.c.SendWindow == 0: // tcp_rtx_probe0_timed_out()
+	case path == conn.ByRetransmission && x.c.SendWindow == 0: // tcp_rtx_probe0_timed_out()
 		return "Before it gives up on data in flight; without effect while the peer's window is closed"
 	case x.c.UserTimeout > 0:
 		return "Before it gives up on data in flight" + x.overridden()
@@ -189,7 +192,7 @@ func (x *explainer) retriesMean() string {
 	return "Before it gives up on data in flight: about " + human.Age(x.retransmitsFor())
 }
 
-// overridden says what a user timeout does to other limits.
+// overridden says that TCP_USER_TIMEOUT overrides a limit; "" if it is not set.
 func (x *explainer) overridden() string {
 	if x.c.UserTimeout > 0 {
 		return "; without effect, since TCP_USER_TIMEOUT is set"
@@ -197,8 +200,9 @@ func (x *explainer) overridden() string {
 	return ""
 }
 
-// finSetting is what bounds FIN_WAIT2. Where the round trips are so long that the
-// kernel takes them instead (tcp_fin_time), what is set cannot be told.
+// finSetting returns the setting that bounds fin_wait2. ok is false if the kernel takes a
+// time that follows from the retransmission timeout instead (tcp_fin_time): then the value
+// of the setting cannot be read.
 func (x *explainer) finSetting() (s Setting, ok bool) {
 	c := x.c
 	own := x.flag(abi.ConnFinTimeSet)
@@ -214,8 +218,9 @@ func (x *explainer) finSetting() (s Setting, ok bool) {
 	default:
 		s.Value = inSeconds(x.rules.Duration(c.FinTime))
 	}
-	s.Source = from(own, s.Value, inSeconds(defaultFinTimeout))
+	s.Source = sourceOf(own, s.Value, inSeconds(defaultFinTimeout))
 	return s, true
 }
 
+// inSeconds returns a duration in whole seconds.
 func inSeconds(d time.Duration) int64 { return int64(d / time.Second) }

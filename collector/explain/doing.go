@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package explain
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/halfopen/halfopen/bpf/abi"
+	"github.com/halfopen/halfopen/collector/conn"
+	"github.com/halfopen/halfopen/internal/human"
+)
+
+// doing says what the socket is doing.
+func (x *explainer) doing() []string {
+	says := []string{x.inState()}
+	if !x.conn.Accepted {
+		says = append(says, "No application has accepted it yet: it waits in the queue of its listener, and nobody reads what arrives.")
+	}
+	if !x.connecting() {
+		says = append(says, x.traffic())
+	}
+	if s := x.queued(); s != "" {
+		says = append(says, s)
+	}
+	if s := x.judged(); s != "" {
+		says = append(says, s)
+	}
+	return says
+}
+
+// inState says what the state means.
+func (x *explainer) inState() string {
+	switch x.conn.State {
+	case conn.Established:
+		if x.conn.Verdict == conn.Zombie {
+			return "The connection is established, as far as this kernel knows."
+		}
+		return "The connection is established: both ends can send."
+	case conn.SynSent:
+		return "The connection is being made: we have sent a SYN, and wait for the peer's answer." + x.resent(int(x.c.Retransmits))
+	case conn.SynRecv:
+		return "The connection is being made: we have answered the peer's SYN, and wait for its last word."
+	case conn.FinWait1:
+		return x.whoClosed() + " The peer has not acknowledged that yet."
+	case conn.FinWait2:
+		return x.whoClosed() + " The peer knows, and has not closed its side yet."
+	case conn.Closing:
+		return "Both ends have closed it at the same time, and the peer has not acknowledged our end yet."
+	case conn.CloseWait:
+		return "The peer has closed its side and waits for ours: the application has not closed the socket."
+	case conn.LastAck:
+		return "Both ends have closed it; the peer has not acknowledged our end yet."
+	}
+	return "The connection is in state " + x.conn.State.String() + "."
+}
+
+// whoClosed says who closed our side.
+func (x *explainer) whoClosed() string {
+	if x.conn.Orphaned {
+		return "The application has closed it, and no process holds it any more."
+	}
+	return "The application has closed its sending side (shutdown), and still holds the socket."
+}
+
+// resent says how often the SYN has been sent again.
+func (x *explainer) resent(retransmits int) string {
+	if retransmits == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" The SYN has been sent again %s.", times(retransmits))
+}
+
+// times returns how often, in words.
+func times(n int) string {
+	if n == 1 {
+		return "once"
+	}
+	return fmt.Sprintf("%d times", n)
+}
+
+// traffic says when data last moved and when the peer was last heard.
+func (x *explainer) traffic() string {
+	idle, silent := x.conn.Idle, x.conn.Silent
+	// The kernel stamps a retransmission as data sent.
+	if x.conn.Verdict >= conn.Suspect || idle < 0 {
+		return "Nothing has been heard from the peer for " + human.Age(silent) + "."
+	}
+	// The kernel stamps the making of a connection as data, too.
+	if since(idle) == since(silent) {
+		return fmt.Sprintf("The connection was made, or data last moved, %s; the peer was last heard then, too.", since(idle))
+	}
+	return fmt.Sprintf("The connection was made, or data last moved, %s; the peer was last heard %s.", since(idle), since(silent))
+}
+
+// since returns an age in words.
+func since(d time.Duration) string {
+	if d < time.Second {
+		return "less than a second ago"
+	}
+	return human.Age(d) + " ago"
+}
+
+// queued says what is in flight and in the send queue; "" while the connection is made.
+func (x *explainer) queued() string {
+	c := x.c
+	bytes := human.Size(c.SendQueue) + " bytes"
+	if c.SendQueue < 1024 {
+		bytes = human.Plural(int(c.SendQueue), "byte")
+	}
+	switch {
+	case x.connecting():
+		return ""
+	case x.flag(abi.ConnWindowClosed):
+		return fmt.Sprintf("%s wait to be sent or acknowledged, but the peer's window is closed: it does not read, or is gone.", bytes)
+	case x.flag(abi.ConnBlocked):
+		return fmt.Sprintf("%s wait to be sent, and the peer has room for them, but nothing goes out: something on this host keeps them back, such as an output filter or a missing route.", bytes)
+	case x.closedWindow():
+		return fmt.Sprintf("%s wait to be sent, and nothing is in flight: the peer's window (%s) is too small for them.", bytes, human.Plural(int(c.SendWindow), "byte"))
+	case c.PacketsOut == 1 && c.Retransmits > 0:
+		return fmt.Sprintf("1 segment is not acknowledged, and has been sent again %s (%s in the send queue).", times(int(c.Retransmits)), bytes)
+	case c.PacketsOut > 0 && c.Retransmits > 0:
+		return fmt.Sprintf("%d segments are not acknowledged; the oldest has been sent again %s (%s in the send queue).", c.PacketsOut, times(int(c.Retransmits)), bytes)
+	case c.PacketsOut > 0:
+		return fmt.Sprintf("%s in flight, and not acknowledged yet (%s in the send queue).", are(int(c.PacketsOut), "segment"), bytes)
+	case c.SendQueue > 0:
+		return bytes + " wait in the send queue, and nothing is in flight."
+	}
+	return "Nothing is in flight, and nothing waits to be sent."
+}
+
+// are returns "1 segment is" or "2 segments are".
+func are(n int, thing string) string {
+	if n == 1 {
+		return human.Plural(n, thing) + " is"
+	}
+	return human.Plural(n, thing) + " are"
+}
+
+// judged says why the connection has its verdict; "" if it has none.
+func (x *explainer) judged() string {
+	if !x.conn.State.Judged() {
+		return ""
+	}
+	unanswered := human.Plural(x.conn.Unanswered, x.conn.Evidence.Solicitation())
+	switch x.conn.Verdict {
+	case conn.Zombie:
+		return fmt.Sprintf("Verdict: zombie. %s in a row went unanswered: the peer is most likely gone, and the kernel still waits.", unanswered)
+	case conn.Suspect:
+		if x.conn.State == conn.SynSent {
+			return fmt.Sprintf("Verdict: suspect. %s in a row went unanswered: there may be nobody at that address, or something on the way drops the packets.", unanswered)
+		}
+		return fmt.Sprintf("Verdict: suspect. %s in a row went unanswered, which is not enough yet to call it a zombie.", unanswered)
+	case conn.Stalled:
+		return "Verdict: stalled. The peer answers, but has not made room for " + human.Age(x.rules.Age(x.c.WindowClosed)) + "."
+	case conn.Unguarded:
+		return "Verdict: unguarded. No data for " + human.Setting(x.rules.IdleAfter) + " or more, and keepalive is off: nothing would notice that the peer is gone."
+	case conn.Idle:
+		return "Verdict: idle. No data for " + human.Setting(x.rules.IdleAfter) + " or more, but the kernel would notice that the peer is gone."
+	}
+	return "Verdict: active. The connection was made, or data moved, within the last " + human.Setting(x.rules.IdleAfter) + ", and nothing is overdue."
+}
