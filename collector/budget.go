@@ -8,16 +8,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// budget keeps what the censuses take of a core, and all else that the process
-// does, within a share.
+// budget keeps the CPU time of the censuses, together with that of the rest of the
+// process, within a share of one core.
 type budget struct {
-	share float64
-	at    time.Time     // when the last census ended; zero: there was none
-	spent time.Duration // by the process by then
+	share float64       // of one core
+	at    time.Time     // the end of the last census; zero: there was none
+	spent time.Duration // CPU time of the process until then
 }
 
-// spacing is how long one census has to be from the next, of which the last took
-// cpu and ended at a time, by when the process had spent that much.
+// spacing returns the time to wait between two censuses. The last census took cpu of CPU
+// time and ended at that time, when the process had spent that much CPU time in all.
 func (b *budget) spacing(cpu time.Duration, at time.Time, spent time.Duration) time.Duration {
 	left := b.share
 	if !b.at.IsZero() {
@@ -27,7 +27,7 @@ func (b *budget) spacing(cpu time.Duration, at time.Time, spent time.Duration) t
 	return time.Duration(float64(cpu) / max(left, b.share/2))
 }
 
-// processCPU is the time that this process has had of the cores.
+// processCPU returns the CPU time of this process, or 0 if the kernel does not say.
 func processCPU() time.Duration {
 	var r unix.Rusage
 	if err := unix.Getrusage(unix.RUSAGE_SELF, &r); err != nil {

@@ -10,10 +10,11 @@ import (
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
+// censusLoop takes a census every interval, and when rows are wanted.
 func (c *Collector) censusLoop(ctx context.Context) error {
 	for {
 		interval := c.opts.CensusInterval
-		c.attempt(ctx, passCensus, func() error {
+		c.runPass(ctx, passCensus, func() error {
 			next, err := c.takeCensus(ctx)
 			if err == nil {
 				interval = next
@@ -31,19 +32,19 @@ func (c *Collector) censusLoop(ctx context.Context) error {
 	}
 }
 
-// checkEnvironment takes in what this process may do: a profile of a security module can
-// change while it runs.
+// checkEnvironment finds out what this process may do: the profile of a security module
+// can change while it runs.
 func (c *Collector) checkEnvironment() {
-	s := readEnvironment(c.kernel, c.cgroups)
-	c.degraded.change(time.Now(), func(f *facts) { f.environment = s })
+	e := readEnvironment(c.kernel, c.cgroups)
+	c.degraded.change(time.Now(), func(s *situation) { s.environment = e })
 }
 
-// takeCensus takes one census and tells when the next is due.
+// takeCensus takes one census and returns the time until the next one.
 func (c *Collector) takeCensus(ctx context.Context) (time.Duration, error) {
 	began := time.Now()
 	var troubled []conn.Observation
 	classes := []uint8{abi.ClassTrouble}
-	var worst *topN // the rows; nil: nobody follows them
+	var worst *topN // the connections that get rows; nil: no rows are wanted
 	if c.beginRows() {
 		classes = append(classes, abi.ClassActive, abi.ClassIdle, abi.ClassUnguarded)
 		worst = &topN{limit: conn.MaxRows}
@@ -61,7 +62,7 @@ func (c *Collector) takeCensus(ctx context.Context) (time.Duration, error) {
 		return 0, err
 	}
 	ended := time.Now()
-	c.degraded.change(ended, func(f *facts) { f.census(&res) })
+	c.degraded.change(ended, func(s *situation) { s.census(&res) })
 	took := ended.Sub(began)
 	var sockets uint64
 	for _, classes := range res.Counts.Sockets {

@@ -16,23 +16,24 @@ import (
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
-// cgroups finds control groups. Safe for concurrent use.
+// cgroups finds control groups. It is safe for concurrent use.
 type cgroups struct {
 	mu    sync.Mutex
-	mount *os.File               // of the cgroup v2 hierarchy, open for good; nil: not mounted here
-	known map[uint64]conn.Cgroup // by id, which is never used again
+	mount *os.File               // the root of the cgroup v2 hierarchy, always open; nil: not mounted here
+	known map[uint64]conn.Cgroup // by id; the kernel never uses an id again
 
 	descriptors descriptorCheck
 }
 
-// maxCgroups bounds what is remembered; a node has some thousands at most.
+// maxCgroups is the most control groups that are remembered. A node has some thousands at
+// most.
 const maxCgroups = 16384
 
 func newCgroups() *cgroups {
 	g := &cgroups{known: make(map[uint64]conn.Cgroup)}
 	mounts, err := bpf.Mounts("cgroup2")
 	if err != nil {
-		return g // as if it were not mounted
+		return g // treated as not mounted
 	}
 	for _, m := range mounts {
 		if g.mount, err = openHierarchy(m.Point); err == nil {
@@ -42,8 +43,8 @@ func newCgroups() *cgroups {
 	return g
 }
 
-// openHierarchy opens the root of a mounted cgroup v2 hierarchy. Something else may
-// have been mounted there since: it is opened only once it is known for what it is.
+// openHierarchy opens the root of a mounted cgroup v2 hierarchy. Something else may have
+// been mounted there since, so it checks the file system before it opens it.
 func openHierarchy(point string) (*os.File, error) {
 	there, err := unix.Open(point, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -64,8 +65,8 @@ func openHierarchy(point string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), point), nil
 }
 
-// byID is the group of that id in the cgroup v2 hierarchy; the zero Group if it
-// is no more, or not to be seen from here.
+// byID returns the group with that id in the cgroup v2 hierarchy; the zero Cgroup if it
+// does not exist any more, or is not visible from here.
 func (g *cgroups) byID(id uint64) conn.Cgroup {
 	if id == 0 || g.mount == nil {
 		return conn.Cgroup{}
@@ -77,7 +78,7 @@ func (g *cgroups) byID(id uint64) conn.Cgroup {
 	}
 	path, err := g.path(id)
 	if err != nil {
-		return conn.Cgroup{} // it may be gone, or show itself yet
+		return conn.Cgroup{} // not remembered: it may become visible
 	}
 	if len(g.known) >= maxCgroups {
 		clear(g.known)
@@ -87,12 +88,12 @@ func (g *cgroups) byID(id uint64) conn.Cgroup {
 	return found
 }
 
-// fileIDKernfs is FILEID_KERNFS (fs/kernfs/mount.c, 5.5): a handle that is
-// the id of a node, as the kernel's struct kernfs_node has it.
+// fileIDKernfs is FILEID_KERNFS (fs/kernfs/mount.c, since 5.5): the type of a file handle
+// that consists of the id of a struct kernfs_node.
 const fileIDKernfs = 0xfe
 
-// path opens a group by its id, and asks where it is. No walk over the hierarchy
-// is needed, which may have tens of thousands of groups.
+// path opens a group by its id and returns its path. This avoids a walk over the
+// hierarchy, which may have tens of thousands of groups.
 func (g *cgroups) path(id uint64) (string, error) {
 	handle := unix.NewFileHandle(fileIDKernfs, binary.NativeEndian.AppendUint64(nil, id))
 	fd, err := unix.OpenByHandleAt(int(g.mount.Fd()), handle, unix.O_PATH|unix.O_CLOEXEC)
@@ -106,7 +107,7 @@ func (g *cgroups) path(id uint64) (string, error) {
 	}
 	path, ok := strings.CutPrefix(path, strings.TrimSuffix(g.mount.Name(), "/"))
 	if !ok || strings.HasSuffix(path, " (deleted)") {
-		return "", os.ErrNotExist // outside of what is mounted here
+		return "", os.ErrNotExist // outside of the mounted hierarchy
 	}
 	if path == "" {
 		path = "/"
@@ -114,15 +115,15 @@ func (g *cgroups) path(id uint64) (string, error) {
 	return path, nil
 }
 
-// refused returns why the kernel opens no group by its id for us, nil if it does: it
-// asks for the one at the top, which is there.
+// refused returns the error if this process may not open groups by their ids, else nil.
+// It tries to open the root group, which exists.
 func (g *cgroups) refused() error {
 	if g.mount == nil {
 		return nil
 	}
 	top, _, err := unix.NameToHandleAt(int(g.mount.Fd()), "", unix.AT_EMPTY_PATH)
 	if err != nil {
-		return nil //nolint:nilerr // it has no ids, and so refuses none
+		return nil //nolint:nilerr // the root has no id, so nothing was refused
 	}
 	fd, err := unix.OpenByHandleAt(int(g.mount.Fd()), top, unix.O_PATH|unix.O_CLOEXEC)
 	if err == nil {
@@ -134,22 +135,24 @@ func (g *cgroups) refused() error {
 	return nil
 }
 
-// processCgroups are the groups of processes, for one use: a process may have very
-// many connections, and go to another group.
+// processCgroups remembers the groups of processes, by id, during one search for owners: a
+// process may have very many connections. It is not kept, since a process may move to
+// another group.
 type processCgroups map[uint32]conn.Cgroup
 
-func (g processCgroups) of(pid uint32) conn.Cgroup {
+// get returns the group of a process.
+func (g processCgroups) get(pid uint32) conn.Cgroup {
 	found, ok := g[pid]
 	if !ok {
-		found = ofProcess(pid)
+		found = cgroupOfProcess(pid)
 		g[pid] = found
 	}
 	return found
 }
 
-// ofProcess is the group of a process: of the cgroup v2 hierarchy, or, where that
-// tells nothing, of the cgroup v1 hierarchy that tells most.
-func ofProcess(pid uint32) conn.Cgroup {
+// cgroupOfProcess returns the group of a process: the one in the cgroup v2 hierarchy or, if
+// its path says nothing, the one in a cgroup v1 hierarchy whose path says most.
+func cgroupOfProcess(pid uint32) conn.Cgroup {
 	p, err := procfs.NewProc(int(pid))
 	if err != nil {
 		return conn.Cgroup{}

@@ -13,7 +13,7 @@ import (
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
-func TestOnlyACgroupHierarchyIsOpened(t *testing.T) {
+func TestOpenHierarchyOpensOnlyCgroup2(t *testing.T) {
 	dir := t.TempDir()
 	fifo, link := filepath.Join(dir, "fifo"), filepath.Join(dir, "link")
 	if err := unix.Mkfifo(fifo, 0o600); err != nil {
@@ -42,14 +42,14 @@ func TestOnlyACgroupHierarchyIsOpened(t *testing.T) {
 	}
 }
 
-func TestTheGroupOfAProcessIsReadOnce(t *testing.T) {
+func TestCgroupOfAProcessIsReadOnce(t *testing.T) {
 	g := make(processCgroups)
 	self := uint32(os.Getpid())
-	if got, want := g.of(self), ofProcess(self); got != want {
+	if got, want := g.get(self), cgroupOfProcess(self); got != want {
 		t.Errorf("%+v, expected %+v", got, want)
 	}
 	g[self] = conn.Cgroup{Path: "/read"}
-	if got := g.of(self); got.Path != "/read" {
+	if got := g.get(self); got.Path != "/read" {
 		t.Errorf("read again: %+v", got)
 	}
 }

@@ -10,16 +10,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sameMoment is one moment on both clocks. Go's own is CLOCK_MONOTONIC as well,
-// but does not tell its reading; and to ask the kernel for each event would cost as
-// much as the event does.
+// sameMoment returns one moment on both clocks: as a time of Go, and as a reading of
+// CLOCK_MONOTONIC. Go's times have a monotonic reading too, but Go does not show it. To
+// read the clock for each event would cost as much as the event itself.
 var sameMoment = sync.OnceValues(func() (then time.Time, mono time.Duration) {
 	least := time.Duration(math.MaxInt64)
-	for range 10 { // not to be interrupted between the two
+	for range 10 { // to find a try that was not interrupted between the readings
 		var ts unix.Timespec
 		before := time.Now()
 		if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
-			panic(err) // this clock is always there
+			panic(err) // this clock always exists
 		}
 		if took := time.Since(before); took < least {
 			least, then, mono = took, before.Add(took/2), time.Duration(ts.Nano())
@@ -28,7 +28,8 @@ var sameMoment = sync.OnceValues(func() (then time.Time, mono time.Duration) {
 	return then, mono
 })
 
-// wall translates the kernel's clock (CLOCK_MONOTONIC, ns), as of now.
+// wall returns a reading of the kernel's clock (CLOCK_MONOTONIC, ns) as wall-clock time, by
+// the present difference of the two clocks.
 func wall(mono uint64) time.Time {
 	then, monoThen := sameMoment()
 	now := time.Now()

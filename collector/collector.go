@@ -18,43 +18,45 @@ import (
 )
 
 const (
-	// watchSpacing is how many times its own duration a watch pass waits at
-	// least, when it is taken out of turn.
+	// watchSpacing is the least time between a watch pass and an additional one, in
+	// durations of the pass.
 	watchSpacing = 10
-	// Owners are searched for at most this often, and within this share of a core.
+	// ownersSpacing is the least time between two searches for owners, ownersShare the
+	// most that they take of one core.
 	ownersSpacing = 500 * time.Millisecond
 	ownersShare   = 0.02
-	// So they are while a subscriber waits for them.
+	// awaitedSpacing and awaitedShare apply while a subscriber waits for owners.
 	awaitedSpacing = 250 * time.Millisecond
 	awaitedShare   = 0.05
-	// ownTablesShare is the part of what censuses may take of a core that hash tables
-	// of namespaces' own may take besides: any user can make large ones, which are to
-	// put off no census of the others.
+	// ownTablesShare is the most that a census spends on the own hash tables of network
+	// namespaces, as a part of Options.CensusCPU, in addition to it. Any user can make
+	// such a table large, and that must not delay the census of the others.
 	ownTablesShare = 0.25
-	// flushTimeout bounds the wait for the event reader to catch up.
+	// flushTimeout is the longest wait for the event reader to catch up.
 	flushTimeout = time.Second
 )
 
-// Options are what the user can set. The zero value of a field is its default.
+// Options are the settings of a [Collector]. The zero value of a field means its default.
 type Options struct {
-	// IdleAfter without data a connection is idle or unguarded (default 5m).
-	// It is counted in the kernel: give bpf.Options the same value.
+	// IdleAfter is the time without data after which a connection is idle or unguarded
+	// (default 5m). The kernel programs count these connections: give bpf.Options the
+	// same value.
 	IdleAfter time.Duration
-	// StalledAfter with a closed window a connection is stalled (default 10s).
+	// StalledAfter is the time with a closed window after which a connection is stalled
+	// (default 10s).
 	StalledAfter time.Duration
-	// ZombieUnanswered solicitations in a row, and ZombieSilence, make a zombie
-	// (default 3 and 10s).
+	// ZombieUnanswered unanswered solicitations in a row and a silence of ZombieSilence
+	// make a connection a zombie (default 3 and 10s).
 	ZombieUnanswered int
 	ZombieSilence    time.Duration
-	// MiddleboxTimeout is how long a NAT or load balancer remembers a silent
-	// flow (default 350s). The kernel finds those at risk: give bpf.Options the
-	// same value.
+	// MiddleboxTimeout is how long a NAT or load balancer remembers a silent flow
+	// (default 350s). The kernel programs find the connections at risk: give bpf.Options
+	// the same value.
 	MiddleboxTimeout time.Duration
-	// CensusInterval between two censuses (default 15s).
+	// CensusInterval is the time between two censuses (default 15s).
 	CensusInterval time.Duration
-	// CensusCPU is the share of one core that censuses may take, together with
-	// whatever else the agent does, which leaves at least half of it to them: the
-	// interval stretches accordingly (default 0.01).
+	// CensusCPU is the share of one core for the censuses and all else that the agent does
+	// (default 0.01). Half of it is always for the censuses. Their interval grows as needed.
 	CensusCPU float64
 	Logger    *slog.Logger
 }
@@ -72,8 +74,8 @@ func (o *Options) setDefaults() {
 	}
 }
 
-// Collector correlates what the kernel tells: it knows every connection in
-// trouble, and can look at all others. Safe for concurrent use.
+// Collector follows every connection in trouble, and reads all others when it is asked. It
+// is safe for concurrent use.
 type Collector struct {
 	kernel  *bpf.Kernel
 	cgroups *cgroups
@@ -82,12 +84,12 @@ type Collector struct {
 	log     *slog.Logger
 	ready   atomic.Bool
 
-	recheck      chan time.Duration // a watch pass is worth while by then
-	ownersWanted chan struct{}      // a search for owners is worth while
-	censusWanted chan struct{}      // a census is due now: the first that has rows
+	recheck      chan time.Duration // the time after which a watch pass is useful
+	ownersWanted chan struct{}      // a search for owners is useful
+	censusWanted chan struct{}      // a census is due now: the first one with rows
 	rowsChanged  chan struct{}      // see RowsChanged
 
-	mu      sync.Mutex // of all below
+	mu      sync.Mutex // of the fields below, up to rowsTried
 	tracker *conn.Tracker
 	census  CensusStats
 	budget  budget
@@ -95,26 +97,26 @@ type Collector struct {
 	subs    map[*Subscription]struct{}
 	// awaiting are the notices that wait for their owners, oldest first.
 	awaiting      []awaiting
-	awaitingEnded bool // nobody searches for owners any more
-	awaitingTimed bool // a timer delivers the first in time
-	rowsFollowed  bool // the next census has rows
-	rowsTried     bool // one that should have had rows has ended
+	awaitingEnded bool // Run has ended: no search for owners will follow
+	awaitingTimed bool // a timer will deliver the first one
+	rowsFollowed  bool // rows are wanted: the next census has them
+	rowsTried     bool // a census that should have had rows has ended, even if it failed
 
-	reader struct { // the reading of events
+	reader struct { // the state of readEvents
 		sync.Mutex
 		running   bool
-		wanted    uint64     // how often somebody wanted it to catch up
-		caughtUp  uint64     // the last of these that it did
-		caughtUpC *sync.Cond // it did, or the reading ended
+		wanted    uint64     // how often catchUp was called
+		caughtUp  uint64     // the last of these calls that it has served
+		caughtUpC *sync.Cond // signals that caughtUp has changed, or that the reader has ended
 	}
 	undecodable atomic.Uint64
-	failed      atomic.Uint64 // passes
+	failed      atomic.Uint64 // number of failed passes
 	unwalked    atomic.Int64  // see Unwalked
 	degraded    degradation
 }
 
-// New makes a collector of loaded programs. Run makes it collect; without Run,
-// Connections looks once by itself (bpf.Options.Observe is not needed then).
+// New returns a collector for loaded programs. Run makes it collect. Without Run,
+// Connections reads the sockets once (and bpf.Options.Observe is not needed).
 func New(k *bpf.Kernel, opts Options) *Collector {
 	opts.setDefaults()
 	c := &Collector{kernel: k, cgroups: newCgroups(), opts: opts, log: opts.Logger, subs: make(map[*Subscription]struct{})}
@@ -136,7 +138,8 @@ func New(k *bpf.Kernel, opts Options) *Collector {
 	return c
 }
 
-// Run collects until the context ends (nil) or the kernel side fails.
+// Run collects until the context ends, and then returns nil, or until reading from the
+// kernel fails.
 func (c *Collector) Run(parent context.Context) error {
 	g, ctx := errgroup.WithContext(parent)
 	c.reader.Lock()
@@ -158,8 +161,8 @@ func (c *Collector) Run(parent context.Context) error {
 	return err
 }
 
-// Options are those that the collector was made with, and the defaults.
+// Options returns the options of the collector, with defaults filled in.
 func (c *Collector) Options() Options { return c.opts }
 
-// Ready tells whether the first census is done.
+// Ready reports whether the first census has ended.
 func (c *Collector) Ready() bool { return c.ready.Load() }

@@ -10,8 +10,8 @@ import (
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
-// CountConnections counts what the query selects, in groups. It returns at most q.Limit
-// groups, worst first, and how many there are.
+// CountConnections counts the connections that the query selects, in groups. It returns at
+// most q.Limit groups, worst first, and the number of all groups.
 func (c *Collector) CountConnections(ctx context.Context, q Query, by conn.Grouping) (total int, counts []conn.Count, err error) {
 	groups := make(map[conn.GroupKey]*conn.Count)
 	l := scan{Query: q, owners: by == conn.ByOwner}

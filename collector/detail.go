@@ -11,14 +11,14 @@ import (
 	"github.com/halfopen/halfopen/collector/explain"
 )
 
-// Detail is everything that is known of one connection.
+// Detail is everything that the collector knows about one connection.
 type Detail struct {
 	conn.Connection
-	History     []conn.HistoryEntry // the recent ones, oldest first
+	History     []conn.HistoryEntry // oldest first
 	Explanation explain.Explanation
 }
 
-// Connection looks at one connection now; nil when there is none of that cookie.
+// Connection reads one connection now. It returns nil if none has that cookie.
 func (c *Collector) Connection(ctx context.Context, cookie uint64) (*Detail, error) {
 	if cookie == 0 {
 		return nil, nil
@@ -48,8 +48,8 @@ func (c *Collector) Connection(ctx context.Context, cookie uint64) (*Detail, err
 	return d, err
 }
 
-// Deaths returns the latest deaths, newest first, at most limit (0: all that
-// are kept), of the given causes (none: any), and how many are kept of them.
+// Deaths returns the remembered deaths with one of the causes (no causes: any), newest
+// first, at most limit (0: no limit). total is the number without the limit.
 func (c *Collector) Deaths(causes []conn.Cause, limit int) (total int, deaths []conn.Death) {
 	c.catchUp()
 	c.mu.Lock()

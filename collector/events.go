@@ -14,6 +14,7 @@ import (
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
+// readEvents applies the events of the kernel until the context ends.
 func (c *Collector) readEvents(ctx context.Context) error {
 	defer func() {
 		c.reader.Lock()
@@ -23,8 +24,8 @@ func (c *Collector) readEvents(ctx context.Context) error {
 	}()
 	var e abi.Event
 	for {
-		// Flushes may become one, which answers only those who wanted it before
-		// we began to find the ring empty.
+		// Several flushes may merge into one. It serves only the calls of catchUp that
+		// came before this read began.
 		c.reader.Lock()
 		wanted := c.reader.wanted
 		c.reader.Unlock()
@@ -56,14 +57,15 @@ func (c *Collector) readEvents(ctx context.Context) error {
 			if settles > 0 {
 				select {
 				case c.recheck <- settles:
-				default: // one is on its way already
+				default: // a recheck is requested already
 				}
 			}
 		}
 	}
 }
 
-// catchUp waits until every event that the kernel has sent so far is taken in.
+// catchUp waits until every event that the kernel has sent so far is applied, at most
+// flushTimeout.
 func (c *Collector) catchUp() {
 	c.reader.Lock()
 	defer c.reader.Unlock()

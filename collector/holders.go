@@ -12,13 +12,13 @@ import (
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
-// holders are the processes that hold sockets, one for each socket: there may be very
-// many sockets, so that each takes few bytes.
+// holders has the processes that hold sockets, one for each socket. There may be very many
+// sockets, so each one takes few bytes.
 type holders struct {
-	prefer    []uint32       // ids of processes that come before others
-	processes []process      // each process once
-	index     map[uint32]int // of processes, by id
-	sockets   map[uint64]holder
+	prefer    []uint32          // ids of processes that are preferred to others
+	processes []process         // each process once
+	index     map[uint32]int    // indices of processes, by process id
+	sockets   map[uint64]holder // by cookie
 }
 
 type process struct {
@@ -37,9 +37,9 @@ func newHolders(prefer []uint32) *holders {
 	return &holders{prefer: prefer, index: make(map[uint32]int), sockets: make(map[uint64]holder)}
 }
 
-// add takes in a descriptor. Of several that hold a socket it keeps one: of the
-// processes in prefer, if there are such, that of the oldest process, which is not a
-// child that has just been forked and will execute another program.
+// add adds a descriptor of a socket. If several processes hold the socket, it keeps one: a
+// process in prefer, else the oldest one, since a child may just have been forked to
+// execute another program.
 func (h *holders) add(o *abi.Owner) {
 	i, ok := h.index[o.Pid]
 	if !ok {
@@ -53,6 +53,7 @@ func (h *holders) add(o *abi.Owner) {
 	}
 }
 
+// compare orders the holders of one socket, best first.
 func (h *holders) compare(a, b holder) int {
 	p, q := &h.processes[a.process], &h.processes[b.process]
 	other := func(p *process) int {
@@ -64,8 +65,8 @@ func (h *holders) compare(a, b holder) int {
 	return cmp.Or(cmp.Compare(other(p), other(q)), cmp.Compare(p.started, q.started), cmp.Compare(p.pid, q.pid), cmp.Compare(a.fd, b.fd))
 }
 
-// of returns the process that holds a socket, nil for none.
-func (h *holders) of(cookie uint64) *conn.Process {
+// process returns the process that holds a socket; nil: none.
+func (h *holders) process(cookie uint64) *conn.Process {
 	found, ok := h.sockets[cookie]
 	if !ok {
 		return nil
@@ -74,7 +75,8 @@ func (h *holders) of(cookie uint64) *conn.Process {
 	return &conn.Process{PID: p.pid, Comm: p.comm, FD: found.fd}
 }
 
-// holders finds who holds these sockets; with nil for cookies, who holds any.
+// holders searches for the processes that hold these sockets; if cookies is nil, for those
+// that hold any socket.
 func (c *Collector) holders(cookies []uint64, prefer []uint32) (*holders, error) {
 	h := newHolders(prefer)
 	if err := c.kernel.Owners(cookies, h.add); err != nil {

@@ -11,10 +11,10 @@ import (
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
-// Connections looks at the connections now. It returns how many the query selects,
-// and at most q.Limit of them, worst first, to be ranged over once. Process and Group
-// are filled in, for a batch at a time: an error of that comes last, in place of a
-// connection.
+// Connections reads the connections now. total is how many the query selects. connections
+// yields at most q.Limit of them, worst first, and can be ranged over once. Process and
+// Cgroup are set; their search runs for one batch at a time, and its error is yielded last,
+// without a connection.
 func (c *Collector) Connections(ctx context.Context, q Query) (total int, connections iter.Seq2[*conn.Connection, error], err error) {
 	worst := topN{limit: q.Limit}
 	err = c.scan(ctx, &scan{Query: q}, func(k *abi.Conn, connection *conn.Connection) {
@@ -24,18 +24,18 @@ func (c *Collector) Connections(ctx context.Context, q Query) (total int, connec
 	if err != nil {
 		return 0, nil, err
 	}
-	rows := worst.sorted()
+	candidates := worst.sorted()
 	var batch []conn.Connection
 	next := func() error {
-		n := min(len(rows), ownersBatch)
+		n := min(len(candidates), ownersBatch)
 		batch = slices.Grow(batch[:0], n)
-		for i, r := range rows[:n] {
-			batch = append(batch, r.describe(&c.rules))
-			rows[i] = nil // to be collected, however slow the reader is
+		for i, k := range candidates[:n] {
+			batch = append(batch, k.describe(&c.rules))
+			candidates[i] = nil // to free it, however slow the reader is
 		}
-		rows = rows[n:]
+		candidates = candidates[n:]
 		if err := ctx.Err(); err != nil || q.needsOwners() {
-			return err // the owners that decided are known
+			return err // the owners are known already
 		}
 		return c.fillOwners(batch, nil)
 	}
@@ -57,4 +57,5 @@ func (c *Collector) Connections(ctx context.Context, q Query) (total int, connec
 	}, nil
 }
 
+// anyOf reports whether v is one of the wanted values; no wanted values mean any.
 func anyOf[T comparable](wanted []T, v T) bool { return len(wanted) == 0 || slices.Contains(wanted, v) }

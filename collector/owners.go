@@ -11,13 +11,13 @@ import (
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
-// ownersLoop finds who holds the connections in trouble, and held those that
-// have just died, whenever there is news of such.
+// ownersLoop searches for the owners of the connections in trouble, of those that have a
+// row, and of those that have just died, whenever one of these has changed.
 func (c *Collector) ownersLoop(ctx context.Context) error {
 	var since time.Time
 	for {
 		began := time.Now()
-		c.attempt(ctx, passOwners, func() error { return c.resolveOwners(began, since) })
+		c.runPass(ctx, passOwners, func() error { return c.resolveOwners(began, since) })
 		since = began
 		spacing, share := ownersSpacing, ownersShare
 		if c.awaitsOwners() {
@@ -38,6 +38,8 @@ func (c *Collector) ownersLoop(ctx context.Context) error {
 	}
 }
 
+// resolveOwners searches for the owners that the tracker and the subscribers need now,
+// those of connections that died at since or later included.
 func (c *Collector) resolveOwners(now, since time.Time) error {
 	c.mu.Lock()
 	wanted := c.tracker.NeedOwners(now, since)
@@ -53,7 +55,7 @@ func (c *Collector) resolveOwners(now, since time.Time) error {
 	owners := make(map[uint64]conn.Ownership, len(wanted))
 	processes := make(processCgroups)
 	for cookie, cgroup := range wanted {
-		owners[cookie] = c.ownershipOf(found.of(cookie), cgroup, processes)
+		owners[cookie] = c.ownershipOf(found.process(cookie), cgroup, processes)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -62,25 +64,26 @@ func (c *Collector) resolveOwners(now, since time.Time) error {
 	return nil
 }
 
-// initScope is where systemd itself runs, and so the group of the sockets that it
-// opens for others (systemd.socket(5)).
+// initScope is the group of systemd itself, and so of the sockets that it opens for other
+// units (systemd.socket(5)).
 const initScope = "/init.scope"
 
-// ownershipOf completes what is known of an owner. The socket's own group tells whose
-// it is even after its process has gone; where there is none to tell (cgroup v1)
-// or it is that of systemd, the process's does.
+// ownershipOf returns the owner of a socket. p is the process that holds the socket, or nil;
+// cgroup is the id of the socket's own group, which names the owner even after the process
+// has ended. If that group says nothing (cgroup v1), or is systemd's, the group of the
+// process counts.
 func (c *Collector) ownershipOf(p *conn.Process, cgroup uint64, processes processCgroups) conn.Ownership {
 	group := c.cgroups.byID(cgroup)
 	if p != nil && (group.Detail() == 0 || group.Path == initScope) {
-		if of := processes.of(p.PID); of.Detail() > 0 || group.Path == "" {
-			group = of
+		if own := processes.get(p.PID); own.Detail() > 0 || group.Path == "" {
+			group = own
 		}
 	}
 	return conn.Ownership{Process: p, Cgroup: group}
 }
 
-// fillOwners fills in Process and Cgroup of the connections that a process can hold and
-// that have none yet. Where several processes hold a socket, it prefers one of pids.
+// fillOwners sets Process and Cgroup of the connections that a process can hold and that
+// have none yet. If several processes hold a socket, it prefers one of pids.
 func (c *Collector) fillOwners(connections []conn.Connection, pids []uint32) error {
 	wanted := []uint64{}
 	for i := range connections {
@@ -102,17 +105,18 @@ func (c *Collector) fillOwners(connections []conn.Connection, pids []uint32) err
 	return nil
 }
 
-// needsHolder reports whether it has to be found out which process holds a connection.
+// needsHolder reports whether fillOwners has to search for the process that holds the
+// connection.
 func needsHolder(c *conn.Connection, pids []uint32) bool {
 	return c.Held() && (c.Process == nil || len(pids) > 0)
 }
 
-// fillOwner fills in Process and Cgroup of a connection by what was found.
+// fillOwner sets Process and Cgroup of a connection from the result of a search.
 func (c *Collector) fillOwner(connection *conn.Connection, found *holders, processes processCgroups) {
 	if !needsHolder(connection, found.prefer) {
 		return
 	}
-	if p := found.of(connection.Cookie); p != nil {
+	if p := found.process(connection.Cookie); p != nil {
 		connection.Process = p
 	}
 	if connection.Cgroup.Path == "" {

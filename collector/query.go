@@ -13,24 +13,25 @@ import (
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
-// Query selects connections: within a field any, between fields all. The zero
-// value selects every connection.
+// Query selects connections. A connection has to match one value of each field that is not
+// empty. The zero value selects every connection.
 type Query struct {
 	Verdicts []conn.Verdict
 	States   []conn.State
 	Ports    []uint16 // local or remote
 	PIDs     []uint32
-	Owners   []string // see [Connection.OwnedBy]
+	Owners   []string // see [conn.Connection.OwnedBy]
 	Remotes  []netip.Prefix
 	Risks    []conn.Risk
 	Netns    []uint32 // inode numbers
-	All      bool     // also sockets that are no connections: listeners and stubs
+	All      bool     // also sockets that are not connections: listeners and stubs
 	Limit    int      // 0: no limit
 }
 
-// matches tells, as soon as possible, whether a socket can match.
+// matches reports whether a socket matches all fields but Verdicts, PIDs and Owners, which
+// cannot be decided from its record alone.
 func (q *Query) matches(k *abi.Conn) bool {
-	if k.Class == abi.ClassNone && (!q.All || len(q.Verdicts)+len(q.Risks) > 0) { // it has neither
+	if k.Class == abi.ClassNone && (!q.All || len(q.Verdicts)+len(q.Risks) > 0) { // it has no verdict and no risk
 		return false
 	}
 	return anyOf(q.States, conn.StateOf(k.State)) && anyOf(q.Netns, k.Netns) &&
@@ -39,25 +40,24 @@ func (q *Query) matches(k *abi.Conn) bool {
 		(len(q.Remotes) == 0 || isRemote(k) && slices.ContainsFunc(q.Remotes, func(p netip.Prefix) bool { return p.Contains(k.Remote().Addr()) }))
 }
 
-// isRemote tells whether a socket has a remote end. A listener has none.
+// isRemote reports whether a socket has a remote end. A listener has none.
 func isRemote(k *abi.Conn) bool { return conn.StateOf(k.State) != conn.Listen }
 
-// matchesVerdict tells whether a connection has one of the verdicts.
+// matchesVerdict reports whether a connection has one of the verdicts.
 func (q *Query) matchesVerdict(connection *conn.Connection) bool {
 	return len(q.Verdicts) == 0 || connection.Judged() && slices.Contains(q.Verdicts, connection.Verdict)
 }
 
-// needsOwners tells whether who owns a connection decides.
+// needsOwners reports whether the query depends on the owners of connections.
 func (q *Query) needsOwners() bool { return len(q.PIDs)+len(q.Owners) > 0 }
 
-// matchesOwner tells whether a connection is of one of the owners, once they are
-// filled in.
+// matchesOwner reports whether a connection has one of the owners. Its owner must be set.
 func (q *Query) matchesOwner(connection *conn.Connection) bool {
 	return (len(q.PIDs) == 0 || connection.Process != nil && slices.Contains(q.PIDs, connection.Process.PID)) &&
 		(len(q.Owners) == 0 || slices.ContainsFunc(q.Owners, connection.OwnedBy))
 }
 
-// ParseOwner checks a name for [Query].Owners.
+// ParseOwner checks a name for Query.Owners.
 func ParseOwner(s string) (string, error) {
 	if s == "" {
 		return "", errors.New("the name is empty; - is for those that have none")

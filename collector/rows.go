@@ -8,10 +8,10 @@ import (
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
-// FollowRows begins, or ends, to keep the rows of the worst connections, at most
-// [conn.MaxRows] and as many again that get into trouble between two censuses. The
-// first census that has them begins at once. Rows stay until the next census after
-// their end, so that who comes back soon costs no census.
+// FollowRows begins or ends keeping the rows of the worst connections: at most
+// [conn.MaxRows], and as many again that get into trouble between two censuses. When it
+// begins, a census with rows begins at once. When it ends, the rows stay until the next
+// census, so that beginning again before that needs no census.
 func (c *Collector) FollowRows(on bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -22,8 +22,8 @@ func (c *Collector) FollowRows(on bool) {
 	}
 }
 
-// Rows returns the rows, in no order, and false until the first census of them has
-// ended. It takes back what RowChanges would return.
+// Rows returns the rows, in no order. complete is false until the first census with rows
+// has ended. RowChanges then returns only later changes.
 func (c *Collector) Rows() (rows []*conn.Row, complete bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -32,19 +32,19 @@ func (c *Collector) Rows() (rows []*conn.Row, complete bool) {
 	return rows, complete || c.rowsTried
 }
 
-// RowChanges returns the rows that changed since the last call of Rows or RowChanges,
-// in no order.
+// RowChanges returns the changes of rows since the last call of Rows or RowChanges, in no
+// order.
 func (c *Collector) RowChanges() []conn.RowChange {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.tracker.TakeRowChanges()
 }
 
-// RowsChanged receives when RowChanges has something to return, and when the first
-// census of rows has ended.
+// RowsChanged returns a channel that receives a value when RowChanges has something to
+// return, and when the first census with rows has ended.
 func (c *Collector) RowsChanged() <-chan struct{} { return c.rowsChanged }
 
-// apply takes in a fact. It runs under the lock.
+// apply applies a fact to the tracker. The caller holds the lock.
 func (c *Collector) apply(f *conn.Fact) (recheckAfter time.Duration) {
 	recheckAfter = c.tracker.Apply(f)
 	if c.tracker.RowsChanged() {
@@ -53,7 +53,7 @@ func (c *Collector) apply(f *conn.Fact) (recheckAfter time.Duration) {
 	return recheckAfter
 }
 
-// beginRows reports, at the beginning of a census, whether it has to bring rows.
+// beginRows reports, at the beginning of a census, whether the census needs rows.
 func (c *Collector) beginRows() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -65,8 +65,7 @@ func (c *Collector) beginRows() bool {
 	return c.rowsFollowed
 }
 
-// endRows notes, after a census, whether it failed or not, that rows were tried for:
-// nobody waits for them any longer.
+// endRows ends the wait for rows after a census, even if the census failed.
 func (c *Collector) endRows() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -77,7 +76,7 @@ func (c *Collector) endRows() {
 	}
 }
 
-// wake sends to a channel of one place, unless it is full.
+// wake sends to a channel with a buffer of one, unless the buffer is full.
 func wake(c chan<- struct{}) {
 	select {
 	case c <- struct{}{}:

@@ -11,14 +11,14 @@ import (
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
-// scan is what a look at the connections is for.
+// scan says what to read from the sockets.
 type scan struct {
 	Query
-	owners    bool                   // who owns them is asked for
-	listeners map[conn.Listener]bool // if not nil, those that there are, as they are found
+	owners    bool                   // visit needs the owners
+	listeners map[conn.Listener]bool // if not nil, the scan adds the listeners that it reads
 }
 
-// classes are those that the census has to write out.
+// classes returns the classes of connections that the census has to write out.
 func (q *scan) classes() []uint8 {
 	classes := []uint8{abi.ClassTrouble}
 	for _, class := range []uint8{abi.ClassActive, abi.ClassIdle, abi.ClassUnguarded} {
@@ -32,17 +32,17 @@ func (q *scan) classes() []uint8 {
 	return classes
 }
 
-// ownersBatch is the number of connections whose owners are searched for at once.
+// ownersBatch is the most connections in one search for owners.
 const ownersBatch = 16384
 
-// scan reads what the query selects now, and calls visit for each: as the kernel wrote it
-// and as it is to be described, with its owner if that is asked for or decides. The kernel
-// has the listeners of a network namespace come before its connections. What visit is given
-// is not kept, so that a scan takes no more memory than what the visitor keeps.
+// scan reads the sockets now, and calls visit with the record and the description of each
+// one that the query selects. The description has the owner if q.owners is set or the query
+// depends on owners, and has no forecast. The listeners of a network namespace come before
+// its connections. visit must not keep its arguments.
 func (c *Collector) scan(ctx context.Context, q *scan, visit func(*abi.Conn, *conn.Connection)) error {
 	c.catchUp()
 	owned := ownedScan{c: c, q: q, visit: visit, processes: make(processCgroups)}
-	var connection conn.Connection // one for all: visit makes it escape
+	var connection conn.Connection // one for all calls: it escapes to the heap
 	res, err := c.kernel.Census(ctx, q.classes(), func(k *abi.Conn) {
 		if q.listeners != nil && conn.StateOf(k.State) == conn.Listen {
 			q.listeners[conn.Listener{Netns: k.Netns, Port: k.Lport}] = true
@@ -66,22 +66,22 @@ func (c *Collector) scan(ctx context.Context, q *scan, visit func(*abi.Conn, *co
 	return owned.end()
 }
 
-// ownedScan is the part of a scan that needs owners. It searches for them once, for the
-// connections of one batch, or, if they are more than that, twice: for all sockets of the
-// machine, and for those that were opened after that.
+// ownedScan is the part of a scan that needs owners. If all connections fit in one batch, it
+// searches once. Else it searches for the owners of all sockets of the machine, and at the
+// end once more for the sockets that were opened after that.
 type ownedScan struct {
 	c       *Collector
 	q       *scan
 	visit   func(*abi.Conn, *conn.Connection)
-	records []abi.Conn // as the kernel wrote them, ...
-	batch   []conn.Connection
-	all     *holders // of all sockets; nil: not searched for
+	records []abi.Conn        // of the batch
+	batch   []conn.Connection // that waits for the next search
+	all     *holders          // of all sockets; nil: not searched yet
 	err     error
 	// processes are the control groups of processes.
 	processes processCgroups
 }
 
-// add takes in a connection. What is without an owner waits for the end.
+// add visits a connection, or adds it to the batch if its owner is not known yet.
 func (s *ownedScan) add(k *abi.Conn, connection *conn.Connection) {
 	if s.all != nil && s.fill(k, connection) {
 		return
@@ -90,7 +90,7 @@ func (s *ownedScan) add(k *abi.Conn, connection *conn.Connection) {
 	if len(s.batch) < ownersBatch || s.err != nil {
 		return
 	}
-	if s.all != nil { // of so many that nobody holds, no other search finds the holders
+	if s.all != nil { // no process holds so many: another search would not help
 		for i := range s.batch {
 			s.c.fillOwner(&s.batch[i], s.all, s.processes)
 		}
@@ -109,9 +109,10 @@ func (s *ownedScan) add(k *abi.Conn, connection *conn.Connection) {
 	}
 }
 
-// fill visits a connection, unless its owner is not among those of all sockets.
+// fill visits a connection and returns true, unless the search of all sockets has not found
+// the process that holds it.
 func (s *ownedScan) fill(k *abi.Conn, connection *conn.Connection) bool {
-	if needsHolder(connection, s.q.PIDs) && s.all.of(connection.Cookie) == nil {
+	if needsHolder(connection, s.q.PIDs) && s.all.process(connection.Cookie) == nil {
 		return false
 	}
 	s.c.fillOwner(connection, s.all, s.processes)
@@ -119,12 +120,14 @@ func (s *ownedScan) fill(k *abi.Conn, connection *conn.Connection) bool {
 	return true
 }
 
+// visitOne visits a connection whose owner is set, if the owner matches.
 func (s *ownedScan) visitOne(k *abi.Conn, connection *conn.Connection) {
 	if s.q.matchesOwner(connection) {
 		s.visit(k, connection)
 	}
 }
 
+// visitBatch visits the connections of the batch, whose owners are set, and empties it.
 func (s *ownedScan) visitBatch() {
 	for i := range s.batch {
 		s.visitOne(&s.records[i], &s.batch[i])
@@ -132,7 +135,7 @@ func (s *ownedScan) visitBatch() {
 	s.records, s.batch = s.records[:0], s.batch[:0]
 }
 
-// end searches for the owners that are missing, and visits what waited for them.
+// end searches for the owners of the last batch and visits it.
 func (s *ownedScan) end() error {
 	if s.err == nil {
 		s.err = s.c.fillOwners(s.batch, s.q.PIDs)
@@ -143,20 +146,20 @@ func (s *ownedScan) end() error {
 	return s.err
 }
 
-// noteUnwalked notes what a look that somebody waited for did not get through.
+// noteUnwalked notes the hash tables that a census for a query did not walk.
 func (c *Collector) noteUnwalked(res *bpf.CensusResult) {
 	c.unwalked.Store(int64(len(res.Unwalked)))
 	if len(res.Unwalked) > 0 {
 		now := time.Now()
-		c.degraded.change(now, func(f *facts) { f.unlisted, f.unlistedAt = len(res.Unwalked), now })
+		c.degraded.change(now, func(s *situation) { s.unlisted, s.unlistedAt = len(res.Unwalked), now })
 	}
 }
 
-// Unwalked is how many hash tables of single network namespaces the last look at the
-// connections did not get through, since they are large: what is in them is not listed.
+// Unwalked returns how many own hash tables of network namespaces the last query did not
+// walk because they are too large. Their connections are not listed.
 func (c *Collector) Unwalked() int { return int(c.unwalked.Load()) }
 
-// outline describes a connection as a pass over all sockets read it, without a forecast.
+// outline describes the socket with the record k, without a forecast.
 func (c *Collector) outline(k *abi.Conn) conn.Connection {
 	at := wall(k.At)
 	if k.Class == abi.ClassNone {

@@ -9,9 +9,9 @@ import (
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
-// IdleBounds are the upper bounds of Stats.Idle, for bpf.Options: round times,
-// and among them the usual limits of middleboxes (240 s, 350 s, 10 min, 15 min,
-// 20 min) and Linux's keepalive time (2 h).
+// IdleBounds are the upper bounds of Stats.Idle, for bpf.Options. Among them are the usual
+// limits of middleboxes (240 s, 350 s, 10 min, 15 min, 20 min) and Linux's keepalive time
+// (2 h).
 var IdleBounds = []time.Duration{
 	time.Second, 5 * time.Second, 15 * time.Second, 30 * time.Second, time.Minute, 2 * time.Minute,
 	4 * time.Minute, 5 * time.Minute, 350 * time.Second, 10 * time.Minute, 15 * time.Minute,
@@ -19,34 +19,34 @@ var IdleBounds = []time.Duration{
 	24 * time.Hour, 5 * 24 * time.Hour,
 }
 
-// Stats is everything the metrics need, from one moment.
+// Stats is everything that the metrics need, at one moment.
 type Stats struct {
 	conn.TrackerStats
-	Unjudged   [conn.States]uint64 // sockets of the states that are not Judged
+	Unjudged   [conn.States]uint64 // sockets in states that are not Judged
 	AtRisk     [conn.Risks]uint64
 	Idle       conn.Histogram // of the established connections at the last census
 	Census     CensusStats
 	Kernel     abi.Counters
-	Missed     map[string]uint64 // by program: did not run, since it was running
+	Missed     map[string]uint64 // by program: calls that the kernel skipped because the program was running
 	Attached   map[string]bool   // by program
 	EventsLost map[string]uint64 // by type, beyond Kernel.Lost
-	Degraded   []Finding         // why not everything is seen
+	Degraded   []Finding         // why the agent does not see everything
 }
 
-// CensusStats tells about the last census.
+// CensusStats describes the last census.
 type CensusStats struct {
 	At         time.Time // zero: there was none yet
 	Duration   time.Duration
-	Interval   time.Duration // until the next
+	Interval   time.Duration // from this census to the next
 	Sockets    uint64
 	Namespaces int
-	Unvisited  int // namespaces with connections that could not be given a cookie
-	OwnTables  int // namespaces with a hash table of connections of their own
+	Unvisited  int // namespaces with connections that got no cookie
+	OwnTables  int // namespaces with an own hash table of connections
 }
 
-// Stats reads everything the metrics need. The kernel's counters are read
-// first and their events taken in before the rest: what has been counted as a
-// death is no longer among the connections.
+// Stats reads everything that the metrics need. It reads the kernel's counters first and
+// then applies all events, so that a death that is counted is not among the connections
+// any more.
 func (c *Collector) Stats() (Stats, error) {
 	counters, err := c.kernel.Counters()
 	if err != nil {
@@ -85,6 +85,7 @@ func (c *Collector) Stats() (Stats, error) {
 	return s, nil
 }
 
+// idleHistogram returns the idle times that a census has counted.
 func idleHistogram(counts *abi.CensusCounts, hz int) conn.Histogram {
 	h := conn.Histogram{Sum: float64(counts.IdleSum) / float64(hz)}
 	for i, bound := range IdleBounds {

@@ -10,45 +10,45 @@ import (
 )
 
 const (
-	// awaitingFor is how long a notice waits for its owner at most, and maxAwaiting is
-	// how many notices wait. Others are delivered without one.
+	// awaitingFor is the longest time that a notice waits for its owner, maxAwaiting the
+	// most notices that wait. The others are delivered without an owner.
 	awaitingFor = 2 * time.Second
 	maxAwaiting = 16384
 )
 
-// Subscription delivers notices on C, which is never closed. A subscriber that
-// does not keep up loses notices, and Dropped counts them.
+// Subscription delivers notices on C, which is never closed. A subscriber that does not
+// keep up loses notices; Dropped counts them.
 type Subscription struct {
-	C       <-chan conn.Notice
-	c       chan conn.Notice
-	owned   bool
-	of      *Collector
-	dropped atomic.Uint64
+	C         <-chan conn.Notice
+	c         chan conn.Notice
+	owned     bool       // made by SubscribeOwned
+	collector *Collector // nil: made by hand, for a test
+	dropped   atomic.Uint64
 }
 
 // Close ends the delivery.
 func (s *Subscription) Close() {
-	if s.of == nil {
-		return // made by hand, of a channel
+	if s.collector == nil {
+		return
 	}
-	s.of.mu.Lock()
-	defer s.of.mu.Unlock()
-	delete(s.of.subs, s)
+	s.collector.mu.Lock()
+	defer s.collector.mu.Unlock()
+	delete(s.collector.subs, s)
 }
 
-// Dropped is how many notices did not fit the buffer.
+// Dropped returns how many notices the subscriber has lost.
 func (s *Subscription) Dropped() uint64 { return s.dropped.Load() }
 
-// Subscribe delivers what happens from now on, at once, through a buffer of that size.
-// A connection has an owner in it only if that is known already.
+// Subscribe delivers all notices from now on, at once, through a buffer of that size. The
+// connection of a notice has an owner only if that is known already.
 func (c *Collector) Subscribe(buffer int) *Subscription { return c.subscribe(buffer, false) }
 
-// SubscribeOwned is Subscribe, but delivers a notice, in its turn, once the owner of the
-// connection has been searched for; after two seconds without.
+// SubscribeOwned is Subscribe, but delivers a notice only after a search for the owner of
+// the connection, or after two seconds without an owner. Notices stay in their order.
 func (c *Collector) SubscribeOwned(buffer int) *Subscription { return c.subscribe(buffer, true) }
 
 func (c *Collector) subscribe(buffer int, owned bool) *Subscription {
-	s := &Subscription{c: make(chan conn.Notice, buffer), owned: owned, of: c}
+	s := &Subscription{c: make(chan conn.Notice, buffer), owned: owned, collector: c}
 	s.C = s.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -56,7 +56,8 @@ func (c *Collector) subscribe(buffer int, owned bool) *Subscription {
 	return s
 }
 
-// publish delivers a notice. It runs under the lock: it must not wait.
+// publish delivers a notice to the subscribers. The caller holds the lock, so publish must
+// not block.
 func (c *Collector) publish(n conn.Notice) {
 	if n.Kind != conn.NoticeSolicitation {
 		wake(c.ownersWanted)
@@ -74,10 +75,11 @@ func (c *Collector) publish(n conn.Notice) {
 	}
 	c.awaiting = append(c.awaiting, awaiting{notice: n, since: time.Now()})
 	if len(c.awaiting) == 1 || len(c.awaiting) > maxAwaiting {
-		c.deliverAwaited() // the others come after the first
+		c.deliverAwaited() // else a notice before this one waits
 	}
 }
 
+// deliver sends a notice, or counts it as dropped if the buffer is full.
 func (s *Subscription) deliver(n conn.Notice) {
 	select {
 	case s.c <- n:
@@ -86,21 +88,21 @@ func (s *Subscription) deliver(n conn.Notice) {
 	}
 }
 
-// awaiting is a notice that waits until its owner has been searched for.
+// awaiting is a notice that waits for the search for its owner.
 type awaiting struct {
 	notice   conn.Notice
 	since    time.Time
-	searched bool // a search for it has begun
-	done     bool // and ended
+	searched bool // the search has begun
+	done     bool // the search has ended
 }
 
-// lacksOwner reports whether a process holds the connection, and is not known.
+// lacksOwner reports whether the notice still needs a search for its owner.
 func (a *awaiting) lacksOwner() bool {
 	c := &a.notice.Connection
 	return !a.done && c.Held() && c.Process == nil
 }
 
-// awaitsOwners reports whether a subscriber waits for owners.
+// awaitsOwners reports whether SubscribeOwned has made one of the subscriptions.
 func (c *Collector) awaitsOwners() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -112,8 +114,8 @@ func (c *Collector) awaitsOwners() bool {
 	return false
 }
 
-// searchAwaited adds to the connections whose owners are searched for those of notices
-// that wait, with the ids of their control groups.
+// searchAwaited adds the connections of waiting notices to wanted: their cookies, with the
+// ids of their control groups. The caller holds the lock.
 func (c *Collector) searchAwaited(wanted map[uint64]uint64) {
 	for i := range c.awaiting {
 		if a := &c.awaiting[i]; a.lacksOwner() {
@@ -123,7 +125,8 @@ func (c *Collector) searchAwaited(wanted map[uint64]uint64) {
 	}
 }
 
-// foundAwaited takes in what was found of them.
+// foundAwaited sets the owners that the search has found, and delivers the notices that
+// waited for them. The caller holds the lock.
 func (c *Collector) foundAwaited(owners map[uint64]conn.Ownership) {
 	for i := range c.awaiting {
 		a := &c.awaiting[i]
@@ -138,7 +141,7 @@ func (c *Collector) foundAwaited(owners map[uint64]conn.Ownership) {
 	c.deliverAwaited()
 }
 
-// endAwaiting delivers all that wait.
+// endAwaiting delivers all waiting notices. No notice waits after that.
 func (c *Collector) endAwaiting() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -146,7 +149,8 @@ func (c *Collector) endAwaiting() {
 	c.deliverAwaited()
 }
 
-// deliverAwaited delivers, in their order, the notices that wait for no owner any more.
+// deliverAwaited delivers, in their order, the notices that need not wait any more. The
+// caller holds the lock.
 func (c *Collector) deliverAwaited() {
 	n := 0
 	for n < len(c.awaiting) {
@@ -161,7 +165,7 @@ func (c *Collector) deliverAwaited() {
 		}
 		n++
 	}
-	clear(c.awaiting[:n]) // what they point to
+	clear(c.awaiting[:n]) // to free what they point to
 	if c.awaiting = c.awaiting[n:]; len(c.awaiting) == 0 {
 		c.awaiting = nil
 		return

@@ -13,22 +13,22 @@ import (
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
-// A candidate is what is kept of a connection until it is its turn to be shown. A node
-// may have hundreds of thousands, so it is what the kernel wrote, from which all
-// else is made again, and what only the tracker or a process's descriptors tell.
+// candidate is a connection that may be among the worst. A node may have hundreds of
+// thousands, so a candidate has only the record, from which the rest can be derived again,
+// and what does not follow from the record.
 type candidate struct {
-	written  abi.Conn
+	record   abi.Conn
 	since    time.Time
-	silence  time.Duration   // what it is ordered by
-	owner    *conn.Ownership // nil: not known so far
+	silence  time.Duration   // see silence
+	owner    *conn.Ownership // nil: unknown
 	verdict  conn.Verdict
 	evidence conn.Evidence
-	kind     uint8 // a connection is 0; more is shown later
+	kind     uint8 // see kind
 }
 
-// describe makes the connection again that the row was made of.
+// describe returns the description that the candidate was made from, with a forecast.
 func (r *candidate) describe(rules *conn.Rules) conn.Connection {
-	connection := rules.Describe(&r.written, wall(r.written.At))
+	connection := rules.Describe(&r.record, wall(r.record.At))
 	connection.Verdict, connection.Evidence, connection.Since = r.verdict, r.evidence, r.since
 	if r.owner != nil {
 		connection.Process, connection.Cgroup = r.owner.Process, r.owner.Cgroup
@@ -36,21 +36,22 @@ func (r *candidate) describe(rules *conn.Rules) conn.Connection {
 	return connection
 }
 
-// topN keeps the worst connections, at most so many if limit is not 0. When it
-// is full it is a heap, whose root is the least bad.
+// topN keeps the worst connections, at most limit unless that is 0. candidates is a heap
+// whose root is the least bad one.
 type topN struct {
 	limit      int
 	candidates []*candidate
 }
 
+// add adds a connection with its record, or drops it if limit worse ones are kept.
 func (w *topN) add(k *abi.Conn, connection *conn.Connection) {
 	r := candidate{since: connection.Since, silence: silence(connection), verdict: connection.Verdict, evidence: connection.Evidence, kind: kind(connection)}
-	r.written.Cookie = k.Cookie
+	r.record.Cookie = k.Cookie
 	full := w.limit > 0 && len(w.candidates) == w.limit
 	if full && compare(&r, w.candidates[0]) >= 0 {
 		return
 	}
-	r.written = *k
+	r.record = *k
 	if connection.Process != nil || connection.Cgroup.Path != "" {
 		r.owner = &conn.Ownership{Process: connection.Process, Cgroup: connection.Cgroup}
 	}
@@ -62,43 +63,46 @@ func (w *topN) add(k *abi.Conn, connection *conn.Connection) {
 	heap.Push(w, new(r))
 }
 
-// sorted returns the rows, worst first.
+// sorted returns the candidates, worst first. The topN is not usable after that.
 func (w *topN) sorted() []*candidate {
 	slices.SortFunc(w.candidates, compare)
 	return w.candidates
 }
 
-// observations returns what was kept, in no order; nil for none of w.
+// observations returns the records of the candidates, in no order; nil if w is nil.
 func (w *topN) observations() []conn.Observation {
 	if w == nil {
 		return nil
 	}
 	all := make([]conn.Observation, len(w.candidates))
 	for i, r := range w.candidates {
-		all[i] = conn.Observation{Conn: r.written, At: wall(r.written.At)}
+		all[i] = conn.Observation{Conn: r.record, At: wall(r.record.At)}
 	}
 	return all
 }
 
-// compare orders rows worst first: by verdict, then by silence (of healthy ones:
-// by idleness), then by cookie so that the order is stable. What is no connection
-// comes last: listeners first, which are few.
+// compare orders candidates worst first: by kind, by verdict, by silence, and by cookie so
+// that the order is stable.
 func compare(a, b *candidate) int {
 	return cmp.Or(cmp.Compare(a.kind, b.kind), cmp.Compare(b.verdict, a.verdict), cmp.Compare(b.silence, a.silence),
-		cmp.Compare(a.written.Cookie, b.written.Cookie))
+		cmp.Compare(a.record.Cookie, b.record.Cookie))
 }
 
+// silence returns how long the connection has been silent, or idle if it is healthy, in
+// whole seconds, since the records are not all of the same moment.
 func silence(c *conn.Connection) time.Duration {
 	age := c.Idle
 	if c.Verdict >= conn.Suspect {
 		age = c.Silent
 	}
 	if age < 0 {
-		return math.MaxInt64 // never heard
+		return math.MaxInt64 // the peer was never heard
 	}
-	return age.Truncate(time.Second) // they are not all looked at in the same moment
+	return age.Truncate(time.Second)
 }
 
+// kind returns 0 for a connection, 1 for a listener, and more for a stub: the order in which
+// they are shown.
 func kind(c *conn.Connection) uint8 {
 	switch {
 	case c.Judged():

@@ -22,8 +22,8 @@ var testRules = conn.Rules{
 	HZ:               250,
 }
 
-// aNode is connections of all kinds, in the order in which a census comes by them.
-func aNode() (written []abi.Conn) {
+// aNode returns records of all kinds, in random order, as a census reads them.
+func aNode() (records []abi.Conn) {
 	for i := range 997 {
 		k := abi.Conn{
 			Cookie: uint64(i + 1), Family: 2, State: abi.StateEstablished, Class: abi.ClassActive, Idle: uint32(i % 100 * testRules.HZ),
@@ -39,17 +39,17 @@ func aNode() (written []abi.Conn) {
 		case 3:
 			k.Class, k.State = abi.ClassNone, []uint8{abi.StateListen, abi.StateTimeWait, abi.StateFinWait2}[i%3]
 		}
-		written = append(written, k)
+		records = append(records, k)
 	}
-	rand.Shuffle(len(written), func(i, j int) { written[i], written[j] = written[j], written[i] })
-	return written
+	rand.Shuffle(len(records), func(i, j int) { records[i], records[j] = records[j], records[i] })
+	return records
 }
 
-func keep(limit int, written []abi.Conn) (shown []conn.Connection) {
+func keep(limit int, records []abi.Conn) (shown []conn.Connection) {
 	w := topN{limit: limit}
-	for i := range written {
-		connection := testRules.Describe(&written[i], time.Now())
-		w.add(&written[i], &connection)
+	for i := range records {
+		connection := testRules.Describe(&records[i], time.Now())
+		w.add(&records[i], &connection)
 	}
 	for _, r := range w.sorted() {
 		shown = append(shown, r.describe(&testRules))
@@ -98,8 +98,8 @@ func b2i(b bool) int {
 	return 0
 }
 
-// What only the tracker and a process's descriptors tell must not get lost.
-func TestKeptIsWhatWasKnown(t *testing.T) {
+// What does not follow from the record must not get lost.
+func TestCandidateKeepsWhatIsKnown(t *testing.T) {
 	k := abi.Conn{Cookie: 1, Family: 2, State: abi.StateEstablished, Class: abi.ClassActive, Solicited: abi.AgeNone, WindowClosed: abi.AgeNone}
 	connection := testRules.Describe(&k, time.Now())
 	connection.Verdict, connection.Evidence, connection.Since = conn.Suspect, conn.EvidenceKeepalive, time.Now().Add(-time.Hour)
@@ -112,14 +112,14 @@ func TestKeptIsWhatWasKnown(t *testing.T) {
 	}
 }
 
-// There may be hundreds of thousands, of which a few are kept.
-func TestNothingIsKeptOfWhatIsNotShown(t *testing.T) {
+// Of hundreds of thousands of connections topN keeps a few.
+func TestDroppedConnectionsAllocateNothing(t *testing.T) {
 	k := abi.Conn{Cookie: 1, Family: 2, State: abi.StateEstablished, Class: abi.ClassActive, Solicited: abi.AgeNone, WindowClosed: abi.AgeNone}
 	connection := testRules.Describe(&k, time.Now())
 	w := topN{limit: 1}
 	w.add(&k, &connection)
 	k.Cookie, connection.Cookie = 2, 2
 	if n := testing.AllocsPerRun(100, func() { w.add(&k, &connection) }); n > 0 {
-		t.Errorf("%.0f allocations for one that is not kept", n)
+		t.Errorf("%.0f allocations for a connection that is dropped", n)
 	}
 }

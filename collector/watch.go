@@ -10,13 +10,13 @@ import (
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
-// watchLoop takes watch passes: regularly, and when the newest of a row of
-// solicitations has had the time to be answered.
+// watchLoop takes a watch pass every conn.WatchInterval, and additional ones when the answer
+// to a solicitation should have come.
 func (c *Collector) watchLoop(ctx context.Context) error {
 	for {
 		began := time.Now()
 		var settles time.Duration
-		c.attempt(ctx, passWatch, func() (err error) {
+		c.runPass(ctx, passWatch, func() (err error) {
 			settles, err = c.watch()
 			return err
 		})
@@ -42,7 +42,8 @@ func (c *Collector) watchLoop(ctx context.Context) error {
 	}
 }
 
-// watch takes one watch pass and tells when another is worth while.
+// watch takes one watch pass. settles is the time after which another one is useful; 0 if
+// none is before the regular one.
 func (c *Collector) watch() (settles time.Duration, err error) {
 	var connections []abi.Conn
 	if err := c.kernel.Watch(func(connection *abi.Conn) { connections = append(connections, *connection) }); err != nil {

@@ -15,11 +15,11 @@ import (
 	"github.com/halfopen/halfopen/bpf"
 )
 
-// initialPIDs is the inode number of the initial pid namespace: PROC_PID_INIT_INO
+// initialPIDNamespace is the inode number of the initial pid namespace: PROC_PID_INIT_INO
 // (include/linux/proc_ns.h, and since 6.18 include/uapi/linux/nsfs.h).
-const initialPIDs = 0xeffffffc
+const initialPIDNamespace = 0xeffffffc
 
-// environment are the facts of this process: what it may do, and where it is.
+// environment is what this process may do, and which part of the machine it sees.
 type environment struct {
 	privatePIDs         bool // our pid namespace is not the initial one
 	threads, allThreads int  // in our pid namespace, and on the machine; only if privatePIDs
@@ -29,18 +29,19 @@ type environment struct {
 	searchHangs         time.Time // since when the search for sockets without a cookie hangs; zero: it does not
 }
 
+// readEnvironment finds out the environment of this process.
 func readEnvironment(k *bpf.Kernel, g *cgroups) environment {
 	s := environment{cookiesErr: k.CookiesErr(), searchHangs: k.CookieSearchHangs(), cgroupsErr: g.refused(), descriptorsErr: g.descriptors.refused()}
 	var ns unix.Stat_t
-	if err := unix.Stat("/proc/self/ns/pid", &ns); err == nil && ns.Ino != initialPIDs {
+	if err := unix.Stat("/proc/self/ns/pid", &ns); err == nil && ns.Ino != initialPIDNamespace {
 		s.privatePIDs = true
 		s.threads, s.allThreads = threads()
 	}
 	return s
 }
 
-// threads counts those of our pid namespace, and those of the machine, which
-// /proc/loadavg has whatever the namespace.
+// threads returns the number of threads in our pid namespace and on the whole machine, which
+// /proc/loadavg has in every pid namespace. A number is 0 if it cannot be read.
 func threads() (here, all int) {
 	processes, err := procfs.AllProcs()
 	if err != nil {
@@ -63,24 +64,26 @@ func threads() (here, all int) {
 	return here, all
 }
 
-// asked is how many processes are asked for a descriptor at most.
-const asked = 64
+// maxTried is the most processes that descriptorsRefused tries.
+const maxTried = 64
 
-// descriptorCheck asks now and then whether other processes' descriptors can be had.
+// descriptorCheck checks now and then whether this process may get descriptors of others.
 type descriptorCheck struct {
 	sync.Mutex
-	running bool // it may wait for as long as a process likes that is asked
-	due     time.Time
-	err     error
+	running bool      // a check is running; another process can delay it without limit
+	due     time.Time // when the next check may begin
+	err     error     // the result of the last check
 }
 
 const (
-	// descriptorsInterval is between two checks: who refuses may log each question.
+	// descriptorsInterval is the time between two checks. A security module may log each
+	// refusal.
 	descriptorsInterval = 10 * time.Minute
-	descriptorsWait     = time.Second
+	// descriptorsWait is the longest wait for a check.
+	descriptorsWait = time.Second
 )
 
-// refused returns what descriptorsRefused said last.
+// refused returns the result of the last check. It begins a new one if that is due.
 func (d *descriptorCheck) refused() error {
 	d.Lock()
 	if !d.running && !time.Now().Before(d.due) {
@@ -104,13 +107,13 @@ func (d *descriptorCheck) refused() error {
 	return d.err
 }
 
-// descriptorsRefused returns why the kernel does not let us have descriptors of other
-// processes, nil if it does for most. It asks for one that no process has: the kernel
-// looks first whether we may.
+// descriptorsRefused returns an error if most other processes' descriptors are refused to
+// this process, else nil. It asks for a descriptor number that no process has: the kernel
+// checks the permission first.
 func descriptorsRefused() error {
 	processes, err := procfs.AllProcs()
 	if err != nil {
-		return nil //nolint:nilerr // there is nobody to ask
+		return nil //nolint:nilerr // there is no process to try
 	}
 	var tried, denied int
 	var last error
@@ -128,7 +131,7 @@ func descriptorsRefused() error {
 			denied++
 			last = err
 		}
-		if tried == asked {
+		if tried == maxTried {
 			break
 		}
 	}
