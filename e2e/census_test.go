@@ -93,7 +93,7 @@ func (a *agent) nextCensus() metrics {
 	return m
 }
 
-// of is the agent for a subtest, which fails by itself.
+// of returns the agent for a subtest: a failure fails that one.
 func (a *agent) of(t testing.TB) *agent {
 	of := *a
 	of.t = t
@@ -194,9 +194,9 @@ func TestCensusOfTwoHundredThousandSockets(t *testing.T) {
 	a := startAgent(t, "--census-interval=100ms", "--census-cpu=100%")
 	t.Run("to the last socket", func(t *testing.T) {
 		a := a.of(t)
-		together(func(p *populator) error { return visit(p, 1) }) // some in time_wait
 		var before map[string]int
 		eventually(t, "the census and ss agree", func() error {
+			together(func(p *populator) error { return visit(p, 1) }) // some in time_wait, for a minute
 			var others, otherLater map[string]int
 			var count int
 			before, others, count = ssOfNode(t, own)
@@ -264,7 +264,7 @@ func TestCensusOfTwoHundredThousandSockets(t *testing.T) {
 						select {
 						case <-stop:
 							return
-						case <-time.After(time.Second): // not so many that nobody could tell
+						case <-time.After(time.Second): // few enough for the bounds below
 						}
 						errs[i] = visit(p, 1)
 						visits.Add(1)

@@ -28,7 +28,7 @@ func solicitationEvents(m metrics) (told, lost int) {
 
 // timeoutsSent is how many retransmissions by timeout a namespace has sent, where
 // nothing else is retransmitted but by tail loss probes; see counted. What the host
-// itself drops is not sent, and asks nobody anything: the veth's backlog takes a
+// itself drops is not sent, and asks no peer anything: the veth's backlog takes a
 // thousand packets of one softirq.
 func timeoutsSent(c map[string]int) int {
 	return c["TcpRetransSegs"] - c["TcpExtTCPRetransFail"] - c["TcpExtTCPLossProbes"]
@@ -43,7 +43,7 @@ func probesOfOthers(m metrics) int {
 }
 
 // A ring buffer of one page has room for twenty events, and in a storm hundreds of
-// timers expire in one softirq, in which nobody reads: most events do not fit, each
+// timers expire in one softirq, during which the agent does not read: most events do not fit, each
 // of them is counted, and the table is right all the same. Not parallel: the counters
 // are of the whole node.
 func TestLostEventsAreCountedAndRepaired(t *testing.T) {
