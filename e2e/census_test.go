@@ -236,17 +236,20 @@ func TestCensusOfTwoHundredThousandSockets(t *testing.T) {
 		// Of some namespaces each socket.
 		for i := 0; i < len(namespaces); i += max(len(namespaces)/5, 1) {
 			n := namespaces[i]
-			var list struct{ Connections []socketObject }
-			if err := a.get(fmt.Sprintf("/api/v1/connections?all=true&limit=100000&netns=%d", n.Inode()), &list); err != nil {
-				t.Fatal(err)
-			}
-			got := make(map[string]row)
-			for j := range list.Connections {
-				got[list.Connections[j].Cookie] = rowOf(&list.Connections[j])
-			}
-			if want := ssAll(t, n); len(want) < 2*processes*pairs || !maps.Equal(got, want) {
-				t.Errorf("namespace %d has %d sockets, ss shows %d", n.Inode(), len(got), len(want))
-			}
+			eventually(t, "the agent and ss agree about one namespace", func() error {
+				var list struct{ Connections []socketObject }
+				if err := a.get(fmt.Sprintf("/api/v1/connections?all=true&limit=100000&netns=%d", n.Inode()), &list); err != nil {
+					return err
+				}
+				got := make(map[string]row)
+				for j := range list.Connections {
+					got[list.Connections[j].Cookie] = rowOf(&list.Connections[j])
+				}
+				if want := ssAll(t, n); len(want) < 2*processes*pairs || !maps.Equal(got, want) {
+					return fmt.Errorf("namespace %d has %d sockets, ss shows %d", n.Inode(), len(got), len(want))
+				}
+				return nil
+			})
 		}
 		for _, state := range []string{"established", "listen", "time_wait", "fin_wait2", "close_wait"} {
 			if before[state] < processes*places {
