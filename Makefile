@@ -33,7 +33,7 @@ printf '\n==> %s\n' '$(1)'; SECONDS=0; tmp=$$(mktemp -d)
 trap 'code=$$?; rm -rf "$$tmp"; printf "==> %s: %s, %d s\n" "$(1)" "$$( ((code)) && echo FAILED || echo done)" "$$SECONDS"; exit $$code' EXIT
 endef
 
-.PHONY: help run build generate test e2e soak test-kernels lint bench screenshots clean root deps unit race fuzz all-kernels check-generate check-format
+.PHONY: help run build generate test e2e e2e-used soak test-kernels lint bench screenshots clean root deps unit race fuzz all-kernels check-generate check-format
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -78,6 +78,9 @@ e2e: root build ## test the built halfopen on this kernel (root; ARGS="-run Test
 		echo 'a test that does not run is a failure' >&2
 		exit 1
 	fi
+
+e2e-used: root build ## the same while others use the machine: wrk and nginx, fifty network namespaces, a second agent (root)
+	scripts/used-machine.sh $(MAKE) --no-print-directory e2e
 
 SOAK = 10m
 soak: root build ## watch healthy connections over loss for ten minutes: none may be called dead (root; SOAK=1h)
