@@ -71,12 +71,14 @@ func (o *Options) setDefaults() {
 // Collector correlates what the kernel tells: it knows every connection in
 // trouble, and can look at all others. Safe for concurrent use.
 type Collector struct {
-	kernel  *bpf.Kernel
+	kernel  Kernel
 	cgroups *cgroups
 	opts    Options
 	rules   conn.Rules
 	log     *slog.Logger
 	ready   atomic.Bool
+	// processCPU returns the CPU time that this process has used.
+	processCPU func() time.Duration
 
 	recheck      chan time.Duration // a watch pass is worth while by then
 	ownersWanted chan struct{}      // somebody's owner is worth looking for
@@ -101,9 +103,9 @@ type Collector struct {
 	degraded    degradation
 }
 
-// New makes a collector of loaded programs. Run makes it collect; without Run,
+// New makes a collector of a kernel. Run makes it collect; without Run,
 // Connections looks once by itself (bpf.Options.Observe is not needed then).
-func New(k *bpf.Kernel, opts Options) *Collector {
+func New(k Kernel, opts Options) *Collector {
 	opts.setDefaults()
 	c := &Collector{kernel: k, cgroups: newCgroups(), opts: opts, log: opts.Logger, subs: make(map[*Subscription]struct{})}
 	c.recheck, c.ownersWanted = make(chan time.Duration, 1), make(chan struct{}, 1)
@@ -119,7 +121,7 @@ func New(k *bpf.Kernel, opts Options) *Collector {
 	}
 	c.tracker = conn.NewTracker(c.rules, c.publish)
 	c.census.Interval = opts.CensusInterval
-	c.budget.share = opts.CensusCPU
+	c.budget.share, c.processCPU = opts.CensusCPU, processCPU
 	return c
 }
 
