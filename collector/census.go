@@ -58,7 +58,7 @@ func (c *Collector) takeCensus(ctx context.Context) (time.Duration, error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.tracker.Apply(&conn.Fact{Kind: conn.FactCensus, At: ended, Census: &conn.Census{
+	c.apply(&conn.Fact{Kind: conn.FactCensus, At: ended, Census: &conn.Census{
 		Began: began, Counts: &res.Counts, Troubled: troubled, Unwalked: res.Unwalked,
 	}})
 	c.counts = res.Counts

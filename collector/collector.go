@@ -52,7 +52,10 @@ type Options struct {
 	// whatever else the agent does, which leaves at least half of it to them: the
 	// interval stretches accordingly (default 0.01).
 	CensusCPU float64
-	Logger    *slog.Logger
+	// Record, if not nil, is called with every fact, in the order in which the tracker
+	// gets them. It must not wait, and must copy Event and Conn if it keeps them.
+	Record func(*conn.Fact)
+	Logger *slog.Logger
 }
 
 func (o *Options) setDefaults() {
@@ -144,6 +147,16 @@ func (c *Collector) Run(parent context.Context) error {
 		return nil
 	}
 	return err
+}
+
+// apply records a fact, if facts are recorded, and has the tracker take it in. It
+// returns what [conn.Tracker.Apply] does. The caller holds c.mu.
+func (c *Collector) apply(f *conn.Fact) (recheckAfter time.Duration) {
+	if c.opts.Record != nil {
+		recorded := *f // or every fact would be allocated
+		c.opts.Record(&recorded)
+	}
+	return c.tracker.Apply(f)
 }
 
 // Options are those that the collector was made with, and the defaults.

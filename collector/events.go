@@ -50,7 +50,7 @@ func (c *Collector) readEvents(ctx context.Context) error {
 		default:
 			at := wall(e.Conn.At)
 			c.mu.Lock()
-			settles := c.tracker.Apply(&conn.Fact{Kind: conn.FactEvent, At: at, Event: &e})
+			settles := c.apply(&conn.Fact{Kind: conn.FactEvent, At: at, Event: &e})
 			c.mu.Unlock()
 			if settles > 0 {
 				select {

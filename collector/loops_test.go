@@ -579,7 +579,7 @@ func TestAListWhileItsConnectionsChange(t *testing.T) {
 			c.catchUp()
 		}
 		began := time.Now()
-		k.set(func() { k.watched, k.sockets = nil, append(k.sockets, suspect(4, 3)) })
+		k.set(func() { k.watched, k.sockets = nil, append([]bpf.Conn{suspect(4, 3)}, k.sockets...) })
 		k.set(func() { k.slow = time.Millisecond })
 		k.emit(solicitation(suspect(4, 3)))
 		total, connections, err := c.Connections(t.Context(), Query{})

@@ -55,7 +55,7 @@ func (c *Collector) resolveOwners(now, since time.Time) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.tracker.Apply(&conn.Fact{Kind: conn.FactOwners, At: now, Owners: owners})
+	c.apply(&conn.Fact{Kind: conn.FactOwners, At: now, Owners: owners})
 	return nil
 }
 

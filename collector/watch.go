@@ -56,10 +56,10 @@ func (c *Collector) watch() (settles time.Duration, err error) {
 		if connections[i].At != 0 {
 			at = wall(connections[i].At)
 		}
-		if s := c.tracker.Apply(&conn.Fact{Kind: conn.FactWatch, At: at, Conn: &connections[i]}); s > 0 && (settles == 0 || s < settles) {
+		if s := c.apply(&conn.Fact{Kind: conn.FactWatch, At: at, Conn: &connections[i]}); s > 0 && (settles == 0 || s < settles) {
 			settles = s
 		}
 	}
-	c.tracker.Apply(&conn.Fact{Kind: conn.FactSweep, At: now})
+	c.apply(&conn.Fact{Kind: conn.FactSweep, At: now})
 	return settles, nil
 }
