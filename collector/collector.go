@@ -71,6 +71,20 @@ func (o *Options) setDefaults() {
 	}
 }
 
+// Rules returns the rules that follow from the options, on a kernel that counts so many
+// jiffies a second.
+func (o Options) Rules(hz int) conn.Rules {
+	o.setDefaults()
+	return conn.Rules{
+		IdleAfter:        o.IdleAfter,
+		StalledAfter:     o.StalledAfter,
+		ZombieUnanswered: o.ZombieUnanswered,
+		ZombieSilence:    o.ZombieSilence,
+		MiddleboxTimeout: o.MiddleboxTimeout,
+		HZ:               hz,
+	}
+}
+
 // Collector correlates what the kernel tells: it knows every connection in
 // trouble, and can look at all others. Safe for concurrent use.
 type Collector struct {
@@ -114,14 +128,7 @@ func New(k Kernel, opts Options) *Collector {
 	c.recheck, c.ownersWanted = make(chan time.Duration, 1), make(chan struct{}, 1)
 	c.reader.caughtUpC = sync.NewCond(&c.reader)
 	c.degraded.log = c.log
-	c.rules = conn.Rules{
-		IdleAfter:        opts.IdleAfter,
-		StalledAfter:     opts.StalledAfter,
-		ZombieUnanswered: opts.ZombieUnanswered,
-		ZombieSilence:    opts.ZombieSilence,
-		MiddleboxTimeout: opts.MiddleboxTimeout,
-		HZ:               k.HZ(),
-	}
+	c.rules = opts.Rules(k.HZ())
 	c.tracker = conn.NewTracker(c.rules, c.publish)
 	c.census.Interval = opts.CensusInterval
 	c.budget.share, c.processCPU = opts.CensusCPU, processCPU
