@@ -53,7 +53,7 @@ type Census struct {
 	Troubled []Observation
 	Unwalked []uint32 // inode numbers
 	// Rows are the connections that get a row: the worst, at most [MaxRows]. Nil for a
-	// census that only counts.
+	// census that only counts. A recording leaves them out.
 	Rows []Observation
 }
 
