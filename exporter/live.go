@@ -13,17 +13,15 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/prometheus/common/version"
-
 	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/collector/conn"
+	"github.com/halfopen/halfopen/exporter/api"
 )
 
 // The bounds of the stream.
@@ -192,12 +190,8 @@ func (a *alarm) off() {
 
 // NewLive makes the source of the stream, which [Live.Run] runs.
 func NewLive(src Source, logger *slog.Logger) *Live {
-	node, err := os.Hostname()
-	if err != nil {
-		node = ""
-	}
 	return &Live{
-		src: src, logger: logger, node: node,
+		src: src, logger: logger, node: hostName(),
 		join: make(chan *viewer), leave: make(chan *viewer), ended: make(chan struct{}), patience: viewerPatience,
 		seen: make(chan seen), owners: make(chan owners),
 		viewers: make(map[*viewer]bool), searches: newAlarm(), flushes: newAlarm(), looks: newAlarm(), counts: newAlarm(),
@@ -364,7 +358,7 @@ func (l *Live) flush() {
 			l.take(n, changes)
 		}
 		if k := kindOf(n.Kind); l.wanted&(1<<k) != 0 {
-			data, err := json.Marshal(NewNotice(n))
+			data, err := json.Marshal(api.NewNotice(n))
 			if err != nil {
 				l.logger.Error("Event was not encoded", "err", err)
 				continue
@@ -571,47 +565,6 @@ func comma(b []byte) []byte {
 	return b
 }
 
-// Summary is what matters now, of the stream.
-type Summary struct {
-	Node     string         `json:"node"`    // its host name
-	Version  string         `json:"version"` // the agent's
-	Ready    bool           `json:"ready"`   // the first census is done
-	Total    uint64         `json:"total"`   // connections
-	Verdicts map[string]int `json:"verdicts"`
-	AtRisk   map[string]int `json:"at_risk"` // a connection may be of several
-	// Deaths by cause since DeathsSince, an hour ago or when the agent began.
-	Deaths      map[string]uint64 `json:"deaths"`
-	DeathsSince time.Time         `json:"deaths_since"`
-	Idle        IdleTimes         `json:"idle"`
-	Census      CensusSummary     `json:"census"`
-	Settings    Settings          `json:"settings"`
-	Missed      uint64            `json:"missed"` // events of this stream: they came too fast
-}
-
-// IdleTimes are those of the established connections at the last census: Counts[i]
-// of up to Bounds[i] seconds, the last of more than any.
-type IdleTimes struct {
-	Bounds []float64 `json:"bounds"`
-	Counts []uint64  `json:"counts"`
-}
-
-// CensusSummary tells of the last census.
-type CensusSummary struct {
-	At              *time.Time `json:"at"` // null: there was none yet
-	Sockets         uint64     `json:"sockets"`
-	Namespaces      int        `json:"namespaces"`
-	IntervalSeconds float64    `json:"interval_seconds"`
-}
-
-// Settings are the agent's.
-type Settings struct {
-	IdleAfterSeconds        float64 `json:"idle_after_seconds"`
-	StalledAfterSeconds     float64 `json:"stalled_after_seconds"`
-	ZombieUnanswered        int     `json:"zombie_unanswered"`
-	ZombieSilenceSeconds    float64 `json:"zombie_silence_seconds"`
-	MiddleboxTimeoutSeconds float64 `json:"middlebox_timeout_seconds"`
-}
-
 // summarise sends the counts, if they have changed or were sent long ago.
 func (l *Live) summarise(now time.Time) {
 	stats, err := l.src.Stats()
@@ -620,32 +573,8 @@ func (l *Live) summarise(now time.Time) {
 		return
 	}
 	counted := momentOf(&stats, now)
-	opts := l.src.Options()
-	s := Summary{
-		Node: l.node, Version: version.Version, Ready: l.src.Ready(),
-		Verdicts: make(map[string]int), AtRisk: make(map[string]int), Deaths: make(map[string]uint64),
-		DeathsSince: now.UTC(),
-		Idle:        IdleTimes{stats.Idle.Bounds, stats.Idle.Counts},
-		Census: CensusSummary{
-			Sockets: stats.Census.Sockets, Namespaces: stats.Census.Namespaces, IntervalSeconds: stats.Census.Interval.Seconds(),
-		},
-		Settings: Settings{
-			IdleAfterSeconds: opts.IdleAfter.Seconds(), StalledAfterSeconds: opts.StalledAfter.Seconds(),
-			ZombieUnanswered: opts.ZombieUnanswered, ZombieSilenceSeconds: opts.ZombieSilence.Seconds(),
-			MiddleboxTimeoutSeconds: opts.MiddleboxTimeout.Seconds(),
-		},
-		Missed: l.sub.Dropped(),
-	}
-	if !stats.Census.At.IsZero() {
-		s.Census.At = new(stats.Census.At.UTC())
-	}
-	for v, n := range counted.verdicts {
-		s.Total += n
-		s.Verdicts[conn.Verdict(v).String()] = int(n)
-	}
-	for r, n := range stats.AtRisk {
-		s.AtRisk[conn.Risk(r).String()] = int(n)
-	}
+	s := api.StreamSummary{Summary: newSummary(l.src, &stats, l.node), Missed: l.sub.Dropped()}
+	s.DeathsSince = now.UTC()
 	var before moment
 	if len(l.past) > 0 {
 		before = l.past[0]
@@ -710,20 +639,8 @@ func (l *Live) remember(now time.Time) {
 	}
 }
 
-// History is the counts of the last hour, of the stream. Deaths are those since the
-// moment before, without the orderly.
-type History struct {
-	At        []int64  `json:"at"` // seconds since 1970, ascending, as long as all others
-	Zombie    []uint64 `json:"zombie"`
-	Suspect   []uint64 `json:"suspect"`
-	Stalled   []uint64 `json:"stalled"`
-	Unguarded []uint64 `json:"unguarded"`
-	AtRisk    []uint64 `json:"at_risk"` // the sum of all risks
-	Deaths    []uint64 `json:"deaths"`
-}
-
 func (l *Live) history() []byte {
-	var h History
+	var h api.History
 	for i := range l.past {
 		m := &l.past[i]
 		var deaths uint64
@@ -752,15 +669,15 @@ func (l *Live) history() []byte {
 
 // wantedKinds are those that a query asks for, a bit each.
 func wantedKinds(query string) (wants uint16, err error) {
-	params, err := parameters(query, "event", "owners")
+	params, err := api.ParseParameters(query, "event", "owners")
 	if err != nil {
 		return 0, err
 	}
-	asked, err := each(params["event"], parseKind)
+	asked, err := api.ParseAll(params["event"], parseKind)
 	if err != nil {
 		return 0, err
 	}
-	owners, err := parseSwitch("owners", params["owners"])
+	owners, err := api.ParseSwitch("owners", params["owners"])
 	if err != nil {
 		return 0, err
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/halfopen/halfopen/collector/conn"
+	"github.com/halfopen/halfopen/exporter/api"
 )
 
 // Owners are looked for with a pause after each search, in which it takes no more than
@@ -156,7 +157,7 @@ func (l *Live) tellOwned() {
 		if l.wanted&(1<<k) == 0 {
 			continue
 		}
-		data, err := json.Marshal(NewNotice(notice))
+		data, err := json.Marshal(api.NewNotice(notice))
 		if err != nil {
 			l.logger.Error("Event was not encoded", "err", err)
 			continue

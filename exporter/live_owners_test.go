@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/halfopen/halfopen/collector/conn"
+	"github.com/halfopen/halfopen/exporter/api"
 )
 
 // ownerSource finds owners when it is let go.
@@ -41,11 +42,11 @@ func ownerless(c conn.Connection) conn.Connection {
 // ownerOf is the pid in an event of the stream, 0 for none.
 func ownerOf(t *testing.T, data string) uint32 {
 	t.Helper()
-	var n Notice
+	var n api.Notice
 	if err := json.Unmarshal([]byte(data), &n); err != nil {
 		t.Fatal(err)
 	}
-	o := Ownership{}
+	o := api.Ownership{}
 	if n.Death != nil {
 		o = n.Death.Ownership
 	} else {
@@ -157,7 +158,7 @@ func TestWrongOwnersOfTheStream(t *testing.T) {
 		"event=x":                 `unknown event "x": there are verdict, death, solicitation, summary, history, rows`,
 	} {
 		w := request(t, h, http.MethodGet, "/api/v1/stream?"+query)
-		var e Error
+		var e api.Error
 		if err := json.Unmarshal(w.Body.Bytes(), &e); err != nil || w.Code != http.StatusBadRequest || e.Error != want {
 			t.Errorf("%s: status %d, %q, want %q", query, w.Code, e.Error, want)
 		}

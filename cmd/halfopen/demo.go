@@ -20,7 +20,7 @@ import (
 
 	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/collector/conn"
-	"github.com/halfopen/halfopen/exporter"
+	"github.com/halfopen/halfopen/exporter/api"
 	"github.com/halfopen/halfopen/internal/lab"
 )
 
@@ -193,12 +193,12 @@ func (d *demo) watch(ctx context.Context, sub *collector.Subscription) error {
 		}
 		switch {
 		case n.Kind == conn.NoticeSolicitation:
-			d.say(n.At, "", "%s", words(new(exporter.NewNotice(&n))))
+			d.say(n.At, "", "%s", words(new(api.NewNotice(&n))))
 		case n.Kind == conn.NoticeDeath:
-			d.say(n.At, bold, "%s", words(new(exporter.NewNotice(&n))))
+			d.say(n.At, bold, "%s", words(new(api.NewNotice(&n))))
 			return nil
 		case n.Connection.Verdict == conn.Zombie:
-			d.say(n.At, red, "%s", words(new(exporter.NewNotice(&n))))
+			d.say(n.At, red, "%s", words(new(api.NewNotice(&n))))
 			if f := n.Connection.GivesUp; f.Ever() {
 				d.more("The kernel will not notice before %.1fs.", f.At.Sub(d.began).Seconds())
 			}
@@ -206,7 +206,7 @@ func (d *demo) watch(ctx context.Context, sub *collector.Subscription) error {
 				return err
 			}
 		case n.Kind == conn.NoticeVerdict:
-			d.say(n.At, paintVerdict(n.Connection.Verdict.String()), "%s", words(new(exporter.NewNotice(&n))))
+			d.say(n.At, paintVerdict(n.Connection.Verdict.String()), "%s", words(new(api.NewNotice(&n))))
 		}
 	}
 }
@@ -220,12 +220,12 @@ func (d *demo) contrast(zombie *conn.Connection) error {
 		}
 		d.print("\nss still sees a healthy connection:\n\n" + indent(printable(strings.TrimSpace(string(out)))+"\n"))
 	}
-	d.list("halfopen sees the zombie:", []exporter.Connection{exporter.NewConnection(zombie)})
+	d.list("halfopen sees the zombie:", []api.Connection{api.NewConnection(zombie)})
 	return nil
 }
 
 // look finds the two ends of the connection.
-func (d *demo) look(ctx context.Context) (ends []exporter.Connection, err error) {
+func (d *demo) look(ctx context.Context) (ends []api.Connection, err error) {
 	_, connections, err := d.collector.Connections(ctx, collector.Query{
 		Ports: []uint16{demoPort}, Netns: []uint32{d.lab.Client.Inode(), d.lab.Server.Inode()},
 	})
@@ -236,13 +236,13 @@ func (d *demo) look(ctx context.Context) (ends []exporter.Connection, err error)
 		if err != nil {
 			return nil, err
 		}
-		ends = append(ends, exporter.NewConnection(connection))
+		ends = append(ends, api.NewConnection(connection))
 	}
 	return ends, nil
 }
 
 // list prints what `halfopen list` would, without owners, which are this process.
-func (d *demo) list(title string, connections []exporter.Connection) {
+func (d *demo) list(title string, connections []api.Connection) {
 	t := connectionTable(connections, time.Now(), false)
 	t.columns = slices.DeleteFunc(t.columns, func(c column) bool { return c.title == ownerTitle || c.title == runsInTitle })
 	t.fit(min(roomFor(d.w), demoWidth) - len(margin))

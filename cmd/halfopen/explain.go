@@ -20,7 +20,7 @@ import (
 
 	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/collector/conn"
-	"github.com/halfopen/halfopen/exporter"
+	"github.com/halfopen/halfopen/exporter/api"
 )
 
 // explain is the command's flags and its argument.
@@ -57,7 +57,7 @@ func parseTarget(s string) (target, error) {
 	}
 	host, port, isAddr := cutLast(s, ":")
 	if isAddr && host != "sk" {
-		p, err := parsePort(port)
+		p, err := collector.ParsePort(port)
 		if err != nil {
 			return t, err
 		}
@@ -87,7 +87,7 @@ func cutLast(s, sep string) (before, after string, found bool) {
 }
 
 // is tells whether the target is this end of a connection.
-func (t *target) is(e exporter.Endpoint) bool {
+func (t *target) is(e api.Endpoint) bool {
 	addr, err := netip.ParseAddr(e.IP)
 	return err == nil && e.Port == t.port && (!t.addr.IsValid() || t.addr == addr.Unmap().WithZone(""))
 }
@@ -109,7 +109,7 @@ func (e *explainCommand) run(ctx context.Context, stdout, _ io.Writer) error {
 	}
 	var look looker
 	if agent != nil {
-		look = agent
+		look = asked{agent}
 	} else {
 		k, err := e.thresholds.load(0)
 		if err != nil {
@@ -135,12 +135,12 @@ func (e *explainCommand) run(ctx context.Context, stdout, _ io.Writer) error {
 	case body == nil:
 		return e.target.unknown()
 	case e.output == "json":
-		_, err := harmlessJSON{stdout}.Write(body)
+		_, err := escapingWriter{stdout}.Write(body)
 		return err
 	}
-	var doc exporter.ConnectionDetail
+	var doc api.ConnectionDetail
 	if json.Unmarshal(body, &doc) != nil {
-		return agent.stranger()
+		return agent.NotAnAgent()
 	}
 	_, err = io.WriteString(stdout, explanation(&doc, min(roomFor(stdout), explanationWidth), paletteFor(stdout)))
 	return err
@@ -149,7 +149,7 @@ func (e *explainCommand) run(ctx context.Context, stdout, _ io.Writer) error {
 // looker is an agent, or a look of our own.
 type looker interface {
 	// withPort returns the connections that have the port at either end.
-	withPort(ctx context.Context, port uint16) ([]exporter.Connection, error)
+	withPort(ctx context.Context, port uint16) ([]api.Connection, error)
 	// detail returns everything known of a connection as the API has it, nil
 	// if there is none.
 	detail(ctx context.Context, cookie string) ([]byte, error)
@@ -158,17 +158,17 @@ type looker interface {
 // here looks at this node, now.
 type here struct{ c *collector.Collector }
 
-func (h here) withPort(ctx context.Context, port uint16) ([]exporter.Connection, error) {
+func (h here) withPort(ctx context.Context, port uint16) ([]api.Connection, error) {
 	_, found, err := h.c.Connections(ctx, collector.Query{Ports: []uint16{port}})
 	if err != nil {
 		return nil, err
 	}
-	var connections []exporter.Connection
+	var connections []api.Connection
 	for connection, err := range found {
 		if err != nil {
 			return nil, err
 		}
-		connections = append(connections, exporter.NewConnection(connection))
+		connections = append(connections, api.NewConnection(connection))
 	}
 	return connections, nil
 }
@@ -182,39 +182,38 @@ func (h here) detail(ctx context.Context, cookie string) ([]byte, error) {
 	if err != nil || d == nil {
 		return nil, err
 	}
-	body, err := json.Marshal(exporter.NewConnectionDetail(d))
+	body, err := json.Marshal(api.NewConnectionDetail(d))
 	return append(body, '\n'), err
 }
 
-func (c *client) withPort(ctx context.Context, port uint16) ([]exporter.Connection, error) {
-	var doc exporter.Connections
-	s := selection{ports: []uint16{port}}
-	return doc.Connections, c.get(ctx, "connections", s.query(0), &doc)
+// asked is an agent that we ask.
+type asked struct{ *api.Client }
+
+func (a asked) withPort(ctx context.Context, port uint16) ([]api.Connection, error) {
+	doc, err := a.Connections(ctx, api.ConnectionParameters(&collector.Query{Ports: []uint16{port}}))
+	if err != nil {
+		return nil, err
+	}
+	return doc.Connections, nil
 }
 
-func (c *client) detail(ctx context.Context, cookie string) ([]byte, error) {
-	return c.ask(ctx, "connections/"+cookie, nil, isDetail)
-}
-
-// isDetail tells whether a body is an agent's answer about one connection.
-func isDetail(body []byte) bool {
-	var doc struct{ Explanation *exporter.Explanation }
-	return json.Unmarshal(body, &doc) == nil && doc.Explanation != nil && !doc.Explanation.At.IsZero()
+func (a asked) detail(ctx context.Context, cookie string) ([]byte, error) {
+	return a.Detail(ctx, cookie)
 }
 
 // choices is how many connections are named to choose from.
 const choices = 3
 
 // choose finds the one connection that the target is the local end of.
-func (t *target) choose(connections []exporter.Connection) (cookie uint64, err error) {
-	mine := slices.DeleteFunc(slices.Clone(connections), func(c exporter.Connection) bool { return !t.is(c.Local) })
+func (t *target) choose(connections []api.Connection) (cookie uint64, err error) {
+	mine := slices.DeleteFunc(slices.Clone(connections), func(c api.Connection) bool { return !t.is(c.Local) })
 	switch len(mine) {
 	case 0:
 		return 0, t.nowhere(connections)
 	case 1:
 		return conn.ParseCookie(mine[0].Cookie)
 	}
-	apart := slices.ContainsFunc(mine, func(c exporter.Connection) bool { return c.Netns != mine[0].Netns })
+	apart := slices.ContainsFunc(mine, func(c api.Connection) bool { return c.Netns != mine[0].Netns })
 	var names []string
 	for i := range mine[:min(len(mine), choices)] {
 		c := &mine[i]
@@ -232,7 +231,7 @@ func (t *target) choose(connections []exporter.Connection) (cookie uint64, err e
 }
 
 // nowhere says that the target is nobody's local end.
-func (t *target) nowhere(connections []exporter.Connection) error {
+func (t *target) nowhere(connections []api.Connection) error {
 	for i := range connections {
 		if t.is(connections[i].Remote) {
 			return fmt.Errorf("no connection has %s, but for %s it is the remote one: explain that by its cookie, %s",
@@ -245,7 +244,7 @@ func (t *target) nowhere(connections []exporter.Connection) error {
 // unknown says that there is no connection of that cookie.
 func (t *target) unknown() error {
 	hint := "it has ended, only listens, or never was: see halfopen list -o wide for those that there are"
-	if port, err := parsePort(t.text); err == nil {
+	if port, err := collector.ParsePort(t.text); err == nil {
 		hint += fmt.Sprintf(", or write :%d if you mean the port", port)
 	}
 	return fmt.Errorf("no connection has %s: %s", t, hint)
@@ -256,7 +255,7 @@ const explanationWidth = 80
 
 // explanation is a connection explained as text, no line wider than that unless
 // it is a command.
-func explanation(d *exporter.ConnectionDetail, room int, p palette) string {
+func explanation(d *api.ConnectionDetail, room int, p palette) string {
 	x := &d.Explanation
 	w := writer{room: max(room, 40), p: p}
 	verdict := ""
@@ -334,7 +333,7 @@ func wrap(s string, room int) []string {
 	return append(lines, line)
 }
 
-func (w *writer) timer(t *exporter.Timer, now time.Time) {
+func (w *writer) timer(t *api.Timer, now time.Time) {
 	name := text(&t.Name)
 	if t.Fires == nil {
 		w.paragraph("  "+name+": ", "    ", lowerFirst(t.Then))
@@ -370,7 +369,7 @@ func clock(at, now time.Time) string {
 	return at.Format(time.TimeOnly)
 }
 
-func (w *writer) settings(all []exporter.Setting) {
+func (w *writer) settings(all []api.Setting) {
 	var names, values []string
 	var nameWidth, valueWidth int
 	for i := range all {
@@ -387,7 +386,7 @@ func (w *writer) settings(all []exporter.Setting) {
 }
 
 // settingName is the option, or the last part of the sysctl that has none.
-func settingName(s *exporter.Setting) string {
+func settingName(s *api.Setting) string {
 	if s.Option == nil && s.Sysctl != nil {
 		_, name, _ := cutLast(*s.Sysctl, ".")
 		return text(&name)
@@ -395,7 +394,7 @@ func settingName(s *exporter.Setting) string {
 	return text(s.Option)
 }
 
-func settingValue(s *exporter.Setting) string {
+func settingValue(s *api.Setting) string {
 	n := strconv.FormatInt(s.Value, 10)
 	d := time.Second
 	switch s.Unit {
@@ -421,7 +420,7 @@ func settingValue(s *exporter.Setting) string {
 	return n
 }
 
-func settingSource(s *exporter.Setting) string {
+func settingSource(s *api.Setting) string {
 	switch {
 	case s.Source == "socket":
 		return "set on the socket"
@@ -433,7 +432,7 @@ func settingSource(s *exporter.Setting) string {
 	return "default, not set on the socket"
 }
 
-func (w *writer) advice(n int, a *exporter.Advice) {
+func (w *writer) advice(n int, a *api.Advice) {
 	w.line("")
 	w.paragraph(fmt.Sprintf("  %d. ", n), "     ", a.Text)
 	for _, how := range a.How {

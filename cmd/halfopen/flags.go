@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"strconv"
 	"strings"
 	"syscall"
@@ -16,7 +15,6 @@ import (
 
 	"github.com/halfopen/halfopen/bpf"
 	"github.com/halfopen/halfopen/collector"
-	"github.com/halfopen/halfopen/collector/conn"
 )
 
 // value is a flag that is parsed by a function; its errors name the flag.
@@ -105,22 +103,6 @@ func parsePercent(s string) (float64, error) {
 	return n / 100, nil
 }
 
-func parsePort(s string) (uint16, error) {
-	n, err := strconv.ParseUint(s, 10, 16)
-	if err != nil || n == 0 {
-		return 0, fmt.Errorf("%q is not a port from 1 to 65535", s)
-	}
-	return uint16(n), nil
-}
-
-func parsePID(s string) (uint32, error) {
-	n, err := strconv.ParseUint(s, 10, 31)
-	if err != nil || n == 0 {
-		return 0, fmt.Errorf("%q is not a process id", s)
-	}
-	return uint32(n), nil
-}
-
 // oneOf parses one of a few words.
 func oneOf(words ...string) func(string) (string, error) {
 	return func(s string) (string, error) {
@@ -131,117 +113,6 @@ func oneOf(words ...string) func(string) (string, error) {
 		}
 		return "", fmt.Errorf("%q is none of %s", s, strings.Join(words, ", "))
 	}
-}
-
-// named parses a name of the contract; its errors list them all.
-func named[T any](parse func(string) (T, error), names []string) func(string) (T, error) {
-	return func(s string) (T, error) {
-		x, err := parse(s)
-		if err != nil {
-			err = fmt.Errorf("%w (there are %s)", err, strings.Join(names, ", "))
-		}
-		return x, err
-	}
-}
-
-func verdictNames() []string {
-	var names []string
-	for v := conn.Zombie; ; v-- { // worst first, as they are listed
-		names = append(names, v.String())
-		if v == conn.Active {
-			return names
-		}
-	}
-}
-
-func stateNames() []string {
-	var names []string
-	for s := conn.Established; int(s) < conn.States; s++ {
-		names = append(names, s.String())
-	}
-	return names
-}
-
-var groupingNames = []string{conn.ByOwner.String(), conn.ByRemote.String(), conn.ByVerdict.String()}
-
-func riskNames() []string {
-	var names []string
-	for r := range conn.Risk(conn.Risks) {
-		names = append(names, r.String())
-	}
-	return names
-}
-
-func causeNames() []string {
-	var names []string
-	for c := conn.CauseUnknown; int(c) < conn.Causes; c++ {
-		names = append(names, c.String())
-	}
-	return names
-}
-
-// selection are the filters, and their flags.
-type selection struct {
-	verdicts []conn.Verdict
-	states   []conn.State
-	ports    []uint16
-	pids     []uint32
-	owners   []string
-	remotes  []netip.Prefix
-	risks    []conn.Risk
-	netns    []uint32
-	all      bool
-	causes   []conn.Cause
-}
-
-// filtered tells whether only some connections are selected.
-func (s *selection) filtered() bool {
-	return len(s.verdicts)+len(s.states)+len(s.ports)+len(s.pids)+len(s.owners)+len(s.remotes)+len(s.risks)+len(s.netns) > 0
-}
-
-func (s *selection) verdictFlag(cmd *kingpin.CmdClause) {
-	cmd.Flag("verdict", "Only connections of this verdict: "+strings.Join(verdictNames(), ", ")+". Repeatable.").
-		PlaceHolder("VERDICT").SetValue(&values[conn.Verdict]{"verdict", named(conn.ParseVerdict, verdictNames()), &s.verdicts})
-}
-
-func (s *selection) stateFlag(cmd *kingpin.CmdClause) {
-	cmd.Flag("state", "Only connections in this TCP state, such as established or close_wait. Repeatable.").
-		PlaceHolder("STATE").SetValue(&values[conn.State]{"state", named(conn.ParseState, stateNames()), &s.states})
-}
-
-func (s *selection) portFlag(cmd *kingpin.CmdClause) {
-	cmd.Flag("port", "Only connections with this port, local or remote. Repeatable.").
-		PlaceHolder("PORT").SetValue(&values[uint16]{"port", parsePort, &s.ports})
-}
-
-func (s *selection) pidFlag(cmd *kingpin.CmdClause) {
-	cmd.Flag("pid", "Only connections of this process. Repeatable.").
-		PlaceHolder("PID").SetValue(&values[uint32]{"pid", parsePID, &s.pids})
-}
-
-// moreFlags adds those that only connections which are looked at have.
-func (s *selection) moreFlags(cmd *kingpin.CmdClause) {
-	cmd.Flag("owner", "Only connections of this owner: a process by its name, a systemd unit, a container or pod by its id or the first 8 digits of it; - for those without. Repeatable.").
-		PlaceHolder("NAME").SetValue(&values[string]{"owner", collector.ParseOwner, &s.owners})
-	cmd.Flag("remote", "Only connections to this address, or to an address in this prefix, such as 10.0.0.0/8. Repeatable.").
-		PlaceHolder("ADDRESS").SetValue(&values[netip.Prefix]{"remote", collector.ParseRemote, &s.remotes})
-	cmd.Flag("risk", "Only connections at this risk: "+strings.Join(riskNames(), ", ")+". Repeatable.").
-		PlaceHolder("RISK").SetValue(&values[conn.Risk]{"risk", named(conn.ParseRisk, riskNames()), &s.risks})
-	cmd.Flag("netns", "Only connections in the network namespace of this inode number. Repeatable.").
-		PlaceHolder("INODE").SetValue(&values[uint32]{"netns", collector.ParseNetns, &s.netns})
-}
-
-// asked is what is selected, and how much of it.
-func (s *selection) asked(limit int) collector.Query {
-	return collector.Query{
-		Verdicts: s.verdicts, States: s.states, Ports: s.ports, PIDs: s.pids, Owners: s.owners,
-		Remotes: s.remotes, Risks: s.risks, Netns: s.netns, All: s.all, Limit: limit,
-	}
-}
-
-func (s *selection) causeFlag(cmd *kingpin.CmdClause, help string) {
-	cmd.Flag("cause", help+" An orderly end (closed) is only counted, unless the connection was in trouble. Repeatable.").
-		PlaceHolder("CAUSE").SetValue(&values[conn.Cause]{"cause", named(conn.ParseCause, causeNames()), &s.causes})
 }
 
 // thresholds are the flags that say what is idle, a zombie and so on.

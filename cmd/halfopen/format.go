@@ -4,28 +4,24 @@ package main
 
 import (
 	"fmt"
-	"strconv"
-	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"golang.org/x/text/width"
 
-	"github.com/halfopen/halfopen/exporter"
-	"github.com/halfopen/halfopen/internal/human"
+	"github.com/halfopen/halfopen/exporter/api"
+	"github.com/halfopen/halfopen/internal/humanize"
 )
 
 // none is what a table shows where there is nothing to show.
 const none = "-"
 
-// These are package human's: age is what has lasted, setting what was chosen.
+// These are package humanize's: age is what has lasted, setting what was chosen.
 var (
-	age     = human.Age
-	setting = human.Setting
-	tenths  = human.Tenths
-	plural  = human.Plural
-	size    = human.Size
+	age     = humanize.Age
+	setting = humanize.Setting
+	tenths  = humanize.Tenths
+	plural  = humanize.Plural
+	size    = humanize.Size
 )
 
 // moment prints what usually takes well below a second: 847µs, 1.2ms, 450ms.
@@ -42,7 +38,7 @@ func moment(d time.Duration) string {
 }
 
 // keepalive prints when the kernel probes: after 2h, every 75s, 9 times.
-func keepalive(k *exporter.Keepalive) string {
+func keepalive(k *api.Keepalive) string {
 	if !k.Enabled {
 		return "off"
 	}
@@ -50,7 +46,7 @@ func keepalive(k *exporter.Keepalive) string {
 }
 
 // keepaliveOf is keepalive, and whether the socket has any of it set itself.
-func keepaliveOf(k *exporter.Keepalive) string {
+func keepaliveOf(k *api.Keepalive) string {
 	if k.Enabled && k.PerSocket {
 		return keepalive(k) + " own"
 	}
@@ -58,7 +54,7 @@ func keepaliveOf(k *exporter.Keepalive) string {
 }
 
 // givesUp prints in how long the kernel ends a connection if nothing is heard.
-func givesUp(g *exporter.GivesUp) string {
+func givesUp(g *api.GivesUp) string {
 	if g == nil {
 		return "never"
 	}
@@ -70,7 +66,7 @@ func givesUp(g *exporter.GivesUp) string {
 const commWidth = 24
 
 // owner prints who holds a connection.
-func owner(o *exporter.Ownership) string {
+func owner(o *api.Ownership) string {
 	switch {
 	case o.Process != nil:
 		return fmt.Sprintf("%s[%d]", cut(printable(o.Process.Comm), commWidth), o.Process.PID)
@@ -87,7 +83,7 @@ const nameWidth = 30
 
 // runsIn prints what the owner of a connection is part of: the best that there
 // is of its pod, its container and its unit, short, but enough for --owner.
-func runsIn(o *exporter.Ownership) string {
+func runsIn(o *api.Ownership) string {
 	switch {
 	case known(o.PodUID):
 		return ownerName("pod", *o.PodUID)
@@ -100,7 +96,7 @@ func runsIn(o *exporter.Ownership) string {
 }
 
 // runsInAll prints all of it, or else the control group.
-func runsInAll(o *exporter.Ownership) string {
+func runsInAll(o *api.Ownership) string {
 	best := runsIn(o)
 	switch {
 	case known(o.PodUID) && known(o.ContainerID):
@@ -130,36 +126,6 @@ func ownerName(kind, name string) string {
 		return "container " + printable(name[:min(len(name), containerDigits)])
 	}
 	return cut(printable(name), nameWidth)
-}
-
-// visible tells whether a character can be shown to somebody as it is: it takes
-// up room of its own, and does nothing to a terminal or to the text around it.
-// That leaves out control characters, those that turn the direction of writing
-// or write nothing, and what combines with the character before.
-func visible(r rune) bool {
-	return unicode.IsPrint(r) && !unicode.IsMark(r) && !unicode.Is(unicode.Other_Default_Ignorable_Code_Point, r)
-}
-
-// printable escapes what is not visible, and the backslash, as Go does in its
-// strings. A process calls itself what it likes, and sends it to the terminal
-// of whoever looks.
-func printable(s string) string {
-	var b strings.Builder
-	for len(s) > 0 {
-		r, n := utf8.DecodeRuneInString(s)
-		switch {
-		case r == utf8.RuneError && n == 1:
-			fmt.Fprintf(&b, `\x%02x`, s[0])
-		case r == '\\':
-			b.WriteString(`\\`)
-		case !visible(r):
-			b.WriteString(strings.Trim(strconv.QuoteRuneToASCII(r), "'"))
-		default:
-			b.WriteRune(r)
-		}
-		s = s[n:]
-	}
-	return b.String()
 }
 
 // columns is how many columns of a terminal a text takes, all of it visible.

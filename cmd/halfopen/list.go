@@ -11,6 +11,7 @@ import (
 	"iter"
 	"math"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,16 +21,15 @@ import (
 
 	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/collector/conn"
-	"github.com/halfopen/halfopen/exporter"
+	"github.com/halfopen/halfopen/exporter/api"
 )
 
 // list is the command's flags.
 type list struct {
 	output  string
-	limit   int
 	by      conn.Grouping
-	grouped bool    // by that
-	agent   *client // nil: look here and now
+	grouped bool        // by that
+	agent   *api.Client // nil: look here and now
 	peer
 	selection
 	thresholds
@@ -39,17 +39,12 @@ func listFlags(cmd *kingpin.CmdClause) action {
 	var l list
 	cmd.Flag("output", "How to print: table, wide (a table of everything known), or json.").Short('o').Default("table").
 		SetValue(&value[string]{flag: "output", parse: oneOf("table", "wide", "json"), into: &l.output})
-	l.selection.verdictFlag(cmd)
-	l.selection.stateFlag(cmd)
-	l.selection.portFlag(cmd)
-	l.selection.pidFlag(cmd)
-	l.selection.moreFlags(cmd)
-	cmd.Flag("all", "Also sockets that are no connections: listen, time_wait, syn_recv.").Short('a').BoolVar(&l.all)
+	l.selection.addFilters(cmd, func(*api.Filter[collector.Query]) bool { return true })
 	l.selection.causeFlag(cmd, "Show deaths of this cause, such as keepalive_timeout, instead of living connections; needs an agent, since only that remembers them.")
 	cmd.Flag("by", "Count connections in groups, worst first, instead of listing them: by owner, remote (address, and port of a service) or verdict.").PlaceHolder("WHAT").
-		IsSetByUser(&l.grouped).SetValue(&value[conn.Grouping]{flag: "by", parse: named(conn.ParseGrouping, groupingNames), into: &l.by})
+		IsSetByUser(&l.grouped).SetValue(&value[conn.Grouping]{flag: "by", parse: conn.ParseGrouping, into: &l.by})
 	cmd.Flag("limit", "Print at most this many, 0: all.").Default("0").
-		SetValue(&value[int]{flag: "limit", parse: atLeast(0), into: &l.limit})
+		SetValue(&value[int]{flag: "limit", parse: atLeast(0), into: &l.Limit})
 	l.peer.flags(cmd, "Ask")
 	l.thresholds.verdictFlags(cmd)
 	return l.run
@@ -57,11 +52,11 @@ func listFlags(cmd *kingpin.CmdClause) action {
 
 func (l *list) run(ctx context.Context, stdout, stderr io.Writer) error {
 	switch {
-	case l.all && len(l.verdicts)+len(l.risks) > 0:
+	case l.All && len(l.Verdicts)+len(l.Risks) > 0:
 		return usagef("--all cannot be combined with --verdict or --risk, which only connections have")
 	case l.grouped && l.output == "wide":
 		return usagef("--by has no wide table: leave out -o wide")
-	case len(l.causes) > 0 && (l.filtered() || l.all || l.grouped):
+	case len(l.deaths.Causes) > 0 && (l.filtered() || l.All || l.grouped):
 		return usagef("--cause cannot be combined with filters of connections, --all or --by")
 	}
 	var err error
@@ -69,10 +64,10 @@ func (l *list) run(ctx context.Context, stdout, stderr io.Writer) error {
 		return err
 	}
 	switch {
-	case len(l.causes) > 0 && l.agent == nil:
+	case len(l.deaths.Causes) > 0 && l.agent == nil:
 		return errors.New("--cause needs an agent, since only that remembers deaths: start one, or name it with --url")
-	case len(l.causes) > 0:
-		return l.deaths(ctx, stdout, stderr)
+	case len(l.deaths.Causes) > 0:
+		return l.listDeaths(ctx, stdout, stderr)
 	case l.grouped:
 		return l.groups(ctx, stdout, stderr)
 	}
@@ -80,15 +75,17 @@ func (l *list) run(ctx context.Context, stdout, stderr io.Writer) error {
 }
 
 func (l *list) connections(ctx context.Context, stdout, stderr io.Writer) error {
-	doc := exporter.Connections{GeneratedAt: time.Now().UTC()}
-	query := l.selection.query(l.limit)
+	doc := api.Connections{GeneratedAt: time.Now().UTC()}
+	query := api.ConnectionParameters(&l.Query)
 	switch {
 	case l.agent != nil && l.output == "json":
-		return l.agent.pass(ctx, "connections", query, stdout)
+		return l.passOn(ctx, "connections", query, stdout)
 	case l.agent != nil:
-		if err := l.agent.get(ctx, "connections", query, &doc); err != nil {
+		answer, err := l.agent.Connections(ctx, query)
+		if err != nil {
 			return err
 		}
+		doc = *answer
 	default:
 		k, err := l.thresholds.load(0)
 		if err != nil {
@@ -96,7 +93,7 @@ func (l *list) connections(ctx context.Context, stdout, stderr io.Writer) error 
 		}
 		defer k.Close()
 		c := collector.New(k, l.thresholds.options(nil))
-		total, connections, err := c.Connections(ctx, l.asked(l.limit))
+		total, connections, err := c.Connections(ctx, l.Query)
 		if err != nil {
 			return err
 		}
@@ -104,14 +101,14 @@ func (l *list) connections(ctx context.Context, stdout, stderr io.Writer) error 
 			fmt.Fprintf(stderr, "halfopen: not all is listed: the hash tables of %s take too long to walk (halfopen doctor names them)\n", plural(n, "network namespace"))
 		}
 		if l.output == "json" {
-			return writeList(stdout, "connections", total, connections, exporter.NewConnection)
+			return writeList(stdout, "connections", total, connections, api.NewConnection)
 		}
 		doc.Total = total
 		for connection, err := range connections {
 			if err != nil {
 				return err
 			}
-			doc.Connections = append(doc.Connections, exporter.NewConnection(connection))
+			doc.Connections = append(doc.Connections, api.NewConnection(connection))
 		}
 	}
 	if len(doc.Connections) == 0 {
@@ -130,29 +127,30 @@ func (l *list) connections(ctx context.Context, stdout, stderr io.Writer) error 
 }
 
 func (l *list) groups(ctx context.Context, stdout, stderr io.Writer) error {
-	var doc exporter.Groups
-	query := l.selection.query(l.limit)
-	query.Set("by", l.by.String())
+	var doc api.Groups
+	query := api.GroupParameters(&l.Query, l.by)
 	switch {
 	case l.agent != nil && l.output == "json":
-		return l.agent.pass(ctx, "groups", query, stdout)
+		return l.passOn(ctx, "groups", query, stdout)
 	case l.agent != nil:
-		if err := l.agent.get(ctx, "groups", query, &doc); err != nil {
+		answer, err := l.agent.Groups(ctx, query)
+		if err != nil {
 			return err
 		}
+		doc = *answer
 	default:
 		k, err := l.thresholds.load(0)
 		if err != nil {
 			return err
 		}
 		defer k.Close()
-		total, counts, err := collector.New(k, l.thresholds.options(nil)).CountConnections(ctx, l.asked(l.limit), l.by)
+		total, counts, err := collector.New(k, l.thresholds.options(nil)).CountConnections(ctx, l.Query, l.by)
 		if err != nil {
 			return err
 		}
-		encode := func(t *conn.ConnCount) exporter.Group { return exporter.NewGroup(t, l.by) }
+		encode := func(t *conn.ConnCount) api.Group { return api.NewGroup(t, l.by) }
 		if l.output == "json" {
-			return writeList(stdout, "groups", total, exporter.Each(counts), encode)
+			return writeList(stdout, "groups", total, api.Values(counts), encode)
 		}
 		doc.Total = total
 		for i := range counts {
@@ -170,9 +168,19 @@ func (l *list) groups(ctx context.Context, stdout, stderr io.Writer) error {
 	return err
 }
 
+// passOn prints the agent's answer as the agent encoded it.
+func (l *list) passOn(ctx context.Context, what string, query url.Values, stdout io.Writer) error {
+	body, err := l.agent.Raw(ctx, what, query)
+	if err != nil {
+		return err
+	}
+	_, err = escapingWriter{stdout}.Write(body)
+	return err
+}
+
 // thing is what is listed or counted.
 func (l *list) thing() string {
-	if l.all {
+	if l.All {
 		return "socket"
 	}
 	return "connection"
@@ -181,19 +189,19 @@ func (l *list) thing() string {
 // writeList writes what the agent would answer.
 func writeList[In, Out any](w io.Writer, name string, total int, items iter.Seq2[*In, error], encode func(*In) Out) error {
 	b := bufio.NewWriter(w)
-	if err := exporter.WriteList(harmlessJSON{b}, name, total, items, encode); err != nil {
+	if err := api.WriteList(escapingWriter{b}, name, total, items, encode); err != nil {
 		return err
 	}
 	return b.Flush()
 }
 
-func (l *list) deaths(ctx context.Context, stdout, stderr io.Writer) error {
-	query := l.selection.query(l.limit)
+func (l *list) listDeaths(ctx context.Context, stdout, stderr io.Writer) error {
+	query := api.DeathParameters(&api.DeathQuery{Causes: l.deaths.Causes, Limit: l.Limit})
 	if l.output == "json" {
-		return l.agent.pass(ctx, "deaths", query, stdout)
+		return l.passOn(ctx, "deaths", query, stdout)
 	}
-	var doc exporter.Deaths
-	if err := l.agent.get(ctx, "deaths", query, &doc); err != nil {
+	doc, err := l.agent.Deaths(ctx, query)
+	if err != nil {
 		return err
 	}
 	if len(doc.Deaths) == 0 {
@@ -203,27 +211,8 @@ func (l *list) deaths(ctx context.Context, stdout, stderr io.Writer) error {
 	if err := deathTable(doc.Deaths, l.output == "wide").write(stdout, paletteFor(stdout)); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintln(stderr, shown(len(doc.Deaths), doc.Total, "death"))
+	_, err = fmt.Fprintln(stderr, shown(len(doc.Deaths), doc.Total, "death"))
 	return err
-}
-
-// nothing says that there is none.
-func (s *selection) nothing(thing string) string {
-	if s.filtered() || len(s.causes) > 0 {
-		return "no " + thing + " matches" + s.onlyCounted()
-	}
-	return "no " + thing + "s"
-}
-
-// onlyCounted says that there is no list of what has been asked for.
-func (s *selection) onlyCounted() string {
-	switch {
-	case slices.Contains(s.causes, conn.CauseClosed):
-		return ": orderly ends (closed) are only counted, unless the connection was in trouble, by the metric halfopen_tcp_deaths_total"
-	case !s.all && slices.ContainsFunc(s.states, func(st conn.State) bool { return !st.Judged() }):
-		return ": sockets in listen, syn_recv and time_wait are no connections, and are listed with --all"
-	}
-	return ""
 }
 
 // field is a column of a table of T.
@@ -260,8 +249,8 @@ const (
 )
 
 // connectionTable shows connections as they were at now.
-func connectionTable(connections []exporter.Connection, now time.Time, wide bool) *table {
-	type conn = exporter.Connection
+func connectionTable(connections []api.Connection, now time.Time, wide bool) *table {
+	type conn = api.Connection
 	// Of what is no connection, the state says most.
 	spareState, spareGivesUp := 5, 6
 	if slices.ContainsFunc(connections, func(c conn) bool { return c.Verdict == nil }) {
@@ -372,11 +361,11 @@ func connectionTable(connections []exporter.Connection, now time.Time, wide bool
 }
 
 // groupTable shows groups of connections.
-func groupTable(groups []exporter.Group, by conn.Grouping) *table {
-	type group = exporter.Group
+func groupTable(groups []api.Group, by conn.Grouping) *table {
+	type group = api.Group
 	fields := []field[group]{{column{title: "TOTAL", right: true}, false, func(g *group) string { return count(g.Total) }}}
 	if by != conn.ByVerdict {
-		for _, name := range verdictNames() {
+		for _, name := range conn.VerdictNames() {
 			fields = append(fields, field[group]{column{title: strings.ToUpper(name), right: true, rare: true, paint: func(n string) style {
 				if n == none {
 					return ""
@@ -399,15 +388,15 @@ func groupTable(groups []exporter.Group, by conn.Grouping) *table {
 			case g.Remote.Port == nil:
 				return address(g.Remote.IP)
 			}
-			return endpoint(exporter.Endpoint{IP: g.Remote.IP, Port: *g.Remote.Port})
+			return endpoint(api.Endpoint{IP: g.Remote.IP, Port: *g.Remote.Port})
 		}},
 		conn.ByVerdict: {column{title: "VERDICT", paint: paintVerdict}, false, func(g *group) string { return text(g.Verdict) }},
 	}[by])
 	return makeTable(fields, groups, false)
 }
 
-func deathTable(deaths []exporter.Death, wide bool) *table {
-	type death = exporter.Death
+func deathTable(deaths []api.Death, wide bool) *table {
+	type death = api.Death
 	return makeTable([]field[death]{
 		{column{title: "DIED"}, false, func(d *death) string { return d.At.Local().Format(time.DateTime) }},
 		{column{title: "CAUSE", paint: func(string) style { return bold }}, false, func(d *death) string { return text(&d.Cause) }},
@@ -429,7 +418,7 @@ func deathTable(deaths []exporter.Death, wide bool) *table {
 	}, deaths, wide)
 }
 
-func summary(doc *exporter.Connections, thing string) string {
+func summary(doc *api.Connections, thing string) string {
 	counts := make(map[string]int)
 	for i := range doc.Connections {
 		if v := doc.Connections[i].Verdict; v != nil {
@@ -439,12 +428,12 @@ func summary(doc *exporter.Connections, thing string) string {
 	return shown(len(doc.Connections), doc.Total, thing) + counted(len(doc.Connections), counts)
 }
 
-func groupSummary(doc *exporter.Groups, thing string) string {
+func groupSummary(doc *api.Groups, thing string) string {
 	total, counts := 0, make(map[string]int)
 	for i := range doc.Groups {
 		g := &doc.Groups[i]
 		total += g.Total
-		for _, name := range verdictNames() {
+		for _, name := range conn.VerdictNames() {
 			counts[name] += g.Verdicts[name]
 		}
 	}
@@ -455,7 +444,7 @@ func groupSummary(doc *exporter.Groups, thing string) string {
 func counted(total int, counts map[string]int) string {
 	var parts []string
 	without := total
-	for _, name := range verdictNames() {
+	for _, name := range conn.VerdictNames() {
 		if n := counts[name]; n > 0 {
 			parts = append(parts, fmt.Sprintf("%d %s", n, name))
 			without -= n
@@ -523,7 +512,7 @@ func address(s string) string {
 	return printable(ip.String())
 }
 
-func endpoint(e exporter.Endpoint) string {
+func endpoint(e api.Endpoint) string {
 	ip, err := netip.ParseAddr(e.IP)
 	if err != nil {
 		return none

@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"runtime"
 	"syscall"
+	"time"
 
 	tea "charm.land/bubbletea/v2"
 	"github.com/alecthomas/kingpin/v2"
@@ -21,6 +22,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/exporter/api"
 )
 
 // top is the command's flags.
@@ -32,11 +34,7 @@ type top struct {
 
 func topFlags(cmd *kingpin.CmdClause) action {
 	var t top
-	t.selection.verdictFlag(cmd)
-	t.selection.stateFlag(cmd)
-	t.selection.portFlag(cmd)
-	t.selection.pidFlag(cmd)
-	t.selection.moreFlags(cmd)
+	t.selection.addFilters(cmd, func(f *api.Filter[collector.Query]) bool { return !f.Switch })
 	t.peer.flags(cmd, "Watch through")
 	t.thresholds.verdictFlags(cmd)
 	return t.run
@@ -58,7 +56,7 @@ func (t *top) run(ctx context.Context, stdout, stderr io.Writer) error {
 	case err != nil:
 		return err
 	case agent != nil:
-		return t.show(ctx, agent, terminal)
+		return t.show(ctx, asked{agent}, terminal)
 	}
 	k, err := t.thresholds.load(t.thresholds.eventsFrom())
 	if err != nil {
@@ -66,10 +64,7 @@ func (t *top) run(ctx context.Context, stdout, stderr io.Writer) error {
 	}
 	defer k.Close()
 	c := collector.New(k, t.thresholds.options(nil))
-	src, err := newSelf(c)
-	if err != nil {
-		return err
-	}
+	src := self{here{c}, time.Now()}
 	ctx, stop := context.WithCancel(ctx)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return c.Run(ctx) })
@@ -94,7 +89,7 @@ func screenOf(stdin *os.File, stdout io.Writer) (*os.File, error) {
 
 // show draws until somebody quits or the context ends, which is no error.
 func (t *top) show(ctx context.Context, src source, terminal *os.File) error {
-	first, err := src.look(ctx, &t.selection)
+	first, err := src.look(ctx, t.selection.Query)
 	if err != nil {
 		return err
 	}
@@ -108,7 +103,7 @@ func (t *top) show(ctx context.Context, src source, terminal *os.File) error {
 	signal.Notify(more, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(more)
 	defer putBack(terminal, settings)
-	m := newScreen(ctx, src, paletteFor(terminal), t.selection.filterText())
+	m := newScreen(ctx, src, paletteFor(terminal), filterText(&t.selection.Query))
 	m = m.began(first)
 	// A panic is for guard, which takes care of those of other threads, too.
 	p := tea.NewProgram(m, tea.WithContext(ctx), tea.WithInput(os.Stdin), tea.WithOutput(terminal),

@@ -13,7 +13,7 @@ import (
 	"charm.land/bubbles/v2/textinput"
 	tea "charm.land/bubbletea/v2"
 
-	"github.com/halfopen/halfopen/exporter"
+	"github.com/halfopen/halfopen/exporter/api"
 )
 
 const (
@@ -53,12 +53,12 @@ type screen struct {
 	inputErr error
 	by       int // of orders
 	reversed bool
-	rows     []exporter.Connection // of reading, filtered and sorted
-	cursor   int                   // of rows
-	chosen   string                // cookie of the connection at the cursor; "": whichever is first
-	offset   int                   // of the first row on the screen
-	open     string                // cookie of the connection that is shown in detail; "": none
-	detail   *exporter.ConnectionDetail
+	rows     []api.Connection // of reading, filtered and sorted
+	cursor   int              // of rows
+	chosen   string           // cookie of the connection at the cursor; "": whichever is first
+	offset   int              // of the first row on the screen
+	open     string           // cookie of the connection that is shown in detail; "": none
+	detail   *api.ConnectionDetail
 	gone     bool // that connection
 	help     bool
 	scrolled int // lines of the detail, or of the help
@@ -75,7 +75,7 @@ type (
 		err     error
 		// Of the connection open, if any; of none that has died.
 		cookie string
-		detail *exporter.ConnectionDetail
+		detail *api.ConnectionDetail
 	}
 )
 
@@ -136,11 +136,11 @@ func (m screen) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 func (m screen) look() (screen, tea.Cmd) {
 	m.seq++
 	m.asking, m.asked = true, m.now
-	ctx, src, sel, seq, cookie := m.ctx, m.src, m.filter.selection, m.seq, m.open
+	ctx, src, query, seq, cookie := m.ctx, m.src, m.filter.Query, m.seq, m.open
 	return m, func() tea.Msg {
 		began := time.Now()
 		msg := lookMsg{seq: seq, cookie: cookie}
-		msg.reading, msg.err = src.look(ctx, &sel)
+		msg.reading, msg.err = src.look(ctx, query)
 		if cookie != "" && msg.err == nil {
 			msg.detail, msg.err = detailOf(ctx, src, cookie)
 		}
@@ -150,12 +150,12 @@ func (m screen) look() (screen, tea.Cmd) {
 	}
 }
 
-func detailOf(ctx context.Context, src source, cookie string) (*exporter.ConnectionDetail, error) {
+func detailOf(ctx context.Context, src source, cookie string) (*api.ConnectionDetail, error) {
 	body, err := src.detail(ctx, cookie)
 	if err != nil || body == nil {
 		return nil, err
 	}
-	d := new(exporter.ConnectionDetail)
+	d := new(api.ConnectionDetail)
 	return d, json.Unmarshal(body, d)
 }
 
@@ -191,16 +191,16 @@ func (m screen) take(msg lookMsg) screen {
 // order is what the table can be sorted by.
 type order struct {
 	title   string // of the column
-	compare func(a, b *exporter.Connection) int
+	compare func(a, b *api.Connection) int
 }
 
 // orders: the first is the source's own.
 var orders = []order{
-	{"VERDICT", func(*exporter.Connection, *exporter.Connection) int { return 0 }},
-	{"UNANSWERED", func(a, b *exporter.Connection) int { return cmp.Compare(b.Unanswered, a.Unanswered) }},
-	{"SILENT", func(a, b *exporter.Connection) int { return compareAges(b.SilentSeconds, a.SilentSeconds) }},
-	{"IDLE", func(a, b *exporter.Connection) int { return compareAges(b.IdleSeconds, a.IdleSeconds) }},
-	{"GIVES UP", func(a, b *exporter.Connection) int {
+	{"VERDICT", func(*api.Connection, *api.Connection) int { return 0 }},
+	{"UNANSWERED", func(a, b *api.Connection) int { return cmp.Compare(b.Unanswered, a.Unanswered) }},
+	{"SILENT", func(a, b *api.Connection) int { return compareAges(b.SilentSeconds, a.SilentSeconds) }},
+	{"IDLE", func(a, b *api.Connection) int { return compareAges(b.IdleSeconds, a.IdleSeconds) }},
+	{"GIVES UP", func(a, b *api.Connection) int {
 		switch {
 		case a.GivesUp == nil || b.GivesUp == nil:
 			return cmp.Compare(truth(a.GivesUp == nil), truth(b.GivesUp == nil))
@@ -208,9 +208,9 @@ var orders = []order{
 			return cmp.Compare(a.GivesUp.InSeconds, b.GivesUp.InSeconds)
 		}
 	}},
-	{"LOCAL", func(a, b *exporter.Connection) int { return compareEndpoints(a.Local, b.Local) }},
-	{"REMOTE", func(a, b *exporter.Connection) int { return compareEndpoints(a.Remote, b.Remote) }},
-	{ownerTitle, func(a, b *exporter.Connection) int {
+	{"LOCAL", func(a, b *api.Connection) int { return compareEndpoints(a.Local, b.Local) }},
+	{"REMOTE", func(a, b *api.Connection) int { return compareEndpoints(a.Remote, b.Remote) }},
+	{ownerTitle, func(a, b *api.Connection) int {
 		return cmp.Compare(owner(&a.Ownership), owner(&b.Ownership))
 	}},
 }
@@ -230,7 +230,7 @@ func compareAges(a, b *float64) int {
 	return cmp.Compare(*a, *b)
 }
 
-func compareEndpoints(a, b exporter.Endpoint) int {
+func compareEndpoints(a, b api.Endpoint) int {
 	ipA, _ := netip.ParseAddr(a.IP)
 	ipB, _ := netip.ParseAddr(b.IP)
 	return cmp.Or(ipA.Compare(ipB), cmp.Compare(a.Port, b.Port))
@@ -246,11 +246,11 @@ func (m screen) arrange() screen {
 		}
 	}
 	compare := orders[m.by].compare
-	slices.SortStableFunc(m.rows, func(a, b exporter.Connection) int { return compare(&a, &b) })
+	slices.SortStableFunc(m.rows, func(a, b api.Connection) int { return compare(&a, &b) })
 	if m.reversed {
 		slices.Reverse(m.rows)
 	}
-	switch i := slices.IndexFunc(m.rows, func(c exporter.Connection) bool { return c.Cookie == m.chosen }); {
+	switch i := slices.IndexFunc(m.rows, func(c api.Connection) bool { return c.Cookie == m.chosen }); {
 	case m.chosen == "":
 		m.cursor = 0
 	case i >= 0:
@@ -408,10 +408,10 @@ func (m screen) edit(msg tea.Msg) (screen, tea.Cmd) {
 // refilter applies what has been typed so far, as far as it means something. Words
 // are looked for in what there is, for all else somebody has to look.
 func (m screen) refilter() (screen, tea.Cmd) {
-	before := m.filter.filterText()
+	before := filterText(&m.filter.Query)
 	m.filter, m.inputErr = parseFilter(m.input.Value())
 	m = m.arrange()
-	if before != m.filter.filterText() {
+	if before != filterText(&m.filter.Query) {
 		return m.look()
 	}
 	return m, nil

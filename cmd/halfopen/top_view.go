@@ -13,7 +13,8 @@ import (
 	tea "charm.land/bubbletea/v2"
 	"github.com/charmbracelet/x/ansi"
 
-	"github.com/halfopen/halfopen/exporter"
+	"github.com/halfopen/halfopen/collector/conn"
+	"github.com/halfopen/halfopen/exporter/api"
 )
 
 // View implements tea.Model.
@@ -128,8 +129,8 @@ func (m screen) title() string {
 	state, style := m.state()
 	right := m.p.paint(style, state) + "  " + m.shown().Local().Format(time.TimeOnly)
 	name, source, running := m.p.paint(bold, "halfopen top")+"  ", printable(m.src.String()), ""
-	if r := m.reading; !r.node.started.IsZero() {
-		running = m.p.paint(faint, ", running for "+age(max(0, r.at.Sub(r.node.started)+m.shown().Sub(m.read)).Truncate(time.Second)))
+	if r := m.reading; !r.node.status.StartedAt.IsZero() {
+		running = m.p.paint(faint, ", running for "+age(max(0, r.at.Sub(r.node.status.StartedAt)+m.shown().Sub(m.read)).Truncate(time.Second)))
 	}
 	for _, left := range []string{name + source + running, name + source} {
 		if ansi.StringWidth(left)+2+ansi.StringWidth(right) <= m.width {
@@ -141,7 +142,7 @@ func (m screen) title() string {
 
 // state says how the agent is, and how we are.
 func (m screen) state() (string, style) {
-	n := &m.reading.node
+	s := &m.reading.node.status
 	var troubles []string
 	trouble := func(format string, args ...any) { troubles = append(troubles, fmt.Sprintf(format, args...)) }
 	switch {
@@ -151,17 +152,17 @@ func (m screen) state() (string, style) {
 		return "no answer for " + age(m.now.Sub(m.asked).Truncate(time.Second)), yellow
 	case m.paused:
 		return "paused", yellow
-	case !n.counted:
+	case s.Census.At == nil:
 		return "first census under way", yellow
 	}
-	if len(n.detached) > 0 {
-		trouble("not attached: %s", printable(strings.Join(n.detached, " ")))
+	if len(s.Detached) > 0 {
+		trouble("not attached: %s", printable(strings.Join(s.Detached, " ")))
 	}
-	if n.lost > 0 {
-		trouble("%s lost", plural(n.lost, "event"))
+	if lost := s.Lost(); lost > 0 {
+		trouble("%s lost", plural(int(lost), "event"))
 	}
-	if len(n.degraded) > 0 {
-		trouble("not all is seen: %s", printable(strings.Join(n.degraded, " ")))
+	if reasons := s.Reasons(); len(reasons) > 0 {
+		trouble("not all is seen: %s", printable(strings.Join(reasons, " ")))
 	}
 	if len(troubles) > 0 {
 		return strings.Join(troubles, ", "), yellow
@@ -173,7 +174,7 @@ func (m screen) state() (string, style) {
 func (m screen) summary() string {
 	n := &m.reading.node
 	var all, some []string
-	for _, name := range verdictNames() {
+	for _, name := range conn.VerdictNames() {
 		count := n.verdicts[name]
 		part := fmt.Sprintf("%d %s", count, name)
 		if count == 0 {
@@ -199,7 +200,7 @@ func (m screen) summary() string {
 func (m screen) deaths() string {
 	r := m.reading
 	since := time.Hour
-	if up := r.at.Sub(r.node.started); !r.node.started.IsZero() && up < since {
+	if up := r.at.Sub(r.node.status.StartedAt); !r.node.status.StartedAt.IsZero() && up < since {
 		since = up
 	}
 	counts := make(map[string]int)
@@ -258,7 +259,7 @@ func (m screen) table(room int) []string {
 	if len(m.rows) == 0 {
 		return []string{m.p.paint(faint, m.filter.nothing("connection"))}
 	}
-	connections := make([]exporter.Connection, len(m.rows))
+	connections := make([]api.Connection, len(m.rows))
 	for i := range m.rows {
 		connections[i] = older(&m.rows[i], m.shown().Sub(m.read))
 	}
@@ -303,7 +304,7 @@ func mark(reversed bool) string {
 func inverse(s string) string { return "\x1b[7m" + s + "\x1b[0m" }
 
 // older is a connection after some more time in which nothing happened.
-func older(c *exporter.Connection, by time.Duration) exporter.Connection {
+func older(c *api.Connection, by time.Duration) api.Connection {
 	o := *c
 	for _, seconds := range []**float64{&o.SilentSeconds, &o.IdleSeconds} {
 		if *seconds != nil {

@@ -15,7 +15,7 @@ import (
 
 	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/collector/conn"
-	"github.com/halfopen/halfopen/exporter"
+	"github.com/halfopen/halfopen/exporter/api"
 )
 
 // traceBuffer is how many events may wait to be printed.
@@ -35,6 +35,9 @@ type trace struct {
 	thresholds
 }
 
+// traceFilters are the filters of connections that apply to what happens to them.
+var traceFilters = []string{"verdict", "port", "pid"}
+
 func traceFlags(cmd *kingpin.CmdClause) action {
 	var t trace
 	cmd.Flag("output", "How to print: text, or json with one object a line.").Short('o').Default("text").
@@ -42,10 +45,8 @@ func traceFlags(cmd *kingpin.CmdClause) action {
 	cmd.Flag("duration", "Stop after this long, instead of when interrupted.").PlaceHolder("DURATION").
 		SetValue(&value[time.Duration]{flag: "duration", parse: positiveDuration, into: &t.duration})
 	cmd.Flag("all", "Print the first unanswered probe or retransmission in a row too, which nearly always is answered at once.").BoolVar(&t.all)
-	t.verdictFlag(cmd)
+	t.selection.addFilters(cmd, func(f *api.Filter[collector.Query]) bool { return slices.Contains(traceFilters, f.Name) })
 	t.causeFlag(cmd, "Only deaths, and only of this cause, such as keepalive_timeout.")
-	t.portFlag(cmd)
-	t.pidFlag(cmd)
 	t.peer.flags(cmd, "Watch through")
 	t.thresholds.verdictFlags(cmd)
 	t.thresholds.censusFlag(cmd)
@@ -159,8 +160,8 @@ func batch[T any](ctx context.Context, c <-chan T) []T {
 
 // pick leaves those that the filters let through, and has their owners filled in:
 // the collector itself looks for them only after it has told of a connection.
-func (t *trace) pick(notices []conn.Notice, fill func([]conn.Connection) error) ([]exporter.Notice, error) {
-	notices = slices.DeleteFunc(notices, func(n conn.Notice) bool { return !t.wanted(new(exporter.NewNotice(&n))) })
+func (t *trace) pick(notices []conn.Notice, fill func([]conn.Connection) error) ([]api.Notice, error) {
+	notices = slices.DeleteFunc(notices, func(n conn.Notice) bool { return !t.wanted(new(api.NewNotice(&n))) })
 	connections := make([]conn.Connection, len(notices))
 	for i := range notices {
 		connections[i] = notices[i].Connection
@@ -168,9 +169,9 @@ func (t *trace) pick(notices []conn.Notice, fill func([]conn.Connection) error) 
 	if err := fill(connections); err != nil {
 		return nil, err
 	}
-	var picked []exporter.Notice
+	var picked []api.Notice
 	for i := range notices {
-		n := exporter.NewNotice(new(notices[i].WithOwner(&connections[i])))
+		n := api.NewNotice(new(notices[i].WithOwner(&connections[i])))
 		if t.owned(&n) {
 			picked = append(picked, n)
 		}
@@ -180,34 +181,34 @@ func (t *trace) pick(notices []conn.Notice, fill func([]conn.Connection) error) 
 
 // wanted tells whether the filters let a notice through: within a filter any,
 // between filters all. That of its owner is for later.
-func (t *trace) wanted(n *exporter.Notice) bool {
-	if len(t.causes) > 0 && (n.Death == nil || !slices.ContainsFunc(t.causes, func(c conn.Cause) bool { return c.String() == n.Death.Cause })) {
+func (t *trace) wanted(n *api.Notice) bool {
+	if len(t.deaths.Causes) > 0 && (n.Death == nil || !slices.ContainsFunc(t.deaths.Causes, func(c conn.Cause) bool { return c.String() == n.Death.Cause })) {
 		return false
 	}
 	id := identityOf(n)
-	return (len(t.verdicts) == 0 || slices.ContainsFunc(t.verdicts, func(v conn.Verdict) bool { return id.verdict != nil && v.String() == *id.verdict })) &&
-		(len(t.ports) == 0 || slices.Contains(t.ports, id.local.Port) || slices.Contains(t.ports, id.remote.Port))
+	return (len(t.Verdicts) == 0 || slices.ContainsFunc(t.Verdicts, func(v conn.Verdict) bool { return id.verdict != nil && v.String() == *id.verdict })) &&
+		(len(t.Ports) == 0 || slices.Contains(t.Ports, id.local.Port) || slices.Contains(t.Ports, id.remote.Port))
 }
 
-func (t *trace) owned(n *exporter.Notice) bool {
+func (t *trace) owned(n *api.Notice) bool {
 	owner := identityOf(n).owner
-	return len(t.pids) == 0 || owner.Process != nil && slices.Contains(t.pids, owner.Process.PID)
+	return len(t.PIDs) == 0 || owner.Process != nil && slices.Contains(t.PIDs, owner.Process.PID)
 }
 
 // ownerUnknown reports whether some process holds the connection, and which is not known.
-func ownerUnknown(n *exporter.Notice) bool {
+func ownerUnknown(n *api.Notice) bool {
 	owner := identityOf(n).owner
 	return owner.Process == nil && owner.Accepted == nil && owner.UID != nil
 }
 
 // identity is what notices of all kinds have.
 type identity struct {
-	local, remote exporter.Endpoint
+	local, remote api.Endpoint
 	verdict       *string
-	owner         *exporter.Ownership
+	owner         *api.Ownership
 }
 
-func identityOf(n *exporter.Notice) identity {
+func identityOf(n *api.Notice) identity {
 	if d := n.Death; d != nil {
 		return identity{d.Local, d.Remote, d.Verdict, &d.Ownership}
 	}
@@ -216,10 +217,10 @@ func identityOf(n *exporter.Notice) identity {
 }
 
 // printer returns what prints a notice, at once: as it was received, if that is not nil.
-func (t *trace) printer(w io.Writer) func(n *exporter.Notice, received []byte) error {
+func (t *trace) printer(w io.Writer) func(n *api.Notice, received []byte) error {
 	if t.output == "json" {
-		enc := json.NewEncoder(harmlessJSON{w})
-		return func(n *exporter.Notice, received []byte) error {
+		enc := json.NewEncoder(escapingWriter{w})
+		return func(n *api.Notice, received []byte) error {
 			if received != nil { // it may be more than we know
 				return enc.Encode(json.RawMessage(received))
 			}
@@ -227,14 +228,14 @@ func (t *trace) printer(w io.Writer) func(n *exporter.Notice, received []byte) e
 		}
 	}
 	p := paletteFor(w)
-	return func(n *exporter.Notice, _ []byte) error {
+	return func(n *api.Notice, _ []byte) error {
 		_, err := io.WriteString(w, traceLine(n, p))
 		return err
 	}
 }
 
 // traceLine is a notice as text: when, what, which connection, and in words.
-func traceLine(n *exporter.Notice, p palette) string {
+func traceLine(n *api.Notice, p palette) string {
 	id := identityOf(n)
 	s := bold
 	if n.Death == nil {
@@ -259,7 +260,7 @@ func word(s *string) string {
 }
 
 // words say what happened.
-func words(n *exporter.Notice) string {
+func words(n *api.Notice) string {
 	c := n.Connection
 	switch n.Event {
 	case "solicitation":
@@ -275,7 +276,7 @@ func words(n *exporter.Notice) string {
 
 // evidence is what kind of solicitation has just been sent. The connection's own
 // Evidence is still empty for the first one, which makes nobody a suspect yet.
-func evidence(c *exporter.Connection) string {
+func evidence(c *api.Connection) string {
 	switch {
 	case c.Evidence != nil:
 		return *c.Evidence
@@ -299,7 +300,7 @@ func solicitation(evidence string) string {
 	return "solicitation"
 }
 
-func silent(c *exporter.Connection) string {
+func silent(c *api.Connection) string {
 	if c.SilentSeconds == nil {
 		return ", never heard from the peer"
 	}
@@ -307,7 +308,7 @@ func silent(c *exporter.Connection) string {
 }
 
 // lasting says for how long a verdict has held already, if that is known.
-func lasting(n *exporter.Notice) string {
+func lasting(n *api.Notice) string {
 	if since := n.Connection.Since; since != nil && since.Before(n.At) {
 		return ", for " + age(n.At.Sub(*since))
 	}
@@ -315,7 +316,7 @@ func lasting(n *exporter.Notice) string {
 }
 
 // outlook says when the kernel will notice.
-func outlook(c *exporter.Connection) string {
+func outlook(c *api.Connection) string {
 	if c.GivesUp == nil {
 		return "; the kernel never gives up"
 	}
@@ -323,7 +324,7 @@ func outlook(c *exporter.Connection) string {
 }
 
 // why says what a verdict rests on, which was another before, "" if none is known.
-func why(c *exporter.Connection, from string) string {
+func why(c *api.Connection, from string) string {
 	troubled := func(verdict string) bool { // one of another version's agent, too
 		v, err := conn.ParseVerdict(verdict)
 		return verdict != "" && (err != nil || v >= conn.Suspect)
@@ -344,7 +345,7 @@ func why(c *exporter.Connection, from string) string {
 
 // deathWords say how a connection ended: cause, what the application is told,
 // and what had been known about it.
-func deathWords(d *exporter.Death) string {
+func deathWords(d *api.Death) string {
 	s := text(&d.Cause)
 	if d.During != nil {
 		s += " during " + text(d.During)

@@ -5,6 +5,7 @@ package conn
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -36,15 +37,30 @@ const (
 	Verdicts = int(Zombie) + 1
 )
 
-var verdictNames = [Verdicts]string{"active", "idle", "unguarded", "stalled", "suspect", "zombie"}
+var verdictNames = [Verdicts]string{
+	Active:    "active",
+	Idle:      "idle",
+	Unguarded: "unguarded",
+	Stalled:   "stalled",
+	Suspect:   "suspect",
+	Zombie:    "zombie",
+}
 
 // String returns the verdict's name in the contract.
 func (v Verdict) String() string { return verdictNames[v] }
 
 // ParseVerdict is the reverse of String.
 func ParseVerdict(s string) (Verdict, error) {
-	v, err := parse(s, verdictNames[:], "verdict")
+	v, err := parseName(s, verdictNames[:], VerdictNames(), "verdict")
 	return Verdict(v), err
+}
+
+// VerdictNames returns the names of all verdicts, worst first: the order in which
+// connections are listed.
+func VerdictNames() []string {
+	names := slices.Clone(verdictNames[:])
+	slices.Reverse(names)
+	return names
 }
 
 // Evidence is the kind of solicitation that was not answered.
@@ -58,10 +74,31 @@ const (
 	EvidenceWindowProbe = Evidence(bpf.EvidenceWindowProbe)
 )
 
-var evidenceNames = [...]string{"", "keepalive", "retransmit", "window_probe"}
+var evidenceNames = [...]string{
+	EvidenceKeepalive:   "keepalive",
+	EvidenceRetransmit:  "retransmit",
+	EvidenceWindowProbe: "window_probe",
+}
 
 // String returns the name in the contract, "" for NoEvidence.
 func (e Evidence) String() string { return nameOf(evidenceNames[:], uint8(e)) }
+
+var solicitationNames = [...]string{
+	NoEvidence:          "solicitation",
+	EvidenceKeepalive:   "keepalive probe",
+	EvidenceRetransmit:  "retransmission",
+	EvidenceWindowProbe: "window probe",
+}
+
+// Solicitation returns the words for one solicitation of this kind, such as "keepalive
+// probe"; add an s for several. For NoEvidence it is "solicitation".
+func (e Evidence) Solicitation() string { return nameOf(solicitationNames[:], uint8(e)) }
+
+// ParseEvidence is the reverse of String.
+func ParseEvidence(s string) (Evidence, error) {
+	v, err := parseName(s, evidenceNames[:], evidenceNames[EvidenceKeepalive:], "evidence")
+	return Evidence(v), err
+}
 
 // Cause is how a connection ended.
 type Cause uint8
@@ -87,15 +124,26 @@ const (
 )
 
 var causeNames = [Causes]string{
-	"unknown", "keepalive_timeout", "user_timeout", "retransmit_timeout", "window_probe_timeout",
-	"connect_timeout", "orphan_timeout", "reset_by_peer", "refused", "unreachable", "aborted",
-	"destroyed", "out_of_memory", "closed",
+	CauseUnknown:            "unknown",
+	CauseKeepaliveTimeout:   "keepalive_timeout",
+	CauseUserTimeout:        "user_timeout",
+	CauseRetransmitTimeout:  "retransmit_timeout",
+	CauseWindowProbeTimeout: "window_probe_timeout",
+	CauseConnectTimeout:     "connect_timeout",
+	CauseOrphanTimeout:      "orphan_timeout",
+	CauseResetByPeer:        "reset_by_peer",
+	CauseRefused:            "refused",
+	CauseUnreachable:        "unreachable",
+	CauseAborted:            "aborted",
+	CauseDestroyed:          "destroyed",
+	CauseOutOfMemory:        "out_of_memory",
+	CauseClosed:             "closed",
 }
 
 // String returns the cause's name in the contract.
 func (c Cause) String() string { return nameOf(causeNames[:], uint8(c)) }
 
-// timeout tells whether a timer of the kernel's was it.
+// timeout reports whether one of the kernel's timers ended the connection.
 func (c Cause) timeout() bool {
 	switch c {
 	case CauseKeepaliveTimeout, CauseUserTimeout, CauseRetransmitTimeout, CauseWindowProbeTimeout,
@@ -107,9 +155,12 @@ func (c Cause) timeout() bool {
 
 // ParseCause is the reverse of String.
 func ParseCause(s string) (Cause, error) {
-	c, err := parse(s, causeNames[:], "cause")
+	c, err := parseName(s, causeNames[:], CauseNames(), "cause")
 	return Cause(c), err
 }
+
+// CauseNames returns the names of all causes.
+func CauseNames() []string { return slices.Clone(causeNames[:]) }
 
 // Risk is what may one day make a healthy connection a zombie, or hide it.
 type Risk uint8
@@ -126,8 +177,11 @@ const (
 )
 
 var riskNames = [Risks]string{
-	"no_keepalive", "keepalive_slower_than_middlebox", "user_timeout_overrides_keepcnt",
-	"keepalive_masked_by_unacked_data", "close_wait_leak",
+	RiskNoKeepalive:                  "no_keepalive",
+	RiskKeepaliveSlowerThanMiddlebox: "keepalive_slower_than_middlebox",
+	RiskUserTimeoutOverridesKeepcnt:  "user_timeout_overrides_keepcnt",
+	RiskKeepaliveMaskedByUnackedData: "keepalive_masked_by_unacked_data",
+	RiskCloseWaitLeak:                "close_wait_leak",
 }
 
 // String returns the risk's name in the contract.
@@ -135,9 +189,12 @@ func (r Risk) String() string { return riskNames[r] }
 
 // ParseRisk is the reverse of String.
 func ParseRisk(s string) (Risk, error) {
-	v, err := parse(s, riskNames[:], "risk")
+	v, err := parseName(s, riskNames[:], RiskNames(), "risk")
 	return Risk(v), err
 }
+
+// RiskNames returns the names of all risks.
+func RiskNames() []string { return slices.Clone(riskNames[:]) }
 
 // State is the kernel's TCP state (include/net/tcp_states.h).
 type State uint8
@@ -160,8 +217,17 @@ const (
 )
 
 var stateNames = [States]string{
-	"", "established", "syn_sent", "syn_recv", "fin_wait1", "fin_wait2", "time_wait", "close",
-	"close_wait", "last_ack", "listen", "closing",
+	Established: "established",
+	SynSent:     "syn_sent",
+	SynRecv:     "syn_recv",
+	FinWait1:    "fin_wait1",
+	FinWait2:    "fin_wait2",
+	TimeWait:    "time_wait",
+	Close:       "close",
+	CloseWait:   "close_wait",
+	LastAck:     "last_ack",
+	Listen:      "listen",
+	Closing:     "closing",
 }
 
 // String returns the state's name in the contract.
@@ -178,9 +244,12 @@ func (s State) Judged() bool {
 
 // ParseState is the reverse of String.
 func ParseState(s string) (State, error) {
-	v, err := parse(s, stateNames[:], "state")
+	v, err := parseName(s, stateNames[:], StateNames(), "state")
 	return State(v), err
 }
+
+// StateNames returns the names of all states.
+func StateNames() []string { return slices.Clone(stateNames[Established:]) }
 
 // StateOf is the state of the kernel's number; 0, which has no name, where that is
 // none of the contract's.
@@ -194,7 +263,8 @@ func StateOf(kernel uint8) State {
 	return State(kernel)
 }
 
-// nameOf is the name of a value that the kernel gave; that of 0 where it has none.
+// nameOf returns the name of a value that the kernel gave, or the name of 0 if the
+// value has none.
 func nameOf(names []string, v uint8) string {
 	if int(v) >= len(names) {
 		v = 0
@@ -202,13 +272,12 @@ func nameOf(names []string, v uint8) string {
 	return names[v]
 }
 
-func parse(s string, names []string, what string) (int, error) {
-	for i, n := range names {
-		if n == s && n != "" {
-			return i, nil
-		}
+// parseName returns the index of s in names. Its error lists the names there are.
+func parseName(s string, names, there []string, what string) (int, error) {
+	if i := slices.Index(names, s); i >= 0 && s != "" {
+		return i, nil
 	}
-	return 0, fmt.Errorf("unknown %s %q", what, s)
+	return 0, fmt.Errorf("unknown %s %q (there are %s)", what, s, strings.Join(there, ", "))
 }
 
 // FormatCookie prints a socket's cookie as `ss -e` does after "sk:".
@@ -319,7 +388,11 @@ const (
 	HistoryVerdict                         // the verdict changed
 )
 
-var historyKindNames = [...]string{"solicitation", "answer", "verdict"}
+var historyKindNames = [...]string{
+	HistorySolicitation: "solicitation",
+	HistoryAnswer:       "answer",
+	HistoryVerdict:      "verdict",
+}
 
 func (k HistoryKind) String() string { return historyKindNames[k] }
 
