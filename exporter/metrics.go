@@ -11,7 +11,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/halfopen/halfopen/bpf"
 	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/collector/conn"
 )
@@ -82,27 +81,6 @@ var (
 	}
 )
 
-// The labels of what bpf counts by index.
-var (
-	retransmitTypes = [bpf.RetransmitTypes]string{
-		bpf.RetransmitTimeout:       "timeout",
-		bpf.RetransmitFast:          "fast",
-		bpf.RetransmitTailLossProbe: "tail_loss_probe",
-		bpf.RetransmitSyn:           "syn",
-		bpf.RetransmitSynack:        "synack",
-	}
-	eventTypes = [bpf.EventTypes]string{
-		bpf.EventSolicitation: "solicitation",
-		bpf.EventDeath:        "death",
-	}
-	faults = [bpf.Faults]string{
-		bpf.FaultWatchFull:    "watch_full",
-		bpf.FaultNoCookie:     "no_cookie",
-		bpf.FaultRememberFull: "remember_full",
-		bpf.FaultCensusFull:   "census_full",
-	}
-)
-
 type metrics struct{ src Source }
 
 // NewMetrics makes the halfopen_tcp_* metrics and the agent's own from the
@@ -154,15 +132,15 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 	k := &stats.Kernel
 	counter(probesSentDesc, k.ProbesSent)
 	counter(probesAnsweredDesc, k.ProbesAnswered)
-	for i, name := range retransmitTypes {
-		counter(retransmitsDesc, k.Retransmits[i], name)
+	for t := range conn.RetransmitType(conn.RetransmitTypes) {
+		counter(retransmitsDesc, k.Retransmits[t], t.String())
 	}
 	for c := range conn.Cause(conn.Causes) {
 		counter(deathsDesc, k.Deaths[c], c.String())
 	}
-	for i, name := range eventTypes {
-		counter(eventsDesc, k.Events[i], name)
-		counter(eventsSuppressedDesc, k.Suppressed[i], name)
+	for t := range conn.EventType(conn.EventTypes) {
+		counter(eventsDesc, k.Events[t], t.String())
+		counter(eventsSuppressedDesc, k.Suppressed[t], t.String())
 	}
 	for name, n := range eventsLost(&stats) {
 		counter(eventsLostDesc, n, name)
@@ -196,14 +174,15 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// eventsLost are all the ways in which something was not delivered.
+// eventsLost returns how many events were not delivered, by type, and how many faults
+// the kernel programs met.
 func eventsLost(s *collector.Stats) map[string]uint64 {
 	lost := map[string]uint64{"recursion": 0}
-	for i, name := range eventTypes {
-		lost[name] += s.Kernel.Lost[i]
+	for t := range conn.EventType(conn.EventTypes) {
+		lost[t.String()] += s.Kernel.Lost[t]
 	}
-	for i, name := range faults {
-		lost[name] += s.Kernel.Faults[i]
+	for f := range conn.Fault(conn.Faults) {
+		lost[f.String()] += s.Kernel.Faults[f]
 	}
 	for _, n := range s.Missed {
 		lost["recursion"] += n

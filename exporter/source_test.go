@@ -13,7 +13,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/halfopen/halfopen/bpf"
 	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/collector/explain"
@@ -160,7 +159,7 @@ func fullStats() collector.Stats {
 	for i := range k.Retransmits {
 		k.Retransmits[i] = uint64(400 + i)
 	}
-	for i := range bpf.EventTypes {
+	for i := range conn.EventTypes {
 		k.Events[i], k.Lost[i], k.Suppressed[i] = uint64(500+i), uint64(600+i), uint64(700+i)
 	}
 	for i := range k.Faults {
