@@ -465,7 +465,7 @@ func TestPageSaysWhenTheStreamIsLost(t *testing.T) {
 		t.Errorf("the agent took %v to stop, with a page open", took)
 	}
 	b.is("it says so", `document.getElementById('link').dataset.state === 'lost' && !document.getElementById('notice').hidden`)
-	b.is("it says so aloud", `document.getElementById('said').textContent.includes('does not answer')`)
+	b.is("it says so aloud", `document.getElementById('announcement').textContent.includes('does not answer')`)
 	b.is("what was known is still there", rows+" > 0")
 
 	n.dial(lonely, 1) // while nobody looks

@@ -289,15 +289,8 @@ func evidence(c *api.Connection) string {
 }
 
 func solicitation(evidence string) string {
-	switch evidence {
-	case conn.EvidenceKeepalive.String():
-		return "keepalive probe"
-	case conn.EvidenceRetransmit.String():
-		return "retransmission"
-	case conn.EvidenceWindowProbe.String():
-		return "window probe"
-	}
-	return "solicitation"
+	e, _ := conn.ParseEvidence(evidence) // NoEvidence if this version does not know it
+	return e.Solicitation()
 }
 
 func silent(c *api.Connection) string {

@@ -83,23 +83,6 @@ var evidenceNames = [...]string{
 // String returns the name in the contract, "" for NoEvidence.
 func (e Evidence) String() string { return nameOf(evidenceNames[:], uint8(e)) }
 
-var solicitationNames = [...]string{
-	NoEvidence:          "solicitation",
-	EvidenceKeepalive:   "keepalive probe",
-	EvidenceRetransmit:  "retransmission",
-	EvidenceWindowProbe: "window probe",
-}
-
-// Solicitation returns the words for one solicitation of this kind, such as "keepalive
-// probe"; add an s for several. For NoEvidence it is "solicitation".
-func (e Evidence) Solicitation() string { return nameOf(solicitationNames[:], uint8(e)) }
-
-// ParseEvidence is the reverse of String.
-func ParseEvidence(s string) (Evidence, error) {
-	v, err := parseName(s, evidenceNames[:], evidenceNames[EvidenceKeepalive:], "evidence")
-	return Evidence(v), err
-}
-
 // Cause is how a connection ended.
 type Cause uint8
 
@@ -143,8 +126,8 @@ var causeNames = [Causes]string{
 // String returns the cause's name in the contract.
 func (c Cause) String() string { return nameOf(causeNames[:], uint8(c)) }
 
-// timeout reports whether one of the kernel's timers ended the connection.
-func (c Cause) timeout() bool {
+// IsTimeout reports whether a timer of the kernel ended the connection.
+func (c Cause) IsTimeout() bool {
 	switch c {
 	case CauseKeepaliveTimeout, CauseUserTimeout, CauseRetransmitTimeout, CauseWindowProbeTimeout,
 		CauseConnectTimeout, CauseOrphanTimeout:

@@ -60,7 +60,7 @@ func FuzzForecast(f *testing.F) {
 		at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 		connection := rules.Describe(&c, at)
 		describes(t, &connection)
-		if by := connection.GivesUp.By; by != CauseUnknown && !by.timeout() {
+		if by := connection.GivesUp.By; by != CauseUnknown && !by.IsTimeout() {
 			t.Fatalf("it gives up by %v", by)
 		}
 	})

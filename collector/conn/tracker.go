@@ -358,7 +358,7 @@ func (t *Tracker) recordDeath(cookie uint64, m *tracked, d Death) {
 			d.ZombieFor = max(d.DiedAt.Sub(m.since), 0)
 			t.zombieSeconds.observe(d.ZombieFor)
 		}
-		if m.forecast.Ever() && d.Cause.timeout() {
+		if m.forecast.Ever() && d.Cause.IsTimeout() {
 			d.Forecast, d.ForecastError = m.forecast, m.forecast.miss(d.DiedAt)
 			t.forecastError.observe(d.ForecastError.Abs())
 		}
