@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/text/width"
 
+	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/exporter/api"
 	"github.com/halfopen/halfopen/internal/humanize"
 )
@@ -81,33 +82,27 @@ func owner(o *api.Ownership) string {
 // nameWidth is the room for the name of a unit.
 const nameWidth = 30
 
-// runsIn prints what the owner of a connection is part of: the best that there
-// is of its pod, its container and its unit, short, but enough for --owner.
+// runsIn prints the best name of what the owner of a connection is part of: its pod, its
+// container or its unit, short, but enough for --owner.
 func runsIn(o *api.Ownership) string {
-	switch {
-	case known(o.PodUID):
-		return ownerName("pod", *o.PodUID)
-	case known(o.ContainerID):
-		return ownerName("container", *o.ContainerID)
-	case known(o.Unit):
-		return ownerName("unit", *o.Unit)
-	}
-	return none
+	group := o.Group()
+	kind, name := group.Owner()
+	return ownerName(kind.String(), name)
 }
 
-// runsInAll prints all of it, or else the control group.
+// runsInAll prints a pod with its container, and the control group if there is no better
+// name.
 func runsInAll(o *api.Ownership) string {
+	group := o.Group()
 	best := runsIn(o)
 	switch {
-	case known(o.PodUID) && known(o.ContainerID):
-		return best + " " + ownerName("container", *o.ContainerID)
-	case best == none && known(o.Cgroup) && *o.Cgroup != "/":
-		return cut(printable(*o.Cgroup), nameWidth)
+	case group.PodUID != "" && group.ContainerID != "":
+		return best + " " + ownerName(conn.OwnerContainer.String(), group.ContainerID)
+	case best == none && group.Path != "" && group.Path != "/":
+		return cut(printable(group.Path), nameWidth)
 	}
 	return best
 }
-
-func known(s *string) bool { return s != nil && *s != "" }
 
 // The digits of an id that are shown: of a container's as its runtime does.
 const (
@@ -115,14 +110,14 @@ const (
 	podDigits       = 8
 )
 
-// ownerName prints the name of an owner of that kind.
+// ownerName prints the name of an owner of that kind, as the API has both.
 func ownerName(kind, name string) string {
 	switch {
 	case name == "":
 		return none
-	case kind == "pod":
+	case kind == conn.OwnerPod.String():
 		return "pod " + printable(name[:min(len(name), podDigits)])
-	case kind == "container":
+	case kind == conn.OwnerContainer.String():
 		return "container " + printable(name[:min(len(name), containerDigits)])
 	}
 	return cut(printable(name), nameWidth)

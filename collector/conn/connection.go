@@ -84,6 +84,20 @@ var evidenceNames = [...]string{
 func (e Evidence) String() string { return nameOf(evidenceNames[:], uint8(e)) }
 
 // Cause is how a connection ended.
+//
+// To add a cause, change these places. A test fails for each one that is forgotten, and
+// the metrics, the API, the flags and the live page follow by themselves.
+//
+//   - bpf/halfopen.h: the constant; bpf/deaths.h: the rule that finds it (make generate)
+//   - here: the constant, the name and, if a timer of the kernel is the cause, IsTimeout
+//   - meanings.go: what it means, for docs/metrics.md (make generate)
+//   - docs/architecture.md: the rule, in the table of "The cause of a death"
+//   - e2e/scenario_test.go: a scenario that reaches it, or a line in docs/kernel.md, "What
+//     no test reaches"; e2e/exact_test.go: the list of causes
+//   - exporter/metrics_test.go: the list of causes, and the golden scrape (-update)
+//   - a timeout: what the application gets, in endings of explain/explain.go; and
+//     deploy/prometheus/halfopen.rules.yml, internal/dashboards/panels.go and
+//     docs/runbooks/HalfopenTimeoutsRising.md, if an alert should count it
 type Cause uint8
 
 // The causes; Unknown where none of the others could be shown.
@@ -339,23 +353,21 @@ func (c *Connection) IPv6() bool { return c.Local.Addr().Is6() }
 // Held tells whether a process can hold the socket.
 func (c *Connection) Held() bool { return c.Accepted && !c.Orphaned }
 
-// Owner is a name for whose the connection is: the pod's UID, else the id of the
-// container, as short as its runtime prints it, else the unit, else the name of
-// the process, which may be any bytes; "" if none is known.
+// Owner returns the best name of the connection's owner, without its kind. See
+// [Connection.OwnerName].
 func (c *Connection) Owner() string {
 	_, name := c.OwnerName()
 	return name
 }
 
+// OwnerName returns the best name of the connection's owner: that of its control group
+// ([Cgroup.Owner]), else the name of the process, which may be any bytes; NoOwner and ""
+// if none is known.
 func (c *Connection) OwnerName() (OwnerKind, string) {
-	switch {
-	case c.Cgroup.PodUID != "":
-		return OwnerPod, c.Cgroup.PodUID
-	case c.Cgroup.ContainerID != "":
-		return OwnerContainer, c.Cgroup.ContainerID[:12]
-	case c.Cgroup.Unit != "":
-		return OwnerUnit, c.Cgroup.Unit
-	case c.Process != nil:
+	if kind, name := c.Cgroup.Owner(); kind != NoOwner {
+		return kind, name
+	}
+	if c.Process != nil {
 		return OwnerProcess, c.Process.Comm
 	}
 	return NoOwner, ""

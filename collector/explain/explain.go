@@ -448,13 +448,15 @@ func (x *explainer) answering() string {
 	return "As long as the peer answers and its window stays closed, it never gives up."
 }
 
-var endings = map[conn.Cause]string{
+// endings is what the application gets when the kernel gives the connection up, for each
+// cause that is a timeout.
+var endings = [conn.Causes]string{
 	conn.CauseKeepaliveTimeout:   "the application gets ETIMEDOUT",
 	conn.CauseUserTimeout:        "the application gets ETIMEDOUT",
 	conn.CauseRetransmitTimeout:  "the application gets ETIMEDOUT",
 	conn.CauseWindowProbeTimeout: "the application gets ETIMEDOUT",
 	conn.CauseConnectTimeout:     "connect(2) fails with ETIMEDOUT",
-	conn.CauseOrphanTimeout:      "nobody is told",
+	conn.CauseOrphanTimeout:      "no application is told",
 }
 
 // end says when the kernel gives up, and what then.

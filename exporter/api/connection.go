@@ -87,6 +87,17 @@ type Ownership struct {
 	Unit        *string  `json:"unit"`         // of systemd; null: none
 }
 
+// Group returns the control group that the socket was made in, as far as it is known.
+func (o *Ownership) Group() conn.Cgroup {
+	text := func(s *string) string {
+		if s == nil {
+			return ""
+		}
+		return *s
+	}
+	return conn.Cgroup{Path: text(o.Cgroup), ContainerID: text(o.ContainerID), PodUID: text(o.PodUID), Unit: text(o.Unit)}
+}
+
 // Process is one that holds a socket. A byte of Comm that is not UTF-8 is
 // encoded as U+FFFD.
 type Process struct {
