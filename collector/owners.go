@@ -9,7 +9,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
 	"golang.org/x/sys/unix"
 )
@@ -22,7 +22,11 @@ func (c *Collector) ownersLoop(ctx context.Context) error {
 		began := time.Now()
 		c.attempt(ctx, passOwners, func() error { return c.resolveOwners(began, since) })
 		since = began
-		spacing := max(ownersSpacing, time.Duration(float64(time.Since(began))/ownersShare))
+		spacing, share := ownersSpacing, ownersShare
+		if c.awaitsOwners() {
+			spacing, share = awaitedSpacing, awaitedShare
+		}
+		spacing = max(spacing, time.Duration(float64(time.Since(began))/share))
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -40,6 +44,7 @@ func (c *Collector) ownersLoop(ctx context.Context) error {
 func (c *Collector) resolveOwners(now, since time.Time) error {
 	c.mu.Lock()
 	wanted := c.tracker.NeedOwners(now, since)
+	c.searchAwaited(wanted)
 	c.mu.Unlock()
 	if len(wanted) == 0 {
 		return nil
@@ -55,7 +60,8 @@ func (c *Collector) resolveOwners(now, since time.Time) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.tracker.Apply(&conn.Fact{Kind: conn.FactOwners, At: now, Owners: owners})
+	c.apply(&conn.Fact{Kind: conn.FactOwners, At: now, Owners: owners})
+	c.foundAwaited(owners)
 	return nil
 }
 
@@ -79,29 +85,24 @@ func (c *Collector) ownershipOf(p *conn.Process, cgroup uint64, processes proces
 // pickHolder picks one of the descriptors that hold a socket: of the processes
 // in pids, if there are such, the oldest: not a child that has just been forked and
 // will execute another program.
-func pickHolder(owners []bpf.Owner, pids []uint32) *conn.Process {
+func pickHolder(owners []abi.Owner, pids []uint32) *conn.Process {
 	if len(owners) == 0 {
 		return nil
 	}
-	other := func(o bpf.Owner) int {
+	other := func(o abi.Owner) int {
 		if slices.Contains(pids, o.Pid) {
 			return 0
 		}
 		return 1
 	}
-	o := slices.MinFunc(owners, func(a, b bpf.Owner) int {
+	o := slices.MinFunc(owners, func(a, b abi.Owner) int {
 		return cmp.Or(cmp.Compare(other(a), other(b)), cmp.Compare(a.Started, b.Started), cmp.Compare(a.Pid, b.Pid), cmp.Compare(a.Fd, b.Fd))
 	})
 	return &conn.Process{PID: o.Pid, Comm: unix.ByteSliceToString(o.Comm[:]), FD: o.Fd}
 }
 
-// FillOwners fills in Process and Group of those connections that have none yet,
-// and that somebody holds.
-func (c *Collector) FillOwners(connections []conn.Connection) error {
-	return c.fillOwners(connections, nil)
-}
-
-// fillOwners prefers, where several processes hold a socket, one of pids.
+// fillOwners fills in Process and Cgroup of the connections that a process can hold and
+// that have none yet. Where several processes hold a socket, it prefers one of pids.
 func (c *Collector) fillOwners(connections []conn.Connection, pids []uint32) error {
 	var wanted []uint64
 	for i := range connections {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
@@ -19,14 +20,14 @@ type scan struct {
 
 // classes are those that the census has to write out.
 func (q *scan) classes() []uint8 {
-	classes := []uint8{bpf.ClassTrouble}
-	for _, class := range []uint8{bpf.ClassActive, bpf.ClassIdle, bpf.ClassUnguarded} {
+	classes := []uint8{abi.ClassTrouble}
+	for _, class := range []uint8{abi.ClassActive, abi.ClassIdle, abi.ClassUnguarded} {
 		if anyOf(q.Verdicts, conn.VerdictOfClass(class)) {
 			classes = append(classes, class)
 		}
 	}
 	if q.All && len(q.Verdicts)+len(q.Risks) == 0 || q.listeners != nil {
-		classes = append(classes, bpf.ClassNone)
+		classes = append(classes, abi.ClassNone)
 	}
 	return classes
 }
@@ -40,10 +41,10 @@ const ownersBatch = 16384
 // decides. The kernel has the listeners of a network namespace come before its
 // connections. What visit is given is not kept, so that a look takes no more memory
 // than what the visitor keeps.
-func (c *Collector) scan(ctx context.Context, q *scan, visit func(*bpf.Conn, *conn.Connection)) error {
+func (c *Collector) scan(ctx context.Context, q *scan, visit func(*abi.Conn, *conn.Connection)) error {
 	c.catchUp()
 	var batch []conn.Connection
-	var written []bpf.Conn         // of the batch
+	var written []abi.Conn         // of the batch
 	var connection conn.Connection // one for all: visit makes it escape
 	var failed error
 	flush := func() {
@@ -57,14 +58,14 @@ func (c *Collector) scan(ctx context.Context, q *scan, visit func(*bpf.Conn, *co
 		}
 		batch, written = batch[:0], written[:0]
 	}
-	res, err := c.kernel.Census(ctx, q.classes(), func(k *bpf.Conn) {
+	res, err := c.kernel.Census(ctx, q.classes(), func(k *abi.Conn) {
 		if q.listeners != nil && conn.StateOf(k.State) == conn.Listen {
 			q.listeners[conn.Listener{Netns: k.Netns, Port: k.Lport}] = true
 		}
 		if !q.matches(k) {
 			return
 		}
-		connection = c.describe(k)
+		connection = c.outline(k)
 		switch {
 		case !q.matchesVerdict(&connection):
 		case !q.owners && !q.needsOwners():
@@ -97,13 +98,13 @@ func (c *Collector) noteUnwalked(res *bpf.CensusResult) {
 // connections did not get through, since they are large: what is in them is not listed.
 func (c *Collector) Unwalked() int { return int(c.unwalked.Load()) }
 
-// describe describes a connection as a pass over all sockets read it.
-func (c *Collector) describe(k *bpf.Conn) conn.Connection {
+// outline describes a connection as a pass over all sockets read it, without a forecast.
+func (c *Collector) outline(k *abi.Conn) conn.Connection {
 	at := wall(k.At)
-	if k.Class == bpf.ClassNone {
-		return c.rules.Describe(k, at)
+	if k.Class == abi.ClassNone {
+		return c.rules.Outline(k, at)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.tracker.Describe(k, at)
+	return c.tracker.Outline(k, at)
 }

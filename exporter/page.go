@@ -75,7 +75,7 @@ func servePart(name string, body []byte) http.HandlerFunc {
 const namesModule = "web/names.js"
 
 // pageNames returns namesModule: the verdicts, worst first, the risks, the causes of death,
-// what was sent to the peer, by the name of the evidence, and maxRows.
+// what was sent to the peer, by the name of the evidence, and conn.MaxRows.
 func pageNames() []byte {
 	type verdict struct {
 		Name    string `json:"name"`
@@ -112,7 +112,7 @@ func pageNames() []byte {
 	for _, export := range []struct {
 		name  string
 		value any
-	}{{"verdicts", verdicts}, {"risks", risks}, {"causes", causes}, {"evidence", evidence}, {"maxRows", maxRows}} {
+	}{{"verdicts", verdicts}, {"risks", risks}, {"causes", causes}, {"evidence", evidence}, {"maxRows", conn.MaxRows}} {
 		value, err := json.Marshal(export.value)
 		if err != nil {
 			panic(err) // it has nothing that JSON has not

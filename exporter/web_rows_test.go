@@ -102,12 +102,11 @@ func TestPageFindsRowsByWhatTheyAreNow(t *testing.T) {
 
 // rowJSON returns a connection as a row of the stream: whole, or what differs from before.
 func rowJSON(c, before *conn.Connection) string {
-	r := newRow(c)
-	if before == nil {
-		return string(r.appendJSON(nil, nil))
+	var old *conn.Row
+	if before != nil {
+		old = conn.NewRow(before)
 	}
-	old := newRow(before)
-	return string(r.appendJSON(nil, &old))
+	return string(appendRow(nil, conn.NewRow(c), old))
 }
 
 // After any changes of a connection, the page has the row that it would have if it had been

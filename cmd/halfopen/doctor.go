@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector"
 )
 
@@ -266,7 +267,7 @@ func (r *report) look(ctx context.Context, k *bpf.Kernel) {
 
 	found := false
 	began := time.Now()
-	res, err := k.Census(ctx, []uint8{bpf.ClassActive, bpf.ClassTrouble, bpf.ClassIdle, bpf.ClassUnguarded}, func(c *bpf.Conn) {
+	res, err := k.Census(ctx, []uint8{abi.ClassActive, abi.ClassTrouble, abi.ClassIdle, abi.ClassUnguarded}, func(c *abi.Conn) {
 		found = found || c.Cookie == cookie
 	})
 	took := time.Since(began)

@@ -2,7 +2,7 @@
 
 package conn
 
-import "github.com/halfopen/halfopen/bpf"
+import "github.com/halfopen/halfopen/bpf/abi"
 
 // RetransmitType is what made the kernel send a segment again: the index of the kernel
 // counters' Retransmits.
@@ -10,13 +10,13 @@ type RetransmitType uint8
 
 // The types of retransmissions.
 const (
-	RetransmitTimeout       = RetransmitType(bpf.RetransmitTimeout)
-	RetransmitFast          = RetransmitType(bpf.RetransmitFast)
-	RetransmitTailLossProbe = RetransmitType(bpf.RetransmitTailLossProbe)
-	RetransmitSyn           = RetransmitType(bpf.RetransmitSyn)
-	RetransmitSynack        = RetransmitType(bpf.RetransmitSynack)
+	RetransmitTimeout       = RetransmitType(abi.RetransmitTimeout)
+	RetransmitFast          = RetransmitType(abi.RetransmitFast)
+	RetransmitTailLossProbe = RetransmitType(abi.RetransmitTailLossProbe)
+	RetransmitSyn           = RetransmitType(abi.RetransmitSyn)
+	RetransmitSynack        = RetransmitType(abi.RetransmitSynack)
 
-	RetransmitTypes = bpf.RetransmitTypes
+	RetransmitTypes = abi.RetransmitTypes
 )
 
 var retransmitTypeNames = [RetransmitTypes]string{
@@ -36,10 +36,10 @@ type EventType uint8
 
 // The types of events.
 const (
-	EventSolicitation = EventType(bpf.EventSolicitation)
-	EventDeath        = EventType(bpf.EventDeath)
+	EventSolicitation = EventType(abi.EventSolicitation)
+	EventDeath        = EventType(abi.EventDeath)
 
-	EventTypes = bpf.EventTypes
+	EventTypes = abi.EventTypes
 )
 
 var eventTypeNames = [EventTypes]string{
@@ -56,12 +56,12 @@ type Fault uint8
 
 // The faults.
 const (
-	FaultWatchFull    = Fault(bpf.FaultWatchFull)
-	FaultNoCookie     = Fault(bpf.FaultNoCookie)
-	FaultRememberFull = Fault(bpf.FaultRememberFull)
-	FaultCensusFull   = Fault(bpf.FaultCensusFull)
+	FaultWatchFull    = Fault(abi.FaultWatchFull)
+	FaultNoCookie     = Fault(abi.FaultNoCookie)
+	FaultRememberFull = Fault(abi.FaultRememberFull)
+	FaultCensusFull   = Fault(abi.FaultCensusFull)
 
-	Faults = bpf.Faults
+	Faults = abi.Faults
 )
 
 var faultNames = [Faults]string{
