@@ -31,8 +31,8 @@ const (
 	waitingAfter = time.Second
 	// answeringAfter is from when on an answer takes long.
 	answeringAfter = 2 * time.Second
-	// closingPatience bounds the wait until a closed connection's descriptor is free.
-	closingPatience = 100 * time.Millisecond
+	// closeTimeout bounds the wait until a closed connection's descriptor is free.
+	closeTimeout = 100 * time.Millisecond
 	// acceptPause and maxAcceptPause are between two tries to accept a connection
 	// where that fails.
 	acceptPause    = 5 * time.Millisecond
@@ -227,7 +227,7 @@ func (l *ConnLimit) closeOne(newcomer *httpConn) bool {
 	if state == http.StateActive {
 		return true // its handler may take a while, but does not hold the descriptor
 	}
-	timeout := time.NewTimer(closingPatience)
+	timeout := time.NewTimer(closeTimeout)
 	defer timeout.Stop()
 	select {
 	case <-c.gone:

@@ -34,8 +34,8 @@ const (
 	// rootSocketMode is that of a socket which has no group of its own.
 	rootSocketMode = 0o600
 	socketDirMode  = 0o755
-	// socketPatience is how long another agent may take to make or to answer its socket.
-	socketPatience = time.Second
+	// socketTimeout is how long another agent may take to make or to answer its socket.
+	socketTimeout = time.Second
 )
 
 // ErrSocketInUse says that another process answers on the socket.
@@ -195,7 +195,7 @@ func untrusted(st *unix.Stat_t, onTheWay bool) string {
 // Anybody who can read the directory can hold the lock, so it is not waited for long,
 // and done without.
 func lockSocketDir(dir *os.File) {
-	for end := time.Now().Add(socketPatience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(socketTimeout); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		if unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
 			return // until it is closed
 		}
@@ -213,7 +213,7 @@ func removeStaleSocket(path string) error {
 	case info.Mode().Type() != fs.ModeSocket:
 		return fmt.Errorf("%s is not a socket: remove it, or choose another path with --web.socket", path)
 	}
-	c, err := net.DialTimeout("unix", path, socketPatience)
+	c, err := net.DialTimeout("unix", path, socketTimeout)
 	if err == nil {
 		c.Close()
 	}

@@ -86,14 +86,14 @@ var errForeignSocket = errors.New("not asked")
 // machineAgent returns the agent that listens on the machine's own socket, nil if none
 // does. It is only believed where nobody but root can have made that, and has so long
 // to answer.
-func machineAgent(ctx context.Context, path string, patience time.Duration) (*api.Client, error) {
+func machineAgent(ctx context.Context, path string, timeout time.Duration) (*api.Client, error) {
 	if err := checkSocketDir(filepath.Dir(path)); errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	} else if err != nil {
 		return nil, err
 	}
 	c := api.NewSocketClient(path, dialRoot)
-	limited, cancel := context.WithTimeout(ctx, patience)
+	limited, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	status, err := c.Health(limited)
 	switch {
@@ -110,7 +110,7 @@ func machineAgent(ctx context.Context, path string, patience time.Duration) (*ap
 	case errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0:
 		return nil, fmt.Errorf("ask the agent of this machine on %s: permission denied: use sudo, join the group %s, or name an agent with --url", path, exporter.SocketGroup)
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, syscall.EAGAIN): // its backlog is full
-		return nil, fmt.Errorf("the agent of this machine has not answered on %s within %s: restart it, or %s", path, setting(patience), withoutAgent)
+		return nil, fmt.Errorf("the agent of this machine has not answered on %s within %s: restart it, or %s", path, setting(timeout), withoutAgent)
 	}
 	return nil, nil // nobody listens, or no longer
 }

@@ -33,8 +33,8 @@ const (
 	demoProbes   = 8
 	// demoWidth is how wide the story may get, in columns of the terminal.
 	demoWidth = 100
-	// demoPatience is how long to wait for that.
-	demoPatience = 40 * time.Second
+	// demoTimeout is how long to wait for that.
+	demoTimeout = 40 * time.Second
 )
 
 func demoFlags(cmd *kingpin.CmdClause) action {
@@ -177,16 +177,16 @@ func (d *demo) disconnect() {
 
 // watch prints what happens to the connection until it ends.
 func (d *demo) watch(ctx context.Context, sub *collector.Subscription) error {
-	patience := time.NewTimer(demoPatience)
-	defer patience.Stop()
+	timeout := time.NewTimer(demoTimeout)
+	defer timeout.Stop()
 	for {
 		var n conn.Notice
 		select {
 		case n = <-sub.C:
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-patience.C:
-			return fmt.Errorf("the connection did not end within %s: please report this, with what halfopen doctor says", demoPatience)
+		case <-timeout.C:
+			return fmt.Errorf("the connection did not end within %s: please report this, with what halfopen doctor says", demoTimeout)
 		}
 		if n.Connection.Netns != d.lab.Client.Inode() || n.At.Before(d.cut) {
 			continue // before the cut a probe was answered

@@ -4,6 +4,9 @@ package main
 
 import (
 	"fmt"
+	"math"
+	"net/netip"
+	"strconv"
 	"time"
 
 	"golang.org/x/text/width"
@@ -152,4 +155,57 @@ func cut(s string, room int) string {
 		}
 	}
 	return s
+}
+
+// text is a word that may be missing. It comes from an agent, which may be
+// anybody.
+func text(s *string) string {
+	if s == nil || *s == "" {
+		return none
+	}
+	return cut(printable(*s), 40)
+}
+
+func count(n int) string { return strconv.Itoa(n) }
+
+// some is count of what there is usually none of.
+func some(n int) string {
+	if n == 0 {
+		return none
+	}
+	return count(n)
+}
+
+func duration(seconds float64) time.Duration {
+	return time.Duration(math.Round(seconds * float64(time.Second)))
+}
+
+func ageOf(seconds *float64) string {
+	if seconds == nil {
+		return none
+	}
+	return age(duration(*seconds))
+}
+
+func uid(id *uint32) string {
+	if id == nil {
+		return none
+	}
+	return strconv.FormatUint(uint64(*id), 10)
+}
+
+func address(s string) string {
+	ip, err := netip.ParseAddr(s)
+	if err != nil {
+		return none
+	}
+	return printable(ip.String())
+}
+
+func endpoint(e api.Endpoint) string {
+	ip, err := netip.ParseAddr(e.IP)
+	if err != nil {
+		return none
+	}
+	return printable(netip.AddrPortFrom(ip, e.Port).String()) // a zone can be anything
 }

@@ -66,8 +66,8 @@ func usagef(format string, args ...any) error {
 	return usageError{fmt.Errorf(format, args...)}
 }
 
-// errSaid is an error that has been told already.
-var errSaid = errors.New("told already")
+// errReported is an error that has been printed already.
+var errReported = errors.New("already reported")
 
 // run is halfopen with these arguments; it returns the exit status.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
@@ -81,17 +81,17 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		context.AfterFunc(ctx, stop) // a second signal ends a command that does not
 		err = p.action(ctx, stdout, stderr)
 	}
-	return conclude(err, p.name, stderr)
+	return exitCode(err, p.name, stderr)
 }
 
-// conclude says on stderr what went wrong with a command, and returns the exit
+// exitCode prints on stderr what went wrong with a command, and returns the exit
 // status.
-func conclude(err error, command string, stderr io.Writer) int {
+func exitCode(err error, command string, stderr io.Writer) int {
 	var verifier *ebpf.VerifierError
 	switch {
 	case err == nil, errors.Is(err, syscall.EPIPE): // nobody reads any more: nothing to tell
 		return exitDone
-	case errors.Is(err, errSaid):
+	case errors.Is(err, errReported):
 		return exitFailed
 	case errors.As(err, new(usageError)):
 		fmt.Fprintf(stderr, "halfopen: %s, try '%s --help'\n", oneLine(err), command)
@@ -173,7 +173,7 @@ func parse(args []string) (parsed, error) {
 		p.name, err = "halfopen", errors.New(strings.TrimPrefix(failure.String(), "halfopen: error: "))
 		fallthrough
 	case err != nil:
-		return p, usagef("%s", plain.Replace(err.Error()))
+		return p, usagef("%s", kingpinMessages.Replace(err.Error()))
 	}
 	p.action = actions[command]
 	return p, nil
@@ -193,8 +193,8 @@ func joinNegative(args []string) []string {
 	return joined
 }
 
-// plain says in our words what kingpin says in its own.
-var plain = strings.NewReplacer(
+// kingpinMessages replaces words of kingpin by ours.
+var kingpinMessages = strings.NewReplacer(
 	"unknown long flag", "unknown flag",
 	"unknown short flag", "unknown flag",
 	"expected command but got", "unknown command",

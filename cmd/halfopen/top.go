@@ -150,11 +150,11 @@ func guard(ctx context.Context, terminal *os.File, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	var said bytes.Buffer // not into the picture
+	var output bytes.Buffer // not into the picture
 	cmd := exec.Command(path, os.Args[1:]...)
 	cmd.Args[0] = os.Args[0]
 	cmd.Env = append(os.Environ(), guarded+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, terminal, &said
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, terminal, &output
 	// It ends in order if this process does not: prctl(2), of the thread.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -182,13 +182,13 @@ func guard(ctx context.Context, terminal *os.File, stderr io.Writer) error {
 	case err == nil:
 		return nil
 	case errors.As(err, &exit) && exit.ExitCode() == exitFailed:
-		_, _ = said.WriteTo(stderr)
-		return errSaid
+		_, _ = output.WriteTo(stderr)
+		return errReported
 	}
 	_ = term.Restore(int(terminal.Fd()), before)
 	_, _ = io.WriteString(terminal, untouched)
-	if said.Len() > 0 {
-		_, _ = said.WriteTo(stderr)
+	if output.Len() > 0 {
+		_, _ = output.WriteTo(stderr)
 		err = fmt.Errorf("%w; please report what is above", err)
 	}
 	return fmt.Errorf("top was ended: %w", err)
