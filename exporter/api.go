@@ -25,7 +25,7 @@ import (
 	"github.com/halfopen/halfopen/exporter/api"
 )
 
-// Source is the part of a [collector.Collector] that is shown.
+// Source is the part of a [collector.Collector] that the exporter uses.
 type Source interface {
 	Ready() bool                   // the first census is done
 	Degraded() []collector.Finding // why not everything is seen
@@ -45,8 +45,8 @@ type Source interface {
 
 var _ Source = (*collector.Collector)(nil)
 
-// notReady says on one line why the numbers of this agent are not those of its node, ""
-// if they are: there are none yet, or most of the node is not seen.
+// notReady returns why the agent is not ready, on one line, "" if it is: the first
+// census is not done, or the agent does not see most of the node.
 func notReady(src Source) string {
 	if !src.Ready() {
 		return "the first census is not done"
@@ -63,8 +63,9 @@ func notReady(src Source) string {
 	return "most of this node is not seen: " + strings.Join(reasons, ", ") + " (halfopen doctor says what to do)"
 }
 
-// NewHandler serves the live page, the API with its stream, the metrics (also those of
-// the collectors), and the health of the agent. What may ask is for a [Guard] to say.
+// NewHandler serves the live page, the API with its stream, the metrics (of the source,
+// the stream and the given collectors), and the health of the agent. It answers every
+// request: wrap it in a [Guard].
 func NewHandler(src Source, live *Live, logger *slog.Logger, metrics ...prometheus.Collector) http.Handler {
 	a := &apiHandler{src: src, logger: logger, started: time.Now(), large: make(chan struct{}, 1), largeLocal: make(chan struct{}, 1)}
 	mux := http.NewServeMux()
@@ -100,8 +101,8 @@ func NewHandler(src Source, live *Live, logger *slog.Logger, metrics ...promethe
 	return secure(mux)
 }
 
-// metricsHandler has its own registry. A collector that fails costs only its
-// own metrics: the error is logged, and counted in
+// metricsHandler serves the metrics of its own registry. If a collector fails, only its
+// metrics are missing; the handler logs the error and counts it in
 // promhttp_metric_handler_errors_total.
 func metricsHandler(logger *slog.Logger, metrics ...prometheus.Collector) http.Handler {
 	reg := prometheus.NewRegistry()
@@ -119,7 +120,7 @@ func metricsHandler(logger *slog.Logger, metrics ...prometheus.Collector) http.H
 	})
 }
 
-// scrapeLog writes what promhttp has to say, which can be several lines, as one.
+// scrapeLog logs an error of promhttp, which can have several lines, as one.
 type scrapeLog struct{ logger *slog.Logger }
 
 func (l scrapeLog) Println(v ...any) {
@@ -133,8 +134,8 @@ type apiHandler struct {
 	src     Source
 	logger  *slog.Logger
 	started time.Time // the agent
-	// Full while somebody has more than api.DefaultLimit connections; the second is of the
-	// machine's own socket, so that nobody who may not use that holds up who may.
+	// Full while a client gets more than api.DefaultLimit connections. largeLocal is
+	// for clients of the machine's own socket, so that other clients cannot delay them.
 	large, largeLocal chan struct{}
 }
 
@@ -145,7 +146,8 @@ func (a *apiHandler) connections(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if q.Limit > api.DefaultLimit {
-		// Anybody may ask, and each answer would take as much memory again.
+		// Any client may ask, and each such answer takes memory in proportion to the
+		// node.
 		large := a.large
 		if _, ok := RequestPeer(r.Context()); ok {
 			large = a.largeLocal
@@ -156,7 +158,7 @@ func (a *apiHandler) connections(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		defer func() {
-			debug.FreeOSMemory() // nobody asks for that often
+			debug.FreeOSMemory() // such requests are rare
 			<-large
 		}()
 	}
@@ -214,7 +216,7 @@ func (a *apiHandler) deaths(w http.ResponseWriter, r *http.Request) {
 	writeList(a, w, r, "deaths", total, api.Values(deaths), api.NewDeath)
 }
 
-// fail answers that looking did not work. Nobody hears it if the client is gone.
+// fail answers that the source failed. If the client has gone, it logs nothing.
 func (a *apiHandler) fail(w http.ResponseWriter, r *http.Request, err error) {
 	if r.Context().Err() == nil {
 		a.logger.Error("Request failed", "path", r.URL.Path, "err", err)
@@ -222,8 +224,8 @@ func (a *apiHandler) fail(w http.ResponseWriter, r *http.Request, err error) {
 	writeError(w, http.StatusInternalServerError, err)
 }
 
-// writeList answers with such an object. Where that fails half-way, the answer is
-// cut off, so that it does not look like a whole one.
+// writeList answers with an object of the API that has a list. If that fails half-way,
+// it cuts the answer off, so that the client does not take it for complete.
 func writeList[In, Out any](a *apiHandler, w http.ResponseWriter, r *http.Request, name string, total int, items iter.Seq2[*In, error], encode func(*In) Out) {
 	w.Header().Set("Content-Type", "application/json")
 	b := bufio.NewWriter(w)

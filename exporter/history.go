@@ -22,7 +22,7 @@ type sample struct {
 	deaths   [conn.Causes]uint64 // since the agent started
 }
 
-// summarise sends the counts, if they have changed or were sent long ago.
+// summarise sends the counts if they have changed, or if they were sent long ago.
 func (l *Live) summarise(now time.Time) {
 	stats, err := l.src.Stats()
 	if err != nil {
@@ -56,7 +56,7 @@ func (l *Live) summarise(now time.Time) {
 	l.send(&f)
 }
 
-// missed is how many notices did not fit the buffers.
+// missed returns how many notices did not fit the buffers.
 func (l *Live) missed() (n uint64) {
 	for _, s := range []*collector.Subscription{l.notices, l.owned} {
 		if s != nil {
@@ -66,10 +66,10 @@ func (l *Live) missed() (n uint64) {
 	return n
 }
 
-// withTime adds when it was to a JSON object that is not empty.
+// withTime adds the time as "at" to a JSON object that is not empty.
 func withTime(object []byte, at time.Time) []byte {
 	if len(object) == 0 {
-		return []byte("{}") // it could not be read
+		return []byte("{}") // the counts could not be read
 	}
 	return fmt.Appendf(nil, `{"at":%q,%s`, at.UTC().Format(time.RFC3339Nano), object[1:])
 }
@@ -88,7 +88,7 @@ func sampleOf(stats *collector.Stats, at time.Time) sample {
 	return m
 }
 
-// remember keeps the counts for the history, and sends that.
+// remember adds the counts to the history, and sends the history.
 func (l *Live) remember(now time.Time) {
 	stats, err := l.src.Stats()
 	if err != nil {

@@ -15,8 +15,8 @@ import (
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
-// maxOwners bounds the series of halfopen_tcp_zombies_by_owner, the one that
-// sums up the rest included.
+// maxOwners is the largest number of series of halfopen_tcp_zombies_by_owner, with the
+// one that sums up the rest.
 const maxOwners = 50
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
@@ -83,9 +83,9 @@ var (
 
 type metrics struct{ src Source }
 
-// NewMetrics makes the halfopen_tcp_* metrics and the agent's own from the
-// source's Stats, read anew at every scrape. When they cannot be read the
-// scrape carries the error and none of these metrics.
+// NewMetrics makes a collector of the halfopen_* metrics in the source's Stats, which
+// it reads at every scrape. If it cannot read them, the scrape has an error and none of
+// these metrics.
 func NewMetrics(src Source) prometheus.Collector { return metrics{src} }
 
 // Describe implements prometheus.Collector.
@@ -205,9 +205,9 @@ func histogram(d *prometheus.Desc, h conn.Histogram) prometheus.Metric {
 	return prometheus.MustNewConstHistogram(d, count, h.Sum, buckets)
 }
 
-// boundOwners makes the names valid labels and keeps at most maxOwners series:
-// the largest, ties by name and then port. The rest, and an owner that has just
-// their labels, are summed under those.
+// boundOwners returns at most maxOwners series with valid labels: the largest, ties by
+// name and then port. It adds up the rest under the owner "other", with an owner of
+// that name.
 func boundOwners(owners map[conn.OwnerLabel]int) map[conn.OwnerLabel]int {
 	other := conn.OwnerLabel{Name: "other"}
 	all := make(map[conn.OwnerLabel]int, len(owners))

@@ -24,17 +24,17 @@ import (
 
 // A place is the value of --url.
 type place struct {
-	url  *url.URL // nil: not given, or none
+	url  *url.URL // nil: --url was not given, or is none
 	none bool
 }
 
-// peer is whom a command asks: --url and --web.client-config.
+// peer is the agent that a command asks: --url and --web.client-config.
 type peer struct {
 	place  place
 	config string
 }
 
-// flags adds both. verb is what the command does there, as in "Ask".
+// flags adds both flags. verb begins the help, as in "Ask".
 func (p *peer) flags(cmd *kingpin.CmdClause, verb string) {
 	cmd.Flag("url", verb+" the agent at this URL, such as http://127.0.0.1:9839 or unix:///run/agent.sock; none: look here and now, without an agent. Left out, it is the agent of this machine, if one listens on "+
 		exporter.SocketPath+"; but a look of its own where a flag asks for what only that can do.").
@@ -59,8 +59,8 @@ func parsePlace(s string) (place, error) {
 	return place{url: u}, nil
 }
 
-// agent returns the agent to ask, nil to look here and now. own is the error of asking
-// an agent for what only a look of one's own can do, nil if there is no such flag.
+// agent returns the agent to ask, nil to read the kernel ourselves. own is an error if
+// a flag asks for something that no agent does, else nil.
 func (p *peer) agent(ctx context.Context, own error) (*api.Client, error) {
 	u := p.place.url
 	switch {
@@ -80,12 +80,12 @@ func (p *peer) agent(ctx context.Context, own error) (*api.Client, error) {
 
 const withoutAgent = "look without it with --url=none"
 
-// errForeignSocket is of a socket that somebody but root may have made.
+// errForeignSocket is the error of a socket that another user than root may have made.
 var errForeignSocket = errors.New("not asked")
 
 // machineAgent returns the agent that listens on the machine's own socket, nil if none
-// does. It is only believed where nobody but root can have made that, and has so long
-// to answer.
+// does. It trusts the socket only if no other user than root can have made it. The
+// agent has to answer within the timeout.
 func machineAgent(ctx context.Context, path string, timeout time.Duration) (*api.Client, error) {
 	if err := checkSocketDir(filepath.Dir(path)); errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -109,14 +109,14 @@ func machineAgent(ctx context.Context, path string, timeout time.Duration) (*api
 		return nil, errors.Unwrap(err) // without the URL
 	case errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0:
 		return nil, fmt.Errorf("ask the agent of this machine on %s: permission denied: use sudo, join the group %s, or name an agent with --url", path, exporter.SocketGroup)
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, syscall.EAGAIN): // its backlog is full
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, syscall.EAGAIN): // EAGAIN: its backlog is full
 		return nil, fmt.Errorf("the agent of this machine has not answered on %s within %s: restart it, or %s", path, setting(timeout), withoutAgent)
 	}
-	return nil, nil // nobody listens, or no longer
+	return nil, nil // no process listens, or it has stopped
 }
 
-// dialRoot connects to a socket on which root began to listen. systemd does, for an
-// agent that it starts.
+// dialRoot connects to a socket on which root began to listen. For an agent that
+// systemd starts, systemd did.
 func dialRoot(ctx context.Context, network, path string) (net.Conn, error) {
 	c, err := new(net.Dialer).DialContext(ctx, network, path)
 	if err != nil {
@@ -129,7 +129,7 @@ func dialRoot(ctx context.Context, network, path string) (net.Conn, error) {
 	return c, nil
 }
 
-// checkSocketDir returns an error unless only root can put a socket into a directory.
+// checkSocketDir returns an error unless root alone can put a socket into a directory.
 func checkSocketDir(dir string) error {
 	info, err := os.Lstat(dir)
 	if err != nil {

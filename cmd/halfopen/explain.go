@@ -23,7 +23,7 @@ import (
 	"github.com/halfopen/halfopen/exporter/api"
 )
 
-// explain is the command's flags and its argument.
+// explainCommand has the flags and the argument of the command.
 type explainCommand struct {
 	target target
 	output string
@@ -42,7 +42,7 @@ func explainFlags(cmd *kingpin.CmdClause) action {
 	return e.run
 }
 
-// target says which connection: by cookie, or by its local address.
+// target is the connection that the user means: by its cookie, or by its local address.
 type target struct {
 	text   string
 	cookie uint64
@@ -86,7 +86,7 @@ func cutLast(s, sep string) (before, after string, found bool) {
 	return s, "", false
 }
 
-// is tells whether the target is this end of a connection.
+// is reports whether the target is this end of a connection.
 func (t *target) is(e api.Endpoint) bool {
 	addr, err := netip.ParseAddr(e.IP)
 	return err == nil && e.Port == t.port && (!t.addr.IsValid() || t.addr == addr.Unmap().WithZone(""))
@@ -146,7 +146,7 @@ func (e *explainCommand) run(ctx context.Context, stdout, _ io.Writer) error {
 	return err
 }
 
-// looker is an agent, or a look of our own.
+// looker is an agent, or this node.
 type looker interface {
 	// withPort returns the connections that have the port at either end.
 	withPort(ctx context.Context, port uint16) ([]api.Connection, error)
@@ -155,7 +155,7 @@ type looker interface {
 	detail(ctx context.Context, cookie string) ([]byte, error)
 }
 
-// here looks at this node, now.
+// here reads the kernel of this node.
 type here struct{ c *collector.Collector }
 
 func (h here) withPort(ctx context.Context, port uint16) ([]api.Connection, error) {
@@ -186,7 +186,7 @@ func (h here) detail(ctx context.Context, cookie string) ([]byte, error) {
 	return append(body, '\n'), err
 }
 
-// asked is an agent that we ask.
+// asked is an agent as a looker, and as the source of top.
 type asked struct{ *api.Client }
 
 func (a asked) withPort(ctx context.Context, port uint16) ([]api.Connection, error) {
@@ -201,10 +201,10 @@ func (a asked) detail(ctx context.Context, cookie string) ([]byte, error) {
 	return a.Detail(ctx, cookie)
 }
 
-// choices is how many connections are named to choose from.
+// choices is how many connections the error names to choose from.
 const choices = 3
 
-// choose finds the one connection that the target is the local end of.
+// choose returns the cookie of the one connection whose local end is the target.
 func (t *target) choose(connections []api.Connection) (cookie uint64, err error) {
 	mine := slices.DeleteFunc(slices.Clone(connections), func(c api.Connection) bool { return !t.is(c.Local) })
 	switch len(mine) {
@@ -230,7 +230,7 @@ func (t *target) choose(connections []api.Connection) (cookie uint64, err error)
 	return 0, fmt.Errorf("%d connections have %s; choose one by its cookie: %s%s", len(mine), t, strings.Join(names, ", "), more)
 }
 
-// nowhere says that the target is nobody's local end.
+// nowhere returns the error of a target that is the local end of no connection.
 func (t *target) nowhere(connections []api.Connection) error {
 	for i := range connections {
 		if t.is(connections[i].Remote) {
@@ -241,7 +241,7 @@ func (t *target) nowhere(connections []api.Connection) error {
 	return fmt.Errorf("no connection has %s: it has ended (the stub that stays in time_wait or fin_wait2 has nothing to explain), only listens, or never was: see halfopen list --all", t)
 }
 
-// unknown says that there is no connection of that cookie.
+// unknown returns the error of a cookie that no connection has.
 func (t *target) unknown() error {
 	hint := "it has ended, only listens, or never was: see halfopen list -o wide for those that there are"
 	if port, err := collector.ParsePort(t.text); err == nil {
@@ -250,11 +250,11 @@ func (t *target) unknown() error {
 	return fmt.Errorf("no connection has %s: %s", t, hint)
 }
 
-// explanationWidth is how wide a text may be that is read and not scanned.
+// explanationWidth is the width of continuous text in columns.
 const explanationWidth = 80
 
-// explanation is a connection explained as text, no line wider than that unless
-// it is a command.
+// explanation formats an explanation as text. Lines are at most room wide, except
+// commands.
 func explanation(d *api.ConnectionDetail, room int, p palette) string {
 	x := &d.Explanation
 	w := writer{room: max(room, 40), p: p}
@@ -291,7 +291,7 @@ func explanation(d *api.ConnectionDetail, room int, p palette) string {
 	return w.b.String()
 }
 
-// writer writes text that has not been made printable, but for line.
+// writer writes text. It makes all text printable, except that of line.
 type writer struct {
 	b    strings.Builder
 	room int
@@ -302,7 +302,7 @@ func (w *writer) line(s string) { w.b.WriteString(s + "\n") }
 
 func (w *writer) heading(s string) { w.line("\n" + w.p.paint(bold, s)) }
 
-// paragraph wraps a text; first and next are before its lines.
+// paragraph wraps a text. first begins its first line, and next the others.
 func (w *writer) paragraph(first, next, s string) { w.painted("", first, next, s) }
 
 func (w *writer) painted(style style, first, next, s string) {
@@ -314,8 +314,8 @@ func (w *writer) painted(style style, first, next, s string) {
 	}
 }
 
-// wrap breaks a text between its words into lines of that many columns. A word
-// that is longer has a line of its own.
+// wrap breaks a text between words into lines of at most room columns. A longer word
+// has a line of its own.
 func wrap(s string, room int) []string {
 	var lines []string
 	var line string
@@ -345,13 +345,14 @@ func (w *writer) timer(t *api.Timer, now time.Time) {
 	w.paragraph("    Then: ", "          ", t.Then)
 }
 
-// lowerFirst is a sentence after a colon.
+// lowerFirst makes a sentence fit after a colon.
 func lowerFirst(s string) string {
 	r, n := utf8.DecodeRuneInString(s)
 	return string(unicode.ToLower(r)) + s[n:]
 }
 
-// span is a time of day, and its end if that is a second or more later.
+// span formats a time of day, and the end of the span if that is a second or more
+// later.
 func span(at, now time.Time, seconds float64) string {
 	s := "at " + clock(at, now)
 	if seconds >= 1 {
@@ -360,7 +361,7 @@ func span(at, now time.Time, seconds float64) string {
 	return s
 }
 
-// clock is a local time, with its date if that is another day's.
+// clock formats a local time of day, with the date if it is not that of now.
 func clock(at, now time.Time) string {
 	at, now = at.Local(), now.Local()
 	if at.Format(time.DateOnly) != now.Format(time.DateOnly) {
@@ -385,7 +386,7 @@ func (w *writer) settings(all []api.Setting) {
 	}
 }
 
-// settingName is the option, or the last part of the sysctl that has none.
+// settingName returns the option, or else the last part of the sysctl.
 func settingName(s *api.Setting) string {
 	if s.Option == nil && s.Sysctl != nil {
 		_, name, _ := cutLast(*s.Sysctl, ".")

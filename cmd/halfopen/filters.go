@@ -13,7 +13,7 @@ import (
 	"github.com/halfopen/halfopen/exporter/api"
 )
 
-// selection is what the flags that are filters select: connections, or deaths.
+// selection is what the flags of filters select: connections, or deaths.
 type selection struct {
 	collector.Query
 	deaths api.DeathQuery
@@ -68,7 +68,7 @@ func (v *filterValue[Q]) String() string     { return fmt.Sprint(v.filter.Values
 func (v *filterValue[Q]) IsCumulative() bool { return !v.filter.Switch }
 func (v *filterValue[Q]) IsBoolFlag() bool   { return v.filter.Switch }
 
-// nothing says that there is no such thing.
+// nothing returns the sentence for an empty answer.
 func (s *selection) nothing(thing string) string {
 	if s.filtered() || len(s.deaths.Causes) > 0 {
 		return "no " + thing + " matches" + s.onlyCounted()
@@ -76,8 +76,8 @@ func (s *selection) nothing(thing string) string {
 	return "no " + thing + "s"
 }
 
-// onlyCounted says where to find what no list has, "" if a list has all that the filters
-// select.
+// onlyCounted returns where to find selected things that no list has, "" if a list can
+// have them all.
 func (s *selection) onlyCounted() string {
 	switch {
 	case slices.Contains(s.deaths.Causes, conn.CauseClosed):

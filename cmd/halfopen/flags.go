@@ -17,7 +17,7 @@ import (
 	"github.com/halfopen/halfopen/collector"
 )
 
-// value is a flag that is parsed by a function; its errors name the flag.
+// value is the value of a flag. parse parses it; Set adds the flag to the error.
 type value[T any] struct {
 	flag  string
 	parse func(string) (T, error)
@@ -36,7 +36,7 @@ func (v *value[T]) Set(s string) error {
 
 func (v *value[T]) String() string { return v.text }
 
-// argument is what follows the flags, parsed by a function.
+// argument is the value of an argument after the flags.
 type argument[T any] struct {
 	parse func(string) (T, error)
 	into  *T
@@ -51,7 +51,7 @@ func (a *argument[T]) Set(s string) (err error) {
 
 func (a *argument[T]) String() string { return a.text }
 
-// values is a flag that can be given several times.
+// values is the value of a flag that can be given several times.
 type values[T any] struct {
 	flag  string
 	parse func(string) (T, error)
@@ -94,7 +94,7 @@ func atLeast(least int) func(string) (int, error) {
 	}
 }
 
-// parsePercent parses a share above 0 of one core.
+// parsePercent parses a percentage of one core as a share above 0, at most 1.
 func parsePercent(s string) (float64, error) {
 	n, err := strconv.ParseFloat(strings.TrimSuffix(s, "%"), 64)
 	if err != nil || !(n > 0 && n <= 100) {
@@ -103,7 +103,7 @@ func parsePercent(s string) (float64, error) {
 	return n / 100, nil
 }
 
-// oneOf parses one of a few words.
+// oneOf returns a parser that accepts one of the words.
 func oneOf(words ...string) func(string) (string, error) {
 	return func(s string) (string, error) {
 		for _, w := range words {
@@ -115,17 +115,17 @@ func oneOf(words ...string) func(string) (string, error) {
 	}
 }
 
-// thresholds are the flags that say what is idle, a zombie and so on.
+// thresholds are the flags that define the verdicts and the census.
 type thresholds struct {
 	idleAfter, stalledAfter, zombieSilence, middlebox, census time.Duration
 	zombieUnanswered                                          int
 	censusCPU                                                 float64 // of one core
 	eventsBytes                                               uint32  // 0: the default
-	set                                                       [5]bool // by the user, of verdictFlags
-	censusSet                                                 [2]bool // ... of censusFlag
+	set                                                       [5]bool // by the user: which of verdictFlags
+	censusSet                                                 [2]bool // by the user: which of censusFlags
 }
 
-// verdictFlags adds those that a single look needs.
+// verdictFlags adds the flags that a single census needs.
 func (t *thresholds) verdictFlags(cmd *kingpin.CmdClause) {
 	duration := func(i int, name, def, help string, into *time.Duration) {
 		cmd.Flag(name, help).Default(def).IsSetByUser(&t.set[i]).SetValue(&value[time.Duration]{flag: name, parse: positiveDuration, into: into})
@@ -138,8 +138,8 @@ func (t *thresholds) verdictFlags(cmd *kingpin.CmdClause) {
 	duration(4, "middlebox-timeout", "350s", "After how long NAT or a load balancer on the way forgets a silent connection.", &t.middlebox)
 }
 
-// censusFlag adds the one that only makes sense for what keeps running.
-func (t *thresholds) censusFlag(cmd *kingpin.CmdClause) {
+// censusFlags adds the flags of commands that take censuses again and again.
+func (t *thresholds) censusFlags(cmd *kingpin.CmdClause) {
 	cmd.Flag("census-interval", "How often to look at all connections, not only those in trouble; less often where --census-cpu asks for it.").
 		Default("15s").IsSetByUser(&t.censusSet[0]).SetValue(&value[time.Duration]{flag: "census-interval", parse: positiveDuration, into: &t.census})
 	cmd.Flag("census-cpu", "How much of one core the agent may take with it when little happens: --census-interval stretches to keep to it.").
@@ -148,7 +148,7 @@ func (t *thresholds) censusFlag(cmd *kingpin.CmdClause) {
 
 var errAgentDecides = usagef("--idle-after, --stalled-after, --zombie-unanswered, --zombie-silence and --middlebox-timeout are the agent's to decide with --url")
 
-// own is errAgentDecides if the user set any of verdictFlags, else nil.
+// own returns errAgentDecides if the user set one of verdictFlags, else nil.
 func (t *thresholds) own() error {
 	if t.set != [5]bool{} {
 		return errAgentDecides
@@ -156,8 +156,8 @@ func (t *thresholds) own() error {
 	return nil
 }
 
-// load loads the programs: to observe, with an event from that many unanswered
-// solicitations on, or (0) only to look.
+// load loads the kernel programs. They send an event from that many unanswered
+// solicitations on; 0: they do not observe, and a census is all they can do.
 func (t *thresholds) load(eventsFrom uint32) (*bpf.Kernel, error) {
 	return loadPrograms(bpf.Options{
 		Observe:          eventsFrom > 0,
@@ -169,11 +169,12 @@ func (t *thresholds) load(eventsFrom uint32) (*bpf.Kernel, error) {
 	})
 }
 
-// eventsFrom is from how many unanswered solicitations on events are worth while:
-// a first one is nearly always answered.
+// eventsFrom returns from how many unanswered solicitations on the programs should send
+// events. A first solicitation is nearly always answered.
 func (t *thresholds) eventsFrom() uint32 { return uint32(min(t.zombieUnanswered, 2)) }
 
-// loadPrograms says one thing only when it is not the kernel's fault: what to do.
+// loadPrograms loads the kernel programs. If privileges or descriptors are missing, its
+// error says only that.
 func loadPrograms(opts bpf.Options) (*bpf.Kernel, error) {
 	k, err := bpf.Load(opts)
 	switch {

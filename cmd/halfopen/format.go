@@ -16,10 +16,10 @@ import (
 	"github.com/halfopen/halfopen/internal/humanize"
 )
 
-// none is what a table shows where there is nothing to show.
+// none is the cell of a table that has nothing to show.
 const none = "-"
 
-// These are package humanize's: age is what has lasted, setting what was chosen.
+// The formats of package humanize.
 var (
 	age     = humanize.Age
 	setting = humanize.Setting
@@ -28,7 +28,7 @@ var (
 	size    = humanize.Size
 )
 
-// moment prints what usually takes well below a second: 847µs, 1.2ms, 450ms.
+// moment formats a duration that is usually far below a second: 847µs, 1.2ms, 450ms.
 func moment(d time.Duration) string {
 	switch {
 	case d <= 0:
@@ -41,7 +41,7 @@ func moment(d time.Duration) string {
 	return age(d)
 }
 
-// keepalive prints when the kernel probes: after 2h, every 75s, 9 times.
+// keepalive formats when the kernel probes: 2h/75s×9 is after 2h, every 75s, 9 times.
 func keepalive(k *api.Keepalive) string {
 	if !k.Enabled {
 		return "off"
@@ -49,7 +49,7 @@ func keepalive(k *api.Keepalive) string {
 	return fmt.Sprintf("%s/%s×%d", setting(duration(k.TimeSeconds)), setting(duration(k.IntervalSeconds)), k.Probes)
 }
 
-// keepaliveOf is keepalive, and whether the socket has any of it set itself.
+// keepaliveOf is keepalive with "own" if any of it is set on the socket itself.
 func keepaliveOf(k *api.Keepalive) string {
 	if k.Enabled && k.PerSocket {
 		return keepalive(k) + " own"
@@ -57,7 +57,7 @@ func keepaliveOf(k *api.Keepalive) string {
 	return keepalive(k)
 }
 
-// givesUp prints in how long the kernel ends a connection if nothing is heard.
+// givesUp formats in how long the kernel ends a connection if it hears nothing.
 func givesUp(g *api.GivesUp) string {
 	if g == nil {
 		return "never"
@@ -65,11 +65,11 @@ func givesUp(g *api.GivesUp) string {
 	return age(max(0, duration(g.InSeconds)))
 }
 
-// commWidth is the room for a process's name. The kernel keeps 15 bytes, more
-// can only be escapes.
+// commWidth is the width of a process's name in columns. The kernel keeps 15 bytes; a
+// longer name has escapes.
 const commWidth = 24
 
-// owner prints who holds a connection.
+// owner formats the process that holds a connection, or why there is none.
 func owner(o *api.Ownership) string {
 	switch {
 	case o.Process != nil:
@@ -82,19 +82,19 @@ func owner(o *api.Ownership) string {
 	return runsIn(o)
 }
 
-// nameWidth is the room for the name of a unit.
+// nameWidth is the width of a unit's name in columns.
 const nameWidth = 30
 
-// runsIn prints the best name of what the owner of a connection is part of: its pod, its
-// container or its unit, short, but enough for --owner.
+// runsIn formats the best name of the pod, container or unit that a connection belongs
+// to, short, but enough for --owner.
 func runsIn(o *api.Ownership) string {
 	group := o.Group()
 	kind, name := group.Owner()
 	return ownerName(kind.String(), name)
 }
 
-// runsInAll prints a pod with its container, and the control group if there is no better
-// name.
+// runsInAll formats a pod with its container, and the control group if there is no
+// better name.
 func runsInAll(o *api.Ownership) string {
 	group := o.Group()
 	best := runsIn(o)
@@ -107,13 +107,13 @@ func runsInAll(o *api.Ownership) string {
 	return best
 }
 
-// The digits of an id that are shown: of a container's as its runtime does.
+// The number of digits shown of an id; of a container's as its runtime shows it.
 const (
 	containerDigits = 12
 	podDigits       = 8
 )
 
-// ownerName prints the name of an owner of that kind, as the API has both.
+// ownerName formats an owner, given its kind and name as the API has them.
 func ownerName(kind, name string) string {
 	switch {
 	case name == "":
@@ -126,7 +126,8 @@ func ownerName(kind, name string) string {
 	return cut(printable(name), nameWidth)
 }
 
-// columns is how many columns of a terminal a text takes, all of it visible.
+// columns returns how many columns of a terminal a text takes. All of it must be
+// visible.
 func columns(s string) int {
 	n := 0
 	for _, r := range s {
@@ -143,7 +144,7 @@ func runeColumns(r rune) int {
 	return 1
 }
 
-// cut shortens a text to a number of columns; the last one says that it did.
+// cut shortens a text to a number of columns, with an ellipsis in the last.
 func cut(s string, room int) string {
 	if columns(s) <= room {
 		return s
@@ -157,8 +158,8 @@ func cut(s string, room int) string {
 	return s
 }
 
-// text is a word that may be missing. It comes from an agent, which may be
-// anybody.
+// text formats a word of an agent's answer, nil if it is missing. The agent may be
+// another version, or hostile.
 func text(s *string) string {
 	if s == nil || *s == "" {
 		return none
@@ -168,7 +169,7 @@ func text(s *string) string {
 
 func count(n int) string { return strconv.Itoa(n) }
 
-// some is count of what there is usually none of.
+// some formats a number that is usually 0.
 func some(n int) string {
 	if n == 0 {
 		return none
@@ -207,5 +208,5 @@ func endpoint(e api.Endpoint) string {
 	if err != nil {
 		return none
 	}
-	return printable(netip.AddrPortFrom(ip, e.Port).String()) // a zone can be anything
+	return printable(netip.AddrPortFrom(ip, e.Port).String()) // a zone can have any characters
 }

@@ -20,12 +20,12 @@ import (
 	"github.com/halfopen/halfopen/exporter/api"
 )
 
-// list is the command's flags.
+// list has the flags of the command.
 type list struct {
 	output  string
 	by      conn.Grouping
-	grouped bool        // by that
-	agent   *api.Client // nil: look here and now
+	grouped bool        // --by was given
+	agent   *api.Client // nil: read the kernel ourselves
 	peer
 	selection
 	thresholds
@@ -174,7 +174,7 @@ func (l *list) passOn(ctx context.Context, what string, query url.Values, stdout
 	return err
 }
 
-// thing is what is listed or counted.
+// thing returns the noun for what is listed or counted.
 func (l *list) thing() string {
 	if l.All {
 		return "socket"
@@ -182,7 +182,7 @@ func (l *list) thing() string {
 	return "connection"
 }
 
-// writeList writes what the agent would answer.
+// writeList prints items as an agent would answer.
 func writeList[In, Out any](w io.Writer, name string, total int, items iter.Seq2[*In, error], encode func(*In) Out) error {
 	b := bufio.NewWriter(w)
 	if err := api.WriteList(escapingWriter{b}, name, total, items, encode); err != nil {
@@ -233,7 +233,7 @@ func groupSummary(doc *api.Groups, thing string) string {
 	return shown(len(doc.Groups), doc.Total, "group") + ", " + plural(total, thing) + counted(total, counts)
 }
 
-// counted says how many of so many there are of each verdict, worst first.
+// counted formats how many of total have each verdict, worst first.
 func counted(total int, counts map[string]int) string {
 	var parts []string
 	without := total
@@ -252,7 +252,7 @@ func counted(total int, counts map[string]int) string {
 	return ": " + strings.Join(parts, ", ")
 }
 
-// shown says how many things are listed, of how many there are.
+// shown formats how many things are listed, and of how many.
 func shown(n, total int, thing string) string {
 	if n < total {
 		return fmt.Sprintf("%d of %s shown", n, plural(total, thing))

@@ -13,10 +13,10 @@ import (
 	"github.com/halfopen/halfopen/exporter/api"
 )
 
-// field is a column of a table of T.
+// field is a column of a table whose rows are each a T.
 type field[T any] struct {
 	column
-	wide bool // of the wide table only
+	wide bool // in the wide table only
 	cell func(*T) string
 }
 
@@ -40,21 +40,21 @@ func makeTable[T any](fields []field[T], things []T, wide bool) *table {
 	return &t
 }
 
-// The columns that say whose a connection is.
+// The titles of the columns about the owner.
 const (
 	ownerTitle  = "OWNER"
 	runsInTitle = "RUNS IN"
 )
 
-// connectionTable shows connections as they were at now.
+// connectionTable makes a table of connections, with ages as of now.
 func connectionTable(connections []api.Connection, now time.Time, wide bool) *table {
 	type conn = api.Connection
-	// Of what is no connection, the state says most.
+	// The state is the most important column of sockets that are not connections.
 	spareState, spareGivesUp := 5, 6
 	if slices.ContainsFunc(connections, func(c conn) bool { return c.Verdict == nil }) {
 		spareState, spareGivesUp = 0, 5
 	}
-	// of connections: nothing to show of anything else.
+	// of makes a cell that only connections have.
 	of := func(cell func(*conn) string) func(*conn) string {
 		return func(c *conn) string {
 			if c.Verdict == nil {
@@ -63,7 +63,7 @@ func connectionTable(connections []api.Connection, now time.Time, wide bool) *ta
 			return cell(c)
 		}
 	}
-	// set is of sockets that have settings.
+	// set makes a cell that only connections and listeners have: sockets with settings.
 	set := func(cell func(*conn) string) func(*conn) string {
 		return func(c *conn) string {
 			if c.Verdict == nil && c.AcceptQueue == nil {
@@ -95,7 +95,7 @@ func connectionTable(connections []api.Connection, now time.Time, wide bool) *ta
 		{column{title: "KEEPALIVE", spare: 1, rare: true}, false, set(func(c *conn) string { return keepalive(&c.Keepalive) })},
 		{column{title: ownerTitle}, false, func(c *conn) string {
 			if c.Verdict == nil && c.UID == nil && c.Accepted == nil {
-				return none // of a connection that has ended
+				return none // a stub: the connection has ended
 			}
 			return owner(&c.Ownership)
 		}},
@@ -158,7 +158,7 @@ func connectionTable(connections []api.Connection, now time.Time, wide bool) *ta
 	return makeTable(fields, connections, wide)
 }
 
-// groupTable shows groups of connections.
+// groupTable makes a table of groups of connections.
 func groupTable(groups []api.Group, by conn.Grouping) *table {
 	type group = api.Group
 	fields := []field[group]{{column{title: "TOTAL", right: true}, false, func(g *group) string { return count(g.Total) }}}

@@ -9,7 +9,7 @@ import (
 	"github.com/charmbracelet/x/ansi"
 )
 
-// text is the help, or the connection in detail, in lines that fit.
+// text returns the lines of the help, or of the connection shown in detail.
 func (m screen) text() []string {
 	text := helpText
 	switch {
@@ -24,7 +24,7 @@ func (m screen) text() []string {
 	return strings.Split(ansi.Wrap(strings.TrimRight(text, "\n"), m.width, ""), "\n")
 }
 
-// head says of the connection in detail what matters most.
+// head returns the most important facts of the connection shown in detail.
 func (m screen) head() string {
 	d := m.detail
 	s := m.p.paint(bold, "The kernel never gives up.")
@@ -48,7 +48,7 @@ func (m screen) head() string {
 	return s
 }
 
-// epitaph says what became of the connection in detail.
+// epitaph returns how the connection shown in detail ended.
 func (m screen) epitaph() string {
 	for i := range m.reading.deaths {
 		if d := &m.reading.deaths[i]; d.Cookie == m.open {
@@ -58,7 +58,7 @@ func (m screen) epitaph() string {
 	return "It has ended."
 }
 
-// story is what has happened to the connection in detail lately.
+// story formats the recent events of the connection shown in detail.
 func (m screen) story() string {
 	if len(m.detail.Events) == 0 {
 		return ""

@@ -13,16 +13,16 @@ import (
 	"github.com/halfopen/halfopen/exporter/api"
 )
 
-// filter is what is typed after /: the filters of `halfopen list` as in
-// owner:nginx, and words that are looked for in what is shown.
+// filter is a parsed filter line, which begins with /: filters of `halfopen list` as in
+// owner:nginx, and words to find in what top shows of a connection.
 type filter struct {
 	text string
 	selection
-	words []string // lower case; all have to be there
+	words []string // lower case; a connection must have them all
 }
 
-// parseFilter understands what was typed, up to what means nothing (yet). What is in
-// quotation marks, as Go has them, is one word.
+// parseFilter parses a filter line up to the first error. A text in quotation marks, as
+// Go has them, is one word.
 func parseFilter(text string) (filter, error) {
 	f := filter{text: text}
 	for rest := strings.TrimSpace(text); rest != ""; rest = strings.TrimSpace(rest) {
@@ -39,8 +39,8 @@ func parseFilter(text string) (filter, error) {
 	return f, nil
 }
 
-// cutWord takes the next word off rest, and returns the filter that it has a value of,
-// nil if it is only a word.
+// cutWord cuts the next word off rest. If the word has the name of a filter, it returns
+// the filter and the value.
 func cutWord(rest *string) (by *api.Filter[collector.Query], value string, err error) {
 	for i := range api.Filters {
 		f := &api.Filters[i]
@@ -84,7 +84,7 @@ func filterText(q *collector.Query) string {
 	return strings.Join(words, " ")
 }
 
-// matches tells whether what is shown of a connection, or could be, has all words.
+// matches reports whether the text of a connection has all words of the filter.
 func (f *filter) matches(c *api.Connection) bool {
 	if len(f.words) == 0 {
 		return true

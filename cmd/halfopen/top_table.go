@@ -12,19 +12,18 @@ import (
 	"github.com/halfopen/halfopen/exporter/api"
 )
 
-// spareInTop is which columns are left out first where there is little room.
-// Those that are not here stay.
+// spareInTop is the order in which columns are left out on a narrow terminal. Columns
+// that are not here stay.
 var spareInTop = map[string]int{
 	"KEEPALIVE": 1, runsInTitle: 2, "STATE": 3, "IDLE": 4, "UNANSWERED": 5, "LOCAL": 6, "SILENT": 7, ownerTitle: 8, "GIVES UP": 9,
 }
 
-// leastWidth is to how much a column may be cut before one is left out, or, of
-// ages, how much it has at least, so that they do not jump.
+// leastWidth is the width to which a column may be cut before another one is left out.
 var leastWidth = map[string]int{"LOCAL": 15, "REMOTE": 15, ownerTitle: 12, runsInTitle: 12}
 
 const widthOfAges = 6
 
-// table is the titles and the rows that there is room for.
+// table returns the titles and the rows that fit.
 func (m screen) table(room int) []string {
 	if len(m.rows) == 0 {
 		return []string{m.p.paint(faint, m.filter.nothing("connection"))}
@@ -41,7 +40,7 @@ func (m screen) table(room int) []string {
 			c.title += mark(m.reversed)
 		}
 	}
-	widths := t.widths() // of all rows: they stay when one scrolls
+	widths := t.widths() // of all rows, so that widths stay the same while scrolling
 	t.rows = t.rows[m.offset:min(len(t.rows), m.offset+m.roomForRows())]
 	widths = t.squeeze(widths, m.width)
 	var lines []string
@@ -62,7 +61,7 @@ func (m screen) table(room int) []string {
 	return lines
 }
 
-// mark is beside the title of the column that is sorted by.
+// mark returns the mark beside the title of the column that orders the rows.
 func mark(reversed bool) string {
 	if reversed {
 		return "▴"
@@ -70,10 +69,10 @@ func mark(reversed bool) string {
 	return "▾"
 }
 
-// inverse is where the cursor is, without colours too.
+// inverse marks the row at the cursor, also without colours.
 func inverse(s string) string { return "\x1b[7m" + s + "\x1b[0m" }
 
-// older is a connection after some more time in which nothing happened.
+// older returns a connection as it is after some more time without any event.
 func older(c *api.Connection, by time.Duration) api.Connection {
 	o := *c
 	for _, seconds := range []**float64{&o.SilentSeconds, &o.IdleSeconds} {
@@ -89,11 +88,11 @@ func older(c *api.Connection, by time.Duration) api.Connection {
 	return o
 }
 
-// whole leaves out what would only flicker.
+// whole drops fractions of a second, which would flicker.
 func whole(seconds float64) float64 { return float64(int64(seconds)) }
 
-// squeeze makes the table of these widths fit: it cuts what is long, with an
-// ellipsis, or leaves out columns, or, where that is not enough, is still too wide.
+// squeeze makes a table of these widths fit: it cuts long cells with an ellipsis, and
+// leaves out columns. If that is not enough, the table stays too wide.
 func (t *table) squeeze(widths []int, room int) []int {
 	for i := range t.columns {
 		switch t.columns[i].plainTitle() {
@@ -115,7 +114,8 @@ func (t *table) squeeze(widths []int, room int) []int {
 				next = i
 			}
 		}
-		// Rather a column less than several cut, but for those that say most.
+		// Leave out one column rather than cut several, except for the most important
+		// ones.
 		if over <= 0 || next < 0 || over <= can && t.columns[next].spare >= spareInTop["LOCAL"] {
 			break
 		}
@@ -139,7 +139,7 @@ func (t *table) squeeze(widths []int, room int) []int {
 
 func (c *column) plainTitle() string { return strings.TrimRight(c.title, "▴▾") }
 
-// cutEndpoint shortens an address but not its port, or else any text.
+// cutEndpoint shortens an address and keeps its port, or shortens any other text.
 func cutEndpoint(s string, room int) string {
 	if columns(s) <= room {
 		return s

@@ -20,7 +20,7 @@ import (
 func (m screen) View() tea.View {
 	lines := m.lines()
 	v := tea.NewView(strings.Join(lines, "\n"))
-	v.AltScreen = true // No title: the one that was there could not be put back.
+	v.AltScreen = true // It sets no title: top could not restore the old one.
 	if m.editing && len(lines) > 0 {
 		v.Cursor = m.input.Cursor()
 		v.Cursor.Y = len(lines) - 1
@@ -29,7 +29,7 @@ func (m screen) View() tea.View {
 	return v
 }
 
-// lines are those of the screen: as many as it has, none longer than it is wide.
+// lines returns the lines of the screen: as many as its height, none wider than it is.
 func (m screen) lines() []string {
 	if m.width <= 0 || m.height <= 0 {
 		return nil
@@ -62,17 +62,17 @@ func (m screen) lines() []string {
 	return lines
 }
 
-// The heights that it takes to show more than the table: least what matters now.
+// The least heights of a screen that has each of these parts besides the table.
 const (
 	heightOfSummary = 3
 	heightOfTitle   = 6
 	heightOfDeaths  = 9
 	heightOfGap     = 12
-	// Of these at most, what is wrong takes a line.
+	// At most so many lines say what is wrong.
 	linesOfTrouble = 3
 )
 
-// top is what is above the table, or whatever else there is.
+// top returns the lines above the table, the detail or the help.
 func (m screen) top() (lines []string) {
 	if m.height >= heightOfTitle {
 		lines = append(lines, m.title())
@@ -92,7 +92,7 @@ func (m screen) top() (lines []string) {
 	return lines
 }
 
-// roomForRows is how many rows of the table there is room for.
+// roomForRows returns how many rows of the table fit.
 func (m screen) roomForRows() int {
 	room := m.roomForText()
 	if room > 1 {
@@ -101,7 +101,7 @@ func (m screen) roomForRows() int {
 	return room
 }
 
-// roomForText is how many lines there is room for between top and footer.
+// roomForText returns how many lines fit between top and footer.
 func (m screen) roomForText() int {
 	room := m.height - len(m.top())
 	if room > 1 {
@@ -110,8 +110,8 @@ func (m screen) roomForText() int {
 	return max(room, 1)
 }
 
-// between puts one text to the left and one to the right; where there is no room
-// for both, the left one is cut, but not to less than half.
+// between joins a text on the left and one on the right. If both do not fit, it cuts
+// the left one, but not to less than half.
 func between(left, right string, room int) string {
 	if w := ansi.StringWidth(right); right != "" && ansi.StringWidth(left)+2+w > room {
 		left = ansi.Truncate(left, max(room-w-2, room/2), "…")
@@ -139,7 +139,8 @@ func (m screen) title() string {
 	return between(source, right, m.width)
 }
 
-// state says how the agent is, and how we are.
+// state returns the state of the agent, or of top if it is paused or has lost its
+// agent.
 func (m screen) state() (string, style) {
 	s := &m.reading.node.status
 	var troubles []string
@@ -169,7 +170,7 @@ func (m screen) state() (string, style) {
 	return "healthy", green
 }
 
-// summary counts the connections of the node by verdict.
+// summary formats how many connections of the node have each verdict.
 func (m screen) summary() string {
 	n := &m.reading.node
 	var all, some []string
@@ -195,7 +196,7 @@ func (m screen) summary() string {
 	return line
 }
 
-// deaths counts the latest ones by cause.
+// deaths formats how many connections died lately, by cause.
 func (m screen) deaths() string {
 	r := m.reading
 	since := time.Hour
@@ -211,7 +212,7 @@ func (m screen) deaths() string {
 		}
 		counts[d.Cause]++
 		if i == topDeaths-1 {
-			since = ago // no more are known
+			since = ago // older deaths are not known
 		}
 	}
 	causes := slices.SortedFunc(maps.Keys(counts), func(a, b string) int {
@@ -228,7 +229,7 @@ func (m screen) deaths() string {
 	return m.p.paint(faint, s) + strings.Join(parts, ", ")
 }
 
-// trouble says why what is shown is old.
+// trouble returns why the screen shows old data.
 func (m screen) trouble() []string {
 	said := fmt.Sprintf("Lost at %s, trying again: %s.", m.lost.Local().Format(time.TimeOnly), oneLine(m.err))
 	lines := wrap(said, m.width)
@@ -241,7 +242,7 @@ func (m screen) trouble() []string {
 	return lines
 }
 
-// footer says what is shown of how much, and which keys there are.
+// footer returns how much of the list is shown, and the keys.
 func (m screen) footer() string {
 	if m.editing {
 		typed, hint := strings.TrimRight(m.input.View(), " "), ""
@@ -260,7 +261,7 @@ func (m screen) footer() string {
 	} else {
 		left = m.standing()
 	}
-	right := hints[0] + " " + hints[1] // whatever is cut for it
+	right := hints[0] + " " + hints[1] // always, whatever it cuts
 	for i := 2; i < len(hints); i += 2 {
 		more := right + "  " + hints[i] + " " + hints[i+1]
 		if ansi.StringWidth(left)+2+ansi.StringWidth(more) > m.width {
@@ -271,7 +272,7 @@ func (m screen) footer() string {
 	return between(left, m.p.paint(faint, right), m.width)
 }
 
-// standing says what is in the table.
+// standing returns what is in the table, and of how much.
 func (m screen) standing() string {
 	r := m.reading
 	s := plural(r.total, "connection")

@@ -18,14 +18,14 @@ import (
 	"github.com/halfopen/halfopen/exporter/api"
 )
 
-// traceBuffer is how many events may wait to be printed.
+// traceBuffer is how many events can wait to be printed.
 const traceBuffer = 65536
 
 // traceDelay is how long a notice may wait for others, so that the owners of many
 // are looked for at once.
 const traceDelay = 100 * time.Millisecond
 
-// trace is the command's flags.
+// trace has the flags of the command.
 type trace struct {
 	output   string
 	all      bool
@@ -35,7 +35,7 @@ type trace struct {
 	thresholds
 }
 
-// traceFilters are the filters of connections that apply to what happens to them.
+// traceFilters are the filters of connections that trace applies to events.
 var traceFilters = []string{"verdict", "port", "pid"}
 
 func traceFlags(cmd *kingpin.CmdClause) action {
@@ -49,12 +49,11 @@ func traceFlags(cmd *kingpin.CmdClause) action {
 	t.causeFlag(cmd, "Only deaths, and only of this cause, such as keepalive_timeout.")
 	t.peer.flags(cmd, "Watch through")
 	t.thresholds.verdictFlags(cmd)
-	t.thresholds.censusFlag(cmd)
+	t.thresholds.censusFlags(cmd)
 	return t.run
 }
 
-// own is the error of asking an agent to watch in another way than it does, nil if the
-// flags do not.
+// own returns an error if a flag asks for what an agent does not do, else nil.
 func (t *trace) own() error {
 	if t.all || t.censusSet != [2]bool{} {
 		return usagef("--all, --census-interval and --census-cpu are for a look of one's own: leave them out, or --url")
@@ -78,7 +77,7 @@ func (t *trace) run(ctx context.Context, stdout, stderr io.Writer) error {
 	return t.here(ctx, stdout, stderr)
 }
 
-// here watches by programs of its own.
+// here traces with programs that this process loads.
 func (t *trace) here(ctx context.Context, stdout, stderr io.Writer) error {
 	from := t.thresholds.eventsFrom()
 	if t.all {
@@ -129,7 +128,7 @@ func (t *trace) here(ctx context.Context, stdout, stderr io.Writer) error {
 	return g.Wait()
 }
 
-// sayWatching says that it has begun, and through which agent.
+// sayWatching prints that the trace has begun, and through which agent.
 func (t *trace) sayWatching(stderr io.Writer, through string) {
 	if t.duration > 0 {
 		fmt.Fprintf(stderr, "watching%s for %s\n", through, setting(t.duration))
@@ -138,7 +137,8 @@ func (t *trace) sayWatching(stderr io.Writer, through string) {
 	}
 }
 
-// sayDropped says how many events were lost since before, and returns how many ever.
+// sayDropped prints how many events were lost since before, and returns how many were
+// ever.
 func sayDropped(stderr io.Writer, now, before uint64) uint64 {
 	if now > before {
 		fmt.Fprintf(stderr, "halfopen: %s not printed: they came faster than they could be\n", plural(int(now-before), "event"))
@@ -146,8 +146,8 @@ func sayDropped(stderr io.Writer, now, before uint64) uint64 {
 	return now
 }
 
-// batch waits for a notice and takes those along that follow it at once. There is
-// none when the context ends, or the channel is closed.
+// batch waits for a notice, and returns it with those that follow within traceDelay. It
+// returns none if the context ends or the channel is closed.
 func batch[T any](ctx context.Context, c <-chan T) []T {
 	var notices []T
 	var over <-chan time.Time
@@ -169,8 +169,8 @@ func batch[T any](ctx context.Context, c <-chan T) []T {
 	}
 }
 
-// wanted tells whether the filters let a notice through: within a filter any,
-// between filters all. That of its owner is for later.
+// wanted reports whether a notice matches the filters: any value of a filter, and all
+// filters. It does not check the process, see owned.
 func (t *trace) wanted(n *api.Notice) bool {
 	if len(t.deaths.Causes) > 0 && (n.Death == nil || !slices.ContainsFunc(t.deaths.Causes, func(c conn.Cause) bool { return c.String() == n.Death.Cause })) {
 		return false
@@ -185,13 +185,14 @@ func (t *trace) owned(n *api.Notice) bool {
 	return len(t.PIDs) == 0 || owner.Process != nil && slices.Contains(t.PIDs, owner.Process.PID)
 }
 
-// ownerUnknown reports whether some process holds the connection, and which is not known.
+// ownerUnknown reports whether a process holds the connection, but which one is not
+// known.
 func ownerUnknown(n *api.Notice) bool {
 	owner := identityOf(n).owner
 	return owner.Process == nil && owner.Accepted == nil && owner.UID != nil
 }
 
-// identity is what notices of all kinds have.
+// identity is what notices of all kinds have in common.
 type identity struct {
 	local, remote api.Endpoint
 	verdict       *string
@@ -206,12 +207,13 @@ func identityOf(n *api.Notice) identity {
 	return identity{c.Local, c.Remote, c.Verdict, &c.Ownership}
 }
 
-// printer returns what prints a notice, at once: as it was received, if that is not nil.
+// printer returns a function that prints a notice at once; as JSON it prints received,
+// if that is not nil.
 func (t *trace) printer(w io.Writer) func(n *api.Notice, received []byte) error {
 	if t.output == "json" {
 		enc := json.NewEncoder(escapingWriter{w})
 		return func(n *api.Notice, received []byte) error {
-			if received != nil { // it may be more than we know
+			if received != nil { // it may have fields that this version does not know
 				return enc.Encode(json.RawMessage(received))
 			}
 			return enc.Encode(n)
@@ -224,7 +226,7 @@ func (t *trace) printer(w io.Writer) func(n *api.Notice, received []byte) error 
 	}
 }
 
-// traceLine is a notice as text: when, what, which connection, and in words.
+// traceLine formats a notice as a line: when, what, which connection, and in words.
 func traceLine(n *api.Notice, p palette) string {
 	id := identityOf(n)
 	s := bold
@@ -241,7 +243,7 @@ func traceLine(n *api.Notice, p palette) string {
 		endpoint(id.local), endpoint(id.remote), said, owner(id.owner))
 }
 
-// word is a word that may be missing.
+// word returns a word that may be nil, as "".
 func word(s *string) string {
 	if s == nil {
 		return ""
@@ -249,7 +251,7 @@ func word(s *string) string {
 	return *s
 }
 
-// words say what happened.
+// words returns a sentence on what happened.
 func words(n *api.Notice) string {
 	c := n.Connection
 	switch n.Event {
@@ -264,8 +266,8 @@ func words(n *api.Notice) string {
 	return "died: " + deathWords(n.Death)
 }
 
-// evidence is what kind of solicitation has just been sent. The connection's own
-// Evidence is still empty for the first one, which makes nobody a suspect yet.
+// evidence returns the kind of the solicitation that was sent. The connection has no
+// evidence yet after the first solicitation, which does not make it a suspect.
 func evidence(c *api.Connection) string {
 	switch {
 	case c.Evidence != nil:
@@ -290,7 +292,7 @@ func silent(c *api.Connection) string {
 	return ", silent for " + ageOf(c.SilentSeconds)
 }
 
-// lasting says for how long a verdict has held already, if that is known.
+// lasting returns for how long a verdict has held, if that is known.
 func lasting(n *api.Notice) string {
 	if since := n.Connection.Since; since != nil && since.Before(n.At) {
 		return ", for " + age(n.At.Sub(*since))
@@ -298,7 +300,7 @@ func lasting(n *api.Notice) string {
 	return ""
 }
 
-// outlook says when the kernel will notice.
+// outlook returns when the kernel will give up.
 func outlook(c *api.Connection) string {
 	if c.GivesUp == nil {
 		return "; the kernel never gives up"
@@ -306,9 +308,10 @@ func outlook(c *api.Connection) string {
 	return "; the kernel gives up in " + givesUp(c.GivesUp)
 }
 
-// why says what a verdict rests on, which was another before, "" if none is known.
+// why returns the reason for a verdict. from is the verdict before it, "" if none is
+// known.
 func why(c *api.Connection, from string) string {
-	troubled := func(verdict string) bool { // one of another version's agent, too
+	troubled := func(verdict string) bool { // or a verdict that this version does not know
 		v, err := conn.ParseVerdict(verdict)
 		return verdict != "" && (err != nil || v >= conn.Suspect)
 	}
@@ -326,8 +329,8 @@ func why(c *api.Connection, from string) string {
 	return "no data for " + ageOf(c.IdleSeconds)
 }
 
-// deathWords say how a connection ended: cause, what the application is told,
-// and what had been known about it.
+// deathWords returns how a connection ended: the cause, what the application gets, and
+// what was known before.
 func deathWords(d *api.Death) string {
 	s := text(&d.Cause)
 	if d.During != nil {
@@ -345,7 +348,7 @@ func deathWords(d *api.Death) string {
 	return s
 }
 
-// punctual says by how much a forecast was missed.
+// punctual returns by how much a forecast was missed.
 func punctual(miss time.Duration) string {
 	switch {
 	case miss <= -time.Millisecond:

@@ -13,9 +13,9 @@ import (
 	"github.com/halfopen/halfopen/exporter/api"
 )
 
-// through watches through an agent.
+// through traces through an agent.
 func (t *trace) through(ctx context.Context, agent *api.Client, stdout, stderr io.Writer) error {
-	ended := ctx // by the user, or by --duration
+	ended := ctx // ends by the user or by --duration
 	g, ctx := errgroup.WithContext(ctx)
 	stream, err := agent.Stream(ctx)
 	switch {
@@ -32,7 +32,7 @@ func (t *trace) through(ctx context.Context, agent *api.Client, stdout, stderr i
 		err := stream.Receive(func(e api.StreamEvent) {
 			select {
 			case events <- e:
-			case <-ctx.Done(): // nobody prints any more
+			case <-ctx.Done(): // printing has ended
 			}
 		})
 		if ended.Err() != nil {
@@ -55,11 +55,11 @@ func (t *trace) through(ctx context.Context, agent *api.Client, stdout, stderr i
 			if len(batch) == 0 {
 				return nil
 			}
-			// An agent tells them by kind.
+			// An agent sends events sorted by kind.
 			slices.SortStableFunc(batch, func(a, b api.StreamEvent) int { return a.At.Compare(b.At) })
 			for i := range batch {
 				switch e := &batch[i]; {
-				case e.Event == "" && !begun: // what it missed before
+				case e.Event == "" && !begun: // before we asked
 					begun, missed = true, e.Missed
 				case e.Event == "":
 					missed = sayDropped(stderr, e.Missed, missed)
