@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/halfopen/halfopen/exporter/api"
 )
 
 // How the stream is written to a viewer.
@@ -68,15 +70,15 @@ func (f *frame) empty() bool {
 
 // wantedKinds are those that a query asks for, a bit each.
 func wantedKinds(query string) (wants uint16, err error) {
-	params, err := parameters(query, "event", "owners")
+	params, err := api.ParseParameters(query, "event", "owners")
 	if err != nil {
 		return 0, err
 	}
-	asked, err := each(params["event"], parseKind)
+	asked, err := api.ParseAll(params["event"], parseKind)
 	if err != nil {
 		return 0, err
 	}
-	owners, err := parseSwitch("owners", params["owners"])
+	owners, err := api.ParseSwitch("owners", params["owners"])
 	if err != nil {
 		return 0, err
 	}

@@ -135,7 +135,7 @@ func TestFailures(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var stderr bytes.Buffer
-			if status := conclude(tt.err, "halfopen list", &stderr); status != tt.status || stderr.String() != tt.stderr {
+			if status := exitCode(tt.err, "halfopen list", &stderr); status != tt.status || stderr.String() != tt.stderr {
 				t.Errorf("status %d, stderr\n%s\nwant %d\n%s", status, stderr.String(), tt.status, tt.stderr)
 			}
 		})
