@@ -14,7 +14,7 @@ type meaning struct{ value, meaning string }
 // verdicts and others are in the order in which one reads them.
 var (
 	verdicts = append(meanings[conn.Verdict](conn.Verdicts), meaning{"", "the state has no verdict"})
-	states = []meaning{
+	states   = []meaning{
 		{"established", "open both ways"},
 		{"syn_sent", "connecting"},
 		{"syn_recv", "half-made inbound connections; no verdict"},
@@ -27,7 +27,7 @@ var (
 		{"close", "sockets that are not connected; no verdict"},
 		{"listen", "listeners; no verdict"},
 	}
-	risks = meanings[conn.Risk](conn.Risks)
+	risks  = meanings[conn.Risk](conn.Risks)
 	causes = []meaning{
 		{"keepalive_timeout", "keepalive probes unanswered up to the probe count"},
 		{"user_timeout", "TCP_USER_TIMEOUT"},
