@@ -3,7 +3,7 @@
 package conn
 
 // verdictMeanings and riskMeanings are what the live page, the README and the metrics
-// reference say of each. How long is long says the flag in brackets.
+// reference say of each. The flag in brackets says how long "long" is.
 var (
 	verdictMeanings = [Verdicts]string{
 		Active:    "The connection was made, or data moved, lately (--idle-after), and nothing is overdue.",
