@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# `make help` lists what there is. Each target installs what it lacks (see
-# scripts/need.sh), says what it is doing, and how long that took.
+# `make help` lists the targets. Each prints what it does and how long that took, and
+# installs the tools that it lacks (scripts/need.sh); `make check` installs nothing.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -33,10 +33,56 @@ printf '\n==> %s\n' '$(1)'; SECONDS=0; tmp=$$(mktemp -d)
 trap 'code=$$?; rm -rf "$$tmp"; printf "==> %s: %s, %d s\n" "$(1)" "$$( ((code)) && echo FAILED || echo done)" "$$SECONDS"; exit $$code' EXIT
 endef
 
-.PHONY: help run build generate test e2e test-kernels lint bench screenshots clean root deps unit race fuzz all-kernels check-generate check-format
+# $(call format): gofmt, and no file that people write over 500 lines. golangci-lint has
+# that bound for Go; these are the other languages.
+define format
+unformatted=$$("$$(go env GOROOT)/bin/gofmt" -l .)
+if [[ -n $$unformatted ]]; then
+	printf 'gofmt -w would change: %s\n' $$unformatted >&2
+	exit 1
+fi
+find . -type f -regex '.*\.\([ch]\|js\|css\|html\|sh\|md\)\|.*/Makefile' -not -regex '.*/\(\.git\|bin\|libbpf\|uplot\|testdata\)/.*' \
+	-not -path ./docs/metrics.md -exec wc -l {} + |
+	awk '$$1 > 500 && $$2 != "total" { print $$2 " has " $$1 " lines, more than 500"; long = 1 } END { exit long }' >&2
+endef
+
+# $(call unit-tests,flags): each skipped test, with its reason, is a line of $tmp/skipped.
+define unit-tests
+if ! go test -v $(1) $(UNIT) >"$$tmp/log" 2>&1; then
+	awk '/^FAIL\t/ { print of_package $$0 } /^(ok  |\?   |FAIL)\t/ { of_package = ""; next } !/^ *(===|--- (PASS|SKIP)) / { of_package = of_package $$0 "\n" }' "$$tmp/log" >&2
+	exit 1
+fi
+grep '^ok' "$$tmp/log"
+awk '/^=== / { test = $$3 } sub(/^ +[a-z0-9_]+\.go:[0-9]+: /, "") { why[test] = $$0 } /^ *--- SKIP/ { print $$3 ": " why[$$3] }' \
+	"$$tmp/log" >"$$tmp/skipped"
+endef
+
+# $(call unit-tests-all,flags): the unit tests, of which none may be skipped.
+define unit-tests-all
+$(call unit-tests,-count=1 $(1))
+if [[ -s $$tmp/skipped ]]; then
+	cat "$$tmp/skipped" >&2
+	echo 'a test that does not run is a failure' >&2
+	exit 1
+fi
+endef
+
+# $(call regenerate,flags): run go generate in a copy, which need not be a git checkout,
+# and fail on any difference.
+define regenerate
+tar --exclude=./.git --exclude=./bin -c . | tar -x -C "$$tmp"
+(cd "$$tmp" && go generate $(1) ./...)
+if ! diff -rq --exclude=.git --exclude=bin . "$$tmp"; then
+	echo 'run make generate and commit what it writes' >&2
+	exit 1
+fi
+endef
+
+# All targets but the binary are names of tasks and not of files.
+.PHONY: $(shell sed -n 's/^\([a-z0-9-]*\):.*\#\# .*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: root build ## build, and run the agent on this machine (root; ARGS="--idle-after 1m")
 	@printf '\n==> bin/halfopen agent %s (Ctrl-C ends it)\n' '$(ARGS)'
@@ -52,12 +98,40 @@ generate: ## write again what is generated: the BPF object and its Go bindings, 
 	scripts/need.sh go ca-certificates clang-19 llvm-19
 	go generate ./...
 
+check: ## check a change in two minutes: needs no root, and nothing but Go; skips what make test does not
+	@$(call step,check)
+	part() { printf '%3d s  %s\n' "$$SECONDS" "$$1"; }
+	part 'gofmt, length of files'
+	$(call format)
+	if command -v clang-format-19 >/dev/null; then
+		part clang-format
+		clang-format-19 --dry-run --Werror bpf/*.c bpf/*.h
+	fi
+	part 'go vet'
+	go vet ./...
+	part 'unit tests'
+	$(call unit-tests,-vet=off)
+	cut -d : -f 2- "$$tmp/skipped" | sort | uniq -c | sed 's/^ */skipped: /'
+	part 'generated files: the BPF object by checksum (gen.go), the others generated again'
+	if ! sha256sum --check --strict --quiet bpf/generated.sha256; then
+		echo 'run make generate, which needs clang-19, and commit what it writes' >&2
+		exit 1
+	fi
+	rm "$$tmp"/*
+	$(call regenerate,-skip 'bpf2go|sha256sum')
+	if [[ $$(golangci-lint version --short 2>/dev/null) == "$${GOLANGCI_LINT_VERSION#v}" ]]; then
+		part golangci-lint
+		golangci-lint run ./...
+	else
+		echo 'golangci-lint is not here: make lint builds it, in some minutes'
+	fi
+
 test: root deps check-generate lint unit race fuzz all-kernels ## everything CI checks, on this kernel and others (root)
 	@printf '\n==> all passed\n'
 
 # The tests on this kernel mostly wait. What they leave of the processors is enough
 # for emulated ones, which do not mind how slow they are.
-all-kernels: root build
+all-kernels: root build ## e2e on this kernel, and meanwhile a part of it on the others (root)
 	@trap 'kill 0' INT # which what is in the background does not get
 	QUICK=1 chrt --idle 0 $(MAKE) --no-print-directory test-kernels >bin/test-kernels.log 2>&1 &
 	code=0
@@ -78,6 +152,12 @@ e2e: root build ## test the built halfopen on this kernel (root; ARGS="-run Test
 		echo 'a test that does not run is a failure' >&2
 		exit 1
 	fi
+
+SOAK = 10m
+soak: root build ## watch healthy connections over loss for ten minutes: none may be called dead (root; SOAK=1h)
+	@$(call step,healthy connections for $(SOAK))
+	scripts/need.sh go ca-certificates iproute2
+	HALFOPEN_SOAK='$(SOAK)' HALFOPEN_BIN='$(CURDIR)/bin/halfopen' go test -count=1 -timeout 0 -v -run '^TestHealthyConnectionsAreNeverCalledDead$$' ./e2e
 
 QEMU = qemu-system-x86 qemu-system-arm busybox-static kmod xz-utils debian-archive-keyring
 test-kernels: build ## test it on Debian's kernels in virtual machines (KERNELS="5.10 6.1", KERNEL_IMAGE=vmlinuz, QUICK=1)
@@ -121,43 +201,33 @@ screenshots: root build ## take the pictures of the live page that docs/ has (ro
 clean: ## remove what was built; generated files are committed and stay
 	rm -rf bin
 
-root:
+root: ## fail unless root runs it
 	@$(if $(filter-out 0,$(shell id -u)),$(error halfopen works with the kernel, which takes root: sudo make $(MAKECMDGOALS)))
 
-deps:
+deps: ## install what the tests need (root)
 	@$(call step,what the tests need)
 	scripts/need.sh go ca-certificates clang-19 llvm-19 clang-format-19 gcc libc6-dev iproute2 prometheus tmux prometheus-alertmanager chromium fonts-dejavu-core golangci-lint \
 		$(QEMU)
 	go mod download
 
-unit:
+unit: ## the unit tests (root)
 	@$(call step,unit tests)
 	scripts/need.sh go ca-certificates prometheus
-	go test -count=1 $(UNIT)
+	$(call unit-tests-all)
 
-race:
+race: ## the unit tests with the race detector (root)
 	@$(call step,unit tests with the race detector)
 	scripts/need.sh go ca-certificates gcc libc6-dev prometheus
-	CGO_ENABLED=1 go test -race -count=1 $(UNIT)
+	export CGO_ENABLED=1
+	$(call unit-tests-all,-race)
 
-# In a copy, which need not be a git checkout: whatever generating changes or
-# adds there is missing here.
-check-generate:
+check-generate: ## generate everything again, elsewhere, and compare
 	@$(call step,generated files are up to date)
 	scripts/need.sh go ca-certificates clang-19 llvm-19
-	tar --exclude=./.git --exclude=./bin -c . | tar -x -C "$$tmp"
-	(cd "$$tmp" && go generate ./...)
-	if ! diff -rq --exclude=.git --exclude=bin . "$$tmp"; then
-		echo 'run make generate and commit what it writes' >&2
-		exit 1
-	fi
+	$(call regenerate)
 
-check-format:
+check-format: ## gofmt, clang-format, and the length of files
 	@$(call step,gofmt and clang-format)
 	scripts/need.sh go clang-format-19
-	unformatted=$$("$$(go env GOROOT)/bin/gofmt" -l .)
-	if [[ -n $$unformatted ]]; then
-		printf 'gofmt -w would change: %s\n' $$unformatted >&2
-		exit 1
-	fi
+	$(call format)
 	clang-format-19 --dry-run --Werror bpf/*.c bpf/*.h

@@ -1,24 +1,24 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What user space has looked after, some entries of a map at a time: the watched
- * sockets, and the deaths that nothing more will explain.
+ * Programs that user space runs twice a second, over some entries of a map in each run:
+ * to read the watched sockets, and to resolve pending deaths.
  */
 #ifndef HALFOPEN_BATCH_H
 #define HALFOPEN_BATCH_H
 
 #include "deaths.h"
 
-/* Entries that user space has looked after in one run. */
-#define BATCH_MAX 256
+#define BATCH_MAX 256 /* entries in one run */
+_Static_assert((BATCH_MAX & (BATCH_MAX - 1)) == 0, "an index is masked with BATCH_MAX - 1");
 
 /*
- * Entries of watched or undecided that user space has looked after: it writes their
- * keys, runs the program, and reads the records. One run at a time.
+ * The input and output of one run: user space writes the keys of entries of watched or
+ * pending_deaths, runs the program, and reads the records. One run at a time.
  */
 struct batch {
 	__u32 keys;
 	__u32 records;
-	__u64 key[BATCH_MAX];
+	__u64 key[BATCH_MAX]; /* addresses of sockets */
 	struct conn record[BATCH_MAX];
 };
 
@@ -31,22 +31,21 @@ struct {
 } batch SEC(".maps");
 
 /*
- * How a watched socket is now, wherever it is. User space hears of an answer if it
- * knew of the question. Returns whether c is to be written out.
+ * Reads a watched socket into c. Returns whether c is for user space: it is if the socket
+ * is in trouble, or if it was, user space knows of that, and the trouble has ended.
  */
 static __always_inline bool watch_one(struct conn *c, __u64 key)
 {
 	const struct tcp_sock *tp = (const void *)key;
-	const bool probe = true;
 	struct watch *value, seen;
 
 	value = bpf_map_lookup_elem(&watched, &key);
 	if (!value)
 		return false;
 	seen = *value;
-	describe(c, tp, &seen, true);
-	/* What was read may be of two sockets, of which the second has its memory now. */
-	if (COOKIE(tp) != seen.cookie)
+	describe(c, tp, &seen, PROBE);
+	/* Another socket may have got the memory while it was read. */
+	if (COOKIE(PROBE, tp) != seen.cookie)
 		c->cookie = 0;
 	/* A timer on another CPU may have begun a new streak meanwhile. */
 	value = bpf_map_lookup_elem(&watched, &key);
@@ -83,6 +82,7 @@ static __always_inline bool watch_one(struct conn *c, __u64 key)
 	return seen.reported;
 }
 
+/* Handles key i. Not inlined, so that the verifier checks it only once. */
 __attribute__((noinline)) int watch_one_at(__u32 i)
 {
 	__u32 zero = 0, n;
@@ -96,7 +96,7 @@ __attribute__((noinline)) int watch_one_at(__u32 i)
 	return 0;
 }
 
-/* The watched sockets whose keys user space gives. */
+/* Reads the watched sockets whose keys user space has written. */
 static __always_inline int watch_batch(void)
 {
 	__u32 zero = 0, i;
@@ -113,23 +113,27 @@ static __always_inline int watch_batch(void)
 	return 0;
 }
 
+/*
+ * Handles key i: counts a death as a reset by the peer if no reset of our own has
+ * followed in time.
+ */
 __attribute__((noinline)) int resolve_pending_at(__u32 i)
 {
 	__u32 zero = 0;
 	struct batch *b = bpf_map_lookup_elem(&batch, &zero);
-	struct undecided *u;
+	struct pending_death *u;
 	__u64 key;
 
 	if (!b || i >= BATCH_MAX)
 		return 0;
 	key = b->key[i];
-	u = bpf_map_lookup_elem(&undecided, &key);
-	if (u && u->at && bpf_ktime_get_ns() - u->at >= DECIDED_NS)
-		decided(u, &key, CAUSE_RESET_BY_PEER);
+	u = bpf_map_lookup_elem(&pending_deaths, &key);
+	if (u && u->at && bpf_ktime_get_ns() - u->at >= PENDING_NS)
+		resolve(u, &key, CAUSE_RESET_BY_PEER);
 	return 0;
 }
 
-/* The deaths that nothing more will explain, of those whose keys user space gives. */
+/* Counts the deaths, of those whose keys user space has written, that are due. */
 static __always_inline int resolve_pending_batch(void)
 {
 	__u32 zero = 0, i;

@@ -11,29 +11,29 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Capability is one of Linux's capabilities that halfopen uses.
+// Capability is a Linux capability that halfopen uses.
 type Capability struct {
 	Bit  int    // unix.CAP_...
 	Name string // as capabilities(7) has it
-	For  string // what it is needed for, an infinitive
-	// Lost is what does not work without the capability; "" if the programs cannot
-	// be loaded at all.
+	For  string // what halfopen needs it for, an infinitive
+	// Lost is what does not work without the capability; "" if nothing works, because
+	// the programs cannot be loaded.
 	Lost string
-	// Included says that CAP_SYS_ADMIN includes it.
+	// Included is true if CAP_SYS_ADMIN includes it.
 	Included bool
-	// until is the first kernel that does not need it; the zero value is none.
+	// until is the first kernel version that does not need it; the zero value if all do.
 	until version
-	// demo says that only `halfopen demo` needs it.
+	// demo is true if only `halfopen demo` needs it.
 	demo bool
 }
 
-// version is that of a kernel: 5.11 is {5, 11}.
+// version is a kernel version: 5.11 is {5, 11}.
 type version struct{ major, minor uint32 }
 
 func (v version) String() string { return fmt.Sprintf("%d.%d", v.major, v.minor) }
 
-// Capabilities are all that halfopen uses. What the doctor says, ErrPrivileges and the
-// README's table follow it.
+// Capabilities are all capabilities that halfopen uses. The doctor's report,
+// [ErrPrivileges] and the README's table follow from it.
 var Capabilities = []Capability{
 	{
 		Bit: unix.CAP_BPF, Name: "CAP_BPF", Included: true,
@@ -69,8 +69,8 @@ var Capabilities = []Capability{
 	},
 }
 
-// Needed reports whether the running kernel asks for the capability: true if the
-// kernel's version is unknown.
+// Needed reports whether the running kernel requires the capability. It returns true if
+// the kernel's version is unknown.
 func (c *Capability) Needed() bool {
 	if c.until == (version{}) {
 		return true
@@ -79,8 +79,8 @@ func (c *Capability) Needed() bool {
 	return err != nil || code < c.until.major<<16|c.until.minor<<8
 }
 
-// NotNeeded returns since when kernels do not ask for the capability, such as "since
-// Linux 5.11"; "" if all do.
+// NotNeeded returns from which version on the kernel does not require the capability,
+// such as "since Linux 5.11"; "" if all versions do.
 func (c *Capability) NotNeeded() string {
 	if c.until == (version{}) {
 		return ""
@@ -88,11 +88,11 @@ func (c *Capability) NotNeeded() string {
 	return "since Linux " + c.until.String()
 }
 
-// ErrPrivileges is what [Load] fails with where the kernel does not permit it.
+// ErrPrivileges is the error of [Load] if the kernel does not permit it.
 var ErrPrivileges = errors.New("not permitted to load BPF programs: run as root, or with " + agentCapabilities())
 
-// agentCapabilities lists the capabilities of the agent, those that only older kernels
-// ask for last.
+// agentCapabilities returns a list of the capabilities that the agent needs. Those that
+// only older kernels require are last.
 func agentCapabilities() string {
 	var names []string
 	older := ""

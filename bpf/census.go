@@ -14,74 +14,86 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/halfopen/halfopen/bpf/abi"
 )
 
 const (
-	// ownTablesCPU is the processor time that hash tables of namespaces' own may
-	// take of a census that somebody waits for.
+	// ownTablesCPU is the CPU time that a census may take for hash tables of single
+	// namespaces while a user waits for it.
 	ownTablesCPU = 250 * time.Millisecond
-	// ownTableLate is how old the last whole walk of such a table may be.
+	// ownTableLate is the age from which the last complete walk of such a table is
+	// reported as late.
 	ownTableLate = 5 * time.Minute
 )
 
-// CensusResult is what one census found.
+// CensusResult is the result of one census.
 type CensusResult struct {
-	// Counts are those of the hash table that namespaces share, as it is now, and
-	// of each table of a namespace's own, as it was when last walked whole.
-	Counts     CensusCounts
-	Namespaces int // that there are
-	// Unvisited is how many namespaces have connections without a cookie that
-	// could not be given one: these are counted, but neither listed nor followed.
-	// Refused is how many of those namespaces we had no privilege to enter, and Hidden
-	// into how many no way leads that we can see.
+	// Counts are the counts of the hash table that namespaces share, as it is now, and
+	// of each table of a single namespace, as it was at its last complete walk.
+	Counts     abi.CensusCounts
+	Namespaces int // the number of network namespaces
+	// Unvisited is the number of namespaces with connections that have no cookie and
+	// could not be given one: these connections are counted, but neither listed nor
+	// followed. Of these namespaces, Refused is the number of those that we had no
+	// privilege to enter, and Hidden of those that nothing visible to us leads to.
 	Unvisited, Refused, Hidden int
-	// Err is why the last of them could not be entered; nil if they went away or are
-	// hidden.
+	// Err is the reason why the last of them could not be entered; nil if they went
+	// away or are hidden.
 	Err error
 	// OwnTables are the inode numbers of the namespaces that have a hash table of
-	// their own, ascending. Unwalked are those of them whose table this census has
-	// not walked whole, since it was to take no longer; Late is how many of them
-	// have not been walked whole for minutes.
+	// their own, ascending. Unwalked are those whose table this census did not walk
+	// completely, for lack of CPU time; Late is the number of those whose last complete
+	// walk is minutes ago.
 	OwnTables, Unwalked []uint32
 	Late                int
-	// CPU is the time that the census took of a core; OwnTablesCPU is what the
-	// tables of namespaces' own took besides, and CookiesCPU what it took to give
-	// sockets their cookies, which each needs once.
+	// CPU is the CPU time that the census took. In addition, OwnTablesCPU is the time
+	// that the tables of single namespaces took, and CookiesCPU the time that it took to
+	// give cookies to sockets, which each socket needs once.
 	CPU, OwnTablesCPU, CookiesCPU time.Duration
 }
 
-// An ownTable is the hash table of a network namespace that has one of its own.
+// ownTable is the hash table of a network namespace that does not use the shared one.
 type ownTable struct {
-	halfopenOwnTable
-	// counts are of the last walk that reached its end, partial are of the one that
-	// goes on at next. That last walk ended at walked, which for a table that has
-	// just been found is when that was.
-	counts, partial CensusCounts
-	walked          time.Time
-	next            halfopenCursor
+	abi.OwnTable
+	// counts are the counts of the last complete walk, which ended at walked. For a new
+	// table, walked is the time when it was found.
+	counts abi.CensusCounts
+	walked time.Time
+	// partial are the counts so far of the walk that continues at next. If no walk is
+	// under way, next is the zero value.
+	partial abi.CensusCounts
+	next    abi.Cursor
 }
 
-// Census looks at every TCP socket of every network namespace, counts them all, and
-// calls visit for each socket whose class is in classes: of ClassNone those that are
-// no connections. It waits for no process, whatever that has locked. Hash tables of
-// namespaces' own are walked for at most a quarter of a second, the smallest first.
-// It is safe for concurrent use; one census runs at a time.
-func (k *Kernel) Census(ctx context.Context, classes []uint8, visit func(*Conn)) (CensusResult, error) {
-	return k.takeCensus(ctx, bits(classes), 0, visit, k.walkOwnTables)
+// Census counts the TCP sockets of all network namespaces, and calls visit for each
+// socket whose class is in classes; sockets of ClassNone are not connections. It does
+// not wait for a process that has locked a socket. It walks hash tables of single
+// namespaces for at most a quarter of a second of CPU time, the smallest first. One
+// census runs at a time; others wait. visit must not keep its argument.
+func (k *Kernel) Census(ctx context.Context, classes []uint8, visit func(*abi.Conn)) (CensusResult, error) {
+	return k.takeCensus(ctx, censusRequest{write: bits(classes), ownTables: ownTablesCPU}, visit)
 }
 
-// Find is a census that calls visit for the one connection of that cookie.
-func (k *Kernel) Find(ctx context.Context, cookie uint64, visit func(*Conn)) (CensusResult, error) {
-	return k.takeCensus(ctx, ^uint32(1<<ClassNone), cookie, visit, k.walkOwnTables)
+// Find takes a census that calls visit only for the connection with that cookie.
+func (k *Kernel) Find(ctx context.Context, cookie uint64, visit func(*abi.Conn)) (CensusResult, error) {
+	return k.takeCensus(ctx, censusRequest{write: ^uint32(1 << abi.ClassNone), cookie: cookie, ownTables: ownTablesCPU}, visit)
 }
 
-// PeriodicCensus is the census of a caller that takes one regularly. Hash tables of
-// namespaces' own are walked for the given time of a core, the one that waits longest
-// first, and the next such census goes on where this one stopped.
-func (k *Kernel) PeriodicCensus(ctx context.Context, classes []uint8, ownTables time.Duration, visit func(*Conn)) (CensusResult, error) {
-	return k.takeCensus(ctx, bits(classes), 0, visit, func(ctx context.Context, res *CensusResult, visit func(*Conn)) error {
-		return k.continueOwnTables(ctx, ownTables, res, visit)
-	})
+// PeriodicCensus is [Kernel.Census] for a caller that takes one regularly. It walks hash
+// tables of single namespaces for ownTables of CPU time, the one with the oldest walk
+// first, and the next PeriodicCensus continues where this one stopped.
+func (k *Kernel) PeriodicCensus(ctx context.Context, classes []uint8, ownTables time.Duration, visit func(*abi.Conn)) (CensusResult, error) {
+	return k.takeCensus(ctx, censusRequest{write: bits(classes), ownTables: ownTables, resume: true}, visit)
+}
+
+// censusRequest says what a census writes out, and how it walks hash tables of single
+// namespaces.
+type censusRequest struct {
+	write     uint32        // bits of the classes of which to write out all sockets
+	cookie    uint64        // if not 0, write out only the connection with this cookie
+	ownTables time.Duration // CPU time for tables of single namespaces
+	resume    bool          // continue unfinished walks of these tables, and leave off where time ends
 }
 
 func bits(classes []uint8) (set uint32) {
@@ -91,51 +103,50 @@ func bits(classes []uint8) (set uint32) {
 	return set
 }
 
-// takeCensus takes a census that writes out the classes of a set of bits, or only the
-// connection of a cookie. ownTables walks the tables of namespaces' own.
-func (k *Kernel) takeCensus(ctx context.Context, write uint32, cookie uint64, visit func(*Conn), ownTables func(context.Context, *CensusResult, func(*Conn)) error) (res CensusResult, err error) {
-	if cookie == 0 { // what is looked for has one
-		res.CookiesCPU = k.assignCookies(ctx, write)
+func (k *Kernel) takeCensus(ctx context.Context, req censusRequest, visit func(*abi.Conn)) (res CensusResult, err error) {
+	if req.cookie == 0 { // else the connection has one
+		res.CookiesCPU = k.assignCookies(ctx, req.write)
 	}
 	k.census.Lock()
 	defer k.census.Unlock()
-	if err := ctx.Err(); err != nil { // it may have been a long wait
+	if err := ctx.Err(); err != nil { // waiting for the lock may have taken long
 		return res, err
 	}
-	runtime.LockOSThread() // whose time is measured
+	runtime.LockOSThread() // threadCPU is the time of one thread
 	defer runtime.UnlockOSThread()
 	began := threadCPU()
-	if err := errors.Join(k.objs.CensusWrite.Set(write), k.objs.CensusCookie.Set(cookie)); err != nil {
+	if err := errors.Join(k.objs.CensusWrite.Set(req.write), k.objs.CensusCookie.Set(req.cookie)); err != nil {
 		return res, fmt.Errorf("set up census: %w", err)
 	}
-	if err := k.listNetns(ctx, &res); err != nil {
+	if res.Namespaces, err = k.listNetns(ctx); err != nil {
 		return res, fmt.Errorf("list network namespaces: %w", err)
 	}
-	if _, _, err := k.walk(ctx, halfopenOwnTable{}, halfopenCursor{}, &res.Counts, visit, nil); err != nil {
+	res.OwnTables = slices.Sorted(maps.Keys(k.ownTables))
+	if _, _, err := k.walk(ctx, abi.OwnTable{}, abi.Cursor{}, &res.Counts, visit, nil); err != nil {
 		return res, fmt.Errorf("census: %w", err)
 	}
 	res.CPU = threadCPU() - began
-	if err := ownTables(ctx, &res, visit); ctx.Err() != nil {
+	if res.Unwalked, err = k.walkOwnTables(ctx, req, visit); ctx.Err() != nil {
 		return res, ctx.Err()
 	} else if err != nil {
 		return res, fmt.Errorf("census of the hash tables of single namespaces: %w", err)
 	}
 	res.OwnTablesCPU = threadCPU() - began - res.CPU
 	for _, t := range k.ownTables {
-		addCounts(&res.Counts, &t.counts)
+		add(&res.Counts, &t.counts)
 		if time.Since(t.walked) > ownTableLate {
 			res.Late++
 		}
 	}
-	without, err := k.takeNoCookie()
+	noCookie, err := k.takeNoCookie()
 	if err != nil {
 		return res, err
 	}
-	k.cookies.judge(without, &res)
+	k.cookies.complete(&res, noCookie)
 	return res, nil
 }
 
-// threadCPU is the time that the calling thread has had of a core.
+// threadCPU returns the CPU time that the calling thread has used.
 func threadCPU() time.Duration {
 	var r unix.Rusage
 	if err := unix.Getrusage(unix.RUSAGE_THREAD, &r); err != nil {
@@ -144,15 +155,15 @@ func threadCPU() time.Duration {
 	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
 }
 
-// walk walks the hash table of a network namespace's own, or the zero value's, which is
-// the one that namespaces share, from a place in it. It adds to counts what it counted.
-// Where stop, if any, returns true, the walk ends early (done is false) and can go on at
-// next. The caller holds k.census.
-func (k *Kernel) walk(ctx context.Context, table halfopenOwnTable, from halfopenCursor, counts *CensusCounts, visit func(*Conn), stop func() bool) (next halfopenCursor, done bool, err error) {
-	if k.walked == nil {
+// walk walks the hash table of a single namespace, or the shared one if table is the zero
+// value, beginning at from. It adds the numbers of sockets to counts, and calls visit for
+// each record. If stop is not nil and returns true, the walk ends early: done is false,
+// and the walk can continue at next. The caller holds k.census.
+func (k *Kernel) walk(ctx context.Context, table abi.OwnTable, from abi.Cursor, counts *abi.CensusCounts, visit func(*abi.Conn), stop func() bool) (next abi.Cursor, done bool, err error) {
+	if k.walkBatch == nil {
 		return from, false, os.ErrClosed
 	}
-	if err := errors.Join(k.objs.WalkTable.Set(table), k.objs.WalkAt.Set(from), k.objs.CensusCounts.Put(uint32(0), &CensusCounts{})); err != nil {
+	if err := errors.Join(k.objs.WalkTable.Set(table), k.objs.WalkAt.Set(from), k.objs.CensusCounts.Put(uint32(0), &abi.CensusCounts{})); err != nil {
 		return from, false, fmt.Errorf("set up walk: %w", err)
 	}
 	for !done && (stop == nil || !stop()) {
@@ -164,124 +175,101 @@ func (k *Kernel) walk(ctx context.Context, table halfopenOwnTable, from halfopen
 			return from, false, fmt.Errorf("walk: %w", err)
 		}
 		done = end != 0
-		for i := range k.walked.Records {
-			visit(&k.walked.Record[i])
+		for i := range k.walkBatch.Records {
+			visit(&k.walkBatch.Record[i])
 		}
 	}
-	var counted CensusCounts
+	var counted abi.CensusCounts
 	if err := errors.Join(k.objs.CensusCounts.Lookup(uint32(0), &counted), k.objs.WalkAt.Get(&next)); err != nil {
 		return from, false, fmt.Errorf("read census: %w", err)
 	}
-	addCounts(counts, &counted)
+	add(counts, &counted)
 	return next, done, nil
 }
 
-// addCounts adds what was counted elsewhere.
-func addCounts(to, from *CensusCounts) {
-	into := words(to)
-	for i, n := range words(from) {
-		into[i] += n
-	}
-}
+// maxRestarts limits how often listNetns begins the list again, because the namespace
+// where a run stopped has left the list meanwhile.
+const maxRestarts = 16
 
-// restartsMost is how often the list of network namespaces is begun again, since the one
-// where a run stopped has left it meanwhile.
-const restartsMost = 16
-
-// listNetns counts the network namespaces and finds those that have a hash table of
-// their own. The caller holds k.census.
-func (k *Kernel) listNetns(ctx context.Context, res *CensusResult) error {
-	if k.listed == nil {
-		return os.ErrClosed
+// listNetns returns the number of network namespaces, and updates k.ownTables. The
+// caller holds k.census.
+func (k *Kernel) listNetns(ctx context.Context) (namespaces int, err error) {
+	if k.netnsList == nil {
+		return 0, os.ErrClosed
 	}
 	if err := errors.Join(k.objs.NetnsAt.Set(uint64(0)), k.objs.NetnsCount.Set(uint32(0)), k.objs.NetnsRestarts.Set(uint32(0))); err != nil {
-		return err
+		return 0, err
 	}
 	found := make(map[uint32]*ownTable)
 	var restarts uint32
-	for end := uint32(0); end == 0 && restarts <= restartsMost; {
-		var err error
-		if err = ctx.Err(); err != nil {
-			return err
+	for end := uint32(0); end == 0 && restarts <= maxRestarts; {
+		if err := ctx.Err(); err != nil {
+			return 0, err
 		}
 		if end, err = run(k.objs.NetnsListRun); err != nil {
-			return err
+			return 0, err
 		}
-		for _, table := range k.listed.Table[:k.listed.Tables] {
-			if t := k.ownTables[table.Netns]; t != nil && t.halfopenOwnTable == table {
+		for _, table := range k.netnsList.Table[:k.netnsList.Tables] {
+			if t := k.ownTables[table.Netns]; t != nil && t.OwnTable == table {
 				found[table.Netns] = t
 			} else {
-				found[table.Netns] = &ownTable{halfopenOwnTable: table, walked: time.Now()}
+				found[table.Netns] = &ownTable{OwnTable: table, walked: time.Now()}
 			}
 		}
 		if err := k.objs.NetnsRestarts.Get(&restarts); err != nil {
-			return err
+			return 0, err
 		}
 	}
-	// So many come and go that the end was not reached: those that were found will do.
+	// After maxRestarts, the namespaces found so far have to do.
 	var count uint32
 	if err := k.objs.NetnsCount.Get(&count); err != nil {
-		return err
+		return 0, err
 	}
-	res.Namespaces = int(count)
 	k.ownTables = found
-	res.OwnTables = slices.Sorted(maps.Keys(found))
-	return nil
+	return int(count), nil
 }
 
-// walkOwnTables walks the tables of namespaces' own, each from its beginning and the
-// smallest first, for ownTablesCPU.
-func (k *Kernel) walkOwnTables(ctx context.Context, res *CensusResult, visit func(*Conn)) error {
-	stop := cpuLimit(ownTablesCPU)
-	for _, netns := range k.sortedOwnTables(func(a, b *ownTable) int { return cmp.Compare(a.Chains, b.Chains) }) {
-		if err := ctx.Err(); err != nil {
-			return err
+// walkOwnTables walks the hash tables of single namespaces: the smallest first and each
+// from its beginning or, if the request says resume, the one with the oldest walk first
+// and each from where its last walk stopped. It returns the inode numbers of those that
+// it had no CPU time to complete. The caller holds k.census.
+func (k *Kernel) walkOwnTables(ctx context.Context, req censusRequest, visit func(*abi.Conn)) (unwalked []uint32, err error) {
+	stop := cpuLimit(req.ownTables)
+	tables := slices.SortedFunc(maps.Values(k.ownTables), func(a, b *ownTable) int {
+		order := cmp.Compare(a.Chains, b.Chains)
+		if req.resume {
+			order = a.walked.Compare(b.walked)
 		}
-		var counts CensusCounts
-		_, done, err := k.walk(ctx, k.ownTables[netns].halfopenOwnTable, halfopenCursor{}, &counts, visit, stop)
-		if err != nil {
-			return err
-		}
-		if !done {
-			res.Unwalked = append(res.Unwalked, netns)
-		} else if t := k.ownTables[netns]; t.next == (halfopenCursor{}) { // no walk of it is under way
-			t.counts, t.walked = counts, time.Now()
-		}
-	}
-	return nil
-}
-
-// continueOwnTables walks the tables of namespaces' own, the one whose last walk is
-// the oldest first, each from where it was left, for cpu of a core.
-func (k *Kernel) continueOwnTables(ctx context.Context, cpu time.Duration, res *CensusResult, visit func(*Conn)) error {
-	stop := cpuLimit(cpu)
-	for _, netns := range k.sortedOwnTables(func(a, b *ownTable) int { return a.walked.Compare(b.walked) }) {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		t := k.ownTables[netns]
-		next, done, err := k.walk(ctx, t.halfopenOwnTable, t.next, &t.partial, visit, stop)
-		if err != nil {
-			return err
-		}
-		if !done {
-			t.next = next
-			res.Unwalked = append(res.Unwalked, netns)
-			continue
-		}
-		t.counts, t.walked = t.partial, time.Now()
-		t.partial, t.next = CensusCounts{}, halfopenCursor{}
-	}
-	return nil
-}
-
-func (k *Kernel) sortedOwnTables(compare func(a, b *ownTable) int) []uint32 {
-	return slices.SortedFunc(maps.Keys(k.ownTables), func(a, b uint32) int {
-		return cmp.Or(compare(k.ownTables[a], k.ownTables[b]), cmp.Compare(a, b))
+		return cmp.Or(order, cmp.Compare(a.Netns, b.Netns))
 	})
+	for _, t := range tables {
+		if err := ctx.Err(); err != nil {
+			return unwalked, err
+		}
+		var counts abi.CensusCounts
+		var from abi.Cursor
+		if req.resume {
+			counts, from = t.partial, t.next
+		}
+		next, done, err := k.walk(ctx, t.OwnTable, from, &counts, visit, stop)
+		switch {
+		case err != nil:
+			return unwalked, err
+		case !done:
+			unwalked = append(unwalked, t.Netns)
+			if req.resume {
+				t.partial, t.next = counts, next
+			}
+		case req.resume || t.next == (abi.Cursor{}): // else a resumed walk is under way
+			t.counts, t.walked = counts, time.Now()
+			t.partial, t.next = abi.CensusCounts{}, abi.Cursor{}
+		}
+	}
+	return unwalked, nil
 }
 
-// cpuLimit returns whether the calling thread has had that much of a core since.
+// cpuLimit returns a function that reports whether the calling thread has used that much
+// CPU time since.
 func cpuLimit(cpu time.Duration) func() bool {
 	began := threadCPU()
 	return func() bool { return threadCPU()-began > cpu }

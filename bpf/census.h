@@ -9,22 +9,23 @@
 #include "netns.h"
 
 /*
- * What a run of the walk looks at: at most so many chains, most of which are empty,
- * and so many sockets. A chain that has more is gone on with in the next run.
+ * The limits of one run of the walk. Most chains are empty. The next run continues a
+ * chain that has more sockets.
  */
-#define CHAINS 512
-#define SHARE_MAX 256
-/* How many sockets that were passed before are skipped at most in a run. */
-#define SKIP_MAX 1024
+#define WALK_CHAINS 512
+#define WALK_SOCKETS 256
+#define WALK_SKIPS 1024 /* sockets that the walk passed before a restart of the chain */
+_Static_assert((WALK_SOCKETS & (WALK_SOCKETS - 1)) == 0, "an index is masked with it, less 1");
+
 /*
- * How often a chain is begun again, since the socket where it was left has gone, until
- * the rest of it is left out.
+ * If the socket where a run stopped has left its chain, the next run begins the chain
+ * again; after so many restarts, the walk leaves out the rest of the chain.
  */
 #define RESTARTS_MAX 64
 
 /*
- * The kernel's hash tables of TCP sockets, found by learn_from(): addresses, and how
- * many chains each has. Of the connections, and of the listeners.
+ * The hash tables that network namespaces share, of connections and of listeners, as
+ * learn_from() found them: addresses and numbers of chains.
  */
 volatile __u64 ehash = 0;
 volatile __u64 lhash = 0;
@@ -32,28 +33,25 @@ volatile __u32 ehash_chains = 0;
 volatile __u32 lhash_chains = 0;
 
 /*
- * The walk that is under way; one at a time. User space says which table, and where
- * the walk begins or goes on; the walk says how far it got.
+ * The current walk; there is one at a time. User space sets the table and the position
+ * where the walk begins; each run updates the position.
  */
-volatile struct own_table walk_table = {}; /* net 0: the one that namespaces share */
-volatile __u32 only_no_cookie = 0; /* all that is looked for are sockets without a cookie */
-volatile struct cursor walk_at = {}; /* where the next run begins */
+volatile struct own_table walk_table = {}; /* net 0: the shared tables */
+volatile __u32 only_no_cookie = 0; /* only look for sockets without a cookie */
+volatile struct cursor walk_at = {};
 
-/*
- * A part of a table, and what is written out of it. Written by the walk, one run at
- * a time; read by user space after each run.
- */
+/* The state of one run of the walk, and the records that it writes for user space. */
 struct walk_batch {
 	__u32 records;
 	__u32 sockets;
-	__u64 node; /* the next in the chain */
-	__u64 ehash; /* the table: as the globals of these names */
+	__u64 node; /* the next of the chain */
+	__u64 ehash; /* the tables, as in the variables of these names */
 	__u64 lhash;
 	__u32 ehash_chains;
 	__u32 lhash_chains;
 	struct cursor at;
-	__u64 socket[SHARE_MAX]; /* addresses */
-	struct conn record[SHARE_MAX];
+	__u64 socket[WALK_SOCKETS]; /* addresses */
+	struct conn record[WALK_SOCKETS];
 };
 
 struct {
@@ -65,26 +63,26 @@ struct {
 } walk_batch SEC(".maps");
 
 /*
- * The network namespaces with sockets that have no cookie. Inserted by the walk,
- * read and deleted by user space, which gives them theirs. Full: the next census
- * gets to the others (FAULT_CENSUS_FULL).
+ * Network namespaces with sockets that have no cookie. Inserted: by the walk. Read and
+ * deleted: by user space, which gives cookies to these sockets. If it is full, the next
+ * census finds the others (FAULT_CENSUS_FULL).
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, NETNS_MAX);
 	__type(key, __u32); /* inode number */
-	__type(value, __u32); /* 1 << their states */
+	__type(value, __u32); /* 1 << the states of these sockets */
 } no_cookie SEC(".maps");
 
-/* What a census counted. User space clears it before and reads it after. */
+/* The counts of a census. User space clears them before a walk and reads them after it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct census);
+	__type(value, struct census_counts);
 } census_counts SEC(".maps");
 
-static __always_inline void count_idle(struct census *n, __u32 idle)
+static __always_inline void count_idle(struct census_counts *n, __u32 idle)
 {
 	__u32 i;
 
@@ -96,29 +94,30 @@ static __always_inline void count_idle(struct census *n, __u32 idle)
 		n->idle[i]++;
 }
 
-static __always_inline void risks_counted(struct census *n, __u8 risks)
+static __always_inline void count_risks(struct census_counts *n, __u8 risks)
 {
 	__u32 i;
 
-	for (i = 0; i < RISK_MAX; i++)
+	for (i = 0; i < RISK_SLOTS; i++)
 		if (risks & (1 << i))
 			n->risks[i]++;
 }
 
 /*
- * What the kernel keeps before a connection is made and after its end: less than
- * a socket, of which only the part that all have in common may be read.
+ * Fills in the record of a stub: what the kernel keeps before a connection is established,
+ * and after its end. Of a stub, only struct sock_common may be read.
  */
-static __always_inline void stub(struct conn *c, const struct sock_common *skc, const bool probe)
+static __always_inline void fill_stub(struct conn *c, const struct sock_common *skc,
+				      const enum access how)
 {
 	__builtin_memset(c, 0, sizeof(*c));
 	c->class = CLASS_NONE;
-	c->cookie = FIELD(skc, skc_cookie.counter);
-	identify(c, skc, probe);
-	c->lport = FIELD(skc, skc_num);
-	c->state = FIELD(skc, skc_state);
+	c->cookie = READ(how, skc, skc_cookie.counter);
+	fill_identity(c, skc, how);
+	c->lport = READ(how, skc, skc_num);
+	c->state = READ(how, skc, skc_state);
 	if (c->state == TCP_TIME_WAIT) {
-		/* Also what is left of FIN_WAIT2; ss tells them apart, too. */
+		/* A stub may be in FIN_WAIT2, too; ss also shows that. */
 		c->state = BPF_CORE_READ((const struct inet_timewait_sock *)skc, tw_substate);
 		c->flags = CONN_ORPHAN;
 	} else {
@@ -126,68 +125,71 @@ static __always_inline void stub(struct conn *c, const struct sock_common *skc, 
 	}
 }
 
-/* What the connections to a listener are going to inherit is in it, too. */
-static __always_inline void listener(struct conn *c, const struct tcp_sock *tp, const bool probe)
+/* Fills in the record of a listener. Its connections inherit some of the fields. */
+static __always_inline void fill_listener(struct conn *c, const struct tcp_sock *tp,
+					  const enum access how)
 {
-	describe(c, tp, NULL, probe);
+	describe(c, tp, NULL, how);
 	c->class = CLASS_NONE;
 	c->flags &= ~CONN_TROUBLE;
-	c->accept_queue = FIELD(tp, inet_conn.icsk_inet.sk.sk_ack_backlog);
-	c->accept_limit = FIELD(tp, inet_conn.icsk_inet.sk.sk_max_ack_backlog);
+	c->accept_queue = READ(how, tp, inet_conn.icsk_inet.sk.sk_ack_backlog);
+	c->accept_limit = READ(how, tp, inet_conn.icsk_inet.sk.sk_max_ack_backlog);
 }
 
 /*
- * What the census makes of a socket, in c; tp is NULL if it is but a stub. Returns
- * whether the record is asked for; it is whole then.
+ * Reads a socket into c, and sets its class. tp is NULL for a stub. Returns whether user
+ * space wants the record; it is complete then. *seen is room for a watch entry, and becomes
+ * the entry of the socket, or NULL.
  */
 static __always_inline bool classify(struct conn *c, const struct sock_common *skc,
 				     const struct tcp_sock *tp, __u64 cookie, __u8 state,
-				     struct watch **seen, const bool probe)
+				     struct watch **seen, const enum access how)
 {
-	bool asked = !census_cookie || census_cookie == cookie, whole;
+	bool selected = !census_cookie || census_cookie == cookie, complete;
 	struct watch *copy = *seen;
 
 	*seen = NULL;
 	if (!tp || state == TCP_LISTEN || state == TCP_CLOSE) {
-		asked = asked && (census_write & (1 << CLASS_NONE)) && state != TCP_CLOSE;
-		if (asked && tp)
-			listener(c, tp, probe);
-		else if (asked)
-			stub(c, skc, probe);
+		selected = selected && (census_write & (1 << CLASS_NONE)) && state != TCP_CLOSE;
+		if (selected && tp)
+			fill_listener(c, tp, how);
+		else if (selected)
+			fill_stub(c, skc, how);
 		c->class = CLASS_NONE;
-		return asked;
+		return selected;
 	}
-	whole = has_outstanding(tp, probe) || (asked && (census_write & ~(1 << CLASS_TROUBLE)));
-	if (whole)
+	complete = has_outstanding(tp, how) || (selected && (census_write & ~(1 << CLASS_TROUBLE)));
+	if (complete)
 		*seen = watched_as(tp, cookie, copy);
-	fill_basic(c, tp, *seen, whole, probe);
-	if (!asked || !(census_write & (1 << (c->flags & CONN_TROUBLE ? CLASS_TROUBLE : c->class))))
+	fill_basic(c, tp, *seen, complete, how);
+	if (!selected ||
+	    !(census_write & (1 << (c->flags & CONN_TROUBLE ? CLASS_TROUBLE : c->class))))
 		return false;
-	fill_detail(c, tp, probe);
+	fill_detail(c, tp, how);
 	return true;
 }
 
 /*
- * Counts what classify() has made of a socket in that state; written tells whether
- * user space has it. Who has no cookie is counted, but nobody could tell it apart
- * later: it is not watched.
+ * Counts a socket that classify() has read, and starts to watch it if it is in trouble.
+ * written: the record is for user space. A socket without a cookie is not watched, since
+ * it could not be recognised later.
  */
 static __always_inline void count_socket(const struct conn *c, __u64 sk, __u64 cookie, __u8 state,
 					 struct watch *seen, bool written)
 {
 	bool trouble = c->class != CLASS_NONE && (c->flags & CONN_TROUBLE);
-	struct census *n;
+	struct census_counts *n;
 	__u32 zero = 0, counted;
 
 	n = bpf_map_lookup_elem(&census_counts, &zero);
 	if (!n)
 		return;
-	n->sockets[state][trouble ? CLASS_TROUBLE : c->class & (CLASS_MAX - 1)]++;
+	n->sockets[state][trouble ? CLASS_TROUBLE : c->class & (CLASS_SLOTS - 1)]++;
 	if (c->class == CLASS_NONE)
 		return;
 	if (state == TCP_ESTABLISHED && c->idle != AGE_NONE)
 		count_idle(n, c->idle);
-	risks_counted(n, c->risks);
+	count_risks(n, c->risks);
 	if (seen && written) {
 		mark_reported(sk, seen);
 	} else if (trouble && !seen && cookie) {
@@ -204,8 +206,8 @@ static __always_inline void count_socket(const struct conn *c, __u64 sk, __u64 c
 	}
 }
 
-/* Where the first socket of a chain of a table is to be found, 0: there is none such. */
-static __always_inline __u64 chain(const struct walk_batch *s, __u32 number)
+/* Returns the address of the pointer to a chain's first socket; 0 after the last chain. */
+static __always_inline __u64 chain_head(const struct walk_batch *s, __u32 number)
 {
 	if (number < s->ehash_chains)
 		return s->ehash + (__u64)number * bpf_core_type_size(struct inet_ehash_bucket);
@@ -218,9 +220,9 @@ static __always_inline __u64 chain(const struct walk_batch *s, __u32 number)
 }
 
 /*
- * Where a chain goes on after the socket of the cursor, 0 if that is no longer in
- * it: RCU has not kept it since the last run. A socket that is in a chain is what its
- * predecessor points to (sk_nulls_del_node_init_rcu() clears pprev).
+ * Returns the next of the chain after the socket of the cursor; 0 if that socket has left
+ * the chain, since RCU has not protected it since the last run. A socket is in a chain if
+ * its predecessor points to it (sk_nulls_del_node_init_rcu() clears pprev).
  */
 static __always_inline __u64 next_after(volatile struct cursor *at)
 {
@@ -235,9 +237,9 @@ static __always_inline __u64 next_after(volatile struct cursor *at)
 }
 
 /*
- * One step of collect(): takes the next socket of the chain, or goes on to the next
- * chain. Returns 1 where the share is full or the table ends. A function of its own,
- * and all of its state in memory, so that the verifier goes through it once.
+ * One step of collect(): takes the next socket of the chain, or continues with the next
+ * chain. Returns 1 if the run has reached a limit or the end of the table. It is not
+ * inlined, and its state is in memory, so that the verifier checks it only once.
  */
 __attribute__((noinline)) int collect_next(__u32 step)
 {
@@ -249,13 +251,13 @@ __attribute__((noinline)) int collect_next(__u32 step)
 	if (!s)
 		return 1;
 	node = s->node;
-	if (!node || (node & 1)) { /* the end of the chain */
+	if (!node || (node & 1)) { /* end of the chain */
 		s->at.chain++;
 		s->at.passed = 0;
 		s->at.skip = 0;
 		s->at.restarts = 0;
-		head = chain(s, s->at.chain);
-		if (!head || step >= CHAINS)
+		head = chain_head(s, s->at.chain);
+		if (!head || step >= WALK_CHAINS)
 			return 1;
 		s->node = read_ptr(head);
 		return 0;
@@ -264,7 +266,7 @@ __attribute__((noinline)) int collect_next(__u32 step)
 		s->at.skip--;
 	} else {
 		n = s->sockets;
-		if (n >= SHARE_MAX)
+		if (n >= WALK_SOCKETS)
 			return 1;
 		s->socket[n] = node - offset;
 		s->sockets = n + 1;
@@ -276,8 +278,8 @@ __attribute__((noinline)) int collect_next(__u32 step)
 }
 
 /*
- * The sockets of the next share of a table. The kernel frees them after RCU, under
- * which we run, and a chain that changes meanwhile still ends.
+ * Collects the addresses of the next sockets of the table. This runs under RCU: the kernel
+ * does not free the sockets before it ends, and a chain that changes meanwhile has an end.
  */
 static __always_inline void collect(struct walk_batch *s)
 {
@@ -292,7 +294,7 @@ static __always_inline void collect(struct walk_batch *s)
 	s->at.restarts = walk_at.restarts;
 	if (s->at.passed) {
 		next = next_after(&walk_at);
-		if (!next) { /* begin it again, up to where we were */
+		if (!next) { /* begin the chain again, and skip what the walk has passed */
 			s->at.skip += s->at.passed;
 			s->at.passed = 0;
 			s->at.restarts++;
@@ -304,8 +306,8 @@ static __always_inline void collect(struct walk_batch *s)
 		s->at.skip = 0;
 		s->at.restarts = 0;
 	}
-	s->node = next ?: read_ptr(chain(s, s->at.chain));
-	for (step = 0; step < CHAINS + SHARE_MAX + SKIP_MAX; step++)
+	s->node = next ?: read_ptr(chain_head(s, s->at.chain));
+	for (step = 0; step < WALK_CHAINS + WALK_SOCKETS + WALK_SKIPS; step++)
 		if (collect_next(step))
 			break;
 	if (s->at.passed)
@@ -318,26 +320,26 @@ static __always_inline void collect(struct walk_batch *s)
 	walk_at.restarts = s->at.restarts;
 }
 
-/* Returns whether to look again, since the socket has changed its state meanwhile. */
+/* Returns whether to read the socket again, since its state has changed meanwhile. */
 static __always_inline bool read_socket(struct walk_batch *s, const struct sock_common *skc,
-					const struct tcp_sock *tp, const bool probe)
+					const struct tcp_sock *tp, const enum access how)
 {
-	__u64 cookie = FIELD(skc, skc_cookie.counter);
-	__u8 state = FIELD(skc, skc_state) & (TCP_MAX_STATES - 1);
+	__u64 cookie = READ(how, skc, skc_cookie.counter);
+	__u8 state = READ(how, skc, skc_state) & (TCP_MAX_STATES - 1);
 	struct watch copy, *seen = &copy;
 	__u32 netns, states, *before, n = s->records;
 	struct conn *c;
 	const struct net *net;
 	bool write;
 
-	/* There is one for each socket; the mask is for verifiers that lose the bound. */
-	c = &s->record[n & (SHARE_MAX - 1)];
+	/* There is a record for each socket; the mask is for verifiers that lose the bound. */
+	c = &s->record[n & (WALK_SOCKETS - 1)];
 	if (state == TCP_TIME_WAIT || state == TCP_NEW_SYN_RECV)
 		tp = NULL;
-	/* Nobody could tell apart what has no cookie. */
+	/* Without a cookie, user space could not recognise the socket. */
 	if (!cookie && ((tp && state != TCP_LISTEN) || (census_write & (1 << CLASS_NONE)))) {
-		net = FIELD(skc, skc_net.net);
-		netns = FIELD(net, ns.inum);
+		net = READ(how, skc, skc_net.net);
+		netns = READ(how, net, ns.inum);
 		before = bpf_map_lookup_elem(&no_cookie, &netns);
 		states = (before ? *before : 0) | 1 << state;
 		if (!before || *before != states)
@@ -346,14 +348,14 @@ static __always_inline bool read_socket(struct walk_batch *s, const struct sock_
 	}
 	if (only_no_cookie)
 		return false;
-	write = classify(c, skc, tp, cookie, state, &seen, probe) && cookie;
+	write = classify(c, skc, tp, cookie, state, &seen, how) && cookie;
 	/*
-	 * RCU keeps the memory, but not for whom: it may have become another socket's
-	 * (SLAB_TYPESAFE_BY_RCU), which is counted where that one is.
+	 * RCU keeps the memory, but it may be another socket's by now
+	 * (SLAB_TYPESAFE_BY_RCU). The walk counts that socket in its own chain.
 	 */
-	if ((__u64)FIELD(skc, skc_cookie.counter) != cookie)
+	if ((__u64)READ(how, skc, skc_cookie.counter) != cookie)
 		return false;
-	if ((FIELD(skc, skc_state) & (TCP_MAX_STATES - 1)) != state)
+	if ((READ(how, skc, skc_state) & (TCP_MAX_STATES - 1)) != state)
 		return true;
 	count_socket(c, (__u64)skc, cookie, state, seen, write);
 	if (write)
@@ -361,7 +363,7 @@ static __always_inline bool read_socket(struct walk_batch *s, const struct sock_
 	return false;
 }
 
-/* One socket of the share. */
+/* Reads socket i of the run. Not inlined, so that the verifier checks it only once. */
 __attribute__((noinline)) int read_socket_at(__u32 i)
 {
 	__u32 zero = 0;
@@ -369,18 +371,18 @@ __attribute__((noinline)) int read_socket_at(__u32 i)
 	__u64 sk;
 
 	s = bpf_map_lookup_elem(&walk_batch, &zero);
-	if (!s || i >= SHARE_MAX)
+	if (!s || i >= WALK_SOCKETS)
 		return 0;
 	sk = s->socket[i];
 	if (casts)
-		return read_socket(s, AS(struct sock_common, sk), AS(struct tcp_sock, sk), false);
-	return read_socket(s, (const void *)sk, (const void *)sk, true);
+		return read_socket(s, AS(struct sock_common, sk), AS(struct tcp_sock, sk), DIRECT);
+	return read_socket(s, (const void *)sk, (const void *)sk, PROBE);
 }
 
 /*
- * Sets up which table is walked. A namespace's own is freed a grace period of RCU
- * after nobody holds the namespace any more (cleanup_net): it is there for as long
- * as we run if somebody does now. Returns false if it has gone.
+ * Sets the tables of a run. The kernel frees the table of a single namespace a grace period
+ * of RCU after the last reference to the namespace (cleanup_net): if there is a reference
+ * now, the table stays for the whole run. Returns false if there is none.
  */
 static __always_inline bool set_table(struct walk_batch *s)
 {
@@ -408,12 +410,11 @@ static __always_inline bool set_table(struct walk_batch *s)
 }
 
 /*
- * The walk over the TCP sockets of a hash table, one share in each run. iter/tcp sees
- * only the reader's network namespace, but passes all other sockets on its way
- * through the table, for each namespace anew, and takes the lock of each socket that
- * it sees, waiting for whoever has it. This reads the table once, for all
- * namespaces, and waits for nobody. Returns 1 at the end of the table, or where it
- * has gone.
+ * Walks a part of a hash table of TCP sockets. Returns 1 at the end of the table, or if
+ * the table is gone. Why not iter/tcp: that shows only the sockets of the reader's network
+ * namespace, so that each namespace takes another pass over the whole table, and it locks
+ * each socket that it shows, which may mean to wait for a process. This reads the table
+ * once for all namespaces, and takes no lock.
  */
 static __always_inline int walk(void)
 {
@@ -427,13 +428,13 @@ static __always_inline int walk(void)
 	if (!set_table(s))
 		return 1;
 	collect(s);
-	for (i = 0; i < SHARE_MAX; i++) {
+	for (i = 0; i < WALK_SOCKETS; i++) {
 		if (i >= s->sockets)
 			break;
 		if (read_socket_at(i))
 			read_socket_at(i);
 	}
-	return !chain(s, walk_at.chain);
+	return !chain_head(s, walk_at.chain);
 }
 
 #endif /* HALFOPEN_CENSUS_H */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What user space sets: what was learned of the kernel, and what the user may choose.
+ * Variables that user space sets: facts that it has learned about the kernel, and options
+ * of the user.
  */
 #ifndef HALFOPEN_CONFIG_H
 #define HALFOPEN_CONFIG_H
@@ -9,30 +10,31 @@
 #include "kernel_compat.h"
 #include "halfopen.h"
 
-#define TICK_NSEC ((1000000000 + hz / 2) / (hz ?: 1)) /* of a jiffy, as the kernel rounds it */
+#define TICK_NSEC                                                                      \
+	((1000000000 + hz / 2) / (hz ?: 1)) /* ns of a jiffy, rounded as in the kernel \
+					     */
 
-/*
- * Set before anything is attached: the addresses of the kernel's two timer
- * functions and jiffies a second, as learn_from() found them.
- */
-volatile __u64 keepalive_timer_fn = 0;
-volatile __u64 socket_ops = 0; /* what the files are known by that are sockets */
-volatile __u64 write_timer_fn = 0;
+/* Kernel addresses that learn_from() finds before the programs are attached. */
+volatile __u64 keepalive_timer_fn = 0; /* the function of a socket's keepalive timer */
+volatile __u64 socket_ops = 0; /* file operations of sockets */
+volatile __u64 write_timer_fn = 0; /* the function of a socket's write timer */
 
-/* Knobs. May change at any time. */
+/* User space sets these before it attaches the programs. */
+volatile __u32 hz = 0; /* jiffies a second */
 volatile __u32 idle_after = 0; /* jiffies */
 volatile __u32 middlebox_timeout = 0; /* jiffies */
-volatile __u32 events_from = 2; /* unanswered: the first are not worth an event */
-volatile __u32 census_write = 0; /* 1 << enum class: what a pass writes out */
-volatile __u64 census_cookie = 0; /* if not 0, only this socket */
-volatile __u32 hz = 0; /* jiffies a second */
+volatile __u32 events_from = 0; /* unanswered solicitations from which each is an event */
 volatile __u32 idle_bounds[IDLE_BUCKETS] = {}; /* jiffies, ascending */
 
+/* User space sets these before each census. */
+volatile __u32 census_write = 0; /* 1 << enum class: the classes to write out */
+volatile __u64 census_cookie = 0; /* if not 0, write out only this socket */
+
 /*
- * When jiffy 0 would have begun, ns of CLOCK_MONOTONIC. A jiffy is never early
- * (tick_do_update_jiffies64), and timers run right after it: the earliest that
- * any saw is it. Two CPUs that find one at once may keep the later, until the
- * next.
+ * When jiffy 0 would have begun, in ns of CLOCK_MONOTONIC. A jiffy is never early
+ * (tick_do_update_jiffies64), and timers run right after it begins, so this is the
+ * earliest time that any timer has seen. If two CPUs find an earlier one at once, the
+ * later of both may stay until the next timer.
  */
 volatile __s64 jiffies_epoch = 0x7fffffffffffffffLL;
 

@@ -1,23 +1,17 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * How one socket is at one moment: struct conn, read from the kernel's fields.
+ * Reads the state of one socket from the kernel's fields into a struct conn.
  */
 #ifndef HALFOPEN_CONNECTION_H
 #define HALFOPEN_CONNECTION_H
 
 #include "watch.h"
 
-/*
- * Reads a field. Where the verifier knows what p points to, a plain load; in
- * timer context and for watched sockets, p is but a number and the read has to
- * be a probe.
- */
-#define FIELD(p, f) (probe ? BPF_CORE_READ((p), f) : (p)->f)
+#define COOKIE(how, tp) \
+	((__u64)READ(how, tp, inet_conn.icsk_inet.sk.__sk_common.skc_cookie.counter))
+#define STATE(how, tp) ((__u8)READ(how, tp, inet_conn.icsk_inet.sk.__sk_common.skc_state))
 
-#define COOKIE(tp) ((__u64)FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_cookie.counter))
-#define STATE(tp) ((__u8)FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_state))
-
-/* Jiffies since the first retransmission of a streak, or AGE_NONE. */
+/* Returns the jiffies since the first retransmission of the streak, or AGE_NONE. */
 static __always_inline __u32 retransmitting_for(const struct tcp_sock *tp)
 {
 	__u32 elapsed, second, stamp = BPF_CORE_READ(tp, retrans_stamp);
@@ -27,34 +21,37 @@ static __always_inline __u32 retransmitting_for(const struct tcp_sock *tp)
 		return AGE_NONE;
 	second = stamps_a_second(tp);
 	elapsed = (__u32)(now / (1000000000 / second)) - stamp;
-	/* The stamp may be a little ahead of us; in us it wraps every 71 minutes. */
+	/* The stamp may be a little ahead of now; in us it wraps every 71 minutes. */
 	return elapsed > 0xfff00000 ? 0 : (__u64)elapsed * hz / second;
 }
 
-/* Jiffies from a stamp to now; the 32 bits wrap. */
+/* Returns the jiffies from a stamp to now. The stamp has 32 bits, and wraps. */
 static __always_inline __u32 age(__u32 now, __u32 stamp)
 {
 	__s32 d = now - stamp;
 
-	/* Another CPU may have stamped it after we read the clock. */
+	/* Another CPU may have set the stamp after this one read the clock. */
 	return d < 0 && d > -1000 ? 0 : (__u32)d;
 }
 
-/* When jiffy 0 would have begun if this one just did; ns. */
+/* Returns when jiffy 0 would have begun if the current one began now; ns. */
 static __always_inline __s64 epoch_now(void)
 {
-	__u64 jiffies = bpf_jiffies64(); /* first: it may be the older of the two */
+	__u64 jiffies = bpf_jiffies64(); /* before the time, so that the result is not too early */
 
 	return bpf_ktime_get_ns() - jiffies * TICK_NSEC;
 }
 
-/* The stamp of the peer's last sign of life, as solicited() takes it. */
+/* Returns the stamp of the peer's last sign of life, as solicited() does. */
 static __always_inline __u32 heard_at(const struct conn *c)
 {
 	return c->silent == AGE_NONE ? 0 : (__u32)c->jiffies - c->silent;
 }
 
-/* When a timer expires, and in which level of the wheel it is; 0: not pending. */
+/*
+ * Returns when a timer of a socket expires, in jiffies, and sets the level of the timer
+ * wheel that it is in. Returns 0 if it is not pending.
+ */
 static __always_inline __u64 expires_at(const struct tcp_sock *tp, __u32 offset, __u8 *level)
 {
 	const struct timer_list *timer = (const void *)tp + offset;
@@ -65,29 +62,30 @@ static __always_inline __u64 expires_at(const struct tcp_sock *tp, __u32 offset,
 	return BPF_CORE_READ(timer, expires);
 }
 
-/* Whether the peer's window is what keeps a socket from sending. */
+/* Returns whether the peer's window keeps a socket from sending. */
 static __always_inline bool window_limited(const struct conn *c, const struct tcp_sock *tp,
-					   const bool probe)
+					   const enum access how)
 {
-	return c->send_window < c->send_queue && c->send_window < FIELD(tp, mss_cache);
+	return c->send_window < c->send_queue && c->send_window < READ(how, tp, mss_cache);
 }
 
 /*
- * How many keepalive probes at most went out since the peer was last heard. The
- * first goes after keepalive_time of silence, and the timer now waits for the
- * one after the last.
+ * Returns the largest possible number of keepalive probes since the peer's last sign of
+ * life. The kernel sends the first after keepalive_time of silence, and the timer is now
+ * armed for the one after the last.
  */
 static __always_inline __u32 probes_since_heard(const struct conn *c, const struct tcp_sock *tp,
-						const bool probe)
+						const enum access how)
 {
-	const struct net *net = FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_net.net);
-	__u32 intvl = FIELD(tp, keepalive_intvl) ?: FIELD(net, ipv4.sysctl_tcp_keepalive_intvl);
+	const struct net *net = READ(how, tp, inet_conn.icsk_inet.sk.__sk_common.skc_net.net);
+	__u32 intvl = READ(how, tp, keepalive_intvl) ?:
+			      READ(how, net, ipv4.sysctl_tcp_keepalive_intvl);
 	__u64 first = c->jiffies - c->silent + c->keepalive_time;
 	__u64 next, most;
 	__u8 level;
 
 	next = expires_at(tp, keepalive_timer_offset(), &level);
-	if (!next) /* it is running just now, and tells nothing */
+	if (!next) /* it is running now, and sets no bound */
 		return c->probes_out;
 	if (!(c->flags & CONN_KEEPALIVE) || c->silent == AGE_NONE || !intvl || next <= first)
 		return 0;
@@ -96,48 +94,50 @@ static __always_inline __u32 probes_since_heard(const struct conn *c, const stru
 }
 
 /*
- * Whether a socket asks anything of its peer, or would: a probe or a
- * retransmission, or a SYN, data or a FIN that are not acknowledged, which are
- * all in its queues. Of one that does not, most of its fields say nothing.
+ * Returns whether a socket waits for its peer, or may: it has sent a probe or a
+ * retransmission, or has a SYN, data or a FIN in its queues that is not acknowledged. If
+ * it does not, there is nothing for fill_unanswered().
  */
-static __always_inline bool has_outstanding(const struct tcp_sock *tp, const bool probe)
+static __always_inline bool has_outstanding(const struct tcp_sock *tp, const enum access how)
 {
-	return FIELD(tp, inet_conn.icsk_inet.sk.sk_wmem_queued) ||
-	       FIELD(tp, inet_conn.icsk_probes_out) || FIELD(tp, inet_conn.icsk_retransmits);
+	return READ(how, tp, inet_conn.icsk_inet.sk.sk_wmem_queued) ||
+	       READ(how, tp, inet_conn.icsk_probes_out) ||
+	       READ(how, tp, inet_conn.icsk_retransmits);
 }
 
 /*
- * What is asked and not answered, and for how long: after the first part of
- * fill_basic(), and only where there may be something (has_outstanding) or somebody will look.
+ * Fills in what is unanswered, and for how long. fill_basic() calls it after its first
+ * part, if something may be unanswered (has_outstanding) or the record is written out.
  */
 static __always_inline void fill_unanswered(struct conn *c, const struct tcp_sock *tp,
 					    const struct watch *seen, __u32 heard_data,
-					    const bool probe)
+					    const enum access how)
 {
-	__u32 heard = FIELD(tp, rcv_tstamp), now = (__u32)c->jiffies;
+	__u32 heard = READ(how, tp, rcv_tstamp), now = (__u32)c->jiffies;
 	bool retransmitting, probing, answered;
 	__u32 probes, counted, window_closed, v;
 
-	c->probes_out = FIELD(tp, inet_conn.icsk_probes_out);
-	c->retransmits = FIELD(tp, inet_conn.icsk_retransmits);
-	c->packets_out = FIELD(tp, packets_out);
-	c->send_window = FIELD(tp, snd_wnd);
-	c->send_queue = FIELD(tp, write_seq) - FIELD(tp, snd_una);
-	window_closed = FIELD(tp, inet_conn.icsk_probes_tstamp);
+	c->probes_out = READ(how, tp, inet_conn.icsk_probes_out);
+	c->retransmits = READ(how, tp, inet_conn.icsk_retransmits);
+	c->packets_out = READ(how, tp, packets_out);
+	c->send_window = READ(how, tp, snd_wnd);
+	c->send_queue = READ(how, tp, write_seq) - READ(how, tp, snd_una);
+	window_closed = READ(how, tp, inet_conn.icsk_probes_tstamp);
 
-	/* A stamp of 0 was never set: a connection that is still being made. */
+	/* A stamp of 0 has not been set: the connection is not established yet. */
 	c->silent = heard ? age(now, heard) : AGE_NONE;
 	v = heard_data ? age(now, heard_data) : AGE_NONE;
 	if (v < c->silent)
 		c->silent = v;
 	c->solicited = seen && seen->sent ? age(now, seen->solicited) : AGE_NONE;
-	/* Any sign of life since the watch began or the last solicitation. */
+	/* Was there a sign of life since the watch began, or since the last solicitation? */
 	answered = seen && c->silent != AGE_NONE && now - c->silent != seen->heard;
 
 	/*
-	 * Nothing to send is no reason to call a window closed, and before the
-	 * handshake there is none. With data in flight icsk_probes_tstamp is not
-	 * set; like tcp_rtx_probe0_timed_out() we take the first retransmission.
+	 * A window only counts as closed if there is data to send; before the handshake
+	 * there is no window. With data in flight the kernel does not set
+	 * icsk_probes_tstamp, and the first retransmission takes its place, as in
+	 * tcp_rtx_probe0_timed_out().
 	 */
 	c->retransmitting = AGE_NONE;
 	if (c->retransmits || (c->packets_out && !c->send_window))
@@ -153,28 +153,27 @@ static __always_inline void fill_unanswered(struct conn *c, const struct tcp_soc
 	}
 
 	/*
-	 * The kernel counts probes (icsk_probes_out, shared by keepalive and
-	 * zero-window probes) and retransmissions (icsk_retransmits), but not
-	 * quite the streak since the last sign of life: an answer that carries only
-	 * data leaves the probes behind (the fast path of tcp_rcv_established()
-	 * skips tcp_ack()), and a duplicate ACK the retransmissions. The watch
-	 * knows what they were when the streak began; without it, the timer bounds
-	 * how many probes can have been sent.
+	 * The kernel counts probes (icsk_probes_out, for keepalive and zero-window probes)
+	 * and retransmissions (icsk_retransmits), but these are not exactly the streak since
+	 * the last sign of life. An answer that is only data does not reset the probes (the
+	 * fast path of tcp_rcv_established() skips tcp_ack()), and a duplicate ACK does not
+	 * reset the retransmissions. The watch has the counts from the beginning of the
+	 * streak. Without a watch, the timer limits how many probes can have been sent.
 	 */
 	probing = c->send_queue && !c->packets_out;
 	probes = c->probes_out;
-	if (probes && probing && !window_limited(c, tp, probe)) {
-		probes = 0; /* nothing was sent: tcp_write_xmit() fails locally */
+	if (probes && probing && !window_limited(c, tp, how)) {
+		probes = 0; /* tcp_write_xmit() failed on this host, and sent nothing */
 		c->flags |= CONN_BLOCKED;
 	}
 	retransmitting = c->retransmits;
 	if (probes && !seen && !probing)
-		probes = probes_since_heard(c, tp, probe);
+		probes = probes_since_heard(c, tp, how);
 	counted = probes + (retransmitting ? c->retransmits : 0);
 	if (seen && !answered) {
 		if (counted >= seen->baseline)
 			counted -= seen->baseline;
-		/* Retransmissions all, of what is still in flight. */
+		/* They were retransmissions of segments that are still in flight. */
 		if (c->packets_out)
 			counted += seen->extra;
 	}
@@ -190,47 +189,46 @@ static __always_inline void fill_unanswered(struct conn *c, const struct tcp_soc
 }
 
 /*
- * What a verdict needs to know of a socket as it is now: the census does this
- * for every socket. tp is any full TCP socket; probe says how it has to be read
- * and is a constant. seen is what the watch knows, or NULL. Unless whole, only
- * the state, the class, the risks and the idle time are made out, of a socket
- * that asks nothing: the census of many sockets takes as long as the cache
- * misses that it has for each.
+ * Fills in what a verdict depends on. The census does this for every socket. tp is any
+ * full TCP socket; seen is its watch entry, or NULL. If complete is false, the socket waits
+ * for nothing, and only its state, class, risks and idle time are filled in: each field
+ * that is read may be a cache miss, and these make up most of the time of a census.
  */
 static __always_inline void fill_basic(struct conn *c, const struct tcp_sock *tp,
-				       const struct watch *seen, bool whole, const bool probe)
+				       const struct watch *seen, bool complete,
+				       const enum access how)
 {
-	const struct net *net = FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_net.net);
+	const struct net *net = READ(how, tp, inet_conn.icsk_inet.sk.__sk_common.skc_net.net);
 	__u32 heard_data, sent, now, v;
 	unsigned long flags;
 	bool idle;
 
 	__builtin_memset(c, 0, sizeof(*c));
-	c->cookie = COOKIE(tp);
-	c->state = STATE(tp);
-	heard_data = FIELD(tp, inet_conn.icsk_ack.lrcvtime);
-	sent = FIELD(tp, lsndtime);
-	flags = FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_flags);
+	c->cookie = COOKIE(how, tp);
+	c->state = STATE(how, tp);
+	heard_data = READ(how, tp, inet_conn.icsk_ack.lrcvtime);
+	sent = READ(how, tp, lsndtime);
+	flags = READ(how, tp, inet_conn.icsk_inet.sk.__sk_common.skc_flags);
 	if (flags & (1 << SOCK_KEEPOPEN))
 		c->flags |= CONN_KEEPALIVE;
 	if (flags & (1 << SOCK_DEAD))
 		c->flags |= CONN_ORPHAN;
-	if (whole || (c->flags & CONN_KEEPALIVE)) {
-		c->user_timeout = FIELD(tp, inet_conn.icsk_user_timeout);
-		v = FIELD(tp, keepalive_time);
+	if (complete || (c->flags & CONN_KEEPALIVE)) {
+		c->user_timeout = READ(how, tp, inet_conn.icsk_user_timeout);
+		v = READ(how, tp, keepalive_time);
 		if (v)
 			c->flags |= CONN_KEEPALIVE_TIME_SET;
-		c->keepalive_time = v ?: FIELD(net, ipv4.sysctl_tcp_keepalive_time);
+		c->keepalive_time = v ?: READ(how, net, ipv4.sysctl_tcp_keepalive_time);
 	}
-	/* After the stamps, so that none of them lies in the future. */
+	/* Read the clock after the stamps, so that no stamp is in the future. */
 	c->jiffies = bpf_jiffies64();
 	now = (__u32)c->jiffies;
 	c->idle = heard_data ? age(now, heard_data) : AGE_NONE;
 	v = sent ? age(now, sent) : AGE_NONE;
 	if (v < c->idle)
 		c->idle = v;
-	if (whole)
-		fill_unanswered(c, tp, seen, heard_data, probe);
+	if (complete)
+		fill_unanswered(c, tp, seen, heard_data, how);
 
 	idle = c->idle != AGE_NONE && c->idle >= idle_after;
 	if (!idle)
@@ -254,118 +252,120 @@ static __always_inline void fill_basic(struct conn *c, const struct tcp_sock *tp
 		c->risks |= 1 << RISK_CLOSE_WAIT_LEAK;
 }
 
-/* How often the kernel will try: what applies to this socket in its state. */
-static __always_inline void retries(struct conn *c, const struct tcp_sock *tp,
-				    const struct net *net, const bool probe)
+/* Fills in how often the kernel retransmits, which depends on the state. */
+static __always_inline void fill_retries(struct conn *c, const struct tcp_sock *tp,
+					 const struct net *net, const enum access how)
 {
 	if (c->state == TCP_SYN_SENT || c->state == TCP_SYN_RECV) {
-		c->retries = FIELD(tp, inet_conn.icsk_syn_retries);
+		c->retries = READ(how, tp, inet_conn.icsk_syn_retries);
 		if (c->retries)
 			c->flags |= CONN_SYN_RETRIES_SET;
-		else if (FIELD(tp, fastopen_rsk)) /* tcp_fastopen_synack_timer() */
-			c->retries = FIELD(net, ipv4.sysctl_tcp_synack_retries) + 1;
+		else if (READ(how, tp, fastopen_rsk)) /* tcp_fastopen_synack_timer() */
+			c->retries = READ(how, net, ipv4.sysctl_tcp_synack_retries) + 1;
 		else
-			c->retries = FIELD(net, ipv4.sysctl_tcp_syn_retries);
+			c->retries = READ(how, net, ipv4.sysctl_tcp_syn_retries);
 		c->syn_linear = syn_linear(net);
 	} else if (c->flags & CONN_ORPHAN) {
-		c->retries = FIELD(net, ipv4.sysctl_tcp_orphan_retries);
+		c->retries = READ(how, net, ipv4.sysctl_tcp_orphan_retries);
 	} else {
 		c->retries = c->retries2;
 	}
 }
 
-/* Who it is, as far as every kind of socket has it; lport aside. */
-static __always_inline void identify(struct conn *c, const struct sock_common *skc,
-				     const bool probe)
+/* Fills in the fields that identify a socket of any kind, except lport. */
+static __always_inline void fill_identity(struct conn *c, const struct sock_common *skc,
+					  const enum access how)
 {
-	const struct net *net = FIELD(skc, skc_net.net);
+	const struct net *net = READ(how, skc, skc_net.net);
 
 	c->at = bpf_ktime_get_ns();
-	c->netns = FIELD(net, ns.inum);
-	c->family = FIELD(skc, skc_family);
-	c->rport = __builtin_bswap16(FIELD(skc, skc_dport));
+	c->netns = READ(how, net, ns.inum);
+	c->family = READ(how, skc, skc_family);
+	c->rport = __builtin_bswap16(READ(how, skc, skc_dport));
 	if (c->family == AF_INET6) {
 		BPF_CORE_READ_INTO(&c->laddr, skc, skc_v6_rcv_saddr);
 		BPF_CORE_READ_INTO(&c->raddr, skc, skc_v6_daddr);
 	} else {
-		*(__u32 *)c->laddr = FIELD(skc, skc_rcv_saddr);
-		*(__u32 *)c->raddr = FIELD(skc, skc_daddr);
+		*(__u32 *)c->laddr = READ(how, skc, skc_rcv_saddr);
+		*(__u32 *)c->raddr = READ(how, skc, skc_daddr);
 	}
 }
 
 /*
- * The rest, for those who look at the connection: who it is, and what its
- * timers are going to do. After fill_basic().
+ * Fills in the fields for which the record is written out: the identity of the
+ * connection, and the state of its timers. Call it after fill_basic().
  */
-static __always_inline void fill_detail(struct conn *c, const struct tcp_sock *tp, const bool probe)
+static __always_inline void fill_detail(struct conn *c, const struct tcp_sock *tp,
+					const enum access how)
 {
-	const struct net *net = FIELD(tp, inet_conn.icsk_inet.sk.__sk_common.skc_net.net);
+	const struct net *net = READ(how, tp, inet_conn.icsk_inet.sk.__sk_common.skc_net.net);
 	bool own;
 	int linger;
 	__u64 since;
 	__s64 epoch;
 	__u32 v;
 
-	if (!(c->flags & CONN_ORPHAN) && !FIELD(tp, inet_conn.icsk_inet.sk.sk_socket))
+	if (!(c->flags & CONN_ORPHAN) && !READ(how, tp, inet_conn.icsk_inet.sk.sk_socket))
 		c->flags |= CONN_UNACCEPTED;
 	c->cgroup = cgroup_of(tp);
-	c->uid = FIELD(tp, inet_conn.icsk_inet.sk.sk_uid.val);
-	identify(c, &tp->inet_conn.icsk_inet.sk.__sk_common, probe);
-	/* The moment of fill_basic(), whatever has come in between. */
+	c->uid = READ(how, tp, inet_conn.icsk_inet.sk.sk_uid.val);
+	fill_identity(c, &tp->inet_conn.icsk_inet.sk.__sk_common, how);
+	/* The time of fill_basic(), which may be a while ago after an interrupt. */
 	epoch = epoch_now();
 	c->at = epoch + c->jiffies * TICK_NSEC;
 	if (epoch > jiffies_epoch) {
 		since = (__u64)(epoch - jiffies_epoch) / 1000;
 		c->into_jiffy = since < 0xffff ? since : 0xffff;
 	}
-	c->lport = __builtin_bswap16(FIELD(tp, inet_conn.icsk_inet.inet_sport));
-	c->srtt = FIELD(tp, srtt_us) >> 3;
-	c->total_retrans = FIELD(tp, total_retrans);
+	c->lport = __builtin_bswap16(READ(how, tp, inet_conn.icsk_inet.inet_sport));
+	c->srtt = READ(how, tp, srtt_us) >> 3;
+	c->total_retrans = READ(how, tp, total_retrans);
 
-	v = FIELD(tp, keepalive_intvl);
+	v = READ(how, tp, keepalive_intvl);
 	if (v)
 		c->flags |= CONN_KEEPALIVE_INTVL_SET;
-	c->keepalive_intvl = v ?: FIELD(net, ipv4.sysctl_tcp_keepalive_intvl);
-	v = FIELD(tp, keepalive_probes);
+	c->keepalive_intvl = v ?: READ(how, net, ipv4.sysctl_tcp_keepalive_intvl);
+	v = READ(how, tp, keepalive_probes);
 	if (v)
 		c->flags |= CONN_KEEPALIVE_PROBES_SET;
-	c->keepalive_probes = v ?: FIELD(net, ipv4.sysctl_tcp_keepalive_probes);
+	c->keepalive_probes = v ?: READ(how, net, ipv4.sysctl_tcp_keepalive_probes);
 
-	if (FIELD(tp, inet_conn.icsk_inet.sk.sk_err_soft))
+	if (READ(how, tp, inet_conn.icsk_inet.sk.sk_err_soft))
 		c->flags |= CONN_SOFT_ERROR;
-	c->pending = FIELD(tp, inet_conn.icsk_pending);
-	c->backoff = FIELD(tp, inet_conn.icsk_backoff);
-	c->rto = FIELD(tp, inet_conn.icsk_rto);
+	c->pending = READ(how, tp, inet_conn.icsk_pending);
+	c->backoff = READ(how, tp, inet_conn.icsk_backoff);
+	c->rto = READ(how, tp, inet_conn.icsk_rto);
 	c->rto_max = rto_max(tp, net, hz, &own);
 	if (own)
 		c->flags |= CONN_RTO_MAX_SET;
 	c->keepalive_expires = expires_at(tp, keepalive_timer_offset(), &c->keepalive_level);
 	c->write_expires = expires_at(tp, write_timer_offset(), &c->write_level);
-	c->retries2 = FIELD(net, ipv4.sysctl_tcp_retries2);
-	retries(c, tp, net, probe);
+	c->retries2 = READ(how, net, ipv4.sysctl_tcp_retries2);
+	fill_retries(c, tp, net, how);
 
 	if (BPF_CORE_READ_BITFIELD_PROBED(tp, thin_lto))
 		c->flags |= CONN_THIN_SET;
 	/* tcp_stream_is_thin(), __tcp_set_rto() */
 	if (c->packets_out && c->packets_out < 4 && c->state == TCP_ESTABLISHED &&
-	    (FIELD(net, ipv4.sysctl_tcp_thin_linear_timeouts) || (c->flags & CONN_THIN_SET))) {
-		v = ((__u64)c->srtt + FIELD(tp, rttvar_us)) * hz / 1000000;
+	    (READ(how, net, ipv4.sysctl_tcp_thin_linear_timeouts) || (c->flags & CONN_THIN_SET))) {
+		v = ((__u64)c->srtt + READ(how, tp, rttvar_us)) * hz / 1000000;
 		c->thin_rto = v < hz / 5 ? hz / 5 : v;
 	}
 	/* tcp_fin_time() */
-	linger = FIELD(tp, linger2);
+	linger = READ(how, tp, linger2);
 	if (linger)
 		c->flags |= CONN_FIN_TIME_SET;
-	c->fin_time = linger < 0 ? AGE_NONE : linger ?: FIELD(net, ipv4.sysctl_tcp_fin_timeout);
+	c->fin_time = linger < 0 ? AGE_NONE : linger ?: READ(how, net, ipv4.sysctl_tcp_fin_timeout);
 	if (c->fin_time < (c->rto << 2) - (c->rto >> 1))
 		c->fin_time = (c->rto << 2) - (c->rto >> 1);
 }
 
+/* Fills in the whole record. */
 static __always_inline void describe(struct conn *c, const struct tcp_sock *tp,
-				     const struct watch *seen, const bool probe)
+				     const struct watch *seen, const enum access how)
 {
-	fill_basic(c, tp, seen, true, probe);
-	fill_detail(c, tp, probe);
+	fill_basic(c, tp, seen, true, how);
+	fill_detail(c, tp, how);
 }
 
 #endif /* HALFOPEN_CONNECTION_H */

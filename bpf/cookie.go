@@ -16,20 +16,23 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/halfopen/halfopen/bpf/abi"
 )
 
-// A socket has no cookie until somebody asks for it. Since 5.12 a tracing program can:
-// that of inet_sock_set_state at the beginning of each connection, and a pass over all
-// descriptors for those that are older. Before, a program of cgroups does the first.
-// What remains gets its cookie from sock_diag, in its network namespace. None of these
-// takes a socket's lock: a process may sleep with it for as long as it likes.
+// A socket has no cookie until something asks for one. Since Linux 5.12 tracing programs
+// can: the one of inet_sock_set_state does when a connection begins, and an iterator over
+// all descriptors does for older sockets. Before, a cgroup program does it for new
+// connections. Sockets that remain get their cookies from sock_diag, in their network
+// namespaces. None of these takes a socket's lock, since a process may hold that lock for
+// any length of time.
 
-// CookiesErr is why a connection that begins while we observe is without a cookie
-// until a census, so that what it asks before is not seen; nil if it is not.
+// CookiesErr returns the reason why new connections get no cookie until the next census,
+// which means that their solicitations are not observed before; nil if they do get one.
 func (k *Kernel) CookiesErr() error { return k.cookiesErr }
 
-// giveCookies gives every TCP socket a cookie that connects, or is made by a
-// listener, until it is closed.
+// giveCookies attaches a program to the root cgroup. It gives a cookie to every TCP
+// socket that connects or that a listener accepts, until the link is closed.
 func giveCookies() (link.Link, error) {
 	const initial = 0xeffffffb // PROC_CGROUP_INIT_INO, include/linux/proc_ns.h
 	var ns unix.Stat_t
@@ -40,7 +43,7 @@ func giveCookies() (link.Link, error) {
 		Type: ebpf.SockOps, AttachType: ebpf.AttachCGroupSockOps, License: "Dual BSD/GPL",
 		Instructions: asm.Instructions{
 			asm.FnGetSocketCookie.Call(),
-			asm.Mov.Imm(asm.R0, 1), // nothing else is to change
+			asm.Mov.Imm(asm.R0, 1), // do not change anything else
 			asm.Return(),
 		},
 	})
@@ -48,7 +51,7 @@ func giveCookies() (link.Link, error) {
 		return nil, fmt.Errorf("load: %w", err)
 	}
 	defer program.Close()
-	// A mount that nobody else sees: the hierarchy need not be mounted.
+	// This mount is in no mount namespace: the hierarchy may not be mounted anywhere.
 	fs, err := unix.Fsopen("cgroup2", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("open cgroup2: %w", err)
@@ -72,36 +75,35 @@ func giveCookies() (link.Link, error) {
 }
 
 const (
-	// cookiesInterval is how long after one search for sockets without a cookie the
-	// next begins at the earliest, and cookiesShare is the share of a core that these
-	// searches may take.
+	// cookiesInterval is the least time between two searches for sockets without a
+	// cookie, and cookiesShare the share of one CPU that these searches may take.
 	cookiesInterval = 30 * time.Second
 	cookiesShare    = 0.005
-	// A census waits for the search this long: for the first one, which finds every
-	// socket that is older than the agent, and for a later one.
+	// A census waits for a search this long: for the first one, which finds all sockets
+	// that are older than the agent, and for a later one.
 	firstCookiesWait = 10 * time.Second
 	laterCookiesWait = time.Second
-	// A search that takes longer than this hangs.
+	// A search that takes longer is reported as hanging.
 	cookiesHang = time.Minute
 )
 
 // cookieSearch is the state of the search for sockets without a cookie.
 type cookieSearch struct {
 	sync.Mutex
-	ended   bool          // once at least
-	running chan struct{} // of the one that is under way: closed when it ends; it may hang: it opens files that users choose
-	began   time.Time     // the one that is under way
-	cpu     time.Duration // of a core that the last one took
-	due     time.Time     // the next
-	without bool          // the last census has seen connections without a cookie
-	// failed are the namespaces in which sockets could not be given cookies, and why.
-	// err is why the last search did not get to all of them.
+	succeeded bool          // one search has
+	running   chan struct{} // closed when the current search ends; nil if there is none. It may hang, since it opens files that users choose
+	began     time.Time     // the current search
+	cpu       time.Duration // CPU time of the last search
+	due       time.Time     // the next search
+	noCookie  bool          // the last census found connections without a cookie
+	// failed has the namespaces in which the last search could not give cookies, and
+	// the reason. err is the reason why it did not get to all namespaces.
 	failed map[uint32]error
 	err    error
 }
 
-// CookieSearchHangs returns since when the search for sockets without a cookie has
-// not ended; zero if it does not hang.
+// CookieSearchHangs returns the time when the current search for sockets without a
+// cookie began, if it has been running for more than a minute; otherwise the zero time.
 func (k *Kernel) CookieSearchHangs() time.Time {
 	s := &k.cookies
 	s.Lock()
@@ -112,25 +114,25 @@ func (k *Kernel) CookieSearchHangs() time.Time {
 	return time.Time{}
 }
 
-// judge completes the result of a census that has seen sockets without a cookie in
-// these namespaces, by their states.
-func (s *cookieSearch) judge(without map[uint32]uint32, res *CensusResult) {
+// complete fills in Unvisited, Refused, Hidden and Err of a census. noCookie has the
+// namespaces in which it found sockets without a cookie, and the bits of their states.
+func (s *cookieSearch) complete(res *CensusResult, noCookie map[uint32]uint32) {
 	s.Lock()
 	defer s.Unlock()
-	s.without = false
-	for netns, states := range without {
+	s.noCookie = false
+	for netns, states := range noCookie {
 		if states&^stubStates == 0 {
-			continue // they only matter to those who list them
+			continue // only a list of all sockets has them
 		}
-		s.without = true
+		s.noCookie = true
 		switch err, failed := s.failed[netns]; {
 		case !failed && s.err != nil:
 			res.Unvisited++
 			res.Err = fmt.Errorf("search for sockets without a cookie: %w", s.err)
-		case !failed: // they are new, and have their turn
+		case !failed: // they are new, and the next search finds them
 		case gone(err):
 			res.Unvisited++
-		case errors.Is(err, errNoWay):
+		case errors.Is(err, errHidden):
 			res.Unvisited++
 			res.Hidden++
 		default:
@@ -143,27 +145,27 @@ func (s *cookieSearch) judge(without map[uint32]uint32, res *CensusResult) {
 	}
 }
 
-// assignCookies gives cookies to the sockets that have none, before a census that
-// writes out the classes of a set of bits, if there may be such sockets. It returns
-// the time that this took of a core. What it opens belongs to others, and may not
-// answer: then the search goes on alone, and there is no other until it ends.
+// assignCookies gives cookies to the sockets that have none, if there may be any, before
+// a census that writes out these classes (bits). It returns the CPU time that this took.
+// The search opens files of other processes, and may hang: assignCookies does not wait
+// for long, and begins no other search until this one has ended.
 func (k *Kernel) assignCookies(ctx context.Context, write uint32) time.Duration {
 	s := &k.cookies
-	stubs := write&(1<<ClassNone) != 0
+	stubs := write&(1<<abi.ClassNone) != 0
 	s.Lock()
-	if s.ended && !stubs && (!s.without || time.Now().Before(s.due)) {
+	if s.succeeded && !stubs && (!s.noCookie || time.Now().Before(s.due)) {
 		s.Unlock()
 		return 0
 	}
 	wait := laterCookiesWait
-	if !s.ended {
+	if !s.succeeded {
 		wait = firstCookiesWait
 	}
 	running := s.running
 	if running == nil {
 		running = make(chan struct{})
 		s.running, s.began = running, time.Now()
-		go k.searchCookieless(write, running)
+		go k.searchNoCookie(write, running)
 	}
 	s.Unlock()
 	timer := time.NewTimer(wait)
@@ -179,31 +181,32 @@ func (k *Kernel) assignCookies(ctx context.Context, write uint32) time.Duration 
 	return 0
 }
 
-// searchCookieless takes one search, on a thread that may end in any namespace.
-func (k *Kernel) searchCookieless(write uint32, done chan struct{}) {
+// searchNoCookie runs one search on a thread of its own, which changes its network
+// namespace, and then closes done.
+func (k *Kernel) searchNoCookie(write uint32, done chan struct{}) {
 	onSpareThread(func() {
 		began := threadCPU()
-		failed, err := k.findCookieless(k.ctx, write)
+		failed, err := k.giveMissingCookies(k.ctx, write)
 		cpu := threadCPU() - began
 		s := &k.cookies
 		s.Lock()
 		defer s.Unlock()
 		s.failed, s.err, s.cpu = failed, err, cpu
-		s.running, s.ended = nil, s.ended || err == nil
+		s.running, s.succeeded = nil, s.succeeded || err == nil
 		s.due = time.Now().Add(max(cookiesInterval, time.Duration(float64(cpu)/cookiesShare)))
 	})
 	close(done)
 }
 
 // onSpareThread runs f on a thread of its own, which ends afterwards, and waits for it.
-// That is never the first thread: the process would keep it for good, in whatever
-// network namespace f has left it.
+// It never uses the first thread of the process: that one would not end, and stay in the
+// network namespace that f has entered.
 func onSpareThread(f func()) {
 	done := make(chan struct{})
 	go func() {
-		runtime.LockOSThread() // and, as a rule, never unlocked
+		runtime.LockOSThread() // without unlocking it, so that the thread ends
 		if unix.Gettid() == unix.Getpid() {
-			onSpareThread(f) // while this sits on the first thread, others cannot
+			onSpareThread(f) // while this goroutine has the first thread, no other can
 			runtime.UnlockOSThread()
 		} else {
 			f()
@@ -213,19 +216,19 @@ func onSpareThread(f func()) {
 	<-done
 }
 
-// findCookieless finds the sockets that have no cookie, and gives them one: to those
-// that a process holds by a descriptor, by one pass over all descriptors; to the
-// others by sock_diag, in each of their namespaces. It returns the namespaces where
-// that failed, and why. The calling thread is of no use to others afterwards.
-func (k *Kernel) findCookieless(ctx context.Context, write uint32) (failed map[uint32]error, err error) {
+// giveMissingCookies gives a cookie to each socket that has none: first, by one pass over
+// all descriptors, to those that a process holds; then, by sock_diag in their namespaces,
+// to the others. It returns the namespaces where this failed, and the reason. It leaves
+// the calling thread in one of these namespaces.
+func (k *Kernel) giveMissingCookies(ctx context.Context, write uint32) (failed map[uint32]error, err error) {
 	failed = make(map[uint32]error)
 	if !k.noCookieHelper {
 		if err := k.pass("cookies", nil, nil); err != nil {
-			return failed, fmt.Errorf("look at the sockets of all processes: %w", err)
+			return failed, fmt.Errorf("read the sockets of all processes: %w", err)
 		}
 	}
-	without, err := k.findNoCookie(ctx, write)
-	if err != nil || len(without) == 0 {
+	noCookie, err := k.findNoCookie(ctx, write)
+	if err != nil || len(noCookie) == 0 {
 		return failed, err
 	}
 	var own unix.Stat_t
@@ -237,22 +240,22 @@ func (k *Kernel) findCookieless(ctx context.Context, write uint32) (failed map[u
 			failed[netns] = diagError{err}
 		}
 	}
-	if states, ok := without[uint32(own.Ino)]; ok { // first, since it takes no privilege to be there
-		delete(without, uint32(own.Ino))
+	if states, ok := noCookie[uint32(own.Ino)]; ok { // first, while we are there: that takes no privilege
+		delete(noCookie, uint32(own.Ino))
 		diag(uint32(own.Ino), states)
 	}
-	ways, err := k.namespaces()
+	refs, err := k.namespaces()
 	if err != nil {
 		return failed, fmt.Errorf("find network namespaces: %w", err)
 	}
-	for netns, states := range without {
+	for netns, states := range noCookie {
 		if err := ctx.Err(); err != nil {
 			return failed, err
 		}
-		w, ok := ways[uint64(netns)]
+		ref, ok := refs[uint64(netns)]
 		if !ok {
-			failed[netns] = errNoWay
-		} else if err := enter(&w, uint64(netns)); err != nil {
+			failed[netns] = errHidden
+		} else if err := ref.enter(uint64(netns)); err != nil {
 			failed[netns] = err
 		} else {
 			diag(netns, states)
@@ -261,34 +264,33 @@ func (k *Kernel) findCookieless(ctx context.Context, write uint32) (failed map[u
 	return failed, nil
 }
 
-// diagError is what sock_diag says, which is no way that has gone: ENOENT is that the
-// kernel has no tcp_diag.
+// diagError is an error of sock_diag. It does not unwrap, so that gone does not apply to
+// it: ENOENT means that the kernel has no tcp_diag.
 type diagError struct{ error }
 
 func (e diagError) Error() string { return "sock_diag (CONFIG_INET_TCP_DIAG): " + e.error.Error() }
 
-// errNoWay is of a namespace that no thread is in, that is not mounted where we see
-// it, and that no process holds a descriptor of.
-var errNoWay = errors.New("nothing leads to it that this process can see")
+// errHidden is the error for a namespace that no thread is in, that is not mounted in our
+// mount namespace, and that no process holds a descriptor of.
+var errHidden = errors.New("nothing leads to it that this process can see")
 
-// findNoCookie walks through all hash tables only to see in which namespaces sockets
-// have no cookie, and in which states these are (bits).
+// findNoCookie walks all hash tables, only to find the namespaces in which sockets have
+// no cookie, and the states of these sockets (bits).
 func (k *Kernel) findNoCookie(ctx context.Context, write uint32) (map[uint32]uint32, error) {
 	k.census.Lock()
 	defer k.census.Unlock()
-	var res CensusResult
-	var counts CensusCounts
+	var counts abi.CensusCounts
 	if err := errors.Join(k.objs.CensusWrite.Set(write), k.objs.OnlyNoCookie.Set(uint32(1))); err != nil {
 		return nil, err
 	}
-	_, _, err := k.walk(ctx, halfopenOwnTable{}, halfopenCursor{}, &counts, nil, nil)
+	_, _, err := k.walk(ctx, abi.OwnTable{}, abi.Cursor{}, &counts, nil, nil)
 	if err == nil {
-		err = k.listNetns(ctx, &res)
+		_, err = k.listNetns(ctx)
 	}
 	stop := cpuLimit(ownTablesCPU)
 	for _, t := range k.ownTables {
 		if err == nil {
-			_, _, err = k.walk(ctx, t.halfopenOwnTable, halfopenCursor{}, &counts, nil, stop)
+			_, _, err = k.walk(ctx, t.OwnTable, abi.Cursor{}, &counts, nil, stop)
 		}
 	}
 	if err := errors.Join(err, k.objs.OnlyNoCookie.Set(uint32(0))); err != nil {
@@ -297,46 +299,46 @@ func (k *Kernel) findNoCookie(ctx context.Context, write uint32) (map[uint32]uin
 	return k.takeNoCookie()
 }
 
-// takeNoCookie returns in which namespaces the walks since the last call have seen
-// sockets without a cookie, and in which states these are. The caller holds k.census.
+// takeNoCookie returns the namespaces in which the walks since the last call have found
+// sockets without a cookie, and the states of these sockets (bits). The caller holds
+// k.census.
 func (k *Kernel) takeNoCookie() (map[uint32]uint32, error) {
-	without := make(map[uint32]uint32)
+	noCookie := make(map[uint32]uint32)
 	var netns, states uint32
 	all := k.objs.NoCookie.Iterate()
 	for all.Next(&netns, &states) {
-		without[netns] = states
+		noCookie[netns] = states
 	}
 	if err := all.Err(); err != nil {
 		return nil, fmt.Errorf("read namespaces of sockets without a cookie: %w", err)
 	}
-	for netns := range without {
+	for netns := range noCookie {
 		if err := k.objs.NoCookie.Delete(netns); err != nil {
 			return nil, fmt.Errorf("forget namespaces of sockets without a cookie: %w", err)
 		}
 	}
-	return without, nil
+	return noCookie, nil
 }
 
-// Bits of states, as sock_diag takes them.
+// Bits of socket states, as sock_diag expects them.
 const (
-	synRecvBit    = 1 << 3
-	finWait2Bit   = 1 << 5
-	timeWaitBit   = 1 << 6
-	listenBit     = 1 << 10
-	newSynRecvBit = 1 << 12
-	// stubStates are those of what is no connection.
+	synRecvBit    = uint32(1) << abi.StateSynRecv
+	finWait2Bit   = uint32(1) << abi.StateFinWait2
+	timeWaitBit   = uint32(1) << abi.StateTimeWait
+	listenBit     = uint32(1) << abi.StateListen
+	newSynRecvBit = uint32(1) << abi.StateNewSynRecv
+	// stubStates are the states of sockets that are not connections.
 	stubStates = timeWaitBit | newSynRecvBit | listenBit
 )
 
-// diagCookies gives a cookie to every TCP socket of the calling thread's network
-// namespace that is in one of these states and has none: sock_diag gives one to each
-// socket that it shows. It takes no socket's lock, since it is not asked for
-// INET_DIAG_INFO (tcp_diag_get_info).
+// diagCookies gives cookies to the TCP sockets in these states (bits) of the calling
+// thread's network namespace: sock_diag gives one to each socket that it shows. We do not
+// ask it for INET_DIAG_INFO, so that it takes no socket's lock (tcp_diag_get_info).
 func diagCookies(states uint32) error {
 	if states&newSynRecvBit != 0 {
 		states |= synRecvBit
 	}
-	if states&timeWaitBit != 0 { // it shows what is left of FIN_WAIT2 as that
+	if states&timeWaitBit != 0 { // it shows the stubs of FIN_WAIT2 as FIN_WAIT2
 		states |= finWait2Bit
 	}
 	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
@@ -350,8 +352,8 @@ func diagCookies(states uint32) error {
 	return nil
 }
 
-// diagRequest is struct inet_diag_req_v2 (include/uapi/linux/inet_diag.h): the TCP
-// sockets of a family that are in some states.
+// diagRequest is a request for the TCP sockets of a family that are in certain states:
+// struct inet_diag_req_v2 (include/uapi/linux/inet_diag.h).
 type diagRequest struct {
 	family byte
 	states uint32

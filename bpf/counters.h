@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Exact counters, and events, of which details are bounded: counters are exact whatever
- * was lost or suppressed.
+ * Counters and events. Counters are exact, even if events are lost or suppressed.
  */
 #ifndef HALFOPEN_COUNTERS_H
 #define HALFOPEN_COUNTERS_H
@@ -10,23 +9,20 @@
 
 #define EVENTS_BYTES (4 << 20)
 
-/*
- * Details are bounded, counters are exact: at most this many events of a kind
- * in each window, on each CPU.
- */
+/* The rate limit: at most so many events of a kind in each window, on each CPU. */
 #define RATE_WINDOW_NS 100000000ULL
 #define RATE_PER_WINDOW 1000
 
 /*
- * Events for user space. 4 MiB hold some 30,000; when it is full the event is
- * dropped and counted (counters.lost), and the census repairs the picture.
+ * Events for user space. 4 MiB hold some 20,000. If the buffer is full, the event is lost
+ * and counted (counters.lost), and user space learns of the connection from the census.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, EVENTS_BYTES);
 } events SEC(".maps");
 
-/* Inserted: never. Read: user space, at every scrape. */
+/* The counters. User space reads them at every scrape. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
@@ -34,36 +30,41 @@ struct {
 	__type(value, struct counters);
 } counts SEC(".maps");
 
-/* Event rate limit, for each kind: windows of RATE_WINDOW_NS. */
+/* The current window of the rate limit for one kind of event. */
 struct rate {
-	__u64 since; /* ns, CLOCK_MONOTONIC */
-	__u64 count;
+	__u64 since; /* when the window began, ns of CLOCK_MONOTONIC */
+	__u64 count; /* events in it */
 };
+
+/* Kinds of events, keys of rates: deaths by their causes, and solicitations. */
+#define RATE_SOLICITATION CAUSE_SLOTS
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 32); /* deaths by cause, then solicitations */
+	__uint(max_entries, RATE_SOLICITATION + 1);
 	__type(key, __u32);
 	__type(value, struct rate);
 } rates SEC(".maps");
-#define RATE_SOLICITATION 16
 
-static __always_inline struct counters *count(void)
+static __always_inline struct counters *cpu_counters(void)
 {
 	__u32 zero = 0;
 
 	return bpf_map_lookup_elem(&counts, &zero);
 }
 
-/* Atomic: process context may be interrupted by softirq on the same CPU. */
+/* Adds 1 to a counter. Atomically, since a softirq may interrupt process context. */
 #define COUNT(field)                                             \
 	do {                                                     \
-		struct counters *count_ = count();               \
+		struct counters *count_ = cpu_counters();        \
 		if (count_)                                      \
 			__sync_fetch_and_add(&count_->field, 1); \
 	} while (0)
 
-/* False when this kind of event is over its rate and has been counted so. */
+/*
+ * Returns whether an event of this kind may be sent. If not, the event is over the rate
+ * limit, and is counted as suppressed.
+ */
 static __always_inline bool within_rate(__u32 kind, __u32 type)
 {
 	struct rate *r = bpf_map_lookup_elem(&rates, &kind);
@@ -77,19 +78,20 @@ static __always_inline bool within_rate(__u32 kind, __u32 type)
 	}
 	if (r->count++ < RATE_PER_WINDOW)
 		return true;
-	COUNT(suppressed[type & 3]);
+	COUNT(suppressed[type & (EVENT_SLOTS - 1)]);
 	return false;
 }
 
+/* Returns room for an event in the ring buffer, with conn not set; NULL if it is full. */
 static __always_inline struct event *reserve(__u32 type)
 {
 	struct event *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
 
 	if (!e) {
-		COUNT(lost[type & 3]);
+		COUNT(lost[type & (EVENT_SLOTS - 1)]);
 		return NULL;
 	}
-	COUNT(events[type & 3]);
+	COUNT(events[type & (EVENT_SLOTS - 1)]);
 	e->type = type;
 	e->cause = 0;
 	e->during = 0;

@@ -1,28 +1,30 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * The cause of a death.
+ * Finds the cause of each death, counts it, and sends its event.
  */
 #ifndef HALFOPEN_DEATHS_H
 #define HALFOPEN_DEATHS_H
 
 #include "timers.h"
 
-/* How long a reset that was received explains a death. */
+/* A received reset can be the cause of a death for this long. */
 #define RESET_FRESH_NS 1000000000ULL
 
-/* How soon at the latest a reset is sent for data after close. */
-#define DECIDED_NS 50000000ULL
+/* The kernel answers data after close with a reset within this time. */
+#define PENDING_NS 50000000ULL
 
-/*
- * Sockets that a reset was just received for, by address: the reset is handled
- * in process context too, where the CPU may change before the state does. LRU,
- * since a reset for a socket already closed kills nothing.
- */
+/* A reset that a socket has received. */
 struct reset {
 	__u64 cookie;
-	__u64 at; /* ns, CLOCK_MONOTONIC */
+	__u64 at; /* ns of CLOCK_MONOTONIC */
 };
 
+/*
+ * Received resets by the address of the socket. The kernel may handle a reset in process
+ * context, and change the CPU before it changes the state; so this is not per CPU.
+ * Inserted: when a reset is received. LRU, since a reset for a closed socket is not
+ * followed by a death.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, REMEMBER_MAX);
@@ -30,25 +32,27 @@ struct {
 	__type(value, struct reset);
 } resets SEC(".maps");
 
-/*
- * Deaths that the next moment has to explain, by address: data that comes after
- * close is answered by tcp_reset(), as a reset from the peer is, and only then
- * by a reset of our own. Inserted: at such a death. Deleted: when the reset is
- * sent, or by the settle pass when none was. Rare.
- */
-struct undecided {
-	__u64 at; /* ns, CLOCK_MONOTONIC */
+/* A pending death: one whose cause depends on what happens next. */
+struct pending_death {
+	__u64 at; /* ns of CLOCK_MONOTONIC; 0: not filled in yet */
 	struct event event;
 };
 
+/*
+ * Pending deaths by the address of the socket. For data that arrives after close, the
+ * kernel calls tcp_reset(), just as for a reset from the peer, and only then sends a
+ * reset. Inserted: at such a death. Deleted: when the host sends that reset, or by
+ * resolve_pending_run if it did not. There are few. If it is full, the cause is unknown
+ * (FAULT_REMEMBER_FULL).
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, REMEMBER_MAX);
 	__type(key, __u64);
-	__type(value, struct undecided);
-} undecided SEC(".maps");
+	__type(value, struct pending_death);
+} pending_deaths SEC(".maps");
 
-/* tcp_write_err(): the write timer gave up, in its softirq or deferred. */
+/* The cause if the write timer gave up, in softirq or deferred: tcp_write_err(). */
 static __always_inline __u32 write_timeout_cause(const struct tcp_sock *tp,
 						 const struct deferred *d, bool known, bool orphan,
 						 __u8 *during)
@@ -59,8 +63,8 @@ static __always_inline __u32 write_timeout_cause(const struct tcp_sock *tp,
 	bool own;
 
 	timeout = (timeout * hz + 999) / 1000; /* msecs_to_jiffies() */
-	/* tcp_rtx_probe0_timed_out(): the window shrank under data in flight. */
-	if (known && d->pending == ICSK_TIME_RETRANS && !d->snd_wnd && !orphan) {
+	/* tcp_rtx_probe0_timed_out(): the window closed while data was in flight. */
+	if (known && d->pending == PENDING_RETRANSMIT && !d->snd_wnd && !orphan) {
 		*during = EVIDENCE_WINDOW_PROBE;
 		lasting = retransmitting_for(tp);
 		if (timeout &&
@@ -68,17 +72,17 @@ static __always_inline __u32 write_timeout_cause(const struct tcp_sock *tp,
 			return CAUSE_USER_TIMEOUT;
 		return CAUSE_WINDOW_PROBE_TIMEOUT;
 	}
-	/* tcp_write_timeout(): the user's overrides the model. */
+	/* tcp_write_timeout(): the user timeout replaces the limit of retries. */
 	if (tp->inet_conn.icsk_retransmits) {
 		*during = EVIDENCE_RETRANSMIT;
 		if (timeout)
 			return CAUSE_USER_TIMEOUT;
 		return orphan ? CAUSE_ORPHAN_TIMEOUT : CAUSE_RETRANSMIT_TIMEOUT;
 	}
-	/* tcp_probe_timer(): whichever comes first. */
+	/* tcp_probe_timer(): the user timeout or the limit of retries, whichever is first. */
 	if (stamp) {
-		/* With the window open nothing was sent: the host itself keeps
-		 * the data back, and tcp_retries2 limits that as well. */
+		/* If the window is open, no probe was sent: this host does not send the
+		 * data. tcp_retries2 limits that as well. */
 		bool closed = tp->snd_wnd < tp->mss_cache;
 
 		*during = closed ? EVIDENCE_WINDOW_PROBE : EVIDENCE_RETRANSMIT;
@@ -93,8 +97,8 @@ static __always_inline __u32 write_timeout_cause(const struct tcp_sock *tp,
 }
 
 /*
- * tcp_write_timeout() of a connection that is still being made: the retries, or
- * the user's timeout if that came first.
+ * The cause if the write timer gave up a connection that was not established: the limit
+ * of retries, or the user timeout if that came first (tcp_write_timeout).
  */
 static __always_inline __u32 connect_timeout_cause(const struct tcp_sock *tp, __u8 *during)
 {
@@ -102,14 +106,14 @@ static __always_inline __u32 connect_timeout_cause(const struct tcp_sock *tp, __
 	__u32 lasting = retransmitting_for(tp);
 
 	timeout = (timeout * hz + 999) / 1000;
-	/* tcp_fastopen_synack_timer() does not look at the user's. */
+	/* tcp_fastopen_synack_timer() ignores the user timeout. */
 	if (!timeout || tp->fastopen_rsk || lasting == AGE_NONE || lasting < timeout)
 		return CAUSE_CONNECT_TIMEOUT;
 	*during = EVIDENCE_RETRANSMIT;
 	return CAUSE_USER_TIMEOUT;
 }
 
-/* Whether a reset was received for this socket just now. */
+/* Returns whether this socket has just received a reset. */
 static __always_inline bool was_reset(const struct sock *sk)
 {
 	__u64 key = (__u64)sk;
@@ -119,16 +123,16 @@ static __always_inline bool was_reset(const struct sock *sk)
 	       bpf_ktime_get_ns() - r->at < RESET_FRESH_NS;
 }
 
-/* An orphan that the kernel gave up without an error. */
+/* The cause if the kernel gave up an orphan without an error. */
 static __always_inline __u32 given_up_cause(const struct sock *sk)
 {
 	return is_going(sk->__sk_common.skc_net.net) ? CAUSE_ORPHAN_TIMEOUT : CAUSE_OUT_OF_MEMORY;
 }
 
 /*
- * Whether tcp_write_err() ended it: in a write timer, in one that was deferred,
- * or in tcp_ld_RTO_revert(), where an ICMP error shortens the wait. It takes the
- * error from sk_err_soft, if there is one.
+ * Returns whether tcp_write_err() ended the connection: in a write timer, in a deferred
+ * one, or in tcp_ld_RTO_revert(), where an ICMP error shortens the wait. It takes the
+ * error from sk_err_soft, if that is set.
  */
 static __always_inline bool gave_up(const struct sock *sk, const struct tcp_sock *tp, int oldstate,
 				    bool in_timer, struct deferred *d, bool *known)
@@ -144,8 +148,8 @@ static __always_inline bool gave_up(const struct sock *sk, const struct tcp_sock
 }
 
 /*
- * Why a socket that goes to CLOSE does so: sk_err is set by now, and what is
- * running on this CPU says who set it (docs/architecture.md has the table).
+ * Returns why a socket goes to CLOSE. The kernel has set sk_err by now, and the timer that
+ * runs on this CPU, or the reset that was received, shows what set it.
  */
 static __always_inline __u32 cause_of(const struct sock *sk, const struct tcp_sock *tp,
 				      int oldstate, __u8 *during)
@@ -157,7 +161,7 @@ static __always_inline __u32 cause_of(const struct sock *sk, const struct tcp_so
 	bool known;
 
 	if (slot && slot->fn == keepalive_timer_fn) {
-		if (!err) /* FIN_WAIT2 expires: in a reset, or in a time_wait socket */
+		if (!err) /* FIN_WAIT2 expires: by a reset, or into a time_wait socket */
 			return slot->reset ? CAUSE_ORPHAN_TIMEOUT : CAUSE_CLOSED;
 		*during = EVIDENCE_KEEPALIVE;
 		return tp->inet_conn.icsk_user_timeout ? CAUSE_USER_TIMEOUT :
@@ -178,7 +182,7 @@ static __always_inline __u32 cause_of(const struct sock *sk, const struct tcp_so
 		return CAUSE_UNREACHABLE;
 	if (err == ECONNRESET || err == EPIPE)
 		return CAUSE_UNKNOWN;
-	/* Any other error is an old one that nobody has asked for. */
+	/* Any other error is an old one that the application has not read. */
 	switch (oldstate) {
 	case TCP_LAST_ACK:
 	case TCP_CLOSING:
@@ -188,7 +192,7 @@ static __always_inline __u32 cause_of(const struct sock *sk, const struct tcp_so
 	case TCP_FIN_WAIT1:
 		return orphan ? given_up_cause(sk) : CAUSE_ABORTED;
 	case TCP_FIN_WAIT2:
-		/* Either the peer's FIN came, or a time_wait socket waits for it. */
+		/* Either the peer's FIN has come, or a time_wait socket waits for it. */
 		if (sk->__sk_common.skc_flags & (1 << SOCK_DONE))
 			return CAUSE_CLOSED;
 		return orphan && tp->linger2 >= 0 ? CAUSE_CLOSED : CAUSE_ABORTED;
@@ -197,8 +201,9 @@ static __always_inline __u32 cause_of(const struct sock *sk, const struct tcp_so
 }
 
 /*
- * Has the verifier forget which constant a variable holds, or kernels before 6.2
- * check all that follows once for each; unknown is any number that it cannot know.
+ * Makes the verifier forget which constant a variable has. Otherwise kernels before 6.2
+ * check all code that follows once for each constant. unknown is any number that the
+ * verifier does not know.
  */
 #define forget(var, unknown)                                                     \
 	do {                                                                     \
@@ -207,8 +212,8 @@ static __always_inline __u32 cause_of(const struct sock *sk, const struct tcp_so
 		(var) = var_;                                                    \
 	} while (0)
 
-/* A death that was found out later than it happened. */
-static __always_inline void decided(struct undecided *u, __u64 *key, __u32 cause)
+/* Counts a pending death, and sends its event. */
+static __always_inline void resolve(struct pending_death *u, __u64 *key, __u32 cause)
 {
 	struct event *e;
 
@@ -220,34 +225,35 @@ static __always_inline void decided(struct undecided *u, __u64 *key, __u32 cause
 		e->cause = cause;
 		bpf_ringbuf_submit(e, 0);
 	}
-	bpf_map_delete_elem(&undecided, key);
+	bpf_map_delete_elem(&pending_deaths, key);
 }
 
-/* False if there was no room: then nobody will ever know. */
-static __always_inline bool decide_later(const struct sock *sk, const struct tcp_sock *tp,
+/* Makes a death pending. Returns false if there is no room: its cause stays unknown. */
+static __always_inline bool make_pending(const struct sock *sk, const struct tcp_sock *tp,
 					 int oldstate, const struct watch *seen)
 {
-	static const struct undecided none;
+	static const struct pending_death none;
 	__u64 key = (__u64)sk;
-	struct undecided *u;
+	struct pending_death *u;
 
-	u = bpf_map_lookup_elem(&undecided, &key);
-	if (u) /* of the socket that was there before */
-		decided(u, &key, CAUSE_RESET_BY_PEER);
-	if (bpf_map_update_elem(&undecided, &key, &none, BPF_ANY)) {
+	u = bpf_map_lookup_elem(&pending_deaths, &key);
+	if (u) /* of an earlier socket at this address */
+		resolve(u, &key, CAUSE_RESET_BY_PEER);
+	if (bpf_map_update_elem(&pending_deaths, &key, &none, BPF_ANY)) {
 		COUNT(faults[FAULT_REMEMBER_FULL]);
 		return false;
 	}
-	u = bpf_map_lookup_elem(&undecided, &key);
+	u = bpf_map_lookup_elem(&pending_deaths, &key);
 	if (!u)
 		return false;
 	u->event.err = sk->sk_err;
-	describe(&u->event.conn, tp, seen, false);
+	describe(&u->event.conn, tp, seen, DIRECT);
 	u->event.conn.state = oldstate;
 	u->at = bpf_ktime_get_ns();
 	return true;
 }
 
+/* Handles the end of a connection. */
 static __always_inline void died(const struct sock *sk, const struct tcp_sock *tp, int oldstate)
 {
 	struct timer_slot *slot = running_timer(sk);
@@ -257,16 +263,16 @@ static __always_inline void died(const struct sock *sk, const struct tcp_sock *t
 	__u8 during = EVIDENCE_NONE;
 	__u32 cause;
 
-	if (!sk->__sk_common.skc_cookie.counter) /* made by TCP Fast Open, or older than us */
+	if (!sk->__sk_common.skc_cookie.counter) /* by TCP Fast Open, or older than the agent */
 		give_cookie(sk);
 	cause = cause_of(sk, tp, oldstate, &during);
 	forget(cause, sk->sk_err);
 	forget(during, sk->sk_err);
-	cause &= 15;
+	cause &= CAUSE_SLOTS - 1;
 	seen = watched_as(sk, sk->__sk_common.skc_cookie.counter, &copy);
 	if (cause == CAUSE_RESET_BY_PEER && (sk->sk_shutdown & RCV_SHUTDOWN) &&
 	    (oldstate == TCP_FIN_WAIT1 || oldstate == TCP_FIN_WAIT2)) {
-		if (decide_later(sk, tp, oldstate, seen)) {
+		if (make_pending(sk, tp, oldstate, seen)) {
 			if (seen)
 				bpf_map_delete_elem(&watched, &key);
 			return;
@@ -278,10 +284,10 @@ static __always_inline void died(const struct sock *sk, const struct tcp_sock *t
 	if (slot)
 		slot->dead = 1;
 	if (cause == CAUSE_CLOSED) {
-		/* A healthy end of a healthy connection is nothing to tell. */
+		/* The orderly end of a healthy connection is not an event. */
 		if (!seen)
 			return;
-		/* The watch pass tells it, unless reset_in_answer() is next. */
+		/* watch_run reports it, unless reset_in_answer() comes next. */
 		if (!slot && oldstate == TCP_FIN_WAIT2) {
 			seen->cause = cause;
 			seen->dead = 1;
@@ -291,7 +297,7 @@ static __always_inline void died(const struct sock *sk, const struct tcp_sock *t
 	}
 	e = within_rate(cause, EVENT_DEATH) ? reserve(EVENT_DEATH) : NULL;
 	if (!e) {
-		if (seen) { /* the watch pass tells it */
+		if (seen) { /* watch_run reports it */
 			seen->cause = cause;
 			seen->during = during;
 			seen->dead = 1;
@@ -305,7 +311,7 @@ static __always_inline void died(const struct sock *sk, const struct tcp_sock *t
 	if (slot && slot->before.cookie)
 		e->conn = slot->before;
 	else
-		describe(&e->conn, tp, seen, false);
+		describe(&e->conn, tp, seen, DIRECT);
 	e->conn.state = oldstate;
 	bpf_ringbuf_submit(e, 0);
 	if (seen)
@@ -313,8 +319,8 @@ static __always_inline void died(const struct sock *sk, const struct tcp_sock *t
 }
 
 /*
- * Once for every transition of every connection: the hot path. A connection
- * gets its cookie here, because in timer context nobody can give it one.
+ * The hot path: every state change of every connection. A connection gets its cookie
+ * here, because a program in timer context cannot give it one.
  */
 static __always_inline int state_changed(const struct sock *sk, int oldstate, int newstate)
 {
@@ -334,6 +340,7 @@ static __always_inline int state_changed(const struct sock *sk, int oldstate, in
 	return 0;
 }
 
+/* Remembers a received reset, which is also an event if the socket is closed already. */
 static __always_inline int reset_received(const struct sock *sk)
 {
 	struct reset r = {
@@ -348,29 +355,29 @@ static __always_inline int reset_received(const struct sock *sk)
 }
 
 /*
- * A reset in answer to a segment that has just ended a socket: data came after
- * close, and nobody is there to read it. What such a death was counted as, if it
- * is counted already, is `closed`: tcp_rcv_state_process() in FIN_WAIT1 says the
- * same when it hands the rest over to a time_wait socket.
+ * Handles a reset that the host sends in answer to a segment which has just ended a
+ * connection: data came after close, and no process is there to read it. The cause is
+ * `aborted`. If the death is not pending, it has been counted as `closed`, since it looked
+ * like the change to a time_wait socket (tcp_rcv_state_process in FIN_WAIT1).
  */
 static __always_inline void reset_in_answer(const struct sock *sk)
 {
 	const struct tcp_sock *tp;
 	__u64 key = (__u64)sk;
 	struct watch copy, *seen;
-	struct undecided *u;
+	struct pending_death *u;
 	struct event *e;
 
 	tp = bpf_skc_to_tcp_sock((void *)sk);
 	if (!tp || sk->__sk_common.skc_state != TCP_CLOSE)
 		return;
-	u = bpf_map_lookup_elem(&undecided, &key);
+	u = bpf_map_lookup_elem(&pending_deaths, &key);
 	if (u && u->event.conn.cookie == (__u64)sk->__sk_common.skc_cookie.counter) {
-		decided(u, &key, CAUSE_ABORTED);
+		resolve(u, &key, CAUSE_ABORTED);
 		return;
 	}
-	if (u) /* of the socket that was there before */
-		decided(u, &key, CAUSE_RESET_BY_PEER);
+	if (u) /* of an earlier socket at this address */
+		resolve(u, &key, CAUSE_RESET_BY_PEER);
 	if (sk->sk_err || tp->linger2 < 0 || !(sk->__sk_common.skc_flags & (1 << SOCK_DEAD)))
 		return;
 	COUNT(not_closed);
@@ -391,11 +398,12 @@ static __always_inline void reset_in_answer(const struct sock *sk)
 	if (seen)
 		bpf_map_delete_elem(&watched, &key);
 	e->cause = CAUSE_ABORTED;
-	describe(&e->conn, tp, NULL, false);
+	describe(&e->conn, tp, NULL, DIRECT);
 	e->conn.state = TCP_FIN_WAIT2;
 	bpf_ringbuf_submit(e, 0);
 }
 
+/* Handles a reset that the host sends; skb is the segment that it answers, or NULL. */
 static __always_inline int reset_sent(const struct sock *sk, const struct sk_buff *skb)
 {
 	struct timer_slot *slot;

@@ -10,17 +10,17 @@ import (
 	"github.com/cilium/ebpf/btf"
 )
 
-// A Difference is one between kernels that halfopen knows of.
+// Difference is a difference between kernels that halfopen knows of.
 type Difference struct {
 	Name string
-	// Here is what this kernel has.
+	// Here is the variant that this kernel has.
 	Here string
-	// Lost is what cannot be known for that; "" if nothing.
+	// Lost is what halfopen cannot find out on this kernel; "" if nothing.
 	Lost string
 }
 
-// Differences are all of them, as the running kernel has them. It takes no
-// privileges.
+// Differences returns all differences, with the variants that the running kernel has. It
+// requires no privileges.
 func Differences() ([]Difference, error) {
 	kernel, err := kernelTypes()
 	if err != nil {
@@ -38,21 +38,22 @@ func Differences() ([]Difference, error) {
 	return all, nil
 }
 
-// A difference is something that kernels have in one variant or another. What the
-// programs do about it is in kernel_compat.h.
+// difference is something that kernels have in one variant or another.
+// kernel_compat.h has what the programs do about it.
 type difference struct {
 	name string
-	// first is the constant of the programs that says whether the first applies.
+	// first is the name of the programs' variable that is true if the kernel has the
+	// first variant; "" if they have none.
 	first string
-	// variants are asked for in order. A kernel that has none of them is refused.
+	// variants are checked in order. Load refuses a kernel that has none of them.
 	variants []variant
 }
 
-// A variant is what a kernel has if it has all these features; none: what is left.
+// variant is one variant of a difference.
 type variant struct {
-	has          []feature
-	since, until string // mainline versions; "" for ever
-	here, lost   string // see Difference
+	has          []feature // a kernel that has all of them has this variant
+	since, until string    // mainline versions; "" for no bound
+	here, lost   string    // see Difference
 }
 
 var differences = []*difference{cookies, {
@@ -98,8 +99,8 @@ var differences = []*difference{cookies, {
 	name:  "retransmissions that fail",
 	first: "retransmit_error",
 	variants: []variant{
-		{has: []feature{argument{"tcp_retransmit_skb", 3}}, since: "6.17", here: "told by tcp_retransmit_skb, with the error"},
-		{until: "6.17", here: "not told by tcp_retransmit_skb"},
+		{has: []feature{argument{"tcp_retransmit_skb", 3}}, since: "6.17", here: "reported by tcp_retransmit_skb, with the error"},
+		{until: "6.17", here: "not reported by tcp_retransmit_skb"},
 	},
 }, {
 	// ccce324dabfe "tcp: make the first N SYN RTO backoffs linear".
@@ -136,7 +137,7 @@ var differences = []*difference{cookies, {
 	},
 }, {
 	// cae3873c5b3a "net: inet: Retire port only listening_hash". lhash2 was there
-	// before, but not for all of them.
+	// before, but did not have all listeners.
 	name: "hash table of listeners",
 	variants: []variant{
 		{has: []feature{field("inet_hashinfo.listening_hash")}, until: "5.19", here: "inet_hashinfo.listening_hash"},
@@ -144,8 +145,8 @@ var differences = []*difference{cookies, {
 	},
 }, ownTables, silentReceivers}
 
-// cookies: c5dbb89fc2ac "bpf: Expose bpf_get_socket_cookie to tracing programs". The
-// helper's number is older, so that it does not tell; see cookie.go.
+// cookies: c5dbb89fc2ac "bpf: Expose bpf_get_socket_cookie to tracing programs". We cannot
+// look for the helper's number, since that is older. See cookie.go.
 var cookies = &difference{
 	name:  "cookies",
 	first: "cookie_helper",
@@ -165,8 +166,8 @@ var ownTables = &difference{
 }
 
 // silentReceivers: e2142825c120 "net: tcp: send zero-window ACK when no memory". Before,
-// tcp_data_queue() drops what a receive buffer has no room for and says nothing: the
-// sender hears as little as of a peer that is gone, and gives it up likewise.
+// tcp_data_queue() silently drops data that the receive buffer has no room for: to the
+// sender, the receiver looks like a peer that is gone.
 var silentReceivers = &difference{
 	name: "receivers whose buffer is full",
 	variants: []variant{
@@ -176,8 +177,8 @@ var silentReceivers = &difference{
 	},
 }
 
-// FullReceiversAnswer tells whether a receiver on this kernel whose buffer is full
-// answers. It takes no privileges.
+// FullReceiversAnswer reports whether a receiver on this kernel answers when its buffer
+// is full. It requires no privileges.
 func FullReceiversAnswer() (bool, error) {
 	kernel, err := kernelTypes()
 	if err != nil {
@@ -186,7 +187,7 @@ func FullReceiversAnswer() (bool, error) {
 	return silentReceivers.isFirst(kernel), nil
 }
 
-// in is the variant that a kernel has, nil if it has none.
+// in returns the variant that a kernel has, nil if it has none.
 func (d *difference) in(kernel *btf.Spec) *variant {
 	for i := range d.variants {
 		if v := &d.variants[i]; !slices.ContainsFunc(v.has, func(f feature) bool { return !f.in(kernel) }) {
@@ -196,10 +197,10 @@ func (d *difference) in(kernel *btf.Spec) *variant {
 	return nil
 }
 
-// isFirst tells whether a kernel has the first variant.
+// isFirst reports whether a kernel has the first variant.
 func (d *difference) isFirst(kernel *btf.Spec) bool { return d.in(kernel) == &d.variants[0] }
 
-// known is what the variants are told by.
+// known returns a list of the features by which the variants are recognised.
 func (d *difference) known() string {
 	var all []string
 	for _, v := range d.variants {
@@ -210,7 +211,7 @@ func (d *difference) known() string {
 	return strings.Join(all, " or ")
 }
 
-// versions are those that have a variant, in brackets.
+// versions returns the mainline versions that have a variant, in brackets.
 func (v *variant) versions() string {
 	switch {
 	case v.since != "" && v.until != "":
@@ -223,16 +224,16 @@ func (v *variant) versions() string {
 	return ""
 }
 
-// A feature is something that a kernel's types tell whether it has it.
+// feature is something whose presence the kernel's BTF shows.
 type feature interface {
 	in(kernel *btf.Spec) bool
 }
 
 type (
 	field    string   // struct.member
-	pointer  string   // likewise, and it is a pointer
+	pointer  string   // struct.member that is a pointer
 	function string   // of the kernel
-	argument struct { // of a tracepoint, the first is 1
+	argument struct { // of a tracepoint; the first is 1
 		tracepoint string
 		number     int
 	}

@@ -28,7 +28,7 @@ func runningKernel(t *testing.T) *btf.Spec {
 	return kernel
 }
 
-// wants are what the programs name of the kernel, by relocation.
+// wants returns what the programs refer to in the kernel, by relocation.
 func wants(t *testing.T) map[*btf.CORERelocation]want {
 	t.Helper()
 	spec, err := readObject(nil)
@@ -48,8 +48,8 @@ func wants(t *testing.T) map[*btf.CORERelocation]want {
 	return all
 }
 
-// untold are the differences that the programs need not know of.
-var untold = []*difference{ownTables, silentReceivers}
+// noCode are the differences that the programs have no code for.
+var noCode = []*difference{ownTables, silentReceivers}
 
 func TestDifferencesAreThoseOfTheHeader(t *testing.T) {
 	files, err := sources.ReadDir(".")
@@ -84,26 +84,26 @@ func TestDifferencesAreThoseOfTheHeader(t *testing.T) {
 		}
 	}
 	for _, d := range differences {
-		told := d.first != "" || slices.Contains(untold, d)
+		handled := d.first != "" || slices.Contains(noCode, d)
 		for _, v := range d.variants {
 			for _, f := range v.has {
 				name := fmt.Sprint(f)
 				for n := range named {
-					told = told || n == name || strings.HasPrefix(n, name+".")
+					handled = handled || n == name || strings.HasPrefix(n, name+".")
 				}
 			}
 			if v.here == "" && v.lost == "" {
 				t.Errorf("nothing is said where of %s the kernel has %v", d.name, v.has)
 			}
 		}
-		if !told {
+		if !handled {
 			t.Errorf("no program makes a difference of %s", d.name)
 		}
 	}
 }
 
-// What is in a variant is there in the versions that it names; a backport may
-// make it come earlier, or stay longer.
+// The versions that a variant names have its features. Because of backports, earlier or
+// later versions may have them, too.
 func TestVariantsAreThoseOfTheirVersions(t *testing.T) {
 	kernel := runningKernel(t)
 	var uts unix.Utsname
@@ -132,7 +132,8 @@ func TestVariantsAreThoseOfTheirVersions(t *testing.T) {
 	}
 }
 
-// misspell changes a name of the kernel's in an object: as long, and nowhere.
+// misspell replaces a name of the kernel in an object by one of the same length that no
+// kernel has.
 func misspell(t *testing.T, object []byte, name string) (changed []byte, as string) {
 	t.Helper()
 	as = name[:len(name)-1] + "~"
@@ -154,7 +155,7 @@ func TestMisspeltNameIsRefused(t *testing.T) {
 	}
 }
 
-// Whatever a name is of: what all kernels have, what only some have, one of two alternatives.
+// The names are of things that all kernels have, that only some have, and of alternatives.
 func TestMisspeltNamesAreMissed(t *testing.T) {
 	names := map[string]string{}
 	for _, name := range []string{"icsk_user_timeout", "skc_cookie", "sk_wmem_queued", "inet_timewait_sock", "TCP_WRITE_TIMER_DEFERRED", "bpf_iter__task_file"} {
@@ -165,7 +166,7 @@ func TestMisspeltNamesAreMissed(t *testing.T) {
 			for _, f := range v.has {
 				switch f.(type) {
 				case field, pointer:
-					if name := fmt.Sprint(f); !slices.Contains(untold, d) {
+					if name := fmt.Sprint(f); !slices.Contains(noCode, d) {
 						names[name[strings.LastIndex(name, ".")+1:]] = ""
 					}
 				}
@@ -191,7 +192,7 @@ func TestMisspeltNamesAreMissed(t *testing.T) {
 	}
 }
 
-// What we take for missing is what the loader poisons.
+// The relocations that we call missing are those that the loader poisons.
 func TestWhatIsMissingIsWhatTheLoaderMisses(t *testing.T) {
 	kernel := runningKernel(t)
 	n := 0
@@ -227,7 +228,7 @@ func TestFieldsThatGotSmallerAreRefused(t *testing.T) {
 	}
 }
 
-// A kernel before 5.10, as its types tell: without iterators, tracepoints and helpers.
+// The types of a kernel before 5.10 lack iterators, tracepoints and helpers.
 func TestOldKernelsAreRefused(t *testing.T) {
 	old, err := btf.NewBuilder([]btf.Type{&btf.Struct{Name: "sock", Size: 4, Members: []btf.Member{
 		{Name: "sk_err", Type: &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed}},

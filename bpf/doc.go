@@ -1,21 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 
-// Package bpf is everything of halfopen that runs in the kernel, and the way
-// to it.
+// Package bpf has the programs that run in the kernel, and loads, attaches and reads
+// them.
 //
-// [Load] loads the programs, learns from a socket of its own what the kernel
-// does not tell (the addresses of its two TCP timer functions, jiffies a
-// second), and attaches them. From then on
+// [Load] loads the programs, has them learn from a socket of its own what the kernel
+// does not export (the addresses of its two TCP timer functions, the hash tables of
+// sockets, jiffies a second), and attaches them. From then on
 //
-//   - [Kernel.ReadEvent] delivers what is worth saying: solicitations that went
-//     unanswered, and deaths that were not orderly;
-//   - [Kernel.Watch] tells how the sockets under suspicion are now;
-//   - [Kernel.Census] visits every socket of every network namespace, counts
-//     them in the kernel and hands out those that are asked for;
-//   - [Kernel.Owners] finds the processes that hold given sockets;
-//   - [Kernel.Counters] reads the counters, which are exact whatever was lost.
+//   - [Kernel.ReadEvent] returns events: solicitations that stayed unanswered, and
+//     deaths that were not orderly;
+//   - [Kernel.Watch] reads the sockets that the programs watch as suspects;
+//   - [Kernel.Census] counts every TCP socket of every network namespace in the kernel,
+//     and returns those of the classes that the caller asks for;
+//   - [Kernel.Owners] finds the descriptors that hold given sockets;
+//   - [Kernel.Counters] reads the counters, which are exact even if events were lost.
 //
-// The package knows nothing of verdicts. Its types are generated from
-// halfopen.h and mean what is said there; ages are in jiffies, which
-// [Kernel.Duration] translates.
+// The package knows nothing of verdicts. Its types are in package abi, which is
+// generated from halfopen.h; ages are in jiffies, of which [Kernel.HZ] make a second.
 package bpf

@@ -9,12 +9,14 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/ringbuf"
+
+	"github.com/halfopen/halfopen/bpf/abi"
 )
 
-// BenchmarkReadEvent reads events that another program has written, a ring buffer
-// full at a time, the writing not counted.
+// BenchmarkReadEvent reads events that another program has written, a full ring buffer at
+// a time. It does not measure the writing.
 func BenchmarkReadEvent(b *testing.B) {
-	const size = int(unsafe.Sizeof(Event{}))
+	const size = int(unsafe.Sizeof(abi.Event{}))
 	spec, err := loadHalfopen()
 	if err != nil {
 		b.Fatal(err)
@@ -48,7 +50,7 @@ func BenchmarkReadEvent(b *testing.B) {
 
 	k := &Kernel{events: reader}
 	full := int(events.MaxEntries()) / (size + 16)
-	var e Event
+	var e abi.Event
 	b.ReportAllocs()
 	b.ResetTimer()
 	for left := b.N; left > 0; {

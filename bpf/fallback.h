@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Two programs on each tracepoint that process context and softirq both reach.
+ * A second program on each tracepoint that both process context and softirqs reach.
  */
 #ifndef HALFOPEN_FALLBACK_H
 #define HALFOPEN_FALLBACK_H
@@ -8,31 +8,31 @@
 #include "counters.h"
 
 /*
- * The kernel skips a program that is running already on that CPU: one in process
- * context that a softirq interrupts (bpf_trace_run). So that nothing is lost,
- * there are two programs on each tracepoint which both contexts reach. The primary
- * program records the event that it handles. The fallback handles an event only if
- * it finds no record, that is, if the kernel skipped the primary. The kernel skips
- * the fallback only where it has not skipped the primary.
+ * The kernel skips a program that is already running on the same CPU: one in process
+ * context that a softirq has interrupted (bpf_trace_run). Two programs on the tracepoint
+ * make up for this. The primary program records the event that it handles. The fallback
+ * handles an event only if it finds no record, that is, if the kernel skipped the
+ * primary. The kernel skips the fallback only if it did not skip the primary.
  *
- * Softirqs do not nest, so there are two records at most, the second of what
- * interrupted the first. A record that the fallback did not remove, since it was
- * skipped, is overwritten by the next one at its level, or dropped when another
- * task runs.
+ * Softirqs do not nest, so there are at most two records: of an event, and of another
+ * that interrupted its handling. A record stays if the kernel skipped the fallback that
+ * would have removed it. The next record at the same level overwrites it, or the first
+ * record of another task drops it.
  */
 struct primary_mark {
 	__u64 task; /* the task in which the first event happened */
-	__u64 of[2]; /* what identifies each event */
-	__u64 depth;
+	__u64 of[2]; /* the identities of the events */
+	__u64 depth; /* the number of records */
 };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, HOOK_MAX);
+	__uint(max_entries, HOOK_SLOTS);
 	__type(key, __u32);
 	__type(value, struct primary_mark);
 } primary_marks SEC(".maps");
 
+/* Records that the primary program of a hook handles an event. */
 static __always_inline void mark_primary(__u32 hook, __u64 of)
 {
 	__u64 task = bpf_get_current_task();
@@ -51,7 +51,7 @@ static __always_inline void mark_primary(__u32 hook, __u64 of)
 	}
 }
 
-/* Removes the record of an event. Returns true if there was none. */
+/* Removes the record of an event. Returns true if there was no record. */
 static __always_inline bool primary_skipped(__u32 hook, __u64 of)
 {
 	__u32 key = hook;
@@ -71,7 +71,7 @@ static __always_inline bool primary_skipped(__u32 hook, __u64 of)
 	return true;
 }
 
-/* The two programs of a tracepoint; of is what identifies an event. */
+/* The two programs of a tracepoint. `of` is a value that identifies an event. */
 #define TP_WITH_FALLBACK(tracepoint, hook, of, work, args...) \
 	SEC("tp_btf/" #tracepoint)                            \
 	int BPF_PROG(tracepoint, args)                        \

@@ -2,22 +2,22 @@
 //go:build ignore
 
 /*
- * halfopen's kernel programs. What they are for:
+ * The kernel programs of halfopen. What each does:
  *
  *   timer softirq                     any context
- *   call_timer_fn()                   tcp_retransmit_skb   counts by type
- *     timer_expire_entry  remember    tcp_retransmit_synack counts
- *     tcp_keepalive_timer()           tcp_receive_reset    remember
- *       or tcp_write_timer()          tcp_send_reset       remember
- *         ... set_state(CLOSE) ...    inet_sock_set_state  cookie, death
- *     timer_expire_exit   compare
+ *   call_timer_fn()                   tcp_retransmit_skb     counts by type
+ *     timer_expire_entry  remembers   tcp_retransmit_synack  counts
+ *     tcp_keepalive_timer()           tcp_receive_reset      remembers
+ *       or tcp_write_timer()          tcp_send_reset         remembers
+ *         ... set_state(CLOSE) ...    inet_sock_set_state    cookie, death
+ *     timer_expire_exit   compares
  *
- *   run by user space: census, watch and settle (BPF_PROG_TEST_RUN)
- *   read by user space: owners, cookies and learn (iter/task_file)
+ *   run by user space (BPF_PROG_TEST_RUN): walk, netns_list, watch, resolve_pending
+ *   read by user space (iter/task, iter/task_file): owners, cookies, netns, learn
  *
- * Two rules. A healthy connection costs counters only: no event, no map
- * insert. And nothing is guessed: a solicitation is a counter of the socket
- * that grew while its timer ran, a cause is what was running at that moment.
+ * Two rules. A healthy connection costs no more than counters: no event, no map insert.
+ * And nothing is guessed: a solicitation is a counter of the socket that grew while its
+ * timer ran, and a cause follows from what ran when the socket died.
  */
 #include "kernel_types.h"
 #include "kernel_compat.h"
@@ -36,23 +36,7 @@
 #include "census.h"
 #include "learn.h"
 
-/* The types that bpf2go makes Go types of. */
-const struct event *unused_event __attribute__((unused));
-const struct owner *unused_owner __attribute__((unused));
-const struct holder *unused_holder __attribute__((unused));
-const enum holder_kind *unused_holder_kind __attribute__((unused));
-const enum evidence *unused_evidence __attribute__((unused));
-const enum cause *unused_cause __attribute__((unused));
-const enum class *unused_class __attribute__((unused));
-const enum risk *unused_risk __attribute__((unused));
-const enum conn_flag *unused_conn_flag __attribute__((unused));
-const enum event_type *unused_event_type __attribute__((unused));
-const enum retransmit_type *unused_retransmit_type __attribute__((unused));
-const enum fault *unused_fault __attribute__((unused));
-const enum hook *unused_hook __attribute__((unused));
-const enum tcp_state *unused_tcp_state __attribute__((unused));
-
-/* Since 4.16. The one place where a socket's state and error are both known. */
+/* Since 4.16. The only hook where both the state and the error of a socket are known. */
 TP_WITH_FALLBACK(inet_sock_set_state, HOOK_SET_STATE, sk, state_changed(sk, oldstate, newstate),
 		 const struct sock *sk, int oldstate, int newstate)
 
@@ -61,19 +45,19 @@ TP_WITH_FALLBACK(tcp_retransmit_skb, HOOK_RETRANSMIT_SKB, sk,
 		 retransmitted(sk, retransmit_error_of(ctx)), const struct sock *sk,
 		 const struct sk_buff *skb)
 
-/* Since 4.15. sk is the listener, or a child that TCP Fast Open made. */
+/* Since 4.15. sk is the listener, or a socket that TCP Fast Open made. */
 TP_WITH_FALLBACK(tcp_retransmit_synack, HOOK_RETRANSMIT_SYNACK, req, synack_retransmitted(sk),
 		 const struct sock *sk, const struct request_sock *req)
 
-/* Since 4.15. Also where the socket is closed already: not a death by itself. */
+/* Since 4.15. The socket may be closed already, so that no death follows. */
 TP_WITH_FALLBACK(tcp_receive_reset, HOOK_RECEIVE_RESET, sk, reset_received(sk),
 		 const struct sock *sk)
 
-/* Since 4.15. Either is NULL where there is none. */
+/* Since 4.15. sk or skb may be NULL. */
 TP_WITH_FALLBACK(tcp_send_reset, HOOK_SEND_RESET, sk ? (__u64)sk : (__u64)skb, reset_sent(sk, skb),
 		 const struct sock *sk, const struct sk_buff *skb)
 
-/* Since 2.6; the timer wheel's softirq. */
+/* Since 2.6, in the softirq of the timer wheel. */
 SEC("tp_btf/timer_expire_entry")
 int BPF_PROG(timer_expire_entry, struct timer_list *timer)
 {
@@ -87,8 +71,8 @@ int BPF_PROG(timer_expire_exit, struct timer_list *timer)
 }
 
 /*
- * Run by user space, in its context: rcu_read_lock() is held, and preemption off
- * (bpf_prog_test_run_raw_tp, since 5.10). Nothing attaches them.
+ * User space runs the following in its own context, under RCU and with preemption off
+ * (bpf_prog_test_run_raw_tp, since 5.10). They are not attached.
  */
 SEC("raw_tp")
 int walk_run(void *ctx)
@@ -114,6 +98,7 @@ int resolve_pending_run(void *ctx)
 	return resolve_pending_batch();
 }
 
+/* User space reads the following iterators; iter/task and iter/task_file, since 5.8. */
 SEC("iter/task_file")
 int owners_pass(struct bpf_iter__task_file *ctx)
 {

@@ -1,37 +1,41 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What the kernel programs and the Go side share. The Go types are generated
- * from here (gen.go). Layout rules: natural alignment, padding spelt out,
- * everything zeroed before it is filled, host byte order but for addresses.
- * Kernel addresses are in what user space hands back to the programs, and in nothing
- * that leaves it: the place where a walk goes on, and a hash table to walk.
+ * The types that the kernel programs and user space share. internal/abigen generates
+ * package abi from them. Layout rules: natural alignment, explicit padding, everything
+ * zeroed before it is filled, host byte order except for addresses. Kernel addresses are
+ * only in types that user space passes back to the programs (struct cursor, struct
+ * own_table), never in those that it shows to users.
  */
 #ifndef HALFOPEN_H
 #define HALFOPEN_H
 
-/*
- * Where a walk through a hash table is: so many sockets of this chain have been
- * passed, the last of which was this one.
- */
+#include "kernel_types.h"
+
+/* The position of a walk through a hash table of sockets. */
 struct cursor {
-	__u64 socket; /* address, for the programs only */
-	__u64 cookie; /* of it */
-	__u32 chain;
-	__u32 passed;
-	__u32 skip; /* these come next, and were passed before */
-	__u32 restarts; /* how often the chain was begun again */
+	__u64 socket; /* address of the last socket that the walk passed */
+	__u64 cookie; /* of that socket */
+	__u32 chain; /* number of the current chain */
+	__u32 passed; /* sockets of the chain that the walk has passed */
+	__u32 skip; /* sockets to skip next, since the walk passed them before a restart */
+	__u32 restarts; /* how often the walk has begun this chain again */
 };
 
-/* What the silence was asked with; contract: evidence. */
+/*
+ * Enums that are indices end with the number of their values, X_MAX. An array by such an
+ * index has X_SLOTS elements: where that is a power of two, the programs mask the index
+ * with X_SLOTS - 1, so that every verifier knows its bound.
+ */
+
+/* The kind of solicitation that stayed unanswered; contract: evidence. */
 enum evidence {
 	EVIDENCE_NONE,
 	EVIDENCE_KEEPALIVE,
 	EVIDENCE_RETRANSMIT,
 	EVIDENCE_WINDOW_PROBE,
-	EVIDENCE_MAX,
 };
 
-/* How a connection ended; contract: cause. */
+/* Why a connection ended; contract: cause. */
 enum cause {
 	CAUSE_UNKNOWN,
 	CAUSE_KEEPALIVE_TIMEOUT,
@@ -49,61 +53,77 @@ enum cause {
 	CAUSE_CLOSED,
 	CAUSE_MAX,
 };
+#define CAUSE_SLOTS 16 /* a power of two */
+_Static_assert(CAUSE_MAX <= CAUSE_SLOTS, "struct counters has no room for every cause");
 
 /*
- * What the census counts a socket as. Only trouble needs history and therefore
- * user space; the others follow from the socket's fields alone, so the kernel
- * counts them and nobody has to remember them.
+ * The class that the census counts a socket in. Only trouble depends on history, which
+ * user space keeps. The other classes follow from the fields of the socket alone, so
+ * that the kernel can count them.
  */
 enum class {
-	CLASS_NONE, /* no connection: listen, close, and stubs (time_wait, syn_recv) */
+	CLASS_NONE, /* not a connection: listen, close, and stubs (time_wait, syn_recv) */
 	CLASS_ACTIVE,
 	CLASS_IDLE,
 	CLASS_UNGUARDED,
-	CLASS_TROUBLE, /* CONN_TROUBLE, whatever else; only as an index */
-	CLASS_MAX = 8,
+	CLASS_TROUBLE, /* CONN_TROUBLE is set; only an index of struct census_counts */
+	CLASS_MAX,
 };
+#define CLASS_SLOTS 8 /* a power of two */
+_Static_assert(CLASS_MAX <= CLASS_SLOTS, "struct census_counts has no room for every class");
 
-/* Contract: risk. Bits of struct conn's risks, and indices of struct census. */
+/* Contract: risk. Bits of struct conn's risks, and indices of struct census_counts. */
 enum risk {
 	RISK_NO_KEEPALIVE,
 	RISK_KEEPALIVE_SLOWER_THAN_MIDDLEBOX,
 	RISK_USER_TIMEOUT_OVERRIDES_KEEPCNT,
 	RISK_KEEPALIVE_MASKED_BY_UNACKED_DATA,
 	RISK_CLOSE_WAIT_LEAK,
-	RISK_MAX = 8,
+	RISK_MAX,
 };
+#define RISK_SLOTS 8 /* struct conn's risks has so many bits */
+_Static_assert(RISK_MAX <= RISK_SLOTS, "struct conn has no bit for every risk");
 
 /* Bits of struct conn's flags. */
 enum conn_flag {
 	CONN_KEEPALIVE = 1 << 0, /* SO_KEEPALIVE is on */
-	CONN_KEEPALIVE_TIME_SET = 1 << 1, /* by TCP_KEEPIDLE, not the sysctl */
-	CONN_KEEPALIVE_INTVL_SET = 1 << 2, /* by TCP_KEEPINTVL */
-	CONN_KEEPALIVE_PROBES_SET = 1 << 3, /* by TCP_KEEPCNT */
-	CONN_ORPHAN = 1 << 4, /* closed by the application */
-	CONN_UNACCEPTED = 1 << 5, /* still in the listener's queue */
-	CONN_WINDOW_CLOSED = 1 << 6, /* data to send, the peer's window is 0 */
-	CONN_TROUBLE = 1 << 7, /* something unanswered, or the window closed */
-	CONN_SOFT_ERROR = 1 << 8, /* an ICMP error was received */
-	CONN_ANSWERED = 1 << 9, /* watch pass only: it was in trouble, and is not now */
-	CONN_GONE = 1 << 10, /* watch pass only: the socket is no more */
-	CONN_SYN_RETRIES_SET = 1 << 11, /* by TCP_SYNCNT */
-	CONN_FIN_TIME_SET = 1 << 12, /* by TCP_LINGER2 */
-	CONN_RTO_MAX_SET = 1 << 13, /* by TCP_RTO_MAX_MS: not what the sysctl says */
-	CONN_THIN_SET = 1 << 14, /* by TCP_THIN_LINEAR_TIMEOUTS */
-	CONN_BLOCKED = 1 << 15, /* its window is open, but the host itself does not let it send */
+	CONN_KEEPALIVE_TIME_SET = 1 << 1, /* TCP_KEEPIDLE is set: the sysctl does not apply */
+	CONN_KEEPALIVE_INTVL_SET = 1 << 2, /* TCP_KEEPINTVL is set */
+	CONN_KEEPALIVE_PROBES_SET = 1 << 3, /* TCP_KEEPCNT is set */
+	CONN_ORPHAN = 1 << 4, /* the application has closed it */
+	CONN_UNACCEPTED = 1 << 5, /* it waits in the listener's queue */
+	CONN_WINDOW_CLOSED = 1 << 6, /* it has data to send, and the peer's window is 0 */
+	CONN_TROUBLE = 1 << 7, /* a solicitation is unanswered, or the window is closed */
+	CONN_SOFT_ERROR = 1 << 8, /* it received an ICMP error */
+	CONN_ANSWERED = 1 << 9, /* only from watch_run: it was in trouble, and is not now */
+	CONN_GONE = 1 << 10, /* only from watch_run: the socket does not exist any more */
+	CONN_SYN_RETRIES_SET = 1 << 11, /* TCP_SYNCNT is set */
+	CONN_FIN_TIME_SET = 1 << 12, /* TCP_LINGER2 is set */
+	CONN_RTO_MAX_SET = 1 << 13, /* TCP_RTO_MAX_MS is set to another value than the sysctl */
+	CONN_THIN_SET = 1 << 14, /* TCP_THIN_LINEAR_TIMEOUTS is set */
+	CONN_BLOCKED = 1 << 15, /* the window is open, but the host does not send its packets */
 };
 
-/* Ages are in jiffies; this one stands for "never". */
-#define AGE_NONE 0xffffffffu
+/* What the write timer is armed for. */
+enum pending {
+	PENDING_RETRANSMIT = ICSK_TIME_RETRANS,
+	PENDING_WINDOW_PROBE = ICSK_TIME_PROBE0,
+	PENDING_TAIL_LOSS_PROBE = ICSK_TIME_LOSS_PROBE,
+	PENDING_REORDER = ICSK_TIME_REO_TIMEOUT,
+};
+
+/* Ages are in jiffies. */
+enum age {
+	AGE_NONE = 0xffffffff, /* it never happened */
+};
 
 /*
- * One connection as it was at one moment; or, of CLASS_NONE, another socket: of a
- * stub, only who it is.
+ * One connection as it was at one moment or, if its class is CLASS_NONE, another socket.
+ * For a stub, only the fields that identify it are set.
  */
 struct conn {
 	__u64 cookie;
-	__u64 at; /* ns, CLOCK_MONOTONIC */
+	__u64 at; /* the moment, ns of CLOCK_MONOTONIC */
 	__u64 jiffies; /* the same moment */
 	__u64 keepalive_expires; /* jiffies; 0: the keepalive timer is not pending */
 	__u64 write_expires; /* jiffies; 0: the write timer is not pending */
@@ -116,43 +136,43 @@ struct conn {
 	__u16 lport;
 	__u16 rport;
 	__u16 flags; /* enum conn_flag */
-	__u16 unanswered; /* solicitations in a streak */
+	__u16 unanswered; /* solicitations in the current streak */
 	__u8 state; /* enum tcp_state */
-	__u8 class; /* active, idle, unguarded or none, trouble aside */
+	__u8 class; /* enum class, never CLASS_TROUBLE */
 	__u8 evidence; /* enum evidence */
 	__u8 risks; /* 1 << enum risk */
 	__u8 probes_out; /* the kernel's icsk_probes_out */
 	__u8 retransmits; /* the kernel's icsk_retransmits */
-	__u8 pending; /* the kernel's icsk_pending: what the write timer is for */
+	__u8 pending; /* enum pending; 0: nothing */
 	__u8 backoff; /* the kernel's icsk_backoff */
-	__u8 keepalive_probes; /* in force: socket's or sysctl's */
-	__u8 keepalive_level; /* of the timer wheel */
-	__u8 write_level;
-	__u8 retries; /* in force: tcp_retries2, or of SYNs, or of orphans */
+	__u8 keepalive_probes; /* in force: TCP_KEEPCNT or the sysctl */
+	__u8 keepalive_level; /* level of the timer wheel that the keepalive timer is in */
+	__u8 write_level; /* likewise, of the write timer */
+	__u8 retries; /* in force: the limit for data, for SYNs, or for orphans */
 	__u8 syn_linear; /* SYN retransmissions before their interval doubles */
-	__u8 cause; /* CONN_GONE: enum cause, if known; evidence is during then */
-	__u32 idle; /* jiffies since data moved either way */
-	__u32 silent; /* jiffies since the peer was heard */
-	__u32 solicited; /* jiffies since the last solicitation, AGE_NONE unknown */
+	__u8 cause; /* CONN_GONE: enum cause, if known; evidence is that of the death then */
+	__u32 idle; /* jiffies since data was sent or received */
+	__u32 silent; /* jiffies since the last sign of life of the peer */
+	__u32 solicited; /* jiffies since the last solicitation; AGE_NONE: unknown */
 	__u32 window_closed; /* jiffies since the first probe of a closed window */
 	__u32 retransmitting; /* jiffies since the first retransmission of a streak */
 	__u32 keepalive_time; /* jiffies, in force */
 	__u32 keepalive_intvl; /* jiffies, in force */
-	__u32 user_timeout; /* ms, 0 off */
+	__u32 user_timeout; /* ms; 0: off */
 	__u32 rto; /* jiffies */
 	__u32 rto_max; /* jiffies */
 	__u32 thin_rto; /* jiffies; 0: not a thin stream with linear timeouts */
-	__u32 fin_time; /* jiffies in FIN_WAIT2 after close, AGE_NONE reset at once */
+	__u32 fin_time; /* jiffies in FIN_WAIT2 after close; AGE_NONE: it is reset at once */
 	__u32 packets_out; /* segments in flight */
-	__u32 send_queue; /* bytes not acknowledged or not sent */
+	__u32 send_queue; /* bytes that are not acknowledged or not sent */
 	__u32 send_window; /* bytes */
 	__u32 srtt; /* us */
 	__u32 total_retrans;
 	__u32 accept_queue; /* listen: connections that wait to be accepted */
-	__u32 accept_limit; /* listen: how many may */
-	__u8 retries2; /* tcp_retries2, whatever the state */
+	__u32 accept_limit; /* listen: the most that may wait */
+	__u8 retries2; /* the sysctl tcp_retries2, in any state */
 	__u8 pad2[1];
-	__u16 into_jiffy; /* us since that jiffy began */
+	__u16 into_jiffy; /* us from the beginning of that jiffy to at */
 };
 _Static_assert(sizeof(struct conn) == 192, "struct conn has holes");
 
@@ -161,15 +181,17 @@ enum event_type {
 	EVENT_DEATH,
 	EVENT_MAX,
 };
+#define EVENT_SLOTS 4 /* a power of two */
+_Static_assert(EVENT_MAX <= EVENT_SLOTS, "struct counters has no room for every event type");
 
-/* What goes through the ring buffer. */
+/* A record of the ring buffer. */
 struct event {
 	__u8 type; /* enum event_type */
 	__u8 cause; /* death: enum cause */
-	__u8 during; /* death: enum evidence, where the cause is a user timeout */
+	__u8 during; /* death by a user timeout: enum evidence, what was unanswered */
 	__u8 pad[3];
-	__u16 err; /* death: errno the application gets, 0 none */
-	struct conn conn; /* at that moment; of a death, just before it */
+	__u16 err; /* death: the errno that the application gets; 0: none */
+	struct conn conn; /* at that moment; for a death, just before it */
 };
 _Static_assert(sizeof(struct event) == 200, "struct event has holes");
 
@@ -179,8 +201,10 @@ enum retransmit_type {
 	RETRANSMIT_TAIL_LOSS_PROBE,
 	RETRANSMIT_SYN,
 	RETRANSMIT_SYNACK,
-	RETRANSMIT_MAX = 8,
+	RETRANSMIT_MAX,
 };
+#define RETRANSMIT_SLOTS 8 /* a power of two */
+_Static_assert(RETRANSMIT_MAX <= RETRANSMIT_SLOTS, "struct counters has no room for every type");
 
 /* The tracepoints that have a fallback program, see TP_WITH_FALLBACK. */
 enum hook {
@@ -189,61 +213,67 @@ enum hook {
 	HOOK_RETRANSMIT_SYNACK,
 	HOOK_RECEIVE_RESET,
 	HOOK_SEND_RESET,
-	HOOK_MAX = 8,
+	HOOK_MAX,
 };
+#define HOOK_SLOTS 8
+_Static_assert(HOOK_MAX <= HOOK_SLOTS, "struct counters has no room for every hook");
 
-/* What can go wrong inside the programs; each is a metric. */
+/* Failures inside the programs; each is a metric. */
 enum fault {
-	FAULT_WATCH_FULL, /* no room to watch a socket; the census still sees it */
+	FAULT_WATCH_FULL, /* no room to watch a socket; the census still finds it */
 	FAULT_NO_COOKIE, /* a timer fired for a socket that has no cookie yet */
-	FAULT_REMEMBER_FULL, /* no room to note a deferred write timer, a reset, or a death */
-	FAULT_CENSUS_FULL, /* more sockets in a share of the hash table, or namespaces to visit,
-			      than there is room for */
-	FAULT_MAX = 8,
+	FAULT_REMEMBER_FULL, /* no room for a deferred write timer, a reset, or a death */
+	FAULT_CENSUS_FULL, /* the census left out the rest of a chain, or a namespace whose
+			      sockets have no cookies */
+	FAULT_MAX,
 };
+#define FAULT_SLOTS 8
+_Static_assert(FAULT_MAX <= FAULT_SLOTS, "struct counters has no room for every fault");
 
-/* Per-CPU; summed up when somebody asks. Only ever grow. */
+/* The counters of one CPU. They only grow; user space sums them up. */
 struct counters {
-	__u64 deaths[16]; /* by cause */
-	__u64 not_closed; /* of deaths[CAUSE_CLOSED], those that were not after all */
-	__u64 retransmits[RETRANSMIT_MAX];
+	__u64 deaths[CAUSE_SLOTS];
+	__u64 not_closed; /* deaths in deaths[CAUSE_CLOSED] that turned out to be others */
+	__u64 retransmits[RETRANSMIT_SLOTS];
 	__u64 probes_sent; /* keepalive probes */
 	__u64 probes_answered;
-	__u64 events[4]; /* by event type: written to the ring buffer */
-	__u64 lost[4]; /* by event type: the ring buffer was full */
-	__u64 suppressed[4]; /* by event type: over the rate limit */
-	__u64 faults[FAULT_MAX];
-	__u64 fallbacks[HOOK_MAX]; /* the fallback ran, since the kernel skipped the primary */
+	__u64 events[EVENT_SLOTS]; /* written to the ring buffer */
+	__u64 lost[EVENT_SLOTS]; /* the ring buffer was full */
+	__u64 suppressed[EVENT_SLOTS]; /* over the rate limit */
+	__u64 faults[FAULT_SLOTS];
+	__u64 fallbacks[HOOK_SLOTS]; /* the fallback ran, since the kernel skipped the primary */
 };
 
 #define IDLE_BUCKETS 24
 
-/* What one census counts. Only its reader touches it. */
-struct census {
-	__u64 sockets[TCP_MAX_STATES][CLASS_MAX];
-	__u64 risks[RISK_MAX];
-	__u64 idle[IDLE_BUCKETS]; /* established: idle time <= bound, not cumulative */
+/* The counts of one census. One walk at a time writes them. */
+struct census_counts {
+	__u64 sockets[TCP_MAX_STATES][CLASS_SLOTS];
+	__u64 risks[RISK_SLOTS];
+	/* Established connections by idle time, not cumulative; the bounds are idle_bounds,
+	 * and the bucket after the last bound counts those above it. */
+	__u64 idle[IDLE_BUCKETS];
 	__u64 idle_sum; /* jiffies */
 };
 
-/* One file descriptor of one process that holds a wanted socket. */
+/* A file descriptor of a process that holds a wanted socket. */
 struct owner {
 	__u64 cookie;
-	__u64 started; /* the process, ns of CLOCK_MONOTONIC */
+	__u64 started; /* when the process started, ns of CLOCK_MONOTONIC */
 	__u32 pid;
 	__u32 fd;
-	__u8 comm[16]; /* of the thread group's leader; any bytes */
+	__u8 comm[16]; /* of the thread group's leader; may have any bytes */
 };
 _Static_assert(sizeof(struct owner) == 40, "struct owner has holes");
 
 /* How a network namespace was found. */
 enum holder_kind {
 	HOLDER_TASK, /* a thread is in it */
-	HOLDER_FILE, /* a file descriptor is it */
-	HOLDER_SOCKET, /* a file descriptor is a socket of it */
+	HOLDER_FILE, /* a file descriptor refers to it */
+	HOLDER_SOCKET, /* a file descriptor refers to a socket in it */
 };
 
-/* Who leads to a network namespace. */
+/* A thread or a file descriptor through which user space can enter a network namespace. */
 struct holder {
 	__u32 netns; /* inode number */
 	__u32 pid; /* of the thread, or of the process */
@@ -251,5 +281,30 @@ struct holder {
 	__u32 kind; /* enum holder_kind */
 };
 _Static_assert(sizeof(struct holder) == 16, "struct holder has holes");
+
+/*
+ * The types that no map has. A variable must refer to a type, or the object's BTF does
+ * not describe it, and internal/abigen cannot write it to bpf/abi.
+ */
+union abi {
+	struct event event;
+	struct owner owner;
+	struct holder holder;
+	enum event_type event_type;
+	enum evidence evidence;
+	enum cause cause;
+	enum class class;
+	enum risk risk;
+	enum conn_flag conn_flag;
+	enum age age;
+	enum retransmit_type retransmit_type;
+	enum fault fault;
+	enum hook hook;
+	enum holder_kind holder_kind;
+	enum tcp_state tcp_state;
+	enum address_family address_family;
+	enum pending pending;
+};
+const union abi *abi __attribute__((unused));
 
 #endif /* HALFOPEN_H */

@@ -8,382 +8,9 @@ import (
 	_ "embed"
 	"fmt"
 	"io"
-	"structs"
 
 	"github.com/cilium/ebpf"
 )
-
-type halfopenBatch struct {
-	_       structs.HostLayout
-	Keys    uint32
-	Records uint32
-	Key     [256]uint64
-	Record  [256]halfopenConn
-}
-
-type halfopenCause uint32
-
-const (
-	halfopenCauseCAUSE_UNKNOWN              halfopenCause = 0
-	halfopenCauseCAUSE_KEEPALIVE_TIMEOUT    halfopenCause = 1
-	halfopenCauseCAUSE_USER_TIMEOUT         halfopenCause = 2
-	halfopenCauseCAUSE_RETRANSMIT_TIMEOUT   halfopenCause = 3
-	halfopenCauseCAUSE_WINDOW_PROBE_TIMEOUT halfopenCause = 4
-	halfopenCauseCAUSE_CONNECT_TIMEOUT      halfopenCause = 5
-	halfopenCauseCAUSE_ORPHAN_TIMEOUT       halfopenCause = 6
-	halfopenCauseCAUSE_RESET_BY_PEER        halfopenCause = 7
-	halfopenCauseCAUSE_REFUSED              halfopenCause = 8
-	halfopenCauseCAUSE_UNREACHABLE          halfopenCause = 9
-	halfopenCauseCAUSE_ABORTED              halfopenCause = 10
-	halfopenCauseCAUSE_DESTROYED            halfopenCause = 11
-	halfopenCauseCAUSE_OUT_OF_MEMORY        halfopenCause = 12
-	halfopenCauseCAUSE_CLOSED               halfopenCause = 13
-	halfopenCauseCAUSE_MAX                  halfopenCause = 14
-)
-
-type halfopenCensus struct {
-	_       structs.HostLayout
-	Sockets [16][8]uint64
-	Risks   [8]uint64
-	Idle    [24]uint64
-	IdleSum uint64
-}
-
-type halfopenClass uint32
-
-const (
-	halfopenClassCLASS_NONE      halfopenClass = 0
-	halfopenClassCLASS_ACTIVE    halfopenClass = 1
-	halfopenClassCLASS_IDLE      halfopenClass = 2
-	halfopenClassCLASS_UNGUARDED halfopenClass = 3
-	halfopenClassCLASS_TROUBLE   halfopenClass = 4
-	halfopenClassCLASS_MAX       halfopenClass = 8
-)
-
-type halfopenConn struct {
-	_                structs.HostLayout
-	Cookie           uint64
-	At               uint64
-	Jiffies          uint64
-	KeepaliveExpires uint64
-	WriteExpires     uint64
-	Cgroup           uint64
-	Netns            uint32
-	Uid              uint32
-	Laddr            [16]uint8
-	Raddr            [16]uint8
-	Family           uint16
-	Lport            uint16
-	Rport            uint16
-	Flags            uint16
-	Unanswered       uint16
-	State            uint8
-	Class            uint8
-	Evidence         uint8
-	Risks            uint8
-	ProbesOut        uint8
-	Retransmits      uint8
-	Pending          uint8
-	Backoff          uint8
-	KeepaliveProbes  uint8
-	KeepaliveLevel   uint8
-	WriteLevel       uint8
-	Retries          uint8
-	SynLinear        uint8
-	Cause            uint8
-	Idle             uint32
-	Silent           uint32
-	Solicited        uint32
-	WindowClosed     uint32
-	Retransmitting   uint32
-	KeepaliveTime    uint32
-	KeepaliveIntvl   uint32
-	UserTimeout      uint32
-	Rto              uint32
-	RtoMax           uint32
-	ThinRto          uint32
-	FinTime          uint32
-	PacketsOut       uint32
-	SendQueue        uint32
-	SendWindow       uint32
-	Srtt             uint32
-	TotalRetrans     uint32
-	AcceptQueue      uint32
-	AcceptLimit      uint32
-	Retries2         uint8
-	Pad2             [1]uint8
-	IntoJiffy        uint16
-}
-
-type halfopenConnFlag uint32
-
-const (
-	halfopenConnFlagCONN_KEEPALIVE            halfopenConnFlag = 1
-	halfopenConnFlagCONN_KEEPALIVE_TIME_SET   halfopenConnFlag = 2
-	halfopenConnFlagCONN_KEEPALIVE_INTVL_SET  halfopenConnFlag = 4
-	halfopenConnFlagCONN_KEEPALIVE_PROBES_SET halfopenConnFlag = 8
-	halfopenConnFlagCONN_ORPHAN               halfopenConnFlag = 16
-	halfopenConnFlagCONN_UNACCEPTED           halfopenConnFlag = 32
-	halfopenConnFlagCONN_WINDOW_CLOSED        halfopenConnFlag = 64
-	halfopenConnFlagCONN_TROUBLE              halfopenConnFlag = 128
-	halfopenConnFlagCONN_SOFT_ERROR           halfopenConnFlag = 256
-	halfopenConnFlagCONN_ANSWERED             halfopenConnFlag = 512
-	halfopenConnFlagCONN_GONE                 halfopenConnFlag = 1024
-	halfopenConnFlagCONN_SYN_RETRIES_SET      halfopenConnFlag = 2048
-	halfopenConnFlagCONN_FIN_TIME_SET         halfopenConnFlag = 4096
-	halfopenConnFlagCONN_RTO_MAX_SET          halfopenConnFlag = 8192
-	halfopenConnFlagCONN_THIN_SET             halfopenConnFlag = 16384
-	halfopenConnFlagCONN_BLOCKED              halfopenConnFlag = 32768
-)
-
-type halfopenCounters struct {
-	_              structs.HostLayout
-	Deaths         [16]uint64
-	NotClosed      uint64
-	Retransmits    [8]uint64
-	ProbesSent     uint64
-	ProbesAnswered uint64
-	Events         [4]uint64
-	Lost           [4]uint64
-	Suppressed     [4]uint64
-	Faults         [8]uint64
-	Fallbacks      [8]uint64
-}
-
-type halfopenCursor struct {
-	_        structs.HostLayout
-	Socket   uint64
-	Cookie   uint64
-	Chain    uint32
-	Passed   uint32
-	Skip     uint32
-	Restarts uint32
-}
-
-type halfopenDeferred struct {
-	_       structs.HostLayout
-	Cookie  uint64
-	SndWnd  uint32
-	Pending uint8
-	Pad     [3]uint8
-}
-
-type halfopenEvent struct {
-	_      structs.HostLayout
-	Type   uint8
-	Cause  uint8
-	During uint8
-	Pad    [3]uint8
-	Err    uint16
-	Conn   halfopenConn
-}
-
-type halfopenEventType uint32
-
-const (
-	halfopenEventTypeEVENT_SOLICITATION halfopenEventType = 0
-	halfopenEventTypeEVENT_DEATH        halfopenEventType = 1
-	halfopenEventTypeEVENT_MAX          halfopenEventType = 2
-)
-
-type halfopenEvidence uint32
-
-const (
-	halfopenEvidenceEVIDENCE_NONE         halfopenEvidence = 0
-	halfopenEvidenceEVIDENCE_KEEPALIVE    halfopenEvidence = 1
-	halfopenEvidenceEVIDENCE_RETRANSMIT   halfopenEvidence = 2
-	halfopenEvidenceEVIDENCE_WINDOW_PROBE halfopenEvidence = 3
-	halfopenEvidenceEVIDENCE_MAX          halfopenEvidence = 4
-)
-
-type halfopenFault uint32
-
-const (
-	halfopenFaultFAULT_WATCH_FULL    halfopenFault = 0
-	halfopenFaultFAULT_NO_COOKIE     halfopenFault = 1
-	halfopenFaultFAULT_REMEMBER_FULL halfopenFault = 2
-	halfopenFaultFAULT_CENSUS_FULL   halfopenFault = 3
-	halfopenFaultFAULT_MAX           halfopenFault = 8
-)
-
-type halfopenHolder struct {
-	_     structs.HostLayout
-	Netns uint32
-	Pid   uint32
-	Fd    uint32
-	Kind  uint32
-}
-
-type halfopenHolderKind uint32
-
-const (
-	halfopenHolderKindHOLDER_TASK   halfopenHolderKind = 0
-	halfopenHolderKindHOLDER_FILE   halfopenHolderKind = 1
-	halfopenHolderKindHOLDER_SOCKET halfopenHolderKind = 2
-)
-
-type halfopenHook uint32
-
-const (
-	halfopenHookHOOK_SET_STATE         halfopenHook = 0
-	halfopenHookHOOK_RETRANSMIT_SKB    halfopenHook = 1
-	halfopenHookHOOK_RETRANSMIT_SYNACK halfopenHook = 2
-	halfopenHookHOOK_RECEIVE_RESET     halfopenHook = 3
-	halfopenHookHOOK_SEND_RESET        halfopenHook = 4
-	halfopenHookHOOK_MAX               halfopenHook = 8
-)
-
-type halfopenNetnsList struct {
-	_      structs.HostLayout
-	Tables uint32
-	Pad    uint32
-	Table  [512]struct {
-		_      structs.HostLayout
-		Net    uint64
-		Info   uint64
-		Ehash  uint64
-		Chains uint32
-		Netns  uint32
-	}
-}
-
-type halfopenOwnTable struct {
-	_      structs.HostLayout
-	Net    uint64
-	Info   uint64
-	Ehash  uint64
-	Chains uint32
-	Netns  uint32
-}
-
-type halfopenOwner struct {
-	_       structs.HostLayout
-	Cookie  uint64
-	Started uint64
-	Pid     uint32
-	Fd      uint32
-	Comm    [16]uint8
-}
-
-type halfopenPrimaryMark struct {
-	_     structs.HostLayout
-	Task  uint64
-	Of    [2]uint64
-	Depth uint64
-}
-
-type halfopenRate struct {
-	_     structs.HostLayout
-	Since uint64
-	Count uint64
-}
-
-type halfopenReset struct {
-	_      structs.HostLayout
-	Cookie uint64
-	At     uint64
-}
-
-type halfopenRetransmitType uint32
-
-const (
-	halfopenRetransmitTypeRETRANSMIT_TIMEOUT         halfopenRetransmitType = 0
-	halfopenRetransmitTypeRETRANSMIT_FAST            halfopenRetransmitType = 1
-	halfopenRetransmitTypeRETRANSMIT_TAIL_LOSS_PROBE halfopenRetransmitType = 2
-	halfopenRetransmitTypeRETRANSMIT_SYN             halfopenRetransmitType = 3
-	halfopenRetransmitTypeRETRANSMIT_SYNACK          halfopenRetransmitType = 4
-	halfopenRetransmitTypeRETRANSMIT_MAX             halfopenRetransmitType = 8
-)
-
-type halfopenRisk uint32
-
-const (
-	halfopenRiskRISK_NO_KEEPALIVE                     halfopenRisk = 0
-	halfopenRiskRISK_KEEPALIVE_SLOWER_THAN_MIDDLEBOX  halfopenRisk = 1
-	halfopenRiskRISK_USER_TIMEOUT_OVERRIDES_KEEPCNT   halfopenRisk = 2
-	halfopenRiskRISK_KEEPALIVE_MASKED_BY_UNACKED_DATA halfopenRisk = 3
-	halfopenRiskRISK_CLOSE_WAIT_LEAK                  halfopenRisk = 4
-	halfopenRiskRISK_MAX                              halfopenRisk = 8
-)
-
-type halfopenTcpState uint32
-
-const (
-	halfopenTcpStateTCP_ESTABLISHED  halfopenTcpState = 1
-	halfopenTcpStateTCP_SYN_SENT     halfopenTcpState = 2
-	halfopenTcpStateTCP_SYN_RECV     halfopenTcpState = 3
-	halfopenTcpStateTCP_FIN_WAIT1    halfopenTcpState = 4
-	halfopenTcpStateTCP_FIN_WAIT2    halfopenTcpState = 5
-	halfopenTcpStateTCP_TIME_WAIT    halfopenTcpState = 6
-	halfopenTcpStateTCP_CLOSE        halfopenTcpState = 7
-	halfopenTcpStateTCP_CLOSE_WAIT   halfopenTcpState = 8
-	halfopenTcpStateTCP_LAST_ACK     halfopenTcpState = 9
-	halfopenTcpStateTCP_LISTEN       halfopenTcpState = 10
-	halfopenTcpStateTCP_CLOSING      halfopenTcpState = 11
-	halfopenTcpStateTCP_NEW_SYN_RECV halfopenTcpState = 12
-	halfopenTcpStateTCP_MAX_STATES   halfopenTcpState = 16
-)
-
-type halfopenTimerSlot struct {
-	_            structs.HostLayout
-	Timer        uint64
-	Sk           uint64
-	Cookie       uint64
-	Fn           uint64
-	SndWnd       uint32
-	TotalRetrans uint32
-	Pending      uint8
-	ProbesOut    uint8
-	Retransmits  uint8
-	Dead         uint8
-	Reset        uint8
-	Sent         uint8
-	Pad          [2]uint8
-	Before       halfopenConn
-}
-
-type halfopenUndecided struct {
-	_     structs.HostLayout
-	At    uint64
-	Event halfopenEvent
-}
-
-type halfopenWalkBatch struct {
-	_           structs.HostLayout
-	Records     uint32
-	Sockets     uint32
-	Node        uint64
-	Ehash       uint64
-	Lhash       uint64
-	EhashChains uint32
-	LhashChains uint32
-	At          struct {
-		_        structs.HostLayout
-		Socket   uint64
-		Cookie   uint64
-		Chain    uint32
-		Passed   uint32
-		Skip     uint32
-		Restarts uint32
-	}
-	Socket [256]uint64
-	Record [256]halfopenConn
-}
-
-type halfopenWatch struct {
-	_         structs.HostLayout
-	Cookie    uint64
-	Solicited uint32
-	Heard     uint32
-	Sent      uint8
-	Reported  uint8
-	Evidence  uint8
-	Baseline  uint8
-	Extra     uint8
-	Dead      uint8
-	Cause     uint8
-	During    uint8
-}
 
 // Names of all BPF objects in the ELF.
 //
@@ -397,11 +24,11 @@ const (
 	halfopenMapFound                 = "found"
 	halfopenMapNetnsList             = "netns_list"
 	halfopenMapNoCookie              = "no_cookie"
+	halfopenMapPendingDeaths         = "pending_deaths"
 	halfopenMapPrimaryMarks          = "primary_marks"
 	halfopenMapRates                 = "rates"
 	halfopenMapResets                = "resets"
 	halfopenMapTimerSlots            = "timer_slots"
-	halfopenMapUndecided             = "undecided"
 	halfopenMapWalkBatch             = "walk_batch"
 	halfopenMapWanted                = "wanted"
 	halfopenMapWatched               = "watched"
@@ -426,6 +53,7 @@ const (
 	halfopenProgTimerExpireExit      = "timer_expire_exit"
 	halfopenProgWalkRun              = "walk_run"
 	halfopenProgWatchRun             = "watch_run"
+	halfopenVarAbi                   = "abi"
 	halfopenVarCasts                 = "casts"
 	halfopenVarCensusCookie          = "census_cookie"
 	halfopenVarCensusWrite           = "census_write"
@@ -452,20 +80,6 @@ const (
 	halfopenVarSearch                = "search"
 	halfopenVarSharedInfo            = "shared_info"
 	halfopenVarSocketOps             = "socket_ops"
-	halfopenVarUnusedCause           = "unused_cause"
-	halfopenVarUnusedClass           = "unused_class"
-	halfopenVarUnusedConnFlag        = "unused_conn_flag"
-	halfopenVarUnusedEvent           = "unused_event"
-	halfopenVarUnusedEventType       = "unused_event_type"
-	halfopenVarUnusedEvidence        = "unused_evidence"
-	halfopenVarUnusedFault           = "unused_fault"
-	halfopenVarUnusedHolder          = "unused_holder"
-	halfopenVarUnusedHolderKind      = "unused_holder_kind"
-	halfopenVarUnusedHook            = "unused_hook"
-	halfopenVarUnusedOwner           = "unused_owner"
-	halfopenVarUnusedRetransmitType  = "unused_retransmit_type"
-	halfopenVarUnusedRisk            = "unused_risk"
-	halfopenVarUnusedTcpState        = "unused_tcp_state"
 	halfopenVarWalkAt                = "walk_at"
 	halfopenVarWalkTable             = "walk_table"
 	halfopenVarWriteTimerFn          = "write_timer_fn"
@@ -540,71 +154,58 @@ type halfopenProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type halfopenMapSpecs struct {
-	Batch        *ebpf.MapSpec `ebpf:"batch"`
-	CensusCounts *ebpf.MapSpec `ebpf:"census_counts"`
-	Counts       *ebpf.MapSpec `ebpf:"counts"`
-	Deferred     *ebpf.MapSpec `ebpf:"deferred"`
-	Events       *ebpf.MapSpec `ebpf:"events"`
-	Found        *ebpf.MapSpec `ebpf:"found"`
-	NetnsList    *ebpf.MapSpec `ebpf:"netns_list"`
-	NoCookie     *ebpf.MapSpec `ebpf:"no_cookie"`
-	PrimaryMarks *ebpf.MapSpec `ebpf:"primary_marks"`
-	Rates        *ebpf.MapSpec `ebpf:"rates"`
-	Resets       *ebpf.MapSpec `ebpf:"resets"`
-	TimerSlots   *ebpf.MapSpec `ebpf:"timer_slots"`
-	Undecided    *ebpf.MapSpec `ebpf:"undecided"`
-	WalkBatch    *ebpf.MapSpec `ebpf:"walk_batch"`
-	Wanted       *ebpf.MapSpec `ebpf:"wanted"`
-	Watched      *ebpf.MapSpec `ebpf:"watched"`
+	Batch         *ebpf.MapSpec `ebpf:"batch"`
+	CensusCounts  *ebpf.MapSpec `ebpf:"census_counts"`
+	Counts        *ebpf.MapSpec `ebpf:"counts"`
+	Deferred      *ebpf.MapSpec `ebpf:"deferred"`
+	Events        *ebpf.MapSpec `ebpf:"events"`
+	Found         *ebpf.MapSpec `ebpf:"found"`
+	NetnsList     *ebpf.MapSpec `ebpf:"netns_list"`
+	NoCookie      *ebpf.MapSpec `ebpf:"no_cookie"`
+	PendingDeaths *ebpf.MapSpec `ebpf:"pending_deaths"`
+	PrimaryMarks  *ebpf.MapSpec `ebpf:"primary_marks"`
+	Rates         *ebpf.MapSpec `ebpf:"rates"`
+	Resets        *ebpf.MapSpec `ebpf:"resets"`
+	TimerSlots    *ebpf.MapSpec `ebpf:"timer_slots"`
+	WalkBatch     *ebpf.MapSpec `ebpf:"walk_batch"`
+	Wanted        *ebpf.MapSpec `ebpf:"wanted"`
+	Watched       *ebpf.MapSpec `ebpf:"watched"`
 }
 
 // halfopenVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type halfopenVariableSpecs struct {
-	Casts                *ebpf.VariableSpec `ebpf:"casts"`
-	CensusCookie         *ebpf.VariableSpec `ebpf:"census_cookie"`
-	CensusWrite          *ebpf.VariableSpec `ebpf:"census_write"`
-	CookieHelper         *ebpf.VariableSpec `ebpf:"cookie_helper"`
-	Ehash                *ebpf.VariableSpec `ebpf:"ehash"`
-	EhashChains          *ebpf.VariableSpec `ebpf:"ehash_chains"`
-	EventsFrom           *ebpf.VariableSpec `ebpf:"events_from"`
-	FirstNet             *ebpf.VariableSpec `ebpf:"first_net"`
-	Hz                   *ebpf.VariableSpec `ebpf:"hz"`
-	IdleAfter            *ebpf.VariableSpec `ebpf:"idle_after"`
-	IdleBounds           *ebpf.VariableSpec `ebpf:"idle_bounds"`
-	JiffiesEpoch         *ebpf.VariableSpec `ebpf:"jiffies_epoch"`
-	KeepaliveTimerFn     *ebpf.VariableSpec `ebpf:"keepalive_timer_fn"`
-	LearnCookie          *ebpf.VariableSpec `ebpf:"learn_cookie"`
-	LearnKeepaliveTime   *ebpf.VariableSpec `ebpf:"learn_keepalive_time"`
-	Lhash                *ebpf.VariableSpec `ebpf:"lhash"`
-	LhashChains          *ebpf.VariableSpec `ebpf:"lhash_chains"`
-	MiddleboxTimeout     *ebpf.VariableSpec `ebpf:"middlebox_timeout"`
-	NetnsAt              *ebpf.VariableSpec `ebpf:"netns_at"`
-	NetnsCount           *ebpf.VariableSpec `ebpf:"netns_count"`
-	NetnsRestarts        *ebpf.VariableSpec `ebpf:"netns_restarts"`
-	OnlyNoCookie         *ebpf.VariableSpec `ebpf:"only_no_cookie"`
-	RetransmitError      *ebpf.VariableSpec `ebpf:"retransmit_error"`
-	Search               *ebpf.VariableSpec `ebpf:"search"`
-	SharedInfo           *ebpf.VariableSpec `ebpf:"shared_info"`
-	SocketOps            *ebpf.VariableSpec `ebpf:"socket_ops"`
-	UnusedCause          *ebpf.VariableSpec `ebpf:"unused_cause"`
-	UnusedClass          *ebpf.VariableSpec `ebpf:"unused_class"`
-	UnusedConnFlag       *ebpf.VariableSpec `ebpf:"unused_conn_flag"`
-	UnusedEvent          *ebpf.VariableSpec `ebpf:"unused_event"`
-	UnusedEventType      *ebpf.VariableSpec `ebpf:"unused_event_type"`
-	UnusedEvidence       *ebpf.VariableSpec `ebpf:"unused_evidence"`
-	UnusedFault          *ebpf.VariableSpec `ebpf:"unused_fault"`
-	UnusedHolder         *ebpf.VariableSpec `ebpf:"unused_holder"`
-	UnusedHolderKind     *ebpf.VariableSpec `ebpf:"unused_holder_kind"`
-	UnusedHook           *ebpf.VariableSpec `ebpf:"unused_hook"`
-	UnusedOwner          *ebpf.VariableSpec `ebpf:"unused_owner"`
-	UnusedRetransmitType *ebpf.VariableSpec `ebpf:"unused_retransmit_type"`
-	UnusedRisk           *ebpf.VariableSpec `ebpf:"unused_risk"`
-	UnusedTcpState       *ebpf.VariableSpec `ebpf:"unused_tcp_state"`
-	WalkAt               *ebpf.VariableSpec `ebpf:"walk_at"`
-	WalkTable            *ebpf.VariableSpec `ebpf:"walk_table"`
-	WriteTimerFn         *ebpf.VariableSpec `ebpf:"write_timer_fn"`
+	Abi                *ebpf.VariableSpec `ebpf:"abi"`
+	Casts              *ebpf.VariableSpec `ebpf:"casts"`
+	CensusCookie       *ebpf.VariableSpec `ebpf:"census_cookie"`
+	CensusWrite        *ebpf.VariableSpec `ebpf:"census_write"`
+	CookieHelper       *ebpf.VariableSpec `ebpf:"cookie_helper"`
+	Ehash              *ebpf.VariableSpec `ebpf:"ehash"`
+	EhashChains        *ebpf.VariableSpec `ebpf:"ehash_chains"`
+	EventsFrom         *ebpf.VariableSpec `ebpf:"events_from"`
+	FirstNet           *ebpf.VariableSpec `ebpf:"first_net"`
+	Hz                 *ebpf.VariableSpec `ebpf:"hz"`
+	IdleAfter          *ebpf.VariableSpec `ebpf:"idle_after"`
+	IdleBounds         *ebpf.VariableSpec `ebpf:"idle_bounds"`
+	JiffiesEpoch       *ebpf.VariableSpec `ebpf:"jiffies_epoch"`
+	KeepaliveTimerFn   *ebpf.VariableSpec `ebpf:"keepalive_timer_fn"`
+	LearnCookie        *ebpf.VariableSpec `ebpf:"learn_cookie"`
+	LearnKeepaliveTime *ebpf.VariableSpec `ebpf:"learn_keepalive_time"`
+	Lhash              *ebpf.VariableSpec `ebpf:"lhash"`
+	LhashChains        *ebpf.VariableSpec `ebpf:"lhash_chains"`
+	MiddleboxTimeout   *ebpf.VariableSpec `ebpf:"middlebox_timeout"`
+	NetnsAt            *ebpf.VariableSpec `ebpf:"netns_at"`
+	NetnsCount         *ebpf.VariableSpec `ebpf:"netns_count"`
+	NetnsRestarts      *ebpf.VariableSpec `ebpf:"netns_restarts"`
+	OnlyNoCookie       *ebpf.VariableSpec `ebpf:"only_no_cookie"`
+	RetransmitError    *ebpf.VariableSpec `ebpf:"retransmit_error"`
+	Search             *ebpf.VariableSpec `ebpf:"search"`
+	SharedInfo         *ebpf.VariableSpec `ebpf:"shared_info"`
+	SocketOps          *ebpf.VariableSpec `ebpf:"socket_ops"`
+	WalkAt             *ebpf.VariableSpec `ebpf:"walk_at"`
+	WalkTable          *ebpf.VariableSpec `ebpf:"walk_table"`
+	WriteTimerFn       *ebpf.VariableSpec `ebpf:"write_timer_fn"`
 }
 
 // halfopenObjects contains all objects after they have been loaded into the kernel.
@@ -627,22 +228,22 @@ func (o *halfopenObjects) Close() error {
 //
 // It can be passed to loadHalfopenObjects or ebpf.CollectionSpec.LoadAndAssign.
 type halfopenMaps struct {
-	Batch        *ebpf.Map `ebpf:"batch"`
-	CensusCounts *ebpf.Map `ebpf:"census_counts"`
-	Counts       *ebpf.Map `ebpf:"counts"`
-	Deferred     *ebpf.Map `ebpf:"deferred"`
-	Events       *ebpf.Map `ebpf:"events"`
-	Found        *ebpf.Map `ebpf:"found"`
-	NetnsList    *ebpf.Map `ebpf:"netns_list"`
-	NoCookie     *ebpf.Map `ebpf:"no_cookie"`
-	PrimaryMarks *ebpf.Map `ebpf:"primary_marks"`
-	Rates        *ebpf.Map `ebpf:"rates"`
-	Resets       *ebpf.Map `ebpf:"resets"`
-	TimerSlots   *ebpf.Map `ebpf:"timer_slots"`
-	Undecided    *ebpf.Map `ebpf:"undecided"`
-	WalkBatch    *ebpf.Map `ebpf:"walk_batch"`
-	Wanted       *ebpf.Map `ebpf:"wanted"`
-	Watched      *ebpf.Map `ebpf:"watched"`
+	Batch         *ebpf.Map `ebpf:"batch"`
+	CensusCounts  *ebpf.Map `ebpf:"census_counts"`
+	Counts        *ebpf.Map `ebpf:"counts"`
+	Deferred      *ebpf.Map `ebpf:"deferred"`
+	Events        *ebpf.Map `ebpf:"events"`
+	Found         *ebpf.Map `ebpf:"found"`
+	NetnsList     *ebpf.Map `ebpf:"netns_list"`
+	NoCookie      *ebpf.Map `ebpf:"no_cookie"`
+	PendingDeaths *ebpf.Map `ebpf:"pending_deaths"`
+	PrimaryMarks  *ebpf.Map `ebpf:"primary_marks"`
+	Rates         *ebpf.Map `ebpf:"rates"`
+	Resets        *ebpf.Map `ebpf:"resets"`
+	TimerSlots    *ebpf.Map `ebpf:"timer_slots"`
+	WalkBatch     *ebpf.Map `ebpf:"walk_batch"`
+	Wanted        *ebpf.Map `ebpf:"wanted"`
+	Watched       *ebpf.Map `ebpf:"watched"`
 }
 
 func (m *halfopenMaps) Close() error {
@@ -655,11 +256,11 @@ func (m *halfopenMaps) Close() error {
 		m.Found,
 		m.NetnsList,
 		m.NoCookie,
+		m.PendingDeaths,
 		m.PrimaryMarks,
 		m.Rates,
 		m.Resets,
 		m.TimerSlots,
-		m.Undecided,
 		m.WalkBatch,
 		m.Wanted,
 		m.Watched,
@@ -670,49 +271,36 @@ func (m *halfopenMaps) Close() error {
 //
 // It can be passed to loadHalfopenObjects or ebpf.CollectionSpec.LoadAndAssign.
 type halfopenVariables struct {
-	Casts                *ebpf.Variable `ebpf:"casts"`
-	CensusCookie         *ebpf.Variable `ebpf:"census_cookie"`
-	CensusWrite          *ebpf.Variable `ebpf:"census_write"`
-	CookieHelper         *ebpf.Variable `ebpf:"cookie_helper"`
-	Ehash                *ebpf.Variable `ebpf:"ehash"`
-	EhashChains          *ebpf.Variable `ebpf:"ehash_chains"`
-	EventsFrom           *ebpf.Variable `ebpf:"events_from"`
-	FirstNet             *ebpf.Variable `ebpf:"first_net"`
-	Hz                   *ebpf.Variable `ebpf:"hz"`
-	IdleAfter            *ebpf.Variable `ebpf:"idle_after"`
-	IdleBounds           *ebpf.Variable `ebpf:"idle_bounds"`
-	JiffiesEpoch         *ebpf.Variable `ebpf:"jiffies_epoch"`
-	KeepaliveTimerFn     *ebpf.Variable `ebpf:"keepalive_timer_fn"`
-	LearnCookie          *ebpf.Variable `ebpf:"learn_cookie"`
-	LearnKeepaliveTime   *ebpf.Variable `ebpf:"learn_keepalive_time"`
-	Lhash                *ebpf.Variable `ebpf:"lhash"`
-	LhashChains          *ebpf.Variable `ebpf:"lhash_chains"`
-	MiddleboxTimeout     *ebpf.Variable `ebpf:"middlebox_timeout"`
-	NetnsAt              *ebpf.Variable `ebpf:"netns_at"`
-	NetnsCount           *ebpf.Variable `ebpf:"netns_count"`
-	NetnsRestarts        *ebpf.Variable `ebpf:"netns_restarts"`
-	OnlyNoCookie         *ebpf.Variable `ebpf:"only_no_cookie"`
-	RetransmitError      *ebpf.Variable `ebpf:"retransmit_error"`
-	Search               *ebpf.Variable `ebpf:"search"`
-	SharedInfo           *ebpf.Variable `ebpf:"shared_info"`
-	SocketOps            *ebpf.Variable `ebpf:"socket_ops"`
-	UnusedCause          *ebpf.Variable `ebpf:"unused_cause"`
-	UnusedClass          *ebpf.Variable `ebpf:"unused_class"`
-	UnusedConnFlag       *ebpf.Variable `ebpf:"unused_conn_flag"`
-	UnusedEvent          *ebpf.Variable `ebpf:"unused_event"`
-	UnusedEventType      *ebpf.Variable `ebpf:"unused_event_type"`
-	UnusedEvidence       *ebpf.Variable `ebpf:"unused_evidence"`
-	UnusedFault          *ebpf.Variable `ebpf:"unused_fault"`
-	UnusedHolder         *ebpf.Variable `ebpf:"unused_holder"`
-	UnusedHolderKind     *ebpf.Variable `ebpf:"unused_holder_kind"`
-	UnusedHook           *ebpf.Variable `ebpf:"unused_hook"`
-	UnusedOwner          *ebpf.Variable `ebpf:"unused_owner"`
-	UnusedRetransmitType *ebpf.Variable `ebpf:"unused_retransmit_type"`
-	UnusedRisk           *ebpf.Variable `ebpf:"unused_risk"`
-	UnusedTcpState       *ebpf.Variable `ebpf:"unused_tcp_state"`
-	WalkAt               *ebpf.Variable `ebpf:"walk_at"`
-	WalkTable            *ebpf.Variable `ebpf:"walk_table"`
-	WriteTimerFn         *ebpf.Variable `ebpf:"write_timer_fn"`
+	Abi                *ebpf.Variable `ebpf:"abi"`
+	Casts              *ebpf.Variable `ebpf:"casts"`
+	CensusCookie       *ebpf.Variable `ebpf:"census_cookie"`
+	CensusWrite        *ebpf.Variable `ebpf:"census_write"`
+	CookieHelper       *ebpf.Variable `ebpf:"cookie_helper"`
+	Ehash              *ebpf.Variable `ebpf:"ehash"`
+	EhashChains        *ebpf.Variable `ebpf:"ehash_chains"`
+	EventsFrom         *ebpf.Variable `ebpf:"events_from"`
+	FirstNet           *ebpf.Variable `ebpf:"first_net"`
+	Hz                 *ebpf.Variable `ebpf:"hz"`
+	IdleAfter          *ebpf.Variable `ebpf:"idle_after"`
+	IdleBounds         *ebpf.Variable `ebpf:"idle_bounds"`
+	JiffiesEpoch       *ebpf.Variable `ebpf:"jiffies_epoch"`
+	KeepaliveTimerFn   *ebpf.Variable `ebpf:"keepalive_timer_fn"`
+	LearnCookie        *ebpf.Variable `ebpf:"learn_cookie"`
+	LearnKeepaliveTime *ebpf.Variable `ebpf:"learn_keepalive_time"`
+	Lhash              *ebpf.Variable `ebpf:"lhash"`
+	LhashChains        *ebpf.Variable `ebpf:"lhash_chains"`
+	MiddleboxTimeout   *ebpf.Variable `ebpf:"middlebox_timeout"`
+	NetnsAt            *ebpf.Variable `ebpf:"netns_at"`
+	NetnsCount         *ebpf.Variable `ebpf:"netns_count"`
+	NetnsRestarts      *ebpf.Variable `ebpf:"netns_restarts"`
+	OnlyNoCookie       *ebpf.Variable `ebpf:"only_no_cookie"`
+	RetransmitError    *ebpf.Variable `ebpf:"retransmit_error"`
+	Search             *ebpf.Variable `ebpf:"search"`
+	SharedInfo         *ebpf.Variable `ebpf:"shared_info"`
+	SocketOps          *ebpf.Variable `ebpf:"socket_ops"`
+	WalkAt             *ebpf.Variable `ebpf:"walk_at"`
+	WalkTable          *ebpf.Variable `ebpf:"walk_table"`
+	WriteTimerFn       *ebpf.Variable `ebpf:"write_timer_fn"`
 }
 
 // halfopenPrograms contains all programs after they have been loaded into the kernel.

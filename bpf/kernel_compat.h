@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Differences. Each is told by what the kernel has (a field, a function, a
- * tracepoint argument), never by its version: distributions backport. Here is
- * what the programs do about it; bpf/differences.go has the same list, and tells
- * what is lost by which.
+ * Differences between kernels, and what the programs do about each. What shows a
+ * difference is a field, a function or a tracepoint argument that the kernel has, never
+ * its version, since distributions backport. differences.go has the same list, and says
+ * what cannot be known on which kernel.
  */
 #ifndef HALFOPEN_KERNEL_COMPAT_H
 #define HALFOPEN_KERNEL_COMPAT_H
@@ -13,9 +13,9 @@
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
 /*
- * A tracing program can give a socket its cookie: c5dbb89fc2ac "bpf: Expose
- * bpf_get_socket_cookie to tracing programs", 5.12. Before, others have to
- * (bpf/cookie.go). Set before anything is loaded.
+ * Tracing programs can give a socket its cookie: c5dbb89fc2ac "bpf: Expose
+ * bpf_get_socket_cookie to tracing programs", 5.12. Before, a cgroup program and sock_diag
+ * do it (cookie.go). Set before the programs are loaded.
  */
 const volatile bool cookie_helper = false;
 
@@ -26,9 +26,9 @@ static __always_inline void give_cookie(const void *sk)
 }
 
 /*
- * tcp_retransmit_skb is told of what could not be sent, too, and has the error as
- * a third argument: ad892e912b84 "tcp: trace retransmit failures in
- * tcp_retransmit_skb", 6.17. Set before anything is loaded.
+ * The tracepoint tcp_retransmit_skb includes retransmissions that failed, with the error as
+ * a third argument: ad892e912b84 "tcp: trace retransmit failures in tcp_retransmit_skb",
+ * 6.17. Set before the programs are loaded.
  */
 const volatile bool retransmit_error = false;
 
@@ -38,10 +38,9 @@ static __always_inline int retransmit_error_of(const unsigned long long *ctx)
 }
 
 /*
- * The keepalive timer has a place of its own: 08dfe370239e "tcp: introduce
- * icsk->icsk_keepalive_timer", 6.19, and in 6.1.y, 6.12.y. Before, it is sk_timer,
- * which then still exists and means another timer: so the new place is asked
- * for first.
+ * The keepalive timer has its own field: 08dfe370239e "tcp: introduce
+ * icsk->icsk_keepalive_timer", 6.19, and in 6.1.y, 6.12.y. Before, it was sk_timer, which
+ * still exists as another timer: so look for the new field first.
  */
 struct inet_connection_sock___keepalive_timer {
 	struct timer_list icsk_keepalive_timer;
@@ -60,7 +59,8 @@ static __always_inline __u32 keepalive_timer_offset(void)
 	return bpf_core_field_offset(struct sock___keepalive_timer, sk_timer);
 }
 
-/* 9a5e5334adc0 "tcp: remove icsk->icsk_retransmit_timer", 6.19: it went to struct sock. */
+/* The write timer moved to struct sock: 9a5e5334adc0 "tcp: remove
+ * icsk->icsk_retransmit_timer", 6.19. */
 struct sock___retransmit_timer {
 	struct timer_list tcp_retransmit_timer;
 };
@@ -78,8 +78,8 @@ static __always_inline __u32 write_timer_offset(void)
 }
 
 /*
- * retrans_stamp counts ms, or us where the route says so: 614e8316aa4c "tcp: add
- * support for usec resolution in TCP TS values", 6.7.
+ * retrans_stamp is in ms, or in us if the route says so: 614e8316aa4c "tcp: add support for
+ * usec resolution in TCP TS values", 6.7.
  */
 struct tcp_sock___usec_ts {
 	__u8 tcp_usec_ts : 1;
@@ -96,8 +96,8 @@ static __always_inline __u32 stamps_a_second(const struct tcp_sock *tp)
 }
 
 /*
- * So many SYNs are sent again before their interval doubles: ccce324dabfe "tcp: make
- * the first N SYN RTO backoffs linear", 6.5.
+ * The first SYN retransmissions have the same interval, and then it doubles: ccce324dabfe
+ * "tcp: make the first N SYN RTO backoffs linear", 6.5. Before, it always doubles.
  */
 struct netns_ipv4___syn_linear {
 	__u8 sysctl_tcp_syn_linear_timeouts;
@@ -113,9 +113,9 @@ static __always_inline __u8 syn_linear(const struct net *net)
 }
 
 /*
- * The most that icsk_rto can be, and what a new socket's is: 54a378f43425 "tcp: add
- * the ability to control max RTO", 1280c26228bd "tcp: add tcp_rto_max_ms sysctl",
- * 6.15. Before, TCP_RTO_MAX.
+ * The limit of icsk_rto can be set for a socket, and for new sockets: 54a378f43425 "tcp:
+ * add the ability to control max RTO", 1280c26228bd "tcp: add tcp_rto_max_ms sysctl", 6.15.
+ * Before, it is TCP_RTO_MAX, 120 s.
  */
 struct inet_connection_sock___rto_max {
 	__u32 icsk_rto_max; /* jiffies */
@@ -125,7 +125,7 @@ struct netns_ipv4___rto_max {
 	int sysctl_tcp_rto_max_ms;
 };
 
-/* In jiffies; own tells whether it is the socket's, and not what the sysctl says. */
+/* Returns the limit in jiffies. *own: it is not that of the sysctl. */
 static __always_inline __u32 rto_max(const struct tcp_sock *tp, const struct net *net, __u32 hz,
 				     bool *own)
 {
@@ -143,15 +143,15 @@ static __always_inline __u32 rto_max(const struct tcp_sock *tp, const struct net
 }
 
 /*
- * The control group that a socket was made in; of an accepted one, its listener.
- * 8520e224f547 "bpf, cgroups: Fix cgroup v2 fallback on v1/v2 mixed mode", 5.15, and
- * in 5.10.y: before, a pointer with flags in its lower bits. Neither without
- * CONFIG_SOCK_CGROUP_DATA.
+ * The cgroup that a socket was made in; for an accepted socket, that of its listener. It
+ * is a pointer since 8520e224f547 "bpf, cgroups: Fix cgroup v2 fallback on v1/v2 mixed
+ * mode", 5.15, and in 5.10.y; before, a pointer with flags in its lower bits. Kernels
+ * without CONFIG_SOCK_CGROUP_DATA have neither.
  */
 struct sock_cgroup_data___flags {
 	__u64 val;
 };
-#define CGROUP_NONE 1 /* it is no pointer: of cgroup v1 */
+#define CGROUP_NONE 1 /* flag: it is not a pointer, but belongs to cgroup v1 */
 #define CGROUP_FLAGS 3
 
 static __always_inline __u64 cgroup_of(const struct tcp_sock *tp)
@@ -171,9 +171,8 @@ static __always_inline __u64 cgroup_of(const struct tcp_sock *tp)
 }
 
 /*
- * Whether a network namespace is going (check_net): its sockets just end. Nobody
- * holds it: 024596a4e280 "ns: rename to __ns_ref", 6.18; 8b8f3e666fc6 "net: Use
- * generic ns_common::count", 5.11.
+ * The number of references to a network namespace has another place since 024596a4e280 "ns:
+ * rename to __ns_ref", 6.18, and 8b8f3e666fc6 "net: Use generic ns_common::count", 5.11.
  */
 struct ns_common___ref {
 	refcount_t __ns_ref;
@@ -187,6 +186,10 @@ struct net___count {
 	refcount_t count;
 };
 
+/*
+ * Returns whether the kernel is removing a network namespace, since there is no reference
+ * to it any more (check_net). Its sockets then end without an error.
+ */
 static __always_inline bool is_going(const struct net *net)
 {
 	const struct ns_common___ref *ref = (const void *)&net->ns;
@@ -201,9 +204,9 @@ static __always_inline bool is_going(const struct net *net)
 }
 
 /*
- * The hash tables of a network namespace. From 5.18 to 6.0 there is a pointer on the
- * way: fbb8295248e1 "tcp: allocate tcp_death_row outside of struct netns_ipv4", which
- * 6.1 took back, e9bd0cca09d1.
+ * The hash tables of a network namespace. From 5.18 to 6.0, tcp_death_row is a pointer:
+ * fbb8295248e1 "tcp: allocate tcp_death_row outside of struct netns_ipv4", which
+ * e9bd0cca09d1 reverted in 6.1.
  */
 struct netns_ipv4___death_row_pointer {
 	struct inet_timewait_death_row *tcp_death_row;
@@ -224,14 +227,15 @@ static __always_inline const struct inet_hashinfo *hashinfo_of(const struct net 
 }
 
 /*
- * The chains of all listeners, which are told by port and address: cae3873c5b3a
- * "net: inet: Retire port only listening_hash", 5.19, and in 5.15.y. Before, by port.
+ * The hash table that has all listeners is hashed by port and address: cae3873c5b3a "net:
+ * inet: Retire port only listening_hash", 5.19, and in 5.15.y. Before, it is hashed by port.
  */
 struct inet_hashinfo___listening {
 	struct inet_listen_hashbucket listening_hash[32]; /* INET_LHTABLE_SIZE */
 };
 
-static __always_inline __u64 listeners(const struct inet_hashinfo *info, __u32 *chains)
+/* Returns the address of the first chain of listeners, and sets the number of chains. */
+static __always_inline __u64 listeners_of(const struct inet_hashinfo *info, __u32 *chains)
 {
 	const struct inet_hashinfo___listening *old = (const void *)info;
 
@@ -247,9 +251,10 @@ static __always_inline __u64 listeners(const struct inet_hashinfo *info, __u32 *
 #pragma clang attribute pop
 
 /*
- * An address can be made one of a type, through which plain loads read; where there
- * is nothing they read 0: a35b9af4ec2c "bpf: Add a kfunc for generic type cast", 6.2.
- * Before, each read is a probe, which costs far more. Set before anything is loaded.
+ * bpf_rdonly_cast() gives an address a type, so that plain loads can read what is there,
+ * and read 0 where nothing is: a35b9af4ec2c "bpf: Add a kfunc for generic type cast",
+ * 6.2. Before, each read is a call of bpf_probe_read_kernel(), which takes far more time.
+ * Set before the programs are loaded.
  */
 const volatile bool casts = false;
 
@@ -258,7 +263,21 @@ extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id)
 
 #define AS(type, address) \
 	((const type *)bpf_rdonly_cast((const void *)(address), bpf_core_type_id_kernel(type)))
-#define READ_AT(type, address, f) \
-	(casts ? AS(type, address)->f : BPF_CORE_READ((const type *)(address), f))
+
+/* How to read through a pointer: a constant wherever READ() is used. */
+enum access {
+	DIRECT, /* a load: the verifier knows what the pointer points to */
+	PROBE, /* bpf_probe_read_kernel(): to the verifier, the pointer is a number */
+	CAST, /* likewise, but by a load where the kernel has bpf_rdonly_cast() */
+};
+
+/*
+ * Reads a field of the kernel. Code that always reads in one way may say so by p->f,
+ * which is DIRECT, or by BPF_CORE_READ(), which is PROBE and follows pointers.
+ */
+#define READ(how, p, f)                                               \
+	((how) == DIRECT	? (p)->f :                            \
+	 (how) == CAST && casts ? AS(__typeof_unqual__(*(p)), p)->f : \
+				  BPF_CORE_READ(p, f))
 
 #endif /* HALFOPEN_KERNEL_COMPAT_H */

@@ -23,9 +23,11 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/halfopen/halfopen/bpf/abi"
 )
 
-// hiccups returns EAGAIN and EINTR in between, as a bpf_iter may.
+// hiccups returns EAGAIN and EINTR between records, as a BPF iterator may.
 type hiccups struct {
 	r io.Reader
 	n int
@@ -49,10 +51,10 @@ func FuzzReadRecords(f *testing.F) {
 	f.Fuzz(func(t *testing.T, count uint16, cut uint8) {
 		var stream bytes.Buffer
 		for i := range count {
-			o := Owner{Cookie: uint64(i) + 1, Pid: uint32(i)}
+			o := abi.Owner{Cookie: uint64(i) + 1, Pid: uint32(i)}
 			stream.Write(bytesOf(&o))
 		}
-		const size = int(unsafe.Sizeof(Owner{}))
+		const size = int(unsafe.Sizeof(abi.Owner{}))
 		stream.Truncate(max(0, stream.Len()-int(cut)%size))
 		whole, rest := stream.Len()/size, stream.Len()%size
 		for name, r := range map[string]io.Reader{
@@ -62,7 +64,7 @@ func FuzzReadRecords(f *testing.F) {
 			"end early":  iotest.DataErrReader(bytes.NewReader(stream.Bytes())),
 			"hiccupping": &hiccups{r: bytes.NewReader(stream.Bytes())},
 		} {
-			var o Owner
+			var o abi.Owner
 			got := 0
 			err := readRecords(r, bytesOf(&o), func() {
 				got++
@@ -86,12 +88,17 @@ func TestReadRecordsFails(t *testing.T) {
 	}
 }
 
-// load loads the programs, which takes root.
-func load(t *testing.T, opts Options) *Kernel {
+func needRoot(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: sudo make test")
 	}
+}
+
+// load loads the programs, which takes root.
+func load(t *testing.T, opts Options) *Kernel {
+	t.Helper()
+	needRoot(t)
 	k, err := Load(opts)
 	if err != nil {
 		t.Fatalf("%+v", err)
@@ -104,7 +111,7 @@ func load(t *testing.T, opts Options) *Kernel {
 	return k
 }
 
-// pair is a TCP connection of this process with itself.
+// pair makes a TCP connection of this process with itself.
 func pair(t *testing.T) (client, server *net.TCPConn) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -143,36 +150,48 @@ func TestWhatAConnectionLooksLike(t *testing.T) {
 	k := load(t, Options{})
 	client, _ := pair(t)
 	cookie, fd := cookieOf(t, client)
-	var found []Conn
-	if _, err := k.Find(context.Background(), cookie, func(c *Conn) { found = append(found, *c) }); err != nil {
+	var found []abi.Conn
+	if _, err := k.Find(context.Background(), cookie, func(c *abi.Conn) { found = append(found, *c) }); err != nil {
 		t.Fatal(err)
 	}
 	if len(found) != 1 {
 		t.Fatalf("%d connections have cookie %x", len(found), cookie)
 	}
 	c := &found[0]
-	if Local(c).String() != client.LocalAddr().String() || Remote(c).String() != client.RemoteAddr().String() {
-		t.Errorf("%v to %v, expected %v to %v", Local(c), Remote(c), client.LocalAddr(), client.RemoteAddr())
+	if c.Local().String() != client.LocalAddr().String() || c.Remote().String() != client.RemoteAddr().String() {
+		t.Errorf("%v to %v, expected %v to %v", c.Local(), c.Remote(), client.LocalAddr(), client.RemoteAddr())
 	}
-	if c.State != StateEstablished || c.Class != ClassActive || c.Flags&(ConnTrouble|ConnOrphan|ConnUnaccepted) != 0 {
+	if c.State != abi.StateEstablished || c.Class != abi.ClassActive || c.Flags&(abi.ConnTrouble|abi.ConnOrphan|abi.ConnUnaccepted) != 0 {
 		t.Errorf("state %d, class %d, flags %#x", c.State, c.Class, c.Flags)
 	}
-	// HZ was learned, and this is in jiffies: Go sets 15 s on every connection.
-	if got := k.Duration(c.KeepaliveIntvl); got != 15*time.Second || c.Flags&ConnKeepaliveIntvlSet == 0 {
+	// Go sets 15 s on every connection; in jiffies, this shows that HZ is right.
+	if got := time.Duration(c.KeepaliveIntvl) * time.Second / time.Duration(k.HZ()); got != 15*time.Second || c.Flags&abi.ConnKeepaliveIntvlSet == 0 {
 		t.Errorf("keepalive interval is %v", got)
 	}
 
-	owners, err := k.Owners([]uint64{cookie, 1<<63 + 1})
-	if err != nil {
-		t.Fatal(err)
+	// Of these two, of more than the map of cookies has room for, and of all sockets.
+	many := []uint64{cookie}
+	for i := range k.objs.Wanted.MaxEntries() {
+		many = append(many, 1<<63+uint64(i))
 	}
-	if got := owners[cookie]; len(owners) != 1 || len(got) != 1 || got[0].Pid != uint32(os.Getpid()) || got[0].Fd != fd {
-		t.Errorf("owners are %+v, expected pid %d with descriptor %d", owners, os.Getpid(), fd)
+	for name, cookies := range map[string][]uint64{"two": {cookie, 1<<63 + 1}, "many": many, "all": nil} {
+		owners := make(map[uint64][]abi.Owner)
+		if err := k.Owners(cookies, func(o *abi.Owner) { owners[o.Cookie] = append(owners[o.Cookie], *o) }); err != nil {
+			t.Fatal(err)
+		}
+		got := owners[cookie]
+		if len(got) != 1 || got[0].Pid != uint32(os.Getpid()) || got[0].Fd != fd || cookies != nil && len(owners) != 1 {
+			t.Errorf("owners of %s are %+v, expected pid %d with descriptor %d", name, owners, os.Getpid(), fd)
+		}
+	}
+	var left uint64
+	if err := k.objs.Wanted.NextKey(nil, &left); !errors.Is(err, ebpf.ErrKeyNotExist) {
+		t.Errorf("cookie %#x is still asked for: %v", left, err)
 	}
 }
 
-// setStatePrograms counts the programs that sit where sockets are given cookies,
-// those of other agents of this machine included.
+// setStatePrograms counts the programs that give cookies to sockets, including those of
+// other agents on this machine.
 func setStatePrograms(t *testing.T) (n int) {
 	t.Helper()
 	for id := ebpf.ProgramID(0); ; {
@@ -194,8 +213,9 @@ func setStatePrograms(t *testing.T) (n int) {
 	}
 }
 
-// As before 5.12, whatever this kernel is.
+// The programs do as they do before Linux 5.12, on any kernel.
 func TestCookiesThatOurProgramsCannotGive(t *testing.T) {
+	needRoot(t)
 	ino, ns, socket := newNetns(t)
 	defer unix.Close(ns)
 	defer unix.Close(socket)
@@ -226,14 +246,14 @@ func TestCookiesThatOurProgramsCannotGive(t *testing.T) {
 	if err := k.CookiesErr(); err != nil {
 		t.Error(err)
 	}
-	unnamed, err := k.findNoCookie(t.Context(), 0)
+	noCookie, err := k.findNoCookie(t.Context(), 0)
 	if strangers += setStatePrograms(t) - 2; strangers > 0 {
 		t.Log("another agent is at work, and may have given them cookies")
-	} else if err != nil || unnamed[uint32(ino)] == 0 {
-		t.Errorf("there are sockets without a cookie in %v, error %v; expected %d", unnamed, err, ino)
+	} else if err != nil || noCookie[uint32(ino)] == 0 {
+		t.Errorf("there are sockets without a cookie in %v, error %v; expected %d", noCookie, err, ino)
 	}
 	found := make(map[uint64]int)
-	res, err := k.Census(context.Background(), []uint8{ClassActive, ClassNone}, func(c *Conn) {
+	res, err := k.Census(context.Background(), []uint8{abi.ClassActive, abi.ClassNone}, func(c *abi.Conn) {
 		if uint64(c.Netns) == ino {
 			found[c.Cookie]++
 		}
@@ -245,7 +265,7 @@ func TestCookiesThatOurProgramsCannotGive(t *testing.T) {
 		t.Errorf("found %v, expected two ends, one of them %x", found, cookie)
 	}
 	younger := pairThere()
-	if unnamed, err := k.findNoCookie(t.Context(), 0); err != nil || unnamed[uint32(ino)] != 0 {
+	if noCookie, err := k.findNoCookie(t.Context(), 0); err != nil || noCookie[uint32(ino)] != 0 {
 		t.Errorf("a connection begins without a cookie, error %v", err)
 	}
 	if cookie, _ := cookieOf(t, younger); found[cookie] != 0 {
@@ -257,7 +277,7 @@ func TestFlushDeliversAndReturns(t *testing.T) {
 	k := load(t, Options{Observe: true})
 	client, server := pair(t)
 	cookie, _ := cookieOf(t, server)
-	// A reset: the abnormal death of the other end.
+	// A reset ends the connection at the other end, which is not orderly.
 	if err := client.SetLinger(0); err != nil {
 		t.Fatal(err)
 	}
@@ -270,7 +290,7 @@ func TestFlushDeliversAndReturns(t *testing.T) {
 	}
 	var causes []uint8
 	for {
-		var e Event
+		var e abi.Event
 		err := k.ReadEvent(&e)
 		if errors.Is(err, ErrFlushed) {
 			break
@@ -278,17 +298,17 @@ func TestFlushDeliversAndReturns(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if e.Type == EventDeath && e.Conn.Cookie == cookie {
+		if e.Type == abi.EventDeath && e.Conn.Cookie == cookie {
 			causes = append(causes, e.Cause)
 		}
 	}
-	if !slices.Equal(causes, []uint8{CauseResetByPeer}) {
+	if !slices.Equal(causes, []uint8{abi.CauseResetByPeer}) {
 		t.Errorf("causes of the death are %v", causes)
 	}
 	if err := k.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := k.ReadEvent(new(Event)); !errors.Is(err, os.ErrClosed) {
+	if err := k.ReadEvent(new(abi.Event)); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("after Close: %v", err)
 	}
 }
@@ -313,47 +333,27 @@ func TestTracepointsAreThoseAttached(t *testing.T) {
 func TestJiffies(t *testing.T) {
 	k := &Kernel{hz: 1000}
 	for d, want := range map[time.Duration]uint32{
-		time.Second: 1000, time.Microsecond: 1, 0: 1, 200 * 365 * 24 * time.Hour: AgeNone - 1,
+		time.Second: 1000, time.Microsecond: 1, 0: 1, 200 * 365 * 24 * time.Hour: abi.AgeNone - 1,
 	} {
 		if got := k.jiffies(d); got != want {
 			t.Errorf("%v is %d jiffies, expected %d", d, got, want)
 		}
 	}
-	if got := k.Duration(7_200_000); got != 2*time.Hour {
-		t.Errorf("7,200,000 jiffies are %v", got)
-	}
 }
 
-// onLostThread runs f on a thread that is thrown away afterwards.
-func onLostThread(f func() error) error {
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends
-		if unix.Gettid() != unix.Getpid() {
-			done <- f()
-			return
-		}
-		// The first thread never ends. While this sits on it, others cannot.
-		err := onLostThread(f)
-		runtime.UnlockOSThread()
-		done <- err
-	}()
-	return <-done
-}
-
-// newNetns makes a network namespace and leaves it again: nothing but the
-// descriptors returned hold it, one of the namespace and one of a socket in it.
+// newNetns makes a network namespace and leaves it again: only the descriptors that it
+// returns keep it, one of the namespace and one of a socket in it.
 func newNetns(t *testing.T) (ino uint64, ns, socket int) {
 	t.Helper()
-	err := onLostThread(func() (err error) {
+	var err error
+	onSpareThread(func() {
 		if err = unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			return err
+			return
 		}
 		if ns, err = unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
-			return err
+			return
 		}
 		socket, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-		return err
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -367,17 +367,18 @@ func newNetns(t *testing.T) (ino uint64, ns, socket int) {
 
 func TestNamespacesAreFound(t *testing.T) {
 	k := load(t, Options{})
-	find := func() map[uint64]way {
+	find := func() map[uint64]netnsRef {
 		t.Helper()
-		k.hiddenDue = time.Time{}
-		ways, err := k.namespaces()
+		k.fdOnlyDue = time.Time{}
+		refs, err := k.namespaces()
 		if err != nil {
 			t.Fatal(err)
 		}
-		return ways
+		return refs
 	}
-	enters := func(w way, ino uint64) error {
-		return onLostThread(func() error { return enter(&w, ino) })
+	enters := func(ref netnsRef, ino uint64) (err error) {
+		onSpareThread(func() { err = ref.enter(ino) })
+		return err
 	}
 	var own unix.Stat_t
 	if err := unix.Stat("/proc/self/ns/net", &own); err != nil {
@@ -392,28 +393,28 @@ func TestNamespacesAreFound(t *testing.T) {
 	defer unix.Close(socket)
 	unix.Close(ns)
 
-	// The threads that made them may take a moment to end.
-	var ways map[uint64]way
+	// The threads that made the namespaces may take a moment to end.
+	var refs map[uint64]netnsRef
 	for end := time.Now().Add(5 * time.Second); ; {
-		ways = find()
-		f, s := ways[byFile].holder.Kind, ways[bySocket].holder.Kind
-		if uint8(f) == holderFile && uint8(s) == holderSocket {
+		refs = find()
+		f, s := refs[byFile].holder.Kind, refs[bySocket].holder.Kind
+		if f == abi.HolderFile && s == abi.HolderSocket {
 			break
 		}
 		if time.Now().After(end) {
-			t.Fatalf("found by a descriptor of its own: %+v, by one of a socket: %+v", ways[byFile], ways[bySocket])
+			t.Fatalf("found by a descriptor of its own: %+v, by one of a socket: %+v", refs[byFile], refs[bySocket])
 		}
 	}
 	for _, ino := range []uint64{byFile, bySocket} {
-		if err := enters(ways[ino], ino); err != nil {
-			t.Errorf("enter by %+v: %v", ways[ino], err)
+		if err := enters(refs[ino], ino); err != nil {
+			t.Errorf("enter by %+v: %v", refs[ino], err)
 		}
 	}
 	unix.Close(file)
-	if err := enters(ways[byFile], byFile); !gone(err) {
+	if err := enters(refs[byFile], byFile); !gone(err) {
 		t.Errorf("enter a namespace that is gone: %v", err)
 	}
-	// So may those that have been in there.
+	// Threads that have entered it may take a moment to end, too.
 	for end := time.Now().Add(5 * time.Second); ; {
 		w, ok := find()[byFile]
 		if !ok {
@@ -425,26 +426,26 @@ func TestNamespacesAreFound(t *testing.T) {
 	}
 }
 
-// A process that held a hidden namespace can put anything in its descriptor's place
-// before the agent opens it: a file that only root may read, whose opening does
-// something, or a terminal, which root would take for its own.
+// A process that held a namespace by a descriptor can replace the descriptor before the
+// agent opens it: by a file that only root may read and whose opening has an effect, or
+// by a terminal, which would become root's controlling terminal.
 func TestWhatAProcessPutsInPlaceOfANamespaceIsNotOpened(t *testing.T) {
 	k := load(t, Options{})
 	ino, ns, socket := newNetns(t)
 	unix.Close(socket)
 	defer unix.Close(ns)
-	var hidden way
+	var ref netnsRef
 	for end := time.Now().Add(5 * time.Second); ; {
-		k.hiddenDue = time.Time{}
-		ways, err := k.namespaces()
+		k.fdOnlyDue = time.Time{}
+		refs, err := k.namespaces()
 		if err != nil {
 			t.Fatal(err)
 		}
-		if hidden = ways[ino]; uint8(hidden.holder.Kind) == holderFile {
+		if ref = refs[ino]; ref.holder.Kind == abi.HolderFile {
 			break
 		}
 		if time.Now().After(end) {
-			t.Fatalf("it is not found by its descriptor: %+v", hidden)
+			t.Fatalf("it is not found by its descriptor: %+v", ref)
 		}
 	}
 	secret := t.TempDir() + "/secret"
@@ -464,7 +465,7 @@ func TestWhatAProcessPutsInPlaceOfANamespaceIsNotOpened(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, path := range []string{secret, "/dev/pts/" + strconv.Itoa(number)} {
-		// Who may not read a file can still have a descriptor of it.
+		// A process that may not read a file can still have a descriptor of it.
 		bait, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
 		if err != nil {
 			t.Fatal(err)
@@ -476,10 +477,10 @@ func TestWhatAProcessPutsInPlaceOfANamespaceIsNotOpened(t *testing.T) {
 		if _, err := unix.InotifyAddWatch(watch, path, unix.IN_OPEN); err != nil {
 			t.Fatal(err)
 		}
-		if err := unix.Dup3(bait, int(hidden.holder.Fd), unix.O_CLOEXEC); err != nil {
+		if err := unix.Dup3(bait, int(ref.holder.Fd), unix.O_CLOEXEC); err != nil {
 			t.Fatal(err)
 		}
-		fd, err := hidden.open()
+		fd, err := ref.open()
 		if err == nil {
 			unix.Close(fd)
 		}
@@ -494,8 +495,8 @@ func TestWhatAProcessPutsInPlaceOfANamespaceIsNotOpened(t *testing.T) {
 	}
 }
 
-// Each CPU keeps entries of an LRU map free for itself. Where these are all that there
-// are, every insertion evicts.
+// Each CPU keeps entries of an LRU map free for itself. If the map has no more than
+// these, every insertion evicts an entry.
 func TestLRUMapsHaveRoomForAllCPUs(t *testing.T) {
 	for _, cpus := range []int{1, 2, 32, 512} {
 		spec, err := readObject(nil)
@@ -511,7 +512,7 @@ func TestLRUMapsHaveRoomForAllCPUs(t *testing.T) {
 		for name, m := range spec.Maps {
 			if m.Type != ebpf.LRUHash {
 				if m.MaxEntries != before[name] {
-					t.Errorf("%s, which is no LRU map, has %d entries, not %d", name, m.MaxEntries, before[name])
+					t.Errorf("%s, which is not an LRU map, has %d entries, not %d", name, m.MaxEntries, before[name])
 				}
 				continue
 			}
@@ -526,8 +527,8 @@ func TestLRUMapsHaveRoomForAllCPUs(t *testing.T) {
 	}
 }
 
-// listenersOfOnePort makes so many listeners that the kernel has in one chain, none of
-// which has been asked for its cookie.
+// listenersOfOnePort makes that many listeners which the kernel keeps in one chain. None
+// has a cookie.
 func listenersOfOnePort(t *testing.T, n int) (fds []int) {
 	t.Helper()
 	t.Cleanup(func() {
@@ -556,8 +557,8 @@ func listenersOfOnePort(t *testing.T, n int) (fds []int) {
 	return fds
 }
 
-// The walk goes on in the middle of a chain, however long that is, whether or not its
-// sockets have cookies, and also where the socket at which it stopped has gone.
+// The walk continues in the middle of a chain of any length, whether or not its sockets
+// have cookies, and also if the socket where it stopped is gone.
 func TestLongChainsAreWalkedToTheEnd(t *testing.T) {
 	const many = 3000 // more than the steps of a run
 	fds := listenersOfOnePort(t, many)
@@ -568,7 +569,7 @@ func TestLongChainsAreWalkedToTheEnd(t *testing.T) {
 		defer k.census.Unlock()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		var counts CensusCounts
+		var counts abi.CensusCounts
 		if err := k.objs.CensusWrite.Set(uint32(0)); err != nil {
 			t.Fatal(err)
 		}
@@ -576,11 +577,10 @@ func TestLongChainsAreWalkedToTheEnd(t *testing.T) {
 			between()
 			return false
 		}
-		if _, done, err := k.walk(ctx, halfopenOwnTable{}, halfopenCursor{}, &counts, nil, stop); err != nil || !done {
+		if _, done, err := k.walk(ctx, abi.OwnTable{}, abi.Cursor{}, &counts, nil, stop); err != nil || !done {
 			t.Fatalf("the walk ends early: %v", err)
 		}
-		const listen = 10
-		return int(counts.Sockets[listen][ClassNone])
+		return int(counts.Sockets[abi.StateListen][abi.ClassNone])
 	}
 	all := walk(func() {})
 	if all < many {
@@ -588,11 +588,11 @@ func TestLongChainsAreWalkedToTheEnd(t *testing.T) {
 	}
 	closed := 0
 	got := walk(func() {
-		var at halfopenCursor
-		if err := k.objs.WalkAt.Get(&at); err != nil || at.Passed < 256 {
-			return // not in the chain, which has more
+		var at abi.Cursor
+		if err := k.objs.WalkAt.Get(&at); err != nil || at.Passed < uint32(len(k.walkBatch.Socket)) {
+			return // not in the chain of these listeners
 		}
-		// One of them in ten, so that the one where the walk is goes now and then.
+		// Close one in ten, so that this includes the current one of the walk sometimes.
 		for range len(fds) / 10 {
 			i := rand.IntN(len(fds))
 			unix.Close(fds[i])

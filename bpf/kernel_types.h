@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * The kernel's types, as far as halfopen reads them.
+ * The types of the kernel that the programs read.
  *
- * Only the fields used are declared; preserve_access_index lets the loader
- * rewrite each access for the running kernel (CO-RE), so the order and the
- * neighbours of a field do not matter here, its name and size do. Anonymous
- * unions and structs of the kernel are flattened: CO-RE looks through them.
- * A field that the kernel lacks keeps the programs from being loaded, unless it
- * is one of those of a difference (kernel_compat.h, differences.go).
+ * A struct here has only the fields that the programs use. With preserve_access_index the
+ * loader adapts each access to the running kernel (CO-RE): the name and the size of a
+ * field must be those of the kernel; its order and its neighbours need not. The kernel's
+ * anonymous structs and unions are flattened, since CO-RE looks into them. If the kernel
+ * lacks a field, the programs cannot be loaded, unless a difference allows for that
+ * (kernel_compat.h, differences.go).
  */
 #ifndef HALFOPEN_KERNEL_TYPES_H
 #define HALFOPEN_KERNEL_TYPES_H
@@ -33,7 +33,7 @@ typedef _Bool bool;
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
 
-/* include/uapi/linux/bpf.h: the few values the programs name. */
+/* include/uapi/linux/bpf.h: the values that the programs use. */
 enum bpf_map_type {
 	BPF_MAP_TYPE_HASH = 1,
 	BPF_MAP_TYPE_ARRAY = 2,
@@ -53,10 +53,14 @@ enum {
 	BPF_F_MMAPABLE = 1 << 10,
 };
 
-/* include/uapi/linux/in.h, include/linux/socket.h, include/uapi/linux/stat.h */
+/* include/linux/socket.h */
+enum address_family {
+	AF_INET = 2,
+	AF_INET6 = 10,
+};
+
+/* include/uapi/linux/in.h, include/uapi/linux/stat.h */
 #define IPPROTO_TCP 6
-#define AF_INET 2
-#define AF_INET6 10
 #define S_IFMT 0170000
 #define S_IFSOCK 0140000
 
@@ -80,7 +84,7 @@ enum tcp_state {
 	TCP_LAST_ACK,
 	TCP_LISTEN,
 	TCP_CLOSING,
-	TCP_NEW_SYN_RECV, /* a request socket; users see syn_recv */
+	TCP_NEW_SYN_RECV, /* a request socket; ss shows syn_recv */
 	TCP_MAX_STATES = 16,
 };
 
@@ -92,13 +96,13 @@ enum tcp_state {
 /* include/net/sock.h, bit of sk_shutdown */
 #define RCV_SHUTDOWN 1
 
-/* include/net/inet_connection_sock.h, icsk_pending; 5.10 to 7.x alike. */
+/* include/net/inet_connection_sock.h, values of icsk_pending; 5.10 to 7.x alike. */
 #define ICSK_TIME_RETRANS 1
 #define ICSK_TIME_PROBE0 3
 #define ICSK_TIME_LOSS_PROBE 5
 #define ICSK_TIME_REO_TIMEOUT 6
 
-/* include/linux/tcp.h; the number moved over time, the name did not. */
+/* include/linux/tcp.h; the number differs between kernels, the name does not. */
 enum tsq_enum {
 	TCP_WRITE_TIMER_DEFERRED = 3,
 };
@@ -110,10 +114,10 @@ struct hlist_node {
 };
 
 struct timer_list {
-	struct hlist_node entry; /* pprev NULL: not pending */
+	struct hlist_node entry; /* pprev is NULL if the timer is not pending */
 	unsigned long expires; /* jiffies */
 	void (*function)(struct timer_list *);
-	__u32 flags; /* from TIMER_ARRAYSHIFT on, where in the wheel it is */
+	__u32 flags; /* from bit TIMER_ARRAYSHIFT on: its bucket of the wheel */
 };
 
 /* include/linux/timer.h, kernel/time/timer.c; 5.10 to 7.x alike. */
@@ -124,7 +128,7 @@ struct proc_ns_operations;
 
 struct ns_common {
 	unsigned int inum;
-	const struct proc_ns_operations *ops; /* tells the kind of a namespace */
+	const struct proc_ns_operations *ops; /* one for each kind of namespace */
 };
 
 typedef struct {
@@ -137,7 +141,7 @@ typedef struct refcount_struct {
 
 struct hlist_nulls_node {
 	struct hlist_nulls_node *next; /* odd: the end of the chain */
-	struct hlist_nulls_node **pprev; /* NULL: in none; follows next */
+	struct hlist_nulls_node **pprev; /* NULL: in no chain; follows next */
 };
 
 struct hlist_nulls_head {
@@ -152,11 +156,11 @@ struct inet_listen_hashbucket {
 	struct hlist_nulls_head nulls_head;
 };
 
-/* Where the TCP sockets are: one for all network namespaces but those that have their own. */
+/* The hash tables of TCP sockets, which network namespaces share or have for themselves. */
 struct inet_hashinfo {
 	struct inet_ehash_bucket *ehash;
 	unsigned int ehash_mask;
-	struct inet_listen_hashbucket *lhash2; /* see listeners() */
+	struct inet_listen_hashbucket *lhash2; /* see listeners_of() */
 	unsigned int lhash2_mask;
 };
 
@@ -164,7 +168,7 @@ struct inet_timewait_death_row {
 	struct inet_hashinfo *hashinfo;
 };
 
-/* Sysctls of a namespace: what applies where the socket has no value itself. */
+/* The sysctls of a namespace. They apply to sockets that have no value of their own. */
 struct netns_ipv4 {
 	int sysctl_tcp_keepalive_time; /* jiffies */
 	int sysctl_tcp_keepalive_intvl; /* jiffies */
@@ -182,7 +186,7 @@ struct list_head {
 };
 
 struct net {
-	struct list_head list; /* of all, init_net first */
+	struct list_head list; /* of all network namespaces, init_net first */
 	struct ns_common ns;
 	struct netns_ipv4 ipv4;
 };
@@ -214,9 +218,8 @@ struct sock_common {
 	possible_net_t skc_net;
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
-	atomic64_t skc_cookie; /* 0 until somebody asks for it */
-	/* A union with a pointer: flags only in a full socket. */
-	unsigned long skc_flags;
+	atomic64_t skc_cookie; /* 0 until something asks for it */
+	unsigned long skc_flags; /* a union: in a stub, it is a pointer */
 };
 
 struct kernfs_node {
@@ -236,27 +239,26 @@ struct socket;
 struct sock {
 	struct sock_common __sk_common;
 	struct socket *sk_socket; /* NULL: orphaned, or not accepted yet */
-	unsigned long sk_tsq_flags;
-	int sk_wmem_queued; /* bytes of memory: what is not acknowledged, or not sent */
+	unsigned long sk_tsq_flags; /* bits of enum tsq_enum */
+	int sk_wmem_queued; /* bytes of memory of data that is not acknowledged or not sent */
 	int sk_err;
-	int sk_err_soft; /* what an ICMP error said */
-	__u32 sk_ack_backlog; /* of a listener: ss shows it as Recv-Q */
-	__u32 sk_max_ack_backlog; /* of a listener: ss shows it as Send-Q */
+	int sk_err_soft; /* the error of the last ICMP message */
+	__u32 sk_ack_backlog; /* listener: ss shows it as Recv-Q */
+	__u32 sk_max_ack_backlog; /* listener: ss shows it as Send-Q */
 	__u16 sk_protocol;
 	__u8 sk_shutdown;
 	struct sock_cgroup_data sk_cgrp_data; /* empty without CONFIG_SOCK_CGROUP_DATA */
 	kuid_t sk_uid;
 };
 
-/* What is left of a connection: no struct sock, but for the part in common. */
+/* The stub of a connection that has ended. It begins with a struct sock_common. */
 struct inet_timewait_sock {
 	volatile unsigned char tw_substate; /* TCP_TIME_WAIT or TCP_FIN_WAIT2 */
 };
 
 struct inet_sock {
 	struct sock sk;
-	/* skc_num and skc_dport are 0 by the time of some state changes. */
-	__be16 inet_sport;
+	__be16 inet_sport; /* skc_num is already 0 at some state changes */
 };
 
 struct inet_connection_sock {
@@ -268,31 +270,30 @@ struct inet_connection_sock {
 	__u8 icsk_syn_retries; /* 0: the sysctl applies */
 	__u32 icsk_rto; /* jiffies */
 	struct {
-		__u32 lrcvtime; /* jiffies: when data last came */
+		__u32 lrcvtime; /* jiffies: when data was last received */
 	} icsk_ack;
-	__u32 icsk_probes_tstamp; /* jiffies: first zero-window probe */
+	__u32 icsk_probes_tstamp; /* jiffies: when the first zero-window probe was sent */
 	__u32 icsk_user_timeout; /* ms */
 };
 
 struct tcp_sock {
 	struct inet_connection_sock inet_conn;
 	__u32 snd_una;
-	__u32 snd_nxt;
 	__u32 write_seq;
 	__u32 snd_wnd;
 	__u32 lsndtime; /* jiffies: when data was last sent */
-	__u32 rcv_tstamp; /* jiffies: when an ACK last came */
+	__u32 rcv_tstamp; /* jiffies: when an ACK was last received */
 	__u32 packets_out;
 	__u32 mss_cache;
 	__u32 srtt_us; /* eight times the smoothed round-trip time */
 	__u32 rttvar_us;
-	struct request_sock *fastopen_rsk; /* in syn_recv: made by TCP Fast Open */
-	int linger2; /* jiffies in FIN_WAIT2; 0: the sysctl applies, -1: none */
+	struct request_sock *fastopen_rsk; /* not NULL in syn_recv: made by TCP Fast Open */
+	int linger2; /* jiffies in FIN_WAIT2; 0: the sysctl applies; -1: none */
 	__u8 thin_lto : 1; /* TCP_THIN_LINEAR_TIMEOUTS */
 	__u32 total_retrans;
-	__u32 retrans_stamp; /* first retransmission; see retransmitting_for() */
-	unsigned int keepalive_time; /* jiffies, 0: the sysctl applies */
-	unsigned int keepalive_intvl; /* jiffies, 0: the sysctl applies */
+	__u32 retrans_stamp; /* of the first retransmission, see retransmitting_for() */
+	unsigned int keepalive_time; /* jiffies; 0: the sysctl applies */
+	unsigned int keepalive_intvl; /* jiffies; 0: the sysctl applies */
 	__u8 keepalive_probes; /* 0: the sysctl applies */
 };
 
@@ -303,13 +304,13 @@ struct super_block {
 	unsigned long s_magic;
 };
 
-/* include/uapi/linux/magic.h: the files of namespaces. */
+/* include/uapi/linux/magic.h: s_magic of the files of namespaces. */
 #define NSFS_MAGIC 0x6e736673
 
 struct inode {
 	unsigned short i_mode;
 	struct super_block *i_sb;
-	void *i_private; /* of nsfs: struct ns_common */
+	void *i_private; /* nsfs: struct ns_common */
 };
 
 struct file {
@@ -318,7 +319,7 @@ struct file {
 	void *private_data;
 };
 
-/* Only to read a word by: it begins with one that is a number. */
+/* For read_ptr(), which needs a struct whose first field is a number of 64 bits. */
 struct rb_node {
 	unsigned long __rb_parent_color;
 };
@@ -334,7 +335,7 @@ struct nsproxy {
 struct task_struct {
 	int pid;
 	int tgid;
-	struct nsproxy *nsproxy; /* NULL: it has ended */
+	struct nsproxy *nsproxy; /* NULL: the thread has ended */
 	struct task_struct *group_leader;
 	struct task_struct *real_parent;
 	char comm[16];

@@ -1,44 +1,43 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What is learned at the start, from a socket of our own.
+ * Learns about the kernel at the start, from a socket of the agent's own.
  */
 #ifndef HALFOPEN_LEARN_H
 #define HALFOPEN_LEARN_H
 
 #include "census.h"
 
-/* The socket that learn_from() looks for, and what it found there. */
-volatile __u64 learn_cookie = 0;
-volatile __u32 learn_keepalive_time = 0;
+volatile __u64 learn_cookie = 0; /* of the socket, set by user space */
+volatile __u32 learn_keepalive_time = 0; /* its TCP_KEEPIDLE in jiffies */
 
-/*
- * Learns from a socket of our own what cannot be had otherwise without
- * kallsyms and the kernel's configuration: the two timer functions, which
- * tcp_init_sock() has set, and jiffies a second, from a TCP_KEEPIDLE of known
- * length.
- */
-/* Where the sockets are of all namespaces that have no table of their own. */
+/* Finds the hash tables that network namespaces share. */
 static __always_inline void learn_tables(struct task_struct *task)
 {
 	const struct inet_hashinfo *info;
 	const struct net *net;
 	__u32 i, chains;
 
-	/* From parent to parent to the very first task, which is in the first namespace. */
+	/* Go from parent to parent, to the first task: it is in the first namespace. */
 	for (i = 0; i < 64 && BPF_CORE_READ(task, pid); i++)
 		task = BPF_CORE_READ(task, real_parent);
 	if (BPF_CORE_READ(task, pid))
-		return; /* and user space says that nothing was found */
+		return; /* user space reports that there are no tables */
 	net = BPF_CORE_READ(task, nsproxy, net_ns);
 	first_net = (__u64)net;
 	info = hashinfo_of(net);
 	shared_info = (__u64)info;
 	ehash = (__u64)BPF_CORE_READ(info, ehash);
 	ehash_chains = BPF_CORE_READ(info, ehash_mask) + 1;
-	lhash = listeners(info, &chains);
+	lhash = listeners_of(info, &chains);
 	lhash_chains = chains;
 }
 
+/*
+ * Process context, for every file descriptor of every process: finds the agent's own
+ * socket, and learns from it what otherwise only kallsyms and the kernel's configuration
+ * show: the addresses of the two timer functions, which tcp_init_sock() has set, and
+ * jiffies a second, from a TCP_KEEPIDLE of known length.
+ */
 static __always_inline int learn_from(struct bpf_iter__task_file *ctx)
 {
 	struct task_struct *task = ctx->task;

@@ -14,11 +14,11 @@ import (
 // Mount is a filesystem that is mounted in this process's mount namespace.
 type Mount struct {
 	Root  string // the part of the filesystem that is mounted, such as / or net:[4026531840]
-	Point string // where it is mounted; what is mounted on top may hide it
+	Point string // where it is mounted; another mount on top may hide it
 }
 
-// Mounts returns the mounts of a filesystem type, as the kernel names it. Users may
-// have mounts of their own in the same namespace, by fusermount, where they choose.
+// Mounts returns the mounts of a filesystem type, named as the kernel does. The paths
+// are hostile input: fusermount lets users mount where they choose.
 func Mounts(fstype string) ([]Mount, error) {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
@@ -28,15 +28,16 @@ func Mounts(fstype string) ([]Mount, error) {
 	return parseMounts(f, fstype)
 }
 
-// maxMountLine is how long a line of mountinfo may be, in bytes. Four of them for each
-// of PATH_MAX is the most that a path takes which can be opened; there are longer ones.
+// maxMountLine is the length in bytes of the longest line of mountinfo that is read. The
+// longest path that can be opened is four times PATH_MAX, if the kernel escapes each of
+// its bytes; there are longer paths.
 const maxMountLine = 64 << 10
 
 // parseMounts reads mountinfo (Documentation/filesystems/proc.rst, 3.5):
 //
 //	ID PARENT DEVICE ROOT POINT OPTIONS [FIELD…] - TYPE SOURCE OPTIONS
 //
-// It passes over lines that are different or too long.
+// It skips lines that have another form or are too long.
 func parseMounts(r io.Reader, fstype string) ([]Mount, error) {
 	var found []Mount
 	lines := bufio.NewReaderSize(r, maxMountLine)
@@ -60,14 +61,14 @@ func parseMounts(r io.Reader, fstype string) ([]Mount, error) {
 	}
 }
 
-// parseMount returns what a line says, and the type of the filesystem; "" for a line
-// that says nothing.
+// parseMount returns the mount that a line describes, and the type of its filesystem; ""
+// if the line has another form.
 func parseMount(line string) (mount Mount, fstype string) {
 	fields := strings.Split(line, " ")
 	if len(fields) < 8 {
 		return mount, ""
 	}
-	// The optional fields end with a dash; what is before them may be one.
+	// A dash ends the optional fields; the mount point or an option may be a dash, too.
 	end := slices.Index(fields[6:len(fields)-1], "-")
 	if end < 0 {
 		return mount, ""
@@ -75,6 +76,6 @@ func parseMount(line string) (mount Mount, fstype string) {
 	return Mount{Root: unescapeMount.Replace(fields[3]), Point: unescapeMount.Replace(fields[4])}, fields[6+end+1]
 }
 
-// unescapeMount undoes how the kernel writes white space in mountinfo
+// unescapeMount undoes how the kernel escapes white space and backslashes in mountinfo
 // (fs/proc_namespace.c mangle).
 var unescapeMount = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)

@@ -34,13 +34,11 @@ not of a kernel
 	}
 }
 
-// Anybody may have a mount, by fusermount, and move the directory that it is in to a
-// path that is longer than any that can be opened. That must not hide a namespace.
+// A user can make a mount by fusermount, and move its directory to a path that is longer
+// than any that can be opened. That must not hide a namespace.
 func TestNamespacesBesideAVeryLongPath(t *testing.T) {
 	const env = "HALFOPEN_TEST_MOUNTS"
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: sudo make test")
-	}
+	needRoot(t)
 	dir := os.Getenv(env)
 	if dir == "" {
 		cmd := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v")
@@ -59,7 +57,7 @@ func TestNamespacesBesideAVeryLongPath(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Chdir(dir)
-	for range 70 { // a blank is four characters there
+	for range 70 { // mountinfo has four characters for a blank
 		if err := os.Mkdir(strings.Repeat(" ", 250), 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -90,10 +88,10 @@ func TestNamespacesBesideAVeryLongPath(t *testing.T) {
 	}
 }
 
-// mangle is how the kernel writes a path there.
+// mangle escapes a path as the kernel does in mountinfo.
 var mangle = strings.NewReplacer(" ", `\040`, "\t", `\011`, "\n", `\012`, `\`, `\134`)
 
-// Whatever else is mounted, a mount is found, and by its own name.
+// Other mounts do not hide a mount, or change its name.
 func FuzzMounts(f *testing.F) {
 	f.Add("/run/netns/blue", "26 22 0:4 / / rw - ext4 /dev/root rw")
 	f.Add("/run/a b\\040\n\tc - nsfs x", "1 2 3 4 5 6 - nsfs x\n - - - \n\n")

@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// kernelTypes are the running kernel's own, not those of an image on disk.
+// kernelTypes returns the types of the running kernel, not of an image on disk.
 func kernelTypes() (*btf.Spec, error) {
 	if _, err := os.Stat("/sys/kernel/btf/vmlinux"); errors.Is(err, os.ErrNotExist) {
 		return nil, ErrNoBTF
@@ -30,10 +30,10 @@ func kernelTypes() (*btf.Spec, error) {
 	return kernel, nil
 }
 
-// checkNeeds tells in one line what the programs need and the kernel lacks. It is
-// not left to the verifier: a field that is guarded by bpf_core_field_exists() and
-// is called by a wrong name, or has been renamed, would be taken for one that the
-// kernel does not have yet.
+// checkNeeds returns an error of one line if the kernel lacks something that the programs
+// need. We cannot leave this to the verifier: if a field behind bpf_core_field_exists()
+// has been renamed or is misspelt, the verifier takes it for one that the kernel does not
+// have yet.
 func checkNeeds(spec *ebpf.CollectionSpec, kernel *btf.Spec) error {
 	lacking, err := lacks(spec, kernel)
 	if err != nil || len(lacking) == 0 {
@@ -51,8 +51,8 @@ func checkNeeds(spec *ebpf.CollectionSpec, kernel *btf.Spec) error {
 
 const tracepointPrefix = "btf_trace_"
 
-// lacks is everything that the programs need and a kernel does not have: what they
-// attach to, helpers, types and fields, unless a difference allows for that.
+// lacks returns everything that the programs need and a kernel lacks: hooks, helpers,
+// types and fields, unless a difference allows for that.
 func lacks(spec *ebpf.CollectionSpec, kernel *btf.Spec) ([]string, error) {
 	missing := make(map[string]bool)
 	helpers := helpersOf(kernel)
@@ -64,7 +64,7 @@ func lacks(spec *ebpf.CollectionSpec, kernel *btf.Spec) ([]string, error) {
 		case ebpf.AttachTraceIter:
 			missing["iterator "+prog.AttachTo] = !function("bpf_iter_" + prog.AttachTo).in(kernel)
 		}
-		if prog.Type == ebpf.RawTracepoint { // run by us, and attached to nothing
+		if prog.Type == ebpf.RawTracepoint { // we run it without attaching it
 			missing["runs of raw tracepoints"] = !function("bpf_prog_test_run_raw_tp").in(kernel)
 		}
 		for i := range prog.Instructions {
@@ -97,7 +97,7 @@ func lacks(spec *ebpf.CollectionSpec, kernel *btf.Spec) ([]string, error) {
 			all = append(all, what)
 		}
 	}
-	// What is below the floor lacks hooks: these first.
+	// Hooks first: a kernel that is too old lacks some.
 	slices.SortFunc(all, func(a, b string) int {
 		return strings.Compare(order(a)+a, order(b)+b)
 	})
@@ -113,7 +113,7 @@ func order(what string) string {
 	return "9"
 }
 
-// helpersOf are the numbers of the BPF helpers that a kernel has.
+// helpersOf returns the set of the BPF helpers that a kernel has, by number.
 func helpersOf(kernel *btf.Spec) map[int64]bool {
 	numbers := make(map[int64]bool)
 	var ids *btf.Enum
@@ -127,15 +127,15 @@ func helpersOf(kernel *btf.Spec) map[int64]bool {
 	return numbers
 }
 
-// A want is something of the kernel that a program names: a type, a field, or a
-// value of an enumeration.
+// want is something of the kernel that a program refers to: a type, a field, or a value
+// of an enumeration.
 type want struct {
-	path  []string // the type's name, and those of members
-	typ   btf.Type // of it, as the program has declared it
-	exact bool     // it is read as declared
+	path  []string // the names of the type and of its members
+	typ   btf.Type // as the program declares it
+	exact bool     // the program reads it with the declared size
 }
 
-// relocation is what String() says of a relocation: there is no other way to see it.
+// relocation matches the String() of a relocation, which is the only way to read one.
 var relocation = regexp.MustCompile(`^CORERelocation\((\w+), .*\[([\d:]+)\], local_id=(\d+)\)$`)
 
 func wantedBy(relo *btf.CORERelocation, types *btf.Spec) (w want, err error) {
@@ -159,7 +159,7 @@ func wantedBy(relo *btf.CORERelocation, types *btf.Spec) (w want, err error) {
 			return w, fmt.Errorf("relocation %s: %w", relo, err)
 		}
 		if i == 0 && !strings.HasPrefix(kind, "enumval_") {
-			continue // the index of an array of that type
+			continue // the index in an array of the type
 		}
 		switch t := btf.UnderlyingType(w.typ).(type) {
 		case *btf.Struct:
@@ -177,7 +177,7 @@ func wantedBy(relo *btf.CORERelocation, types *btf.Spec) (w want, err error) {
 	return w, nil
 }
 
-// essential is a name without what tells flavours of it apart.
+// essential returns a name without its flavour: sock for sock___keepalive_timer.
 func essential(name string) string {
 	if i := strings.LastIndex(name, "___"); i > 0 {
 		return name[:i]
@@ -185,8 +185,8 @@ func essential(name string) string {
 	return name
 }
 
-// check looks whether a kernel has it, and as the program reads it: a field that has
-// got smaller would be read with its neighbour.
+// check returns an error if a kernel does not have it, or has it smaller than the program
+// reads it: that read would include the next field.
 func (w want) check(kernel *btf.Spec) error {
 	name := strings.Join(w.path, ".")
 	has := fieldOf(kernel, w.path)
@@ -208,7 +208,7 @@ func (w want) check(kernel *btf.Spec) error {
 	return nil
 }
 
-// optional tells whether a difference allows for a field to be missing.
+// optional reports whether a difference allows that a field is missing.
 func optional(name string) bool {
 	for _, d := range differences {
 		for _, v := range d.variants {
@@ -231,9 +231,9 @@ func optional(name string) bool {
 	return false
 }
 
-// fieldOf finds a type, and in it a field by the names of members, or a value of an
-// enumeration; nil if the kernel does not have it. Anonymous structs are looked
-// through.
+// fieldOf returns the type of something in the kernel: of the type path[0], of a field
+// of it by the names of members, or of an enumeration that has the value path[1]. It
+// returns nil if the kernel does not have it. It looks into anonymous structs.
 func fieldOf(kernel *btf.Spec, path []string) btf.Type {
 	types, err := kernel.AnyTypesByName(path[0])
 	if err != nil {
@@ -278,7 +278,7 @@ func descend(t btf.Type, path []string) btf.Type {
 	return nil
 }
 
-// sameKind tells whether a relocation takes the one for the other, by the loader's rules.
+// sameKind reports whether the loader accepts one type for the other in a relocation.
 func sameKind(a, b btf.Type) bool {
 	a, b = btf.UnderlyingType(a), btf.UnderlyingType(b)
 	return composite(a) && composite(b) || reflect.TypeOf(a) == reflect.TypeOf(b)

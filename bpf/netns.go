@@ -8,32 +8,35 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/halfopen/halfopen/bpf/abi"
 )
 
-// A way leads to a network namespace: the path of a file that is one, or whoever
-// holds it.
-type way struct {
+// netnsRef is a way to open a network namespace: by the path of its file or, if path is
+// "", by the process or descriptor that holds it.
+type netnsRef struct {
 	path   string
-	holder Holder
+	holder abi.Holder
 }
 
-// The files of all processes are searched for namespaces this often at most, and
-// within this share of a core.
+// The descriptors of all processes are searched for namespaces not more often than
+// every fdOnlyInterval, and less often if a search takes more than fdOnlyShare of that
+// time.
 const (
-	hiddenInterval = 30 * time.Second
-	hiddenShare    = 0.005
+	fdOnlyInterval = 30 * time.Second
+	fdOnlyShare    = 0.005
 )
 
-// namespaces finds ways into network namespaces, by inode number: into those that a
-// thread is in, those that are bind-mounted somewhere (ip netns, container runtimes),
-// and those that nothing but a file descriptor holds, of the namespace or of a socket
-// in it. Processes come and go while it looks. It is safe for concurrent use.
-func (k *Kernel) namespaces() (map[uint64]way, error) {
+// namespaces returns references to network namespaces by inode number: to those that a
+// thread is in, that are bind-mounted (ip netns, container runtimes), or that only a
+// descriptor of the namespace or of a socket in it keeps open (fdOnly). A reference may
+// be outdated, since processes come and go meanwhile. It is safe for concurrent use.
+func (k *Kernel) namespaces() (map[uint64]netnsRef, error) {
 	k.netns.Lock()
 	defer k.netns.Unlock()
-	ways := make(map[uint64]way)
-	var h Holder
-	if err := k.searchNetns("netns_task", &h, func() { ways[uint64(h.Netns)] = way{holder: h} }); err != nil {
+	refs := make(map[uint64]netnsRef)
+	var h abi.Holder
+	if err := k.searchNetns("netns_task", &h, func() { refs[uint64(h.Netns)] = netnsRef{holder: h} }); err != nil {
 		return nil, err
 	}
 	mounted, err := mountedNamespaces()
@@ -41,28 +44,29 @@ func (k *Kernel) namespaces() (map[uint64]way, error) {
 		return nil, err
 	}
 	for ino, path := range mounted {
-		if _, ok := ways[ino]; !ok { // a path may be on a file system that does not answer
-			ways[ino] = way{path: path}
+		if _, ok := refs[ino]; !ok { // better a thread: the path may be on a file system that hangs
+			refs[ino] = netnsRef{path: path}
 		}
 	}
-	if began := time.Now(); !began.Before(k.hiddenDue) {
-		var hidden []Holder
-		if err := k.searchNetns("netns_file", &h, func() { hidden = append(hidden, h) }); err != nil {
+	if began := time.Now(); !began.Before(k.fdOnlyDue) {
+		var fdOnly []abi.Holder
+		if err := k.searchNetns("netns_file", &h, func() { fdOnly = append(fdOnly, h) }); err != nil {
 			return nil, err
 		}
-		k.hidden = hidden
-		k.hiddenDue = began.Add(max(hiddenInterval, time.Duration(float64(time.Since(began))/hiddenShare)))
+		k.fdOnly = fdOnly
+		k.fdOnlyDue = began.Add(max(fdOnlyInterval, time.Duration(float64(time.Since(began))/fdOnlyShare)))
 	}
-	for _, h := range k.hidden {
-		if _, ok := ways[uint64(h.Netns)]; !ok {
-			ways[uint64(h.Netns)] = way{holder: h}
+	for _, h := range k.fdOnly {
+		if _, ok := refs[uint64(h.Netns)]; !ok {
+			refs[uint64(h.Netns)] = netnsRef{holder: h}
 		}
 	}
-	return ways, nil
+	return refs, nil
 }
 
-// searchNetns is one pass that tells of each network namespace once.
-func (k *Kernel) searchNetns(pass string, h *Holder, visit func()) error {
+// searchNetns runs an iterator that reports each network namespace once. It stores each
+// in h and then calls visit.
+func (k *Kernel) searchNetns(pass string, h *abi.Holder, visit func()) error {
 	k.search++
 	if err := k.objs.Search.Set(k.search); err != nil {
 		return err
@@ -70,42 +74,43 @@ func (k *Kernel) searchNetns(pass string, h *Holder, visit func()) error {
 	return k.pass(pass, bytesOf(h), visit)
 }
 
-// NetnsPath is the path of a file that leads into the network namespace of that inode
-// number, for nsenter(1); "" if it is our own, or no file does.
+// NetnsPath returns the path of a file by which nsenter(1) can enter the network
+// namespace of that inode number; "" if the namespace is our own, or if there is no such
+// file.
 func (k *Kernel) NetnsPath(netns uint32) string {
 	var own unix.Stat_t
 	if err := unix.Stat("/proc/thread-self/ns/net", &own); err != nil || own.Ino == uint64(netns) {
 		return ""
 	}
-	ways, err := k.namespaces()
+	refs, err := k.namespaces()
 	if err != nil {
 		return ""
 	}
-	w := ways[uint64(netns)]
-	return w.file()
+	ref := refs[uint64(netns)]
+	return ref.file()
 }
 
-// file is a path that leads to the namespace, "" where there is none.
-func (w *way) file() string {
-	switch h := w.holder; {
-	case w.path != "":
-		return w.path
-	case h.Pid == 0 || uint8(h.Kind) == holderSocket:
+// file returns the path of a file of the namespace, "" if there is none.
+func (r *netnsRef) file() string {
+	switch h := r.holder; {
+	case r.path != "":
+		return r.path
+	case h.Pid == 0 || h.Kind == abi.HolderSocket:
 		return ""
-	case uint8(h.Kind) == holderFile:
+	case h.Kind == abi.HolderFile:
 		return fmt.Sprintf("/proc/%d/fd/%d", h.Pid, h.Fd)
 	default:
 		return fmt.Sprintf("/proc/%d/ns/net", h.Pid)
 	}
 }
 
-// open returns a descriptor of the namespace, if it is still there. The path may be
-// one that a process chose, and what is there by now anything: it is looked at before
-// it is opened, since opening alone can do something.
-func (w *way) open() (int, error) {
-	path := w.file()
+// open returns a descriptor of the namespace, if the reference is still valid. A process
+// may have chosen the path and put any file there. So open checks that it is the file of
+// a namespace before opening it, since opening a file can have side effects.
+func (r *netnsRef) open() (int, error) {
+	path := r.file()
 	if path == "" {
-		return netnsOfSocket(int(w.holder.Pid), int(w.holder.Fd))
+		return netnsOfSocket(int(r.holder.Pid), int(r.holder.Fd))
 	}
 	file, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0) // opens nothing
 	if err != nil {
@@ -124,16 +129,16 @@ func (w *way) open() (int, error) {
 
 var errNotSame = errors.New("another namespace by now")
 
-// gone tells whether whatever led to a namespace is there no more.
+// gone reports whether an error says that a reference is no longer valid.
 func gone(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EBADF) ||
 		errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENOTTY) || errors.Is(err, errNotSame)
 }
 
-// enter moves the calling thread into a network namespace, which must still be the
-// one of that inode.
-func enter(w *way, ino uint64) error {
-	fd, err := w.open()
+// enter moves the calling thread into a network namespace. It returns errNotSame if the
+// inode number of the namespace is no longer ino.
+func (r *netnsRef) enter(ino uint64) error {
+	fd, err := r.open()
 	if err != nil {
 		return err
 	}
@@ -163,8 +168,7 @@ func netnsOfSocket(pid, fd int) (int, error) {
 	return unix.IoctlRetInt(socket, unix.SIOCGSKNS)
 }
 
-// mountedNamespaces are the network namespaces that are bind-mounted, by inode
-// number.
+// mountedNamespaces returns where network namespaces are bind-mounted, by inode number.
 func mountedNamespaces() (map[uint64]string, error) {
 	mounts, err := Mounts("nsfs")
 	if err != nil {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * The network namespaces: how many there are, which have a hash table of their own, and
- * what leads into them.
+ * Lists the network namespaces, finds those with a hash table of their own, and finds
+ * threads and descriptors through which user space can enter them.
  */
 #ifndef HALFOPEN_NETNS_H
 #define HALFOPEN_NETNS_H
@@ -9,26 +9,23 @@
 #include "owners.h"
 
 #define NETNS_MAX 4096
-#define NETNS_STEP 512 /* namespaces of the list in one go */
-#define FOUND_MAX 16384
+#define NETNS_STEP 512 /* namespaces in one run of list_netns() */
+_Static_assert((NETNS_STEP & (NETNS_STEP - 1)) == 0, "an index is masked with NETNS_STEP - 1");
 
-/*
- * The first network namespace, from which a list leads to all others, and the hash
- * tables that those share which have none of their own: addresses.
- */
-volatile __u64 first_net = 0;
-volatile __u64 shared_info = 0;
+/* Addresses that learn_from() finds. */
+volatile __u64 first_net = 0; /* the first network namespace, where the list begins */
+volatile __u64 shared_info = 0; /* the hash tables that namespaces share */
 
-/* The hash table of connections of a namespace that has one of its own. */
+/* The hash table of connections of a network namespace that does not use the shared one. */
 struct own_table {
-	__u64 net; /* addresses */
-	__u64 info;
+	__u64 net; /* address of the namespace */
+	__u64 info; /* addresses of its tables */
 	__u64 ehash;
 	__u32 chains;
 	__u32 netns; /* inode number */
 };
 
-/* What list_netns() found in one run. Written by it, read by user space. */
+/* The tables that one run of list_netns() finds, for user space. */
 struct netns_list {
 	__u32 tables;
 	__u32 pad;
@@ -43,15 +40,12 @@ struct {
 	__type(value, struct netns_list);
 } netns_list SEC(".maps");
 
-/*
- * Where the next run goes on: the place in the list, 0: the first. How many
- * namespaces were passed, and how often the list was begun again.
- */
-volatile __u64 netns_at = 0;
-volatile __u32 netns_count = 0;
-volatile __u32 netns_restarts = 0;
+/* The state of list_netns(). User space clears it before the first run. */
+volatile __u64 netns_at = 0; /* the next of the list; 0: begin with the first */
+volatile __u32 netns_count = 0; /* namespaces that the runs have passed */
+volatile __u32 netns_restarts = 0; /* how often a run has begun the list again */
 
-/* The word at an address, 0 if it cannot be read. */
+/* Returns the pointer that is stored at an address, 0 if it cannot be read. */
 static __always_inline __u64 read_ptr(__u64 address)
 {
 	__u64 value;
@@ -61,8 +55,11 @@ static __always_inline __u64 read_ptr(__u64 address)
 	return bpf_probe_read_kernel(&value, sizeof(value), (void *)address) ? 0 : value;
 }
 
-/* A network namespace that list_netns() has got to. */
-__attribute__((noinline)) int found_netns(__u64 address)
+/*
+ * Counts a network namespace of the list, and writes its table if it has one of its own.
+ * Not inlined, so that the verifier checks it only once.
+ */
+__attribute__((noinline)) int add_netns(__u64 address)
 {
 	const struct net *net = (const void *)address;
 	const struct inet_hashinfo *info;
@@ -87,10 +84,9 @@ __attribute__((noinline)) int found_netns(__u64 address)
 }
 
 /*
- * The network namespaces, from the kernel's own list (net_namespace_list, under
- * RCU), some in each run. Returns 1 at the end. Where the namespace at which the last
- * run stopped has left the list, which poisons the way back (list_del_rcu), the list
- * is begun again.
+ * Lists some of the network namespaces in the kernel's own list (net_namespace_list, under
+ * RCU). Returns 1 at the end of the list. If the namespace where the last run stopped has
+ * left the list, this begins the list again: list_del_rcu() poisons prev.
  */
 static __always_inline int list_netns(void)
 {
@@ -102,7 +98,7 @@ static __always_inline int list_netns(void)
 	if (!l)
 		return 1;
 	l->tables = 0;
-	/* The first namespace was the first in the list, and stays in it. */
+	/* The first namespace is the first of the list, and never leaves it. */
 	head = read_ptr(first_net + offset + sizeof(__u64));
 	if (node && node != head && read_ptr(read_ptr(node + sizeof(__u64))) != node) {
 		netns_restarts++;
@@ -115,7 +111,7 @@ static __always_inline int list_netns(void)
 	for (i = 0; i < NETNS_STEP; i++) {
 		if (!node || node == head)
 			return 1;
-		found_netns(node - offset);
+		add_netns(node - offset);
 		node = read_ptr(node);
 	}
 	netns_at = node;
@@ -123,8 +119,8 @@ static __always_inline int list_netns(void)
 }
 
 /*
- * Network namespaces that were found in this search: inode number to the number
- * of the search. LRU: one more than fit may be told twice.
+ * Network namespaces that a search has reported: inode number to the number of the last
+ * search that did. LRU: if there are more, a search may report one twice.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -133,14 +129,14 @@ struct {
 	__type(value, __u32);
 } found SEC(".maps");
 
-volatile __u32 search = 0;
+volatile __u32 search = 0; /* number of the current search, set by user space */
 
-/* Tells of a network namespace that has not been found yet. */
-static __always_inline int tell_netns(struct seq_file *seq, const struct net *net, __u32 pid,
-				      __u32 fd, __u32 kind)
+/* Reports a network namespace, unless this search has reported it already. */
+static __always_inline int report_netns(struct seq_file *seq, const struct net *net, __u32 pid,
+					__u32 fd, __u32 kind)
 {
 	struct holder h = {
-		.netns = READ_AT(struct net, net, ns.inum),
+		.netns = READ(CAST, net, ns.inum),
 		.pid = pid,
 		.fd = fd,
 		.kind = kind,
@@ -150,13 +146,13 @@ static __always_inline int tell_netns(struct seq_file *seq, const struct net *ne
 	before = bpf_map_lookup_elem(&found, &h.netns);
 	if (!h.netns || (before && *before == now))
 		return 0;
-	/* Full: the kernel will call us once more. */
+	/* If the buffer is full, the kernel calls this program once more. */
 	if (!bpf_seq_write(seq, &h, sizeof(h)))
 		bpf_map_update_elem(&found, &h.netns, &now, BPF_ANY);
 	return 0;
 }
 
-/* Process context: every thread. */
+/* Process context, for every thread: reports its network namespace. */
 static __always_inline int netns_of_task(struct bpf_iter__task *ctx)
 {
 	struct task_struct *task = ctx->task;
@@ -165,10 +161,13 @@ static __always_inline int netns_of_task(struct bpf_iter__task *ctx)
 	if (!task)
 		return 0;
 	net = BPF_CORE_READ(task, nsproxy, net_ns);
-	return net ? tell_netns(ctx->meta->seq, net, task->pid, 0, HOLDER_TASK) : 0;
+	return net ? report_netns(ctx->meta->seq, net, task->pid, 0, HOLDER_TASK) : 0;
 }
 
-/* Process context: every file descriptor of every process. */
+/*
+ * Process context, for every file descriptor of every process: reports the network
+ * namespace that it refers to, or that its socket is in.
+ */
 static __always_inline int netns_of_file(struct bpf_iter__task_file *ctx)
 {
 	struct task_struct *task = ctx->task;
@@ -180,15 +179,16 @@ static __always_inline int netns_of_file(struct bpf_iter__task_file *ctx)
 		return 0;
 	sk = file_sock(file);
 	if (sk)
-		return tell_netns(ctx->meta->seq, READ_AT(struct sock, sk, __sk_common.skc_net.net),
-				  task->tgid, ctx->fd, HOLDER_SOCKET);
+		return report_netns(ctx->meta->seq, READ(CAST, sk, __sk_common.skc_net.net),
+				    task->tgid, ctx->fd, HOLDER_SOCKET);
 	if (BPF_CORE_READ(file, f_inode, i_sb, s_magic) != NSFS_MAGIC)
 		return 0;
 	ns = BPF_CORE_READ(file, f_inode, i_private);
 	if (!ns || BPF_CORE_READ(ns, ops) != BPF_CORE_READ(task, nsproxy, net_ns, ns.ops))
 		return 0;
-	return tell_netns(ctx->meta->seq, (const void *)ns - bpf_core_field_offset(struct net, ns),
-			  task->tgid, ctx->fd, HOLDER_FILE);
+	return report_netns(ctx->meta->seq,
+			    (const void *)ns - bpf_core_field_offset(struct net, ns), task->tgid,
+			    ctx->fd, HOLDER_FILE);
 }
 
 #endif /* HALFOPEN_NETNS_H */

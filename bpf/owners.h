@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * The descriptors of all processes: who holds a socket, and cookies for those that have
- * none.
+ * Reads the file descriptors of all processes: to find those that hold a socket, and to
+ * give cookies to sockets that have none.
  */
 #ifndef HALFOPEN_OWNERS_H
 #define HALFOPEN_OWNERS_H
@@ -10,7 +10,11 @@
 
 #define WANTED_MAX 16384
 
-/* Cookies whose owners user space wants to know. It fills and empties it. */
+/*
+ * The cookies of the sockets whose owners user space wants. It inserts and deletes them.
+ * 0, which no socket has, stands for every TCP socket: a pass over all descriptors takes
+ * as long for all sockets as for one.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, WANTED_MAX);
@@ -19,17 +23,27 @@ struct {
 } wanted SEC(".maps");
 
 /*
- * The socket behind a file, or NULL. By reading: bpf_sock_from_file() is younger
- * than what we run on. The inode, which says it too, is one cache miss more.
+ * Returns the socket of a file, or NULL. bpf_sock_from_file() is not in all kernels that
+ * we support. The file operations show whether it is a socket; so would the inode, for
+ * another cache miss.
  */
 static __always_inline const struct sock *file_sock(struct file *file)
 {
 	if ((__u64)file->f_op != socket_ops)
 		return NULL;
-	return READ_AT(struct socket, file->private_data, sk);
+	return READ(CAST, (const struct socket *)file->private_data, sk);
 }
 
-/* Process context: every file descriptor of every process. */
+static __always_inline bool owner_wanted(const struct sock *sk, __u64 cookie)
+{
+	__u64 all = 0;
+
+	if (bpf_map_lookup_elem(&wanted, &cookie))
+		return true;
+	return bpf_map_lookup_elem(&wanted, &all) && READ(CAST, sk, sk_protocol) == IPPROTO_TCP;
+}
+
+/* Process context, for every file descriptor of every process: reports its owner. */
 static __always_inline int owner_of(struct bpf_iter__task_file *ctx)
 {
 	struct task_struct *task = ctx->task;
@@ -42,21 +56,21 @@ static __always_inline int owner_of(struct bpf_iter__task_file *ctx)
 	sk = file_sock(file);
 	if (!sk)
 		return 0;
-	o.cookie = READ_AT(struct sock, sk, __sk_common.skc_cookie.counter);
-	if (!o.cookie || !bpf_map_lookup_elem(&wanted, &o.cookie))
+	o.cookie = READ(CAST, sk, __sk_common.skc_cookie.counter);
+	if (!o.cookie || !owner_wanted(sk, o.cookie))
 		return 0;
 	o.pid = task->tgid;
 	o.fd = ctx->fd;
 	o.started = BPF_CORE_READ(task, group_leader, start_time);
 	BPF_CORE_READ_INTO(&o.comm, task, group_leader, comm);
-	/* Full: the kernel will call us for this file once more. */
+	/* If the buffer is full, the kernel calls this program for this file once more. */
 	bpf_seq_write(ctx->meta->seq, &o, sizeof(o));
 	return 0;
 }
 
 /*
- * Process context: every file descriptor of every process. A TCP socket gets its
- * cookie that is older than we are.
+ * Process context, for every file descriptor of every process: gives a TCP socket that is
+ * older than the agent its cookie.
  */
 static __always_inline int assign_cookie(struct bpf_iter__task_file *ctx)
 {
@@ -67,8 +81,8 @@ static __always_inline int assign_cookie(struct bpf_iter__task_file *ctx)
 	if (!cookie_helper || !file)
 		return 0;
 	sk = file_sock(file);
-	if (!sk || READ_AT(struct sock, sk, __sk_common.skc_cookie.counter) ||
-	    READ_AT(struct sock, sk, sk_protocol) != IPPROTO_TCP)
+	if (!sk || READ(CAST, sk, __sk_common.skc_cookie.counter) ||
+	    READ(CAST, sk, sk_protocol) != IPPROTO_TCP)
 		return 0;
 	socket = bpf_sock_from_file(file); /* 5.11 */
 	if (socket && socket->sk)

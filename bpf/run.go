@@ -10,13 +10,15 @@ import (
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/halfopen/halfopen/bpf/abi"
 )
 
-// Some programs are attached to nothing: we run them (BPF_PROG_TEST_RUN of a raw
-// tracepoint, 5.10), and read what they wrote from a map that both sides see. A run
-// is short, since preemption is off meanwhile.
+// Some programs are not attached: we run them (BPF_PROG_TEST_RUN of a raw tracepoint,
+// since Linux 5.10), and read what they wrote from a map that is mapped into our memory.
+// Each run is short, since the kernel does not preempt it.
 
-// run runs such a program once, and returns what it returns.
+// run runs such a program once, and returns its result.
 func run(p *ebpf.Program) (uint32, error) {
 	return p.Run(&ebpf.RunOptions{})
 }
@@ -30,7 +32,7 @@ func mapped[T any](m *ebpf.Map) (*T, error) {
 	return (*T)(unsafe.Pointer(unsafe.SliceData(b))), nil
 }
 
-// unmap undoes mapped. Of nil it does nothing.
+// unmap undoes mapped. It does nothing if v is nil.
 func unmap[T any](v *T) error {
 	if v == nil {
 		return nil
@@ -38,17 +40,38 @@ func unmap[T any](v *T) error {
 	return unix.MunmapPtr(unsafe.Pointer(v), uintptr(sizeMapped[T]()))
 }
 
-// sizeMapped is the size of a T in whole pages.
+// sizeMapped returns the size of a T, rounded up to whole pages.
 func sizeMapped[T any]() int {
 	var v T
 	page := os.Getpagesize()
 	return (int(unsafe.Sizeof(v)) + page - 1) / page * page
 }
 
-// runBatches has a program look at all entries of a hash map that is keyed by sockets,
-// and calls visit, if any, for each record that it writes. V is the type of the map's
-// values.
-func runBatches[V any](k *Kernel, m *ebpf.Map, p *ebpf.Program, visit func(*Conn)) error {
+// Watch reads all watched sockets and calls visit for each. A record with ConnAnswered
+// or ConnGone is the last of its socket. visit must not keep its argument.
+func (k *Kernel) Watch(visit func(*abi.Conn)) error {
+	if err := k.resolvePending(); err != nil {
+		return err
+	}
+	if err := runBatches[abi.Watch](k, k.objs.Watched, k.objs.WatchRun, visit); err != nil {
+		return fmt.Errorf("read watched sockets: %w", err)
+	}
+	return nil
+}
+
+// resolvePending has the programs count those pending deaths whose cause is certain,
+// since no event can change it any more.
+func (k *Kernel) resolvePending() error {
+	if err := runBatches[abi.PendingDeath](k, k.objs.PendingDeaths, k.objs.ResolvePendingRun, nil); err != nil {
+		return fmt.Errorf("resolve pending deaths: %w", err)
+	}
+	return nil
+}
+
+// runBatches has a program handle all entries of a hash map whose keys are sockets, some
+// in each run, and calls visit, if not nil, for each record that the program writes. V
+// is the type of the map's values.
+func runBatches[V any](k *Kernel, m *ebpf.Map, p *ebpf.Program, visit func(*abi.Conn)) error {
 	k.batching.Lock()
 	defer k.batching.Unlock()
 	if k.batch == nil {

@@ -2,11 +2,15 @@
 
 package bpf
 
-import "time"
+import (
+	"time"
+
+	"github.com/halfopen/halfopen/bpf/abi"
+)
 
 // Stats is what the programs counted, and how they are.
 type Stats struct {
-	Counters Counters
+	Counters abi.Counters
 	Missed   map[string]uint64 // by tracepoint: see [Kernel.Missed]
 	Attached map[string]bool   // by tracepoint: see [Kernel.Attached]
 }

@@ -1,34 +1,35 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * TCP's timers: which one runs, for which socket, and what it sent.
+ * Observes TCP's timers: which timer runs, for which socket, and what it sends.
  */
 #ifndef HALFOPEN_TIMERS_H
 #define HALFOPEN_TIMERS_H
 
 #include "connection.h"
 
-/* Sockets that are remembered for what comes next: deferred timers, resets, undecided deaths. */
+/* Room in each map of sockets about which an event is remembered for the next one. */
 #define REMEMBER_MAX 4096
 
 /*
- * The TCP timer that is running on this CPU, and its socket as it was before:
- * death clears the fields that say why (tcp_write_queue_purge).
+ * The TCP timer that is running on this CPU, and its socket as it was before the timer:
+ * when the socket dies, the kernel clears fields that show the cause
+ * (tcp_write_queue_purge).
  */
 struct timer_slot {
-	__u64 timer; /* 0: none is running */
-	__u64 sk;
+	__u64 timer; /* address; 0: no TCP timer is running */
+	__u64 sk; /* address of the socket */
 	__u64 cookie;
-	__u64 fn;
+	__u64 fn; /* the timer's function */
 	__u32 snd_wnd;
 	__u32 total_retrans;
 	__u8 pending;
 	__u8 probes_out;
 	__u8 retransmits;
-	__u8 dead; /* set_state(CLOSE) came while it ran */
-	__u8 reset; /* it sent a reset */
-	__u8 sent; /* it sent something again */
+	__u8 dead; /* the socket went to CLOSE while the timer ran */
+	__u8 reset; /* the timer sent a reset */
+	__u8 sent; /* the timer sent a retransmission */
 	__u8 pad[2];
-	struct conn before; /* only where there is something unanswered */
+	struct conn before; /* cookie 0: nothing was unanswered, and it is not set */
 };
 
 struct {
@@ -39,9 +40,8 @@ struct {
 } timer_slots SEC(".maps");
 
 /*
- * Write timers that found their socket owned by its process: the kernel runs
- * them later in tcp_release_cb(), outside any timer event. Keyed by address;
- * LRU, since nothing tells that the deferred run is over. Rare.
+ * A write timer that found its socket locked by a process. The kernel defers its work to
+ * tcp_release_cb(), which is not within a timer event.
  */
 struct deferred {
 	__u64 cookie;
@@ -50,6 +50,11 @@ struct deferred {
 	__u8 pad[3];
 };
 
+/*
+ * Deferred write timers by the address of the socket. Inserted: by timer_exit(). Deleted:
+ * when the deferred timer retransmits, and by the next timer of the socket. LRU, since no
+ * event says that deferred work is done. There are few.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, REMEMBER_MAX);
@@ -64,7 +69,7 @@ static __always_inline struct timer_slot *timer_slot(void)
 	return bpf_map_lookup_elem(&timer_slots, &zero);
 }
 
-/* The slot, if the timer that runs here is one of this socket's. */
+/* Returns the slot if a timer of this socket is running on this CPU, or NULL. */
 static __always_inline struct timer_slot *running_timer(const void *sk)
 {
 	struct timer_slot *slot = timer_slot();
@@ -75,20 +80,21 @@ static __always_inline struct timer_slot *running_timer(const void *sk)
 }
 
 /*
- * A live peer must answer what this socket just sent. The first of a streak is
- * only watched: nearly always it is answered within a round trip. uncounted:
- * neither icsk_probes_out nor icsk_retransmits shows it. unsent: they do, but
- * the host itself has kept it back.
+ * Handles a solicitation: a socket has just sent something that a live peer must answer.
+ * The first of a streak only starts a watch, since nearly always the peer answers it
+ * within a round trip. extra: neither icsk_probes_out nor icsk_retransmits includes this
+ * solicitation. unsent: one of them does, but this host has not sent it.
  */
 static __always_inline void solicited(const struct tcp_sock *tp, __u8 evidence, bool extra,
-				      bool unsent, const bool probe)
+				      bool unsent, const enum access how)
 {
-	__u32 heard = FIELD(tp, rcv_tstamp), heard_data = FIELD(tp, inet_conn.icsk_ack.lrcvtime);
+	__u32 heard = READ(how, tp, rcv_tstamp),
+	      heard_data = READ(how, tp, inet_conn.icsk_ack.lrcvtime);
 	__u32 jiffies = (__u32)bpf_jiffies64();
-	__u32 counted = (__u32)FIELD(tp, inet_conn.icsk_probes_out) +
-			FIELD(tp, inet_conn.icsk_retransmits);
+	__u32 counted = (__u32)READ(how, tp, inet_conn.icsk_probes_out) +
+			READ(how, tp, inet_conn.icsk_retransmits);
 	struct watch next = {
-		.cookie = COOKIE(tp),
+		.cookie = COOKIE(how, tp),
 		.solicited = jiffies,
 		.heard = age(jiffies, heard_data) < age(jiffies, heard) ? heard_data : heard,
 		.sent = 1,
@@ -105,18 +111,18 @@ static __always_inline void solicited(const struct tcp_sock *tp, __u8 evidence, 
 	}
 	seen = watched_as(tp, next.cookie, &copy);
 	if (seen && seen->heard == next.heard) {
-		/* Lower, if an ACK came in the jiffy of the data before it. */
+		/* counted is lower if an ACK came in the same jiffy as data before it. */
 		next.baseline = counted < seen->baseline ? 0 : seen->baseline;
 		next.reported = seen->reported;
 		if (seen->extra < 255 - extra)
 			next.extra += seen->extra;
-	} else if (seen) { /* this is the first of a new streak */
+	} else if (seen) { /* the first of a new streak */
 		next.baseline = counted - !extra;
 		next.reported = seen->reported;
 	} else if (counted > 1) { /* a streak that began before we did */
 		struct conn c;
 
-		fill_basic(&c, tp, NULL, true, probe);
+		fill_basic(&c, tp, NULL, true, how);
 		if (c.unanswered < counted)
 			next.baseline = counted - c.unanswered;
 	}
@@ -133,18 +139,17 @@ static __always_inline void solicited(const struct tcp_sock *tp, __u8 evidence, 
 	e = reserve(EVENT_SOLICITATION);
 	if (!e)
 		return;
-	describe(&e->conn, tp, &next, probe);
+	describe(&e->conn, tp, &next, how);
 	bpf_ringbuf_submit(e, 0);
 }
 
-/* Timer softirq, every timer of the system: leave at once if it is not TCP's. */
+/* Timer softirq, for every timer of the system: returns at once if it is not TCP's. */
 static __always_inline int timer_entry(struct timer_list *timer)
 {
 	__u64 fn = (__u64)timer->function;
 	const struct tcp_sock *tp;
 	struct timer_slot *slot;
 	struct watch seen;
-	bool probe = true;
 	__s64 epoch;
 	__u32 offset;
 	__u8 pending;
@@ -163,12 +168,12 @@ static __always_inline int timer_entry(struct timer_list *timer)
 	if (epoch < jiffies_epoch)
 		jiffies_epoch = epoch;
 	tp = (const void *)((__u64)timer - offset);
-	pending = FIELD(tp, inet_conn.icsk_pending);
+	pending = READ(PROBE, tp, inet_conn.icsk_pending);
 	if (fn == write_timer_fn) {
-		/* Write timers are cancelled lazily: this one is for nothing. */
+		/* The kernel cancels write timers lazily: this one does nothing. */
 		if (!pending)
 			return 0;
-		/* What an earlier one left to do is done by now. */
+		/* The deferred work of an earlier one is done by now. */
 		key = (__u64)tp;
 		bpf_map_delete_elem(&deferred, &key);
 	}
@@ -178,24 +183,24 @@ static __always_inline int timer_entry(struct timer_list *timer)
 	slot->dead = 0;
 	slot->reset = 0;
 	slot->sent = 0;
-	slot->cookie = COOKIE(tp);
+	slot->cookie = COOKIE(PROBE, tp);
 	slot->pending = pending;
-	slot->probes_out = FIELD(tp, inet_conn.icsk_probes_out);
-	slot->retransmits = FIELD(tp, inet_conn.icsk_retransmits);
-	slot->snd_wnd = FIELD(tp, snd_wnd);
-	slot->total_retrans = FIELD(tp, total_retrans);
-	/* It may die of this: keep what it looks like now. */
+	slot->probes_out = READ(PROBE, tp, inet_conn.icsk_probes_out);
+	slot->retransmits = READ(PROBE, tp, inet_conn.icsk_retransmits);
+	slot->snd_wnd = READ(PROBE, tp, snd_wnd);
+	slot->total_retrans = READ(PROBE, tp, total_retrans);
+	/* This timer may end the connection: keep its state from before. */
 	if (slot->probes_out || slot->retransmits)
-		describe(&slot->before, tp, watched_as(tp, slot->cookie, &seen), true);
+		describe(&slot->before, tp, watched_as(tp, slot->cookie, &seen), PROBE);
 	else
 		slot->before.cookie = 0;
 	return 0;
 }
 
 /*
- * The timer may have been freed by now, the socket as well: nothing is read
- * through the timer, and what is read of the socket counts only if its cookie
- * is still the same.
+ * Timer softirq, after each timer. The kernel may have freed the timer and the socket by
+ * now: this does not read through the timer, and discards what it reads of the socket
+ * unless the cookie is still the same.
  */
 static __always_inline int timer_exit(struct timer_list *timer)
 {
@@ -203,16 +208,15 @@ static __always_inline int timer_exit(struct timer_list *timer)
 	__u8 evidence = EVIDENCE_NONE;
 	const struct tcp_sock *tp;
 	bool extra = false, unsent = false;
-	bool probe = true;
 
 	if (!slot || slot->timer != (__u64)timer)
 		return 0;
 	slot->timer = 0;
 	tp = (const void *)slot->sk;
-	if (slot->dead || slot->cookie != COOKIE(tp) || STATE(tp) == TCP_CLOSE)
+	if (slot->dead || slot->cookie != COOKIE(PROBE, tp) || STATE(PROBE, tp) == TCP_CLOSE)
 		return 0;
 
-	if (FIELD(tp, inet_conn.icsk_probes_out) > slot->probes_out) {
+	if (READ(PROBE, tp, inet_conn.icsk_probes_out) > slot->probes_out) {
 		evidence = EVIDENCE_WINDOW_PROBE;
 		if (slot->fn == keepalive_timer_fn) {
 			evidence = EVIDENCE_KEEPALIVE;
@@ -220,18 +224,18 @@ static __always_inline int timer_exit(struct timer_list *timer)
 		}
 	} else if (slot->fn != write_timer_fn) {
 		return 0;
-	} else if (slot->pending == ICSK_TIME_RETRANS &&
-		   FIELD(tp, inet_conn.icsk_retransmits) > slot->retransmits) {
+	} else if (slot->pending == PENDING_RETRANSMIT &&
+		   READ(PROBE, tp, inet_conn.icsk_retransmits) > slot->retransmits) {
 		evidence = EVIDENCE_RETRANSMIT;
 		unsent = !slot->sent;
-	} else if (slot->pending == ICSK_TIME_RETRANS && slot->sent &&
-		   FIELD(tp, total_retrans) != slot->total_retrans) {
-		/* The window is closed under data in flight: a retransmission
-		 * probes it, and counts nowhere (tcp_retransmit_timer). */
+	} else if (slot->pending == PENDING_RETRANSMIT && slot->sent &&
+		   READ(PROBE, tp, total_retrans) != slot->total_retrans) {
+		/* The window closed while data was in flight: a retransmission probes it,
+		 * and no counter includes that one (tcp_retransmit_timer). */
 		evidence = EVIDENCE_WINDOW_PROBE;
 		extra = true;
-	} else if (slot->pending != ICSK_TIME_REO_TIMEOUT &&
-		   (FIELD(tp, inet_conn.icsk_inet.sk.sk_tsq_flags) &
+	} else if (slot->pending != PENDING_REORDER &&
+		   (READ(PROBE, tp, inet_conn.icsk_inet.sk.sk_tsq_flags) &
 		    (1UL << bpf_core_enum_value(enum tsq_enum, TCP_WRITE_TIMER_DEFERRED)))) {
 		struct deferred d = {
 			.cookie = slot->cookie,
@@ -243,11 +247,14 @@ static __always_inline int timer_exit(struct timer_list *timer)
 			COUNT(faults[FAULT_REMEMBER_FULL]);
 	}
 	if (evidence != EVIDENCE_NONE)
-		solicited(tp, evidence, extra, unsent, true);
+		solicited(tp, evidence, extra, unsent, PROBE);
 	return 0;
 }
 
-/* What the write timer had to do, whether it runs now or was deferred. */
+/*
+ * Returns whether a write timer of this socket is running now or was deferred, and copies
+ * what it was armed for.
+ */
 static __always_inline bool write_timer_of(const struct sock *sk, struct deferred *out)
 {
 	struct timer_slot *slot = running_timer(sk);
@@ -269,25 +276,25 @@ static __always_inline bool write_timer_of(const struct sock *sk, struct deferre
 }
 
 /*
- * Whether a tail loss probe that was deferred is being sent just now: its bit has
- * been taken, it is still what is pending, and no timer runs. If it sent new data
- * instead, nothing has told us, and the timer has been armed again since.
+ * Returns whether a deferred tail loss probe is being sent now: the kernel has cleared its
+ * bit, icsk_pending still names it, and the timer is not armed. If the probe sent new data
+ * instead, there was no event, and the kernel has armed the timer again since.
  */
 static __always_inline bool probing_late(const struct tcp_sock *tp)
 {
 	__u8 level;
 
-	return tp->inet_conn.icsk_pending == ICSK_TIME_LOSS_PROBE &&
+	return tp->inet_conn.icsk_pending == PENDING_TAIL_LOSS_PROBE &&
 	       !(tp->inet_conn.icsk_inet.sk.sk_tsq_flags &
 		 (1UL << bpf_core_enum_value(enum tsq_enum, TCP_WRITE_TIMER_DEFERRED))) &&
 	       !expires_at(tp, write_timer_offset(), &level);
 }
 
 /*
- * Softirq and process context. Within its timer, timer_exit() sees to the rest;
- * of a run that was deferred only this tells, and it comes once. A deferred
- * retransmission by timeout finds icsk_pending cleared (tcp_write_timer_handler),
- * which a fast one in between does not.
+ * Softirq and process context. For a retransmission within its timer, timer_exit() does
+ * the rest. For a deferred one, this event is the only one, and it happens once. A
+ * deferred retransmission by timeout finds icsk_pending cleared
+ * (tcp_write_timer_handler); a fast one that comes in between does not.
  */
 static __always_inline int retransmitted(const struct sock *sk, int err)
 {
@@ -307,25 +314,25 @@ static __always_inline int retransmitted(const struct sock *sk, int err)
 	if (sk->__sk_common.skc_state == TCP_SYN_SENT) {
 		type = RETRANSMIT_SYN;
 	} else if (write_timer_of(sk, &d)) {
-		if (d.pending == ICSK_TIME_RETRANS && (running || !tp->inet_conn.icsk_pending))
+		if (d.pending == PENDING_RETRANSMIT && (running || !tp->inet_conn.icsk_pending))
 			type = RETRANSMIT_TIMEOUT;
-		else if (d.pending == ICSK_TIME_LOSS_PROBE && (running || probing_late(tp)))
+		else if (d.pending == PENDING_TAIL_LOSS_PROBE && (running || probing_late(tp)))
 			type = RETRANSMIT_TAIL_LOSS_PROBE;
 	}
-	COUNT(retransmits[type & (RETRANSMIT_MAX - 1)]);
+	COUNT(retransmits[type & (RETRANSMIT_SLOTS - 1)]);
 	if (running || !d.cookie || type == RETRANSMIT_FAST)
 		return 0;
 	bpf_map_delete_elem(&deferred, &key);
 	if (type != RETRANSMIT_TIMEOUT)
 		return 0;
 	extra = !d.snd_wnd && !tp->inet_conn.icsk_retransmits; /* see timer_exit() */
-	solicited(tp, extra ? EVIDENCE_WINDOW_PROBE : EVIDENCE_RETRANSMIT, extra, false, false);
+	solicited(tp, extra ? EVIDENCE_WINDOW_PROBE : EVIDENCE_RETRANSMIT, extra, false, DIRECT);
 	return 0;
 }
 
 /*
- * A child that TCP Fast Open made has no cookie yet, and its timer cannot give
- * it one.
+ * Counts a retransmitted SYN-ACK. A socket that TCP Fast Open made gets its cookie here,
+ * since its timer cannot give it one.
  */
 static __always_inline int synack_retransmitted(const struct sock *sk)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Sockets under suspicion.
+ * The sockets that the programs watch, since their peers may be gone.
  */
 #ifndef HALFOPEN_WATCH_H
 #define HALFOPEN_WATCH_H
@@ -9,29 +9,30 @@
 
 #define WATCH_MAX 32768
 
-/*
- * Sockets under suspicion: something unanswered, or a closed window.
- * The key is the socket's address, because a timer knows nothing else that a
- * map takes; the cookie tells a reused address. Inserted: at a solicitation,
- * and by the census. Deleted: at death, and by the watch pass when it finds an
- * answer or the socket gone. An entry outlives the answer for as long as the
- * socket's counters still show the streak that was answered. Preallocated, since it is filled in
- * softirq. When it is full the socket is found by the census instead (FAULT_WATCH_FULL).
- */
+/* What the programs remember of a watched socket. */
 struct watch {
 	__u64 cookie;
-	__u32 solicited; /* jiffies: the last solicitation, if sent */
-	__u32 heard; /* jiffies: when the peer had last been heard then */
-	__u8 sent; /* we saw the last solicitation go */
-	__u8 reported; /* user space knows of it, so the answer is news, too */
+	__u32 solicited; /* jiffies: when the last solicitation was sent, if sent is set */
+	__u32 heard; /* jiffies: the peer's last sign of life before that solicitation */
+	__u8 sent; /* we saw the kernel send the last solicitation */
+	__u8 reported; /* user space knows of the streak, so it must learn of the answer */
 	__u8 evidence; /* enum evidence of the last solicitation */
-	__u8 baseline; /* what the socket's counters showed before this streak */
-	__u8 extra; /* of this streak, what no counter of the socket shows */
-	__u8 dead; /* it died, and its event could not be sent */
-	__u8 cause; /* of that */
-	__u8 during; /* of that */
+	__u8 baseline; /* value of the socket's own counters before this streak */
+	__u8 extra; /* solicitations of this streak that these counters do not include */
+	__u8 dead; /* the socket died, and its event could not be sent */
+	__u8 cause; /* of that death */
+	__u8 during; /* of that death */
 };
 
+/*
+ * Sockets with an unanswered solicitation or a closed window. The key is the address of
+ * the socket, since that is all that a timer knows; the cookie shows whether the address
+ * has been reused. Inserted: at a solicitation, and by the census. Deleted: at death, and
+ * by watch_run if the peer has answered or the socket is gone. After an answer, the entry
+ * stays for as long as the socket's own counters still include the answered streak.
+ * Preallocated, since it is filled in softirq. If it is full, only the census finds the
+ * socket (FAULT_WATCH_FULL).
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, WATCH_MAX);
@@ -39,7 +40,7 @@ struct {
 	__type(value, struct watch);
 } watched SEC(".maps");
 
-/* Puts a socket under watch: user space looks after it twice a second. */
+/* Starts to watch a socket, or replaces its entry. */
 static __always_inline void watch(__u64 sk, const struct watch *w)
 {
 	if (bpf_map_update_elem(&watched, &sk, w, BPF_ANY))
@@ -47,9 +48,9 @@ static __always_inline void watch(__u64 sk, const struct watch *w)
 }
 
 /*
- * Replaces what the watch knows of a socket, unless another CPU has ended the watch
- * meanwhile. Never write to an entry in place: once deleted, its memory is at once
- * another socket's (the map is preallocated).
+ * Replaces the entry of a watched socket, unless another CPU has deleted it meanwhile.
+ * Never write to an entry in place: the map is preallocated, so that the memory of a
+ * deleted entry may already be another socket's.
  */
 static __always_inline void rewatch(__u64 sk, const struct watch *w)
 {
@@ -57,8 +58,8 @@ static __always_inline void rewatch(__u64 sk, const struct watch *w)
 }
 
 /*
- * Notes that user space knows of a watched socket, which was so when it was looked at,
- * unless something has happened to it meanwhile.
+ * Records that user space has got the state `was` of a watched socket, unless its entry
+ * has changed meanwhile.
  */
 static __always_inline void mark_reported(__u64 sk, const struct watch *was)
 {
@@ -74,7 +75,7 @@ static __always_inline void mark_reported(__u64 sk, const struct watch *was)
 	rewatch(sk, &now);
 }
 
-/* Copies what the watch knows of a socket, and returns the copy, or NULL. */
+/* Copies the entry of a watched socket. Returns the copy, or NULL if there is no entry. */
 static __always_inline struct watch *watched_as(const void *sk, __u64 cookie, struct watch *copy)
 {
 	__u64 key = (__u64)sk;
@@ -83,7 +84,7 @@ static __always_inline struct watch *watched_as(const void *sk, __u64 cookie, st
 	if (!w)
 		return NULL;
 	*copy = *w;
-	/* The second look: the entry may have been replaced while it was copied. */
+	/* Compare twice: the entry may have been replaced while it was copied. */
 	if (copy->cookie != cookie || copy->dead || ((volatile struct watch *)w)->cookie != cookie)
 		return NULL;
 	return copy;

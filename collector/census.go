@@ -6,7 +6,7 @@ import (
 	"context"
 	"time"
 
-	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
@@ -20,10 +20,12 @@ func (c *Collector) censusLoop(ctx context.Context) error {
 			}
 			return err
 		})
+		c.endRows()
 		c.checkEnvironment()
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-c.censusWanted:
 		case <-time.After(interval):
 		}
 	}
@@ -40,9 +42,20 @@ func (c *Collector) checkEnvironment() {
 func (c *Collector) takeCensus(ctx context.Context) (time.Duration, error) {
 	began := time.Now()
 	var troubled []conn.Observation
+	classes := []uint8{abi.ClassTrouble}
+	var worst *topN // the rows; nil: nobody follows them
+	if c.beginRows() {
+		classes = append(classes, abi.ClassActive, abi.ClassIdle, abi.ClassUnguarded)
+		worst = &topN{limit: conn.MaxRows}
+	}
 	ownTables := time.Duration(ownTablesShare * c.opts.CensusCPU * float64(c.opts.CensusInterval))
-	res, err := c.kernel.PeriodicCensus(ctx, []uint8{bpf.ClassTrouble}, ownTables, func(k *bpf.Conn) {
-		troubled = append(troubled, conn.Observation{Conn: *k, At: wall(k.At)})
+	res, err := c.kernel.PeriodicCensus(ctx, classes, ownTables, func(k *abi.Conn) {
+		if k.Flags&abi.ConnTrouble != 0 {
+			troubled = append(troubled, conn.Observation{Conn: *k, At: wall(k.At)})
+		}
+		if worst != nil {
+			worst.add(k, new(c.rules.Outline(k, wall(k.At))))
+		}
 	})
 	if err != nil {
 		return 0, err
@@ -59,7 +72,7 @@ func (c *Collector) takeCensus(ctx context.Context) (time.Duration, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.apply(&conn.Fact{Kind: conn.FactCensus, At: ended, Census: &conn.Census{
-		Began: began, Counts: &res.Counts, Troubled: troubled, Unwalked: res.Unwalked,
+		Began: began, Counts: &res.Counts, Troubled: troubled, Unwalked: res.Unwalked, Rows: worst.observations(),
 	}})
 	c.counts = res.Counts
 	c.census = CensusStats{

@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
@@ -20,9 +20,12 @@ const (
 	// watchSpacing is how many times its own duration a watch pass waits at
 	// least, when it is taken out of turn.
 	watchSpacing = 10
-	// Owners are looked for at most this often, and within this share of a core.
+	// Owners are searched for at most this often, and within this share of a core.
 	ownersSpacing = 500 * time.Millisecond
 	ownersShare   = 0.02
+	// So they are while a subscriber waits for them.
+	awaitedSpacing = 250 * time.Millisecond
+	awaitedShare   = 0.05
 	// ownTablesShare is the part of what censuses may take of a core that hash tables
 	// of namespaces' own may take besides: any user can make large ones, which are to
 	// put off no census of the others.
@@ -98,14 +101,22 @@ type Collector struct {
 	processCPU func() time.Duration
 
 	recheck      chan time.Duration // a watch pass is worth while by then
-	ownersWanted chan struct{}      // somebody's owner is worth looking for
+	ownersWanted chan struct{}      // a search for owners is worth while
+	censusWanted chan struct{}      // a census is due now: the first that has rows
+	rowsChanged  chan struct{}      // see RowsChanged
 
 	mu      sync.Mutex // of all below
 	tracker *conn.Tracker
 	census  CensusStats
 	budget  budget
-	counts  bpf.CensusCounts
+	counts  abi.CensusCounts
 	subs    map[*Subscription]struct{}
+	// awaiting are the notices that wait for their owners, oldest first.
+	awaiting      []awaiting
+	awaitingEnded bool // nobody searches for owners any more
+	awaitingTimed bool // a timer delivers the first in time
+	rowsFollowed  bool // the next census has rows
+	rowsTried     bool // one that should have had rows has ended
 
 	reader struct { // the reading of events
 		sync.Mutex
@@ -126,6 +137,7 @@ func New(k Kernel, opts Options) *Collector {
 	opts.setDefaults()
 	c := &Collector{kernel: k, cgroups: newCgroups(), opts: opts, log: opts.Logger, subs: make(map[*Subscription]struct{})}
 	c.recheck, c.ownersWanted = make(chan time.Duration, 1), make(chan struct{}, 1)
+	c.censusWanted, c.rowsChanged = make(chan struct{}, 1), make(chan struct{}, 1)
 	c.reader.caughtUpC = sync.NewCond(&c.reader)
 	c.degraded.log = c.log
 	c.rules = opts.Rules(k.HZ())
@@ -150,20 +162,11 @@ func (c *Collector) Run(parent context.Context) error {
 	g.Go(func() error { return c.ownersLoop(ctx) })
 	g.Go(func() error { return c.censusLoop(ctx) })
 	err := g.Wait()
+	c.endAwaiting()
 	if parent.Err() != nil {
 		return nil
 	}
 	return err
-}
-
-// apply records a fact, if facts are recorded, and has the tracker take it in. It
-// returns what [conn.Tracker.Apply] does. The caller holds c.mu.
-func (c *Collector) apply(f *conn.Fact) (recheckAfter time.Duration) {
-	if c.opts.Record != nil {
-		recorded := *f // or every fact would be allocated
-		c.opts.Record(&recorded)
-	}
-	return c.tracker.Apply(f)
 }
 
 // Options are those that the collector was made with, and the defaults.

@@ -6,7 +6,7 @@ import (
 	"context"
 	"slices"
 
-	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
@@ -18,7 +18,7 @@ func (c *Collector) CountConnections(ctx context.Context, q Query, by conn.Group
 	if by == conn.ByRemote {
 		l.listeners = make(map[conn.Listener]bool)
 	}
-	err = c.scan(ctx, &l, func(_ *bpf.Conn, connection *conn.Connection) {
+	err = c.scan(ctx, &l, func(_ *abi.Conn, connection *conn.Connection) {
 		k := conn.GroupKeyOf(connection, by, l.listeners)
 		t := groups[k]
 		if t == nil {

@@ -114,7 +114,7 @@ var reasons = [Reasons]struct {
 	ReasonPassHangs: {
 		code: "pass_hangs",
 		lost: "what a pass over the sockets tells is as old as the last one that ended: connections, verdicts or owners",
-		mend: "see whether a process holds a socket's lock (halfopen doctor), whether the agent gets its share of CPU, then restart the agent",
+		mend: "see whether a file system does not answer (a file there may lead to a network namespace), whether the agent gets its share of CPU, then restart the agent",
 		holds: func(f *facts) (string, bool) {
 			for i := range f.passes {
 				if p := &f.passes[i]; !p.began.IsZero() && f.now.Sub(p.began) > max(hangsAfter, hangsTimes*p.took) {

@@ -6,7 +6,7 @@ import (
 	"context"
 	"fmt"
 
-	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/collector/explain"
 )
@@ -25,11 +25,14 @@ func (c *Collector) Connection(ctx context.Context, cookie uint64) (*Detail, err
 	}
 	c.catchUp()
 	var d *Detail
-	var found bpf.Conn
-	res, err := c.kernel.Find(ctx, cookie, func(k *bpf.Conn) {
+	var found abi.Conn
+	res, err := c.kernel.Find(ctx, cookie, func(k *abi.Conn) {
 		found = *k
 		d = new(Detail)
-		d.Connection = c.describe(k)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		d.Connection = c.tracker.Describe(k, wall(k.At))
+		d.History = c.tracker.History(cookie)
 	})
 	if err == nil && d == nil && len(res.Unwalked) > 0 {
 		c.noteUnwalked(&res)
@@ -38,12 +41,9 @@ func (c *Collector) Connection(ctx context.Context, cookie uint64) (*Detail, err
 	if err != nil || d == nil {
 		return nil, err
 	}
-	c.mu.Lock()
-	d.History = c.tracker.History(cookie)
-	c.mu.Unlock()
 	d.Explanation = explain.Explain(&c.rules, &found, &d.Connection, c.kernel.NetnsPath(found.Netns))
 	one := []conn.Connection{d.Connection}
-	err = c.FillOwners(one)
+	err = c.fillOwners(one, nil)
 	d.Connection = one[0]
 	return d, err
 }

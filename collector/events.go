@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
@@ -20,7 +21,7 @@ func (c *Collector) readEvents(ctx context.Context) error {
 		c.reader.caughtUpC.Broadcast()
 		c.reader.Unlock()
 	}()
-	var e bpf.Event
+	var e abi.Event
 	for {
 		// Flushes may become one, which answers only those who wanted it before
 		// we began to find the ring empty.

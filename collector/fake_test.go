@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/collector/conn/conntest"
 )
@@ -29,10 +30,10 @@ type fakeKernel struct {
 	deaf    bool  // Flush does nothing
 	closed  bool
 
-	watched []bpf.Conn // what the watch pass finds, as it is when it does
-	sockets []bpf.Conn // what a census finds, as it is when it does
+	watched []abi.Conn // what the watch pass finds, as it is when it does
+	sockets []abi.Conn // what a census finds, as it is when it does
 	result  bpf.CensusResult
-	held    map[uint64][]bpf.Owner
+	held    map[uint64][]abi.Owner
 	stats   bpf.Stats
 	cookies struct {
 		err   error
@@ -43,7 +44,7 @@ type fakeKernel struct {
 	slow      time.Duration // how long ReadEvent takes to return an event
 	onWatch   func() error
 	onCensus  func(context.Context) error
-	onVisit   func(*bpf.Conn) // after a census that somebody waits for has visited a socket
+	onVisit   func(*abi.Conn) // after a census that somebody waits for has visited a socket
 	onOwners  func(cookies []uint64) error
 	onStats   func() error
 
@@ -54,7 +55,7 @@ type fakeKernel struct {
 }
 
 func newFakeKernel() *fakeKernel {
-	k := &fakeKernel{held: make(map[uint64][]bpf.Owner)}
+	k := &fakeKernel{held: make(map[uint64][]abi.Owner)}
 	k.changed = sync.NewCond(&k.mu)
 	return k
 }
@@ -79,7 +80,7 @@ func (k *fakeKernel) emit(what ...any) { k.set(func() { k.queue = append(k.queue
 
 func (k *fakeKernel) HZ() int { return conntest.HZ }
 
-func (k *fakeKernel) ReadEvent(e *bpf.Event) error {
+func (k *fakeKernel) ReadEvent(e *abi.Event) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for {
@@ -97,7 +98,7 @@ func (k *fakeKernel) ReadEvent(e *bpf.Event) error {
 			if err, ok := next.(error); ok {
 				return err
 			}
-			*e = next.(bpf.Event)
+			*e = next.(abi.Event)
 			return nil
 		case k.flushed:
 			k.flushed = false
@@ -131,9 +132,9 @@ func read[T any](k *fakeKernel, hook func() error, f func() T) (T, error) {
 	return f(), err
 }
 
-func (k *fakeKernel) Watch(visit func(*bpf.Conn)) error {
+func (k *fakeKernel) Watch(visit func(*abi.Conn)) error {
 	k.set(func() { k.watches = append(k.watches, time.Now()) })
-	watched, err := read(k, k.onWatch, func() []bpf.Conn { return slices.Clone(k.watched) })
+	watched, err := read(k, k.onWatch, func() []abi.Conn { return slices.Clone(k.watched) })
 	if err != nil {
 		return err
 	}
@@ -144,17 +145,17 @@ func (k *fakeKernel) Watch(visit func(*bpf.Conn)) error {
 	return nil
 }
 
-func (k *fakeKernel) PeriodicCensus(ctx context.Context, classes []uint8, ownTables time.Duration, visit func(*bpf.Conn)) (bpf.CensusResult, error) {
+func (k *fakeKernel) PeriodicCensus(ctx context.Context, classes []uint8, ownTables time.Duration, visit func(*abi.Conn)) (bpf.CensusResult, error) {
 	k.set(func() { k.censuses, k.ownTables = append(k.censuses, time.Now()), ownTables })
-	return k.census(ctx, func(c *bpf.Conn) {
+	return k.census(ctx, func(c *abi.Conn) {
 		if slices.Contains(classes, writtenAs(c)) {
 			visit(c)
 		}
 	})
 }
 
-func (k *fakeKernel) Census(ctx context.Context, classes []uint8, visit func(*bpf.Conn)) (bpf.CensusResult, error) {
-	return k.census(ctx, func(c *bpf.Conn) {
+func (k *fakeKernel) Census(ctx context.Context, classes []uint8, visit func(*abi.Conn)) (bpf.CensusResult, error) {
+	return k.census(ctx, func(c *abi.Conn) {
 		if slices.Contains(classes, writtenAs(c)) {
 			visit(c)
 			if k.onVisit != nil {
@@ -164,8 +165,8 @@ func (k *fakeKernel) Census(ctx context.Context, classes []uint8, visit func(*bp
 	})
 }
 
-func (k *fakeKernel) Find(ctx context.Context, cookie uint64, visit func(*bpf.Conn)) (bpf.CensusResult, error) {
-	return k.census(ctx, func(c *bpf.Conn) {
+func (k *fakeKernel) Find(ctx context.Context, cookie uint64, visit func(*abi.Conn)) (bpf.CensusResult, error) {
+	return k.census(ctx, func(c *abi.Conn) {
 		if c.Cookie == cookie {
 			visit(c)
 		}
@@ -173,20 +174,20 @@ func (k *fakeKernel) Find(ctx context.Context, cookie uint64, visit func(*bpf.Co
 }
 
 // writtenAs is the class that decides whether a census writes a socket out.
-func writtenAs(c *bpf.Conn) uint8 {
-	if c.Flags&bpf.ConnTrouble != 0 {
-		return bpf.ClassTrouble
+func writtenAs(c *abi.Conn) uint8 {
+	if c.Flags&abi.ConnTrouble != 0 {
+		return abi.ClassTrouble
 	}
 	return c.Class
 }
 
-func (k *fakeKernel) census(ctx context.Context, visit func(*bpf.Conn)) (bpf.CensusResult, error) {
+func (k *fakeKernel) census(ctx context.Context, visit func(*abi.Conn)) (bpf.CensusResult, error) {
 	var hook func() error
 	if k.onCensus != nil {
 		hook = func() error { return k.onCensus(ctx) }
 	}
 	var res bpf.CensusResult
-	sockets, err := read(k, hook, func() []bpf.Conn {
+	sockets, err := read(k, hook, func() []abi.Conn {
 		res = k.result
 		return slices.Clone(k.sockets)
 	})
@@ -203,17 +204,25 @@ func (k *fakeKernel) census(ctx context.Context, visit func(*bpf.Conn)) (bpf.Cen
 	return res, nil
 }
 
-func (k *fakeKernel) Owners(cookies []uint64) (map[uint64][]bpf.Owner, error) {
+func (k *fakeKernel) Owners(cookies []uint64, visit func(*abi.Owner)) error {
 	k.set(func() { k.searches = append(k.searches, time.Now()) })
 	var hook func() error
 	if k.onOwners != nil {
 		hook = func() error { return k.onOwners(cookies) }
 	}
-	return read(k, hook, func() map[uint64][]bpf.Owner {
-		found := maps.Clone(k.held)
-		maps.DeleteFunc(found, func(cookie uint64, _ []bpf.Owner) bool { return !slices.Contains(cookies, cookie) })
-		return found
-	})
+	held, err := read(k, hook, func() map[uint64][]abi.Owner { return maps.Clone(k.held) })
+	if err != nil {
+		return err
+	}
+	for cookie, descriptors := range held {
+		if cookies == nil || slices.Contains(cookies, cookie) {
+			for _, d := range descriptors {
+				d.Cookie = cookie
+				visit(&d)
+			}
+		}
+	}
+	return nil
 }
 
 func (k *fakeKernel) NetnsPath(uint32) string { return "" }
@@ -233,34 +242,34 @@ func monotonic(at time.Time) uint64 {
 }
 
 // now returns a record as it is read now.
-func now(c *bpf.Conn, cookie uint64) bpf.Conn {
+func now(c *abi.Conn, cookie uint64) abi.Conn {
 	read := *c
 	read.Cookie, read.At = cookie, monotonic(time.Now())
 	return read
 }
 
 // zombie returns the record of a zombie, read now.
-func zombie(cookie uint64) bpf.Conn { return now(conntest.KeepaliveZombie(), cookie) }
+func zombie(cookie uint64) abi.Conn { return now(conntest.KeepaliveZombie(), cookie) }
 
 // suspect returns the record of a connection with so many unanswered solicitations, the
 // last of them now.
-func suspect(cookie uint64, unanswered uint16) bpf.Conn {
-	c := now(conntest.Silent(bpf.EvidenceKeepalive, unanswered, 4*time.Second), cookie)
+func suspect(cookie uint64, unanswered uint16) abi.Conn {
+	c := now(conntest.Silent(abi.EvidenceKeepalive, unanswered, 4*time.Second), cookie)
 	c.Solicited = 0
 	return c
 }
 
 // healthy returns the record of a healthy connection, read now.
-func healthy(cookie uint64) bpf.Conn { return now(conntest.Idle(func(*bpf.Conn) {}), cookie) }
+func healthy(cookie uint64) abi.Conn { return now(conntest.Idle(func(*abi.Conn) {}), cookie) }
 
-func solicitation(c bpf.Conn) bpf.Event { return bpf.Event{Type: bpf.EventSolicitation, Conn: c} }
+func solicitation(c abi.Conn) abi.Event { return abi.Event{Type: abi.EventSolicitation, Conn: c} }
 
-func death(cookie uint64, cause uint8) bpf.Event {
-	return bpf.Event{Type: bpf.EventDeath, Cause: cause, Conn: zombie(cookie)}
+func death(cookie uint64, cause uint8) abi.Event {
+	return abi.Event{Type: abi.EventDeath, Cause: cause, Conn: zombie(cookie)}
 }
 
-func holder(pid uint32, comm string) bpf.Owner {
-	o := bpf.Owner{Pid: pid, Fd: 3}
+func heldBy(pid uint32, comm string) abi.Owner {
+	o := abi.Owner{Pid: pid, Fd: 3}
 	copy(o.Comm[:], comm)
 	return o
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 )
 
 // Kernel is everything that a Collector needs of the kernel. [bpf.Kernel] implements it,
@@ -18,20 +19,21 @@ type Kernel interface {
 	// ReadEvent waits for an event and stores it in e. It returns [bpf.ErrFlushed] when
 	// Flush was called and no event is left, [bpf.ErrUndecodable] for an event that
 	// cannot be read, and [os.ErrClosed] when there will be no more events.
-	ReadEvent(e *bpf.Event) error
+	ReadEvent(e *abi.Event) error
 	// Flush makes ReadEvent return what has been sent so far, and then ErrFlushed.
 	Flush() error
 	// Watch calls visit with a record of each watched socket.
-	Watch(visit func(*bpf.Conn)) error
+	Watch(visit func(*abi.Conn)) error
 	// Census counts all sockets, and calls visit with a record of each in these classes.
-	Census(ctx context.Context, classes []uint8, visit func(*bpf.Conn)) (bpf.CensusResult, error)
+	Census(ctx context.Context, classes []uint8, visit func(*abi.Conn)) (bpf.CensusResult, error)
 	// PeriodicCensus is Census for who takes one regularly. Hash tables of single
 	// network namespaces may take ownTables of CPU time.
-	PeriodicCensus(ctx context.Context, classes []uint8, ownTables time.Duration, visit func(*bpf.Conn)) (bpf.CensusResult, error)
+	PeriodicCensus(ctx context.Context, classes []uint8, ownTables time.Duration, visit func(*abi.Conn)) (bpf.CensusResult, error)
 	// Find is a census that calls visit with the connection of that cookie, if there is one.
-	Find(ctx context.Context, cookie uint64, visit func(*bpf.Conn)) (bpf.CensusResult, error)
-	// Owners returns the descriptors that hold the sockets of these cookies.
-	Owners(cookies []uint64) (map[uint64][]bpf.Owner, error)
+	Find(ctx context.Context, cookie uint64, visit func(*abi.Conn)) (bpf.CensusResult, error)
+	// Owners calls visit with each descriptor that holds a socket of these cookies or, if
+	// cookies is nil, any.
+	Owners(cookies []uint64, visit func(*abi.Owner)) error
 	// NetnsPath returns a path by which a network namespace can be entered, "" if it is
 	// our own or no path is known.
 	NetnsPath(netns uint32) string

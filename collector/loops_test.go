@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
@@ -41,7 +42,7 @@ func TestAQueryKnowsEveryEventThatWasSentBefore(t *testing.T) {
 				if i%3 == 0 {
 					runtime.Gosched() // they come at any time
 				}
-				k.emit(death(i, bpf.CauseAborted))
+				k.emit(death(i, abi.CauseAborted))
 				if dead := deadCookies(c); !slices.Contains(dead, i) {
 					t.Errorf("death %d was sent before the query, which knows of %d deaths", i, len(dead))
 				}
@@ -68,7 +69,7 @@ func TestAQueryWaitsForEventsThatOvertakeAFlush(t *testing.T) {
 		k.set(func() {
 			k.onFlushed = func() {
 				k.set(func() { k.onFlushed = nil })
-				k.emit(death(1, bpf.CauseAborted))
+				k.emit(death(1, abi.CauseAborted))
 				go func() { late <- deadCookies(c) }()
 				synctest.Wait() // until that query waits
 			}
@@ -86,7 +87,7 @@ func TestAQueryWaitsOnlySoLongForAKernelThatDoesNotAnswer(t *testing.T) {
 		k.deaf = true
 		c := collect(t, k, Options{})
 		synctest.Wait()
-		k.emit(death(1, bpf.CauseAborted))
+		k.emit(death(1, abi.CauseAborted))
 		began := time.Now()
 		if dead := deadCookies(c); len(dead) != 1 || time.Since(began) != flushTimeout {
 			t.Errorf("%d deaths after %v", len(dead), time.Since(began))
@@ -128,7 +129,7 @@ func TestRunEndsWithTheErrorOfTheReader(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newFakeKernel()
 		c := New(k, Options{})
-		k.emit(bpf.ErrUndecodable, death(1, bpf.CauseAborted), bpf.ErrUndecodable, unix.EIO, death(2, bpf.CauseAborted))
+		k.emit(bpf.ErrUndecodable, death(1, abi.CauseAborted), bpf.ErrUndecodable, unix.EIO, death(2, abi.CauseAborted))
 		if err := c.Run(t.Context()); !errors.Is(err, unix.EIO) || err.Error() != "read events: input/output error" {
 			t.Errorf("Run returned %v", err)
 		}
@@ -153,7 +154,7 @@ func TestRunEndsWithItsContextWhateverIsUnderWay(t *testing.T) {
 		}},
 		{"events never end", func(k *fakeKernel) {
 			var i uint64
-			k.onWatch = func() error { i++; k.emit(death(i, bpf.CauseAborted)); return nil }
+			k.onWatch = func() error { i++; k.emit(death(i, abi.CauseAborted)); return nil }
 		}},
 		{"everything fails", func(k *fakeKernel) {
 			k.onCensus = func(context.Context) error { return unix.ENOMEM }
@@ -250,16 +251,16 @@ func TestWatchPassFindsWhatNoEventTold(t *testing.T) {
 				t.Errorf("%s: %q, want %q", when, got, want)
 			}
 		}
-		k.set(func() { k.watched = []bpf.Conn{zombie(1), zombie(2), zombie(3)} })
+		k.set(func() { k.watched = []abi.Conn{zombie(1), zombie(2), zombie(3)} })
 		expect("three are silent", "1 zombie", "2 zombie", "3 zombie")
 
 		// The first answers. The event of the second's death was lost, and so was all of
 		// the third's.
 		answered, killed, gone := healthy(1), zombie(2), zombie(3)
-		answered.Flags |= bpf.ConnAnswered
-		killed.Flags, killed.Cause = bpf.ConnGone, bpf.CauseUserTimeout
-		gone.Flags, gone.Cause = bpf.ConnGone, bpf.CauseUnknown
-		k.set(func() { k.watched = []bpf.Conn{answered, killed, gone} })
+		answered.Flags |= abi.ConnAnswered
+		killed.Flags, killed.Cause = abi.ConnGone, abi.CauseUserTimeout
+		gone.Flags, gone.Cause = abi.ConnGone, abi.CauseUnknown
+		k.set(func() { k.watched = []abi.Conn{answered, killed, gone} })
 		expect("they end", "1 active", "2 user_timeout")
 		k.set(func() { k.watched = nil })
 		expect("the event of a death may be late")
@@ -267,10 +268,10 @@ func TestWatchPassFindsWhatNoEventTold(t *testing.T) {
 		for range 5 {
 			expect("nothing is told twice")
 		}
-		k.emit(death(3, bpf.CauseKeepaliveTimeout))
+		k.emit(death(3, abi.CauseKeepaliveTimeout))
 		expect("an event that comes after all")
-		if s, err := c.Stats(); err != nil || s.Unseen != 1 || s.Kernel.Deaths[bpf.CauseUnknown] != 1 || s.Watched != 0 {
-			t.Errorf("%d unseen, %d counted as unknown, %d watched, error %v", s.Unseen, s.Kernel.Deaths[bpf.CauseUnknown], s.Watched, err)
+		if s, err := c.Stats(); err != nil || s.Unseen != 1 || s.Kernel.Deaths[abi.CauseUnknown] != 1 || s.Watched != 0 {
+			t.Errorf("%d unseen, %d counted as unknown, %d watched, error %v", s.Unseen, s.Kernel.Deaths[abi.CauseUnknown], s.Watched, err)
 		}
 	})
 }
@@ -298,7 +299,7 @@ func TestAPassThatFailsOrHangsLeavesTheOthersRunning(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				k := newFakeKernel()
-				k.set(func() { k.watched, k.sockets = []bpf.Conn{zombie(1)}, []bpf.Conn{zombie(1), healthy(2)} })
+				k.set(func() { k.watched, k.sockets = []abi.Conn{zombie(1)}, []abi.Conn{zombie(1), healthy(2)} })
 				c := collect(t, k, Options{})
 				progress := func() (n [3]int) {
 					n[0], n[1], n[2] = k.passes()
@@ -496,8 +497,8 @@ func TestOwnersAreFoundSoonerOrLater(t *testing.T) {
 			return p.Comm
 		}
 		k.set(func() {
-			k.held[1] = []bpf.Owner{holder(1<<30, "forked"), holder(1<<30-1, "postgres")}
-			k.watched = []bpf.Conn{zombie(1), zombie(2)}
+			k.held[1] = []abi.Owner{heldBy(1<<30, "forked"), heldBy(1<<30-1, "postgres")}
+			k.watched = []abi.Conn{zombie(1), zombie(2)}
 		})
 		time.Sleep(2 * time.Second)
 		if got := processOf(1); got != "postgres" {
@@ -510,7 +511,7 @@ func TestOwnersAreFoundSoonerOrLater(t *testing.T) {
 		// The next search for both is when their time has come, and not before.
 		_, _, searched := k.passes()
 		k.set(func() {
-			k.held[2] = []bpf.Owner{holder(1<<30-2, "late")}
+			k.held[2] = []abi.Owner{heldBy(1<<30-2, "late")}
 			delete(k.held, 1) // it has ended
 		})
 		time.Sleep(conn.OwnersRetry / 2)
@@ -524,8 +525,8 @@ func TestOwnersAreFoundSoonerOrLater(t *testing.T) {
 		}
 
 		// What dies is searched for as well: its process may still hold it.
-		k.set(func() { k.watched, k.held[3] = nil, []bpf.Owner{holder(1<<30-3, "last")} })
-		dies := death(3, bpf.CauseResetByPeer)
+		k.set(func() { k.watched, k.held[3] = nil, []abi.Owner{heldBy(1<<30-3, "last")} })
+		dies := death(3, abi.CauseResetByPeer)
 		k.emit(dies)
 		time.Sleep(conn.OwnersRetry)
 		_, deaths := c.Deaths([]conn.Cause{conn.CauseResetByPeer}, 0)
@@ -563,23 +564,23 @@ func TestAListWhileItsConnectionsChange(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newFakeKernel()
 		k.set(func() {
-			k.sockets, k.watched = []bpf.Conn{zombie(1), healthy(2), zombie(3)}, []bpf.Conn{zombie(1), zombie(3)}
+			k.sockets, k.watched = []abi.Conn{zombie(1), healthy(2), zombie(3)}, []abi.Conn{zombie(1), zombie(3)}
 		})
 		c := collect(t, k, Options{})
 		time.Sleep(time.Second)
 		sub := c.Subscribe(100)
 		defer sub.Close()
-		k.onVisit = func(visited *bpf.Conn) { // each event overtakes the census
+		k.onVisit = func(visited *abi.Conn) { // each event overtakes the census
 			switch visited.Cookie {
 			case 1:
-				k.emit(death(3, bpf.CauseKeepaliveTimeout))
+				k.emit(death(3, abi.CauseKeepaliveTimeout))
 			case 2:
 				k.emit(solicitation(suspect(2, 3)))
 			}
 			c.catchUp()
 		}
 		began := time.Now()
-		k.set(func() { k.watched, k.sockets = nil, append([]bpf.Conn{suspect(4, 3)}, k.sockets...) })
+		k.set(func() { k.watched, k.sockets = nil, append([]abi.Conn{suspect(4, 3)}, k.sockets...) })
 		k.set(func() { k.slow = time.Millisecond })
 		k.emit(solicitation(suspect(4, 3)))
 		total, connections, err := c.Connections(t.Context(), Query{})
@@ -631,10 +632,10 @@ func TestStatsCountADeathOnce(t *testing.T) {
 		time.Sleep(time.Second)
 		die := func(cookie uint64, told bool) {
 			k.set(func() {
-				k.stats.Counters.Deaths[bpf.CauseKeepaliveTimeout]++
-				k.watched = slices.DeleteFunc(slices.Clone(k.watched), func(c bpf.Conn) bool { return c.Cookie == cookie })
+				k.stats.Counters.Deaths[abi.CauseKeepaliveTimeout]++
+				k.watched = slices.DeleteFunc(slices.Clone(k.watched), func(c abi.Conn) bool { return c.Cookie == cookie })
 				if told {
-					k.queue = append(k.queue, death(cookie, bpf.CauseKeepaliveTimeout))
+					k.queue = append(k.queue, death(cookie, abi.CauseKeepaliveTimeout))
 				}
 			})
 		}
@@ -650,7 +651,7 @@ func TestStatsCountADeathOnce(t *testing.T) {
 					alive += m
 				}
 			}
-			if dead := s.Kernel.Deaths[bpf.CauseKeepaliveTimeout]; alive+dead != n || dead != i+1 {
+			if dead := s.Kernel.Deaths[abi.CauseKeepaliveTimeout]; alive+dead != n || dead != i+1 {
 				t.Fatalf("%d alive and %d dead, of %d", alive, dead, n)
 			}
 		}

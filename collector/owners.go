@@ -3,15 +3,12 @@
 package collector
 
 import (
-	"cmp"
 	"context"
 	"maps"
 	"slices"
 	"time"
 
-	"github.com/halfopen/halfopen/bpf"
 	"github.com/halfopen/halfopen/collector/conn"
-	"golang.org/x/sys/unix"
 )
 
 // ownersLoop finds who holds the connections in trouble, and held those that
@@ -22,7 +19,11 @@ func (c *Collector) ownersLoop(ctx context.Context) error {
 		began := time.Now()
 		c.attempt(ctx, passOwners, func() error { return c.resolveOwners(began, since) })
 		since = began
-		spacing := max(ownersSpacing, time.Duration(float64(time.Since(began))/ownersShare))
+		spacing, share := ownersSpacing, ownersShare
+		if c.awaitsOwners() {
+			spacing, share = awaitedSpacing, awaitedShare
+		}
+		spacing = max(spacing, time.Duration(float64(time.Since(began))/share))
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -40,22 +41,24 @@ func (c *Collector) ownersLoop(ctx context.Context) error {
 func (c *Collector) resolveOwners(now, since time.Time) error {
 	c.mu.Lock()
 	wanted := c.tracker.NeedOwners(now, since)
+	c.searchAwaited(wanted)
 	c.mu.Unlock()
 	if len(wanted) == 0 {
 		return nil
 	}
-	found, err := c.kernel.Owners(slices.Collect(maps.Keys(wanted)))
+	found, err := c.holders(slices.Collect(maps.Keys(wanted)), nil)
 	if err != nil {
 		return err
 	}
 	owners := make(map[uint64]conn.Ownership, len(wanted))
 	processes := make(processCgroups)
 	for cookie, cgroup := range wanted {
-		owners[cookie] = c.ownershipOf(pickHolder(found[cookie], nil), cgroup, processes)
+		owners[cookie] = c.ownershipOf(found.of(cookie), cgroup, processes)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.apply(&conn.Fact{Kind: conn.FactOwners, At: now, Owners: owners})
+	c.foundAwaited(owners)
 	return nil
 }
 
@@ -76,55 +79,43 @@ func (c *Collector) ownershipOf(p *conn.Process, cgroup uint64, processes proces
 	return conn.Ownership{Process: p, Cgroup: group}
 }
 
-// pickHolder picks one of the descriptors that hold a socket: of the processes
-// in pids, if there are such, the oldest: not a child that has just been forked and
-// will execute another program.
-func pickHolder(owners []bpf.Owner, pids []uint32) *conn.Process {
-	if len(owners) == 0 {
-		return nil
-	}
-	other := func(o bpf.Owner) int {
-		if slices.Contains(pids, o.Pid) {
-			return 0
-		}
-		return 1
-	}
-	o := slices.MinFunc(owners, func(a, b bpf.Owner) int {
-		return cmp.Or(cmp.Compare(other(a), other(b)), cmp.Compare(a.Started, b.Started), cmp.Compare(a.Pid, b.Pid), cmp.Compare(a.Fd, b.Fd))
-	})
-	return &conn.Process{PID: o.Pid, Comm: unix.ByteSliceToString(o.Comm[:]), FD: o.Fd}
-}
-
-// FillOwners fills in Process and Group of those connections that have none yet,
-// and that somebody holds.
-func (c *Collector) FillOwners(connections []conn.Connection) error {
-	return c.fillOwners(connections, nil)
-}
-
-// fillOwners prefers, where several processes hold a socket, one of pids.
+// fillOwners fills in Process and Cgroup of the connections that a process can hold and
+// that have none yet. Where several processes hold a socket, it prefers one of pids.
 func (c *Collector) fillOwners(connections []conn.Connection, pids []uint32) error {
-	var wanted []uint64
+	wanted := []uint64{}
 	for i := range connections {
-		if connections[i].Held() && (connections[i].Process == nil || len(pids) > 0) {
+		if needsHolder(&connections[i], pids) {
 			wanted = append(wanted, connections[i].Cookie)
 		}
 	}
 	if len(wanted) == 0 {
 		return nil
 	}
-	owners, err := c.kernel.Owners(wanted)
+	found, err := c.holders(wanted, pids)
 	if err != nil {
 		return err
 	}
 	processes := make(processCgroups)
 	for i := range connections {
-		connection := &connections[i]
-		if found := owners[connection.Cookie]; len(found) > 0 {
-			connection.Process = pickHolder(found, pids)
-		}
-		if connection.Held() && connection.Cgroup.Path == "" {
-			connection.Cgroup = c.ownershipOf(connection.Process, connection.CgroupID, processes).Cgroup
-		}
+		c.fillOwner(&connections[i], found, processes)
 	}
 	return nil
+}
+
+// needsHolder reports whether it has to be found out which process holds a connection.
+func needsHolder(c *conn.Connection, pids []uint32) bool {
+	return c.Held() && (c.Process == nil || len(pids) > 0)
+}
+
+// fillOwner fills in Process and Cgroup of a connection by what was found.
+func (c *Collector) fillOwner(connection *conn.Connection, found *holders, processes processCgroups) {
+	if !needsHolder(connection, found.prefer) {
+		return
+	}
+	if p := found.of(connection.Cookie); p != nil {
+		connection.Process = p
+	}
+	if connection.Cgroup.Path == "" {
+		connection.Cgroup = c.ownershipOf(connection.Process, connection.CgroupID, processes).Cgroup
+	}
 }

@@ -9,7 +9,7 @@ import (
 	"slices"
 	"strconv"
 
-	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
@@ -29,18 +29,18 @@ type Query struct {
 }
 
 // matches tells, as soon as possible, whether a socket can match.
-func (q *Query) matches(k *bpf.Conn) bool {
-	if k.Class == bpf.ClassNone && (!q.All || len(q.Verdicts)+len(q.Risks) > 0) { // it has neither
+func (q *Query) matches(k *abi.Conn) bool {
+	if k.Class == abi.ClassNone && (!q.All || len(q.Verdicts)+len(q.Risks) > 0) { // it has neither
 		return false
 	}
 	return anyOf(q.States, conn.StateOf(k.State)) && anyOf(q.Netns, k.Netns) &&
 		(len(q.Ports) == 0 || slices.Contains(q.Ports, k.Lport) || slices.Contains(q.Ports, k.Rport)) &&
 		(len(q.Risks) == 0 || slices.ContainsFunc(q.Risks, func(r conn.Risk) bool { return k.Risks&(1<<r) != 0 })) &&
-		(len(q.Remotes) == 0 || isRemote(k) && slices.ContainsFunc(q.Remotes, func(p netip.Prefix) bool { return p.Contains(bpf.Remote(k).Addr()) }))
+		(len(q.Remotes) == 0 || isRemote(k) && slices.ContainsFunc(q.Remotes, func(p netip.Prefix) bool { return p.Contains(k.Remote().Addr()) }))
 }
 
 // isRemote tells whether a socket has a remote end. A listener has none.
-func isRemote(k *bpf.Conn) bool { return conn.StateOf(k.State) != conn.Listen }
+func isRemote(k *abi.Conn) bool { return conn.StateOf(k.State) != conn.Listen }
 
 // matchesVerdict tells whether a connection has one of the verdicts.
 func (q *Query) matchesVerdict(connection *conn.Connection) bool {

@@ -10,16 +10,16 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
 func TestQueryWants(t *testing.T) {
-	connection := &bpf.Conn{
-		Netns: 4026531840, State: bpf.StateEstablished, Class: bpf.ClassIdle, Family: 2, Lport: 37024, Rport: 5432,
+	connection := &abi.Conn{
+		Netns: 4026531840, State: abi.StateEstablished, Class: abi.ClassIdle, Family: 2, Lport: 37024, Rport: 5432,
 		Raddr: [16]byte{10, 0, 0, 2}, Risks: 1 << conn.RiskCloseWaitLeak,
 	}
-	listens := &bpf.Conn{Netns: 4026531840, State: bpf.StateListen, Family: 2, Lport: 5432}
+	listens := &abi.Conn{Netns: 4026531840, State: abi.StateListen, Family: 2, Lport: 5432}
 	remotes := func(s ...string) (p []netip.Prefix) {
 		for _, s := range s {
 			one, err := ParseRemote(s)
@@ -67,7 +67,7 @@ func TestQueryWants(t *testing.T) {
 }
 
 func TestWhatIsNoConnectionIsAskedForOnlyWithAll(t *testing.T) {
-	none := func(q scan) bool { return strings.ContainsRune(string(q.classes()), rune(bpf.ClassNone)) }
+	none := func(q scan) bool { return strings.ContainsRune(string(q.classes()), rune(abi.ClassNone)) }
 	if none(scan{}) || none(scan{Query: Query{States: []conn.State{conn.Listen}}}) {
 		t.Error("though nobody said all")
 	}
@@ -78,7 +78,7 @@ func TestWhatIsNoConnectionIsAskedForOnlyWithAll(t *testing.T) {
 		t.Error("not where listeners are wanted")
 	}
 	for _, q := range []Query{{All: true, Verdicts: []conn.Verdict{conn.Active}}, {All: true, Risks: []conn.Risk{conn.RiskNoKeepalive}}} {
-		if none(scan{Query: q}) || q.matches(&bpf.Conn{Class: bpf.ClassNone, State: bpf.StateListen, Risks: 0xff}) {
+		if none(scan{Query: q}) || q.matches(&abi.Conn{Class: abi.ClassNone, State: abi.StateListen, Risks: 0xff}) {
 			t.Error("though it has neither verdict nor risk")
 		}
 	}
@@ -160,9 +160,9 @@ func TestOwnedBy(t *testing.T) {
 
 func TestOthersSayOnlyWhatIsKnown(t *testing.T) {
 	r, start := testRules, time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
-	got := r.Describe(&bpf.Conn{
-		Cookie: 7, Netns: 1, State: bpf.StateListen, Class: bpf.ClassNone, Family: 2, Lport: 22, AcceptQueue: 3, AcceptLimit: 128,
-		Flags: bpf.ConnKeepalive | bpf.ConnKeepaliveTimeSet, KeepaliveTime: 250 * 60, KeepaliveIntvl: 250 * 10, KeepaliveProbes: 6,
+	got := r.Describe(&abi.Conn{
+		Cookie: 7, Netns: 1, State: abi.StateListen, Class: abi.ClassNone, Family: 2, Lport: 22, AcceptQueue: 3, AcceptLimit: 128,
+		Flags: abi.ConnKeepalive | abi.ConnKeepaliveTimeSet, KeepaliveTime: 250 * 60, KeepaliveIntvl: 250 * 10, KeepaliveProbes: 6,
 		UserTimeout: 1500, Uid: 5, Cgroup: 9, Risks: 0xff, SendQueue: 99, Idle: 250, Unanswered: 3,
 	}, start)
 	want := conn.Connection{
@@ -176,8 +176,8 @@ func TestOthersSayOnlyWhatIsKnown(t *testing.T) {
 	if d := diff(want, got); d != "" || got.Judged() {
 		t.Errorf("judged %v, (-want +got)\n%s", got.Judged(), d)
 	}
-	got = r.Describe(&bpf.Conn{
-		Cookie: 8, Netns: 1, State: bpf.StateFinWait2, Class: bpf.ClassNone, Family: 2, Lport: 22, Rport: 40000, Flags: bpf.ConnOrphan,
+	got = r.Describe(&abi.Conn{
+		Cookie: 8, Netns: 1, State: abi.StateFinWait2, Class: abi.ClassNone, Family: 2, Lport: 22, Rport: 40000, Flags: abi.ConnOrphan,
 	}, start)
 	want = conn.Connection{
 		Cookie: 8, At: start, Netns: 1, State: conn.FinWait2, Local: netip.MustParseAddrPort("0.0.0.0:22"), Remote: netip.MustParseAddrPort("0.0.0.0:40000"),
@@ -186,7 +186,7 @@ func TestOthersSayOnlyWhatIsKnown(t *testing.T) {
 	if d := diff(want, got); d != "" || got.Judged() || got.Held() {
 		t.Errorf("judged %v, (-want +got)\n%s", got.Judged(), d)
 	}
-	if got := r.Describe(&bpf.Conn{State: bpf.StateNewSynRecv, Class: bpf.ClassNone, Flags: bpf.ConnUnaccepted}, start); got.State != conn.SynRecv || got.Held() || !got.Stub {
+	if got := r.Describe(&abi.Conn{State: abi.StateNewSynRecv, Class: abi.ClassNone, Flags: abi.ConnUnaccepted}, start); got.State != conn.SynRecv || got.Held() || !got.Stub {
 		t.Errorf("a request: %+v", got)
 	}
 }

@@ -5,7 +5,7 @@ package collector
 import (
 	"time"
 
-	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
@@ -26,7 +26,7 @@ type Stats struct {
 	AtRisk     [conn.Risks]uint64
 	Idle       conn.Histogram // of the established connections at the last census
 	Census     CensusStats
-	Kernel     bpf.Counters
+	Kernel     abi.Counters
 	Missed     map[string]uint64 // by program: did not run, since it was running
 	Attached   map[string]bool   // by program
 	EventsLost map[string]uint64 // by type, beyond Kernel.Lost
@@ -81,7 +81,7 @@ func (c *Collector) Stats() (Stats, error) {
 	return s, nil
 }
 
-func idleHistogram(counts *bpf.CensusCounts, hz int) conn.Histogram {
+func idleHistogram(counts *abi.CensusCounts, hz int) conn.Histogram {
 	h := conn.Histogram{Sum: float64(counts.IdleSum) / float64(hz)}
 	for i, bound := range IdleBounds {
 		h.Bounds = append(h.Bounds, bound.Seconds())

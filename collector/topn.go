@@ -9,7 +9,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
@@ -17,7 +17,7 @@ import (
 // may have hundreds of thousands, so it is what the kernel wrote, from which all
 // else is made again, and what only the tracker or a process's descriptors tell.
 type candidate struct {
-	written  bpf.Conn
+	written  abi.Conn
 	since    time.Time
 	silence  time.Duration   // what it is ordered by
 	owner    *conn.Ownership // nil: not known so far
@@ -43,7 +43,7 @@ type topN struct {
 	candidates []*candidate
 }
 
-func (w *topN) add(k *bpf.Conn, connection *conn.Connection) {
+func (w *topN) add(k *abi.Conn, connection *conn.Connection) {
 	r := candidate{since: connection.Since, silence: silence(connection), verdict: connection.Verdict, evidence: connection.Evidence, kind: kind(connection)}
 	r.written.Cookie = k.Cookie
 	full := w.limit > 0 && len(w.candidates) == w.limit
@@ -66,6 +66,18 @@ func (w *topN) add(k *bpf.Conn, connection *conn.Connection) {
 func (w *topN) sorted() []*candidate {
 	slices.SortFunc(w.candidates, compare)
 	return w.candidates
+}
+
+// observations returns what was kept, in no order; nil for none of w.
+func (w *topN) observations() []conn.Observation {
+	if w == nil {
+		return nil
+	}
+	all := make([]conn.Observation, len(w.candidates))
+	for i, r := range w.candidates {
+		all[i] = conn.Observation{Conn: r.written, At: wall(r.written.At)}
+	}
+	return all
 }
 
 // compare orders rows worst first: by verdict, then by silence (of healthy ones:

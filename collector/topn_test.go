@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
@@ -23,21 +23,21 @@ var testRules = conn.Rules{
 }
 
 // aNode is connections of all kinds, in the order in which a census comes by them.
-func aNode() (written []bpf.Conn) {
+func aNode() (written []abi.Conn) {
 	for i := range 997 {
-		k := bpf.Conn{
-			Cookie: uint64(i + 1), Family: 2, State: bpf.StateEstablished, Class: bpf.ClassActive, Idle: uint32(i % 100 * testRules.HZ),
-			Silent: uint32(i % 50 * testRules.HZ), Solicited: bpf.AgeNone, WindowClosed: bpf.AgeNone,
+		k := abi.Conn{
+			Cookie: uint64(i + 1), Family: 2, State: abi.StateEstablished, Class: abi.ClassActive, Idle: uint32(i % 100 * testRules.HZ),
+			Silent: uint32(i % 50 * testRules.HZ), Solicited: abi.AgeNone, WindowClosed: abi.AgeNone,
 		}
 		switch i % 7 {
 		case 0:
-			k.Class = bpf.ClassUnguarded
+			k.Class = abi.ClassUnguarded
 		case 1:
-			k.Class = bpf.ClassIdle
+			k.Class = abi.ClassIdle
 		case 2:
-			k.Class, k.Unanswered, k.Evidence = bpf.ClassTrouble, uint16(i%9), bpf.EvidenceRetransmit
+			k.Class, k.Unanswered, k.Evidence = abi.ClassTrouble, uint16(i%9), abi.EvidenceRetransmit
 		case 3:
-			k.Class, k.State = bpf.ClassNone, []uint8{bpf.StateListen, bpf.StateTimeWait, bpf.StateFinWait2}[i%3]
+			k.Class, k.State = abi.ClassNone, []uint8{abi.StateListen, abi.StateTimeWait, abi.StateFinWait2}[i%3]
 		}
 		written = append(written, k)
 	}
@@ -45,7 +45,7 @@ func aNode() (written []bpf.Conn) {
 	return written
 }
 
-func keep(limit int, written []bpf.Conn) (shown []conn.Connection) {
+func keep(limit int, written []abi.Conn) (shown []conn.Connection) {
 	w := topN{limit: limit}
 	for i := range written {
 		connection := testRules.Describe(&written[i], time.Now())
@@ -100,7 +100,7 @@ func b2i(b bool) int {
 
 // What only the tracker and a process's descriptors tell must not get lost.
 func TestKeptIsWhatWasKnown(t *testing.T) {
-	k := bpf.Conn{Cookie: 1, Family: 2, State: bpf.StateEstablished, Class: bpf.ClassActive, Solicited: bpf.AgeNone, WindowClosed: bpf.AgeNone}
+	k := abi.Conn{Cookie: 1, Family: 2, State: abi.StateEstablished, Class: abi.ClassActive, Solicited: abi.AgeNone, WindowClosed: abi.AgeNone}
 	connection := testRules.Describe(&k, time.Now())
 	connection.Verdict, connection.Evidence, connection.Since = conn.Suspect, conn.EvidenceKeepalive, time.Now().Add(-time.Hour)
 	connection.Process, connection.Cgroup = &conn.Process{PID: 1}, conn.Cgroup{Unit: "x.service", Path: "/x.service"}
@@ -114,7 +114,7 @@ func TestKeptIsWhatWasKnown(t *testing.T) {
 
 // There may be hundreds of thousands, of which a few are kept.
 func TestNothingIsKeptOfWhatIsNotShown(t *testing.T) {
-	k := bpf.Conn{Cookie: 1, Family: 2, State: bpf.StateEstablished, Class: bpf.ClassActive, Solicited: bpf.AgeNone, WindowClosed: bpf.AgeNone}
+	k := abi.Conn{Cookie: 1, Family: 2, State: abi.StateEstablished, Class: abi.ClassActive, Solicited: abi.AgeNone, WindowClosed: abi.AgeNone}
 	connection := testRules.Describe(&k, time.Now())
 	w := topN{limit: 1}
 	w.add(&k, &connection)

@@ -6,7 +6,7 @@ import (
 	"context"
 	"time"
 
-	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
@@ -44,8 +44,8 @@ func (c *Collector) watchLoop(ctx context.Context) error {
 
 // watch takes one watch pass and tells when another is worth while.
 func (c *Collector) watch() (settles time.Duration, err error) {
-	var connections []bpf.Conn
-	if err := c.kernel.Watch(func(connection *bpf.Conn) { connections = append(connections, *connection) }); err != nil {
+	var connections []abi.Conn
+	if err := c.kernel.Watch(func(connection *abi.Conn) { connections = append(connections, *connection) }); err != nil {
 		return 0, err
 	}
 	now := time.Now()

@@ -38,8 +38,12 @@ type Source interface {
 	CountConnections(ctx context.Context, q collector.Query, by conn.Grouping) (total int, counts []conn.ConnCount, err error)
 	Connection(ctx context.Context, cookie uint64) (*collector.Detail, error) // nil: no such connection
 	Deaths(causes []conn.Cause, limit int) (total int, deaths []conn.Death)
-	FillOwners(connections []conn.Connection) error
 	Subscribe(buffer int) *collector.Subscription
+	SubscribeOwned(buffer int) *collector.Subscription
+	FollowRows(on bool)
+	Rows() (rows []*conn.Row, complete bool)
+	RowChanges() []conn.RowChange
+	RowsChanged() <-chan struct{}
 	Options() collector.Options
 }
 

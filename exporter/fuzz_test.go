@@ -120,9 +120,10 @@ func FuzzNames(f *testing.F) {
 		}
 
 		// In the stream a run of what is no text is one character.
-		row := newRow(&c)
+		row := contractRow()
+		row.Comm, row.Cgroup = comm, c.Cgroup
 		var one frame
-		one.add(kindRows, row.appendJSON(nil, nil))
+		one.add(kindRows, appendRow(nil, row, nil))
 		embeds(t, one[kindRows], 3)
 		_, data, _ := bytes.Cut(one[kindRows], []byte("data: "))
 		var shown struct {

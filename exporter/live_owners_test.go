@@ -3,150 +3,39 @@
 package exporter
 
 import (
-	"context"
 	"encoding/json"
 	"net/http"
-	"sync"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
-// ownerSource finds owners when it is let go.
-type ownerSource struct {
-	fakeSource
-	mu     sync.Mutex
-	asked  []int // how many connections, each time
-	let    chan struct{}
-	always bool // let go already
-}
-
-func (s *ownerSource) FillOwners(connections []conn.Connection) error {
-	s.mu.Lock()
-	s.asked = append(s.asked, len(connections))
-	s.mu.Unlock()
-	if !s.always {
-		<-s.let
-	}
-	return s.fakeSource.FillOwners(connections)
-}
-
-func ownerless(c conn.Connection) conn.Connection {
-	c.Process = nil
-	return c
-}
-
-// ownerOf is the pid in an event of the stream, 0 for none.
-func ownerOf(t *testing.T, data string) uint32 {
-	t.Helper()
-	var n Notice
-	if err := json.Unmarshal([]byte(data), &n); err != nil {
-		t.Fatal(err)
-	}
-	o := Ownership{}
-	if n.Death != nil {
-		o = n.Death.Ownership
-	} else {
-		o = n.Connection.Ownership
-	}
-	if o.Process == nil {
-		return 0
-	}
-	return o.Process.PID
-}
-
-func TestStreamWaitsForOwnersOfThoseWhoAskForThem(t *testing.T) {
-	src := &ownerSource{let: make(chan struct{})}
-	src.stats, src.notices, src.owner = fullStats(), make(chan conn.Notice, 10), &conn.Process{PID: 4711, Comm: "found"}
+// Who asks for owners is sent the notices of the subscription that waits for them, and
+// who does not is sent the others.
+func TestStreamWithOwners(t *testing.T) {
+	src := &fakeSource{stats: fullStats(), notices: make(chan conn.Notice, 10), owned: make(chan conn.Notice, 10)}
 	server := broadcast(t.Context(), t, src, nil)
-	defer close(src.let)
-	usual, owned := listen(t, server, "?event=verdict&event=death"), listen(t, server, "?event=verdict&event=death&owners=true")
-	died := conn.Death{Connection: ownerless(contractConnection()), DiedAt: noon, Cause: conn.CauseResetByPeer}
-	src.notices <- verdictNotice(ownerless(contractConnection()))
-	src.notices <- conn.Notice{Kind: conn.NoticeDeath, At: noon, Connection: died.Connection, Death: &died}
-	for _, name := range []string{"verdict", "death"} {
-		if pid := ownerOf(t, next(t, usual, name)); pid != 0 {
-			t.Errorf("the usual %s has the owner %d", name, pid)
+	usual, owned := listen(t, server, "?event=verdict"), listen(t, server, "?event=verdict&owners=true")
+	without := contractConnection()
+	without.Process = nil
+	src.notices <- verdictNotice(without)
+	src.owned <- verdictNotice(contractConnection())
+	for name, events := range map[string]<-chan sse{"usual": usual, "owned": owned} {
+		var n Notice
+		if err := json.Unmarshal([]byte(next(t, events, "verdict")), &n); err != nil {
+			t.Fatal(err)
 		}
-	}
-	select {
-	case e := <-owned:
-		t.Fatalf("%s before its owner was found", e.name)
-	default:
-	}
-	src.let <- struct{}{}
-	for _, name := range []string{"verdict", "death"} {
-		if pid := ownerOf(t, next(t, owned, name)); pid != 4711 {
-			t.Errorf("%s has the owner %d", name, pid)
+		if hasOwner := n.Connection.Process != nil; hasOwner != (name == "owned") {
+			t.Errorf("%s: %+v", name, n.Connection.Ownership)
 		}
-	}
-	if died.Process != nil {
-		t.Error("the death that all have was changed")
-	}
-	src.mu.Lock()
-	if len(src.asked) != 1 || src.asked[0] != 1 {
-		t.Errorf("owners were looked for of %v connections", src.asked)
-	}
-	src.mu.Unlock()
-	// What has an owner, or cannot have one, waits for nothing.
-	orphan := ownerless(contractConnection())
-	orphan.Orphaned = true
-	src.notices <- verdictNotice(contractConnection())
-	if pid := ownerOf(t, next(t, owned, "verdict")); pid != 812 {
-		t.Errorf("owner %d", pid)
-	}
-	src.notices <- verdictNotice(orphan)
-	if pid := ownerOf(t, next(t, owned, "verdict")); pid != 0 {
-		t.Errorf("the orphan has the owner %d", pid)
-	}
-}
-
-func TestStreamDoesNotWaitForOwnersForEver(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		src := &ownerSource{let: make(chan struct{})}
-		src.stats, src.notices, src.owner = fullStats(), make(chan conn.Notice, 10), &conn.Process{PID: 4711}
-		live := NewLive(src, quiet)
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan struct{})
-		go func() {
-			live.Run(ctx)
-			close(done)
-		}()
-		v := &viewer{wants: told << kindOwned, frames: make(chan *frame, viewerFrames)}
-		live.join <- v
-		<-v.frames // what it begins with
-		tell := func() { src.notices <- verdictNotice(ownerless(contractConnection())) }
-		took := func() time.Duration {
-			began := time.Now()
-			for {
-				if f := <-v.frames; len(f[kindOwned+kindVerdict]) > 0 {
-					return time.Since(began)
-				}
+		select {
+		case e := <-events:
+			if e.name == "verdict" {
+				t.Errorf("%s: a second verdict", name)
 			}
+		default:
 		}
-		tell()
-		if d := took(); d < ownersPatience || d > ownersPatience+frameSpacing {
-			t.Errorf("told without an owner after %s", d)
-		}
-		tell() // the search for the first is still under way
-		if d := took(); d < ownersPatience || d > ownersPatience+frameSpacing {
-			t.Errorf("the next one after %s", d)
-		}
-		close(src.let)
-		time.Sleep(5 * time.Minute) // the pause after so long a search
-		tell()
-		if d := took(); d > frameSpacing {
-			t.Errorf("with a search that takes no time after %s", d)
-		}
-		tell() // too early for another search
-		if d := took(); d < eventOwnersPause/2 || d > ownersPatience {
-			t.Errorf("the second search came after %s", d)
-		}
-		cancel()
-		<-done
-	})
+	}
 }
 
 func TestWrongOwnersOfTheStream(t *testing.T) {

@@ -142,24 +142,16 @@ func TestStreamTellsWhatHappens(t *testing.T) {
 }
 
 func TestRowsAreAllAndThenWhatChanges(t *testing.T) {
-	c := contractConnection()
-	c.Process, c.Cgroup = nil, conn.Cgroup{}
-	src := &fakeSource{
-		conns: []conn.Connection{c}, notices: make(chan conn.Notice, 10),
-		owner: &conn.Process{PID: 7, Comm: hostileComm, FD: 3},
-	}
+	row := contractRow()
+	row.PID, row.Comm, row.Cgroup = 0, "", conn.Cgroup{}
+	src := &fakeSource{rows: []*conn.Row{row}, changes: make(chan []conn.RowChange, 1), changed: make(chan struct{})}
 	server := broadcast(t.Context(), t, src, nil)
 	events := listen(t, server, "?event=rows")
 	all := next(t, events, "rows")
-	if !strings.Contains(all, `"all":true`) || !strings.Contains(all, `"cookie":"1a2b","local":"10.0.0.1:37024","remote":"10.0.0.2:5432"`) {
+	const whole = `"all":true,"rows":[{"cookie":"1a2b","local":"10.0.0.1:37024","remote":"10.0.0.2:5432","netns":4026531840,"state":"established","verdict":"zombie"`
+	if !strings.Contains(all, whole) {
 		t.Errorf("all rows are %s", all)
 	}
-
-	c.Unanswered = 4
-	c.At = c.At.Add(time.Second)
-	c.Silent += time.Second + 100*time.Millisecond // jitter
-	c.Idle += time.Second
-	src.notices <- conn.Notice{Kind: conn.NoticeSolicitation, At: c.At, Connection: c}
 	type change struct {
 		Rows []map[string]any `json:"rows"`
 		Gone []string         `json:"gone"`
@@ -174,18 +166,19 @@ func TestRowsAreAllAndThenWhatChanges(t *testing.T) {
 			t.Errorf("(-want +got):\n%s", diff)
 		}
 	}
+	fourth := *row
+	fourth.Unanswered = 4
+	src.change(conn.RowChange{Cookie: row.Cookie, Old: row, New: &fourth})
 	changes(change{Rows: []map[string]any{{"cookie": "1a2b", "unanswered": 4.0}}, Gone: []string{}})
-	changes(change{Rows: []map[string]any{{"cookie": "1a2b", "pid": 7.0, "comm": "<img src=x>\"\n\uFFFD"}}, Gone: []string{}})
-
-	old := c
-	old.At = c.At.Add(-time.Minute)
-	old.Unanswered = 1
-	src.notices <- verdictNotice(old) // comes late, and is not believed
-	died := contractDeath()
-	src.notices <- conn.Notice{Kind: conn.NoticeDeath, At: noon, Connection: died.Connection, Death: &died}
+	owned := fourth
+	owned.PID, owned.Comm, owned.Cgroup = 7, hostileComm, conn.Cgroup{Path: "/x.service", Unit: "x.service"}
+	src.change(conn.RowChange{Cookie: row.Cookie, Old: &fourth, New: &owned})
+	changes(change{Rows: []map[string]any{{"cookie": "1a2b", "pid": 7.0, "comm": "<img src=x>\"\n\uFFFD", "group": "x.service"}}, Gone: []string{}})
+	src.rows = nil
+	src.change(conn.RowChange{Cookie: row.Cookie, Old: &owned})
 	changes(change{Rows: []map[string]any{}, Gone: []string{"1a2b"}})
 
-	// Who joins now is told everything there is.
+	// Who joins now is sent everything there is.
 	if all := next(t, listen(t, server, "?event=rows"), "rows"); !strings.Contains(all, `"all":true,"rows":[],`) {
 		t.Errorf("all rows are %s", all)
 	}
@@ -195,14 +188,13 @@ func TestRowsAreAllAndThenWhatChanges(t *testing.T) {
 func TestWhoJoinsIsToldTheTimeOfNow(t *testing.T) {
 	src := &fakeSource{notices: make(chan conn.Notice)}
 	l := NewLive(src, slog.New(slog.DiscardHandler))
-	l.sub = src.Subscribe(0)
-	l.known = true
+	l.allRows = rowsEvent(nil)
 	l.remember(time.Now())
 	before := time.Now().Add(-summaryLatest / 2)
 	l.summarise(before)
 	v := &viewer{wants: 1<<kindSummary | 1<<kindRows, frames: make(chan *frame, viewerFrames)}
 	l.begin(v)
-	if !l.told.Equal(before) {
+	if !l.sentAt.Equal(before) {
 		t.Fatal("the counts were told to all again, though they are the same")
 	}
 	first := <-v.frames
@@ -221,30 +213,10 @@ func TestWhoJoinsIsToldTheTimeOfNow(t *testing.T) {
 	}
 }
 
-func TestADeathKnowsTheOwnerOfItsRow(t *testing.T) {
-	c := contractConnection()
-	died := contractDeath()
-	died.Process = nil
-	src := &fakeSource{conns: []conn.Connection{c}, notices: make(chan conn.Notice, 1)}
-	events := listen(t, broadcast(t.Context(), t, src, nil), "?event=rows&event=death")
-	next(t, events, "rows")
-	src.notices <- conn.Notice{Kind: conn.NoticeDeath, Connection: died.Connection, Death: &died}
-	var told Notice
-	if err := json.Unmarshal([]byte(next(t, events, "death")), &told); err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(&Process{PID: 812, Comm: "postgres", FD: 9}, told.Death.Process); diff != "" {
-		t.Errorf("(-want +got):\n%s", diff)
-	}
-	if died.Process != nil {
-		t.Error("what others have was changed")
-	}
-}
-
 // Who does not read is dropped, and nobody else notices.
 func TestWhoDoesNotReadIsDropped(t *testing.T) {
 	src := &fakeSource{notices: make(chan conn.Notice, noticeBuffer)}
-	server := broadcast(t.Context(), t, src, func(l *Live) { l.patience = 300 * time.Millisecond })
+	server := broadcast(t.Context(), t, src, func(l *Live) { l.writeTimeout = 300 * time.Millisecond })
 	connection, err := net.Dial("tcp", server.Listener.Addr().String())
 	if err != nil {
 		t.Fatal(err)
@@ -286,7 +258,7 @@ func TestWhoDoesNotReadIsDropped(t *testing.T) {
 func TestAQuietStreamStays(t *testing.T) {
 	src := &fakeSource{notices: make(chan conn.Notice, 1)}
 	patience := 100 * time.Millisecond
-	plain := broadcast(t.Context(), t, src, func(l *Live) { l.patience = patience })
+	plain := broadcast(t.Context(), t, src, func(l *Live) { l.writeTimeout = patience })
 	server := httptest.NewUnstartedServer(plain.Config.Handler)
 	server.EnableHTTP2 = true
 	server.StartTLS()
@@ -361,22 +333,19 @@ func TestUnknownEventsAreRefused(t *testing.T) {
 }
 
 func BenchmarkFrameOfRows(b *testing.B) {
-	src := &fakeSource{notices: make(chan conn.Notice, noticeBuffer)}
+	src := &fakeSource{notices: make(chan conn.Notice), changes: make(chan []conn.RowChange, 1)}
 	l := NewLive(src, slog.New(slog.DiscardHandler))
-	l.sub, l.wanted = src.Subscribe(0), 1<<kindRows
-	l.rows = make(map[uint64]*row)
-	l.strays = make(map[uint64]conn.Connection)
+	l.rows, l.wanted = true, 1<<kindRows
 	const zombies = 500
-	i := 0
+	changes := make([]conn.RowChange, zombies)
+	for i := range changes {
+		old, row := contractRow(), contractRow()
+		old.Cookie, row.Cookie, row.Unanswered = uint64(i+1), uint64(i+1), 4
+		changes[i] = conn.RowChange{Cookie: row.Cookie, Old: old, New: row}
+	}
 	b.ReportAllocs()
 	for b.Loop() {
-		i++
-		for cookie := range uint64(zombies) {
-			c := contractConnection()
-			c.Cookie, c.Unanswered = cookie+1, i
-			c.At = c.At.Add(time.Duration(i) * time.Second)
-			src.notices <- conn.Notice{Kind: conn.NoticeSolicitation, Connection: c}
-		}
+		src.changes <- changes
 		l.flush()
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/zombies, "ns/connection")

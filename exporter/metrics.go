@@ -11,7 +11,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/collector/conn"
 )
@@ -84,22 +84,22 @@ var (
 
 // The labels of what bpf counts by index.
 var (
-	retransmitTypes = [bpf.RetransmitTypes]string{
-		bpf.RetransmitTimeout:       "timeout",
-		bpf.RetransmitFast:          "fast",
-		bpf.RetransmitTailLossProbe: "tail_loss_probe",
-		bpf.RetransmitSyn:           "syn",
-		bpf.RetransmitSynack:        "synack",
+	retransmitTypes = [abi.RetransmitTypes]string{
+		abi.RetransmitTimeout:       "timeout",
+		abi.RetransmitFast:          "fast",
+		abi.RetransmitTailLossProbe: "tail_loss_probe",
+		abi.RetransmitSyn:           "syn",
+		abi.RetransmitSynack:        "synack",
 	}
-	eventTypes = [bpf.EventTypes]string{
-		bpf.EventSolicitation: "solicitation",
-		bpf.EventDeath:        "death",
+	eventTypes = [abi.EventTypes]string{
+		abi.EventSolicitation: "solicitation",
+		abi.EventDeath:        "death",
 	}
-	faults = [bpf.Faults]string{
-		bpf.FaultWatchFull:    "watch_full",
-		bpf.FaultNoCookie:     "no_cookie",
-		bpf.FaultRememberFull: "remember_full",
-		bpf.FaultCensusFull:   "census_full",
+	faults = [abi.Faults]string{
+		abi.FaultWatchFull:    "watch_full",
+		abi.FaultNoCookie:     "no_cookie",
+		abi.FaultRememberFull: "remember_full",
+		abi.FaultCensusFull:   "census_full",
 	}
 )
 

@@ -10,10 +10,10 @@ import (
 	"testing"
 )
 
-func TestPageIsThereWithAllItsParts(t *testing.T) {
+func TestPageServesAllItsParts(t *testing.T) {
 	h := newHandler(t, &fakeSource{})
 	seen := make(map[string]bool)
-	reference := regexp.MustCompile(`(?:src|href)="(/web/[^"]+)"|from '(/[^']+)'`)
+	references := regexp.MustCompile(`(?:src|href)="(/web/[^"]+)"|from '(/[^']+)'`)
 	var visit func(path string)
 	visit = func(path string) {
 		if seen[path] {
@@ -27,7 +27,7 @@ func TestPageIsThereWithAllItsParts(t *testing.T) {
 		if got := w.Header().Get("Content-Security-Policy"); got != pagePolicy {
 			t.Errorf("%s: policy %q", path, got)
 		}
-		for _, m := range reference.FindAllStringSubmatch(w.Body.String(), -1) {
+		for _, m := range references.FindAllStringSubmatch(w.Body.String(), -1) {
 			visit(m[1] + m[2])
 		}
 		again := httptest.NewRequest("GET", path, nil)
@@ -35,19 +35,19 @@ func TestPageIsThereWithAllItsParts(t *testing.T) {
 		second := httptest.NewRecorder()
 		h.ServeHTTP(second, again)
 		if second.Code != http.StatusNotModified {
-			t.Errorf("%s: status %d for who has it", path, second.Code)
+			t.Errorf("%s: status %d for a client that has it already", path, second.Code)
 		}
 	}
 	visit("/")
 	for _, name := range pageFiles() {
 		if !seen["/"+name] && name != "web/index.html" && !strings.Contains(name, "LICENSE") {
-			t.Errorf("%s is of no use", name)
+			t.Errorf("%s is not a part of the page", name)
 		}
 	}
 }
 
-// What the policy forbids would only be found in a browser, and names of processes
-// are hostile.
+// A browser refuses what the policy forbids, but only where it is used. Names of processes
+// are hostile: none may become markup or a script.
 func TestPageHasNothingInline(t *testing.T) {
 	forbidden := regexp.MustCompile(`innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|<script>|<style|\bstyle="|\son[a-z]+="|https?://`)
 	for _, name := range pageFiles() {

@@ -14,7 +14,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/collector/explain"
@@ -30,7 +30,11 @@ type fakeSource struct {
 	counts   []conn.ConnCount
 	dead     []conn.Death
 	notices  chan conn.Notice
-	owner    *conn.Process
+	owned    chan conn.Notice
+	rows     []*conn.Row
+	changes  chan []conn.RowChange // each for one call of RowChanges
+	changed  chan struct{}
+	follows  bool
 	total    int
 	err      error
 
@@ -70,15 +74,33 @@ func (f *fakeSource) Deaths(causes []conn.Cause, limit int) (int, []conn.Death) 
 	return f.total, f.dead
 }
 
-func (f *fakeSource) FillOwners(connections []conn.Connection) error {
-	for i := range connections {
-		connections[i].Process = f.owner
-	}
-	return f.err
-}
-
 func (f *fakeSource) Subscribe(int) *collector.Subscription {
 	return &collector.Subscription{C: f.notices}
+}
+
+func (f *fakeSource) SubscribeOwned(int) *collector.Subscription {
+	return &collector.Subscription{C: f.owned}
+}
+
+func (f *fakeSource) FollowRows(on bool) { f.follows = on }
+
+func (f *fakeSource) Rows() ([]*conn.Row, bool) { return f.rows, true }
+
+func (f *fakeSource) RowChanges() []conn.RowChange {
+	select {
+	case c := <-f.changes:
+		return c
+	default:
+		return nil
+	}
+}
+
+func (f *fakeSource) RowsChanged() <-chan struct{} { return f.changed }
+
+// change makes rows change.
+func (f *fakeSource) change(changes ...conn.RowChange) {
+	f.changes <- changes
+	f.changed <- struct{}{}
 }
 
 func (f *fakeSource) Options() collector.Options {
@@ -124,6 +146,21 @@ func contractConnection() conn.Connection {
 		Risks:    []conn.Risk{conn.RiskKeepaliveSlowerThanMiddlebox},
 		Accepted: true, UID: 1000, Process: &conn.Process{PID: 812, Comm: "postgres", FD: 9},
 		Cgroup: conn.Cgroup{Path: "/system.slice/x.service", Unit: "x.service"},
+	}
+}
+
+// contractRow is the row of contractConnection.
+func contractRow() *conn.Row {
+	return &conn.Row{
+		Cookie: 0x1a2b, At: noon.Add(13 * time.Second),
+		Local:  netip.MustParseAddrPort("10.0.0.1:37024"),
+		Remote: netip.MustParseAddrPort("10.0.0.2:5432"),
+		Netns:  4026531840, State: conn.Established, Verdict: conn.Zombie, Since: noon.UnixMilli(),
+		Evidence: conn.EvidenceKeepalive, Unanswered: 3, DataAt: noon.UnixMilli() + 600, HeardAt: noon.UnixMilli() + 600,
+		GivesUpAt: noon.UnixMilli() + 463000, GivesUpLatest: noon.UnixMilli() + 473000, GivesUpBy: conn.CauseKeepaliveTimeout,
+		Risks: 1 << conn.RiskKeepaliveSlowerThanMiddlebox, PID: 812, Comm: "postgres", FD: 9,
+		Cgroup:    conn.Cgroup{Path: "/system.slice/x.service", Unit: "x.service"},
+		Keepalive: true, KeepaliveTime: 7200000, KeepaliveIntvl: 75000, Probes: 9,
 	}
 }
 
@@ -217,7 +254,7 @@ func fullStats() collector.Stats {
 	for i := range k.Retransmits {
 		k.Retransmits[i] = uint64(400 + i)
 	}
-	for i := range bpf.EventTypes {
+	for i := range abi.EventTypes {
 		k.Events[i], k.Lost[i], k.Suppressed[i] = uint64(500+i), uint64(600+i), uint64(700+i)
 	}
 	for i := range k.Faults {

@@ -65,7 +65,7 @@ func listenAs(t *testing.T, path string, uid int) net.Listener {
 func needRoot(t *testing.T) {
 	t.Helper()
 	if os.Getuid() != 0 {
-		t.Skip("needs root: only its socket is believed")
+		t.Skip("needs root: sudo make test") // only root's socket is believed
 	}
 }
 

@@ -18,7 +18,7 @@ import (
 
 func TestDemoFindsItsZombie(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("network namespaces need root")
+		t.Skip("needs root: sudo make test")
 	}
 	t.Parallel()
 	var stdout, stderr bytes.Buffer
@@ -53,7 +53,7 @@ func TestDemoFindsItsZombie(t *testing.T) {
 // client's probes are answered.
 func TestDemoTellsInOrder(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("network namespaces need root")
+		t.Skip("needs root: sudo make test")
 	}
 	l, err := lab.New()
 	if err != nil {
@@ -91,7 +91,7 @@ func TestDemoTellsInOrder(t *testing.T) {
 
 func TestDemoStopsWhenNobodyCanSeeIt(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("network namespaces need root")
+		t.Skip("needs root: sudo make test")
 	}
 	began := time.Now()
 	var stderr bytes.Buffer
@@ -106,7 +106,7 @@ func TestDemoStopsWhenNobodyCanSeeIt(t *testing.T) {
 
 func TestDemoCanBeInterrupted(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("network namespaces need root")
+		t.Skip("needs root: sudo make test")
 	}
 	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())

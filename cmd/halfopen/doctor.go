@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector"
 )
 
@@ -266,7 +267,7 @@ func (r *report) look(ctx context.Context, k *bpf.Kernel) {
 
 	found := false
 	began := time.Now()
-	res, err := k.Census(ctx, []uint8{bpf.ClassActive, bpf.ClassTrouble, bpf.ClassIdle, bpf.ClassUnguarded}, func(c *bpf.Conn) {
+	res, err := k.Census(ctx, []uint8{abi.ClassActive, abi.ClassTrouble, abi.ClassIdle, abi.ClassUnguarded}, func(c *abi.Conn) {
 		found = found || c.Cookie == cookie
 	})
 	took := time.Since(began)
@@ -296,14 +297,14 @@ func (r *report) look(ctx context.Context, k *bpf.Kernel) {
 	}
 
 	began = time.Now()
-	owners, err := k.Owners([]uint64{cookie})
+	var o *abi.Owner
+	err = k.Owners([]uint64{cookie}, func(found *abi.Owner) { o = new(*found) })
 	switch took = time.Since(began); {
 	case err != nil:
 		r.fail("owners", "%s", err)
-	case len(owners[cookie]) == 0:
+	case o == nil:
 		r.fail("owners", "a connection of our own is not found to be ours; please report this kernel")
 	default:
-		o := owners[cookie][0]
 		r.ok("owners", "found ourselves as %s[%d], in %s", unix.ByteSliceToString(o.Comm[:]), o.Pid, moment(took))
 	}
 }

@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/collector/conn/conntest"
@@ -31,20 +31,20 @@ func recorded(t *testing.T) string {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	record := func(after time.Duration) *bpf.Conn {
+	record := func(after time.Duration) *abi.Conn {
 		c := conntest.KeepaliveZombie()
 		c.At, c.Family, c.Laddr, c.Raddr, c.Lport, c.Rport = uint64(time.Hour+after), 2, [16]uint8{192, 168, 3, 4}, [16]uint8{192, 168, 3, 5}, 37024, 5432
 		return c
 	}
 	whose := conn.Ownership{Process: &conn.Process{PID: 812, Comm: "<img>\x1b[31m\xff", FD: 9}, Cgroup: conn.ParseCgroup("/system.slice/payroll.service")}
-	counts := new(bpf.CensusCounts)
-	counts.Sockets[bpf.StateEstablished][bpf.ClassActive] = 3
+	counts := new(abi.CensusCounts)
+	counts.Sockets[abi.StateEstablished][abi.ClassActive] = 3
 	r.Record(&conn.Fact{Kind: conn.FactCensus, At: noon, Census: &conn.Census{Began: noon, Counts: counts}})
 	r.Record(&conn.Fact{Kind: conn.FactWatch, At: noon, Conn: record(0)})
 	r.Record(&conn.Fact{Kind: conn.FactSweep, At: noon})
 	r.Record(&conn.Fact{Kind: conn.FactOwners, At: noon, Owners: map[uint64]conn.Ownership{record(0).Cookie: whose}})
-	r.Record(&conn.Fact{Kind: conn.FactEvent, At: noon.Add(time.Minute), Event: &bpf.Event{
-		Type: bpf.EventDeath, Cause: bpf.CauseKeepaliveTimeout, Err: 110, Conn: *record(time.Minute),
+	r.Record(&conn.Fact{Kind: conn.FactEvent, At: noon.Add(time.Minute), Event: &abi.Event{
+		Type: abi.EventDeath, Cause: abi.CauseKeepaliveTimeout, Err: 110, Conn: *record(time.Minute),
 	}})
 	return name
 }

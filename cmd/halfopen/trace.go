@@ -89,25 +89,36 @@ func (t *trace) here(ctx context.Context, stdout, stderr io.Writer) error {
 	}
 	defer k.Close()
 	c := collector.New(k, t.thresholds.options(nil))
-	sub := c.Subscribe(traceBuffer)
+	sub := c.SubscribeOwned(traceBuffer)
 	defer sub.Close()
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return c.Run(ctx) })
+	ran := make(chan struct{})
+	g.Go(func() error {
+		defer close(ran)
+		return c.Run(ctx)
+	})
 	t.sayWatching(stderr, "")
 	g.Go(func() error {
 		emit := t.printer(stdout)
 		var dropped uint64
-		for {
-			notices := batch(ctx, sub.C)
-			if len(notices) == 0 {
+		take := func(n *conn.Notice) error {
+			notice := exporter.NewNotice(n)
+			if !t.wanted(&notice) || !t.owned(&notice) {
 				return nil
 			}
-			picked, err := t.pick(notices, c.FillOwners)
-			if err != nil {
-				return err
-			}
-			for i := range picked {
-				if err := emit(&picked[i], nil); err != nil {
+			return emit(&notice, nil)
+		}
+		for {
+			select {
+			case <-ran:
+				for range len(sub.C) {
+					if err := take(new(<-sub.C)); err != nil {
+						return err
+					}
+				}
+				return nil
+			case n := <-sub.C:
+				if err := take(&n); err != nil {
 					return err
 				}
 			}
@@ -155,27 +166,6 @@ func batch[T any](ctx context.Context, c <-chan T) []T {
 			}
 		}
 	}
-}
-
-// pick leaves those that the filters let through, and has their owners filled in:
-// the collector itself looks for them only after it has told of a connection.
-func (t *trace) pick(notices []conn.Notice, fill func([]conn.Connection) error) ([]exporter.Notice, error) {
-	notices = slices.DeleteFunc(notices, func(n conn.Notice) bool { return !t.wanted(new(exporter.NewNotice(&n))) })
-	connections := make([]conn.Connection, len(notices))
-	for i := range notices {
-		connections[i] = notices[i].Connection
-	}
-	if err := fill(connections); err != nil {
-		return nil, err
-	}
-	var picked []exporter.Notice
-	for i := range notices {
-		n := exporter.NewNotice(new(notices[i].WithOwner(&connections[i])))
-		if t.owned(&n) {
-			picked = append(picked, n)
-		}
-	}
-	return picked, nil
 }
 
 // wanted tells whether the filters let a notice through: within a filter any,
@@ -288,15 +278,8 @@ func evidence(c *exporter.Connection) string {
 }
 
 func solicitation(evidence string) string {
-	switch evidence {
-	case conn.EvidenceKeepalive.String():
-		return "keepalive probe"
-	case conn.EvidenceRetransmit.String():
-		return "retransmission"
-	case conn.EvidenceWindowProbe.String():
-		return "window probe"
-	}
-	return "solicitation"
+	e, _ := conn.ParseEvidence(evidence) // NoEvidence if this version does not know it
+	return e.Solicitation()
 }
 
 func silent(c *exporter.Connection) string {

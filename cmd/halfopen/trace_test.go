@@ -6,9 +6,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
-	"net/netip"
-	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -151,55 +148,12 @@ func TestTraceFilters(t *testing.T) {
 		{"filters must all let it through", selection{ports: []uint16{5432}, pids: []uint32{1}}, verdict, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			picked, err := (&trace{selection: tt.s}).pick([]conn.Notice{*tt.n}, func([]conn.Connection) error { return nil })
-			if got := len(picked) == 1; got != tt.want || err != nil {
-				t.Errorf("%v, want %v, error %v", got, tt.want, err)
+			n := exporter.NewNotice(tt.n)
+			filters := &trace{selection: tt.s}
+			if got := filters.wanted(&n) && filters.owned(&n); got != tt.want {
+				t.Errorf("%v, want %v", got, tt.want)
 			}
 		})
-	}
-}
-
-func TestTraceFindsOwnersBeforeItFilters(t *testing.T) {
-	unowned := func(port uint16) func(*conn.Notice) {
-		return func(n *conn.Notice) {
-			n.Connection.Process = nil
-			n.Connection.Remote = netip.AddrPortFrom(n.Connection.Remote.Addr(), port)
-			n.Death = &conn.Death{}
-		}
-	}
-	notices := []conn.Notice{
-		*notice(conn.NoticeDeath, unowned(1)),
-		*notice(conn.NoticeDeath, unowned(2)),
-		*notice(conn.NoticeDeath, unowned(3)),
-		*notice(conn.NoticeSolicitation, nil), // has one, which stays
-	}
-	shared := notices[2].Death
-	tr := trace{selection: selection{ports: []uint16{2, 3, 5432}, pids: []uint32{3, 812}}}
-	picked, err := tr.pick(slices.Clone(notices), func(connections []conn.Connection) error {
-		for i, c := range connections {
-			if port := c.Remote.Port(); port == 1 {
-				t.Error("owners are looked for that nobody wants")
-			} else if c.Process == nil {
-				connections[i].Process = &conn.Process{PID: uint32(port)}
-			}
-		}
-		return nil
-	})
-	if err != nil || len(picked) != 2 {
-		t.Fatalf("%d notices, error %v", len(picked), err)
-	}
-	if d := picked[0].Death; d.Process == nil || d.Process.PID != 3 || d.Remote.Port != 3 {
-		t.Errorf("death %+v", d)
-	}
-	if shared.Process != nil {
-		t.Error("what others have as well was changed")
-	}
-	if p := picked[1].Connection.Process; p.PID != 812 {
-		t.Errorf("process %d", p.PID)
-	}
-	failure := errors.New("read owners: busy")
-	if _, err := tr.pick(notices, func([]conn.Connection) error { return failure }); err != failure {
-		t.Errorf("error %v", err)
 	}
 }
 

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 )
 
 // Verdict is what halfopen makes of a living connection.
@@ -52,10 +52,10 @@ type Evidence uint8
 
 // The kinds of evidence.
 const (
-	NoEvidence          = Evidence(bpf.EvidenceNone)
-	EvidenceKeepalive   = Evidence(bpf.EvidenceKeepalive)
-	EvidenceRetransmit  = Evidence(bpf.EvidenceRetransmit)
-	EvidenceWindowProbe = Evidence(bpf.EvidenceWindowProbe)
+	NoEvidence          = Evidence(abi.EvidenceNone)
+	EvidenceKeepalive   = Evidence(abi.EvidenceKeepalive)
+	EvidenceRetransmit  = Evidence(abi.EvidenceRetransmit)
+	EvidenceWindowProbe = Evidence(abi.EvidenceWindowProbe)
 )
 
 var evidenceNames = [...]string{"", "keepalive", "retransmit", "window_probe"}
@@ -68,22 +68,22 @@ type Cause uint8
 
 // The causes; Unknown where none of the others could be shown.
 const (
-	CauseUnknown            = Cause(bpf.CauseUnknown)
-	CauseKeepaliveTimeout   = Cause(bpf.CauseKeepaliveTimeout)
-	CauseUserTimeout        = Cause(bpf.CauseUserTimeout)
-	CauseRetransmitTimeout  = Cause(bpf.CauseRetransmitTimeout)
-	CauseWindowProbeTimeout = Cause(bpf.CauseWindowProbeTimeout)
-	CauseConnectTimeout     = Cause(bpf.CauseConnectTimeout)
-	CauseOrphanTimeout      = Cause(bpf.CauseOrphanTimeout)
-	CauseResetByPeer        = Cause(bpf.CauseResetByPeer)
-	CauseRefused            = Cause(bpf.CauseRefused)
-	CauseUnreachable        = Cause(bpf.CauseUnreachable)
-	CauseAborted            = Cause(bpf.CauseAborted)
-	CauseDestroyed          = Cause(bpf.CauseDestroyed)
-	CauseOutOfMemory        = Cause(bpf.CauseOutOfMemory)
-	CauseClosed             = Cause(bpf.CauseClosed)
+	CauseUnknown            = Cause(abi.CauseUnknown)
+	CauseKeepaliveTimeout   = Cause(abi.CauseKeepaliveTimeout)
+	CauseUserTimeout        = Cause(abi.CauseUserTimeout)
+	CauseRetransmitTimeout  = Cause(abi.CauseRetransmitTimeout)
+	CauseWindowProbeTimeout = Cause(abi.CauseWindowProbeTimeout)
+	CauseConnectTimeout     = Cause(abi.CauseConnectTimeout)
+	CauseOrphanTimeout      = Cause(abi.CauseOrphanTimeout)
+	CauseResetByPeer        = Cause(abi.CauseResetByPeer)
+	CauseRefused            = Cause(abi.CauseRefused)
+	CauseUnreachable        = Cause(abi.CauseUnreachable)
+	CauseAborted            = Cause(abi.CauseAborted)
+	CauseDestroyed          = Cause(abi.CauseDestroyed)
+	CauseOutOfMemory        = Cause(abi.CauseOutOfMemory)
+	CauseClosed             = Cause(abi.CauseClosed)
 
-	Causes = bpf.Causes
+	Causes = abi.Causes
 )
 
 var causeNames = [Causes]string{
@@ -95,8 +95,8 @@ var causeNames = [Causes]string{
 // String returns the cause's name in the contract.
 func (c Cause) String() string { return nameOf(causeNames[:], uint8(c)) }
 
-// timeout tells whether a timer of the kernel's was it.
-func (c Cause) timeout() bool {
+// IsTimeout tells whether a timer of the kernel ended the connection.
+func (c Cause) IsTimeout() bool {
 	switch c {
 	case CauseKeepaliveTimeout, CauseUserTimeout, CauseRetransmitTimeout, CauseWindowProbeTimeout,
 		CauseConnectTimeout, CauseOrphanTimeout:
@@ -116,13 +116,13 @@ type Risk uint8
 
 // The risks.
 const (
-	RiskNoKeepalive                  = Risk(bpf.RiskNoKeepalive)
-	RiskKeepaliveSlowerThanMiddlebox = Risk(bpf.RiskKeepaliveSlowerThanMiddlebox)
-	RiskUserTimeoutOverridesKeepcnt  = Risk(bpf.RiskUserTimeoutOverridesKeepcnt)
-	RiskKeepaliveMaskedByUnackedData = Risk(bpf.RiskKeepaliveMaskedByUnackedData)
-	RiskCloseWaitLeak                = Risk(bpf.RiskCloseWaitLeak)
+	RiskNoKeepalive                  = Risk(abi.RiskNoKeepalive)
+	RiskKeepaliveSlowerThanMiddlebox = Risk(abi.RiskKeepaliveSlowerThanMiddlebox)
+	RiskUserTimeoutOverridesKeepcnt  = Risk(abi.RiskUserTimeoutOverridesKeepcnt)
+	RiskKeepaliveMaskedByUnackedData = Risk(abi.RiskKeepaliveMaskedByUnackedData)
+	RiskCloseWaitLeak                = Risk(abi.RiskCloseWaitLeak)
 
-	Risks = bpf.Risks
+	Risks = abi.Risks
 )
 
 var riskNames = [Risks]string{
@@ -144,17 +144,17 @@ type State uint8
 
 // The states; request sockets (TCP_NEW_SYN_RECV) are SynRecv.
 const (
-	Established = State(bpf.StateEstablished)
-	SynSent     = State(bpf.StateSynSent)
-	SynRecv     = State(bpf.StateSynRecv)
-	FinWait1    = State(bpf.StateFinWait1)
-	FinWait2    = State(bpf.StateFinWait2)
-	TimeWait    = State(bpf.StateTimeWait)
-	Close       = State(bpf.StateClose)
-	CloseWait   = State(bpf.StateCloseWait)
-	LastAck     = State(bpf.StateLastAck)
-	Listen      = State(bpf.StateListen)
-	Closing     = State(bpf.StateClosing)
+	Established = State(abi.StateEstablished)
+	SynSent     = State(abi.StateSynSent)
+	SynRecv     = State(abi.StateSynRecv)
+	FinWait1    = State(abi.StateFinWait1)
+	FinWait2    = State(abi.StateFinWait2)
+	TimeWait    = State(abi.StateTimeWait)
+	Close       = State(abi.StateClose)
+	CloseWait   = State(abi.StateCloseWait)
+	LastAck     = State(abi.StateLastAck)
+	Listen      = State(abi.StateListen)
+	Closing     = State(abi.StateClosing)
 
 	States = int(Closing) + 1
 )
@@ -186,7 +186,7 @@ func ParseState(s string) (State, error) {
 // none of the contract's.
 func StateOf(kernel uint8) State {
 	switch {
-	case kernel == bpf.StateNewSynRecv:
+	case kernel == abi.StateNewSynRecv:
 		return SynRecv
 	case int(kernel) >= States:
 		return 0
@@ -286,6 +286,16 @@ func (c *Connection) IPv6() bool { return c.Local.Addr().Is6() }
 
 // Held tells whether a process can hold the socket.
 func (c *Connection) Held() bool { return c.Accepted && !c.Orphaned }
+
+// setOwner fills in the process and the control group, where none is known.
+func (c *Connection) setOwner(o Ownership) {
+	if c.Process == nil {
+		c.Process = o.Process
+	}
+	if c.Cgroup == (Cgroup{}) {
+		c.Cgroup = o.Cgroup
+	}
+}
 
 // Owner is a name for whose the connection is: the pod's UID, else the id of the
 // container, as short as its runtime prints it, else the unit, else the name of

@@ -5,19 +5,28 @@ package conn
 import (
 	"time"
 
-	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 )
 
-// Describe translates what the kernel said at a moment for those who read it.
-func (r *Rules) Describe(c *bpf.Conn, at time.Time) Connection {
-	if c.Class == bpf.ClassNone {
+// Describe describes what the kernel said at a time.
+func (r *Rules) Describe(c *abi.Conn, at time.Time) Connection {
+	connection := r.Outline(c, at)
+	if c.Class != abi.ClassNone {
+		connection.GivesUp = r.Forecast(c, at)
+	}
+	return connection
+}
+
+// Outline is Describe without the forecast, which is most of the work.
+func (r *Rules) Outline(c *abi.Conn, at time.Time) Connection {
+	if c.Class == abi.ClassNone {
 		return r.describeOther(c, at)
 	}
 	connection := Connection{
 		Cookie:           c.Cookie,
 		At:               at,
-		Local:            bpf.Local(c),
-		Remote:           bpf.Remote(c),
+		Local:            c.Local(),
+		Remote:           c.Remote(),
 		Netns:            c.Netns,
 		State:            StateOf(c.State),
 		Unanswered:       int(c.Unanswered),
@@ -31,15 +40,15 @@ func (r *Rules) Describe(c *bpf.Conn, at time.Time) Connection {
 		SendQueue:        c.SendQueue,
 		SendWindow:       c.SendWindow,
 		SRTT:             time.Duration(c.Srtt) * time.Microsecond,
-		Orphaned:         c.Flags&bpf.ConnOrphan != 0,
-		Accepted:         c.Flags&bpf.ConnUnaccepted == 0,
+		Orphaned:         c.Flags&abi.ConnOrphan != 0,
+		Accepted:         c.Flags&abi.ConnUnaccepted == 0,
 		UID:              c.Uid,
 		CgroupID:         c.Cgroup,
 	}
 	if c.PacketsOut > 0 {
 		connection.RetransmitsUnanswered = int(c.Retransmits)
 	}
-	if c.Evidence == bpf.EvidenceKeepalive {
+	if c.Evidence == abi.EvidenceKeepalive {
 		connection.Keepalive.ProbesOut = int(c.Unanswered)
 	}
 	for risk := range Risk(Risks) {
@@ -47,7 +56,6 @@ func (r *Rules) Describe(c *bpf.Conn, at time.Time) Connection {
 			connection.Risks = append(connection.Risks, risk)
 		}
 	}
-	connection.GivesUp = r.Forecast(c, at)
 	connection.Verdict, connection.Evidence = r.Judge(c)
 	if began := r.began(c, connection.Verdict); began >= 0 {
 		connection.Since = at.Add(-began)
@@ -57,18 +65,18 @@ func (r *Rules) Describe(c *bpf.Conn, at time.Time) Connection {
 
 // describeOther is Describe of what is no connection. Nothing has been sent or
 // heard on it; a listener's settings are those that its connections begin with.
-func (r *Rules) describeOther(c *bpf.Conn, at time.Time) Connection {
+func (r *Rules) describeOther(c *abi.Conn, at time.Time) Connection {
 	connection := Connection{
 		Cookie:   c.Cookie,
 		At:       at,
-		Local:    bpf.Local(c),
-		Remote:   bpf.Remote(c),
+		Local:    c.Local(),
+		Remote:   c.Remote(),
 		Netns:    c.Netns,
 		State:    StateOf(c.State),
 		Idle:     -1,
 		Silent:   -1,
-		Orphaned: c.Flags&bpf.ConnOrphan != 0,
-		Accepted: c.Flags&bpf.ConnUnaccepted == 0,
+		Orphaned: c.Flags&abi.ConnOrphan != 0,
+		Accepted: c.Flags&abi.ConnUnaccepted == 0,
 	}
 	if connection.Stub = connection.State != Listen; connection.Stub {
 		return connection
@@ -80,12 +88,12 @@ func (r *Rules) describeOther(c *bpf.Conn, at time.Time) Connection {
 	return connection
 }
 
-func (r *Rules) keepalive(c *bpf.Conn) Keepalive {
+func (r *Rules) keepalive(c *abi.Conn) Keepalive {
 	return Keepalive{
-		Enabled:   c.Flags&bpf.ConnKeepalive != 0,
+		Enabled:   c.Flags&abi.ConnKeepalive != 0,
 		Time:      r.Duration(c.KeepaliveTime),
 		Interval:  r.Duration(c.KeepaliveIntvl),
 		Probes:    int(c.KeepaliveProbes),
-		PerSocket: c.Flags&(bpf.ConnKeepaliveTimeSet|bpf.ConnKeepaliveIntvlSet|bpf.ConnKeepaliveProbesSet) != 0,
+		PerSocket: c.Flags&(abi.ConnKeepaliveTimeSet|abi.ConnKeepaliveIntvlSet|abi.ConnKeepaliveProbesSet) != 0,
 	}
 }

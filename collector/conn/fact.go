@@ -5,7 +5,7 @@ package conn
 import (
 	"time"
 
-	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 )
 
 // FactKind is the kind of a [Fact].
@@ -35,9 +35,9 @@ type Fact struct {
 	// (FactSweep, FactCensus), or of the beginning of the search (FactOwners).
 	At time.Time
 	// Event is that of a FactEvent. It is only read during the call.
-	Event *bpf.Event
+	Event *abi.Event
 	// Conn is the record of a FactWatch. It is only read during the call.
-	Conn   *bpf.Conn
+	Conn   *abi.Conn
 	Census *Census // of a FactCensus
 	// Owners are those of a FactOwners, by cookie, one for each connection that was
 	// searched for; its Process is nil where the search found none.
@@ -47,11 +47,14 @@ type Fact struct {
 // Census is what a census found.
 type Census struct {
 	Began  time.Time
-	Counts *bpf.CensusCounts
+	Counts *abi.CensusCounts
 	// Troubled is every connection in trouble, but for those of the hash tables of
 	// the network namespaces in Unwalked.
 	Troubled []Observation
 	Unwalked []uint32 // inode numbers
+	// Rows are the connections that get a row: the worst, at most [MaxRows]. Nil for a
+	// census that only counts.
+	Rows []Observation
 }
 
 // Apply takes in a fact. If an answer may be on its way that decides, recheckAfter is

@@ -6,7 +6,7 @@ import (
 	"math/bits"
 	"time"
 
-	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 )
 
 // Forecast is when the kernel gives a connection up if nothing more is heard
@@ -36,7 +36,7 @@ func (f Forecast) miss(died time.Time) time.Duration {
 // bucket in the timer wheel, Latest if each is as late as a busy machine makes
 // it. The two are never further apart than the granularity of those buckets all
 // in all, and 1 % of the time till then.
-func (r *Rules) Forecast(c *bpf.Conn, at time.Time) Forecast {
+func (r *Rules) Forecast(c *abi.Conn, at time.Time) Forecast {
 	early := Timers{C: c, Hz: uint64(r.HZ)}
 	late := Timers{C: c, Hz: uint64(r.HZ), Late: Lateness}
 	first, by := early.GivesUp()
@@ -48,7 +48,7 @@ func (r *Rules) Forecast(c *bpf.Conn, at time.Time) Forecast {
 }
 
 // Between is a forecast from the first to the last jiffy.
-func (r *Rules) Between(c *bpf.Conn, at time.Time, first, last uint64, by Cause) Forecast {
+func (r *Rules) Between(c *abi.Conn, at time.Time, first, last uint64, by Cause) Forecast {
 	into := time.Duration(c.IntoJiffy) * time.Microsecond
 	from := r.Jiffies64(first-c.Jiffies) - into
 	to := r.Jiffies64(last-c.Jiffies) - into
@@ -67,7 +67,7 @@ const Lateness = 2
 
 // Timers replays a connection's timers. Everything is in jiffies.
 type Timers struct {
-	C     *bpf.Conn
+	C     *abi.Conn
 	Hz    uint64
 	Late  uint64 // by which every timer is late
 	slack uint64 // by which the timers so far may have been late: their levels' granularity
@@ -88,13 +88,13 @@ const (
 func (t *Timers) GiveUpPath() giveUpPath {
 	c := t.C
 	switch {
-	case StateOf(c.State) == FinWait2 && c.Flags&bpf.ConnOrphan != 0:
+	case StateOf(c.State) == FinWait2 && c.Flags&abi.ConnOrphan != 0:
 		return byFinWait2
-	case c.Pending == bpf.PendingWindowProbe && c.PacketsOut == 0 && c.WriteExpires != 0:
+	case c.Pending == abi.PendingWindowProbe && c.PacketsOut == 0 && c.WriteExpires != 0:
 		return ByWindowProbe
 	case c.PacketsOut > 0 && c.Pending != 0 && c.WriteExpires != 0:
 		return ByRetransmission
-	case c.Flags&bpf.ConnKeepalive != 0 && c.KeepaliveExpires != 0 && c.PacketsOut == 0 && c.SendQueue == 0:
+	case c.Flags&abi.ConnKeepalive != 0 && c.KeepaliveExpires != 0 && c.PacketsOut == 0 && c.SendQueue == 0:
 		return ByKeepalive
 	}
 	return NoGiveUp
@@ -147,24 +147,24 @@ func (t *Timers) keepalive() (uint64, Cause) {
 // retransmissions is tcp_retransmit_timer().
 func (t *Timers) retransmissions() (uint64, Cause) {
 	c := t.C
-	orphan := c.Flags&bpf.ConnOrphan != 0
+	orphan := c.Flags&abi.ConnOrphan != 0
 	state := StateOf(c.State)
 	connecting := state == SynSent || state == SynRecv
 	now := t.Pending(c.WriteExpires, c.WriteLevel)
 	rto := uint64(c.Rto)
-	if c.Pending == bpf.PendingTailLossProbe || c.Pending == bpf.PendingReorder {
+	if c.Pending == abi.PendingTailLossProbe || c.Pending == abi.PendingReorder {
 		// The probe is sent, and the retransmission timer is armed. It counts
 		// from when the oldest segment was sent (tcp_rearm_rto); a single one
 		// has just been sent again.
 		wait := rto
-		if c.PacketsOut > 1 && c.Idle != bpf.AgeNone {
+		if c.PacketsOut > 1 && c.Idle != abi.AgeNone {
 			wait = uint64(max(1, int64(rto)-int64(now-c.Jiffies)-int64(c.Idle)))
 		}
 		now = t.arm(now, wait)
 	}
 	retransmits := int(c.Retransmits)
 	var started uint64 // the first retransmission, 0 not yet
-	if c.Retransmitting != bpf.AgeNone {
+	if c.Retransmitting != abi.AgeNone {
 		started = c.Jiffies - uint64(c.Retransmitting)
 	}
 	timeout := t.Msecs(c.UserTimeout)
@@ -240,8 +240,8 @@ func (t *Timers) retransmissions() (uint64, Cause) {
 
 // RTOReverting tells whether ICMP errors answer the retransmissions: each takes back
 // the doubling of the wait (tcp_ld_RTO_revert, RFC 6069).
-func RTOReverting(c *bpf.Conn) bool {
-	return c.Flags&bpf.ConnSoftError != 0 && c.Backoff < c.Retransmits && c.ThinRto == 0 && StateOf(c.State) != SynSent
+func RTOReverting(c *abi.Conn) bool {
+	return c.Flags&abi.ConnSoftError != 0 && c.Backoff < c.Retransmits && c.ThinRto == 0 && StateOf(c.State) != SynSent
 }
 
 // linear is how many SYNs more are sent than the limit says.
@@ -255,12 +255,12 @@ func (t *Timers) linear() int {
 // windowProbes is tcp_probe_timer().
 func (t *Timers) windowProbes() (uint64, Cause) {
 	c := t.C
-	orphan := c.Flags&bpf.ConnOrphan != 0
+	orphan := c.Flags&abi.ConnOrphan != 0
 	timeout := t.Msecs(c.UserTimeout)
 	probes, backoff := int(c.ProbesOut), int(c.Backoff)
 	rtoMax := uint64(c.RtoMax)
 	var started uint64 // the first probe, 0 not yet
-	if c.WindowClosed != bpf.AgeNone {
+	if c.WindowClosed != abi.AgeNone {
 		started = c.Jiffies - uint64(c.WindowClosed)
 	}
 	now := t.Pending(c.WriteExpires, c.WriteLevel)
@@ -271,7 +271,7 @@ func (t *Timers) windowProbes() (uint64, Cause) {
 			return now, CauseUserTimeout
 		}
 		limit, by := int(c.Retries), CauseWindowProbeTimeout
-		if c.Flags&bpf.ConnBlocked != 0 {
+		if c.Flags&abi.ConnBlocked != 0 {
 			by = CauseRetransmitTimeout
 		}
 		if orphan {
@@ -307,7 +307,7 @@ func (t *Timers) finWait2() (uint64, Cause) {
 		return 0, CauseUnknown
 	}
 	now := t.Pending(c.KeepaliveExpires, c.KeepaliveLevel)
-	if timeWait := 60 * t.Hz; c.FinTime != bpf.AgeNone && uint64(c.FinTime) > timeWait {
+	if timeWait := 60 * t.Hz; c.FinTime != abi.AgeNone && uint64(c.FinTime) > timeWait {
 		now += uint64(c.FinTime) - timeWait
 	}
 	return now, CauseOrphanTimeout
@@ -316,7 +316,7 @@ func (t *Timers) finWait2() (uint64, Cause) {
 // OrphanRetries is tcp_orphan_retries().
 func (t *Timers) OrphanRetries(alive bool) int {
 	n := int(t.C.Retries)
-	if t.C.Flags&bpf.ConnSoftError != 0 && !alive {
+	if t.C.Flags&abi.ConnSoftError != 0 && !alive {
 		n = 0
 	}
 	if n == 0 && alive {

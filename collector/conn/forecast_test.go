@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn/conntest"
 )
 
@@ -15,41 +15,41 @@ import (
 func TestForecast(t *testing.T) {
 	second := time.Second
 	for name, test := range map[string]struct {
-		conn  *bpf.Conn
+		conn  *abi.Conn
 		by    Cause
 		in    time.Duration // not before
 		slack time.Duration // nor later than with this
 	}{
 		"Linux's defaults: 2 h and 9 probes of 75 s": {
-			conntest.Idle(func(*bpf.Conn) {}), CauseKeepaliveTimeout, 7875 * second, 131*second + 10*2048*time.Millisecond,
+			conntest.Idle(func(*abi.Conn) {}), CauseKeepaliveTimeout, 7875 * second, 131*second + 10*2048*time.Millisecond,
 		},
 		"idle for an hour already": {
-			conntest.Idle(func(c *bpf.Conn) {
+			conntest.Idle(func(c *abi.Conn) {
 				c.Silent = conntest.Ago(time.Hour)
 				c.KeepaliveExpires, c.KeepaliveLevel = conntest.Arm(c, time.Hour)
 			}), CauseKeepaliveTimeout, 4275 * second, 131*second + 10*2048*time.Millisecond,
 		},
 		"in the midst of probing": {
-			conntest.Idle(func(c *bpf.Conn) {
+			conntest.Idle(func(c *abi.Conn) {
 				c.Silent, c.ProbesOut = conntest.Ago(7300*second), 2
 				c.KeepaliveExpires, c.KeepaliveLevel = conntest.Arm(c, 50*second)
 			}), CauseKeepaliveTimeout, (50 + 7*75) * second, 8 * 2048 * time.Millisecond,
 		},
 		"2 s, 1 s, 3 probes": {
-			conntest.Idle(func(c *bpf.Conn) {
+			conntest.Idle(func(c *abi.Conn) {
 				c.KeepaliveTime, c.KeepaliveIntvl, c.KeepaliveProbes = conntest.Ago(2*second), conntest.Ago(second), 3
 				c.KeepaliveExpires, c.KeepaliveLevel = conntest.Arm(c, 2*second)
 			}), CauseKeepaliveTimeout, 5 * second, 4 * 32 * time.Millisecond,
 		},
 		"TCP_USER_TIMEOUT overrides the probe count": {
-			conntest.Idle(func(c *bpf.Conn) {
+			conntest.Idle(func(c *abi.Conn) {
 				c.KeepaliveTime, c.KeepaliveIntvl, c.KeepaliveProbes = conntest.Ago(10*second), conntest.Ago(5*second), 60
 				c.UserTimeout = 23000
 				c.KeepaliveExpires, c.KeepaliveLevel = conntest.Arm(c, 10*second)
 			}), CauseUserTimeout, 25 * second, 4 * 256 * time.Millisecond,
 		},
 		"TCP_USER_TIMEOUT shorter than the idle time still takes one probe": {
-			conntest.Idle(func(c *bpf.Conn) {
+			conntest.Idle(func(c *abi.Conn) {
 				c.KeepaliveTime, c.KeepaliveIntvl = conntest.Ago(10*second), conntest.Ago(5*second)
 				c.UserTimeout = 1000
 				c.KeepaliveExpires, c.KeepaliveLevel = conntest.Arm(c, 10*second)
@@ -58,71 +58,71 @@ func TestForecast(t *testing.T) {
 		// 924.6 s by the model from the first retransmission; looked at only when
 		// the timer fires, so with an RTO of 204 ms 928.7 s from the first segment.
 		"tcp_retries2 is 15": {
-			conntest.InFlight(func(*bpf.Conn) {}), CauseRetransmitTimeout, 924600 * time.Millisecond, 45 * second,
+			conntest.InFlight(func(*abi.Conn) {}), CauseRetransmitTimeout, 924600 * time.Millisecond, 45 * second,
 		},
 		"tcp_retries2 is 3": {
-			conntest.InFlight(func(c *bpf.Conn) { c.Retries = 3 }), CauseRetransmitTimeout, 3 * second, 3700 * time.Millisecond,
+			conntest.InFlight(func(c *abi.Conn) { c.Retries = 3 }), CauseRetransmitTimeout, 3 * second, 3700 * time.Millisecond,
 		},
 		"tcp_rto_max_ms is 1000": {
-			conntest.InFlight(func(c *bpf.Conn) { c.RtoMax = conntest.Ago(second) }), CauseRetransmitTimeout, 14400 * time.Millisecond, 2 * second,
+			conntest.InFlight(func(c *abi.Conn) { c.RtoMax = conntest.Ago(second) }), CauseRetransmitTimeout, 14400 * time.Millisecond, 2 * second,
 		},
 		"TCP_USER_TIMEOUT with data in flight": {
-			conntest.InFlight(func(c *bpf.Conn) { c.UserTimeout = 3000 }), CauseUserTimeout, 3204 * time.Millisecond, 200 * time.Millisecond,
+			conntest.InFlight(func(c *abi.Conn) { c.UserTimeout = 3000 }), CauseUserTimeout, 3204 * time.Millisecond, 200 * time.Millisecond,
 		},
 		"closed by its application": {
-			conntest.InFlight(func(c *bpf.Conn) { c.State, c.Flags, c.Retries = bpf.StateFinWait1, bpf.ConnOrphan, 0 }),
+			conntest.InFlight(func(c *abi.Conn) { c.State, c.Flags, c.Retries = abi.StateFinWait1, abi.ConnOrphan, 0 }),
 			CauseOrphanTimeout, 102200 * time.Millisecond, 10 * second,
 		},
 		"thin stream with linear timeouts": {
-			conntest.InFlight(func(c *bpf.Conn) { c.ThinRto = conntest.Ago(204 * time.Millisecond) }), CauseRetransmitTimeout, 924600 * time.Millisecond, 125 * second,
+			conntest.InFlight(func(c *abi.Conn) { c.ThinRto = conntest.Ago(204 * time.Millisecond) }), CauseRetransmitTimeout, 924600 * time.Millisecond, 125 * second,
 		},
 		"SYN, before 6.5": {
-			conntest.InFlight(func(c *bpf.Conn) {
-				c.State, c.Rto, c.Retries, c.SendWindow = bpf.StateSynSent, conntest.Ago(second), 6, 0
-				c.Silent, c.Retransmitting = bpf.AgeNone, 0
+			conntest.InFlight(func(c *abi.Conn) {
+				c.State, c.Rto, c.Retries, c.SendWindow = abi.StateSynSent, conntest.Ago(second), 6, 0
+				c.Silent, c.Retransmitting = abi.AgeNone, 0
 			}), CauseConnectTimeout, 127 * second, 7 * second,
 		},
 		"SYN, with four linear timeouts": {
-			conntest.InFlight(func(c *bpf.Conn) {
-				c.State, c.Rto, c.Retries, c.SynLinear, c.SendWindow = bpf.StateSynSent, conntest.Ago(second), 6, 4, 0
-				c.Silent, c.Retransmitting = bpf.AgeNone, 0
+			conntest.InFlight(func(c *abi.Conn) {
+				c.State, c.Rto, c.Retries, c.SynLinear, c.SendWindow = abi.StateSynSent, conntest.Ago(second), 6, 4, 0
+				c.Silent, c.Retransmitting = abi.AgeNone, 0
 			}), CauseConnectTimeout, 131 * second, 7 * second,
 		},
 		"a window that is closed, probes unanswered": {
-			conntest.Timed(func(c *bpf.Conn) {
-				c.SendWindow, c.SendQueue, c.Pending = 0, 100, bpf.PendingWindowProbe
+			conntest.Timed(func(c *abi.Conn) {
+				c.SendWindow, c.SendQueue, c.Pending = 0, 100, abi.PendingWindowProbe
 				c.WriteExpires, c.WriteLevel = conntest.Arm(c, 204*time.Millisecond)
 			}), CauseWindowProbeTimeout, 924600 * time.Millisecond, 45 * second,
 		},
 		"a window that is closed, with TCP_USER_TIMEOUT": {
-			conntest.Timed(func(c *bpf.Conn) {
-				c.SendWindow, c.SendQueue, c.Pending, c.UserTimeout = 0, 100, bpf.PendingWindowProbe, 2000
+			conntest.Timed(func(c *abi.Conn) {
+				c.SendWindow, c.SendQueue, c.Pending, c.UserTimeout = 0, 100, abi.PendingWindowProbe, 2000
 				c.WriteExpires, c.WriteLevel = conntest.Arm(c, 204*time.Millisecond)
 			}), CauseUserTimeout, 2204 * time.Millisecond, 100 * time.Millisecond,
 		},
 		// The waits stop doubling at tcp_retries2, however often it was answered.
 		"a window that is closed and was answered often, tcp_retries2 is 3": {
-			conntest.Timed(func(c *bpf.Conn) {
-				c.SendWindow, c.SendQueue, c.Pending = 0, 100, bpf.PendingWindowProbe
+			conntest.Timed(func(c *abi.Conn) {
+				c.SendWindow, c.SendQueue, c.Pending = 0, 100, abi.PendingWindowProbe
 				c.Retries, c.Retries2, c.Backoff = 3, 3, 3
 				c.WriteExpires, c.WriteLevel = conntest.Arm(c, 1632*time.Millisecond)
 			}), CauseWindowProbeTimeout, 4 * 1632 * time.Millisecond, 4 * 36 * time.Millisecond,
 		},
 		"a window that is open, but the host itself lets nothing out": {
-			conntest.Timed(func(c *bpf.Conn) {
-				c.Flags, c.SendQueue, c.Pending, c.ProbesOut = bpf.ConnBlocked, 100, bpf.PendingWindowProbe, 1
+			conntest.Timed(func(c *abi.Conn) {
+				c.Flags, c.SendQueue, c.Pending, c.ProbesOut = abi.ConnBlocked, 100, abi.PendingWindowProbe, 1
 				c.Backoff = 1
 				c.WriteExpires, c.WriteLevel = conntest.Arm(c, 408*time.Millisecond)
 			}), CauseRetransmitTimeout, 924600 * time.Millisecond, 45 * second,
 		},
 		"a child of TCP Fast Open whose SYN-ACK is not acknowledged": {
-			conntest.InFlight(func(c *bpf.Conn) {
-				c.State, c.Rto, c.Retries, c.UserTimeout = bpf.StateSynRecv, conntest.Ago(second), 6, 1500
-				c.Silent, c.Retransmitting = bpf.AgeNone, 0
+			conntest.InFlight(func(c *abi.Conn) {
+				c.State, c.Rto, c.Retries, c.UserTimeout = abi.StateSynRecv, conntest.Ago(second), 6, 1500
+				c.Silent, c.Retransmitting = abi.AgeNone, 0
 			}), CauseConnectTimeout, 127 * second, 7 * second,
 		},
 		"a window that shrank under data in flight": {
-			conntest.InFlight(func(c *bpf.Conn) { c.SendWindow = 0 }), CauseWindowProbeTimeout, 240 * second, 125 * second,
+			conntest.InFlight(func(c *abi.Conn) { c.SendWindow = 0 }), CauseWindowProbeTimeout, 240 * second, 125 * second,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -148,7 +148,7 @@ func TestForecastIsAsNarrowAsTheTimers(t *testing.T) {
 	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	for _, jiffies := range []uint32{1, 10, 50, 62, 63, 100, 250, 503, 504, 1000, 4031, 4032, 18750} {
 		for probes := uint8(1); probes <= 9; probes += 4 {
-			c := conntest.Idle(func(c *bpf.Conn) {
+			c := conntest.Idle(func(c *abi.Conn) {
 				c.KeepaliveTime, c.KeepaliveIntvl, c.KeepaliveProbes = jiffies, jiffies, probes
 				c.KeepaliveExpires, c.KeepaliveLevel = conntest.Arm(c, time.Duration(jiffies)*time.Second/conntest.HZ)
 			})
@@ -162,10 +162,10 @@ func TestForecastIsAsNarrowAsTheTimers(t *testing.T) {
 }
 
 func TestForecastNever(t *testing.T) {
-	for name, c := range map[string]*bpf.Conn{
-		"idle without keepalive": conntest.Timed(func(c *bpf.Conn) { c.Flags = 0 }),
-		"a keepalive timer left over after SO_KEEPALIVE was switched off": conntest.Idle(func(c *bpf.Conn) { c.Flags = 0 }),
-		"a write timer left over after everything was acknowledged": conntest.Timed(func(c *bpf.Conn) {
+	for name, c := range map[string]*abi.Conn{
+		"idle without keepalive": conntest.Timed(func(c *abi.Conn) { c.Flags = 0 }),
+		"a keepalive timer left over after SO_KEEPALIVE was switched off": conntest.Idle(func(c *abi.Conn) { c.Flags = 0 }),
+		"a write timer left over after everything was acknowledged": conntest.Timed(func(c *abi.Conn) {
 			c.Flags, c.WriteExpires = 0, c.Jiffies+50
 		}),
 	} {

@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn/conntest"
 )
 
@@ -43,13 +43,13 @@ func FuzzForecast(f *testing.F) {
 	for i, c := range conntest.Seeds() {
 		f.Add(conntest.Bytes(c), uint8(i))
 	}
-	for _, change := range []func(*bpf.Conn){
-		func(c *bpf.Conn) { c.KeepaliveLevel = 22 },
-		func(c *bpf.Conn) { c.KeepaliveExpires = 1<<64 - 1 },
-		func(c *bpf.Conn) { c.KeepaliveExpires = c.Jiffies + 1<<62 },
-		func(c *bpf.Conn) { c.KeepaliveIntvl, c.KeepaliveProbes = bpf.AgeNone, 255 },
-		func(c *bpf.Conn) { c.Jiffies = 1<<64 - 1 },
-		func(c *bpf.Conn) { c.State, c.Evidence, c.Cause = 255, 255, 255 },
+	for _, change := range []func(*abi.Conn){
+		func(c *abi.Conn) { c.KeepaliveLevel = 22 },
+		func(c *abi.Conn) { c.KeepaliveExpires = 1<<64 - 1 },
+		func(c *abi.Conn) { c.KeepaliveExpires = c.Jiffies + 1<<62 },
+		func(c *abi.Conn) { c.KeepaliveIntvl, c.KeepaliveProbes = abi.AgeNone, 255 },
+		func(c *abi.Conn) { c.Jiffies = 1<<64 - 1 },
+		func(c *abi.Conn) { c.State, c.Evidence, c.Cause = 255, 255, 255 },
 	} {
 		f.Add(conntest.Bytes(conntest.Idle(change)), uint8(3))
 	}
@@ -60,7 +60,7 @@ func FuzzForecast(f *testing.F) {
 		at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 		connection := rules.Describe(&c, at)
 		describes(t, &connection)
-		if by := connection.GivesUp.By; by != CauseUnknown && !by.timeout() {
+		if by := connection.GivesUp.By; by != CauseUnknown && !by.IsTimeout() {
 			t.Fatalf("it gives up by %v", by)
 		}
 	})
@@ -88,8 +88,9 @@ func FuzzTracker(f *testing.F) {
 				t.Fatalf("at %v: %+v", now, d)
 			}
 		})
+		table.FollowRows()
 		var passed []Observation // since the last census
-		size := binary.Size(&bpf.Conn{})
+		size := binary.Size(&abi.Conn{})
 		for len(history) >= 3 {
 			op, wait, cookie := history[0], history[1], history[2]
 			c := conntest.FromBytes(history[3:])
@@ -103,17 +104,18 @@ func FuzzTracker(f *testing.F) {
 			c.At, c.Cookie = uint64(at.Sub(start)), uint64(cookie%8)
 			switch op % 8 {
 			case 0, 1:
-				table.event(&bpf.Event{Type: bpf.EventSolicitation, Conn: c}, at)
+				table.event(&abi.Event{Type: abi.EventSolicitation, Conn: c}, at)
 			case 2:
-				table.event(&bpf.Event{Type: wait, Cause: c.Cause, During: c.Evidence, Conn: c}, at)
+				table.event(&abi.Event{Type: wait, Cause: c.Cause, During: c.Evidence, Conn: c}, at)
 			case 3, 4:
 				table.watched(&c, at)
 			case 5:
 				table.sweep(now)
 			case 6:
-				var counts bpf.CensusCounts
+				var counts abi.CensusCounts
 				counts.Sockets[cookie%16][wait%8] = uint64(op)
-				table.census(&Census{Counts: &counts, Troubled: passed, Began: now.Add(-time.Second)}, now)
+				table.census(&Census{Counts: &counts, Troubled: passed, Began: now.Add(-time.Second), Rows: passed}, now)
+				table.TakeRowChanges()
 				passed = nil
 			case 7:
 				wanted := table.NeedOwners(now, at)
@@ -143,6 +145,11 @@ func keeps(t *testing.T, table *Tracker, now time.Time) {
 		}
 		if m.at.After(now) || m.since.After(m.at) || m.gone.After(now) {
 			t.Fatalf("at %v: member %+v", now, m)
+		}
+	}
+	for cookie, r := range table.rows.current {
+		if _, dead := table.dead[cookie]; dead || r.Cookie != cookie || r.At.After(now) {
+			t.Fatalf("at %v: row %+v, dead: %v", now, r, dead)
 		}
 	}
 	for _, s := range table.histories {

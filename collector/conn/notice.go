@@ -24,13 +24,13 @@ type Notice struct {
 	Death      *Death     // NoticeDeath
 }
 
-// WithOwner returns the notice with the owner that the connection has, such as one
-// filled in by [Collector.FillOwners]. The original and its Death stay as they are.
-func (n Notice) WithOwner(c *Connection) Notice {
-	n.Connection.Process, n.Connection.Cgroup = c.Process, c.Cgroup
+// WithOwner returns the notice with that owner, unless it has a process already. The
+// original and its Death stay as they are.
+func (n Notice) WithOwner(o Ownership) Notice {
+	n.Connection.setOwner(o)
 	if n.Death != nil {
 		death := *n.Death
-		death.Process, death.Cgroup = c.Process, c.Cgroup
+		death.setOwner(o)
 		n.Death = &death
 	}
 	return n

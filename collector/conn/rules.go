@@ -5,7 +5,7 @@ package conn
 import (
 	"time"
 
-	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 )
 
 // answerGrace is how long a first solicitation may go unanswered before anybody
@@ -33,7 +33,7 @@ func (r *Rules) Duration(jiffies uint32) time.Duration {
 
 // Age translates the age of something that may never have happened: -1 then.
 func (r *Rules) Age(jiffies uint32) time.Duration {
-	if jiffies == bpf.AgeNone {
+	if jiffies == abi.AgeNone {
 		return -1
 	}
 	return r.Duration(jiffies)
@@ -51,15 +51,15 @@ func synchronized(s State) bool {
 }
 
 // Judge gives a connection's verdict and the evidence for it.
-func (r *Rules) Judge(c *bpf.Conn) (Verdict, Evidence) {
+func (r *Rules) Judge(c *abi.Conn) (Verdict, Evidence) {
 	if due := r.due(c); due > 0 {
 		if synchronized(StateOf(c.State)) && due >= r.ZombieUnanswered &&
-			c.Silent != bpf.AgeNone && r.Duration(c.Silent) >= r.ZombieSilence {
+			c.Silent != abi.AgeNone && r.Duration(c.Silent) >= r.ZombieSilence {
 			return Zombie, Evidence(c.Evidence)
 		}
 		return Suspect, Evidence(c.Evidence)
 	}
-	if c.Flags&bpf.ConnWindowClosed != 0 && c.WindowClosed != bpf.AgeNone &&
+	if c.Flags&abi.ConnWindowClosed != 0 && c.WindowClosed != abi.AgeNone &&
 		r.Duration(c.WindowClosed) >= r.StalledAfter {
 		return Stalled, EvidenceWindowProbe
 	}
@@ -69,7 +69,7 @@ func (r *Rules) Judge(c *bpf.Conn) (Verdict, Evidence) {
 // due is how many of the unanswered solicitations a live peer would have
 // answered by now. The newest is not until a round trip later, and a single one
 // not until answerGrace.
-func (r *Rules) due(c *bpf.Conn) int {
+func (r *Rules) due(c *abi.Conn) int {
 	n := int(c.Unanswered)
 	if n == 0 {
 		return 0
@@ -90,7 +90,7 @@ func (r *Rules) due(c *bpf.Conn) int {
 
 // recheckAfter is when a connection is worth another look, because the newest
 // solicitation makes a difference once its answer is due; 0 if it is.
-func (r *Rules) recheckAfter(c *bpf.Conn) time.Duration {
+func (r *Rules) recheckAfter(c *abi.Conn) time.Duration {
 	age := r.solicited(c)
 	if wait := roundTrip(c) - age; c.Unanswered > 1 && age >= 0 && wait > 0 {
 		return wait + r.Duration(1)
@@ -105,14 +105,14 @@ const (
 	roundTripMost  = 500 * time.Millisecond
 )
 
-func roundTrip(c *bpf.Conn) time.Duration {
+func roundTrip(c *abi.Conn) time.Duration {
 	return min(max(2*time.Duration(c.Srtt)*time.Microsecond, roundTripLeast), roundTripMost)
 }
 
 // solicited is how long ago the last solicitation went out, -1 if that is not
 // known. Where nobody saw it, the timer tells that will send the next.
-func (r *Rules) solicited(c *bpf.Conn) time.Duration {
-	if c.Solicited != bpf.AgeNone {
+func (r *Rules) solicited(c *abi.Conn) time.Duration {
+	if c.Solicited != abi.AgeNone {
 		return r.Duration(c.Solicited)
 	}
 	expires := c.WriteExpires
@@ -131,7 +131,7 @@ func (r *Rules) solicited(c *bpf.Conn) time.Duration {
 // waited is how long the kernel waits after the n-th last solicitation until the
 // next one: 0 is the last. Keepalive probes are evenly spaced, the waits of the
 // others double.
-func (r *Rules) waited(c *bpf.Conn, n int) time.Duration {
+func (r *Rules) waited(c *abi.Conn, n int) time.Duration {
 	wait := r.Duration(c.Rto)
 	switch {
 	case Evidence(c.Evidence) == EvidenceKeepalive:
@@ -147,7 +147,7 @@ const leastRTO = 200 * time.Millisecond
 
 // began is how long ago a verdict began, as far as the socket's own stamps and
 // timers tell; -1 if they do not.
-func (r *Rules) began(c *bpf.Conn, v Verdict) time.Duration {
+func (r *Rules) began(c *abi.Conn, v Verdict) time.Duration {
 	// nth is how long ago the n-th solicitation of the row went out.
 	nth := func(n int) time.Duration {
 		age := r.solicited(c)
@@ -175,9 +175,9 @@ func (r *Rules) began(c *bpf.Conn, v Verdict) time.Duration {
 // VerdictOfClass is the verdict that follows from the socket's fields alone.
 func VerdictOfClass(class uint8) Verdict {
 	switch class {
-	case bpf.ClassIdle:
+	case abi.ClassIdle:
 		return Idle
-	case bpf.ClassUnguarded:
+	case abi.ClassUnguarded:
 		return Unguarded
 	}
 	return Active

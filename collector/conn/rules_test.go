@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn/conntest"
 )
 
@@ -21,134 +21,134 @@ var testRules = Rules{
 
 func TestJudge(t *testing.T) {
 	for name, test := range map[string]struct {
-		conn     *bpf.Conn
+		conn     *abi.Conn
 		verdict  Verdict
 		evidence Evidence
 	}{
-		"data just moved": {conntest.With(func(*bpf.Conn) {}), Active, NoEvidence},
+		"data just moved": {conntest.With(func(*abi.Conn) {}), Active, NoEvidence},
 		"idle with keepalive": {
-			conntest.With(func(c *bpf.Conn) { c.Class = bpf.ClassIdle }), Idle, NoEvidence,
+			conntest.With(func(c *abi.Conn) { c.Class = abi.ClassIdle }), Idle, NoEvidence,
 		},
 		"idle without keepalive": {
-			conntest.With(func(c *bpf.Conn) { c.Class = bpf.ClassUnguarded }), Unguarded, NoEvidence,
+			conntest.With(func(c *abi.Conn) { c.Class = abi.ClassUnguarded }), Unguarded, NoEvidence,
 		},
 		"a first probe just went out, as on every healthy idle connection": {
-			conntest.Silent(bpf.EvidenceKeepalive, 1, 2*time.Hour), Active, NoEvidence,
+			conntest.Silent(abi.EvidenceKeepalive, 1, 2*time.Hour), Active, NoEvidence,
 		},
 		"a first probe has been out for two seconds": {
-			func() *bpf.Conn {
-				c := conntest.Silent(bpf.EvidenceKeepalive, 1, 2*time.Hour)
+			func() *abi.Conn {
+				c := conntest.Silent(abi.EvidenceKeepalive, 1, 2*time.Hour)
 				c.Solicited = conntest.Ago(2 * time.Second)
 				return c
 			}(), Suspect, EvidenceKeepalive,
 		},
 		"a first probe that nobody saw go out": {
-			func() *bpf.Conn {
-				c := conntest.Silent(bpf.EvidenceKeepalive, 1, 2*time.Hour)
-				c.Solicited = bpf.AgeNone
+			func() *abi.Conn {
+				c := conntest.Silent(abi.EvidenceKeepalive, 1, 2*time.Hour)
+				c.Solicited = abi.AgeNone
 				return c
 			}(), Suspect, EvidenceKeepalive,
 		},
 		"a second one just went out, and the first waits since 75 seconds": {
-			func() *bpf.Conn {
-				c := conntest.Silent(bpf.EvidenceKeepalive, 2, 2*time.Hour)
+			func() *abi.Conn {
+				c := conntest.Silent(abi.EvidenceKeepalive, 2, 2*time.Hour)
 				c.Solicited = conntest.Ago(20 * time.Millisecond)
 				return c
 			}(), Suspect, EvidenceKeepalive,
 		},
 		"a second window probe just went out; the first may have met the peer's limit on answers": {
-			func() *bpf.Conn {
-				c := conntest.Silent(bpf.EvidenceWindowProbe, 2, time.Minute)
+			func() *abi.Conn {
+				c := conntest.Silent(abi.EvidenceWindowProbe, 2, time.Minute)
 				c.Solicited, c.Rto, c.RtoMax, c.Backoff = conntest.Ago(20*time.Millisecond), conntest.Ago(208*time.Millisecond), conntest.Ago(2*time.Minute), 2
 				return c
 			}(), Active, NoEvidence,
 		},
 		"a third one just went out, and may be answered": {
-			func() *bpf.Conn {
-				c := conntest.Silent(bpf.EvidenceKeepalive, 3, 2*time.Hour)
+			func() *abi.Conn {
+				c := conntest.Silent(abi.EvidenceKeepalive, 3, 2*time.Hour)
 				c.Solicited = conntest.Ago(20 * time.Millisecond)
 				return c
 			}(), Suspect, EvidenceKeepalive,
 		},
 		"a third one went out a long round trip ago, and may still be answered": {
-			func() *bpf.Conn {
-				c := conntest.Silent(bpf.EvidenceKeepalive, 3, 2*time.Hour)
+			func() *abi.Conn {
+				c := conntest.Silent(abi.EvidenceKeepalive, 3, 2*time.Hour)
 				c.Solicited, c.Srtt = conntest.Ago(200*time.Millisecond), 150000
 				return c
 			}(), Suspect, EvidenceKeepalive,
 		},
 		"a fourth one just went out": {
-			func() *bpf.Conn {
-				c := conntest.Silent(bpf.EvidenceKeepalive, 4, 2*time.Hour)
+			func() *abi.Conn {
+				c := conntest.Silent(abi.EvidenceKeepalive, 4, 2*time.Hour)
 				c.Solicited = conntest.Ago(0)
 				return c
 			}(), Zombie, EvidenceKeepalive,
 		},
 		"a first probe that nobody saw go out, a second ago by the timer of the next": {
-			func() *bpf.Conn {
-				c := conntest.Silent(bpf.EvidenceKeepalive, 1, 2*time.Hour)
-				c.Solicited, c.Jiffies, c.KeepaliveExpires = bpf.AgeNone, 1000000, 1000000+uint64(conntest.Ago(74*time.Second))
+			func() *abi.Conn {
+				c := conntest.Silent(abi.EvidenceKeepalive, 1, 2*time.Hour)
+				c.Solicited, c.Jiffies, c.KeepaliveExpires = abi.AgeNone, 1000000, 1000000+uint64(conntest.Ago(74*time.Second))
 				return c
 			}(), Active, NoEvidence,
 		},
-		"two unanswered": {conntest.Silent(bpf.EvidenceRetransmit, 2, time.Minute), Suspect, EvidenceRetransmit},
+		"two unanswered": {conntest.Silent(abi.EvidenceRetransmit, 2, time.Minute), Suspect, EvidenceRetransmit},
 		"three unanswered, but heard of less than ten seconds ago": {
-			conntest.Silent(bpf.EvidenceRetransmit, 3, 9900*time.Millisecond), Suspect, EvidenceRetransmit,
+			conntest.Silent(abi.EvidenceRetransmit, 3, 9900*time.Millisecond), Suspect, EvidenceRetransmit,
 		},
 		"three unanswered and silent for ten seconds": {
-			conntest.Silent(bpf.EvidenceKeepalive, 3, 10*time.Second), Zombie, EvidenceKeepalive,
+			conntest.Silent(abi.EvidenceKeepalive, 3, 10*time.Second), Zombie, EvidenceKeepalive,
 		},
 		"window probes unanswered": {
-			conntest.Silent(bpf.EvidenceWindowProbe, 5, time.Minute), Zombie, EvidenceWindowProbe,
+			conntest.Silent(abi.EvidenceWindowProbe, 5, time.Minute), Zombie, EvidenceWindowProbe,
 		},
 		"a connection that is still being made is never a zombie": {
-			func() *bpf.Conn {
-				c := conntest.Silent(bpf.EvidenceRetransmit, 5, time.Minute)
-				c.State = bpf.StateSynSent
+			func() *abi.Conn {
+				c := conntest.Silent(abi.EvidenceRetransmit, 5, time.Minute)
+				c.State = abi.StateSynSent
 				return c
 			}(), Suspect, EvidenceRetransmit,
 		},
 		"nor is one in FIN_WAIT2": {
-			func() *bpf.Conn {
-				c := conntest.Silent(bpf.EvidenceKeepalive, 5, time.Minute)
-				c.State = bpf.StateFinWait2
+			func() *abi.Conn {
+				c := conntest.Silent(abi.EvidenceKeepalive, 5, time.Minute)
+				c.State = abi.StateFinWait2
 				return c
 			}(), Suspect, EvidenceKeepalive,
 		},
 		"an orphan in FIN_WAIT1 can be": {
-			func() *bpf.Conn {
-				c := conntest.Silent(bpf.EvidenceRetransmit, 5, time.Minute)
-				c.State, c.Flags = bpf.StateFinWait1, c.Flags|bpf.ConnOrphan
+			func() *abi.Conn {
+				c := conntest.Silent(abi.EvidenceRetransmit, 5, time.Minute)
+				c.State, c.Flags = abi.StateFinWait1, c.Flags|abi.ConnOrphan
 				return c
 			}(), Zombie, EvidenceRetransmit,
 		},
 		"the window has been closed for ten seconds, and the peer answers": {
-			conntest.With(func(c *bpf.Conn) {
-				c.Flags |= bpf.ConnTrouble | bpf.ConnWindowClosed
+			conntest.With(func(c *abi.Conn) {
+				c.Flags |= abi.ConnTrouble | abi.ConnWindowClosed
 				c.WindowClosed = conntest.Ago(10 * time.Second)
 			}), Stalled, EvidenceWindowProbe,
 		},
 		"the window has just closed": {
-			conntest.With(func(c *bpf.Conn) {
-				c.Flags |= bpf.ConnTrouble | bpf.ConnWindowClosed
+			conntest.With(func(c *abi.Conn) {
+				c.Flags |= abi.ConnTrouble | abi.ConnWindowClosed
 				c.WindowClosed = conntest.Ago(9 * time.Second)
 			}), Active, NoEvidence,
 		},
 		"the window is closed but not probed yet": {
-			conntest.With(func(c *bpf.Conn) { c.Flags |= bpf.ConnTrouble | bpf.ConnWindowClosed }), Active, NoEvidence,
+			conntest.With(func(c *abi.Conn) { c.Flags |= abi.ConnTrouble | abi.ConnWindowClosed }), Active, NoEvidence,
 		},
 		"the window is closed and two probes are unanswered": {
-			func() *bpf.Conn {
-				c := conntest.Silent(bpf.EvidenceWindowProbe, 2, time.Minute)
-				c.Flags |= bpf.ConnWindowClosed
+			func() *abi.Conn {
+				c := conntest.Silent(abi.EvidenceWindowProbe, 2, time.Minute)
+				c.Flags |= abi.ConnWindowClosed
 				c.WindowClosed = conntest.Ago(time.Minute)
 				return c
 			}(), Suspect, EvidenceWindowProbe,
 		},
 		"never heard at all": {
-			func() *bpf.Conn {
-				c := conntest.Silent(bpf.EvidenceRetransmit, 4, 0)
-				c.Silent = bpf.AgeNone
+			func() *abi.Conn {
+				c := conntest.Silent(abi.EvidenceRetransmit, 4, 0)
+				c.Silent = abi.AgeNone
 				return c
 			}(), Suspect, EvidenceRetransmit,
 		},
@@ -166,30 +166,30 @@ func TestDescribe(t *testing.T) {
 	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 
 	t.Run("an idle verdict began when the data stopped, plus idle-after", func(t *testing.T) {
-		c := conntest.With(func(c *bpf.Conn) { c.Class, c.Idle = bpf.ClassUnguarded, conntest.Ago(7*time.Minute) })
+		c := conntest.With(func(c *abi.Conn) { c.Class, c.Idle = abi.ClassUnguarded, conntest.Ago(7*time.Minute) })
 		if got, want := testRules.Describe(c, at).Since, at.Add(-2*time.Minute); !got.Equal(want) {
 			t.Errorf("since %v, expected %v", got, want)
 		}
 	})
 	t.Run("a zombie that was one before we looked began with its third probe", func(t *testing.T) {
-		c := conntest.Silent(bpf.EvidenceKeepalive, 5, 7600*time.Second)
-		c.Solicited, c.Jiffies, c.KeepaliveExpires = bpf.AgeNone, 1000000, 1000000+uint64(conntest.Ago(25*time.Second))
+		c := conntest.Silent(abi.EvidenceKeepalive, 5, 7600*time.Second)
+		c.Solicited, c.Jiffies, c.KeepaliveExpires = abi.AgeNone, 1000000, 1000000+uint64(conntest.Ago(25*time.Second))
 		// The fifth went out 50 s ago, the third 2 × 75 s before.
 		if got := at.Sub(testRules.Describe(c, at).Since); got != 200*time.Second {
 			t.Errorf("since %v", got)
 		}
 	})
 	t.Run("or when the silence was long enough", func(t *testing.T) {
-		c := conntest.Silent(bpf.EvidenceRetransmit, 5, 14*time.Second)
+		c := conntest.Silent(abi.EvidenceRetransmit, 5, 14*time.Second)
 		c.PacketsOut, c.Retransmits, c.Rto, c.RtoMax = 1, 5, conntest.Ago(6400*time.Millisecond), conntest.Ago(2*time.Minute)
-		c.Solicited, c.Jiffies, c.WriteExpires = bpf.AgeNone, 1000000, 1000000+uint64(conntest.Ago(400*time.Millisecond))
+		c.Solicited, c.Jiffies, c.WriteExpires = abi.AgeNone, 1000000, 1000000+uint64(conntest.Ago(400*time.Millisecond))
 		if got := at.Sub(testRules.Describe(c, at).Since); got != 4*time.Second {
 			t.Errorf("since %v", got)
 		}
 	})
 	t.Run("a stalled one began with the tenth second of its first probe", func(t *testing.T) {
-		c := conntest.With(func(c *bpf.Conn) {
-			c.Flags |= bpf.ConnTrouble | bpf.ConnWindowClosed
+		c := conntest.With(func(c *abi.Conn) {
+			c.Flags |= abi.ConnTrouble | abi.ConnWindowClosed
 			c.WindowClosed = conntest.Ago(25 * time.Second)
 		})
 		if got := at.Sub(testRules.Describe(c, at).Since); got != 15*time.Second {
@@ -197,18 +197,18 @@ func TestDescribe(t *testing.T) {
 		}
 	})
 	t.Run("nobody knows since when an active one is", func(t *testing.T) {
-		if got := testRules.Describe(conntest.With(func(*bpf.Conn) {}), at).Since; !got.IsZero() {
+		if got := testRules.Describe(conntest.With(func(*abi.Conn) {}), at).Since; !got.IsZero() {
 			t.Errorf("since %v", got)
 		}
 	})
 	t.Run("what never happened has no age", func(t *testing.T) {
-		got := testRules.Describe(conntest.With(func(c *bpf.Conn) { c.Silent = bpf.AgeNone }), at).Silent
+		got := testRules.Describe(conntest.With(func(c *abi.Conn) { c.Silent = abi.AgeNone }), at).Silent
 		if got != -1 {
 			t.Errorf("silent for %v", got)
 		}
 	})
 	t.Run("an IPv4 connection of an IPv6 socket is IPv4", func(t *testing.T) {
-		c := conntest.With(func(c *bpf.Conn) {
+		c := conntest.With(func(c *abi.Conn) {
 			c.Family, c.Lport = 10, 80
 			c.Laddr = [16]uint8{10: 0xff, 11: 0xff, 12: 10, 15: 1}
 		})
@@ -218,7 +218,7 @@ func TestDescribe(t *testing.T) {
 		}
 	})
 	t.Run("risks come in their order", func(t *testing.T) {
-		c := conntest.With(func(c *bpf.Conn) { c.Risks = 1<<bpf.RiskCloseWaitLeak | 1<<bpf.RiskNoKeepalive })
+		c := conntest.With(func(c *abi.Conn) { c.Risks = 1<<abi.RiskCloseWaitLeak | 1<<abi.RiskNoKeepalive })
 		got := testRules.Describe(c, at).Risks
 		if len(got) != 2 || got[0] != RiskNoKeepalive || got[1] != RiskCloseWaitLeak {
 			t.Errorf("risks are %v", got)

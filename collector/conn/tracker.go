@@ -7,7 +7,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 )
 
 const (
@@ -53,7 +53,7 @@ type cell struct {
 
 // tracked is a connection in trouble.
 type tracked struct {
-	conn     bpf.Conn
+	conn     abi.Conn
 	at       time.Time // of conn
 	verdict  Verdict
 	evidence Evidence
@@ -92,6 +92,7 @@ type Tracker struct {
 	counts        [States][Verdicts]int64
 	zombieSeconds Histogram
 	forecastError Histogram
+	rows          rows
 	overflowed    uint64 // members, stories and recoveries there was no room for
 	unseen        uint64 // deaths of members that no program saw
 }
@@ -116,17 +117,17 @@ func NewTracker(rules Rules, notify func(Notice)) *Tracker {
 
 // event takes in what the kernel sent; at is the time of e.Conn. If that needs
 // another look, because an answer may be on its way, settles tells when.
-func (t *Tracker) event(e *bpf.Event, at time.Time) (settles time.Duration) {
+func (t *Tracker) event(e *abi.Event, at time.Time) (settles time.Duration) {
 	switch e.Type {
-	case bpf.EventDeath:
+	case abi.EventDeath:
 		t.death(e, at)
-	case bpf.EventSolicitation:
+	case abi.EventSolicitation:
 		t.appendHistory(e.Conn.Cookie, HistoryEntry{
 			At: at, Kind: HistorySolicitation, Evidence: Evidence(e.Conn.Evidence), Unanswered: int(e.Conn.Unanswered),
 		})
 		connection := t.view(&e.Conn, at, t.tracked[e.Conn.Cookie])
 		connection.Evidence = Evidence(e.Conn.Evidence) // what was sent, though a first one proves nothing
-		t.notify(Notice{Kind: NoticeSolicitation, At: at, Connection: connection})
+		t.tell(Notice{Kind: NoticeSolicitation, At: at, Connection: connection})
 		t.observe(&e.Conn, at)
 		settles = t.rules.recheckAfter(&e.Conn)
 	}
@@ -134,8 +135,8 @@ func (t *Tracker) event(e *bpf.Event, at time.Time) (settles time.Duration) {
 }
 
 // watched takes in one record of a watch pass, of that time; settles as of Event.
-func (t *Tracker) watched(c *bpf.Conn, at time.Time) (settles time.Duration) {
-	if c.Flags&bpf.ConnGone != 0 {
+func (t *Tracker) watched(c *abi.Conn, at time.Time) (settles time.Duration) {
+	if c.Flags&abi.ConnGone != 0 {
 		m := t.tracked[c.Cookie]
 		switch {
 		case m == nil:
@@ -174,7 +175,7 @@ func (t *Tracker) sweep(now time.Time) {
 
 // Observation is how a connection was at a time.
 type Observation struct {
-	Conn bpf.Conn
+	Conn abi.Conn
 	At   time.Time
 }
 
@@ -187,7 +188,7 @@ func (t *Tracker) census(census *Census, ended time.Time) {
 		if int(s) >= States || !s.Judged() {
 			continue
 		}
-		for _, class := range []uint8{bpf.ClassActive, bpf.ClassIdle, bpf.ClassUnguarded} {
+		for _, class := range []uint8{abi.ClassActive, abi.ClassIdle, abi.ClassUnguarded} {
 			t.counts[s][VerdictOfClass(class)] += int64(counts.Sockets[state][class])
 		}
 	}
@@ -230,6 +231,7 @@ func (t *Tracker) census(census *Census, ended time.Time) {
 			delete(t.tracked, cookie)
 		}
 	}
+	t.rows.census(census, t.describeRow)
 	clear(t.recovered)
 	for cookie, s := range t.histories {
 		if ended.Sub(s.entries[len(s.entries)-1].At) > historyFor && t.tracked[cookie] == nil {
@@ -240,14 +242,14 @@ func (t *Tracker) census(census *Census, ended time.Time) {
 
 // observe takes in how a connection is now. It returns its member, or nil when
 // it is in no trouble (any more).
-func (t *Tracker) observe(c *bpf.Conn, at time.Time) *tracked {
+func (t *Tracker) observe(c *abi.Conn, at time.Time) *tracked {
 	m := t.tracked[c.Cookie]
 	if m != nil && c.At < m.conn.At {
 		return m // the event path and the passes overtake each other
 	}
 	created := m == nil
 	if created {
-		if c.Flags&bpf.ConnTrouble == 0 {
+		if c.Flags&abi.ConnTrouble == 0 {
 			return nil
 		}
 		if _, dead := t.dead[c.Cookie]; dead || c.At < t.recovered[c.Cookie] {
@@ -264,10 +266,10 @@ func (t *Tracker) observe(c *bpf.Conn, at time.Time) *tracked {
 	old := m.cell()
 	from := m.verdict
 	// Nobody saw it get into trouble: it is no change that happened now.
-	first := created && c.Solicited == bpf.AgeNone
+	first := created && c.Solicited == abi.AgeNone
 	answered := m.conn.Unanswered > 0 && c.Unanswered == 0
 	unanswered, heard, took := m.conn.Unanswered, at.Add(-t.rules.Duration(c.Silent)), time.Duration(-1)
-	if m.conn.Solicited != bpf.AgeNone {
+	if m.conn.Solicited != abi.AgeNone {
 		took = max(heard.Sub(m.at.Add(-t.rules.Duration(m.conn.Solicited))), 0)
 	}
 	m.forecast = t.forecast(m, c, at)
@@ -293,9 +295,9 @@ func (t *Tracker) observe(c *bpf.Conn, at time.Time) *tracked {
 	}
 	t.move(old, m.cell())
 	if verdict != from {
-		t.notify(Notice{Kind: NoticeVerdict, At: at, Connection: t.view(c, at, m), From: from, First: first})
+		t.tell(Notice{Kind: NoticeVerdict, At: at, Connection: t.view(c, at, m), From: from, First: first})
 	}
-	if c.Flags&bpf.ConnTrouble == 0 {
+	if c.Flags&abi.ConnTrouble == 0 {
 		delete(t.tracked, c.Cookie)
 		if len(t.recovered) < maxTracked {
 			t.recovered[c.Cookie] = c.At
@@ -310,7 +312,7 @@ func (t *Tracker) observe(c *bpf.Conn, at time.Time) *tracked {
 // forecast keeps the member's forecast for as long as it still holds, and makes a
 // new one when the peer was heard since, or an ICMP error about it, the settings
 // changed, or another timer has taken over.
-func (t *Tracker) forecast(m *tracked, c *bpf.Conn, at time.Time) Forecast {
+func (t *Tracker) forecast(m *tracked, c *abi.Conn, at time.Time) Forecast {
 	f := t.rules.Forecast(c, at)
 	old := &m.conn
 	switch {
@@ -322,7 +324,7 @@ func (t *Tracker) forecast(m *tracked, c *bpf.Conn, at time.Time) Forecast {
 	return m.forecast
 }
 
-func (t *Tracker) death(e *bpf.Event, at time.Time) {
+func (t *Tracker) death(e *abi.Event, at time.Time) {
 	cookie := e.Conn.Cookie
 	if _, dead := t.dead[cookie]; dead {
 		return // the watch pass was faster
@@ -344,8 +346,8 @@ func (t *Tracker) death(e *bpf.Event, at time.Time) {
 
 // heardSince tells whether the peer was heard between two looks. The stamps are
 // in jiffies, hence the one of tolerance.
-func heardSince(old, now *bpf.Conn) bool {
-	if now.Silent == bpf.AgeNone {
+func heardSince(old, now *abi.Conn) bool {
+	if now.Silent == abi.AgeNone {
 		return false
 	}
 	return uint32(now.Jiffies)-now.Silent-(uint32(old.Jiffies)-old.Silent) > 1
@@ -358,7 +360,7 @@ func (t *Tracker) recordDeath(cookie uint64, m *tracked, d Death) {
 			d.ZombieFor = max(d.DiedAt.Sub(m.since), 0)
 			t.zombieSeconds.observe(d.ZombieFor)
 		}
-		if m.forecast.Ever() && d.Cause.timeout() {
+		if m.forecast.Ever() && d.Cause.IsTimeout() {
 			d.Forecast, d.ForecastError = m.forecast, m.forecast.miss(d.DiedAt)
 			t.forecastError.observe(d.ForecastError.Abs())
 		}
@@ -367,6 +369,10 @@ func (t *Tracker) recordDeath(cookie uint64, m *tracked, d Death) {
 		t.uncount(m.cell())
 		delete(t.tracked, cookie)
 	}
+	if row := t.rows.current[cookie]; row != nil && d.Process == nil {
+		d.setOwner(row.owner()) // of an orphan, who had it
+	}
+	t.rows.death(cookie)
 	delete(t.histories, cookie)
 	t.dead[cookie] = struct{}{}
 	if len(t.deaths) < maxDeaths {
@@ -376,24 +382,49 @@ func (t *Tracker) recordDeath(cookie uint64, m *tracked, d Death) {
 		t.deaths[t.next] = d
 		t.next = (t.next + 1) % maxDeaths
 	}
-	t.notify(Notice{Kind: NoticeDeath, At: d.DiedAt, Connection: d.Connection, Death: &d})
+	t.tell(Notice{Kind: NoticeDeath, At: d.DiedAt, Connection: d.Connection, Death: &d})
 }
 
-// view describes a connection as of now, with what the tracker knows of it.
-func (t *Tracker) view(c *bpf.Conn, at time.Time, m *tracked) Connection {
+// tell notifies of a connection whose row, if there is one, has to follow.
+func (t *Tracker) tell(n Notice) {
+	if n.Death == nil {
+		t.rows.notice(&n.Connection)
+	}
+	t.notify(n)
+}
+
+// describeRow describes a connection that a census read; ok is false if it has died.
+func (t *Tracker) describeRow(o *Observation) (c Connection, ok bool) {
+	if _, dead := t.dead[o.Conn.Cookie]; dead {
+		return Connection{}, false
+	}
+	return t.Describe(&o.Conn, o.At), true
+}
+
+// view describes a connection as it was read at that time, with what the tracker knows
+// of it; m is nil if it is in no trouble.
+func (t *Tracker) view(c *abi.Conn, at time.Time, m *tracked) Connection {
 	connection := t.rules.Describe(c, at)
+	t.complete(&connection, m)
+	return connection
+}
+
+// complete adds to the description of a connection what the tracker knows of it.
+func (t *Tracker) complete(c *Connection, m *tracked) {
 	if m != nil {
-		connection.Verdict, connection.Evidence, connection.Since = m.verdict, m.evidence, Earlier(m.since, at)
-		connection.Process, connection.Cgroup = m.owner.Process, m.owner.Cgroup
+		c.Verdict, c.Evidence, c.Since = m.verdict, m.evidence, Earlier(m.since, c.At)
+		c.setOwner(m.owner)
 	} else if s := t.histories[c.Cookie]; s != nil {
 		// It had been in trouble: since when it is not.
 		for _, e := range s.entries {
-			if e.Kind == HistoryVerdict && e.To == connection.Verdict {
-				connection.Since = Earlier(e.At, at)
+			if e.Kind == HistoryVerdict && e.To == c.Verdict {
+				c.Since = Earlier(e.At, c.At)
 			}
 		}
 	}
-	return connection
+	if row := t.rows.current[c.Cookie]; row != nil && c.Held() {
+		c.setOwner(row.owner())
+	}
 }
 
 // appendHistory adds to a connection's story.
@@ -439,13 +470,13 @@ type Ownership struct {
 }
 
 // NeedOwners returns the connections whose owner should be searched for now, by cookie
-// with the id of their control group: those in trouble, unless that was done within
-// ownersAgain, and those that died after since.
+// with the id of their control group: those in trouble and those with a row, unless that
+// was done within OwnersRetry, and those that died after since.
 func (t *Tracker) NeedOwners(now, since time.Time) map[uint64]uint64 {
 	wanted := make(map[uint64]uint64)
 	for cookie, m := range t.tracked {
 		if m.verdict > Unguarded && now.Sub(m.ownerSearched) > OwnersRetry &&
-			m.conn.Flags&(bpf.ConnOrphan|bpf.ConnUnaccepted) == 0 {
+			m.conn.Flags&(abi.ConnOrphan|abi.ConnUnaccepted) == 0 {
 			wanted[cookie] = m.conn.Cgroup
 		}
 	}
@@ -457,12 +488,14 @@ func (t *Tracker) NeedOwners(now, since time.Time) map[uint64]uint64 {
 			wanted[d.Cookie] = d.CgroupID
 		}
 	}
+	t.rows.needOwners(now, wanted)
 	return wanted
 }
 
 // setOwners takes in the owners that a search at that time found.
 func (t *Tracker) setOwners(owners map[uint64]Ownership, at time.Time) {
 	for cookie, o := range owners {
+		t.rows.setOwner(cookie, &o, at)
 		if m := t.tracked[cookie]; m != nil {
 			m.owner, m.ownerSearched = o, at
 		}
@@ -495,19 +528,29 @@ func (t *Tracker) History(cookie uint64) []HistoryEntry {
 }
 
 // Describe describes a connection as it was read at a time, without taking that in:
-// verdict and evidence are those of c unless the tracker knows newer ones, and since
-// when they hold, and the owner, is what the tracker knows.
-func (t *Tracker) Describe(c *bpf.Conn, at time.Time) Connection {
+// verdict and evidence are those of c unless the tracker knows newer ones; since when
+// they hold, and the owner, are what the tracker knows.
+func (t *Tracker) Describe(c *abi.Conn, at time.Time) Connection {
+	connection := t.Outline(c, at)
+	connection.GivesUp = t.rules.Forecast(c, at)
+	return connection
+}
+
+// Outline is Describe without the forecast, which is most of the work.
+func (t *Tracker) Outline(c *abi.Conn, at time.Time) Connection {
+	connection := t.rules.Outline(c, at)
 	m := t.tracked[c.Cookie]
 	if m == nil || c.At < m.conn.At {
-		return t.view(c, at, m)
+		t.complete(&connection, m)
+		return connection
 	}
 	fresh := *m
-	fresh.verdict, fresh.evidence = t.rules.Judge(c)
+	fresh.verdict, fresh.evidence = connection.Verdict, connection.Evidence
 	if fresh.verdict != m.verdict {
 		fresh.since = at
 	}
-	return t.view(c, at, &fresh)
+	t.complete(&connection, &fresh)
+	return connection
 }
 
 // TrackerStats are the numbers of a Tracker at one moment.

@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn/conntest"
 )
 
@@ -39,17 +39,17 @@ func newReplay(t *testing.T) *replay {
 // at is the moment so long after the start.
 func (r *replay) at(after time.Duration) time.Time { return r.start.Add(after) }
 
-func stamp(c *bpf.Conn, after time.Duration) *bpf.Conn {
+func stamp(c *abi.Conn, after time.Duration) *abi.Conn {
 	c.At = uint64(after)
 	return c
 }
 
-func (r *replay) solicit(after time.Duration, c *bpf.Conn) {
-	r.event(&bpf.Event{Type: bpf.EventSolicitation, Conn: *stamp(c, after)}, r.at(after))
+func (r *replay) solicit(after time.Duration, c *abi.Conn) {
+	r.event(&abi.Event{Type: abi.EventSolicitation, Conn: *stamp(c, after)}, r.at(after))
 }
 
-func (r *replay) die(after time.Duration, cause Cause, c *bpf.Conn) {
-	r.event(&bpf.Event{Type: bpf.EventDeath, Cause: uint8(cause), Err: 110, Conn: *stamp(c, after)}, r.at(after))
+func (r *replay) die(after time.Duration, cause Cause, c *abi.Conn) {
+	r.event(&abi.Event{Type: abi.EventDeath, Cause: uint8(cause), Err: 110, Conn: *stamp(c, after)}, r.at(after))
 }
 
 func (r *replay) expect(told ...string) {
@@ -70,16 +70,16 @@ func (r *replay) counted(want map[Verdict]int64) {
 	}
 }
 
-func census(active, idle, unguarded uint64) *bpf.CensusCounts {
-	var c bpf.CensusCounts
-	c.Sockets[bpf.StateEstablished][bpf.ClassActive] = active
-	c.Sockets[bpf.StateEstablished][bpf.ClassIdle] = idle
-	c.Sockets[bpf.StateEstablished][bpf.ClassUnguarded] = unguarded
-	c.Sockets[bpf.StateListen][bpf.ClassNone] = 4
+func census(active, idle, unguarded uint64) *abi.CensusCounts {
+	var c abi.CensusCounts
+	c.Sockets[abi.StateEstablished][abi.ClassActive] = active
+	c.Sockets[abi.StateEstablished][abi.ClassIdle] = idle
+	c.Sockets[abi.StateEstablished][abi.ClassUnguarded] = unguarded
+	c.Sockets[abi.StateListen][abi.ClassNone] = 4
 	return &c
 }
 
-func seen(at time.Time, connections ...bpf.Conn) []Observation {
+func seen(at time.Time, connections ...abi.Conn) []Observation {
 	var s []Observation
 	for _, c := range connections {
 		s = append(s, Observation{c, at})
@@ -93,13 +93,13 @@ func TestTableFromFirstProbeToDeath(t *testing.T) {
 	r.counted(map[Verdict]int64{Active: 3})
 	for n := range 9 {
 		after := time.Duration(3+n) * time.Second
-		r.solicit(after, conntest.Silent(bpf.EvidenceKeepalive, uint16(2+n), after))
+		r.solicit(after, conntest.Silent(abi.EvidenceKeepalive, uint16(2+n), after))
 	}
 	r.expect("3s 2 unanswered", "3s active to suspect", "4s 3 unanswered", "5s 4 unanswered", "6s 5 unanswered",
 		"7s 6 unanswered", "8s 7 unanswered", "9s 8 unanswered", "10s 9 unanswered", "10s suspect to zombie",
 		"11s 10 unanswered")
 	r.counted(map[Verdict]int64{Active: 2, Zombie: 1})
-	r.die(12*time.Second, CauseKeepaliveTimeout, conntest.Silent(bpf.EvidenceKeepalive, 10, 12*time.Second))
+	r.die(12*time.Second, CauseKeepaliveTimeout, conntest.Silent(abi.EvidenceKeepalive, 10, 12*time.Second))
 	r.expect("12s died of keepalive_timeout as zombie")
 	r.counted(map[Verdict]int64{Active: 2})
 	if d := r.deaths[0]; d.ZombieFor != 2*time.Second || d.Unanswered != 10 || d.Errno != 110 {
@@ -116,8 +116,8 @@ func TestTableFromFirstProbeToDeath(t *testing.T) {
 func TestTableRecovery(t *testing.T) {
 	r := newReplay(t)
 	r.census(&Census{Counts: census(1, 0, 0), Began: r.at(0)}, r.at(0))
-	r.solicit(10*time.Second, conntest.Silent(bpf.EvidenceKeepalive, 9, 10*time.Second))
-	r.watched(stamp(conntest.With(func(c *bpf.Conn) { c.Flags |= bpf.ConnAnswered }), 12*time.Second), r.at(12*time.Second))
+	r.solicit(10*time.Second, conntest.Silent(abi.EvidenceKeepalive, 9, 10*time.Second))
+	r.watched(stamp(conntest.With(func(c *abi.Conn) { c.Flags |= abi.ConnAnswered }), 12*time.Second), r.at(12*time.Second))
 	r.expect("10s 9 unanswered", "10s active to zombie", "12s zombie to active")
 	r.counted(map[Verdict]int64{Active: 1})
 	if len(r.tracked) != 0 {
@@ -134,7 +134,7 @@ func TestTableRecovery(t *testing.T) {
 		}
 	})
 	t.Run("its story tells since when it is well", func(t *testing.T) {
-		connection := r.view(conntest.With(func(*bpf.Conn) {}), r.at(13*time.Second), nil)
+		connection := r.view(conntest.With(func(*abi.Conn) {}), r.at(13*time.Second), nil)
 		if !connection.Since.Equal(r.at(12 * time.Second)) {
 			t.Errorf("active since %v", connection.Since)
 		}
@@ -152,14 +152,14 @@ func TestTableRecovery(t *testing.T) {
 }
 
 func TestTableDeathThatClearsWhatWasUnanswered(t *testing.T) {
-	dead := func(silent time.Duration) *bpf.Conn {
-		c := conntest.Silent(bpf.EvidenceNone, 0, silent)
-		c.Flags &^= bpf.ConnTrouble
+	dead := func(silent time.Duration) *abi.Conn {
+		c := conntest.Silent(abi.EvidenceNone, 0, silent)
+		c.Flags &^= abi.ConnTrouble
 		c.Jiffies = uint64(conntest.Ago(time.Hour + 11*time.Second))
 		return c
 	}
-	zombie := func() *bpf.Conn {
-		c := conntest.Silent(bpf.EvidenceRetransmit, 6, 10*time.Second)
+	zombie := func() *abi.Conn {
+		c := conntest.Silent(abi.EvidenceRetransmit, 6, 10*time.Second)
 		c.Jiffies = uint64(conntest.Ago(time.Hour + 10*time.Second))
 		return c
 	}
@@ -185,7 +185,7 @@ func TestTableDeathThatClearsWhatWasUnanswered(t *testing.T) {
 func TestTableForecastError(t *testing.T) {
 	die := func(after time.Duration, cause Cause) Death {
 		r := newReplay(t)
-		c := conntest.Silent(bpf.EvidenceKeepalive, 2, 2*time.Hour+75*time.Second)
+		c := conntest.Silent(abi.EvidenceKeepalive, 2, 2*time.Hour+75*time.Second)
 		c.Jiffies, c.ProbesOut, c.Idle = conntest.Jiffies, 2, c.Silent
 		c.KeepaliveExpires, c.KeepaliveLevel = conntest.Arm(c, 75*time.Second)
 		r.solicit(0, c)
@@ -216,8 +216,8 @@ func TestTableForecastError(t *testing.T) {
 
 func TestTableFirstSight(t *testing.T) {
 	r := newReplay(t)
-	c := conntest.Silent(bpf.EvidenceKeepalive, 9, time.Minute)
-	c.Solicited, c.Jiffies, c.KeepaliveIntvl = bpf.AgeNone, 1000000, conntest.Ago(time.Second)
+	c := conntest.Silent(abi.EvidenceKeepalive, 9, time.Minute)
+	c.Solicited, c.Jiffies, c.KeepaliveIntvl = abi.AgeNone, 1000000, conntest.Ago(time.Second)
 	c.KeepaliveExpires = c.Jiffies + uint64(conntest.Ago(500*time.Millisecond))
 	var first bool
 	r.notify = func(n Notice) { first = n.First }
@@ -233,10 +233,10 @@ func TestTableFirstSight(t *testing.T) {
 
 func TestTableEventsAndPassesOvertakeEachOther(t *testing.T) {
 	r := newReplay(t)
-	r.solicit(10*time.Second, conntest.Silent(bpf.EvidenceKeepalive, 9, 10*time.Second))
+	r.solicit(10*time.Second, conntest.Silent(abi.EvidenceKeepalive, 9, 10*time.Second))
 	r.told = nil
 	// Read before that event, taken in after it.
-	r.watched(stamp(conntest.Silent(bpf.EvidenceKeepalive, 8, 9*time.Second), 9*time.Second), r.at(9*time.Second))
+	r.watched(stamp(conntest.Silent(abi.EvidenceKeepalive, 8, 9*time.Second), 9*time.Second), r.at(9*time.Second))
 	r.expect()
 	if m := r.tracked[0x1a2b]; m.verdict != Zombie || m.conn.Unanswered != 9 {
 		t.Errorf("went back to %v with %d unanswered", m.verdict, m.conn.Unanswered)
@@ -244,24 +244,24 @@ func TestTableEventsAndPassesOvertakeEachOther(t *testing.T) {
 }
 
 func TestTableDeathThatNobodyTold(t *testing.T) {
-	gone := &bpf.Conn{Cookie: 0x1a2b, Flags: bpf.ConnGone}
+	gone := &abi.Conn{Cookie: 0x1a2b, Flags: abi.ConnGone}
 
 	t.Run("the event may come late", func(t *testing.T) {
 		r := newReplay(t)
-		r.solicit(10*time.Second, conntest.Silent(bpf.EvidenceKeepalive, 9, 10*time.Second))
+		r.solicit(10*time.Second, conntest.Silent(abi.EvidenceKeepalive, 9, 10*time.Second))
 		r.told = nil
 		r.watched(gone, r.at(11*time.Second))
 		r.sweep(r.at(11500 * time.Millisecond))
-		r.die(11*time.Second, CauseKeepaliveTimeout, conntest.Silent(bpf.EvidenceKeepalive, 10, 11*time.Second))
+		r.die(11*time.Second, CauseKeepaliveTimeout, conntest.Silent(abi.EvidenceKeepalive, 10, 11*time.Second))
 		r.sweep(r.at(13 * time.Second))
 		r.expect("11s died of keepalive_timeout as zombie")
 	})
 	t.Run("the watch pass may know the cause", func(t *testing.T) {
 		r := newReplay(t)
-		r.solicit(10*time.Second, conntest.Silent(bpf.EvidenceKeepalive, 9, 10*time.Second))
+		r.solicit(10*time.Second, conntest.Silent(abi.EvidenceKeepalive, 9, 10*time.Second))
 		r.told = nil
 		told := *gone
-		told.Cause, told.Evidence = bpf.CauseUserTimeout, bpf.EvidenceKeepalive
+		told.Cause, told.Evidence = abi.CauseUserTimeout, abi.EvidenceKeepalive
 		r.watched(&told, r.at(11*time.Second))
 		r.expect("11s died of user_timeout as zombie")
 		if d := r.deaths[0]; d.During != EvidenceKeepalive || d.Unanswered != 9 {
@@ -271,7 +271,7 @@ func TestTableDeathThatNobodyTold(t *testing.T) {
 	t.Run("or not at all", func(t *testing.T) {
 		r := newReplay(t)
 		r.census(&Census{Counts: census(0, 1, 0), Began: r.at(0)}, r.at(0))
-		r.solicit(10*time.Second, conntest.Silent(bpf.EvidenceKeepalive, 9, 10*time.Second))
+		r.solicit(10*time.Second, conntest.Silent(abi.EvidenceKeepalive, 9, 10*time.Second))
 		r.told = nil
 		r.watched(gone, r.at(11*time.Second))
 		r.sweep(r.at(12 * time.Second))
@@ -283,8 +283,8 @@ func TestTableDeathThatNobodyTold(t *testing.T) {
 }
 
 func TestTableCensus(t *testing.T) {
-	zombie := func(cookie uint64, after time.Duration) bpf.Conn {
-		c := conntest.Silent(bpf.EvidenceKeepalive, 9, time.Minute)
+	zombie := func(cookie uint64, after time.Duration) abi.Conn {
+		c := conntest.Silent(abi.EvidenceKeepalive, 9, time.Minute)
 		c.Cookie = cookie
 		return *stamp(c, after)
 	}
@@ -299,14 +299,14 @@ func TestTableCensus(t *testing.T) {
 		r := newReplay(t)
 		r.census(&Census{Counts: census(10, 0, 0), Began: r.at(0)}, r.at(0))
 		z := zombie(1, time.Second)
-		r.event(&bpf.Event{Type: bpf.EventSolicitation, Conn: z}, r.at(time.Second))
+		r.event(&abi.Event{Type: abi.EventSolicitation, Conn: z}, r.at(time.Second))
 		r.counted(map[Verdict]int64{Active: 9, Zombie: 1})
 		// The next census sees it as what it is.
 		r.census(&Census{Counts: census(9, 0, 0), Began: r.at(15 * time.Second), Troubled: seen(r.at(15*time.Second), zombie(1, 15*time.Second))}, r.at(16*time.Second))
 		r.counted(map[Verdict]int64{Active: 9, Zombie: 1})
 		// The one after passes another by just before its trouble.
 		z = zombie(2, 31*time.Second)
-		r.event(&bpf.Event{Type: bpf.EventSolicitation, Conn: z}, r.at(31*time.Second))
+		r.event(&abi.Event{Type: abi.EventSolicitation, Conn: z}, r.at(31*time.Second))
 		r.census(&Census{Counts: census(9, 0, 0), Began: r.at(30 * time.Second), Troubled: seen(r.at(30*time.Second), zombie(1, 30*time.Second))}, r.at(32*time.Second))
 		r.counted(map[Verdict]int64{Active: 8, Zombie: 2})
 	})
@@ -357,7 +357,7 @@ func TestTableCensus(t *testing.T) {
 		r := newReplay(t)
 		z := zombie(1, 2*time.Second)
 		r.watched(stamp(&z, time.Second), r.at(time.Second))
-		well := conntest.With(func(c *bpf.Conn) { c.Cookie, c.Flags = 1, c.Flags|bpf.ConnAnswered })
+		well := conntest.With(func(c *abi.Conn) { c.Cookie, c.Flags = 1, c.Flags|abi.ConnAnswered })
 		r.watched(stamp(well, 3*time.Second), r.at(3*time.Second))
 		r.told = nil
 		r.census(&Census{Counts: census(0, 0, 0), Began: r.at(2 * time.Second), Troubled: seen(r.at(2*time.Second), zombie(1, 2*time.Second))}, r.at(4*time.Second))
@@ -388,7 +388,7 @@ func TestTableCensus(t *testing.T) {
 	t.Run("never counts below zero", func(t *testing.T) {
 		r := newReplay(t)
 		z := zombie(1, 0)
-		r.event(&bpf.Event{Type: bpf.EventSolicitation, Conn: z}, r.at(0))
+		r.event(&abi.Event{Type: abi.EventSolicitation, Conn: z}, r.at(0))
 		r.counted(map[Verdict]int64{Zombie: 1})
 		r.die(time.Second, CauseResetByPeer, &z)
 		r.counted(nil)
@@ -397,9 +397,9 @@ func TestTableCensus(t *testing.T) {
 
 func TestTableIsBounded(t *testing.T) {
 	r := newReplay(t)
-	troubled := make([]bpf.Conn, maxTracked+23)
+	troubled := make([]abi.Conn, maxTracked+23)
 	for i := range troubled {
-		troubled[i] = *conntest.Silent(bpf.EvidenceKeepalive, 9, time.Minute)
+		troubled[i] = *conntest.Silent(abi.EvidenceKeepalive, 9, time.Minute)
 		troubled[i].Cookie = uint64(i + 1)
 	}
 	r.census(&Census{Counts: census(0, 0, 0), Began: r.at(0), Troubled: seen(r.at(0), troubled...)}, r.at(0))
@@ -408,7 +408,7 @@ func TestTableIsBounded(t *testing.T) {
 	}
 	r.counted(map[Verdict]int64{Zombie: maxTracked + 23})
 	for i := range maxDeaths + 23 {
-		c := conntest.Silent(bpf.EvidenceKeepalive, 9, time.Minute)
+		c := conntest.Silent(abi.EvidenceKeepalive, 9, time.Minute)
 		c.Cookie = uint64(i + 1)
 		r.die(time.Duration(i)*time.Millisecond, CauseKeepaliveTimeout, c)
 	}
@@ -434,10 +434,10 @@ func TestTableIsBounded(t *testing.T) {
 func TestRecoveriesAreBounded(t *testing.T) {
 	r := newReplay(t)
 	for i := range maxTracked + 23 {
-		c := conntest.Silent(bpf.EvidenceKeepalive, 9, time.Minute)
+		c := conntest.Silent(abi.EvidenceKeepalive, 9, time.Minute)
 		c.Cookie = uint64(i + 1)
 		r.solicit(time.Second, c)
-		c = conntest.With(func(c *bpf.Conn) { c.Cookie = uint64(i + 1) })
+		c = conntest.With(func(c *abi.Conn) { c.Cookie = uint64(i + 1) })
 		r.watched(stamp(c, 2*time.Second), r.at(2*time.Second))
 	}
 	if len(r.tracked) != 0 || len(r.recovered) != maxTracked || r.overflowed < 23 {
@@ -451,7 +451,7 @@ func TestRecoveriesAreBounded(t *testing.T) {
 
 func BenchmarkEvent(b *testing.B) {
 	table := NewTracker(testRules, nil)
-	e := bpf.Event{Type: bpf.EventSolicitation, Conn: *conntest.Silent(bpf.EvidenceKeepalive, 2, time.Minute)}
+	e := abi.Event{Type: abi.EventSolicitation, Conn: *conntest.Silent(abi.EvidenceKeepalive, 2, time.Minute)}
 	start := time.Now()
 	b.ReportAllocs()
 	for i := range b.N {

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/internal/human"
 )
@@ -41,7 +41,7 @@ const (
 
 // with is when the kernel would give the connection up with other settings, if
 // that is sooner.
-func (x *explainer) with(change func(*bpf.Conn)) conn.Forecast {
+func (x *explainer) with(change func(*abi.Conn)) conn.Forecast {
 	changed := *x.c
 	change(&changed)
 	f := x.rules.Forecast(&changed, x.conn.At)
@@ -53,7 +53,7 @@ func (x *explainer) with(change func(*bpf.Conn)) conn.Forecast {
 
 // rearm sets the keepalive timer as setting SO_KEEPALIVE or TCP_KEEPIDLE does
 // (tcp_sock_set_keepidle_locked).
-func rearm(c *bpf.Conn) {
+func rearm(c *abi.Conn) {
 	var wait uint64
 	if c.KeepaliveTime > c.Silent {
 		wait = uint64(c.KeepaliveTime - c.Silent)
@@ -110,19 +110,19 @@ func (x *explainer) adviseConnecting() (string, []Advice) {
 			Text: fmt.Sprintf("Let the application bound the connect to %s with TCP_USER_TIMEOUT, or use a timeout of its own and close the socket. The option stays in force for the connection that is made.",
 				human.Setting(advisedConnect)),
 			How:  []string{userTimeoutCall(advisedConnect)},
-			Then: x.with(func(c *bpf.Conn) { c.UserTimeout = uint32(advisedConnect.Milliseconds()) }),
+			Then: x.with(func(c *abi.Conn) { c.UserTimeout = uint32(advisedConnect.Milliseconds()) }),
 		},
 		{
 			Text: "Or let it have fewer SYNs sent.",
 			How:  []string{call("IPPROTO_TCP", "TCP_SYNCNT", advisedSynRetries)},
-			Then: x.with(func(c *bpf.Conn) { c.Retries = advisedSynRetries }),
+			Then: x.with(func(c *abi.Conn) { c.Retries = advisedSynRetries }),
 		},
 	}
-	if !x.flag(bpf.ConnSynRetriesSet) {
+	if !x.flag(abi.ConnSynRetriesSet) {
 		advice = append(advice, Advice{
 			Text: "Or for all sockets of " + x.namespace() + " that have no TCP_SYNCNT of their own; those that are connecting follow at their next retransmission.",
 			How:  []string{x.sysctl("tcp_syn_retries", advisedSynRetries)},
-			Then: x.with(func(c *bpf.Conn) { c.Retries = advisedSynRetries }),
+			Then: x.with(func(c *abi.Conn) { c.Retries = advisedSynRetries }),
 		})
 	}
 	return "A peer that does not answer keeps the application waiting for long, unless it has a timeout of its own.", advice
@@ -135,7 +135,7 @@ func (x *explainer) adviseOrphan() (string, []Advice) {
 	case x.orphanedFinWait2():
 		if fin := x.rules.Age(c.FinTime); fin <= defaultFinTimeout {
 			return nobody, nil
-		} else if x.flag(bpf.ConnFinTimeSet) {
+		} else if x.flag(abi.ConnFinTimeSet) {
 			return nobody, []Advice{{
 				Text: fmt.Sprintf("The application asked for %s with TCP_LINGER2 before it closed the socket; it can ask for less on later ones.", human.Setting(fin)),
 				How:  []string{call("IPPROTO_TCP", "TCP_LINGER2", int64(defaultFinTimeout/time.Second))},
@@ -151,7 +151,7 @@ func (x *explainer) adviseOrphan() (string, []Advice) {
 	return nobody, []Advice{{
 		Text: "If there are very many of these, for all sockets of " + x.namespace() + " that their applications have closed; they follow at their next retransmission. A TCP_USER_TIMEOUT set before the close bounds it too.",
 		How:  []string{x.sysctl("tcp_orphan_retries", advisedOrphanTries)},
-		Then: x.with(func(c *bpf.Conn) { c.Retries = advisedOrphanTries }),
+		Then: x.with(func(c *abi.Conn) { c.Retries = advisedOrphanTries }),
 	}}
 }
 
@@ -160,7 +160,7 @@ func (x *explainer) adviseUnaccepted() (string, []Advice) {
 		Text: "The application has to accept the connection. If it never does, it is stuck, or its queue is longer than it can serve.",
 		How:  []string{"accept(listener, ...)"},
 	}}
-	if !x.flag(bpf.ConnKeepalive) {
+	if !x.flag(abi.ConnKeepalive) {
 		advice = append(advice, Advice{
 			Text: "Options set on the listener are those of the connections that it accepts later: turn keepalive on there, and dead ones do not pile up in the queue.",
 			How:  keepaliveCalls("listener", x.suggested(), everything),
@@ -191,7 +191,7 @@ func (x *explainer) adviseClosedWindow() (string, []Advice) {
 		Text: fmt.Sprintf("Let the application set TCP_USER_TIMEOUT to the longest time that a peer may refuse to read, for example %s. That ends the connection even if the peer is alive and only slow. It is looked at when the next window probe is due.",
 			human.Setting(timeout)),
 		How:  []string{userTimeoutCall(timeout)},
-		Then: x.with(func(c *bpf.Conn) { c.UserTimeout = uint32(timeout.Milliseconds()) }),
+		Then: x.with(func(c *abi.Conn) { c.UserTimeout = uint32(timeout.Milliseconds()) }),
 	}
 	switch {
 	case x.conn.Verdict < conn.Suspect:
@@ -212,7 +212,7 @@ func (x *explainer) adviseInFlight() (string, []Advice) {
 	if !x.canSend() {
 		what = "The end of our side is not acknowledged"
 	}
-	if x.flag(bpf.ConnKeepalive) {
+	if x.flag(abi.ConnKeepalive) {
 		masked = " Keepalive is on, but does not help while data is in flight."
 	}
 	return fmt.Sprintf("%s, so only retransmission can end the connection, after about %s.%s", what, human.Age(for_), masked), x.boundRetransmission()
@@ -224,14 +224,14 @@ func (x *explainer) boundRetransmission() []Advice {
 	advice := []Advice{{
 		Text: fmt.Sprintf("Let the application set TCP_USER_TIMEOUT: it bounds how long sent data may stay unacknowledged, here to %s.%s", human.Setting(timeout), x.whenRead()),
 		How:  []string{userTimeoutCall(timeout)},
-		Then: x.with(func(c *bpf.Conn) { c.UserTimeout = uint32(timeout.Milliseconds()) }),
+		Then: x.with(func(c *abi.Conn) { c.UserTimeout = uint32(timeout.Milliseconds()) }),
 	}}
 	if x.c.UserTimeout == 0 && x.c.Retries > advisedRetries2 {
 		limit := x.rules.Jiffies64(conn.RetransmitTime(advisedRetries2, x.t.Hz/5, uint64(x.c.RtoMax)))
 		advice = append(advice, Advice{
 			Text: fmt.Sprintf("Or for all sockets of %s that have no TCP_USER_TIMEOUT, existing ones too: about %s instead of %s.", x.namespace(), human.Age(limit), human.Age(x.retransmitsFor())),
 			How:  []string{x.sysctl("tcp_retries2", advisedRetries2)},
-			Then: x.with(func(c *bpf.Conn) { c.Retries = advisedRetries2 }),
+			Then: x.with(func(c *abi.Conn) { c.Retries = advisedRetries2 }),
 		})
 	}
 	return advice
@@ -295,7 +295,7 @@ func (x *explainer) notices() time.Duration { return x.noticesWith(x.inForce()) 
 // say since. By more than a second, since keepalive may have been turned on in
 // the midst of a silence.
 func (x *explainer) overdue() bool {
-	if !x.flag(bpf.ConnKeepalive) || x.c.KeepaliveExpires == 0 {
+	if !x.flag(abi.ConnKeepalive) || x.c.KeepaliveExpires == 0 {
 		return false
 	}
 	now := *x.c
@@ -311,7 +311,7 @@ func (x *explainer) overdue() bool {
 // peer may vanish, or may have.
 func (x *explainer) adviseKeepalive() (string, []Advice) {
 	t := x.inForce()
-	on, slow := x.flag(bpf.ConnKeepalive), x.notices() > soon
+	on, slow := x.flag(abi.ConnKeepalive), x.notices() > soon
 	forgotten := t.idle > x.rules.MiddleboxTimeout
 	gap := x.canSend() && x.retransmitsFor() > soon
 	var advice []Advice
@@ -371,8 +371,8 @@ func (x *explainer) turnOn() Advice {
 	a := Advice{
 		Text: fmt.Sprintf("Let the application turn keepalive on, which no sysctl can, and set when to ask: with these a dead peer is noticed after %s of silence.", human.Age(x.noticesWith(t))),
 		How:  keepaliveCalls("fd", t, x.changed(t)|soKeepalive),
-		Then: x.with(func(c *bpf.Conn) {
-			c.Flags |= bpf.ConnKeepalive
+		Then: x.with(func(c *abi.Conn) {
+			c.Flags |= abi.ConnKeepalive
 			x.setTiming(c, t)
 			rearm(c)
 		}),
@@ -413,7 +413,7 @@ func (x *explainer) quicken() []Advice {
 	a := Advice{
 		Text: fmt.Sprintf("Let the application set %s: a dead peer is then noticed after %s of silence.", these, human.Age(t.notices())),
 		How:  keepaliveCalls("fd", t, set),
-		Then: x.with(func(c *bpf.Conn) {
+		Then: x.with(func(c *abi.Conn) {
 			x.setTiming(c, t)
 			if set&keepIdle != 0 {
 				rearm(c)
@@ -439,9 +439,9 @@ func (x *explainer) quicken() []Advice {
 		key   string
 		value int64
 	}{
-		{keepIdle, bpf.ConnKeepaliveTimeSet, "tcp_keepalive_time", inSeconds(t.idle)},
-		{keepIntvl, bpf.ConnKeepaliveIntvlSet, "tcp_keepalive_intvl", inSeconds(t.interval)},
-		{keepCnt, bpf.ConnKeepaliveProbesSet, "tcp_keepalive_probes", int64(t.probes)},
+		{keepIdle, abi.ConnKeepaliveTimeSet, "tcp_keepalive_time", inSeconds(t.idle)},
+		{keepIntvl, abi.ConnKeepaliveIntvlSet, "tcp_keepalive_intvl", inSeconds(t.interval)},
+		{keepCnt, abi.ConnKeepaliveProbesSet, "tcp_keepalive_probes", int64(t.probes)},
 	} {
 		if changed&s.what != 0 && !x.flag(s.own) {
 			open |= s.what
@@ -456,7 +456,7 @@ func (x *explainer) quicken() []Advice {
 		advice = append(advice, Advice{
 			Text: "Or for all sockets of " + x.namespace() + " that have keepalive on and no values of their own. Those that exist keep their running keepalive timer until it fires" + wait + ".",
 			How:  commands,
-			Then: x.with(func(c *bpf.Conn) { x.setTiming(c, t) }),
+			Then: x.with(func(c *abi.Conn) { x.setTiming(c, t) }),
 		})
 	}
 	return advice
@@ -468,7 +468,7 @@ func (x *explainer) lowerTimeout() Advice {
 	return Advice{
 		Text: fmt.Sprintf("Let the application lower TCP_USER_TIMEOUT to what keepalive would take by itself, %s.", human.Setting(timeout)),
 		How:  []string{userTimeoutCall(timeout)},
-		Then: x.with(func(c *bpf.Conn) { c.UserTimeout = uint32(timeout.Milliseconds()) }),
+		Then: x.with(func(c *abi.Conn) { c.UserTimeout = uint32(timeout.Milliseconds()) }),
 	}
 }
 
@@ -481,12 +481,12 @@ func (x *explainer) boundData() Advice {
 	switch {
 	case x.changed(x.suggested()) != 0:
 		text += " It then decides for keepalive as well, instead of TCP_KEEPCNT: this value goes with the settings above."
-	case x.flag(bpf.ConnKeepalive):
+	case x.flag(abi.ConnKeepalive):
 		text += " It then decides for keepalive as well, instead of TCP_KEEPCNT: this value leaves that as it is."
 	}
 	a := Advice{Text: text, How: []string{userTimeoutCall(timeout)}}
 	if x.waiting() {
-		a.Then = x.with(func(c *bpf.Conn) { c.UserTimeout = uint32(timeout.Milliseconds()) })
+		a.Then = x.with(func(c *abi.Conn) { c.UserTimeout = uint32(timeout.Milliseconds()) })
 	}
 	return a
 }
@@ -518,7 +518,7 @@ func (x *explainer) changed(t timing) changes {
 }
 
 // setTiming changes what is in force, as if those options or sysctls were set.
-func (x *explainer) setTiming(c *bpf.Conn, t timing) {
+func (x *explainer) setTiming(c *abi.Conn, t timing) {
 	jiffies := func(d time.Duration) uint32 { return uint32(d * time.Duration(x.rules.HZ) / time.Second) }
 	c.KeepaliveTime, c.KeepaliveIntvl, c.KeepaliveProbes = jiffies(t.idle), jiffies(t.interval), uint8(t.probes)
 }

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/internal/human"
 )
@@ -40,7 +40,7 @@ func (t *Timer) Pending() bool { return !t.At.IsZero() }
 // Explain explains a connection that looked like c, and of which conn is what
 // there is to say in short. netns is a path to its network namespace, "" if that
 // is our own, or none is known.
-func Explain(r *conn.Rules, c *bpf.Conn, connection *conn.Connection, netns string) Explanation {
+func Explain(r *conn.Rules, c *abi.Conn, connection *conn.Connection, netns string) Explanation {
 	x := explainer{rules: r, c: c, conn: connection, netns: netns, t: conn.Timers{C: c, Hz: uint64(r.HZ)}}
 	e := Explanation{
 		At:       connection.At,
@@ -56,7 +56,7 @@ func Explain(r *conn.Rules, c *bpf.Conn, connection *conn.Connection, netns stri
 // explainer is one connection at one moment.
 type explainer struct {
 	rules *conn.Rules
-	c     *bpf.Conn
+	c     *abi.Conn
 	conn  *conn.Connection
 	netns string      // a path, or ""
 	t     conn.Timers // with every timer on time
@@ -74,7 +74,7 @@ func (x *explainer) canSend() bool {
 
 // closedWindow tells whether the peer's window keeps the connection from sending.
 func (x *explainer) closedWindow() bool {
-	return x.flag(bpf.ConnWindowClosed) || x.t.GiveUpPath() == conn.ByWindowProbe && !x.flag(bpf.ConnBlocked)
+	return x.flag(abi.ConnWindowClosed) || x.t.GiveUpPath() == conn.ByWindowProbe && !x.flag(abi.ConnBlocked)
 }
 
 func (x *explainer) connecting() bool {
@@ -180,9 +180,9 @@ func (x *explainer) queued() string {
 	switch {
 	case x.connecting():
 		return ""
-	case x.flag(bpf.ConnWindowClosed):
+	case x.flag(abi.ConnWindowClosed):
 		return fmt.Sprintf("%s wait to be sent or acknowledged, but the peer's window is closed: it does not read, or is gone.", bytes)
-	case x.flag(bpf.ConnBlocked):
+	case x.flag(abi.ConnBlocked):
 		return fmt.Sprintf("%s wait to be sent, and the peer has room for them, but nothing goes out: something on this host keeps them back, such as an output filter or a missing route.", bytes)
 	case x.closedWindow():
 		return fmt.Sprintf("%s wait to be sent, and nothing is in flight: the peer's window (%s) is too small for them.", bytes, human.Plural(int(c.SendWindow), "byte"))
@@ -205,14 +205,12 @@ func are(n int, thing string) string {
 	return human.Plural(n, thing) + " are"
 }
 
-var solicitationNames = [...]string{"solicitation", "keepalive probe", "retransmission", "window probe"}
-
 // judged says what the verdict rests on.
 func (x *explainer) judged() string {
 	if !x.conn.State.Judged() {
 		return ""
 	}
-	asked := human.Plural(x.conn.Unanswered, solicitationNames[x.conn.Evidence])
+	asked := human.Plural(x.conn.Unanswered, x.conn.Evidence.Solicitation())
 	switch x.conn.Verdict {
 	case conn.Zombie:
 		return fmt.Sprintf("Verdict: zombie. %s in a row went unanswered: the peer is most likely gone, and the kernel still waits.", asked)
@@ -264,7 +262,7 @@ func (x *explainer) keepaliveTimer() Timer {
 		if c.KeepaliveExpires == 0 {
 			t.Then = "Not running at this moment."
 		}
-	case !x.flag(bpf.ConnKeepalive):
+	case !x.flag(abi.ConnKeepalive):
 		t.At, t.Latest = time.Time{}, time.Time{}
 		t.Then = "Not running: SO_KEEPALIVE is off."
 	case x.conn.State == conn.SynSent:
@@ -323,22 +321,22 @@ func (x *explainer) writeTimer() Timer {
 	gone := false // does it give up when it fires?
 	if d := x.t.GiveUpPath(); d == conn.ByRetransmission || d == conn.ByWindowProbe {
 		jiffy, by := x.t.GivesUp()
-		gone = by != conn.CauseUnknown && jiffy == x.t.Pending(c.WriteExpires, c.WriteLevel) && c.Pending != bpf.PendingTailLossProbe && c.Pending != bpf.PendingReorder
+		gone = by != conn.CauseUnknown && jiffy == x.t.Pending(c.WriteExpires, c.WriteLevel) && c.Pending != abi.PendingTailLossProbe && c.Pending != abi.PendingReorder
 	}
 	switch {
-	case c.Pending == bpf.PendingTailLossProbe:
+	case c.Pending == abi.PendingTailLossProbe:
 		t.Name, t.Purpose = "tail_loss_probe", "Sends the newest segment again early, in case only that was lost."
 		t.Then = "Sends it, and sets the retransmission timer."
-	case c.Pending == bpf.PendingReorder:
+	case c.Pending == abi.PendingReorder:
 		t.Name, t.Purpose = "reordering", "Waits a moment for segments that may only have been overtaken."
 		t.Then = "Sends again what is lost by then, and sets the retransmission timer."
-	case c.Pending == bpf.PendingWindowProbe:
+	case c.Pending == abi.PendingWindowProbe:
 		t.Name, t.Purpose = "window_probe", "Asks a peer that has closed its window whether there is room again."
-		if x.flag(bpf.ConnBlocked) {
+		if x.flag(abi.ConnBlocked) {
 			t.Purpose = "Tries again what this host has not let out."
 		}
 		t.Then = fmt.Sprintf("Sends a window probe; the next wait is twice as long, %s at most.", human.Setting(x.rules.Duration(c.RtoMax)))
-	case c.Pending != bpf.PendingRetransmit:
+	case c.Pending != abi.PendingRetransmit:
 		return t
 	case x.conn.State == conn.SynSent:
 		t.Purpose = "Sends the SYN again until the peer answers, and gives up after long enough."
@@ -376,7 +374,7 @@ func (x *explainer) next() []string {
 	case conn.ByKeepalive:
 		says = append(says, x.probing())
 	case conn.ByWindowProbe:
-		if x.flag(bpf.ConnBlocked) {
+		if x.flag(abi.ConnBlocked) {
 			says = append(says, "The kernel tries to send again at growing intervals.")
 		} else {
 			says = append(says, "The kernel goes on asking the peer for room. "+x.answering())
@@ -409,7 +407,7 @@ func (x *explainer) never() string {
 		return "Never, by itself: keepalive is off and nothing is in flight, so the kernel asks nothing. It waits for the peer to close its side for as long as the application holds the socket."
 	case x.conn.State == conn.CloseWait:
 		return "Never, by itself: the connection stays in close_wait until the application closes the socket. Keepalive is off and nothing is in flight, so the kernel asks nothing."
-	case x.flag(bpf.ConnKeepalive):
+	case x.flag(abi.ConnKeepalive):
 		return "The keepalive timer is not running at this very moment. Look again."
 	case !x.conn.Accepted:
 		return "Never, by itself: keepalive is off and nothing is in flight, so the kernel asks nothing. It waits until the application accepts it."
@@ -468,7 +466,7 @@ func (x *explainer) end(f conn.Forecast) string {
 	case x.connecting():
 		then = endings[conn.CauseConnectTimeout]
 	}
-	if x.flag(bpf.ConnSoftError) { // tcp_write_err()
+	if x.flag(abi.ConnSoftError) { // tcp_write_err()
 		then = strings.Replace(then, "ETIMEDOUT", "the network error that was reported meanwhile, such as EHOSTUNREACH, or else ETIMEDOUT", 1)
 	}
 	if x.orphanedFinWait2() {

@@ -13,7 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/collector/conn/conntest"
 )
@@ -30,7 +30,7 @@ var testRules = conn.Rules{
 var explainedAt = time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
 
 // explained describes and explains what the kernel said.
-func explained(c *bpf.Conn) (conn.Connection, Explanation) {
+func explained(c *abi.Conn) (conn.Connection, Explanation) {
 	c.Netns = 4026531840
 	connection := testRules.Describe(c, explainedAt)
 	connection.Local, connection.Remote = netip.MustParseAddrPort("10.0.0.1:37024"), netip.MustParseAddrPort("10.0.0.2:5432")
@@ -45,7 +45,7 @@ const (
 
 func TestExplain(t *testing.T) {
 	for name, test := range map[string]struct {
-		conn       *bpf.Conn
+		conn       *abi.Conn
 		doing      string // a part of each
 		next       string
 		assessment string
@@ -78,7 +78,7 @@ func TestExplain(t *testing.T) {
 			then:       []time.Duration{80 * time.Second},
 		},
 		"a user timeout, and keepalive that is slower than the middlebox": {
-			conn: conntest.Timed(func(c *bpf.Conn) {
+			conn: conntest.Timed(func(c *abi.Conn) {
 				c.UserTimeout = 30000
 				c.KeepaliveExpires, c.KeepaliveLevel = conntest.Arm(c, 2*time.Hour)
 			}),
@@ -88,8 +88,8 @@ func TestExplain(t *testing.T) {
 			then:       []time.Duration{90 * time.Second},
 		},
 		"Linux's defaults": {
-			conn: conntest.Idle(func(c *bpf.Conn) {
-				c.Class = bpf.ClassIdle
+			conn: conntest.Idle(func(c *abi.Conn) {
+				c.Class = abi.ClassIdle
 				c.Silent, c.Idle = conntest.Ago(time.Hour), conntest.Ago(time.Hour)
 			}),
 			doing:      "Verdict: idle. No data for 5m or more, but the kernel would notice that the peer is gone.",
@@ -110,7 +110,7 @@ func TestExplain(t *testing.T) {
 			then:       []time.Duration{140 * time.Second, 0},
 		},
 		"keepalive was made quick by sysctl, and the timer runs as it was set before": {
-			conn: conntest.Idle(func(c *bpf.Conn) {
+			conn: conntest.Idle(func(c *abi.Conn) {
 				c.KeepaliveTime, c.KeepaliveIntvl, c.KeepaliveProbes = conntest.Ago(time.Minute), conntest.Ago(10*time.Second), 3
 				c.Silent, c.Idle = conntest.Ago(2*time.Minute), conntest.Ago(2*time.Minute)
 				c.KeepaliveExpires, c.KeepaliveLevel = conntest.Arm(c, 118*time.Minute)
@@ -121,7 +121,7 @@ func TestExplain(t *testing.T) {
 			then:       []time.Duration{30 * time.Second, 0},
 		},
 		"the same, and the probes are still slow": {
-			conn: conntest.Idle(func(c *bpf.Conn) {
+			conn: conntest.Idle(func(c *abi.Conn) {
 				c.KeepaliveTime = conntest.Ago(time.Minute)
 				c.Silent, c.Idle = conntest.Ago(2*time.Minute), conntest.Ago(2*time.Minute)
 				c.KeepaliveExpires, c.KeepaliveLevel = conntest.Arm(c, 118*time.Minute)
@@ -135,11 +135,11 @@ func TestExplain(t *testing.T) {
 			then: []time.Duration{30 * time.Second, 118*time.Minute + 30*time.Second, 0},
 		},
 		"the same, and probes are out since the timer fired": {
-			conn: conntest.Unanswer(conntest.Idle(func(c *bpf.Conn) {
+			conn: conntest.Unanswer(conntest.Idle(func(c *abi.Conn) {
 				c.KeepaliveTime, c.KeepaliveIntvl, c.KeepaliveProbes = conntest.Ago(time.Minute), conntest.Ago(10*time.Second), 9
 				c.Silent, c.Idle, c.ProbesOut = conntest.Ago(2*time.Hour), conntest.Ago(2*time.Hour), 4
 				c.KeepaliveExpires, c.KeepaliveLevel = conntest.Arm(c, 5*time.Second)
-			}), bpf.EvidenceKeepalive, 4),
+			}), abi.EvidenceKeepalive, 4),
 			next:       "the kernel gives up in 56s",
 			assessment: "No setting needs changing: the kernel gives up in 56s",
 			how:        []string{killNow},
@@ -154,7 +154,7 @@ func TestExplain(t *testing.T) {
 			then:       []time.Duration{30 * time.Second, 0},
 		},
 		"keepalive is set well, but not turned on": {
-			conn: func() *bpf.Conn {
+			conn: func() *abi.Conn {
 				c := conntest.Guarded(time.Minute, 10*time.Second, 3, 90000)
 				conntest.KeepaliveOff(c)
 				c.KeepaliveExpires = 0
@@ -179,7 +179,7 @@ func TestExplain(t *testing.T) {
 			then: []time.Duration{0, 70 * time.Second, 0},
 		},
 		"data in flight, and keepalive cannot help": {
-			conn:       conntest.Unacknowledged(func(c *bpf.Conn) { c.Risks = 1 << bpf.RiskKeepaliveMaskedByUnackedData }),
+			conn:       conntest.Unacknowledged(func(c *abi.Conn) { c.Risks = 1 << abi.RiskKeepaliveMaskedByUnackedData }),
 			doing:      "Nothing has been heard from the peer for 16s. 1 segment is not acknowledged, and has been sent again 6 times (14 bytes in the send queue). Verdict: zombie. 6 retransmissions in a row",
 			next:       "The kernel sends it again at growing intervals. An answer sets all of this back. If nothing is heard from the peer, the kernel gives up in 15m",
 			assessment: "Data is in flight, so only retransmission can end the connection, after about 15m. Keepalive is on, but does not help while data is in flight.",
@@ -187,14 +187,14 @@ func TestExplain(t *testing.T) {
 			then:       []time.Duration{75 * time.Second, 93900 * time.Millisecond, 0},
 		},
 		"data in flight that is given up soon": {
-			conn:       conntest.Unacknowledged(func(c *bpf.Conn) { conntest.KeepaliveOff(c); c.UserTimeout = 60000 }),
+			conn:       conntest.Unacknowledged(func(c *abi.Conn) { conntest.KeepaliveOff(c); c.UserTimeout = 60000 }),
 			next:       "(user_timeout)",
 			assessment: "No setting needs changing: data that is not acknowledged ends the connection after about 1m.",
 			how:        []string{killNow},
 			then:       []time.Duration{0},
 		},
 		"a segment in flight on a healthy connection": {
-			conn:       conntest.InFlight(func(*bpf.Conn) {}),
+			conn:       conntest.InFlight(func(*abi.Conn) {}),
 			doing:      "1 segment is in flight, and not acknowledged yet (100 bytes in the send queue).",
 			next:       "If nothing is heard from the peer, the kernel gives up in 15m",
 			assessment: "The first probe comes after 2h of silence.",
@@ -206,7 +206,7 @@ func TestExplain(t *testing.T) {
 			then: []time.Duration{0, 0, 90200 * time.Millisecond},
 		},
 		"a peer that answers, and does not read": {
-			conn:       conntest.ClosedWindow(func(*bpf.Conn) {}),
+			conn:       conntest.ClosedWindow(func(*abi.Conn) {}),
 			doing:      "585K bytes wait to be sent or acknowledged, but the peer's window is closed: it does not read, or is gone. Verdict: stalled. The peer answers, but has not made room for 20s.",
 			next:       "The kernel goes on asking the peer for room. As long as the peer answers and its window stays closed, it never gives up. If nothing is heard from the peer, the kernel gives up in",
 			assessment: "A peer that answers without ever reading is waited for without end; keepalive does not help, since data waits to be sent.",
@@ -214,12 +214,12 @@ func TestExplain(t *testing.T) {
 			then:       []time.Duration{280 * time.Second},
 		},
 		"a peer that does not read, but not for ever": {
-			conn:       conntest.ClosedWindow(func(c *bpf.Conn) { c.UserTimeout = 60000 }),
+			conn:       conntest.ClosedWindow(func(c *abi.Conn) { c.UserTimeout = 60000 }),
 			next:       "TCP_USER_TIMEOUT ends it even if the peer answers.",
 			assessment: "No setting needs changing: TCP_USER_TIMEOUT bounds how long the peer may refuse to read.",
 		},
 		"a peer that neither reads nor answers": {
-			conn:       conntest.Unanswer(conntest.ClosedWindow(func(c *bpf.Conn) { c.ProbesOut, c.Silent = 6, conntest.Ago(18*time.Second) }), bpf.EvidenceWindowProbe, 6),
+			conn:       conntest.Unanswer(conntest.ClosedWindow(func(c *abi.Conn) { c.ProbesOut, c.Silent = 6, conntest.Ago(18*time.Second) }), abi.EvidenceWindowProbe, 6),
 			doing:      "Verdict: zombie. 6 window probes in a row went unanswered: the peer is most likely gone",
 			next:       "The kernel goes on asking the peer for room. An answer sets all of this back. If nothing is heard from the peer, the kernel gives up in 15m",
 			assessment: "The peer does not answer, and only unanswered window probes end the connection; keepalive does not help, since data waits to be sent.",
@@ -227,14 +227,14 @@ func TestExplain(t *testing.T) {
 			then:       []time.Duration{280 * time.Second, 0},
 		},
 		"a peer that neither reads nor answers, and is given up soon": {
-			conn:       conntest.Unanswer(conntest.ClosedWindow(func(c *bpf.Conn) { c.ProbesOut, c.Retries, c.Silent = 6, 8, conntest.Ago(18*time.Second) }), bpf.EvidenceWindowProbe, 6),
+			conn:       conntest.Unanswer(conntest.ClosedWindow(func(c *abi.Conn) { c.ProbesOut, c.Retries, c.Silent = 6, 8, conntest.Ago(18*time.Second) }), abi.EvidenceWindowProbe, 6),
 			next:       "An answer sets all of this back. If nothing is heard from the peer, the kernel gives up in 1m",
 			assessment: "No setting needs changing: the kernel gives up in 1m",
 			how:        []string{killNow},
 			then:       []time.Duration{0},
 		},
 		"nobody answers the SYN": {
-			conn:       conntest.Connecting(func(*bpf.Conn) {}),
+			conn:       conntest.Connecting(func(*abi.Conn) {}),
 			doing:      "The connection is being made: we have sent a SYN, and wait for the peer's answer. The SYN has been sent again 3 times. Verdict: suspect. 3 retransmissions in a row went unanswered: there may be nobody at that address",
 			next:       "The kernel sends the SYN again at growing intervals. An answer sets all of this back. If nothing is heard from the peer, the kernel gives up in 2m",
 			assessment: "A peer that does not answer keeps the application waiting for long, unless it has a timeout of its own.",
@@ -245,14 +245,14 @@ func TestExplain(t *testing.T) {
 			then: []time.Duration{7 * time.Second, 15500 * time.Millisecond, 15500 * time.Millisecond},
 		},
 		"nobody answers the SYN, and the application is in a hurry": {
-			conn:       conntest.Connecting(func(c *bpf.Conn) { c.Retries = 2; c.Flags |= bpf.ConnSynRetriesSet }),
+			conn:       conntest.Connecting(func(c *abi.Conn) { c.Retries = 2; c.Flags |= abi.ConnSynRetriesSet }),
 			next:       "(connect_timeout): connect(2) fails with ETIMEDOUT.",
 			assessment: "Nothing needs changing: a peer that does not answer is given up soon.",
 		},
 		"the application has never closed it": {
-			conn: func() *bpf.Conn {
+			conn: func() *abi.Conn {
 				c := conntest.Unguarded()
-				c.State, c.Risks = bpf.StateCloseWait, 1<<bpf.RiskCloseWaitLeak
+				c.State, c.Risks = abi.StateCloseWait, 1<<abi.RiskCloseWaitLeak
 				return c
 			}(),
 			doing:      "The peer has closed its side and waits for ours: the application has not closed the socket.",
@@ -262,15 +262,15 @@ func TestExplain(t *testing.T) {
 			then:       []time.Duration{0},
 		},
 		"the application may close it yet": {
-			conn: conntest.Timed(func(c *bpf.Conn) {
+			conn: conntest.Timed(func(c *abi.Conn) {
 				conntest.KeepaliveOff(c)
-				c.State = bpf.StateCloseWait
+				c.State = abi.StateCloseWait
 			}),
 			next:       "Never, by itself",
 			assessment: "Nothing needs changing, as long as the application closes the socket soon.",
 		},
 		"closed, and the end is not acknowledged": {
-			conn:       conntest.Orphan(func(*bpf.Conn) {}),
+			conn:       conntest.Orphan(func(*abi.Conn) {}),
 			doing:      "The application has closed it, and no process holds it any more. The peer has not acknowledged that yet.",
 			next:       "(orphan_timeout): nobody is told.",
 			assessment: "No application waits for this: it costs the kernel some memory, and ends by itself.",
@@ -278,16 +278,16 @@ func TestExplain(t *testing.T) {
 			then:       []time.Duration{13 * time.Second, 0},
 		},
 		"closed, and the namespace is strict with such": {
-			conn:       conntest.Orphan(func(c *bpf.Conn) { c.Retries = 1 }),
+			conn:       conntest.Orphan(func(c *abi.Conn) { c.Retries = 1 }),
 			assessment: "No application waits for this: it costs the kernel some memory, and ends by itself. No setting needs changing.",
 			how:        []string{killNow},
 			then:       []time.Duration{0},
 		},
 		"closed, and the peer does not close its side": {
-			conn: conntest.Timed(func(c *bpf.Conn) {
+			conn: conntest.Timed(func(c *abi.Conn) {
 				conntest.KeepaliveOff(c)
-				c.State, c.FinTime = bpf.StateFinWait2, conntest.Ago(5*time.Minute)
-				c.Flags |= bpf.ConnOrphan | bpf.ConnFinTimeSet
+				c.State, c.FinTime = abi.StateFinWait2, conntest.Ago(5*time.Minute)
+				c.Flags |= abi.ConnOrphan | abi.ConnFinTimeSet
 				c.KeepaliveExpires, c.KeepaliveLevel = conntest.Arm(c, 4*time.Minute)
 			}),
 			doing:      "The application has closed it, and no process holds it any more. The peer knows, and has not closed its side yet.",
@@ -297,18 +297,18 @@ func TestExplain(t *testing.T) {
 			then:       []time.Duration{0},
 		},
 		"half closed, held, and guarded": {
-			conn: func() *bpf.Conn {
+			conn: func() *abi.Conn {
 				c := conntest.Guarded(time.Minute, 10*time.Second, 3, 0)
-				c.State = bpf.StateFinWait2
+				c.State = abi.StateFinWait2
 				return c
 			}(),
 			next:       "(keepalive_timeout): the application gets ETIMEDOUT.",
 			assessment: "Nothing needs changing: a peer that vanishes is noticed after 1m30s of silence.",
 		},
 		"half closed, and the peer does not acknowledge it": {
-			conn: conntest.Unacknowledged(func(c *bpf.Conn) {
+			conn: conntest.Unacknowledged(func(c *abi.Conn) {
 				conntest.KeepaliveOff(c)
-				c.State = bpf.StateFinWait1
+				c.State = abi.StateFinWait1
 			}),
 			doing:      "The application has closed its sending side (shutdown), and still holds the socket. The peer has not acknowledged that yet.",
 			next:       "(retransmit_timeout): the application gets ETIMEDOUT.",
@@ -317,9 +317,9 @@ func TestExplain(t *testing.T) {
 			then:       []time.Duration{75 * time.Second, 93900 * time.Millisecond, 0},
 		},
 		"half closed, and held": {
-			conn: conntest.Timed(func(c *bpf.Conn) {
+			conn: conntest.Timed(func(c *abi.Conn) {
 				conntest.KeepaliveOff(c)
-				c.State = bpf.StateFinWait2
+				c.State = abi.StateFinWait2
 			}),
 			doing:      "The application has closed its sending side (shutdown), and still holds the socket.",
 			next:       "It waits for the peer to close its side for as long as the application holds the socket.",
@@ -328,9 +328,9 @@ func TestExplain(t *testing.T) {
 			then:       []time.Duration{90 * time.Second, 0},
 		},
 		"nobody has accepted it": {
-			conn: func() *bpf.Conn {
+			conn: func() *abi.Conn {
 				c := conntest.Unguarded()
-				c.Flags |= bpf.ConnUnaccepted
+				c.Flags |= abi.ConnUnaccepted
 				return c
 			}(),
 			doing:      "No application has accepted it yet: it waits in the queue of its listener, and nobody reads what arrives.",
@@ -343,7 +343,7 @@ func TestExplain(t *testing.T) {
 			then: []time.Duration{0, 0},
 		},
 		"a network error was reported, which is what the application gets": {
-			conn:       conntest.Unacknowledged(func(c *bpf.Conn) { c.Flags |= bpf.ConnSoftError; c.UserTimeout = 60000 }),
+			conn:       conntest.Unacknowledged(func(c *abi.Conn) { c.Flags |= abi.ConnSoftError; c.UserTimeout = 60000 }),
 			next:       "the application gets the network error that was reported meanwhile, such as EHOSTUNREACH, or else ETIMEDOUT.",
 			assessment: "No setting needs changing",
 			how:        []string{killNow},
@@ -420,7 +420,7 @@ func TestAdviceIsForecastAsTheKernelDoesIt(t *testing.T) {
 	_, e := explained(conntest.Unguarded())
 	then := e.Advice[0].Then
 	c := conntest.Unguarded()
-	c.Flags |= bpf.ConnKeepalive
+	c.Flags |= abi.ConnKeepalive
 	c.KeepaliveTime, c.KeepaliveIntvl, c.KeepaliveProbes = conntest.Ago(time.Minute), conntest.Ago(10*time.Second), 3
 	c.KeepaliveExpires, c.KeepaliveLevel = c.Jiffies, 0 // silent for longer: at once
 	if diff := cmp.Diff(testRules.Forecast(c, explainedAt), then); diff != "" {
@@ -430,7 +430,7 @@ func TestAdviceIsForecastAsTheKernelDoesIt(t *testing.T) {
 
 func TestTimers(t *testing.T) {
 	for name, test := range map[string]struct {
-		conn             *bpf.Conn
+		conn             *abi.Conn
 		keepalive, write string // name, when, and then
 	}{
 		"idle": {
@@ -439,29 +439,29 @@ func TestTimers(t *testing.T) {
 			"retransmission: Not running: nothing is in flight.",
 		},
 		"the last probe is out": {
-			conntest.Unanswer(conntest.Idle(func(c *bpf.Conn) {
+			conntest.Unanswer(conntest.Idle(func(c *abi.Conn) {
 				c.Silent, c.ProbesOut = conntest.Ago(7900*time.Second), 9
 				c.KeepaliveExpires, c.KeepaliveLevel = conntest.Arm(c, 10*time.Second)
-			}), bpf.EvidenceKeepalive, 9),
+			}), abi.EvidenceKeepalive, 9),
 			"keepalive in 10s: Gives the connection up: all 9 probes are unanswered.",
 			"retransmission: Not running: nothing is in flight.",
 		},
 		"the peer was heard since the timer was set": {
-			conntest.Idle(func(c *bpf.Conn) { c.KeepaliveExpires, c.KeepaliveLevel = conntest.Arm(c, 10*time.Minute) }),
+			conntest.Idle(func(c *abi.Conn) { c.KeepaliveExpires, c.KeepaliveLevel = conntest.Arm(c, 10*time.Minute) }),
 			"keepalive in 10m: The peer has not been silent for 2h by then: it waits for the rest.",
 			"retransmission: Not running: nothing is in flight.",
 		},
 		"the user timeout decides": {
-			conntest.Unanswer(conntest.Idle(func(c *bpf.Conn) {
+			conntest.Unanswer(conntest.Idle(func(c *abi.Conn) {
 				c.Silent, c.ProbesOut, c.UserTimeout = conntest.Ago(7300*time.Second), 2, 30000
 				c.KeepaliveExpires, c.KeepaliveLevel = conntest.Arm(c, 10*time.Second)
-			}), bpf.EvidenceKeepalive, 2),
+			}), abi.EvidenceKeepalive, 2),
 			"keepalive in 10s: Gives the connection up: TCP_USER_TIMEOUT has passed.",
 			"retransmission: Not running: nothing is in flight.",
 		},
 		"data in flight": {
-			func() *bpf.Conn {
-				c := conntest.Unacknowledged(func(*bpf.Conn) {})
+			func() *abi.Conn {
+				c := conntest.Unacknowledged(func(*abi.Conn) {})
 				c.KeepaliveExpires, c.KeepaliveLevel = conntest.Arm(c, time.Hour)
 				return c
 			}(),
@@ -469,7 +469,7 @@ func TestTimers(t *testing.T) {
 			"retransmission in 13s: Sends the oldest segment again (retransmission 7 in a row); the next wait is longer, 2m at most.",
 		},
 		"the last retransmission is out": {
-			conntest.Unacknowledged(func(c *bpf.Conn) {
+			conntest.Unacknowledged(func(c *abi.Conn) {
 				conntest.KeepaliveOff(c)
 				c.Retransmitting, c.Retries = conntest.Ago(time.Minute), 6
 			}),
@@ -477,20 +477,20 @@ func TestTimers(t *testing.T) {
 			"retransmission in 13s: Gives the connection up, unless the peer is heard before.",
 		},
 		"a tail loss probe": {
-			conntest.InFlight(func(c *bpf.Conn) {
+			conntest.InFlight(func(c *abi.Conn) {
 				conntest.KeepaliveOff(c)
-				c.Pending, c.Rto = bpf.PendingTailLossProbe, conntest.Ago(300*time.Millisecond)
+				c.Pending, c.Rto = abi.PendingTailLossProbe, conntest.Ago(300*time.Millisecond)
 			}),
 			"keepalive: Not running: SO_KEEPALIVE is off.",
 			"tail_loss_probe in 300ms: Sends it, and sets the retransmission timer.",
 		},
 		"a closed window": {
-			conntest.ClosedWindow(func(*bpf.Conn) {}),
+			conntest.ClosedWindow(func(*abi.Conn) {}),
 			"keepalive: Not running: SO_KEEPALIVE is off.",
 			"window_probe in 9.2s: Sends a window probe; the next wait is twice as long, 2m at most.",
 		},
 		"connecting": {
-			conntest.Connecting(func(c *bpf.Conn) { c.Flags |= bpf.ConnKeepalive }),
+			conntest.Connecting(func(c *abi.Conn) { c.Flags |= abi.ConnKeepalive }),
 			"keepalive: Not running: it begins once the connection is made.",
 			"retransmission in 516ms: Sends the SYN again (retransmission 4).",
 		},
@@ -543,17 +543,17 @@ func TestSettingsAndTheirSources(t *testing.T) {
 		return name + "=" + strconv.FormatInt(s.Value, 10) + " " + s.Unit + " " + s.Source.String()
 	}
 	for name, test := range map[string]struct {
-		conn *bpf.Conn
+		conn *abi.Conn
 		want []string
 	}{
-		"nothing is set anywhere": {conntest.Idle(func(*bpf.Conn) {}), []string{
+		"nothing is set anywhere": {conntest.Idle(func(*abi.Conn) {}), []string{
 			"SO_KEEPALIVE=1 switch socket", "TCP_KEEPIDLE=7200 seconds default", "TCP_KEEPINTVL=75 seconds default",
 			"TCP_KEEPCNT=9 probes default", "TCP_USER_TIMEOUT=0 milliseconds default", "net.ipv4.tcp_retries2=15 retransmissions default",
 		}},
 		"everything is the socket's own, though some of it is the default": {
-			func() *bpf.Conn {
+			func() *abi.Conn {
 				c := conntest.Guarded(2*time.Hour, 10*time.Second, 3, 1500)
-				c.Flags |= bpf.ConnRtoMaxSet | bpf.ConnThinSet
+				c.Flags |= abi.ConnRtoMaxSet | abi.ConnThinSet
 				return c
 			}(),
 			[]string{
@@ -563,7 +563,7 @@ func TestSettingsAndTheirSources(t *testing.T) {
 			},
 		},
 		"everything is the namespace's": {
-			conntest.Idle(func(c *bpf.Conn) {
+			conntest.Idle(func(c *abi.Conn) {
 				c.KeepaliveTime, c.KeepaliveIntvl, c.KeepaliveProbes = conntest.Ago(77*time.Second), conntest.Ago(7*time.Second), 2
 				c.Retries, c.RtoMax, c.ThinRto = 8, conntest.Ago(time.Second), conntest.Ago(time.Second)
 			}),
@@ -574,28 +574,28 @@ func TestSettingsAndTheirSources(t *testing.T) {
 			},
 		},
 		"keepalive is off, and the probe count set all the same": {
-			conntest.Timed(func(c *bpf.Conn) {
+			conntest.Timed(func(c *abi.Conn) {
 				conntest.KeepaliveOff(c)
-				c.Flags |= bpf.ConnKeepaliveProbesSet
+				c.Flags |= abi.ConnKeepaliveProbesSet
 			}),
 			[]string{
 				"SO_KEEPALIVE=0 switch default", "TCP_KEEPCNT=9 probes socket", "TCP_USER_TIMEOUT=0 milliseconds default",
 				"net.ipv4.tcp_retries2=15 retransmissions default",
 			},
 		},
-		"connecting": {conntest.Connecting(func(c *bpf.Conn) { c.Retries = 2 }), []string{
+		"connecting": {conntest.Connecting(func(c *abi.Conn) { c.Retries = 2 }), []string{
 			"SO_KEEPALIVE=0 switch default", "TCP_USER_TIMEOUT=0 milliseconds default", "TCP_SYNCNT=2 retransmissions sysctl",
 			"net.ipv4.tcp_syn_linear_timeouts=4 retransmissions default",
 		}},
-		"connecting with a count of its own": {conntest.Connecting(func(c *bpf.Conn) { c.Flags |= bpf.ConnSynRetriesSet; c.SynLinear = 0 }), []string{
+		"connecting with a count of its own": {conntest.Connecting(func(c *abi.Conn) { c.Flags |= abi.ConnSynRetriesSet; c.SynLinear = 0 }), []string{
 			"SO_KEEPALIVE=0 switch default", "TCP_USER_TIMEOUT=0 milliseconds default", "TCP_SYNCNT=6 retransmissions socket",
 		}},
-		"closed by its application": {conntest.Orphan(func(c *bpf.Conn) { c.FinTime = conntest.Ago(30 * time.Second); c.Rto = conntest.Ago(time.Second) }), []string{
+		"closed by its application": {conntest.Orphan(func(c *abi.Conn) { c.FinTime = conntest.Ago(30 * time.Second); c.Rto = conntest.Ago(time.Second) }), []string{
 			"SO_KEEPALIVE=0 switch default", "TCP_USER_TIMEOUT=0 milliseconds default", "net.ipv4.tcp_orphan_retries=0 retransmissions default",
 			"TCP_LINGER2=30 seconds sysctl",
 		}},
 		"closed, and not to wait for the peer's end": {
-			conntest.Orphan(func(c *bpf.Conn) { c.FinTime = bpf.AgeNone; c.Flags |= bpf.ConnFinTimeSet; c.Retries = 3 }),
+			conntest.Orphan(func(c *abi.Conn) { c.FinTime = abi.AgeNone; c.Flags |= abi.ConnFinTimeSet; c.Retries = 3 }),
 			[]string{
 				"SO_KEEPALIVE=0 switch default", "TCP_USER_TIMEOUT=0 milliseconds default", "net.ipv4.tcp_orphan_retries=3 retransmissions sysctl",
 				"TCP_LINGER2=-1 seconds socket",
@@ -620,21 +620,21 @@ func TestSettingsAndTheirSources(t *testing.T) {
 
 func TestWhatRetries2Means(t *testing.T) {
 	for name, test := range map[string]struct {
-		conn *bpf.Conn
+		conn *abi.Conn
 		want string
 	}{
-		"data in flight":                     {conntest.Unacknowledged(func(*bpf.Conn) {}), "Before it gives up on data in flight: about 15m"},
-		"data in flight, and a user timeout": {conntest.Unacknowledged(func(c *bpf.Conn) { c.UserTimeout = 1000 }), "Before it gives up on data in flight; without effect, since TCP_USER_TIMEOUT is set"},
-		"a closed window":                    {conntest.ClosedWindow(func(*bpf.Conn) {}), "Unanswered window probes in a row, before it gives up"},
+		"data in flight":                     {conntest.Unacknowledged(func(*abi.Conn) {}), "Before it gives up on data in flight: about 15m"},
+		"data in flight, and a user timeout": {conntest.Unacknowledged(func(c *abi.Conn) { c.UserTimeout = 1000 }), "Before it gives up on data in flight; without effect, since TCP_USER_TIMEOUT is set"},
+		"a closed window":                    {conntest.ClosedWindow(func(*abi.Conn) {}), "Unanswered window probes in a row, before it gives up"},
 		"a closed window, and a user timeout, which does not override it": {
-			conntest.ClosedWindow(func(c *bpf.Conn) { c.UserTimeout = 1000 }), "Unanswered window probes in a row, before it gives up",
+			conntest.ClosedWindow(func(c *abi.Conn) { c.UserTimeout = 1000 }), "Unanswered window probes in a row, before it gives up",
 		},
 		"a window that was closed under data in flight": {
-			conntest.Unacknowledged(func(c *bpf.Conn) { c.SendWindow = 0 }),
+			conntest.Unacknowledged(func(c *abi.Conn) { c.SendWindow = 0 }),
 			"Before it gives up on data in flight; without effect while the peer's window is closed",
 		},
 		"an open window, and a host that lets nothing out": {
-			conntest.ClosedWindow(func(c *bpf.Conn) { c.Flags, c.SendWindow = bpf.ConnBlocked, 65536 }), "Tries to send, before it gives up",
+			conntest.ClosedWindow(func(c *abi.Conn) { c.Flags, c.SendWindow = abi.ConnBlocked, 65536 }), "Tries to send, before it gives up",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -651,10 +651,10 @@ func TestWhatRetries2Means(t *testing.T) {
 // are never empty.
 func FuzzExplain(f *testing.F) {
 	f.Add(uint8(1), uint16(1), uint8(1), uint32(1), uint32(100), uint32(0), uint32(250), uint8(3), uint64(5000))
-	f.Add(uint8(2), uint16(0), uint8(1), uint32(1), bpf.AgeNone, uint32(10000), uint32(1), uint8(0), uint64(0))
+	f.Add(uint8(2), uint16(0), uint8(1), uint32(1), abi.AgeNone, uint32(10000), uint32(1), uint8(0), uint64(0))
 	f.Fuzz(func(t *testing.T, state uint8, flags uint16, pending uint8, packets, silent, timeout, idle uint32, probes uint8, expires uint64) {
 		state = state%11 + 1
-		c := conntest.Timed(func(c *bpf.Conn) {
+		c := conntest.Timed(func(c *abi.Conn) {
 			c.State, c.Flags, c.Pending, c.PacketsOut, c.SendQueue = state, flags, pending, packets, packets
 			c.Silent, c.Idle, c.UserTimeout, c.KeepaliveProbes, c.KeepaliveTime = silent, silent, timeout, probes, idle%(32767*conntest.HZ)+1
 			c.ProbesOut, c.Retransmits = probes/2, probes/3

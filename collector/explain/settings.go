@@ -5,7 +5,7 @@ package explain
 import (
 	"time"
 
-	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/internal/human"
 )
@@ -86,7 +86,7 @@ func (x *explainer) settings() []Setting {
 
 func (x *explainer) keepaliveSettings() []Setting {
 	c, r := x.c, x.rules
-	on := x.flag(bpf.ConnKeepalive)
+	on := x.flag(abi.ConnKeepalive)
 	keepalive := Setting{Option: "SO_KEEPALIVE", Unit: "switch", Source: from(on, 0, 0), Means: "Whether to ask a silent peer; no sysctl turns it on"}
 	if on {
 		keepalive.Value = 1
@@ -100,15 +100,15 @@ func (x *explainer) keepaliveSettings() []Setting {
 		{Setting{
 			Option: "TCP_KEEPIDLE", Sysctl: "net.ipv4.tcp_keepalive_time", Value: inSeconds(r.Duration(c.KeepaliveTime)), Unit: "seconds",
 			Means: "Silence before the first probe",
-		}, bpf.ConnKeepaliveTimeSet, inSeconds(defaultKeepaliveTime)},
+		}, abi.ConnKeepaliveTimeSet, inSeconds(defaultKeepaliveTime)},
 		{Setting{
 			Option: "TCP_KEEPINTVL", Sysctl: "net.ipv4.tcp_keepalive_intvl", Value: inSeconds(r.Duration(c.KeepaliveIntvl)), Unit: "seconds",
 			Means: "Between two probes",
-		}, bpf.ConnKeepaliveIntvlSet, inSeconds(defaultKeepaliveIntvl)},
+		}, abi.ConnKeepaliveIntvlSet, inSeconds(defaultKeepaliveIntvl)},
 		{Setting{
 			Option: "TCP_KEEPCNT", Sysctl: "net.ipv4.tcp_keepalive_probes", Value: int64(c.KeepaliveProbes), Unit: "probes",
 			Means: "Unanswered ones before it gives up",
-		}, bpf.ConnKeepaliveProbesSet, defaultKeepaliveProbes},
+		}, abi.ConnKeepaliveProbesSet, defaultKeepaliveProbes},
 	} {
 		own := x.flag(s.own)
 		if !on && !own {
@@ -118,7 +118,7 @@ func (x *explainer) keepaliveSettings() []Setting {
 		switch {
 		case !on:
 			s.Means += "; without effect, since SO_KEEPALIVE is off"
-		case s.own == bpf.ConnKeepaliveProbesSet:
+		case s.own == abi.ConnKeepaliveProbesSet:
 			s.Means += x.overridden()
 		}
 		all = append(all, s.Setting)
@@ -132,7 +132,7 @@ func (x *explainer) retrySettings() []Setting {
 	var all []Setting
 	switch {
 	case x.connecting():
-		own := x.flag(bpf.ConnSynRetriesSet)
+		own := x.flag(abi.ConnSynRetriesSet)
 		all = append(all, Setting{
 			Option: "TCP_SYNCNT", Sysctl: "net.ipv4.tcp_syn_retries", Value: n, Unit: "retransmissions", Source: from(own, n, defaultSynRetries),
 			Means: "Of the SYN, before it gives up",
@@ -157,14 +157,14 @@ func (x *explainer) retrySettings() []Setting {
 	}
 	// Not all kernels have this one: it is told where it differs.
 	rtoMax := x.rules.Duration(c.RtoMax)
-	if own := x.flag(bpf.ConnRtoMaxSet); own || rtoMax != defaultRTOMax {
+	if own := x.flag(abi.ConnRtoMaxSet); own || rtoMax != defaultRTOMax {
 		all = append(all, Setting{
 			Option: "TCP_RTO_MAX_MS", Sysctl: "net.ipv4.tcp_rto_max_ms", Value: rtoMax.Milliseconds(), Unit: "milliseconds",
 			Source: from(own, rtoMax.Milliseconds(), defaultRTOMax.Milliseconds()),
 			Means:  "The longest wait between two retransmissions",
 		})
 	}
-	if own := x.flag(bpf.ConnThinSet); own || c.ThinRto > 0 {
+	if own := x.flag(abi.ConnThinSet); own || c.ThinRto > 0 {
 		all = append(all, Setting{
 			Option: "TCP_THIN_LINEAR_TIMEOUTS", Sysctl: "net.ipv4.tcp_thin_linear_timeouts", Value: 1, Unit: "switch", Source: from(own, 1, 0),
 			Means: "Retransmissions of thin streams are evenly spaced at first",
@@ -177,7 +177,7 @@ func (x *explainer) retrySettings() []Setting {
 // timeout as well (tcp_probe_timer).
 func (x *explainer) retriesMean() string {
 	switch d := x.t.GiveUpPath(); {
-	case d == conn.ByWindowProbe && x.flag(bpf.ConnBlocked):
+	case d == conn.ByWindowProbe && x.flag(abi.ConnBlocked):
 		return "Tries to send, before it gives up"
 	case d == conn.ByWindowProbe:
 		return "Unanswered window probes in a row, before it gives up"
@@ -201,13 +201,13 @@ func (x *explainer) overridden() string {
 // kernel takes them instead (tcp_fin_time), what is set cannot be told.
 func (x *explainer) finSetting() (s Setting, ok bool) {
 	c := x.c
-	own := x.flag(bpf.ConnFinTimeSet)
+	own := x.flag(abi.ConnFinTimeSet)
 	s = Setting{
 		Option: "TCP_LINGER2", Sysctl: "net.ipv4.tcp_fin_timeout", Unit: "seconds",
 		Means: "How long a closed socket waits in fin_wait2; below 0 not at all",
 	}
 	switch c.FinTime {
-	case bpf.AgeNone:
+	case abi.AgeNone:
 		s.Value = -1
 	case c.Rto<<2 - c.Rto>>1:
 		return s, false

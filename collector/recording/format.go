@@ -9,7 +9,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
@@ -110,7 +110,7 @@ type event struct {
 
 type census struct {
 	Began    time.Time        `json:"began"`
-	Counts   bpf.CensusCounts `json:"counts"`
+	Counts   abi.CensusCounts `json:"counts"`
 	Troubled []observation    `json:"troubled,omitempty"`
 	Unwalked []uint32         `json:"unwalked,omitempty"`
 }
@@ -182,12 +182,12 @@ func (e *entry) fact() (*conn.Fact, error) {
 		if e.Event == nil {
 			return nil, errNotWhole
 		}
-		f.Event = &bpf.Event{Type: e.Event.Type, Cause: e.Event.Cause, During: e.Event.During, Err: e.Event.Err, Conn: bpf.Conn(e.Event.Conn)}
+		f.Event = &abi.Event{Type: e.Event.Type, Cause: e.Event.Cause, During: e.Event.During, Err: e.Event.Err, Conn: abi.Conn(e.Event.Conn)}
 	case conn.FactWatch:
 		if e.Conn == nil {
 			return nil, errNotWhole
 		}
-		f.Conn = (*bpf.Conn)(e.Conn)
+		f.Conn = (*abi.Conn)(e.Conn)
 	case conn.FactCensus:
 		if e.Census == nil {
 			return nil, errNotWhole
@@ -195,7 +195,7 @@ func (e *entry) fact() (*conn.Fact, error) {
 		f.Census = &conn.Census{Began: e.Census.Began, Counts: &e.Census.Counts, Unwalked: e.Census.Unwalked}
 		for i := range e.Census.Troubled {
 			o := &e.Census.Troubled[i]
-			f.Census.Troubled = append(f.Census.Troubled, conn.Observation{Conn: bpf.Conn(o.Conn), At: o.At})
+			f.Census.Troubled = append(f.Census.Troubled, conn.Observation{Conn: abi.Conn(o.Conn), At: o.At})
 		}
 	case conn.FactOwners:
 		f.Owners = make(map[uint64]conn.Ownership, len(e.Owners))

@@ -12,13 +12,13 @@ import (
 	"strings"
 	"unicode"
 
-	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 )
 
-// record is a [bpf.Conn] as a JSON object whose fields have their names in bpf/halfopen.h.
+// record is a [abi.Conn] as a JSON object whose fields have their names in bpf/halfopen.h.
 // Those that are 0 are left out. A field that the file does not have is 0, so that a
 // recording of an older version can be read; one that is not known is an error.
-type record bpf.Conn
+type record abi.Conn
 
 // fields are those of a record, in their order; field finds one by its name.
 var fields, field = func() (names []string, index map[string]int) {

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
 import uPlot from '/web/uplot/uPlot.esm.js';
-import { whole } from '/web/format.js';
+import { wholeAge } from '/web/format.js';
 
-// color is a color of the style sheet as the canvas wants it, in the theme of now.
+// The charts: the sparkline of each tile, and the histogram of idle times.
+
+// color returns a color of the style sheet, in the current theme, as a canvas needs it.
 const probe = document.createElement('span');
 probe.hidden = true;
 document.body.append(probe);
@@ -16,26 +18,31 @@ function color(name, alpha = 1) {
 }
 
 const charts = new Set();
+
+// repaint draws all charts again, in the current theme.
 export function repaint() {
   for (const c of charts) c.redraw(false, true);
 }
 
-function place(into, options, data) {
-  const size = () => ({ width: Math.max(40, into.clientWidth), height: Math.max(20, into.clientHeight) });
-  const chart = new uPlot({ ...size(), ...options }, data, into);
+// makeChart makes a chart that is as large as the element it is in.
+function makeChart(parent, options, data) {
+  const size = () => ({ width: Math.max(40, parent.clientWidth), height: Math.max(20, parent.clientHeight) });
+  const chart = new uPlot({ ...size(), ...options }, data, parent);
   charts.add(chart);
   new ResizeObserver(() => {
     const { width, height } = size();
     if (width !== chart.width || height !== chart.height) chart.setSize({ width, height });
-  }).observe(into);
+  }).observe(parent);
   return chart;
 }
 
-const hour = 3600;
+const hour = 3600, shortest = 120; // seconds
 
-// sparkline draws one number over the last hour, or since the agent began.
-export function sparkline(into, name, bars) {
-  let until = Date.now() / 1000, long = hour;
+// sparkline makes a chart of one number over the last hour, or since the agent started,
+// and returns a function that draws it: of times in seconds since 1970, and the values at
+// these. It has the color of that name.
+export function sparkline(parent, name, bars) {
+  let end = Date.now() / 1000, length = hour;
   const series = {
     stroke: () => color(name), width: 1.5, points: { show: false },
     fill: () => color(name, bars ? 0.8 : 0.14),
@@ -46,30 +53,31 @@ export function sparkline(into, name, bars) {
   } else {
     series.paths = uPlot.paths.stepped({ align: 1 });
   }
-  const chart = place(into, {
+  const chart = makeChart(parent, {
     legend: { show: false }, cursor: { show: false }, padding: [2, 0, 1, 0],
     axes: [{ show: false }, { show: false }],
     scales: {
-      x: { time: false, range: () => [until - long, until] },
+      x: { time: false, range: () => [end - length, end] },
       y: { range: (_, low, high) => [0, Math.max(1, high ?? 1) * 1.08] },
     },
     series: [{}, series],
-  }, [[until - 1, until], [0, 0]]);
-  return (at, values) => {
-    until = at.at(-1);
-    long = Math.max(120, Math.min(hour, until - at[0]));
-    chart.setData([at, values]);
+  }, [[end - 1, end], [0, 0]]);
+  return (times, values) => {
+    end = times.at(-1);
+    length = Math.max(shortest, Math.min(hour, end - times[0]));
+    chart.setData([times, values]);
   };
 }
 
-// histogram draws idle times, one bar a bucket, and the limit of the middlebox on
-// it. Its counts go over many orders, so the height is the logarithm.
-export function histogram(into) {
-  let bounds = [], limit = 0;
-  const up = (n) => Math.log10(1 + n);
+// histogram makes a chart of idle times, a bar for each bucket, and returns a function that
+// draws it, with a line at the middlebox timeout, in seconds. The counts differ by orders
+// of magnitude, so the height of a bar is their logarithm.
+export function histogram(parent) {
+  let bounds = [], timeout = 0;
+  const barHeight = (n) => Math.log10(1 + n);
   const labelled = [1, 30, 300, 1200, 7200, 86400];
-  // where a time is among the bars, of which number i ends at i + 0.5.
-  const where = (seconds) => {
+  // position returns where a time is among the bars. Bar i ends at i + 0.5.
+  const position = (seconds) => {
     const i = bounds.findIndex((b) => seconds <= b);
     if (i < 0) return bounds.length - 0.5;
     const low = i ? Math.log(bounds[i - 1]) : 0, high = Math.log(bounds[i]);
@@ -78,7 +86,7 @@ export function histogram(into) {
   const font = '11px system-ui, sans-serif';
   const bars = uPlot.paths.bars({ size: [0.78, 100], radius: 0.15 });
   const series = (name) => ({ paths: bars, width: 0, fill: () => color(name), points: { show: false } });
-  const chart = place(into, {
+  const chart = makeChart(parent, {
     legend: { show: false }, cursor: { show: false }, padding: [20, 8, 0, 0],
     scales: {
       x: { time: false, range: () => [-0.7, Math.max(1, bounds.length) + 0.7] },
@@ -88,12 +96,12 @@ export function histogram(into) {
       {
         font, size: 22, gap: 3, stroke: () => color('muted'), grid: { show: false }, ticks: { show: false },
         splits: () => bounds.flatMap((b, i) => (labelled.includes(b) ? [i + 0.5] : [])),
-        values: () => bounds.filter((b) => labelled.includes(b)).map(whole),
+        values: () => bounds.filter((b) => labelled.includes(b)).map(wholeAge),
       },
       {
         font, size: 38, gap: 4, stroke: () => color('muted'), ticks: { show: false },
         grid: { stroke: () => color('line'), width: 1 },
-        splits: (u) => [0, 1, 10, 100, 1000, 10000, 100000, 1000000].map(up).filter((v) => v <= u.scales.y.max),
+        splits: (u) => [0, 1, 10, 100, 1000, 10000, 100000, 1000000].map(barHeight).filter((v) => v <= u.scales.y.max),
         values: (_, splits) => splits.map((v) => {
           const n = Math.round(10 ** v - 1);
           return n >= 1000 ? `${n / 1000}k` : String(n);
@@ -103,9 +111,9 @@ export function histogram(into) {
     series: [{}, series('bar'), series('suspect')],
     hooks: {
       draw: [(u) => {
-        if (!limit) return;
+        if (!timeout) return;
         const { ctx, bbox } = u, ratio = devicePixelRatio;
-        const x = Math.round(u.valToPos(where(limit), 'x', true));
+        const x = Math.round(u.valToPos(position(timeout), 'x', true));
         ctx.save();
         ctx.strokeStyle = ctx.fillStyle = color('zombie');
         ctx.lineWidth = ratio;
@@ -116,18 +124,18 @@ export function histogram(into) {
         ctx.stroke();
         ctx.font = `${11 * ratio}px system-ui, sans-serif`;
         ctx.textAlign = x > bbox.left + bbox.width * 0.65 ? 'right' : 'left';
-        ctx.fillText(`middlebox forgets: ${whole(limit)}`, x + (ctx.textAlign === 'left' ? 5 : -5) * ratio, bbox.top - 8 * ratio);
+        ctx.fillText(`middlebox timeout: ${wholeAge(timeout)}`, x + (ctx.textAlign === 'left' ? 5 : -5) * ratio, bbox.top - 8 * ratio);
         ctx.restore();
       }],
     },
   }, [[0], [null], [null]]);
-  return (idle, after) => {
-    [bounds, limit] = [idle.bounds ?? [], after];
-    const counts = idle.counts ?? [], line = where(limit);
+  return (idle, middleboxTimeout) => {
+    [bounds, timeout] = [idle.bounds ?? [], middleboxTimeout];
+    const counts = idle.counts ?? [], line = position(timeout);
     chart.setData([
       counts.map((_, i) => i),
-      counts.map((n, i) => (i < line ? up(n) : null)),
-      counts.map((n, i) => (i < line ? null : up(n))),
+      counts.map((n, i) => (i < line ? barHeight(n) : null)),
+      counts.map((n, i) => (i < line ? null : barHeight(n))),
     ]);
   };
 }

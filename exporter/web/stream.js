@@ -1,73 +1,97 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// The stream of the agent, for as long as the page lives: when it is lost it is
-// asked for again, later and later, and begins with everything.
+// The stream of events from the agent. When it is lost, the page connects again, after
+// waits that grow, and the stream begins with everything. Needs no DOM.
 
-const silence = 35_000; // the agent says something every ten seconds
-const longest = 15_000;
-// A page nobody looks at takes nothing from the agent after that. A browser has at most
-// six connections to a server, for all its tabs: they would have no other.
-const unseen = 10_000;
+const maxSilence = 35_000; // ms; the agent sends something every ten seconds
+const checkInterval = 5000; // ms
+const maxWait = 15_000; // ms
 
-export function follow(events, on) {
-  let source = null, failures = 0, heard = 0, retry = 0, hide = 0;
+// The browser, which tests replace.
+const browser = {
+  connect: (url) => new EventSource(url),
+  now: () => Date.now(),
+  random: () => Math.random(),
+  after: (ms, f) => setTimeout(f, ms),
+  cancel: (timer) => clearTimeout(timer),
+};
 
-  const heardNow = () => { heard = Date.now(); };
-  const close = () => {
-    source?.close();
-    source = null;
-    clearTimeout(retry);
-  };
-  const lost = () => {
-    close();
-    failures++;
-    const wait = Math.min(longest, 500 * 2 ** Math.min(failures, 6)) * (0.75 + Math.random() / 2);
-    on.state('lost', Date.now() + wait);
-    retry = setTimeout(open, wait);
-  };
-  function open() {
-    close();
-    if (failures === 0) on.state('connecting');
-    source = new EventSource('/api/v1/stream?' + events.map((e) => 'event=' + e).join('&'));
-    heardNow();
-    source.onerror = lost;
-    for (const name of events) {
-      source.addEventListener(name, (e) => {
-        heardNow();
-        const data = JSON.parse(e.data);
-        if (data.all) { // everything that was known before is to be forgotten
-          failures = 0;
-          on.state('live');
-        }
-        on[name](data);
-      });
-    }
+export class Stream {
+  #kinds;
+  #handlers;
+  #env;
+  #source = null; // null: not connected
+  #failures = 0; // since the stream last began
+  #lastEvent = 0;
+  #retry = 0;
+
+  // handlers has a function for each kind of event, which takes its data; and
+  // state(state, retryAt), with connecting, live, lost or paused.
+  constructor(kinds, handlers, env = browser) {
+    this.#kinds = kinds;
+    this.#handlers = handlers;
+    this.#env = env;
+    this.#checkLater();
   }
-  setInterval(() => {
-    if (source && Date.now() - heard > silence) lost();
-  }, 5000);
-  const pause = () => {
-    close();
-    on.state('paused');
-  };
-  const look = () => {
-    clearTimeout(hide);
-    if (document.hidden) {
-      hide = setTimeout(pause, unseen);
-    } else if (!source) {
-      failures = 0;
-      open();
+
+  // open connects to the agent, at once.
+  open() {
+    this.#close();
+    if (this.#failures === 0) this.#handlers.state('connecting');
+    const source = this.#env.connect(`/api/v1/stream?${this.#kinds.map((kind) => `event=${kind}`).join('&')}`);
+    this.#source = source;
+    this.#lastEvent = this.#env.now();
+    const current = (f) => (event) => this.#source === source && f(event);
+    source.onerror = current(() => this.#lost());
+    for (const kind of this.#kinds) source.addEventListener(kind, current((event) => this.#receive(kind, JSON.parse(event.data))));
+  }
+
+  // pause disconnects from the agent, until resume.
+  pause() {
+    this.#close();
+    this.#handlers.state('paused');
+  }
+
+  // resume connects again after a pause, and has no effect on a stream that is open.
+  resume() {
+    if (this.#source) return;
+    this.#failures = 0;
+    this.open();
+  }
+
+  // retryNow connects again without waiting any longer.
+  retryNow() {
+    this.#handlers.state('lost', this.#env.now());
+    this.open();
+  }
+
+  #receive(kind, data) {
+    this.#lastEvent = this.#env.now();
+    if (data.all) { // the stream begins: it replaces what was known before
+      this.#failures = 0;
+      this.#handlers.state('live');
     }
-  };
-  document.addEventListener('visibilitychange', look);
-  addEventListener('pagehide', pause); // the browser may keep the page, for the way back
-  addEventListener('pageshow', look); // also after it was opened in the background
-  addEventListener('online', look);
-  open();
-  return {
-    now: () => {
-      on.state('lost', Date.now());
-      open();
-    },
-  };
+    this.#handlers[kind](data);
+  }
+
+  #close() {
+    this.#source?.close();
+    this.#source = null;
+    this.#env.cancel(this.#retry);
+  }
+
+  #lost() {
+    this.#close();
+    this.#failures++;
+    const wait = Math.min(maxWait, 500 * 2 ** Math.min(this.#failures, 6)) * (0.75 + this.#env.random() / 2);
+    this.#handlers.state('lost', this.#env.now() + wait);
+    this.#retry = this.#env.after(wait, () => this.open());
+  }
+
+  #checkLater() {
+    this.#env.after(checkInterval, () => {
+      if (this.#source && this.#env.now() - this.#lastEvent > maxSilence) this.#lost();
+      this.#checkLater();
+    });
+  }
 }

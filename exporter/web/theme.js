@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Runs before anything is drawn, so that a dark page does not begin with a white flash.
+// Sets the theme before the browser draws anything, so that a dark page does not begin
+// with a white flash.
 try {
   const theme = localStorage.getItem('theme');
   if (theme === 'light' || theme === 'dark') document.documentElement.dataset.theme = theme;
-} catch { /* storage may be forbidden: the system's theme, then */ }
+} catch { /* storage is forbidden: the system's theme applies */ }

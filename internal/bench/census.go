@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/internal/lab"
 )
@@ -128,12 +129,12 @@ func (s *sample) take(l look, atLeast int) error {
 
 // census is what the agent does every 15 s.
 func (v *view) census() (int, error) {
-	res, err := v.kernel.Census(context.Background(), []uint8{bpf.ClassTrouble}, func(*bpf.Conn) {})
+	res, err := v.kernel.Census(context.Background(), []uint8{abi.ClassTrouble}, func(*abi.Conn) {})
 	v.namespaces = res.Namespaces
 	return total(&res.Counts), err
 }
 
-func total(counts *bpf.CensusCounts) (n int) {
+func total(counts *abi.CensusCounts) (n int) {
 	for _, classes := range counts.Sockets {
 		for _, sockets := range classes {
 			n += int(sockets)
@@ -160,18 +161,25 @@ func (v *view) ss(flags string) look {
 // everybody is every connection and who holds it, as `ss -p` would have it.
 func (v *view) everybody() (int, error) {
 	var cookies []uint64
-	classes := []uint8{bpf.ClassTrouble, bpf.ClassActive, bpf.ClassIdle, bpf.ClassUnguarded}
-	if _, err := v.kernel.Census(context.Background(), classes, func(c *bpf.Conn) {
+	classes := []uint8{abi.ClassTrouble, abi.ClassActive, abi.ClassIdle, abi.ClassUnguarded}
+	if _, err := v.kernel.Census(context.Background(), classes, func(c *abi.Conn) {
 		cookies = append(cookies, c.Cookie)
 	}); err != nil {
 		return 0, err
 	}
-	owners, err := v.kernel.Owners(cookies)
-	return len(owners), err
+	return v.held(cookies)
 }
 
-// list is what `halfopen list` and the API do: all are looked at, and of the worst
-// 1000 it is found out who holds them.
+// held counts the sockets that a process holds.
+func (v *view) held(cookies []uint64) (int, error) {
+	held := make(map[uint64]bool)
+	err := v.kernel.Owners(cookies, func(o *abi.Owner) { held[o.Cookie] = true })
+	return len(held), err
+}
+
+// list is what `halfopen list` and the API do: they judge all connections, and find the
+// owners of the worst 1000. Each of the crowd must have one; the node may have others,
+// such as those that their process has closed, which nobody owns.
 func (v *view) list() (int, error) {
 	n, conns, err := collector.New(v.kernel, collector.Options{IdleAfter: time.Second}).
 		Connections(context.Background(), collector.Query{Limit: 1000})
@@ -182,24 +190,24 @@ func (v *view) list() (int, error) {
 		if err != nil {
 			return 0, err
 		}
-		if conn.Process == nil {
-			return 0, fmt.Errorf("no owner of %v", conn)
+		if conn.Process == nil && conn.Netns == v.ns.Inode() {
+			return 0, fmt.Errorf("%v of the crowd has no owner", conn)
 		}
 	}
 	return n, nil
 }
 
-// censusAndOwners is the census, and the owners of as many as are ever in trouble
-// at a time.
+// censusAndOwners is the census, and a search for the owners of the given connections,
+// all of which have one.
 func (v *view) censusAndOwners(cookies []uint64) look {
 	return func() (int, error) {
 		n, err := v.census()
 		if err != nil {
 			return 0, err
 		}
-		owners, err := v.kernel.Owners(cookies)
-		if err == nil && len(owners) != len(cookies) {
-			err = fmt.Errorf("%d owners of %d", len(owners), len(cookies))
+		held, err := v.held(cookies)
+		if err == nil && held != len(cookies) {
+			err = fmt.Errorf("%d owners of %d", held, len(cookies))
 		}
 		return n, err
 	}
@@ -229,8 +237,8 @@ func (b *bench) lookAtMany(v *view, many int) error {
 	}
 
 	var cookies []uint64
-	if _, err := v.kernel.Census(context.Background(), []uint8{bpf.ClassUnguarded}, func(c *bpf.Conn) {
-		if len(cookies) < 1000 && c.Lport == 5432 {
+	if _, err := v.kernel.Census(context.Background(), []uint8{abi.ClassUnguarded}, func(c *abi.Conn) {
+		if len(cookies) < 1000 && c.Netns == v.ns.Inode() {
 			cookies = append(cookies, c.Cookie)
 		}
 	}); err != nil {

@@ -40,85 +40,144 @@ func (b *bench) pages(ctx context.Context) (err error) {
 		return err
 	}
 	defer l.Close()
-	addr := netip.AddrPortFrom(l.Server.Addr4(), 5432)
-	ln, err := l.Server.Listen("tcp", addr)
+	conns, hangUp, err := connectPageZombies(ctx, l)
+	defer hangUp()
 	if err != nil {
 		return err
-	}
-	defer ln.Close()
-	var conns []*net.TCPConn
-	for range pageZombies {
-		conn, err := l.Client.Dial(ctx, addr)
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
-		accepted, err := ln.AcceptTCP()
-		if err != nil {
-			return err
-		}
-		defer accepted.Close()
-		if err := lab.SetKeepalive(conn, 2*time.Second, 10*time.Second, 60); err != nil {
-			return err
-		}
-		conns = append(conns, conn)
-		time.Sleep(4 * time.Millisecond) // not all in the same instant
 	}
 	a, err := b.startAgent(ctx)
 	if err != nil {
 		return err
 	}
 	defer a.stop()
-	if _, err := l.Client.Drop(lab.Rule{Port: addr.Port(), Direction: lab.In, Percent: 100}); err != nil {
+	if err := silence(l, conns); err != nil {
 		return err
 	}
-	for i, conn := range conns { // half of them have data in flight
-		if i%2 == 0 {
-			if _, err := conn.Write([]byte("anybody there?")); err != nil {
-				return err
-			}
-		}
-	}
-	for began := time.Now(); ; time.Sleep(100 * time.Millisecond) {
-		n, err := a.zombies()
-		if err != nil {
-			return err
-		}
-		if n >= pageZombies {
-			break
-		}
-		if time.Since(began) > 60*time.Second || ctx.Err() != nil {
-			return fmt.Errorf("only %d of %d zombies were found", n, pageZombies)
-		}
+	if err := a.awaitZombies(ctx, pageZombies); err != nil {
+		return err
 	}
 
 	seconds := pageSeconds * time.Second
 	if b.quick {
 		seconds = 10 * time.Second
 	}
-	share := func(meanwhile func() error) (float64, error) {
-		before, err := a.cpu()
-		if err != nil {
-			return 0, err
-		}
-		began := time.Now()
-		for time.Since(began) < seconds && ctx.Err() == nil {
-			if err := meanwhile(); err != nil {
-				return 0, err
-			}
-			time.Sleep(time.Until(began.Add(time.Since(began).Truncate(time.Second) + time.Second)))
-		}
-		after, err := a.cpu()
-		return 100 * (after - before).Seconds() / time.Since(began).Seconds(), errors.Join(err, ctx.Err())
-	}
-	without, err := share(func() error { return nil })
+	without, err := a.share(ctx, seconds, func() error { return nil })
 	if err != nil {
 		return err
 	}
+	with, got, err := a.shareWithPages(ctx, seconds)
+	if err != nil {
+		return err
+	}
+	peak, err := a.peak()
+	if err != nil {
+		return err
+	}
+	each := float64(got) / pages / seconds.Seconds()
+	b.add(row{
+		what: fmt.Sprintf("%d live pages open, and a scrape each second", pages), bar: "< 2 % of a core",
+		measured: fmt.Sprintf("%.2f %%", with-without), met: met(with-without < 2),
+		how: fmt.Sprintf("%d connections, %d of them zombies: half with data in flight, half with a keepalive probe each 10 s; CPU time of the process in %v: %.2f %% of a core, and %.2f %% without pages and scrapes; each page is sent %.1f kB/s; at most %.1f MB resident",
+			pageSockets, pageZombies, seconds, with, without, each/1e3, float64(peak)/1e6),
+	})
+	return nil
+}
+
+// pagePort is the port of the connections that become zombies.
+const pagePort = 5432
+
+// connectPageZombies makes the connections that are to become zombies, and returns
+// the clients' ends. hangUp closes everything, also after an error.
+func connectPageZombies(ctx context.Context, l *lab.Lab) (conns []*net.TCPConn, hangUp func(), err error) {
+	var open []io.Closer
+	hangUp = func() {
+		for _, c := range open {
+			c.Close()
+		}
+	}
+	addr := netip.AddrPortFrom(l.Server.Addr4(), pagePort)
+	ln, err := l.Server.Listen("tcp", addr)
+	if err != nil {
+		return nil, hangUp, err
+	}
+	open = append(open, ln)
+	for range pageZombies {
+		conn, err := l.Client.Dial(ctx, addr)
+		if err != nil {
+			return nil, hangUp, err
+		}
+		open = append(open, conn)
+		accepted, err := ln.AcceptTCP()
+		if err != nil {
+			return nil, hangUp, err
+		}
+		open = append(open, accepted)
+		if err := lab.SetKeepalive(conn, 2*time.Second, 10*time.Second, 60); err != nil {
+			return nil, hangUp, err
+		}
+		conns = append(conns, conn)
+		time.Sleep(4 * time.Millisecond) // not all in the same instant
+	}
+	return conns, hangUp, nil
+}
+
+// silence drops what the server sends, and has half of the clients send data.
+func silence(l *lab.Lab, conns []*net.TCPConn) error {
+	if _, err := l.Client.Drop(lab.Rule{Port: pagePort, Direction: lab.In, Percent: 100}); err != nil {
+		return err
+	}
+	for i, conn := range conns {
+		if i%2 == 0 {
+			if _, err := conn.Write([]byte("anybody there?")); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// awaitZombies waits until the agent counts that many zombies, for a minute at most.
+func (a *agent) awaitZombies(ctx context.Context, want int) error {
+	for began := time.Now(); ; time.Sleep(100 * time.Millisecond) {
+		n, err := a.zombies()
+		if err != nil {
+			return err
+		}
+		if n >= want {
+			return nil
+		}
+		if time.Since(began) > 60*time.Second || ctx.Err() != nil {
+			return fmt.Errorf("only %d of %d zombies were found", n, want)
+		}
+	}
+}
+
+// share returns the percentage of a core that the agent's process takes in that time,
+// in which meanwhile is called once a second.
+func (a *agent) share(ctx context.Context, length time.Duration, meanwhile func() error) (float64, error) {
+	before, err := a.cpu()
+	if err != nil {
+		return 0, err
+	}
+	began := time.Now()
+	for time.Since(began) < length && ctx.Err() == nil {
+		if err := meanwhile(); err != nil {
+			return 0, err
+		}
+		time.Sleep(time.Until(began.Add(time.Since(began).Truncate(time.Second) + time.Second)))
+	}
+	after, err := a.cpu()
+	return 100 * (after - before).Seconds() / time.Since(began).Seconds(), errors.Join(err, ctx.Err())
+}
+
+// shareWithPages is share with all pages open and a scrape each second. It also returns
+// how many bytes the pages were sent.
+func (a *agent) shareWithPages(ctx context.Context, length time.Duration) (percent float64, bytes int64, err error) {
 	streams, stop := context.WithCancel(ctx)
-	defer stop()
 	var got atomic.Int64
 	var open sync.WaitGroup
+	defer open.Wait()
+	defer stop()
 	failed := make(chan error, pages)
 	for range pages {
 		open.Go(func() {
@@ -129,7 +188,7 @@ func (b *bench) pages(ctx context.Context) (err error) {
 	}
 	time.Sleep(3 * time.Second) // until all have begun
 	before := got.Load()
-	with, err := share(func() error {
+	percent, err = a.share(ctx, length, func() error {
 		select {
 		case err := <-failed:
 			return err
@@ -138,23 +197,7 @@ func (b *bench) pages(ctx context.Context) (err error) {
 		_, err := a.get("/metrics")
 		return err
 	})
-	each := float64(got.Load()-before) / pages / seconds.Seconds()
-	stop()
-	open.Wait()
-	if err != nil {
-		return err
-	}
-	peak, err := a.peak()
-	if err != nil {
-		return err
-	}
-	b.add(row{
-		what: fmt.Sprintf("%d live pages open, and a scrape each second", pages), bar: "< 2 % of a core",
-		measured: fmt.Sprintf("%.2f %%", with-without), met: met(with-without < 2),
-		how: fmt.Sprintf("%d connections, %d of them zombies: half with data in flight, half with a keepalive probe each 10 s; CPU time of the process in %v: %.2f %% of a core, and %.2f %% without pages and scrapes; each page is sent %.1f kB/s; at most %.1f MB resident",
-			pageSockets, pageZombies, seconds, with, without, each/1e3, float64(peak)/1e6),
-	})
-	return nil
+	return percent, got.Load() - before, err
 }
 
 // view takes what a live page takes, until the context ends.

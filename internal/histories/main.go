@@ -28,6 +28,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/collector/recording"
@@ -188,7 +189,7 @@ func mask(from, to string) error {
 
 // record records what a fact says of the history's namespaces.
 func (h *history) record(f *conn.Fact) {
-	about := func(c *bpf.Conn) bool {
+	about := func(c *abi.Conn) bool {
 		if c.Netns != h.netns[0] && c.Netns != h.netns[1] {
 			return false
 		}
@@ -206,7 +207,7 @@ func (h *history) record(f *conn.Fact) {
 		}
 	case conn.FactCensus:
 		ours := *f.Census
-		ours.Counts, ours.Troubled = new(bpf.CensusCounts), nil // the counts are of the whole machine
+		ours.Counts, ours.Troubled = new(abi.CensusCounts), nil // the counts are of the whole machine
 		for i := range f.Census.Troubled {
 			if o := &f.Census.Troubled[i]; about(&o.Conn) {
 				ours.Troubled = append(ours.Troubled, *o)

@@ -2,21 +2,18 @@
 
 package main
 
-import "github.com/halfopen/halfopen/collector"
+import (
+	"regexp"
+
+	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/collector/conn"
+)
 
 type meaning struct{ value, meaning string }
 
 // verdicts and others are in the order in which one reads them.
 var (
-	verdicts = []meaning{
-		{"active", "made, or data moved, within `--idle-after`"},
-		{"idle", "no data for that long; keepalive is on, so the kernel will notice a dead peer"},
-		{"unguarded", "no data for that long, keepalive off: a dead peer would never be noticed"},
-		{"stalled", "the peer answers, but its window has been closed for `--stalled-after`"},
-		{"suspect", "something is unanswered, less than a zombie"},
-		{"zombie", "`--zombie-unanswered` probes or retransmissions in a row unanswered, and silent for `--zombie-silence`"},
-		{"", "the state has no verdict"},
-	}
+	verdicts = append(meanings[conn.Verdict](conn.Verdicts), meaning{"", "the state has no verdict"})
 	states = []meaning{
 		{"established", "open both ways"},
 		{"syn_sent", "connecting"},
@@ -30,13 +27,7 @@ var (
 		{"close", "sockets that are not connected; no verdict"},
 		{"listen", "listeners; no verdict"},
 	}
-	risks = []meaning{
-		{"no_keepalive", "established, and keepalive is off"},
-		{"keepalive_slower_than_middlebox", "the first probe comes later than `--middlebox-timeout`"},
-		{"user_timeout_overrides_keepcnt", "with TCP_USER_TIMEOUT set, the number of probes means nothing"},
-		{"keepalive_masked_by_unacked_data", "keepalive is on, but waits while data is in flight or queued"},
-		{"close_wait_leak", "the peer has closed, the application has not, for `--idle-after`"},
-	}
+	risks = meanings[conn.Risk](conn.Risks)
 	causes = []meaning{
 		{"keepalive_timeout", "keepalive probes unanswered up to the probe count"},
 		{"user_timeout", "TCP_USER_TIMEOUT"},
@@ -75,6 +66,21 @@ var (
 		meaning{"table_full", "no room to follow a connection in trouble; it is counted all the same"},
 	)
 )
+
+// meanings are those of the model, with the flags as code.
+func meanings[T interface {
+	~uint8
+	String() string
+	Meaning() string
+}](n int) []meaning {
+	var all []meaning
+	for v := range T(n) {
+		all = append(all, meaning{v.String(), flags.ReplaceAllString(v.Meaning(), "`$0`")})
+	}
+	return all
+}
+
+var flags = regexp.MustCompile(`--[a-z-]+`)
 
 // reasons are the collector's, with what is lost.
 func reasons() []meaning {

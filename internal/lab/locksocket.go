@@ -13,11 +13,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// holdTimeout bounds the wait for the writer to get stuck, which takes
+// lockTimeout bounds the wait for the writer to get stuck, which takes
 // microseconds.
-const holdTimeout = 10 * time.Second
+const lockTimeout = 10 * time.Second
 
-// HoldLock keeps a connection's socket in use, as a process is that is in the
+// LockSocket keeps a connection's socket in use, as a process is that is in the
 // midst of a system call on it: its write timer then defers its work until
 // release, its keepalive timer tries again every 50 ms, and what arrives waits.
 // One byte of zero is sent by it. There has to be room for it in the send buffer.
@@ -26,11 +26,11 @@ const holdTimeout = 10 * time.Second
 // has asked to handle (userfaultfd(2)). tcp_sendmsg() copies with the socket's
 // lock held, and so sleeps holding it, until the page is given. That takes root,
 // or /dev/userfaultfd.
-func HoldLock(c syscall.Conn) (release func() error, err error) {
-	h := &hold{fd: -1, done: make(chan error, 1)}
-	if err := h.prepare(); err != nil {
-		h.close()
-		return nil, fmt.Errorf("hold socket lock: %w", err)
+func LockSocket(c syscall.Conn) (release func() error, err error) {
+	l := &socketLock{fd: -1, done: make(chan error, 1)}
+	if err := l.prepare(); err != nil {
+		l.close()
+		return nil, fmt.Errorf("lock socket: %w", err)
 	}
 	onThread(func() {
 		// A signal could not end the sleep, but would turn it into a busy loop.
@@ -39,36 +39,36 @@ func HoldLock(c syscall.Conn) (release func() error, err error) {
 			all.Val[i] = ^all.Val[i]
 		}
 		if err := unix.PthreadSigmask(unix.SIG_SETMASK, &all, nil); err != nil {
-			h.done <- err
+			l.done <- err
 			return
 		}
-		h.done <- control(c, func(fd int) error {
-			_, _, errno := unix.Syscall6(unix.SYS_SENDTO, uintptr(fd), h.page, 1, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
+		l.done <- control(c, func(fd int) error {
+			_, _, errno := unix.Syscall6(unix.SYS_SENDTO, uintptr(fd), l.page, 1, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
 			if errno != 0 {
 				return errno
 			}
 			return nil
 		})
 	})
-	if err := h.stuck(); err != nil {
-		_ = h.give()
-		h.close()
-		return nil, fmt.Errorf("hold socket lock: %w", err)
+	if err := l.stuck(); err != nil {
+		_ = l.give()
+		l.close()
+		return nil, fmt.Errorf("lock socket: %w", err)
 	}
 	return sync.OnceValue(func() error {
-		defer h.close()
-		if err := h.give(); err != nil {
-			return fmt.Errorf("release socket lock: %w", err)
+		defer l.close()
+		if err := l.give(); err != nil {
+			return fmt.Errorf("release socket: %w", err)
 		}
-		if err := <-h.done; err != nil {
-			return fmt.Errorf("write of who held the socket: %w", err)
+		if err := <-l.done; err != nil {
+			return fmt.Errorf("write that held the socket: %w", err)
 		}
 		return nil
 	}), nil
 }
 
-// hold is one page and what handles its faults.
-type hold struct {
+// socketLock is a page that is not there yet, and what handles its faults.
+type socketLock struct {
 	fd   int
 	page uintptr
 	done chan error // of the writer
@@ -84,44 +84,44 @@ const (
 	uffdMessageSize = 32
 )
 
-func (h *hold) prepare() error {
+func (l *socketLock) prepare() error {
 	fd, _, errno := unix.Syscall(unix.SYS_USERFAULTFD, unix.O_CLOEXEC|unix.O_NONBLOCK, 0, 0)
 	if errno != 0 {
 		return fmt.Errorf("userfaultfd: %w", errno)
 	}
-	h.fd = int(fd)
+	l.fd = int(fd)
 	size := uintptr(unix.Getpagesize())
-	h.page, _, errno = unix.Syscall6(unix.SYS_MMAP, 0, size, unix.PROT_READ|unix.PROT_WRITE,
+	l.page, _, errno = unix.Syscall6(unix.SYS_MMAP, 0, size, unix.PROT_READ|unix.PROT_WRITE,
 		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS, ^uintptr(0), 0)
 	if errno != 0 {
-		h.page = 0
+		l.page = 0
 		return fmt.Errorf("mmap: %w", errno)
 	}
 	api := struct{ api, features, ioctls uint64 }{api: uffdAPI}
-	if err := h.ioctl(uffdioAPI, unsafe.Pointer(&api)); err != nil {
+	if err := l.ioctl(uffdioAPI, unsafe.Pointer(&api)); err != nil {
 		return fmt.Errorf("UFFDIO_API: %w", err)
 	}
-	register := struct{ start, len, mode, ioctls uint64 }{uint64(h.page), uint64(size), uffdMissing, 0}
-	if err := h.ioctl(uffdioRegister, unsafe.Pointer(&register)); err != nil {
+	register := struct{ start, len, mode, ioctls uint64 }{uint64(l.page), uint64(size), uffdMissing, 0}
+	if err := l.ioctl(uffdioRegister, unsafe.Pointer(&register)); err != nil {
 		return fmt.Errorf("UFFDIO_REGISTER: %w", err)
 	}
 	return nil
 }
 
-func (h *hold) ioctl(request uintptr, arg unsafe.Pointer) error {
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(h.fd), request, uintptr(arg)); errno != 0 {
+func (l *socketLock) ioctl(request uintptr, arg unsafe.Pointer) error {
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(l.fd), request, uintptr(arg)); errno != 0 {
 		return errno
 	}
 	return nil
 }
 
 // stuck waits until the writer sleeps in the page's fault.
-func (h *hold) stuck() error {
-	fds := []unix.PollFd{{Fd: int32(h.fd), Events: unix.POLLIN}}
-	for late := time.Now().Add(holdTimeout); time.Now().Before(late); {
+func (l *socketLock) stuck() error {
+	fds := []unix.PollFd{{Fd: int32(l.fd), Events: unix.POLLIN}}
+	for late := time.Now().Add(lockTimeout); time.Now().Before(late); {
 		select {
-		case err := <-h.done:
-			h.done <- err
+		case err := <-l.done:
+			l.done <- err
 			if err == nil {
 				err = errors.New("it needed no page")
 			}
@@ -132,24 +132,24 @@ func (h *hold) stuck() error {
 			return err
 		} else if n > 0 {
 			var message [uffdMessageSize]byte
-			_, err := unix.Read(h.fd, message[:])
+			_, err := unix.Read(l.fd, message[:])
 			return err
 		}
 	}
-	return fmt.Errorf("no page fault within %s", holdTimeout)
+	return fmt.Errorf("no page fault within %s", lockTimeout)
 }
 
 // give makes the page be there, which wakes the writer.
-func (h *hold) give() error {
-	zero := struct{ start, len, mode, zeropage uint64 }{uint64(h.page), uint64(unix.Getpagesize()), 0, 0}
-	return h.ioctl(uffdioZeropage, unsafe.Pointer(&zero))
+func (l *socketLock) give() error {
+	zero := struct{ start, len, mode, zeropage uint64 }{uint64(l.page), uint64(unix.Getpagesize()), 0, 0}
+	return l.ioctl(uffdioZeropage, unsafe.Pointer(&zero))
 }
 
-func (h *hold) close() {
-	if h.page != 0 {
-		_, _, _ = unix.Syscall(unix.SYS_MUNMAP, h.page, uintptr(unix.Getpagesize()), 0)
+func (l *socketLock) close() {
+	if l.page != 0 {
+		_, _, _ = unix.Syscall(unix.SYS_MUNMAP, l.page, uintptr(unix.Getpagesize()), 0)
 	}
-	if h.fd >= 0 {
-		_ = unix.Close(h.fd)
+	if l.fd >= 0 {
+		_ = unix.Close(l.fd)
 	}
 }

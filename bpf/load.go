@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+
+package bpf
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/features"
+	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/ringbuf"
+	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
+
+	"github.com/halfopen/halfopen/bpf/abi"
+)
+
+// Errors of [Load] that the user can do something about, besides [ErrPrivileges].
+var (
+	ErrLockdown = errors.New("this kernel is locked down, and lets no BPF program read its memory: boot without lockdown=confidentiality (lockdown=integrity will do)")
+	ErrNoBTF    = errors.New("this kernel has no BTF (/sys/kernel/btf/vmlinux): Linux 5.10 or newer is needed, built with CONFIG_DEBUG_INFO_BTF=y")
+)
+
+// Options are the options of [Load]. The zero value of a field is its default.
+type Options struct {
+	// Observe attaches the tracepoints. Without it the kernel only answers
+	// requests (Census, Owners).
+	Observe bool
+	// IdleAfter is how long a connection without data stays active (default 5m).
+	IdleAfter time.Duration
+	// MiddleboxTimeout is how long a NAT or load balancer remembers a silent
+	// flow (default 350s).
+	MiddleboxTimeout time.Duration
+	// EventsFrom is the number of unanswered solicitations in a row from which each
+	// of them is an event (default 2: nearly always the first is answered).
+	EventsFrom uint32
+	// IdleBounds are the upper bounds of the idle-time counts, ascending; at
+	// most [abi.IdleBuckets].
+	IdleBounds []time.Duration
+	// EventsBytes is the size of the ring buffer, a power of two and of whole
+	// pages (default 4 MiB). Only tests have a reason to change it.
+	EventsBytes uint32
+	// noCookieHelper makes Load do without the cookie helper, as before Linux 5.12
+	// (cookie.go). For tests.
+	noCookieHelper bool
+	// object replaces the embedded object. For tests.
+	object []byte
+}
+
+func (o *Options) setDefaults() error {
+	if o.IdleAfter == 0 {
+		o.IdleAfter = 5 * time.Minute
+	}
+	if o.MiddleboxTimeout == 0 {
+		o.MiddleboxTimeout = 350 * time.Second
+	}
+	if o.EventsFrom == 0 {
+		o.EventsFrom = 2
+	}
+	if len(o.IdleBounds) > abi.IdleBuckets {
+		return fmt.Errorf("%d bounds of idle time, at most %d are possible", len(o.IdleBounds), abi.IdleBuckets)
+	}
+	return nil
+}
+
+// Load loads the programs into the kernel and, with Observe, attaches them. If the
+// verifier refuses a program, the error is an *ebpf.VerifierError.
+func Load(opts Options) (_ *Kernel, err error) {
+	if err := opts.setDefaults(); err != nil {
+		return nil, err
+	}
+	spec, noCookieHelper, err := prepare(&opts)
+	if err != nil {
+		return nil, err
+	}
+	if err := rlimit.RemoveMemlock(); err != nil && !errors.Is(err, unix.EPERM) {
+		return nil, fmt.Errorf("raise memlock limit: %w", err)
+	}
+	k := &Kernel{
+		noCookieHelper: noCookieHelper,
+		links:          make(map[string][]link.Link),
+		missed:         make(map[string]*monotonic),
+		iters:          make(map[string]*link.Iter),
+	}
+	k.ctx, k.cancel = context.WithCancel(context.Background())
+	defer func() {
+		if err != nil {
+			k.Close()
+		}
+	}()
+	if err := spec.LoadAndAssign(&k.objs, nil); err != nil {
+		if errors.Is(err, unix.EPERM) {
+			return nil, fmt.Errorf("%w (%w)", ErrPrivileges, err)
+		}
+		if lockedDown() {
+			return nil, ErrLockdown
+		}
+		return nil, fmt.Errorf("load BPF programs: %w", err)
+	}
+	if err := k.openIterators(); err != nil {
+		return nil, err
+	}
+	if err := k.learn(); err != nil {
+		return nil, fmt.Errorf("learn the kernel's TCP timers: %w", err)
+	}
+	if err := k.configure(opts); err != nil {
+		return nil, fmt.Errorf("set up BPF programs: %w", err)
+	}
+	if opts.Observe {
+		if k.events, err = ringbuf.NewReader(k.objs.Events); err != nil {
+			return nil, fmt.Errorf("open ring buffer: %w", err)
+		}
+		for name := range k.observers() {
+			k.missed[name] = new(monotonic)
+		}
+		if err := k.Attach(); err != nil {
+			return nil, err
+		}
+	}
+	return k, nil
+}
+
+// prepare reads the object and adapts it to the options and the running kernel. It
+// returns an error if the kernel lacks something that the programs need.
+// noCookieHelper reports whether our programs cannot give a socket its cookie.
+func prepare(opts *Options) (spec *ebpf.CollectionSpec, noCookieHelper bool, err error) {
+	kernel, err := kernelTypes()
+	if err != nil {
+		return nil, false, err
+	}
+	if spec, err = readObject(opts.object); err != nil {
+		return nil, false, err
+	}
+	noCookieHelper = opts.noCookieHelper || !cookies.isFirst(kernel)
+	if noCookieHelper {
+		stub(spec.Programs["cookies_pass"])
+	}
+	if err := checkNeeds(spec, kernel); err != nil {
+		return nil, false, err
+	}
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return nil, false, fmt.Errorf("count CPUs: %w", err)
+	}
+	sizeLRU(spec, cpus)
+	for _, d := range differences {
+		if d.first == "" {
+			continue
+		}
+		first := d.isFirst(kernel) && (d != cookies || !opts.noCookieHelper)
+		if err := spec.Variables[d.first].Set(first); err != nil {
+			return nil, false, fmt.Errorf("set up BPF object: %w", err)
+		}
+	}
+	if !opts.Observe {
+		stubTracepoints(spec)
+	}
+	if opts.EventsBytes != 0 {
+		spec.Maps["events"].MaxEntries = opts.EventsBytes
+	}
+	return spec, noCookieHelper, nil
+}
+
+// readObject reads an object, or the embedded one if object is nil.
+func readObject(object []byte) (*ebpf.CollectionSpec, error) {
+	if object == nil {
+		object = _HalfopenBytes
+	}
+	spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(object))
+	if err != nil {
+		return nil, fmt.Errorf("read BPF object: %w", err)
+	}
+	return spec, nil
+}
+
+// stubTracepoints makes the programs of tracepoints do nothing. They will not be
+// attached, and half of the time that loading takes goes into verifying them.
+func stubTracepoints(spec *ebpf.CollectionSpec) {
+	for _, p := range spec.Programs {
+		if p.AttachType == ebpf.AttachTraceRawTp {
+			stub(p)
+		}
+	}
+}
+
+// stub makes a program do nothing.
+func stub(p *ebpf.ProgramSpec) {
+	p.Instructions = asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()}
+}
+
+// lruLocal is the number of free entries of an LRU map that each CPU takes for itself
+// (kernel/bpf/bpf_lru_list.c LOCAL_FREE_TARGET). Until Linux 6.17 the kernel evicts new
+// entries of a map that has little more room than that.
+const lruLocal = 128
+
+// sizeLRU makes the LRU maps large enough for that number of CPUs.
+func sizeLRU(spec *ebpf.CollectionSpec, cpus int) {
+	for _, m := range spec.Maps {
+		if m.Type == ebpf.LRUHash {
+			m.MaxEntries = max(m.MaxEntries, uint32(4*lruLocal*cpus))
+		}
+	}
+}
+
+// lockedDown reports whether no program may read the kernel's memory. In that case
+// bpf_tracing_func_proto() hides the helpers that do. We ask for bpf_probe_read, since
+// the loader puts it in the place of bpf_probe_read_kernel where that is missing. Unlike
+// /sys/kernel/security, this works in a container.
+func lockedDown() bool {
+	return errors.Is(features.HaveProgramHelper(ebpf.RawTracepoint, asm.FnProbeRead), ebpf.ErrNotSupported)
+}
+
+// configure sets the variables of the programs that follow from the options.
+func (k *Kernel) configure(opts Options) error {
+	var bounds [abi.IdleBuckets + 1]uint32
+	for i := range bounds {
+		bounds[i] = abi.AgeNone
+		if i < len(opts.IdleBounds) {
+			bounds[i] = k.jiffies(opts.IdleBounds[i])
+		}
+	}
+	return errors.Join(
+		k.objs.IdleAfter.Set(k.jiffies(opts.IdleAfter)),
+		k.objs.MiddleboxTimeout.Set(k.jiffies(opts.MiddleboxTimeout)),
+		k.objs.EventsFrom.Set(opts.EventsFrom),
+		k.objs.IdleBounds.Set(bounds),
+		k.objs.Hz.Set(k.hz),
+	)
+}

@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package conn
+
+import (
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/halfopen/halfopen/bpf/abi"
+	"github.com/halfopen/halfopen/collector/conn/conntest"
+)
+
+// following is a Tracker whose rows are followed.
+func following(t *testing.T) *replay {
+	t.Helper()
+	r := newReplay(t)
+	r.FollowRows()
+	if _, complete := r.Rows(); complete {
+		t.Fatal("rows are complete before a census")
+	}
+	return r
+}
+
+// healthy returns the record of a connection whose data has just moved.
+func healthy(cookie uint64, after time.Duration) abi.Conn {
+	return *stamp(conntest.With(func(c *abi.Conn) { c.Cookie, c.Family = cookie, 2 }), after)
+}
+
+// bring has a census bring the rows of these connections, which it read at that time.
+func (r *replay) bring(began, ended time.Duration, conns ...abi.Conn) {
+	c := &Census{Began: r.at(began), Counts: census(0, 0, 0), Rows: []Observation{}}
+	for i := range conns {
+		o := Observation{Conn: conns[i], At: r.at(time.Duration(conns[i].At))}
+		c.Rows = append(c.Rows, o)
+		if conns[i].Flags&abi.ConnTrouble != 0 {
+			c.Troubled = append(c.Troubled, o)
+		}
+	}
+	r.Apply(&Fact{Kind: FactCensus, At: r.at(ended), Census: c})
+}
+
+// change is what matters of a RowChange.
+type change struct {
+	New, Gone  bool
+	Verdict    Verdict
+	Unanswered int
+	PID        uint32
+}
+
+// changed fails unless these rows have changed since it was last called.
+func (r *replay) changed(want map[uint64]change) {
+	r.t.Helper()
+	got := make(map[uint64]change)
+	for _, c := range r.TakeRowChanges() {
+		if c.New == nil {
+			got[c.Cookie] = change{Gone: true}
+			continue
+		}
+		got[c.Cookie] = change{New: c.Old == nil, Verdict: c.New.Verdict, Unanswered: c.New.Unanswered, PID: c.New.PID}
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		r.t.Errorf("changes of rows (-want +got):\n%s", diff)
+	}
+}
+
+func TestRowsFollowTheConnections(t *testing.T) {
+	const second = time.Second
+	r := following(t)
+	r.bring(0, second, healthy(1, 0), healthy(2, 0))
+	r.changed(map[uint64]change{1: {New: true}, 2: {New: true}})
+	if rows, complete := r.Rows(); len(rows) != 2 || !complete {
+		t.Errorf("%d rows, complete: %v", len(rows), complete)
+	}
+
+	// A census that finds the same, but for the jitter of its clocks, changes nothing.
+	same := healthy(1, 15*second+100*time.Millisecond)
+	same.Idle, same.Silent = same.Idle+conntest.Ago(15*second), same.Silent+conntest.Ago(15*second)
+	other := healthy(2, 15*second)
+	other.Idle, other.Silent = other.Idle+conntest.Ago(15*second), other.Silent+conntest.Ago(15*second)
+	r.bring(14*second, 16*second, same, other)
+	r.changed(map[uint64]change{})
+
+	// A census may have read a connection before an event that was taken in before it.
+	silent := conntest.Silent(abi.EvidenceKeepalive, 4, time.Minute)
+	silent.Cookie, silent.Family = 1, 2
+	r.solicit(20*second, silent)
+	r.changed(map[uint64]change{1: {Verdict: Zombie, Unanswered: 4}})
+	r.bring(19*second, 21*second, healthy(1, 19*second), other)
+	r.changed(map[uint64]change{})
+
+	// A row that the census did not come by goes, unless it is newer than that.
+	fresh := conntest.Silent(abi.EvidenceKeepalive, 4, time.Minute)
+	fresh.Cookie, fresh.Family = 3, 2
+	r.solicit(33*second, fresh)
+	r.changed(map[uint64]change{3: {New: true, Verdict: Zombie, Unanswered: 4}})
+	still := *stamp(silent, 31*second)
+	for _, age := range []*uint32{&still.Silent, &still.Idle, &still.Solicited} {
+		*age += conntest.Ago(11 * second)
+	}
+	r.bring(30*second, 34*second, still)
+	if _, ok := r.rows.current[3]; !ok {
+		t.Error("the row of a connection that was seen since the census began is gone")
+	}
+	r.changed(map[uint64]change{2: {Gone: true}})
+
+	// A late fact is not believed.
+	late := conntest.Silent(abi.EvidenceKeepalive, 1, time.Minute)
+	late.Cookie, late.Family = 1, 2
+	r.solicit(10*second, late)
+	r.changed(map[uint64]change{})
+}
+
+// A census may have read a connection before its death, and be taken in after it.
+func TestRowsOfTheDeadDoNotComeBack(t *testing.T) {
+	r := following(t)
+	r.bring(0, 0, healthy(1, 0), healthy(2, 0), healthy(3, 0))
+	r.TakeRowChanges()
+	died := healthy(1, 2*time.Second)
+	r.die(2*time.Second, CauseResetByPeer, &died)
+	r.changed(map[uint64]change{1: {Gone: true}})
+	// More die than are remembered, so that the first is forgotten.
+	for i := range maxDeaths {
+		c := healthy(uint64(i+100), 2*time.Second)
+		r.die(2*time.Second, CauseClosed, &c)
+	}
+	r.bring(time.Second, 3*time.Second, healthy(1, time.Second), healthy(2, time.Second), healthy(3, time.Second))
+	if _, ok := r.rows.current[1]; ok {
+		t.Error("the dead connection has a row again")
+	}
+	// One that appears and goes between two calls did not change.
+	silent := conntest.Silent(abi.EvidenceKeepalive, 4, time.Minute)
+	silent.Cookie, silent.Family = 9, 2
+	r.TakeRowChanges()
+	r.solicit(4*time.Second, silent)
+	r.die(5*time.Second, CauseKeepaliveTimeout, silent)
+	r.changed(map[uint64]change{})
+}
+
+func TestRowsAndTheirOwners(t *testing.T) {
+	r := following(t)
+	orphan := healthy(2, 0)
+	orphan.Flags |= abi.ConnOrphan
+	r.bring(0, 0, healthy(1, 0), orphan)
+	r.TakeRowChanges()
+	wanted := r.NeedOwners(r.at(time.Second), r.at(0))
+	if _, ok := wanted[1]; !ok || len(wanted) != 1 {
+		t.Errorf("owners are searched for of %v, expected connection 1", wanted)
+	}
+	r.Apply(&Fact{Kind: FactOwners, At: r.at(time.Second), Owners: map[uint64]Ownership{1: {Process: &Process{PID: 7, Comm: "x"}}}})
+	r.changed(map[uint64]change{1: {PID: 7}})
+	if wanted := r.NeedOwners(r.at(2*time.Second), r.at(0)); len(wanted) != 0 {
+		t.Errorf("owners are searched for again of %v", wanted)
+	}
+	if wanted := r.NeedOwners(r.at(time.Second+OwnersRetry+1), r.at(0)); len(wanted) != 1 {
+		t.Errorf("after %v owners are searched for of %v", OwnersRetry, wanted)
+	}
+	// Whoever is told of the connection is told its owner, its death included.
+	var told []Notice
+	r.notify = func(n Notice) { told = append(told, n) }
+	silent := conntest.Silent(abi.EvidenceKeepalive, 4, time.Minute)
+	silent.Cookie, silent.Family = 1, 2
+	r.solicit(3*time.Second, silent)
+	end := *silent
+	end.Flags |= abi.ConnOrphan
+	r.die(4*time.Second, CauseKeepaliveTimeout, &end)
+	if len(told) != 3 {
+		t.Fatalf("%d notices", len(told))
+	}
+	for _, n := range told {
+		p := n.Connection.Process
+		if n.Death != nil {
+			p = n.Death.Process
+		}
+		if p == nil || p.PID != 7 {
+			t.Errorf("the owner in notice %v is %v", n.Kind, p)
+		}
+	}
+}
+
+func TestRowsAreBounded(t *testing.T) {
+	r := following(t)
+	var all []abi.Conn
+	for i := range MaxRows {
+		all = append(all, healthy(uint64(i+1), 0))
+	}
+	r.bring(0, 0, all...)
+	for i := range MaxRows + 23 {
+		c := conntest.Silent(abi.EvidenceKeepalive, 4, time.Minute)
+		c.Cookie, c.Family = uint64(MaxRows+i+1), 2
+		r.solicit(time.Second, c)
+	}
+	if n := len(r.rows.current); n != 2*MaxRows {
+		t.Errorf("%d rows", n)
+	}
+	r.ForgetRows()
+	if rows, complete := r.Rows(); len(rows) != 0 || complete || r.FollowsRows() {
+		t.Errorf("%d rows, complete: %v", len(rows), complete)
+	}
+	r.bring(2*time.Second, 2*time.Second, all...)
+	if rows, _ := r.Rows(); len(rows) != 0 {
+		t.Errorf("%d rows that nobody follows", len(rows))
+	}
+}

@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package exporter
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+)
+
+// How the stream is written to a viewer.
+const (
+	// A viewer that takes none of viewerChunk bytes within viewerWriteTimeout is
+	// dropped.
+	viewerWriteTimeout = 10 * time.Second
+	viewerChunk        = 64 << 10
+	// viewerHeartbeat is after how long of nothing a comment is sent.
+	viewerHeartbeat = 15 * time.Second
+)
+
+// kind is what a client of the stream can ask for.
+type kind uint8
+
+const (
+	kindVerdict kind = iota
+	kindDeath
+	kindSolicitation
+	kindSummary
+	kindHistory
+	kindRows
+	// kindOwned is the first of the three kinds of notices again, sent once the owner of
+	// the connection has been searched for: to who asks for owners.
+	kindOwned
+	kinds = kindOwned + 3
+)
+
+var kindNames = [kinds]string{"verdict", "death", "solicitation", "summary", "history", "rows", "verdict", "death", "solicitation"}
+
+// noticeKinds are the kinds of what happens.
+const noticeKinds = 1<<kindVerdict | 1<<kindDeath | 1<<kindSolicitation
+
+// usualKinds are those of who asks for none.
+const usualKinds = noticeKinds | 1<<kindSummary
+
+func parseKind(s string) (kind, error) {
+	names := kindNames[:kindOwned]
+	if k := slices.Index(names, s); k >= 0 {
+		return kind(k), nil
+	}
+	return 0, fmt.Errorf("unknown event %q: there are %s", s, strings.Join(names, ", "))
+}
+
+// A frame is what all viewers are sent at one moment: server-sent events, by kind.
+type frame [kinds][]byte
+
+func (f *frame) add(k kind, data []byte) {
+	f[k] = fmt.Appendf(f[k], "event: %s\ndata: %s\n\n", kindNames[k], data)
+}
+
+func (f *frame) empty() bool {
+	return !slices.ContainsFunc(f[:], func(b []byte) bool { return len(b) > 0 })
+}
+
+// wantedKinds are those that a query asks for, a bit each.
+func wantedKinds(query string) (wants uint16, err error) {
+	params, err := parameters(query, "event", "owners")
+	if err != nil {
+		return 0, err
+	}
+	asked, err := each(params["event"], parseKind)
+	if err != nil {
+		return 0, err
+	}
+	owners, err := parseSwitch("owners", params["owners"])
+	if err != nil {
+		return 0, err
+	}
+	for _, k := range asked {
+		wants |= 1 << k
+	}
+	if len(asked) == 0 {
+		wants = usualKinds
+	}
+	if owners {
+		wants = wants&^noticeKinds | wants&noticeKinds<<kindOwned
+	}
+	return wants, nil
+}
+
+var errEnding = errors.New("the agent is ending")
+
+// ServeHTTP answers with the stream: the kinds of events that are asked for, until
+// the client goes or falls behind, or the agent ends.
+func (l *Live) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	wants, err := wantedKinds(r.URL.RawQuery)
+	if err != nil {
+		writeError(w, http.StatusBadRequest, err)
+		return
+	}
+	v := &viewer{client: clientOf(r.RemoteAddr), joined: time.Now(), wants: wants, frames: make(chan *frame, viewerFrames)}
+	if r.Method == http.MethodHead {
+		w.Header().Set("Content-Type", "text/event-stream")
+		return
+	}
+	select {
+	case l.join <- v:
+	case <-l.ended:
+		writeError(w, http.StatusServiceUnavailable, errEnding)
+		return
+	case <-r.Context().Done():
+		return
+	}
+	defer func() {
+		select {
+		case l.leave <- v:
+		case <-l.ended:
+		}
+	}()
+	var first *frame
+	var ok bool
+	select {
+	case first, ok = <-v.frames:
+	case <-r.Context().Done():
+		return
+	}
+	if !ok {
+		refused := cmp.Or(v.refused, &refusal{status: http.StatusServiceUnavailable, err: errEnding})
+		writeError(w, refused.status, refused.err)
+		return
+	}
+	w.Header().Set("Content-Type", "text/event-stream")
+	w.Header().Set("X-Accel-Buffering", "no") // of a proxy
+	out := &deadlineWriter{w: w, rc: http.NewResponseController(w), timeout: l.writeTimeout}
+	_ = out.rc.SetReadDeadline(time.Time{}) // the request's, which the wait for its end would meet
+	if !out.write([]byte("retry: 2000\n\n")) || !out.frame(first, v.wants) || !out.flush() {
+		return
+	}
+	heartbeat := time.NewTimer(viewerHeartbeat)
+	defer heartbeat.Stop()
+	for {
+		select {
+		case <-r.Context().Done():
+			return
+		case f, ok := <-v.frames:
+			if !ok || !out.frame(f, v.wants) {
+				return
+			}
+		case <-heartbeat.C:
+			if !out.write([]byte(":\n\n")) || !out.flush() {
+				return
+			}
+		}
+		heartbeat.Reset(viewerHeartbeat)
+	}
+}
+
+// deadlineWriter writes to a client that has to take what is written within a time.
+type deadlineWriter struct {
+	w       http.ResponseWriter
+	rc      *http.ResponseController
+	timeout time.Duration
+}
+
+func (t *deadlineWriter) frame(f *frame, wants uint16) bool {
+	wanted := false
+	for k, data := range f {
+		if wants&(1<<k) != 0 && len(data) > 0 {
+			wanted = true
+			if !t.write(data) {
+				return false
+			}
+		}
+	}
+	return !wanted || t.flush()
+}
+
+func (t *deadlineWriter) write(data []byte) bool {
+	for len(data) > 0 {
+		n := min(len(data), viewerChunk)
+		if t.rc.SetWriteDeadline(time.Now().Add(t.timeout)) != nil {
+			return false
+		}
+		if _, err := t.w.Write(data[:n]); err != nil {
+			return false
+		}
+		data = data[n:]
+	}
+	return true
+}
+
+// flush ends what was written, and with it the deadline: that of an HTTP/2 stream
+// would end it even if there is nothing more to write.
+func (t *deadlineWriter) flush() bool {
+	return t.rc.Flush() == nil && t.rc.SetWriteDeadline(time.Time{}) == nil
+}
