@@ -215,16 +215,18 @@ func (k *fakeKernel) Owners(cookies []uint64, visit func(*abi.Owner)) error {
 		hook = func() error { return k.onOwners(cookies) }
 	}
 	held, err := read(k, hook, func() map[uint64][]abi.Owner { return maps.Clone(k.held) })
-	for cookie, owners := range held {
-		if cookies != nil && !slices.Contains(cookies, cookie) {
-			continue
-		}
-		for _, o := range owners {
-			o.Cookie = cookie
-			visit(&o)
+	if err != nil {
+		return err
+	}
+	for cookie, descriptors := range held {
+		if cookies == nil || slices.Contains(cookies, cookie) {
+			for _, d := range descriptors {
+				d.Cookie = cookie
+				visit(&d)
+			}
 		}
 	}
-	return err
+	return nil
 }
 
 func (k *fakeKernel) NetnsPath(uint32) string { return "" }
@@ -270,7 +272,7 @@ func death(cookie uint64, cause uint8) abi.Event {
 	return abi.Event{Type: abi.EventDeath, Cause: cause, Conn: zombie(cookie)}
 }
 
-func holder(pid uint32, comm string) abi.Owner {
+func heldBy(pid uint32, comm string) abi.Owner {
 	o := abi.Owner{Pid: pid, Fd: 3}
 	copy(o.Comm[:], comm)
 	return o

@@ -150,3 +150,58 @@ func TestReplayMasks(t *testing.T) {
 		t.Error("the recording was changed")
 	}
 }
+
+// histories are what kernels said about connections of the lab, as internal/histories has
+// recorded it.
+const histories = "../../collector/testdata/recordings"
+
+func TestReplayOfHistories(t *testing.T) {
+	time.Local = time.UTC
+	names, err := filepath.Glob(histories + "/*.jsonl")
+	if err != nil || len(names) == 0 {
+		t.Fatalf("no recordings in %s, error %v", histories, err)
+	}
+	// What each has to end in, whatever its golden file says.
+	ends := map[string]string{
+		"keepalive":     "died: keepalive_timeout (ETIMEDOUT) after being a zombie for",
+		"user-timeout":  "died: user_timeout during retransmit (ETIMEDOUT) after being a zombie for",
+		"retransmit":    "died: retransmit_timeout (ETIMEDOUT) after being a zombie for",
+		"recovery":      "active, was zombie: the peer has answered",
+		"closed-window": "active, was stalled: the peer's window is open again",
+		"orphan":        "died: orphan_timeout (ETIMEDOUT) after being a zombie for",
+		"reset":         "died: reset_by_peer (ECONNRESET)",
+	}
+	seen := make(map[string][]string)
+	for _, name := range names {
+		base := strings.TrimSuffix(filepath.Base(name), ".jsonl")
+		t.Run(base, func(t *testing.T) {
+			kernel, history, _ := strings.Cut(base, "-")
+			seen[history] = append(seen[history], kernel)
+			status, got, stderr := halfopen(t, "replay", name)
+			if status != exitDone || !strings.HasSuffix(stderr, "\nended, since the recorder was stopped\n") || !strings.Contains(stderr, "on Linux "+kernel) {
+				t.Errorf("status %d, stderr %q", status, stderr)
+			}
+			if end := ends[history]; end == "" || strings.Count(got, end) != 1 {
+				t.Errorf("it does not end with %q once:\n%s", end, got)
+			}
+			golden := strings.TrimSuffix(name, ".jsonl") + ".golden"
+			if *update {
+				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got != string(want) {
+				t.Errorf("%s\nwant (%s)\n%s", got, golden, want)
+			}
+		})
+	}
+	for history := range ends {
+		if len(seen[history]) == 0 {
+			t.Errorf("there is no recording of %s", history)
+		}
+	}
+}

@@ -2,13 +2,8 @@
 
 package conn
 
-<<<<<<< HEAD
-// verdictMeanings, riskMeanings and causeMeanings are what the live page, the README and the metrics
-// reference say of each. How long is long says the flag in brackets.
-=======
-// verdictMeanings and riskMeanings are what the live page, the README and the metrics
-// reference say of each. The flag in brackets says how long "long" is.
->>>>>>> web
+// verdictMeanings, riskMeanings and causeMeanings are what the live page, the README and
+// the metrics reference say of each. The flag in brackets says how long "long" is.
 var (
 	verdictMeanings = [Verdicts]string{
 		Active:    "The connection was made, or data moved, lately (--idle-after), and nothing is overdue.",

@@ -9,6 +9,9 @@
 // have the names that they have in bpf/halfopen.h; those that are 0 are left out. Without
 // an end, the recorder was killed or its disk was full: what is whole is still good.
 //
+// The rows of a census, which the live page shows, are left out: nothing that is replayed
+// depends on them, and there may be very many.
+//
 // A [Recorder] writes in the background. A [Reader] reads files of strangers: it returns
 // an error for whatever is no recording. [Mask] replaces what could identify anybody.
 package recording

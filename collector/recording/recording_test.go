@@ -200,7 +200,7 @@ func TestARecordingThatBreaksOffIsGoodUntilThere(t *testing.T) {
 	text := recordingOf(t, want...)
 	lines := bytes.SplitAfter(text, []byte("\n"))
 	head := len(lines[0])
-	for n := head - 1; n < len(text)-1; n += 1 + n%17 { // without the last line's end it is whole
+	for n := head - 1; n < len(text)-1; n += 1 + n%101 { // without the last line's end it is whole
 		got, _, err := read(bytes.NewReader(text[:n]))
 		if !errors.Is(err, ErrNoEnd) || len(got) > len(want) {
 			t.Fatalf("%d facts and %v of the first %d bytes\n%s", len(got), err, n, text[:n])
