@@ -54,7 +54,7 @@ var commands = []struct {
 	{"top", "Watch the connections full-screen, worst first, as they change.", topFlags},
 	{"trace", "Print what happens to connections as it happens.", traceFlags},
 	{"demo", "Make a zombie in private network namespaces, and watch it being found.", demoFlags},
-	{"doctor", "Tell what this kernel and these privileges allow.", doctorFlags},
+	{"doctor", "Check what this kernel and these privileges allow, line by line.", doctorFlags},
 	{"version", "Print the version.", versionFlags},
 }
 
@@ -219,7 +219,7 @@ Commands:
 Flags:
 {{.Context.Flags|FlagsToTwoColumns|FormatTwoColumns -}}
 {{if not .Context.SelectedCommand}}
-'halfopen <command> --help' tells more about a command.
+'halfopen <command> --help' has more about a command.
 {{end}}`
 
 var usageFuncs = template.FuncMap{
