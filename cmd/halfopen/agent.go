@@ -47,9 +47,9 @@ func agentFlags(cmd *kingpin.CmdClause) action {
 		PlaceHolder("FILE").SetValue(&value[string]{flag: "debug.record", parse: parseFile, into: &a.record})
 	a.web = kingpinflag.AddFlags(cmd, defaultAddress)
 	cmd.GetFlag("web.listen-address").Help("Where to listen for HTTP, such as :9839 or [::1]:9839. Repeatable.") // ours does not mention vsock
-	cmd.Flag("web.socket", "Unix socket on which list, explain, top and trace ask the agent of this machine: root and group "+exporter.SocketGroup+" may; none: without.").
+	cmd.Flag("web.socket", "Unix socket on which list, explain, top and trace ask the agent of this machine; root and the group "+exporter.SocketGroup+" may connect. none: no socket.").
 		Default(exporter.SocketPath).PlaceHolder("PATH").SetValue(&value[string]{flag: "web.socket", parse: parseSocket, into: &a.socket})
-	cmd.Flag("web.allowed-host", "Another host name that requests may use for this agent, such as that of a proxy; its addresses, localhost and the node's name always may. Repeatable.").
+	cmd.Flag("web.allowed-host", "Another host name of this agent that requests may use, such as the name of a proxy, besides its addresses, localhost and the node's name. Repeatable.").
 		PlaceHolder("NAME").SetValue(&values[string]{"web.allowed-host", exporter.ParseHostName, &a.allowedHosts})
 	a.log = promslog.Config{Level: promslog.NewLevel(), Format: promslog.NewFormat()}
 	logFlag := func(name, help, def string, into kingpin.Value) {

@@ -36,8 +36,8 @@ type peer struct {
 
 // flags adds both flags. verb begins the help, as in "Ask".
 func (p *peer) flags(cmd *kingpin.CmdClause, verb string) {
-	cmd.Flag("url", verb+" the agent at this URL, such as http://127.0.0.1:9839 or unix:///run/agent.sock; none: look here and now, without an agent. Left out, it is the agent of this machine, if one listens on "+
-		exporter.SocketPath+"; but a look of its own where a flag asks for what only that can do.").
+	cmd.Flag("url", verb+" the agent at this URL, such as http://127.0.0.1:9839 or unix:///run/agent.sock; none: ask no agent, and read the kernel of this machine. Without --url it is the agent of this machine, if one listens on "+
+		exporter.SocketPath+", unless another flag asks for what no agent does.").
 		PlaceHolder("URL").SetValue(&value[place]{flag: "url", parse: parsePlace, into: &p.place})
 	cmd.Flag("web.client-config", "For --url: file with the password, certificate and so on that the agent wants, as Prometheus's http_config, such as basic_auth with username and password_file, or tls_config with ca_file, cert_file and key_file.").
 		PlaceHolder("FILE").StringVar(&p.config)

@@ -131,22 +131,22 @@ func (t *thresholds) verdictFlags(cmd *kingpin.CmdClause) {
 		cmd.Flag(name, help).Default(def).IsSetByUser(&t.set[i]).SetValue(&value[time.Duration]{flag: name, parse: positiveDuration, into: into})
 	}
 	duration(0, "idle-after", "5m", "How long without data makes a connection idle or unguarded.", &t.idleAfter)
-	duration(1, "stalled-after", "10s", "How long with its peer's window closed makes it stalled.", &t.stalledAfter)
-	cmd.Flag("zombie-unanswered", "How many unanswered probes or retransmissions in a row make it a zombie ...").
+	duration(1, "stalled-after", "10s", "How long the peer's window must be closed to make a connection stalled.", &t.stalledAfter)
+	cmd.Flag("zombie-unanswered", "How many probes or retransmissions in a row must be unanswered to make a connection a zombie ...").
 		Default("3").IsSetByUser(&t.set[2]).SetValue(&value[int]{flag: "zombie-unanswered", parse: atLeast(1), into: &t.zombieUnanswered})
-	duration(3, "zombie-silence", "10s", "... once nothing has been heard from the peer for this long.", &t.zombieSilence)
-	duration(4, "middlebox-timeout", "350s", "After how long NAT or a load balancer on the way forgets a silent connection.", &t.middlebox)
+	duration(3, "zombie-silence", "10s", "... and for how long the peer must have been silent.", &t.zombieSilence)
+	duration(4, "middlebox-timeout", "350s", "After how long a NAT or load balancer on the way forgets a silent connection.", &t.middlebox)
 }
 
 // censusFlags adds the flags of commands that take censuses again and again.
 func (t *thresholds) censusFlags(cmd *kingpin.CmdClause) {
-	cmd.Flag("census-interval", "How often to look at all connections, not only those in trouble; less often where --census-cpu asks for it.").
+	cmd.Flag("census-interval", "Time between two censuses of all connections; longer if --census-cpu requires it. Connections in trouble are watched all the time.").
 		Default("15s").IsSetByUser(&t.censusSet[0]).SetValue(&value[time.Duration]{flag: "census-interval", parse: positiveDuration, into: &t.census})
-	cmd.Flag("census-cpu", "How much of one core the agent may take with it when little happens: --census-interval stretches to keep to it.").
+	cmd.Flag("census-cpu", "Share of one core that the agent may take when little happens: --census-interval stretches to stay below it.").
 		Default("1%").IsSetByUser(&t.censusSet[1]).SetValue(&value[float64]{flag: "census-cpu", parse: parsePercent, into: &t.censusCPU})
 }
 
-var errAgentDecides = usagef("--idle-after, --stalled-after, --zombie-unanswered, --zombie-silence and --middlebox-timeout are the agent's to decide with --url")
+var errAgentDecides = usagef("--idle-after, --stalled-after, --zombie-unanswered, --zombie-silence and --middlebox-timeout cannot be combined with --url: the agent has its own")
 
 // own returns errAgentDecides if the user set one of verdictFlags, else nil.
 func (t *thresholds) own() error {

@@ -55,7 +55,7 @@ var commands = []struct {
 	{"trace", "Print what happens to connections as it happens.", traceFlags},
 	{"replay", "Print what the agent said that made a recording (agent --debug.record).", replayFlags},
 	{"demo", "Make a zombie in private network namespaces, and watch it being found.", demoFlags},
-	{"doctor", "Tell what this kernel and these privileges allow.", doctorFlags},
+	{"doctor", "Check what this kernel and these privileges allow, line by line.", doctorFlags},
 	{"version", "Print the version.", versionFlags},
 }
 
@@ -221,7 +221,7 @@ Commands:
 Flags:
 {{.Context.Flags|FlagsToTwoColumns|FormatTwoColumns -}}
 {{if not .Context.SelectedCommand}}
-'halfopen <command> --help' tells more about a command.
+'halfopen <command> --help' has more about a command.
 {{end}}`
 
 var usageFuncs = template.FuncMap{

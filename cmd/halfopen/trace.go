@@ -44,7 +44,7 @@ func traceFlags(cmd *kingpin.CmdClause) action {
 		SetValue(&value[string]{flag: "output", parse: oneOf("text", "json"), into: &t.output})
 	cmd.Flag("duration", "Stop after this long, instead of when interrupted.").PlaceHolder("DURATION").
 		SetValue(&value[time.Duration]{flag: "duration", parse: positiveDuration, into: &t.duration})
-	cmd.Flag("all", "Print the first unanswered probe or retransmission in a row too, which nearly always is answered at once.").BoolVar(&t.all)
+	cmd.Flag("all", "Print also the first unanswered probe or retransmission in a row, which the peer nearly always answers at once.").BoolVar(&t.all)
 	t.selection.addFilters(cmd, func(f *api.Filter[collector.Query]) bool { return slices.Contains(traceFilters, f.Name) })
 	t.causeFlag(cmd, "Only deaths, and only of this cause, such as keepalive_timeout.")
 	t.peer.flags(cmd, "Watch through")
@@ -56,7 +56,7 @@ func traceFlags(cmd *kingpin.CmdClause) action {
 // own returns an error if a flag asks for what an agent does not do, else nil.
 func (t *trace) own() error {
 	if t.all || t.censusSet != [2]bool{} {
-		return usagef("--all, --census-interval and --census-cpu are for a look of one's own: leave them out, or --url")
+		return usagef("--all, --census-interval and --census-cpu cannot be combined with --url: the agent has its own settings")
 	}
 	return t.thresholds.own()
 }

@@ -58,7 +58,7 @@ var Filters = []Filter[collector.Query]{
 		conn.ParseRisk, conn.Risk.String, func(q *collector.Query) *[]conn.Risk { return &q.Risks }),
 	repeated("netns", "INODE", "Only connections in the network namespace of this inode number.",
 		collector.ParseNetns, decimal[uint32], func(q *collector.Query) *[]uint32 { return &q.Netns }),
-	onOff("all", 'a', "Also sockets that are no connections: listen, time_wait, syn_recv.",
+	onOff("all", 'a', "Also sockets that are not connections: listen, time_wait, syn_recv.",
 		func(q *collector.Query) *bool { return &q.All }),
 }
 
