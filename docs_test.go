@@ -90,3 +90,32 @@ func TestLinksOfDocumentsLeadSomewhere(t *testing.T) {
 		t.Error("no link was checked")
 	}
 }
+
+// The steps of CONTRIBUTING.md name files, and the tests that fail for a forgotten one.
+func TestContributingNamesWhatExists(t *testing.T) {
+	text := fence.ReplaceAllString(read(t, "CONTRIBUTING.md"), "")
+	named := regexp.MustCompile("`((?:[\\w.-]+/)+[\\w.-]+)`").FindAllStringSubmatch(text, -1)
+	for _, m := range named {
+		if strings.Contains(m[1], "ALERT") { // stands for a name
+			continue
+		}
+		if _, err := os.Stat(m[1]); err != nil {
+			t.Errorf("%s: %v", m[1], err)
+		}
+	}
+	tests := make(map[string]bool)
+	for _, path := range files(t, ".go") {
+		for _, m := range regexp.MustCompile(`(?m)^func (Test\w+)\(`).FindAllStringSubmatch(read(t, path), -1) {
+			tests[m[1]] = true
+		}
+	}
+	mentioned := regexp.MustCompile(`\bTest[A-Z]\w+`).FindAllString(text, -1)
+	for _, name := range mentioned {
+		if !tests[name] {
+			t.Errorf("there is no test %s", name)
+		}
+	}
+	if len(named) < 20 || len(mentioned) < 10 {
+		t.Errorf("only %d files and %d tests are named: does this test still find them?", len(named), len(mentioned))
+	}
+}
