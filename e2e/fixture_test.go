@@ -322,7 +322,7 @@ func caller() string {
 }
 
 // scenarioTimeout bounds every wait: the longest-lived socket lives for some seconds.
-const scenarioTimeout = time.Minute
+const scenarioTimeout = 2 * time.Minute
 
 // until waits for a condition.
 func (t *scenarioRun) until(what string, ok func() bool) {
