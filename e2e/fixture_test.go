@@ -96,6 +96,7 @@ var quickSysctls = map[string]string{
 	"net.ipv4.tcp_fastopen":                       "3",
 	"net.ipv4.tcp_fastopen_blackhole_timeout_sec": "0",
 	"net.ipv4.tcp_fin_timeout":                    "30",
+	"net.ipv4.tcp_no_metrics_save":                "1", // a slow round trip is not remembered for the next
 }
 
 // fixture is a lab in which scenarios are played: its sockets can be told apart by
