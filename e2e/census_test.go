@@ -252,7 +252,7 @@ func TestCensusOfTwoHundredThousandSockets(t *testing.T) {
 			})
 		}
 		for _, state := range []string{"established", "listen", "time_wait", "fin_wait2", "close_wait"} {
-			if before[state] < processes*places {
+			if least := processes * places; before[state] < least && (alone || state != "time_wait" || before[state] == 0) {
 				t.Errorf("ss has %d in %s: too few to tell", before[state], state)
 			}
 		}

@@ -96,6 +96,7 @@ var quickSysctls = map[string]string{
 	"net.ipv4.tcp_fastopen":                       "3",
 	"net.ipv4.tcp_fastopen_blackhole_timeout_sec": "0",
 	"net.ipv4.tcp_fin_timeout":                    "30",
+	"net.ipv4.tcp_no_metrics_save":                "1", // a slow round trip is not remembered for the next
 }
 
 // fixture is a lab in which scenarios are played: its sockets can be told apart by
@@ -322,7 +323,7 @@ func caller() string {
 }
 
 // scenarioTimeout bounds every wait: the longest-lived socket lives for some seconds.
-const scenarioTimeout = time.Minute
+const scenarioTimeout = 2 * time.Minute
 
 // until waits for a condition.
 func (t *scenarioRun) until(what string, ok func() bool) {

@@ -969,8 +969,12 @@ func abortConnectAtOnce(t *scenarioRun) {
 func dataAfterClose(t *scenarioRun) {
 	c, p := t.pair()
 	c.class(vanishes)
+	began := time.Now()
 	c.Close()
 	p.write(1)
+	if took := time.Since(began); took > time.Second { // its FIN is given up after 1.4 s
+		t.fail("the data came %v after close", took)
+	}
 	c.disappears("aborted", "", "*", "fin_wait1")
 	p.dies("reset_by_peer", "", "ECONNRESET", "established") // that reset is not of the socket's class
 }
