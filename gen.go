@@ -8,6 +8,7 @@ package halfopen
 // register of the machine, only typed tracepoints and iterators.
 //go:generate go tool bpf2go -go-package bpf -output-dir bpf -cc clang-19 -strip llvm-strip-19 -target bpfel -no-global-types halfopen bpf/halfopen.bpf.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror -Wno-unused-parameter -Wno-missing-declarations -I bpf -I bpf/libbpf
 
+// Package abi is generated from the object's BTF, so after the object.
 //go:generate go run ./internal/abigen bpf/halfopen_bpfel.o bpf/abi/abi.go
 
 //go:generate go run ./internal/dashboards deploy/grafana

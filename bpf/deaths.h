@@ -64,7 +64,7 @@ static __always_inline __u32 write_timeout_cause(const struct tcp_sock *tp,
 
 	timeout = (timeout * hz + 999) / 1000; /* msecs_to_jiffies() */
 	/* tcp_rtx_probe0_timed_out(): the window closed while data was in flight. */
-	if (known && d->pending == ICSK_TIME_RETRANS && !d->snd_wnd && !orphan) {
+	if (known && d->pending == PENDING_RETRANSMIT && !d->snd_wnd && !orphan) {
 		*during = EVIDENCE_WINDOW_PROBE;
 		lasting = retransmitting_for(tp);
 		if (timeout &&

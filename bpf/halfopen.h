@@ -104,6 +104,14 @@ enum conn_flag {
 	CONN_BLOCKED = 1 << 15, /* the window is open, but the host does not send its packets */
 };
 
+/* What the write timer is armed for. */
+enum pending {
+	PENDING_RETRANSMIT = ICSK_TIME_RETRANS,
+	PENDING_WINDOW_PROBE = ICSK_TIME_PROBE0,
+	PENDING_TAIL_LOSS_PROBE = ICSK_TIME_LOSS_PROBE,
+	PENDING_REORDER = ICSK_TIME_REO_TIMEOUT,
+};
+
 /* Ages are in jiffies. */
 enum age {
 	AGE_NONE = 0xffffffff, /* it never happened */
@@ -135,7 +143,7 @@ struct conn {
 	__u8 risks; /* 1 << enum risk */
 	__u8 probes_out; /* the kernel's icsk_probes_out */
 	__u8 retransmits; /* the kernel's icsk_retransmits */
-	__u8 pending; /* enum icsk_pending: what the write timer is armed for; 0: nothing */
+	__u8 pending; /* enum pending; 0: nothing */
 	__u8 backoff; /* the kernel's icsk_backoff */
 	__u8 keepalive_probes; /* in force: TCP_KEEPCNT or the sysctl */
 	__u8 keepalive_level; /* level of the timer wheel that the keepalive timer is in */
@@ -295,7 +303,7 @@ union abi {
 	enum holder_kind holder_kind;
 	enum tcp_state tcp_state;
 	enum address_family address_family;
-	enum icsk_pending icsk_pending;
+	enum pending pending;
 };
 const union abi *abi __attribute__((unused));
 

@@ -169,12 +169,24 @@ func TestWhatAConnectionLooksLike(t *testing.T) {
 		t.Errorf("keepalive interval is %v", got)
 	}
 
-	owners, err := k.Owners([]uint64{cookie, 1<<63 + 1})
-	if err != nil {
-		t.Fatal(err)
+	// Of these two, of more than the map of cookies has room for, and of all sockets.
+	many := []uint64{cookie}
+	for i := range k.objs.Wanted.MaxEntries() {
+		many = append(many, 1<<63+uint64(i))
 	}
-	if got := owners[cookie]; len(owners) != 1 || len(got) != 1 || got[0].Pid != uint32(os.Getpid()) || got[0].Fd != fd {
-		t.Errorf("owners are %+v, expected pid %d with descriptor %d", owners, os.Getpid(), fd)
+	for name, cookies := range map[string][]uint64{"two": {cookie, 1<<63 + 1}, "many": many, "all": nil} {
+		owners := make(map[uint64][]abi.Owner)
+		if err := k.Owners(cookies, func(o *abi.Owner) { owners[o.Cookie] = append(owners[o.Cookie], *o) }); err != nil {
+			t.Fatal(err)
+		}
+		got := owners[cookie]
+		if len(got) != 1 || got[0].Pid != uint32(os.Getpid()) || got[0].Fd != fd || cookies != nil && len(owners) != 1 {
+			t.Errorf("owners of %s are %+v, expected pid %d with descriptor %d", name, owners, os.Getpid(), fd)
+		}
+	}
+	var left uint64
+	if err := k.objs.Wanted.NextKey(nil, &left); !errors.Is(err, ebpf.ErrKeyNotExist) {
+		t.Errorf("cookie %#x is still asked for: %v", left, err)
 	}
 }
 
@@ -500,7 +512,7 @@ func TestLRUMapsHaveRoomForAllCPUs(t *testing.T) {
 		for name, m := range spec.Maps {
 			if m.Type != ebpf.LRUHash {
 				if m.MaxEntries != before[name] {
-					t.Errorf("%s, which is no LRU map, has %d entries, not %d", name, m.MaxEntries, before[name])
+					t.Errorf("%s, which is not an LRU map, has %d entries, not %d", name, m.MaxEntries, before[name])
 				}
 				continue
 			}

@@ -97,12 +97,10 @@ enum tcp_state {
 #define RCV_SHUTDOWN 1
 
 /* include/net/inet_connection_sock.h, values of icsk_pending; 5.10 to 7.x alike. */
-enum icsk_pending {
-	ICSK_TIME_RETRANS = 1,
-	ICSK_TIME_PROBE0 = 3,
-	ICSK_TIME_LOSS_PROBE = 5,
-	ICSK_TIME_REO_TIMEOUT = 6,
-};
+#define ICSK_TIME_RETRANS 1
+#define ICSK_TIME_PROBE0 3
+#define ICSK_TIME_LOSS_PROBE 5
+#define ICSK_TIME_REO_TIMEOUT 6
 
 /* include/linux/tcp.h; the number differs between kernels, the name does not. */
 enum tsq_enum {

@@ -5,36 +5,56 @@ package bpf
 import (
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/cilium/ebpf"
 
 	"github.com/halfopen/halfopen/bpf/abi"
 )
 
-// Owners returns by cookie the file descriptors that hold these sockets, of all
-// processes. A socket that no process holds is not in the result.
-func (k *Kernel) Owners(cookies []uint64) (map[uint64][]abi.Owner, error) {
+// Owners calls visit with each file descriptor, of any process, that holds one of these
+// sockets; with nil for cookies, one of all TCP sockets. It reads all descriptors of the
+// machine once, however many sockets there are: above the size of its map it asks for
+// all sockets and leaves out the others.
+func (k *Kernel) Owners(cookies []uint64, visit func(*abi.Owner)) error {
 	k.owners.Lock()
 	defer k.owners.Unlock()
-	found := make(map[uint64][]abi.Owner)
-	room := int(k.objs.Wanted.MaxEntries())
-	for chunk := range slices.Chunk(cookies, room) {
-		for _, c := range chunk {
-			if err := k.objs.Wanted.Put(c, uint8(1)); err != nil {
-				return nil, fmt.Errorf("ask for owners: %w", err)
+	wanted := cookies
+	if cookies != nil && len(cookies) > int(k.objs.Wanted.MaxEntries()) {
+		set := make(map[uint64]struct{}, len(cookies))
+		for _, c := range cookies {
+			set[c] = struct{}{}
+		}
+		all := visit
+		visit = func(o *abi.Owner) {
+			if _, ok := set[o.Cookie]; ok {
+				all(o)
 			}
 		}
+		wanted = nil
+	}
+	if wanted == nil {
+		wanted = []uint64{0} // every TCP socket
+	}
+	var asked int
+	var err error
+	for _, c := range wanted {
+		if err = k.objs.Wanted.Put(c, uint8(1)); err != nil {
+			err = fmt.Errorf("ask for owners: %w", err)
+			break
+		}
+		asked++
+	}
+	if err == nil {
 		var o abi.Owner
-		err := k.pass("owners", bytesOf(&o), func() { found[o.Cookie] = append(found[o.Cookie], o) })
-		for _, c := range chunk {
-			if derr := k.objs.Wanted.Delete(c); derr != nil && !errors.Is(derr, ebpf.ErrKeyNotExist) {
-				err = errors.Join(err, derr)
-			}
-		}
-		if err != nil {
-			return nil, fmt.Errorf("find owners: %w", err)
+		err = k.pass("owners", bytesOf(&o), func() { visit(&o) })
+	}
+	for _, c := range wanted[:asked] {
+		if derr := k.objs.Wanted.Delete(c); derr != nil && !errors.Is(derr, ebpf.ErrKeyNotExist) {
+			err = errors.Join(err, derr)
 		}
 	}
-	return found, nil
+	if err != nil {
+		return fmt.Errorf("find owners: %w", err)
+	}
+	return nil
 }

@@ -10,7 +10,11 @@
 
 #define WANTED_MAX 16384
 
-/* The cookies of the sockets whose owners user space wants. It inserts and deletes them. */
+/*
+ * The cookies of the sockets whose owners user space wants. It inserts and deletes them.
+ * 0, which no socket has, stands for every TCP socket: a pass over all descriptors takes
+ * as long for all sockets as for one.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, WANTED_MAX);
@@ -30,6 +34,15 @@ static __always_inline const struct sock *file_sock(struct file *file)
 	return READ(CAST, (const struct socket *)file->private_data, sk);
 }
 
+static __always_inline bool owner_wanted(const struct sock *sk, __u64 cookie)
+{
+	__u64 all = 0;
+
+	if (bpf_map_lookup_elem(&wanted, &cookie))
+		return true;
+	return bpf_map_lookup_elem(&wanted, &all) && READ(CAST, sk, sk_protocol) == IPPROTO_TCP;
+}
+
 /* Process context, for every file descriptor of every process: reports its owner. */
 static __always_inline int owner_of(struct bpf_iter__task_file *ctx)
 {
@@ -44,7 +57,7 @@ static __always_inline int owner_of(struct bpf_iter__task_file *ctx)
 	if (!sk)
 		return 0;
 	o.cookie = READ(CAST, sk, __sk_common.skc_cookie.counter);
-	if (!o.cookie || !bpf_map_lookup_elem(&wanted, &o.cookie))
+	if (!o.cookie || !owner_wanted(sk, o.cookie))
 		return 0;
 	o.pid = task->tgid;
 	o.fd = ctx->fd;

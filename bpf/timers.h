@@ -224,17 +224,17 @@ static __always_inline int timer_exit(struct timer_list *timer)
 		}
 	} else if (slot->fn != write_timer_fn) {
 		return 0;
-	} else if (slot->pending == ICSK_TIME_RETRANS &&
+	} else if (slot->pending == PENDING_RETRANSMIT &&
 		   READ(PROBE, tp, inet_conn.icsk_retransmits) > slot->retransmits) {
 		evidence = EVIDENCE_RETRANSMIT;
 		unsent = !slot->sent;
-	} else if (slot->pending == ICSK_TIME_RETRANS && slot->sent &&
+	} else if (slot->pending == PENDING_RETRANSMIT && slot->sent &&
 		   READ(PROBE, tp, total_retrans) != slot->total_retrans) {
 		/* The window closed while data was in flight: a retransmission probes it,
 		 * and no counter includes that one (tcp_retransmit_timer). */
 		evidence = EVIDENCE_WINDOW_PROBE;
 		extra = true;
-	} else if (slot->pending != ICSK_TIME_REO_TIMEOUT &&
+	} else if (slot->pending != PENDING_REORDER &&
 		   (READ(PROBE, tp, inet_conn.icsk_inet.sk.sk_tsq_flags) &
 		    (1UL << bpf_core_enum_value(enum tsq_enum, TCP_WRITE_TIMER_DEFERRED)))) {
 		struct deferred d = {
@@ -284,7 +284,7 @@ static __always_inline bool probing_late(const struct tcp_sock *tp)
 {
 	__u8 level;
 
-	return tp->inet_conn.icsk_pending == ICSK_TIME_LOSS_PROBE &&
+	return tp->inet_conn.icsk_pending == PENDING_TAIL_LOSS_PROBE &&
 	       !(tp->inet_conn.icsk_inet.sk.sk_tsq_flags &
 		 (1UL << bpf_core_enum_value(enum tsq_enum, TCP_WRITE_TIMER_DEFERRED))) &&
 	       !expires_at(tp, write_timer_offset(), &level);
@@ -314,9 +314,9 @@ static __always_inline int retransmitted(const struct sock *sk, int err)
 	if (sk->__sk_common.skc_state == TCP_SYN_SENT) {
 		type = RETRANSMIT_SYN;
 	} else if (write_timer_of(sk, &d)) {
-		if (d.pending == ICSK_TIME_RETRANS && (running || !tp->inet_conn.icsk_pending))
+		if (d.pending == PENDING_RETRANSMIT && (running || !tp->inet_conn.icsk_pending))
 			type = RETRANSMIT_TIMEOUT;
-		else if (d.pending == ICSK_TIME_LOSS_PROBE && (running || probing_late(tp)))
+		else if (d.pending == PENDING_TAIL_LOSS_PROBE && (running || probing_late(tp)))
 			type = RETRANSMIT_TAIL_LOSS_PROBE;
 	}
 	COUNT(retransmits[type & (RETRANSMIT_SLOTS - 1)]);

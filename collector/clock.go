@@ -28,6 +28,9 @@ var sameMoment = sync.OnceValues(func() (then time.Time, mono time.Duration) {
 	return then, mono
 })
 
+// MonotonicZero returns when the kernel's clock (CLOCK_MONOTONIC) was 0, as of now.
+func MonotonicZero() time.Time { return wall(0) }
+
 // wall translates the kernel's clock (CLOCK_MONOTONIC, ns), as of now.
 func wall(mono uint64) time.Time {
 	then, monoThen := sameMoment()

@@ -12,7 +12,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/halfopen/halfopen/bpf"
 	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
 )
@@ -56,7 +55,10 @@ type Options struct {
 	// whatever else the agent does, which leaves at least half of it to them: the
 	// interval stretches accordingly (default 0.01).
 	CensusCPU float64
-	Logger    *slog.Logger
+	// Record, if not nil, is called with every fact, in the order in which the tracker
+	// gets them. It must not wait, and must copy Event and Conn if it keeps them.
+	Record func(*conn.Fact)
+	Logger *slog.Logger
 }
 
 func (o *Options) setDefaults() {
@@ -72,15 +74,31 @@ func (o *Options) setDefaults() {
 	}
 }
 
+// Rules returns the rules that follow from the options, on a kernel that counts so many
+// jiffies a second.
+func (o Options) Rules(hz int) conn.Rules {
+	o.setDefaults()
+	return conn.Rules{
+		IdleAfter:        o.IdleAfter,
+		StalledAfter:     o.StalledAfter,
+		ZombieUnanswered: o.ZombieUnanswered,
+		ZombieSilence:    o.ZombieSilence,
+		MiddleboxTimeout: o.MiddleboxTimeout,
+		HZ:               hz,
+	}
+}
+
 // Collector correlates what the kernel tells: it knows every connection in
 // trouble, and can look at all others. Safe for concurrent use.
 type Collector struct {
-	kernel  *bpf.Kernel
+	kernel  Kernel
 	cgroups *cgroups
 	opts    Options
 	rules   conn.Rules
 	log     *slog.Logger
 	ready   atomic.Bool
+	// processCPU returns the CPU time that this process has used.
+	processCPU func() time.Duration
 
 	recheck      chan time.Duration // a watch pass is worth while by then
 	ownersWanted chan struct{}      // a search for owners is worth while
@@ -113,26 +131,19 @@ type Collector struct {
 	degraded    degradation
 }
 
-// New makes a collector of loaded programs. Run makes it collect; without Run,
+// New makes a collector of a kernel. Run makes it collect; without Run,
 // Connections looks once by itself (bpf.Options.Observe is not needed then).
-func New(k *bpf.Kernel, opts Options) *Collector {
+func New(k Kernel, opts Options) *Collector {
 	opts.setDefaults()
 	c := &Collector{kernel: k, cgroups: newCgroups(), opts: opts, log: opts.Logger, subs: make(map[*Subscription]struct{})}
 	c.recheck, c.ownersWanted = make(chan time.Duration, 1), make(chan struct{}, 1)
 	c.censusWanted, c.rowsChanged = make(chan struct{}, 1), make(chan struct{}, 1)
 	c.reader.caughtUpC = sync.NewCond(&c.reader)
 	c.degraded.log = c.log
-	c.rules = conn.Rules{
-		IdleAfter:        opts.IdleAfter,
-		StalledAfter:     opts.StalledAfter,
-		ZombieUnanswered: opts.ZombieUnanswered,
-		ZombieSilence:    opts.ZombieSilence,
-		MiddleboxTimeout: opts.MiddleboxTimeout,
-		HZ:               k.HZ(),
-	}
+	c.rules = opts.Rules(k.HZ())
 	c.tracker = conn.NewTracker(c.rules, c.publish)
 	c.census.Interval = opts.CensusInterval
-	c.budget.share = opts.CensusCPU
+	c.budget.share, c.processCPU = opts.CensusCPU, processCPU
 	return c
 }
 
@@ -156,6 +167,20 @@ func (c *Collector) Run(parent context.Context) error {
 		return nil
 	}
 	return err
+}
+
+// apply records a fact, if facts are recorded, and has the tracker take it in. It
+// returns what [conn.Tracker.Apply] does. The caller holds c.mu.
+func (c *Collector) apply(f *conn.Fact) (recheckAfter time.Duration) {
+	if c.opts.Record != nil {
+		recorded := *f // or every fact would be allocated
+		c.opts.Record(&recorded)
+	}
+	recheckAfter = c.tracker.Apply(f)
+	if c.tracker.RowsChanged() {
+		wake(c.rowsChanged)
+	}
+	return recheckAfter
 }
 
 // Options are those that the collector was made with, and the defaults.

@@ -264,7 +264,7 @@ func (f *facts) findings() []Finding {
 
 // Assess returns what keeps programs from seeing everything, as the results of one
 // census after the other show it, and what the process may do.
-func Assess(k *bpf.Kernel, results ...*bpf.CensusResult) []Finding {
+func Assess(k Kernel, results ...*bpf.CensusResult) []Finding {
 	f := facts{environment: readEnvironment(k, newCgroups())}
 	for _, res := range results {
 		f.census(res)

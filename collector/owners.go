@@ -3,15 +3,12 @@
 package collector
 
 import (
-	"cmp"
 	"context"
 	"maps"
 	"slices"
 	"time"
 
-	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
-	"golang.org/x/sys/unix"
 )
 
 // ownersLoop finds who holds the connections in trouble, and held those that
@@ -49,14 +46,14 @@ func (c *Collector) resolveOwners(now, since time.Time) error {
 	if len(wanted) == 0 {
 		return nil
 	}
-	found, err := c.kernel.Owners(slices.Collect(maps.Keys(wanted)))
+	found, err := c.holders(slices.Collect(maps.Keys(wanted)), nil)
 	if err != nil {
 		return err
 	}
 	owners := make(map[uint64]conn.Ownership, len(wanted))
 	processes := make(processCgroups)
 	for cookie, cgroup := range wanted {
-		owners[cookie] = c.ownershipOf(pickHolder(found[cookie], nil), cgroup, processes)
+		owners[cookie] = c.ownershipOf(found.of(cookie), cgroup, processes)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -82,50 +79,43 @@ func (c *Collector) ownershipOf(p *conn.Process, cgroup uint64, processes proces
 	return conn.Ownership{Process: p, Cgroup: group}
 }
 
-// pickHolder picks one of the descriptors that hold a socket: of the processes
-// in pids, if there are such, the oldest: not a child that has just been forked and
-// will execute another program.
-func pickHolder(owners []abi.Owner, pids []uint32) *conn.Process {
-	if len(owners) == 0 {
-		return nil
-	}
-	other := func(o abi.Owner) int {
-		if slices.Contains(pids, o.Pid) {
-			return 0
-		}
-		return 1
-	}
-	o := slices.MinFunc(owners, func(a, b abi.Owner) int {
-		return cmp.Or(cmp.Compare(other(a), other(b)), cmp.Compare(a.Started, b.Started), cmp.Compare(a.Pid, b.Pid), cmp.Compare(a.Fd, b.Fd))
-	})
-	return &conn.Process{PID: o.Pid, Comm: unix.ByteSliceToString(o.Comm[:]), FD: o.Fd}
-}
-
 // fillOwners fills in Process and Cgroup of the connections that a process can hold and
 // that have none yet. Where several processes hold a socket, it prefers one of pids.
 func (c *Collector) fillOwners(connections []conn.Connection, pids []uint32) error {
-	var wanted []uint64
+	wanted := []uint64{}
 	for i := range connections {
-		if connections[i].Held() && (connections[i].Process == nil || len(pids) > 0) {
+		if needsHolder(&connections[i], pids) {
 			wanted = append(wanted, connections[i].Cookie)
 		}
 	}
 	if len(wanted) == 0 {
 		return nil
 	}
-	owners, err := c.kernel.Owners(wanted)
+	found, err := c.holders(wanted, pids)
 	if err != nil {
 		return err
 	}
 	processes := make(processCgroups)
 	for i := range connections {
-		connection := &connections[i]
-		if found := owners[connection.Cookie]; len(found) > 0 {
-			connection.Process = pickHolder(found, pids)
-		}
-		if connection.Held() && connection.Cgroup.Path == "" {
-			connection.Cgroup = c.ownershipOf(connection.Process, connection.CgroupID, processes).Cgroup
-		}
+		c.fillOwner(&connections[i], found, processes)
 	}
 	return nil
+}
+
+// needsHolder reports whether it has to be found out which process holds a connection.
+func needsHolder(c *conn.Connection, pids []uint32) bool {
+	return c.Held() && (c.Process == nil || len(pids) > 0)
+}
+
+// fillOwner fills in Process and Cgroup of a connection by what was found.
+func (c *Collector) fillOwner(connection *conn.Connection, found *holders, processes processCgroups) {
+	if !needsHolder(connection, found.prefer) {
+		return
+	}
+	if p := found.of(connection.Cookie); p != nil {
+		connection.Process = p
+	}
+	if connection.Cgroup.Path == "" {
+		connection.Cgroup = c.ownershipOf(connection.Process, connection.CgroupID, processes).Cgroup
+	}
 }

@@ -11,8 +11,6 @@ import (
 
 	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
-
-	"github.com/halfopen/halfopen/bpf"
 )
 
 // initialPIDs is the inode number of the initial pid namespace: PROC_PID_INIT_INO
@@ -29,8 +27,9 @@ type environment struct {
 	searchHangs         time.Time // since when the search for sockets without a cookie hangs; zero: it does not
 }
 
-func readEnvironment(k *bpf.Kernel, g *cgroups) environment {
-	s := environment{cookiesErr: k.CookiesErr(), searchHangs: k.CookieSearchHangs(), cgroupsErr: g.refused(), descriptorsErr: g.descriptors.refused()}
+func readEnvironment(k Kernel, g *cgroups) environment {
+	s := environment{cgroupsErr: g.refused(), descriptorsErr: g.descriptors.refused()}
+	s.cookiesErr, s.searchHangs = k.CookieStatus()
 	var ns unix.Stat_t
 	if err := unix.Stat("/proc/self/ns/pid", &ns); err == nil && ns.Ino != initialPIDs {
 		s.privatePIDs = true

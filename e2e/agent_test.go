@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -19,6 +20,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -30,9 +32,9 @@ import (
 	"github.com/halfopen/halfopen/bpf"
 )
 
-// binary is the halfopen to try: $HALFOPEN_BIN, or built here. everybodys is a
+// binary is the halfopen to try: $HALFOPEN_BIN, or built here. publicBinary is a
 // copy where everybody may run it.
-var binary, everybodys string
+var binary, publicBinary string
 
 // prepare makes both. It does so before any test forks: a child that inherits a
 // file open for writing keeps it from being run.
@@ -43,9 +45,9 @@ func prepare() (dir string, err error) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return dir, err
 	}
-	everybodys = filepath.Join(dir, "halfopen")
+	publicBinary = filepath.Join(dir, "halfopen")
 	if binary = os.Getenv("HALFOPEN_BIN"); binary == "" {
-		binary = everybodys
+		binary = publicBinary
 		if out, err := exec.Command("go", "build", "-o", binary, "../cmd/halfopen").CombinedOutput(); err != nil {
 			return dir, fmt.Errorf("%w\n%s", err, out)
 		}
@@ -55,16 +57,16 @@ func prepare() (dir string, err error) {
 	if err != nil {
 		return dir, err
 	}
-	return dir, os.WriteFile(everybodys, body, 0o755)
+	return dir, os.WriteFile(publicBinary, body, 0o755)
 }
 
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
-		if part := os.Getenv(crowdEnv); part != "" {
-			return playCrowd(part)
+		if part := os.Getenv(bulkEnv); part != "" {
+			return runBulkClients(part)
 		}
-		if path := os.Getenv(puppetEnv); path != "" {
-			return playPuppet(path)
+		if path := os.Getenv(helperEnv); path != "" {
+			return runHelper(path)
 		}
 		if os.Geteuid() != 0 {
 			fmt.Fprintln(os.Stderr, "the end-to-end tests need root: sudo make e2e")
@@ -73,20 +75,20 @@ func TestMain(m *testing.M) {
 		dir, err := prepare()
 		defer os.RemoveAll(dir)
 		if err == nil && !lockedDown() {
-			deaths, err = newWitness(someDeath)
+			deathTracer, err = newTracer(tcpDeaths, labAddress)
 		}
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
 		status := m.Run()
-		if a := common.agent; a != nil {
+		if a := shared.agent; a != nil {
 			if code := a.stop(); code != 0 {
 				fmt.Fprintf(os.Stderr, "the agent's exit status is %d: %s\n", code, a.log)
 				status = 1
 			}
 		}
-		if err := deaths.close(); err != nil {
+		if err := deathTracer.close(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
@@ -175,7 +177,7 @@ type agent struct {
 	late bool  // it had to be killed
 }
 
-// buffer is what a child process has said so far.
+// buffer holds what a child process has printed so far.
 type buffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -196,15 +198,15 @@ func (b *buffer) String() string {
 // startAgent runs an agent until the test ends, and returns once it is ready.
 func startAgent(t testing.TB, flags ...string) *agent {
 	t.Helper()
-	return untilTheEnd(t, launchAgent(t, flags...))
+	return stopAtCleanup(t, launchAgent(t, flags...))
 }
 
-// untilTheEnd waits until an agent is ready, and ends it when the test does.
-func untilTheEnd(t testing.TB, a *agent) *agent {
+// stopAtCleanup waits until an agent is ready, and ends it when the test does.
+func stopAtCleanup(t testing.TB, a *agent) *agent {
 	t.Helper()
 	t.Cleanup(func() {
 		if a.stop(); a.late {
-			t.Error("the agent did not end within 10 s of SIGTERM")
+			t.Error("the agent did not end after SIGTERM")
 		}
 		if t.Failed() {
 			t.Logf("the agent said:\n%s", a.log)
@@ -214,22 +216,22 @@ func untilTheEnd(t testing.TB, a *agent) *agent {
 	return a
 }
 
-// common is the agent of the tests that any agent with the defaults will do for,
+// shared is the agent of the tests that any agent with the defaults will do for,
 // whatever it has seen before: to start one for each takes longer than they do.
-var common struct {
+var shared struct {
 	sync.Mutex
 	agent *agent
 }
 
-// theAgent is that one. It ends with the last test.
-func theAgent(t testing.TB) *agent {
+// sharedAgent is that one. It ends with the last test.
+func sharedAgent(t testing.TB) *agent {
 	t.Helper()
-	common.Lock()
-	defer common.Unlock()
-	if common.agent == nil {
-		common.agent = launchAgent(t)
+	shared.Lock()
+	defer shared.Unlock()
+	if shared.agent == nil {
+		shared.agent = launchAgent(t)
 	}
-	a := common.agent.of(t)
+	a := shared.agent.of(t)
 	said := len(a.log.String())
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -244,13 +246,13 @@ func theAgent(t testing.TB) *agent {
 // socket a cookie. Only for tests that are not parallel.
 func withoutAgents(t testing.TB) {
 	t.Helper()
-	common.Lock()
-	defer common.Unlock()
-	if a := common.agent; a != nil {
+	shared.Lock()
+	defer shared.Unlock()
+	if a := shared.agent; a != nil {
 		if code := a.stop(); code != 0 {
 			t.Errorf("the agent's exit status is %d: %s", code, a.log)
 		}
-		common.agent = nil
+		shared.agent = nil
 	}
 }
 
@@ -293,7 +295,7 @@ func launch(t testing.TB, addr string, cmd *exec.Cmd, start func() error) *agent
 // ready waits until it is.
 func (a *agent) ready() {
 	a.t.Helper()
-	eventually(a.t, time.Minute, "the agent is ready", func() error {
+	eventually(a.t, "the agent is ready", func() error {
 		select {
 		case <-a.done:
 			a.t.Fatalf("the agent ended: %v\n%s", a.err, a.log)
@@ -316,7 +318,7 @@ func (a *agent) stop() int {
 	_ = a.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-a.done:
-	case <-time.After(10 * patience * time.Second):
+	case <-time.After(generous):
 		a.late = true
 		_ = a.cmd.Process.Kill()
 		<-a.done
@@ -324,16 +326,30 @@ func (a *agent) stop() int {
 	return a.cmd.ProcessState.ExitCode()
 }
 
-// freeAddr is a loopback address that nothing listens on.
+// freeAddr is a loopback address that nothing listens on. Its port is none that the kernel
+// gives to connections, which others may make before it is used.
 func freeAddr(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 1000 {
+		addr := fmt.Sprintf("127.0.0.1:%d", 10000+nextPort.Add(1)%20000)
+		l, err := net.Listen("tcp", addr)
+		if errors.Is(err, syscall.EADDRINUSE) {
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.Close()
+		return addr
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatal("no port is free")
+	return ""
 }
+
+// nextPort counts the ports, from where no other process of these tests does.
+var nextPort atomic.Uint32
+
+func init() { nextPort.Store(uint32(os.Getpid()) * 257) }
 
 // get reads a JSON document of the API.
 func (a *agent) get(path string, into any) error {
@@ -480,15 +496,20 @@ var scale = factor("HALFOPEN_SCALE")
 // scaled is the size of a load.
 func scaled(n int) int { return max(n/scale, 1) }
 
-// leftOut tells of what this kernel cannot do: a test, by its name, or a part of one,
-// with "/" and its own name behind it. What scripts/vm/left-out does not name fails
-// there.
+// alone says that nothing else uses this machine: $HALFOPEN_ALONE, which is set in the
+// virtual machines. There what the agent counts of the whole node is exactly the test's;
+// elsewhere others come and go, and it is at least that.
+var alone = os.Getenv("HALFOPEN_ALONE") != ""
+
+// leftOut logs that this kernel cannot do a test, given by its name, or a part of one: the
+// test's name, "/" and the part's. In the virtual machines, what scripts/vm/left-out does
+// not name fails.
 func leftOut(t testing.TB, what, why string) {
 	t.Helper()
 	t.Logf("left out: %s: %s", strings.ReplaceAll(what, " ", "_"), why)
 }
 
-// fullReceiversAnswer tells whether a receiver whose buffer is full answers.
+// fullReceiversAnswer returns whether a receiver whose buffer is full answers.
 func fullReceiversAnswer(t testing.TB) bool {
 	t.Helper()
 	answers, err := bpf.FullReceiversAnswer()
@@ -498,12 +519,20 @@ func fullReceiversAnswer(t testing.TB) bool {
 	return answers
 }
 
+// generous bounds what takes seconds: only a failure, or a machine with much else to do,
+// takes longer.
+var generous = 2 * patience * time.Minute
+
 // eventually waits until f returns nil.
-func eventually(t testing.TB, timeout time.Duration, what string, f func() error) {
+func eventually(t testing.TB, what string, f func() error) {
 	t.Helper()
-	timeout *= patience
-	deadline := time.Now().Add(timeout)
-	for {
+	within(t, generous, what, f)
+}
+
+// within waits until f returns nil. It is for tests that are about the time this takes.
+func within(t testing.TB, timeout time.Duration, what string, f func() error) {
+	t.Helper()
+	for deadline := time.Now().Add(timeout); ; time.Sleep(50 * time.Millisecond) {
 		err := f()
 		if err == nil {
 			return
@@ -511,11 +540,10 @@ func eventually(t testing.TB, timeout time.Duration, what string, f func() error
 		if time.Now().After(deadline) {
 			t.Fatalf("not within %v: %s: %v", timeout, what, err)
 		}
-		time.Sleep(50 * time.Millisecond)
 	}
 }
 
-// throughout calls f again and again for a time.
+// throughout calls f again and again for a time, five times a second.
 func throughout(ctx context.Context, d time.Duration, f func()) {
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()

@@ -83,7 +83,7 @@ func (a *agent) nextCensus() metrics {
 	m := a.metrics()
 	for range 2 {
 		last := m.value("halfopen_census_duration_seconds")
-		eventually(a.t, 30*time.Second, "a census", func() error {
+		eventually(a.t, "a census", func() error {
 			if m = a.metrics(); m.value("halfopen_census_duration_seconds") == last {
 				return errors.New("none")
 			}
@@ -93,7 +93,7 @@ func (a *agent) nextCensus() metrics {
 	return m
 }
 
-// of is the agent for a subtest, which fails by itself.
+// of returns the agent for a subtest: a failure fails that one.
 func (a *agent) of(t testing.TB) *agent {
 	of := *a
 	of.t = t
@@ -108,7 +108,7 @@ func total(states map[string]int) (n int) {
 }
 
 // Two hundred thousand sockets in 11 processes and 100 namespaces. Not parallel:
-// it counts every socket of the node.
+// the census counts every socket of the node.
 func TestCensusOfTwoHundredThousandSockets(t *testing.T) {
 	const (
 		processes = 11
@@ -117,6 +117,7 @@ func TestCensusOfTwoHundredThousandSockets(t *testing.T) {
 	places := scaled(100)
 	began := time.Now()
 	var paths []string
+	var namespaces []*lab.Namespace
 	own := make(map[string]bool)
 	for range places {
 		n, err := lab.NewNamespace()
@@ -124,30 +125,30 @@ func TestCensusOfTwoHundredThousandSockets(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { n.Close() })
-		paths = append(paths, n.Path())
+		paths, namespaces = append(paths, n.Path()), append(namespaces, n)
 		own[fmt.Sprintf("net:[%d]", n.Inode())] = true
 	}
-	h := newTheatre(t)
-	type inhabitant struct {
-		*puppet
+	h := newController(t)
+	type populator struct {
+		*helperProcess
 		addr      netip.AddrPort
 		listeners []int
 	}
-	people := make([]*inhabitant, processes)
-	for i := range people {
+	helpers := make([]*populator, processes)
+	for i := range helpers {
 		loopback := "127.0.0.1"
 		if i%2 > 0 {
 			loopback = "::1"
 		}
-		people[i] = &inhabitant{puppet: h.puppet("inhabitant", ""),
+		helpers[i] = &populator{helperProcess: h.start("populator", ""),
 			addr: netip.AddrPortFrom(netip.MustParseAddr(loopback), uint16(7000+i))}
 	}
 	// together has all of them do something at once.
-	together := func(do func(p *inhabitant) error) {
+	together := func(do func(p *populator) error) {
 		t.Helper()
 		var wg sync.WaitGroup
-		errs := make([]error, len(people))
-		for i, p := range people {
+		errs := make([]error, len(helpers))
+		for i, p := range helpers {
 			wg.Go(func() { errs[i] = do(p) })
 		}
 		wg.Wait()
@@ -155,13 +156,13 @@ func TestCensusOfTwoHundredThousandSockets(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	together(func(p *inhabitant) error {
-		got, err := p.do(order{Do: "populate", Paths: paths, Addr: p.addr, Count: pairs})
+	together(func(p *populator) error {
+		got, err := p.do(command{Do: "populate", Paths: paths, Addr: p.addr, Count: pairs})
 		p.listeners = got.FDs
 		return err
 	})
-	visit := func(p *inhabitant, count int) error {
-		_, err := p.do(order{Do: "visit", Paths: paths, FDs: p.listeners, Addr: p.addr, Count: count})
+	visit := func(p *populator, count int) error {
+		_, err := p.do(command{Do: "visit", Paths: paths, FDs: p.listeners, Addr: p.addr, Count: count})
 		return err
 	}
 	built := time.Since(began)
@@ -171,64 +172,84 @@ func TestCensusOfTwoHundredThousandSockets(t *testing.T) {
 		a := startAgent(t, "--census-interval=1s")
 		// The first is for once, as starting is.
 		first := a.metrics().value("halfopen_census_duration_seconds")
-		eventually(t, time.Minute, "a second census", func() error {
+		eventually(t, "a second census", func() error {
 			if a.metrics().value("halfopen_census_duration_seconds") == first {
 				return errors.New("none")
 			}
 			return nil
 		})
-		m, from := a.metrics(), time.Now()
-		used := m.value("process_cpu_seconds_total")
-		time.Sleep(10 * time.Second)
-		m = a.metrics()
-		share := (m.value("process_cpu_seconds_total") - used) / time.Since(from).Seconds()
+		m := a.metrics()
 		interval, took := m.value("halfopen_census_interval_seconds"), m.value("halfopen_census_duration_seconds")
 		sockets := m.value("halfopen_census_sockets")
-		t.Logf("%.0f sockets built in %.1f s; a census takes %.3f s, every %.1f s; the agent takes %.2f %% of a core, and %.1f MB",
-			sockets, built.Seconds(), took, interval, 100*share, m.value("process_resident_memory_bytes")/1e6)
+		t.Logf("%.0f sockets built in %.1f s; a census takes %.3f s, every %.1f s; the agent has %.1f MB",
+			sockets, built.Seconds(), took, interval, m.value("process_resident_memory_bytes")/1e6)
 		if sockets < float64(2*processes*places*pairs) {
 			t.Errorf("%.0f sockets, expected at least %d", sockets, 2*processes*places*pairs)
 		}
 		if interval <= 1 {
 			t.Errorf("%.1f s between two censuses that take %.3f s: not stretched", interval, took)
 		}
-		// Far below what a census every second would take, with something for all
-		// the rest that an agent does. The next one is not due yet.
-		if limit := 0.03 + 0.3*took/(1+took); share > limit {
-			t.Errorf("%.2f %% of a core at rest, expected at most %.2f %%", 100*share, 100*limit)
-		}
 	})
 
 	a := startAgent(t, "--census-interval=100ms", "--census-cpu=100%")
 	t.Run("to the last socket", func(t *testing.T) {
 		a := a.of(t)
-		together(func(p *inhabitant) error { return visit(p, 1) }) // some in time_wait
-		host := netstat(t, nil)
-		before, strange, namespaces := ssOfNode(t, own)
-		m := a.nextCensus()
-		after, later, _ := ssOfNode(t, own)
-		if !maps.Equal(before, after) {
-			t.Fatalf("not quiet: %v, then %v", before, after)
-		}
-		// The host has sockets of its own, which nobody keeps from coming and going.
-		moved := strangers(host, netstat(t, nil))
-		if !maps.Equal(strange, later) {
-			moved = max(moved, 0) + total(strange)/10
-		}
-		got := m.sockets()
-		t.Logf("%d sockets in %d namespaces: %v; of %d strangers %d moved", total(got), namespaces, got, total(strange), moved)
-		for _, state := range ssStates {
-			low, high := min(strange[state], later[state])-moved, max(strange[state], later[state])+moved
-			if n := got[state] - before[state]; n < low || n > high {
-				t.Errorf("the census has %d in %s, ss has %d, and %d to %d of others", got[state], state, before[state], strange[state], later[state])
+		var before map[string]int
+		eventually(t, "the census and ss agree", func() error {
+			together(func(p *populator) error { return visit(p, 1) }) // some in time_wait, for a minute
+			var others, otherLater map[string]int
+			var count int
+			before, others, count = ssOfNode(t, own)
+			m := a.nextCensus()
+			after, otherLater, _ := ssOfNode(t, own)
+			got := m.sockets()
+			ended := before["time_wait"] - after["time_wait"] // a minute is over
+			after["time_wait"] += ended
+			if !maps.Equal(before, after) || alone && ended != 0 {
+				return fmt.Errorf("the sockets change: %v, then %v, and %d in time_wait have ended", before, after, ended)
 			}
-		}
-		if all := int(m.value("halfopen_census_sockets")); all != total(got) {
-			t.Errorf("the census has %d sockets, and %d by state", all, total(got))
-		}
-		// There may be more, which only a connection keeps that its application has closed.
-		if n := int(m.value("halfopen_census_namespaces")); n < namespaces || m.value("halfopen_census_namespaces_unvisited") != 0 {
-			t.Errorf("%d namespaces, expected at least %d, and all visited", n, namespaces)
+			if alone && !maps.Equal(others, otherLater) {
+				return fmt.Errorf("the sockets of others change: %v, then %v", others, otherLater)
+			}
+			for _, state := range ssStates {
+				low, high := before[state]+others[state], before[state]+others[state]
+				if !alone { // others come and go at any time, and may be where ss does not look
+					low, high = before[state], before[state]+2*max(others[state], otherLater[state])+500
+				}
+				if state == "time_wait" {
+					low -= ended
+				}
+				if n := got[state]; n < low || n > high {
+					return fmt.Errorf("the census has %d in %s, ss has %d, and %d to %d of others", n, state, before[state], others[state], otherLater[state])
+				}
+			}
+			if all := int(m.value("halfopen_census_sockets")); all != total(got) {
+				t.Errorf("the census has %d sockets, and %d by state", all, total(got))
+			}
+			// There may be more, which only a connection keeps that its application has closed.
+			if n := int(m.value("halfopen_census_namespaces")); n < places || alone && (n < count || m.value("halfopen_census_namespaces_unvisited") != 0) {
+				t.Errorf("%d namespaces, expected at least %d, and all visited", n, count)
+			}
+			t.Logf("%d sockets in %d namespaces: %v; %d are of others", total(got), count, got, total(others))
+			return nil
+		})
+		// Of some namespaces each socket.
+		for i := 0; i < len(namespaces); i += max(len(namespaces)/5, 1) {
+			n := namespaces[i]
+			eventually(t, "the agent and ss agree about one namespace", func() error {
+				var list struct{ Connections []socketObject }
+				if err := a.get(fmt.Sprintf("/api/v1/connections?all=true&limit=100000&netns=%d", n.Inode()), &list); err != nil {
+					return err
+				}
+				got := make(map[string]row)
+				for j := range list.Connections {
+					got[list.Connections[j].Cookie] = rowOf(&list.Connections[j])
+				}
+				if want := ssAll(t, n); len(want) < 2*processes*pairs || !maps.Equal(got, want) {
+					return fmt.Errorf("namespace %d has %d sockets, ss shows %d", n.Inode(), len(got), len(want))
+				}
+				return nil
+			})
 		}
 		for _, state := range []string{"established", "listen", "time_wait", "fin_wait2", "close_wait"} {
 			if before[state] < processes*places {
@@ -239,19 +260,19 @@ func TestCensusOfTwoHundredThousandSockets(t *testing.T) {
 
 	t.Run("while they come and go", func(t *testing.T) {
 		a := a.of(t)
-		before, strange, _ := ssOfNode(t, own)
+		before, others, _ := ssOfNode(t, own)
 		var visits atomic.Int64
 		stop, done := make(chan struct{}), make(chan error)
 		go func() {
 			var wg sync.WaitGroup
-			errs := make([]error, len(people))
-			for i, p := range people {
+			errs := make([]error, len(helpers))
+			for i, p := range helpers {
 				wg.Go(func() {
 					for errs[i] == nil {
 						select {
 						case <-stop:
 							return
-						case <-time.After(time.Second): // not so many that nobody could tell
+						case <-time.After(time.Second): // few enough for the bounds below
 						}
 						errs[i] = visit(p, 1)
 						visits.Add(1)
@@ -262,7 +283,7 @@ func TestCensusOfTwoHundredThousandSockets(t *testing.T) {
 			done <- errors.Join(errs...)
 		}()
 		var censuses []map[string]int
-		for late := time.Now().Add(30 * time.Second); visits.Load() < 3*processes && time.Now().Before(late); {
+		for late := time.Now().Add(generous); visits.Load() < 3*processes && time.Now().Before(late); {
 			censuses = append(censuses, a.nextCensus().sockets())
 		}
 		// Both ends of each connection.
@@ -271,12 +292,12 @@ func TestCensusOfTwoHundredThousandSockets(t *testing.T) {
 		if err := <-done; err != nil {
 			t.Fatal(err)
 		}
-		after, later, _ := ssOfNode(t, own)
+		after, otherLater, _ := ssOfNode(t, own)
 		t.Logf("%d sockets came, and went, in %d censuses: %v", came, len(censuses), censuses[len(censuses)-1])
 		for _, got := range censuses {
 			for _, name := range ssStates {
-				low := min(before[name], after[name]) + min(strange[name], later[name])/2
-				high := max(before[name], after[name]) + 2*max(strange[name], later[name]) + came
+				low := min(before[name], after[name])
+				high := max(before[name], after[name]) + 2*max(others[name], otherLater[name]) + 500 + came
 				if name == "time_wait" {
 					low = 0 // they end by themselves
 				}

@@ -44,7 +44,7 @@ func run(t *testing.T, cmd *exec.Cmd) (stdout, stderr string, status int) {
 	t.Helper()
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
-	timer := time.AfterFunc(60*patience*time.Second, func() { _ = cmd.Process.Kill() })
+	timer := time.AfterFunc(generous, func() { _ = cmd.Process.Kill() })
 	defer timer.Stop()
 	err := cmd.Run()
 	var exit *exec.ExitError
@@ -57,7 +57,7 @@ func run(t *testing.T, cmd *exec.Cmd) (stdout, stderr string, status int) {
 // asNobody runs the binary without privileges.
 func asNobody(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
-	cmd := exec.Command(everybodys, args...)
+	cmd := exec.Command(publicBinary, args...)
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	return cmd
@@ -161,12 +161,12 @@ func TestDoctor(t *testing.T) {
 func TestListAndTraceWithoutAnAgent(t *testing.T) {
 	t.Parallel()
 	n := newNetwork(t, "ipv4")
-	n.serve(vanishing, echo)
-	conns := n.dial(vanishing, 7)
+	n.serve(droppedPort, echo)
+	conns := n.dial(droppedPort, 7)
 	n.greet(conns)
 	n.keepalive(conns, time.Second, time.Second, 5)
 
-	trace := exec.Command(binary, "trace", "--url=none", "-o", "json", "--port", fmt.Sprint(vanishing))
+	trace := exec.Command(binary, "trace", "--url=none", "-o", "json", "--port", fmt.Sprint(droppedPort))
 	out, err := trace.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -177,13 +177,13 @@ func TestListAndTraceWithoutAnAgent(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = trace.Process.Kill() }()
-	eventually(t, 5*time.Second, "trace watches", func() error {
+	eventually(t, "trace watches", func() error {
 		if watching.String() == "" {
 			return errors.New("it has not said so")
 		}
 		return nil
 	})
-	n.cut(vanishing)
+	n.cut(droppedPort)
 
 	// By default a solicitation is told of from the second in a row on. Those of all
 	// connections come at once, and it may be at a moment that the kernel of this
@@ -191,7 +191,7 @@ func TestListAndTraceWithoutAnAgent(t *testing.T) {
 	// for, not how often that was said.
 	kinds := make(map[string]int)
 	unanswered := make(map[string]int)
-	cookies := n.ss(vanishing)
+	cookies := n.ss(droppedPort)
 	lines := bufio.NewScanner(out)
 	for kinds["death"] < len(conns) && lines.Scan() {
 		var e struct {
@@ -220,7 +220,7 @@ func TestListAndTraceWithoutAnAgent(t *testing.T) {
 			t.Errorf("%s died of %s", cookie, e.Death.Cause)
 		}
 		if kinds["death"] == 0 && kinds["solicitation"] == len(conns) {
-			stdout, stderr, status := run(t, exec.Command(binary, "list", "--url=none", "-o", "json", "--port", fmt.Sprint(vanishing), "--pid", fmt.Sprint(os.Getpid())))
+			stdout, stderr, status := run(t, exec.Command(binary, "list", "--url=none", "-o", "json", "--port", fmt.Sprint(droppedPort), "--pid", fmt.Sprint(os.Getpid())))
 			var list struct {
 				Total       int
 				Connections []connection
@@ -251,10 +251,10 @@ func TestListFromAnAgent(t *testing.T) {
 	t.Parallel()
 	n := newNetwork(t, "ipv6")
 	a := startAgent(t)
-	n.serve(healthy, echo)
-	conns := n.dial(healthy, 5)
+	n.serve(servedPort, echo)
+	conns := n.dial(servedPort, 5)
 	n.greet(conns)
-	stdout, stderr, status := run(t, exec.Command(binary, "list", "--url", a.url, "--port", fmt.Sprint(healthy)))
+	stdout, stderr, status := run(t, exec.Command(binary, "list", "--url", a.url, "--port", fmt.Sprint(servedPort)))
 	if status != 0 {
 		t.Fatalf("exit status %d: %s", status, stderr)
 	}
@@ -295,15 +295,15 @@ func TestHostileProcessName(t *testing.T) {
 
 	n := newNetwork(t, "ipv4")
 	a := startAgent(t, "--zombie-silence=1s", "--zombie-unanswered=2")
-	n.serve(vanishing, echo)
-	conns := n.dial(vanishing, 3)
+	n.serve(droppedPort, echo)
+	conns := n.dial(droppedPort, 3)
 	n.greet(conns)
 	n.keepalive(conns, time.Second, time.Second, 60)
-	n.cut(vanishing)
+	n.cut(droppedPort)
 	// What cannot be said in UTF-8 is replaced.
 	said := strings.ToValidUTF8(hostile, "\uFFFD")
-	eventually(t, 10*time.Second, "zombies of that owner", func() error {
-		for _, c := range a.connections(n, vanishing, "verdict=zombie") {
+	eventually(t, "zombies of that owner", func() error {
+		for _, c := range a.connections(n, droppedPort, "verdict=zombie") {
 			if c.Process == nil || c.Process.Comm != said {
 				return fmt.Errorf("owner is %+v", c.Process)
 			}
@@ -319,7 +319,7 @@ func TestHostileProcessName(t *testing.T) {
 		return fmt.Errorf("by owner: %v", f)
 	})
 	for _, args := range [][]string{{"--url=none"}, {"--url=none", "-o", "wide"}, {"--url", a.url}, {"--url=none", "-o", "json"}} {
-		stdout, stderr, status := run(t, exec.Command(binary, append([]string{"list", "--port", fmt.Sprint(vanishing)}, args...)...))
+		stdout, stderr, status := run(t, exec.Command(binary, append([]string{"list", "--port", fmt.Sprint(droppedPort)}, args...)...))
 		if status != 0 {
 			t.Fatalf("%v: exit status %d: %s", args, status, stderr)
 		}
@@ -346,10 +346,13 @@ func TestHostileProcessName(t *testing.T) {
 
 func TestScrapeWhileTheyDie(t *testing.T) {
 	const dying = 200
-	n := newNetwork(t, "ipv4") // not parallel: it reads node-wide counters
+	const port = 7962 // which no other test uses
+	// Not parallel: the counter of deaths is of the whole node.
+	n := newNetwork(t, "ipv4")
 	a := startAgent(t, "--zombie-silence=2s")
-	n.serve(vanishing, echo)
-	conns := n.dial(vanishing, dying)
+	a.waitForLeftovers()
+	n.serve(port, echo)
+	conns := n.dial(port, dying)
 	n.greet(conns)
 	// A little apart, so that there are scrapes between them: the timer wheel
 	// makes a few dozen batches of it.
@@ -357,27 +360,19 @@ func TestScrapeWhileTheyDie(t *testing.T) {
 		n.keepalive(conns[i:i+1], time.Second, time.Second, 5)
 		time.Sleep(2 * time.Millisecond)
 	}
-	zombies := func(m metrics) float64 {
-		return m.value("halfopen_tcp_connections", "state", "established", "verdict", "zombie")
-	}
-	// Those of the tests before take a moment to go.
-	eventually(t, 20*time.Second, "no zombies", func() error {
-		if n := zombies(a.metrics()); n != 0 {
-			return fmt.Errorf("%v zombies", n)
-		}
-		return nil
-	})
-	before, hiddenBefore := a.metrics(), len(deaths.hiddenDeaths(t))
+	zombies := func(m metrics) float64 { return float64(m.zombies(port)) }
+	others := deathTracer.countOthers(t)
+	before, hiddenBefore := a.metrics(), len(deathTracer.hiddenDeaths(t))
 	died := func(m metrics) float64 {
 		return m.value("halfopen_tcp_deaths_total", "cause", "keepalive_timeout") -
 			before.value("halfopen_tcp_deaths_total", "cause", "keepalive_timeout")
 	}
-	n.cut(vanishing)
+	n.cut(port)
 	var last, most float64
 	scrapes, between := 0, 0
-	for deadline := time.Now().Add(20 * time.Second); last < dying; scrapes++ {
+	for deadline := time.Now().Add(generous); last < dying; scrapes++ {
 		if time.Now().After(deadline) {
-			if hidden := len(deaths.hiddenDeaths(t)) - hiddenBefore; int(last)+hidden < dying {
+			if hidden := len(deathTracer.hiddenDeaths(t)) - hiddenBefore; int(last)+hidden < dying {
 				t.Fatalf("%v died, and %d that no program can have seen", last, hidden)
 			}
 			break
@@ -387,7 +382,7 @@ func TestScrapeWhileTheyDie(t *testing.T) {
 		if dead < last {
 			t.Errorf("%v deaths after %v", dead, last)
 		}
-		if dead+undead > dying {
+		if dead+undead > dying && dead+undead > dying+float64(others()) {
 			t.Errorf("%v dead and %v zombies are more than %d", dead, undead, dying)
 		}
 		if dead > 0 && dead < dying {
@@ -403,13 +398,13 @@ func TestScrapeWhileTheyDie(t *testing.T) {
 		t.Errorf("only %d scrapes in the midst of the dying", between)
 	}
 	m := a.metrics()
-	if dead, undead := died(m), zombies(m); dead > dying || int(dead)+len(deaths.hiddenDeaths(t))-hiddenBefore < dying || undead != 0 {
+	if dead, undead := died(m), zombies(m); dead > dying+float64(others()) || int(dead)+len(deathTracer.hiddenDeaths(t))-hiddenBefore < dying || undead != 0 {
 		t.Errorf("%v dead and %v zombies at the end", dead, undead)
 	}
 	if seconds := m.value("halfopen_tcp_zombie_seconds") - before.value("halfopen_tcp_zombie_seconds"); seconds < dying {
 		t.Errorf("%v observations of halfopen_tcp_zombie_seconds", seconds)
 	}
-	if got := len(a.deaths(n, vanishing)); got != dying {
+	if got := len(a.deaths(n, port)); got != dying {
 		t.Errorf("%d deaths in the API", got)
 	}
 }

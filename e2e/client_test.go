@@ -61,8 +61,8 @@ func certify(t *testing.T, dir, name string, parent *x509.Certificate, by *ecdsa
 func TestClientCertificateAndPasswordFile(t *testing.T) {
 	t.Parallel()
 	n := newNetwork(t, "ipv4")
-	n.serve(healthy, echo)
-	conns := n.dial(healthy, 1)
+	n.serve(servedPort, echo)
+	conns := n.dial(servedPort, 1)
 	n.greet(conns)
 	dir := t.TempDir()
 	ca, key := certify(t, dir, "ca", nil, nil)
@@ -102,7 +102,7 @@ basic_auth_users: {me: $2a$04$y927JXmOaBp0qsUa5VQsAO9OGZySGiPt6Spxe5Z44eQyidQ6xt
 		}
 		return exec.Command(binary, args...)
 	}
-	eventually(t, time.Minute, "the agent answers who has the certificate and the password", func() error {
+	eventually(t, "the agent answers who has the certificate and the password", func() error {
 		if _, stderr, status := run(t, command(right, "list", "--limit=1")); status != 0 {
 			return fmt.Errorf("exit status %d: %s", status, stderr)
 		}

@@ -17,9 +17,9 @@ import (
 
 // readErrno waits for the connection's end and returns what the application
 // gets: the independent truth about a death.
-func readErrno(t *testing.T, c *net.TCPConn, timeout time.Duration) syscall.Errno {
+func readErrno(t *testing.T, c *net.TCPConn) syscall.Errno {
 	t.Helper()
-	_ = c.SetReadDeadline(time.Now().Add(timeout))
+	_ = c.SetReadDeadline(time.Now().Add(generous))
 	_, err := c.Read(make([]byte, 16))
 	var errno syscall.Errno
 	if !errors.As(err, &errno) {
@@ -32,7 +32,7 @@ func readErrno(t *testing.T, c *net.TCPConn, timeout time.Duration) syscall.Errn
 func checkDeaths(t *testing.T, a *agent, n *network, port, count int, cause, during, errno string) []death {
 	t.Helper()
 	var deaths []death
-	eventually(t, 10*time.Second, fmt.Sprintf("%d deaths", count), func() error {
+	eventually(t, fmt.Sprintf("%d deaths", count), func() error {
 		deaths = a.deaths(n, port)
 		if len(deaths) != count {
 			return fmt.Errorf("%d deaths", len(deaths))
@@ -55,17 +55,17 @@ func checkDeaths(t *testing.T, a *agent, n *network, port, count int, cause, dur
 func TestKeepaliveTimeout(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
 		a := startAgent(t, "--zombie-silence=4s")
-		n.serve(vanishing, echo)
-		conns := n.dial(vanishing, many)
+		n.serve(droppedPort, echo)
+		conns := n.dial(droppedPort, many)
 		n.greet(conns)
 		n.keepalive(conns, 2*time.Second, time.Second, 3)
-		n.cut(vanishing)
+		n.cut(droppedPort)
 		for _, c := range conns {
-			if errno := readErrno(t, c, 15*time.Second); errno != syscall.ETIMEDOUT {
+			if errno := readErrno(t, c); errno != syscall.ETIMEDOUT {
 				t.Errorf("the application got %v", errno)
 			}
 		}
-		for _, d := range checkDeaths(t, a, n, vanishing, many, "keepalive_timeout", "", "ETIMEDOUT") {
+		for _, d := range checkDeaths(t, a, n, droppedPort, many, "keepalive_timeout", "", "ETIMEDOUT") {
 			if d.Unanswered != 3 || d.Evidence != "keepalive" || d.State != "established" {
 				t.Errorf("wrong: %+v", d)
 			}
@@ -81,11 +81,11 @@ func TestKeepaliveTimeout(t *testing.T) {
 
 func TestUserTimeoutWithDataInFlight(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		a := theAgent(t)
-		n.serve(vanishing, echo)
-		conns := n.dial(vanishing, many)
+		a := sharedAgent(t)
+		n.serve(droppedPort, echo)
+		conns := n.dial(droppedPort, many)
 		n.greet(conns)
-		n.cut(vanishing)
+		n.cut(droppedPort)
 		for _, c := range conns {
 			if err := lab.SetUserTimeout(c, 3*time.Second); err != nil {
 				t.Fatal(err)
@@ -95,11 +95,11 @@ func TestUserTimeoutWithDataInFlight(t *testing.T) {
 			}
 		}
 		for _, c := range conns {
-			if errno := readErrno(t, c, 15*time.Second); errno != syscall.ETIMEDOUT {
+			if errno := readErrno(t, c); errno != syscall.ETIMEDOUT {
 				t.Errorf("the application got %v", errno)
 			}
 		}
-		for _, d := range checkDeaths(t, a, n, vanishing, many, "user_timeout", "retransmit", "ETIMEDOUT") {
+		for _, d := range checkDeaths(t, a, n, droppedPort, many, "user_timeout", "retransmit", "ETIMEDOUT") {
 			if d.Evidence != "retransmit" || d.Unanswered < 3 {
 				t.Errorf("wrong: %+v", d)
 			}
@@ -109,9 +109,9 @@ func TestUserTimeoutWithDataInFlight(t *testing.T) {
 
 func TestUserTimeoutOverridesKeepaliveProbes(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		a := theAgent(t)
-		n.serve(vanishing, echo)
-		conns := n.dial(vanishing, many)
+		a := sharedAgent(t)
+		n.serve(droppedPort, echo)
+		conns := n.dial(droppedPort, many)
 		n.greet(conns)
 		n.keepalive(conns, 2*time.Second, time.Second, 60)
 		for _, c := range conns {
@@ -119,13 +119,13 @@ func TestUserTimeoutOverridesKeepaliveProbes(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		n.cut(vanishing)
+		n.cut(droppedPort)
 		for _, c := range conns {
-			if errno := readErrno(t, c, 15*time.Second); errno != syscall.ETIMEDOUT {
+			if errno := readErrno(t, c); errno != syscall.ETIMEDOUT {
 				t.Errorf("the application got %v", errno)
 			}
 		}
-		for _, d := range checkDeaths(t, a, n, vanishing, many, "user_timeout", "keepalive", "ETIMEDOUT") {
+		for _, d := range checkDeaths(t, a, n, droppedPort, many, "user_timeout", "keepalive", "ETIMEDOUT") {
 			if d.Unanswered < 1 || d.Unanswered > 2 {
 				t.Errorf("%d unanswered probes", d.Unanswered)
 			}
@@ -135,25 +135,25 @@ func TestUserTimeoutOverridesKeepaliveProbes(t *testing.T) {
 
 func TestRetransmitTimeout(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		a := theAgent(t)
+		a := sharedAgent(t)
 		if err := n.Client.Sysctl("net.ipv4.tcp_retries2", "3"); err != nil {
 			t.Fatal(err)
 		}
-		n.serve(vanishing, echo)
-		conns := n.dial(vanishing, many)
+		n.serve(droppedPort, echo)
+		conns := n.dial(droppedPort, many)
 		n.greet(conns)
-		n.cut(vanishing)
+		n.cut(droppedPort)
 		for _, c := range conns {
 			if _, err := c.Write([]byte("anybody there?")); err != nil {
 				t.Fatal(err)
 			}
 		}
 		for _, c := range conns {
-			if errno := readErrno(t, c, 15*time.Second); errno != syscall.ETIMEDOUT {
+			if errno := readErrno(t, c); errno != syscall.ETIMEDOUT {
 				t.Errorf("the application got %v", errno)
 			}
 		}
-		for _, d := range checkDeaths(t, a, n, vanishing, many, "retransmit_timeout", "", "ETIMEDOUT") {
+		for _, d := range checkDeaths(t, a, n, droppedPort, many, "retransmit_timeout", "", "ETIMEDOUT") {
 			if d.Evidence != "retransmit" || d.Verdict != "suspect" || d.ZombieSeconds != nil {
 				t.Errorf("wrong: %+v", d)
 			}
@@ -163,22 +163,22 @@ func TestRetransmitTimeout(t *testing.T) {
 
 func TestResetByPeerAndAborted(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		a := theAgent(t)
+		a := sharedAgent(t)
 		release := make(chan struct{})
-		n.serve(healthy, func(c *net.TCPConn) {
+		n.serve(servedPort, func(c *net.TCPConn) {
 			<-release
 			_ = c.SetLinger(0)
 			c.Close()
 		})
-		conns := n.dial(healthy, many)
+		conns := n.dial(servedPort, many)
 		before := a.metrics()
 		close(release)
 		for _, c := range conns {
-			if errno := readErrno(t, c, 5*time.Second); errno != syscall.ECONNRESET {
+			if errno := readErrno(t, c); errno != syscall.ECONNRESET {
 				t.Errorf("the application got %v", errno)
 			}
 		}
-		checkDeaths(t, a, n, healthy, many, "reset_by_peer", "", "ECONNRESET")
+		checkDeaths(t, a, n, servedPort, many, "reset_by_peer", "", "ECONNRESET")
 		// The other ends were closed with SO_LINGER 0. Other tests run at the
 		// same time, so of node-wide counters only the least is known.
 		for _, cause := range []string{"reset_by_peer", "aborted"} {
@@ -192,7 +192,7 @@ func TestResetByPeerAndAborted(t *testing.T) {
 
 func TestRefused(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		a := theAgent(t)
+		a := sharedAgent(t)
 		for range many {
 			c, err := n.Client.Dial(context.Background(), n.server(7009))
 			if err == nil {
@@ -232,21 +232,21 @@ func TestWindowProbeTimeout(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			families(t, func(t *testing.T, n *network) {
-				a := theAgent(t)
+				a := sharedAgent(t)
 				if err := n.Client.Sysctl("net.ipv4.tcp_retries2", "3"); err != nil {
 					t.Fatal(err)
 				}
-				n.serve(vanishing, paused(t))
-				c := n.dial(vanishing, 1)[0]
+				n.serve(droppedPort, paused(t))
+				c := n.dial(droppedPort, 1)[0]
 				if err := lab.SetUserTimeout(c, timeout); err != nil {
 					t.Fatal(err)
 				}
 				fill(c)
-				n.cut(vanishing)
-				if errno := readErrno(t, c, 30*time.Second); errno != syscall.ETIMEDOUT {
+				n.cut(droppedPort)
+				if errno := readErrno(t, c); errno != syscall.ETIMEDOUT {
 					t.Errorf("the application got %v", errno)
 				}
-				for _, d := range checkDeaths(t, a, n, vanishing, 1, "window_probe_timeout", "", "ETIMEDOUT") {
+				for _, d := range checkDeaths(t, a, n, droppedPort, 1, "window_probe_timeout", "", "ETIMEDOUT") {
 					if d.Evidence != "window_probe" || d.Unanswered != 3 {
 						t.Errorf("wrong: %+v", d)
 					}
@@ -258,17 +258,17 @@ func TestWindowProbeTimeout(t *testing.T) {
 
 func TestUserTimeoutWithAClosedWindow(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		a := theAgent(t)
-		n.serve(vanishing, paused(t))
-		c := n.dial(vanishing, 1)[0]
+		a := sharedAgent(t)
+		n.serve(droppedPort, paused(t))
+		c := n.dial(droppedPort, 1)[0]
 		if err := lab.SetUserTimeout(c, 3*time.Second); err != nil {
 			t.Fatal(err)
 		}
 		fill(c)
-		if errno := readErrno(t, c, 30*time.Second); errno != syscall.ETIMEDOUT {
+		if errno := readErrno(t, c); errno != syscall.ETIMEDOUT {
 			t.Errorf("the application got %v", errno)
 		}
-		checkDeaths(t, a, n, vanishing, 1, "user_timeout", "window_probe", "ETIMEDOUT")
+		checkDeaths(t, a, n, droppedPort, 1, "user_timeout", "window_probe", "ETIMEDOUT")
 	})
 }
 
@@ -282,10 +282,10 @@ func TestConnectTimeouts(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			families(t, func(t *testing.T, n *network) {
-				a := theAgent(t)
+				a := sharedAgent(t)
 				sysctls(t, n.Client, map[string]string{"net.ipv4.tcp_syn_retries": "2", synLinear: "1"})
-				n.cut(vanishing)
-				c, err := n.Client.Dial(context.Background(), n.server(vanishing), func(d *net.Dialer) {
+				n.cut(droppedPort)
+				c, err := n.Client.Dial(context.Background(), n.server(droppedPort), func(d *net.Dialer) {
 					d.Control = func(_, _ string, raw syscall.RawConn) error {
 						return raw.Control(func(fd uintptr) {
 							if test.timeout > 0 {
@@ -300,7 +300,7 @@ func TestConnectTimeouts(t *testing.T) {
 				if !errors.Is(err, syscall.ETIMEDOUT) {
 					t.Fatalf("the application got %v", err)
 				}
-				for _, d := range checkDeaths(t, a, n, vanishing, 1, test.cause, test.during, "ETIMEDOUT") {
+				for _, d := range checkDeaths(t, a, n, droppedPort, 1, test.cause, test.during, "ETIMEDOUT") {
 					if d.State != "syn_sent" {
 						t.Errorf("it died in %s", d.State)
 					}
@@ -312,27 +312,27 @@ func TestConnectTimeouts(t *testing.T) {
 
 func TestOrphanTimeout(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		a := theAgent(t)
+		a := sharedAgent(t)
 		if err := n.Client.Sysctl("net.ipv4.tcp_orphan_retries", "2"); err != nil {
 			t.Fatal(err)
 		}
-		n.serve(vanishing, echo)
-		conns := n.dial(vanishing, many)
+		n.serve(droppedPort, echo)
+		conns := n.dial(droppedPort, many)
 		n.greet(conns)
-		n.cut(vanishing)
+		n.cut(droppedPort)
 		for _, c := range conns {
 			if _, err := c.Write([]byte("anybody there?")); err != nil {
 				t.Fatal(err)
 			}
 			c.Close()
 		}
-		eventually(t, 20*time.Second, "ss shows none any more", func() error {
-			if left := len(n.ss(vanishing)); left > 0 {
+		eventually(t, "ss shows none any more", func() error {
+			if left := len(n.ss(droppedPort)); left > 0 {
 				return fmt.Errorf("%d left", left)
 			}
 			return nil
 		})
-		for _, d := range checkDeaths(t, a, n, vanishing, many, "orphan_timeout", "", "ETIMEDOUT") {
+		for _, d := range checkDeaths(t, a, n, droppedPort, many, "orphan_timeout", "", "ETIMEDOUT") {
 			if d.State != "fin_wait1" || d.Process != nil || d.UID != nil {
 				t.Errorf("wrong: %+v", d)
 			}
@@ -343,33 +343,33 @@ func TestOrphanTimeout(t *testing.T) {
 // Whatever had a forecast died within it.
 func TestForecastsHold(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		a := theAgent(t)
+		a := sharedAgent(t)
 		if err := n.Client.Sysctl("net.ipv4.tcp_retries2", "5"); err != nil {
 			t.Fatal(err)
 		}
-		n.serve(vanishing, echo)
-		probing, sending := n.dial(vanishing, many), n.dial(vanishing, many)
+		n.serve(droppedPort, echo)
+		probing, sending := n.dial(droppedPort, many), n.dial(droppedPort, many)
 		n.greet(probing)
 		n.greet(sending)
 		n.keepalive(probing, 2*time.Second, time.Second, 7)
-		n.cut(vanishing)
+		n.cut(droppedPort)
 		for _, c := range sending {
 			if _, err := c.Write([]byte("anybody there?")); err != nil {
 				t.Fatal(err)
 			}
 		}
 		for _, c := range append(probing, sending...) {
-			if errno := readErrno(t, c, 60*time.Second); errno != syscall.ETIMEDOUT {
+			if errno := readErrno(t, c); errno != syscall.ETIMEDOUT {
 				t.Errorf("the application got %v", errno)
 			}
 		}
-		eventually(t, 10*time.Second, "all deaths", func() error {
-			if got := len(a.deaths(n, vanishing)); got != 2*many {
+		eventually(t, "all deaths", func() error {
+			if got := len(a.deaths(n, droppedPort)); got != 2*many {
 				return fmt.Errorf("%d deaths", got)
 			}
 			return nil
 		})
-		for _, d := range a.deaths(n, vanishing) {
+		for _, d := range a.deaths(n, droppedPort) {
 			if d.ForecastErrorSeconds == nil {
 				t.Errorf("%s died of %s without a forecast", d.Cookie, d.Cause)
 			} else if math.Abs(*d.ForecastErrorSeconds) > 0.05 { // both CPUs may be busy

@@ -68,7 +68,7 @@ type explained struct {
 // explainOf has a connection explained as JSON.
 func explainOf(t *testing.T, target string, flags ...string) (e explained) {
 	t.Helper()
-	stdout, stderr, status := run(t, exec.Command(binary, append([]string{"explain", "-o", "json", target}, alone(flags)...)...))
+	stdout, stderr, status := run(t, exec.Command(binary, append([]string{"explain", "-o", "json", target}, withoutAgent(flags)...)...))
 	if status != 0 {
 		t.Fatalf("explain %s: exit status %d: %s", target, status, stderr)
 	}
@@ -174,9 +174,9 @@ func (n *network) checkSettings(t *testing.T, fd int, settings []setting, defaul
 
 func TestExplainTellsSettingsAndWhereFrom(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		a := theAgent(t)
-		n.serve(healthy, echo)
-		conns := n.dial(healthy, 4)
+		a := sharedAgent(t)
+		n.serve(servedPort, echo)
+		conns := n.dial(servedPort, 4)
 		n.greet(conns)
 		n.keepalive(conns[1:2], 0, 0, 0)
 		n.keepalive(conns[2:3], 61*time.Second, 0, 5)
@@ -230,7 +230,7 @@ func TestExplainTellsSettingsAndWhereFrom(t *testing.T) {
 	})
 }
 
-// connecting is a socket whose SYN nobody answers.
+// connecting returns a socket whose SYN is not answered.
 func (n *network) connecting(t *testing.T, port int) (fd int) {
 	t.Helper()
 	n.cut(port)
@@ -272,16 +272,16 @@ var durations = regexp.MustCompile(`[0-9.]+(ms|s|m|h)([0-9]+(s|m))?\b`)
 // An agent and a look of our own say the same, but for the time between them.
 func TestExplainIsTheSameFromAnAgent(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		a := theAgent(t)
-		n.serve(healthy, echo)
-		n.serve(vanishing, echo)
-		conns, victims := n.dial(healthy, 2), n.dial(vanishing, 1)
+		a := sharedAgent(t)
+		n.serve(servedPort, echo)
+		n.serve(droppedPort, echo)
+		conns, victims := n.dial(servedPort, 2), n.dial(droppedPort, 1)
 		n.greet(conns)
 		n.greet(victims)
 		n.keepalive(conns[1:], time.Minute, 10*time.Second, 3)
 		n.keepalive(victims, 2*time.Second, time.Second, 100)
-		n.cut(vanishing)
-		eventually(t, 30*time.Second, "a zombie", func() error { return all(a.connections(n, vanishing, ""), 1, "zombie") })
+		n.cut(droppedPort)
+		eventually(t, "a zombie", func() error { return all(a.connections(n, droppedPort, ""), 1, "zombie") })
 		probes := regexp.MustCompile(`[0-9]+ (keepalive )?probes (in|are)|[Pp]robe [0-9]+`)
 		for _, c := range append(conns, victims...) {
 			timeless := func(e explained) any {
@@ -369,7 +369,7 @@ func punctual(t *testing.T, died time.Time, f *forecast) {
 	}
 }
 
-// Who does what is advised is rid of the dead peer when the explanation says.
+// Following the advice ends the connection to the dead peer when the explanation says.
 func TestExplainAdviceWorks(t *testing.T) {
 	// So that quick keepalive is advised; and it answers at once, while the
 	// connections live.
@@ -424,10 +424,10 @@ func TestExplainAdviceWorks(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			families(t, func(t *testing.T, n *network) {
-				n.serve(vanishing, echo)
-				c := n.dial(vanishing, 1)[0]
+				n.serve(droppedPort, echo)
+				c := n.dial(droppedPort, 1)[0]
 				n.greet([]*net.TCPConn{c})
-				n.cut(vanishing)
+				n.cut(droppedPort)
 				test.prepare(t, n, c)
 				e := explainOf(t, cookieOf(t, c), "--url", url)
 				if by := e.GivesUp; (by == nil) != (test.before == "") || by != nil && by.By != test.before {
@@ -449,7 +449,7 @@ func TestExplainAdviceWorks(t *testing.T) {
 				if after == nil || after.By != test.by {
 					t.Fatalf("after: it gives up %+v", after)
 				}
-				if errno := readErrno(t, c, 40*time.Second); errno != syscall.ETIMEDOUT {
+				if errno := readErrno(t, c); errno != syscall.ETIMEDOUT {
 					t.Errorf("the application got %v", errno)
 				}
 				punctual(t, time.Now(), after)
@@ -465,11 +465,11 @@ func TestExplainAdviceWorks(t *testing.T) {
 // Of a sysctl, and what acts on sockets that exist.
 func TestExplainAdviceForTheNamespaceWorks(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		a := theAgent(t)
-		n.serve(vanishing, echo)
-		c := n.dial(vanishing, 1)[0]
+		a := sharedAgent(t)
+		n.serve(droppedPort, echo)
+		c := n.dial(droppedPort, 1)[0]
 		n.greet([]*net.TCPConn{c})
-		n.cut(vanishing)
+		n.cut(droppedPort)
 		if _, err := c.Write([]byte("x")); err != nil {
 			t.Fatal(err)
 		}
@@ -492,8 +492,8 @@ func TestExplainAdviceForTheNamespaceWorks(t *testing.T) {
 				t.Fatalf("after %+v: it gives up %+v", advice, after)
 			}
 			var died *death
-			eventually(t, 40*time.Second, test.by, func() error {
-				for _, port := range []int{vanishing, 7011} {
+			eventually(t, test.by, func() error {
+				for _, port := range []int{droppedPort, 7011} {
 					for _, d := range a.deaths(n, port) {
 						if d.Cookie == test.cookie {
 							died = &d
@@ -513,20 +513,20 @@ func TestExplainAdviceForTheNamespaceWorks(t *testing.T) {
 
 func TestExplainHowToEndAZombie(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		n.serve(vanishing, echo)
-		c := n.dial(vanishing, 1)[0]
+		n.serve(droppedPort, echo)
+		c := n.dial(droppedPort, 1)[0]
 		n.greet([]*net.TCPConn{c})
 		n.keepalive([]*net.TCPConn{c}, time.Second, time.Second, 60)
-		n.cut(vanishing)
+		n.cut(droppedPort)
 		var e explained
-		eventually(t, 20*time.Second, "a zombie", func() error {
+		eventually(t, "a zombie", func() error {
 			if e = explainOf(t, cookieOf(t, c), "--zombie-silence=3s"); e.Verdict != "zombie" {
 				return errors.New(e.Verdict)
 			}
 			return nil
 		})
 		paste(t, e.Explanation.Advice[len(e.Explanation.Advice)-1].How[0])
-		if errno := readErrno(t, c, 5*time.Second); errno != syscall.ECONNABORTED {
+		if errno := readErrno(t, c); errno != syscall.ECONNABORTED {
 			t.Errorf("the application got %v", errno)
 		}
 	})
@@ -539,12 +539,12 @@ func TestExplainAZombieBehindAClosedWindow(t *testing.T) {
 		if err := n.Client.Sysctl("net.ipv4.tcp_retries2", "5"); err != nil {
 			t.Fatal(err)
 		}
-		n.serve(vanishing, paused(t))
-		c := n.dial(vanishing, 1)[0]
+		n.serve(droppedPort, paused(t))
+		c := n.dial(droppedPort, 1)[0]
 		fill(c)
-		n.cut(vanishing)
+		n.cut(droppedPort)
 		var e explained
-		eventually(t, 40*time.Second, "a zombie", func() error {
+		eventually(t, "a zombie", func() error {
 			if e = explainOf(t, cookieOf(t, c), "--zombie-silence=2s"); e.Verdict != "zombie" {
 				return errors.New(e.Verdict)
 			}
@@ -562,7 +562,7 @@ func TestExplainAZombieBehindAClosedWindow(t *testing.T) {
 
 func TestExplainByAddress(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		a := theAgent(t)
+		a := sharedAgent(t)
 		const crowded, deserted = 7012, 7013 // ports that no other test has, since the addresses are the same
 		n.serve(crowded, echo)
 		n.serve(deserted, echo)
@@ -570,7 +570,7 @@ func TestExplainByAddress(t *testing.T) {
 		n.greet(conns)
 		for _, flags := range [][]string{nil, {"--url", a.url}} {
 			explain := func(target string) (stdout, stderr string, status int) {
-				return run(t, exec.Command(binary, append([]string{"explain", target}, alone(flags)...)...))
+				return run(t, exec.Command(binary, append([]string{"explain", target}, withoutAgent(flags)...)...))
 			}
 			for target, word := range map[string]string{
 				n.server(crowded).String():                             "5 connections have the local address " + n.server(crowded).String(),

@@ -76,17 +76,17 @@ func TestLockedSocketHoldsNobodyUp(t *testing.T) {
 }
 
 func holdsUpNobody(t *testing.T, n *network, own bool) {
-	l, err := n.Server.Listen("tcp", n.server(healthy))
+	l, err := n.Server.Listen("tcp", n.server(servedPort))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	c, err := n.Client.Dial(t.Context(), n.server(healthy))
+	c, err := n.Client.Dial(t.Context(), n.server(servedPort))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	release, err := lab.HoldLock(c)
+	release, err := lab.LockSocket(c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,7 +97,7 @@ func holdsUpNobody(t *testing.T, n *network, own bool) {
 	}()
 	netns := strconv.FormatUint(uint64(n.Client.Inode()), 10)
 	// What takes longer than this hangs, on any machine.
-	const soon = 5 * time.Second
+	const soon = 30 * time.Second
 	within := func(what string, f func()) {
 		t.Helper()
 		done, began := make(chan struct{}), time.Now()
@@ -210,10 +210,15 @@ func TestLargeHashTablesPutOffNoCensus(t *testing.T) { // not parallel, for it m
 	if worst > 5*before+1 { // it was 25 times, and more with larger ones
 		t.Errorf("hash tables of namespaces' own stretch the interval from %.1f s to %.1f s", before, worst)
 	}
-	eventually(t, time.Minute, "all of them are counted", func() error {
-		m := a.nextCensus()
-		if got := m.value("halfopen_tcp_connections", "state", "established", "verdict", "active"); got < 2*tables {
+	eventually(t, "all of them are counted", func() error {
+		if got := a.nextCensus().value("halfopen_tcp_connections", "state", "established", "verdict", "active"); got < 2*tables {
 			return fmt.Errorf("%v connections, expected at least %d", got, 2*tables)
+		}
+		for _, n := range namespaces { // others have connections as well
+			var list struct{ Total int }
+			if err := a.get(fmt.Sprintf("/api/v1/connections?netns=%d", n.Inode()), &list); err != nil || list.Total != 2 {
+				return fmt.Errorf("%d ends of a connection in namespace %d, error %v", list.Total, n.Inode(), err)
+			}
 		}
 		return nil
 	})
@@ -265,11 +270,14 @@ func reuseport(t *testing.T, n *lab.Namespace, listeners int, family string) (po
 func TestReuseportListenersAreAllListed(t *testing.T) {
 	families(t, func(t *testing.T, net *network) {
 		a := startAgent(t, "--census-interval=200ms")
-		for _, listeners := range []int{50, 120, 150, 200, 1500} {
+		const most = 1500
+		for _, listeners := range []int{50, 120, 150, 200, most} {
 			port := reuseport(t, net.Server, listeners, net.family)
 			filter := []string{"--all", "--state=listen", "--port", strconv.Itoa(port)}
-			if got := len(list(t, filter...)); got != listeners {
-				t.Errorf("%d of %d listeners are listed at a first look", got, listeners)
+			if scale == 1 || listeners == most { // it loads the programs each time
+				if got := len(list(t, filter...)); got != listeners {
+					t.Errorf("%d of %d listeners are listed at a first look", got, listeners)
+				}
 			}
 			if got := len(list(t, append(filter, "--url", a.url)...)); got != listeners {
 				t.Errorf("the agent lists %d of %d listeners", got, listeners)

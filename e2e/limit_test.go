@@ -17,8 +17,8 @@ import (
 	"github.com/prometheus/procfs"
 )
 
-// idleClients is how many connections there are that nobody needs, and maxResident what
-// the agent may take with them.
+// idleClients is the number of connections that send no request, and maxResident the
+// memory, in bytes, that the agent may take with them.
 const (
 	idleClients = 3000
 	maxResident = 100 << 20
@@ -34,7 +34,7 @@ func TestIdleClientsKeepNobodyOut(t *testing.T) { // not parallel: it looks at t
 	}{{"as many descriptors as there are", "", 512}, {"1024 descriptors", "ulimit -n 1024 && ", 256}} {
 		t.Run(tc.name, func(t *testing.T) {
 			addr := freeAddr(t)
-			a := untilTheEnd(t, launchCommand(t, addr, exec.Command("sh", "-c", tc.limit+`exec "$@"`, "sh",
+			a := stopAtCleanup(t, launchCommand(t, addr, exec.Command("sh", "-c", tc.limit+`exec "$@"`, "sh",
 				binary, "agent", "--web.listen-address="+addr, "--census-interval=1s", "--census-cpu=50%")))
 			count := scaled(idleClients)
 			for i := range count {
@@ -109,7 +109,7 @@ func holdConnection(t *testing.T, addr string, i int) {
 	if i%3 < 2 {
 		return
 	}
-	if err := conn.SetReadDeadline(time.Now().Add(20 * patience * time.Second)); err != nil {
+	if err := conn.SetReadDeadline(time.Now().Add(generous)); err != nil {
 		t.Fatal(err)
 	}
 	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
@@ -124,7 +124,7 @@ func holdConnection(t *testing.T, addr string, i int) {
 
 // ask gets a page by a connection of its own.
 func ask(url string) error {
-	client := http.Client{Timeout: time.Minute * patience, Transport: &http.Transport{DisableKeepAlives: true}}
+	client := http.Client{Timeout: generous, Transport: &http.Transport{DisableKeepAlives: true}}
 	resp, err := client.Get(url)
 	if err != nil {
 		return err

@@ -95,7 +95,7 @@ func list(t *testing.T, args ...string) []socketObject {
 
 func listInto(t *testing.T, doc any, args ...string) {
 	t.Helper()
-	stdout, stderr, status := run(t, exec.Command(binary, append([]string{"list", "-o", "json"}, alone(args)...)...))
+	stdout, stderr, status := run(t, exec.Command(binary, append([]string{"list", "-o", "json"}, withoutAgent(args)...)...))
 	if status != 0 || stderr != "" {
 		t.Fatalf("%v: exit status %d: %s", args, status, stderr)
 	}
@@ -104,9 +104,9 @@ func listInto(t *testing.T, doc any, args ...string) {
 	}
 }
 
-// alone adds to the flags of a command, unless they name an agent, that it is to look by
-// itself, whatever agent this machine has.
-func alone(args []string) []string {
+// withoutAgent adds to the flags of a command, unless they name an agent, that it is to
+// look by itself, whatever agent this machine has.
+func withoutAgent(args []string) []string {
 	if slices.ContainsFunc(args, func(a string) bool { return strings.HasPrefix(a, "--url") }) {
 		return args
 	}
@@ -137,7 +137,7 @@ func TestListAllIsWhatSSShows(t *testing.T) {
 	var shown []socketObject // by the agent, which is asked first: time_wait is soon over
 	for _, args := range [][]string{{"--url", a.url}, nil} {
 		for _, ns := range []*lab.Namespace{n.Client, n.Server} {
-			eventually(t, 20*time.Second, fmt.Sprintf("list --all %v", args), func() error {
+			eventually(t, fmt.Sprintf("list --all %v", args), func() error {
 				before := ssAll(t, ns)
 				conns := list(t, append([]string{"--all"}, args...)...)
 				after := ssAll(t, ns)
@@ -263,7 +263,7 @@ func (n *network) sockets() {
 			client = dial(at.port)
 			select {
 			case server = <-accepted:
-			case <-time.After(5 * time.Second):
+			case <-time.After(generous):
 				t.Fatal("nothing is accepted")
 			}
 			t.Cleanup(func() { server.Close() })
@@ -324,14 +324,14 @@ func TestListGroupsAndFilters(t *testing.T) {
 	n := newNetwork(t, "ipv4")
 	rules := []string{"--zombie-unanswered=2", "--zombie-silence=2s"}
 	a := startAgent(t, rules...)
-	n.serve(vanishing, echo)
-	n.serve(healthy, echo)
-	dying, living := n.dial(vanishing, zombies), n.dial(healthy, live)
+	n.serve(droppedPort, echo)
+	n.serve(servedPort, echo)
+	dying, living := n.dial(droppedPort, zombies), n.dial(servedPort, live)
 	n.greet(dying)
 	n.greet(living)
 	n.keepalive(dying, time.Second, time.Second, 127)
-	n.cut(vanishing)
-	eventually(t, 15*time.Second, "zombies", func() error { return all(a.connections(n, vanishing, ""), zombies, "zombie") })
+	n.cut(droppedPort)
+	eventually(t, "zombies", func() error { return all(a.connections(n, droppedPort, ""), zombies, "zombie") })
 	client, server := fmt.Sprint(n.Client.Inode()), fmt.Sprint(n.Server.Inode())
 
 	for name, how := range map[string][]string{"alone": rules, "from an agent": {"--url", a.url}} {
@@ -348,8 +348,8 @@ func TestListGroupsAndFilters(t *testing.T) {
 			t.Errorf("%s: by verdict: %+v", name, doc)
 		}
 		doc = groups("remote", "--netns", client)
-		if g := doc.Groups; len(g) != 2 || *g[0].Remote.Port != vanishing || g[0].Verdicts["zombie"] != zombies || g[0].Total != zombies ||
-			*g[1].Remote.Port != healthy || g[1].Verdicts["active"] != live || g[1].Remote.IP != n.Server.Addr4().String() {
+		if g := doc.Groups; len(g) != 2 || *g[0].Remote.Port != droppedPort || g[0].Verdicts["zombie"] != zombies || g[0].Total != zombies ||
+			*g[1].Remote.Port != servedPort || g[1].Verdicts["active"] != live || g[1].Remote.IP != n.Server.Addr4().String() {
 			t.Errorf("%s: by remote: %+v", name, doc)
 		}
 		doc = groups("remote", "--netns", server)
@@ -357,7 +357,7 @@ func TestListGroupsAndFilters(t *testing.T) {
 			t.Errorf("%s: clients: %+v", name, doc)
 		}
 		doc = groups("remote", "--netns", client, "--limit=1")
-		if doc.Total != 2 || len(doc.Groups) != 1 || *doc.Groups[0].Remote.Port != vanishing {
+		if doc.Total != 2 || len(doc.Groups) != 1 || *doc.Groups[0].Remote.Port != droppedPort {
 			t.Errorf("%s: the worst group alone: %+v", name, doc)
 		}
 		doc = groups("owner", "--netns", client)
@@ -384,7 +384,7 @@ func TestListGroupsAndFilters(t *testing.T) {
 			{"--owner=" + owner + " --pid=" + strconv.Itoa(syscall.Getpid()), zombies + live},
 			{"--owner=" + owner + " --pid=1", 0},
 			{"--remote=" + n.Server.Addr4().String(), zombies + live},
-			{"--remote=::ffff:" + n.Server.Addr4().String() + " --port=" + strconv.Itoa(vanishing), zombies},
+			{"--remote=::ffff:" + n.Server.Addr4().String() + " --port=" + strconv.Itoa(droppedPort), zombies},
 			{"--remote=" + prefix, zombies + live},
 			{"--remote=203.0.113.0/24 --remote=" + n.Server.Addr6().String(), 0},
 			{"--remote=::/0", 0},
@@ -418,13 +418,13 @@ func TestListGroupsAndFilters(t *testing.T) {
 func TestAskingForAllTakesLittleMemory(t *testing.T) {
 	const askers, most = 4, 40 << 20
 	pairs := scaled(9000)
-	g := gather(t, "close", pairs, 7600)
+	g := startBulkClients(t, "close", pairs, 7600)
 	g.ready()
 	a := startAgent(t)
 	// As much as it takes anyway; and kernels may hide a connection from the first census.
-	eventually(t, time.Minute, "all of them", func() error {
+	eventually(t, "all of them", func() error {
 		var doc struct{ Total int }
-		if err := a.get("/api/v1/connections", &doc); err != nil {
+		if err := a.get(fmt.Sprintf("/api/v1/connections?netns=%d&netns=%d", g.Client.Inode(), g.Server.Inode()), &doc); err != nil {
 			t.Fatal(err)
 		}
 		if doc.Total < 2*pairs {

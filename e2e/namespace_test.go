@@ -16,10 +16,10 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
 
 	"github.com/halfopen/halfopen/internal/lab"
 )
@@ -34,8 +34,8 @@ func fds(t *testing.T, pid int) int {
 	return len(entries)
 }
 
-// strays are the threads of a process outside its own network namespace.
-func strays(t *testing.T, pid int) []string {
+// threadsOutside are the threads of a process outside its own network namespace.
+func threadsOutside(t *testing.T, pid int) []string {
 	t.Helper()
 	home, err := os.Readlink("/proc/self/ns/net")
 	if err != nil {
@@ -54,64 +54,101 @@ func strays(t *testing.T, pid int) []string {
 	return found
 }
 
-// namespaceCount follows the number of network namespaces that the census counts while
-// nothing but the test makes any. Those of earlier tests may still vanish at any moment:
-// a connection that its application has closed keeps its namespace until the kernel
-// gives it up. So only a rise above the lowest count seen so far is the test's own.
-type namespaceCount struct {
+// testNamespaces are the network namespaces that a test makes. Each has a link to one
+// that stays: the kernel removes the link with the namespace, so that the links which are
+// left show which namespaces are, whatever else uses this machine.
+type testNamespaces struct {
 	agent  *agent
-	lowest int
+	home   *lab.Namespace
+	made   int
+	before int // what the census counted
 }
 
-func (a *agent) countNamespaces() *namespaceCount {
-	a.t.Helper()
-	return &namespaceCount{a, int(a.nextCensus().value("halfopen_census_namespaces"))}
+func newTestNamespaces(t *testing.T, a *agent) *testNamespaces {
+	t.Helper()
+	home, err := lab.NewNamespace()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { home.Close() })
+	return &testNamespaces{agent: a, home: home, before: int(a.nextCensus().value("halfopen_census_namespaces"))}
 }
 
-func (c *namespaceCount) now() int {
-	return int(c.agent.metrics().value("halfopen_census_namespaces"))
+// add makes another.
+func (s *testNamespaces) add(t *testing.T) *lab.Namespace {
+	t.Helper()
+	n, err := lab.NewNamespace()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { n.Close() })
+	file, err := os.Open(n.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	s.made++
+	err = s.home.Do(func() error {
+		return netlink.LinkAdd(&netlink.Veth{
+			LinkAttrs: netlink.LinkAttrs{Name: fmt.Sprintf("to%d", s.made)},
+			PeerName:  "home", PeerNamespace: netlink.NsFd(file.Fd()),
+		})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
-// waitForMore waits until the census counts the namespaces that the test has made. It
-// returns the count.
-func (c *namespaceCount) waitForMore(made int) int {
-	c.agent.t.Helper()
-	var got int
-	eventually(c.agent.t, 60*time.Second, "the census counts them", func() error {
-		// Each is another than those of earlier tests, of which the loopback's is one.
-		if got = c.now(); got <= made || got > c.lowest+made {
-			return fmt.Errorf("%d namespaces, expected %d, or fewer by what earlier tests left", got, c.lowest+made)
+// waitUntilCounted waits until the census counts so many of them.
+func (s *testNamespaces) waitUntilCounted(t *testing.T, made int) {
+	t.Helper()
+	eventually(t, "the census counts them", func() error {
+		// Those of earlier tests may vanish at any moment, of which the host's is none.
+		got := int(s.agent.of(t).metrics().value("halfopen_census_namespaces"))
+		if got <= made || alone && got > s.before+made {
+			return fmt.Errorf("%d namespaces, of which %d were made; there were %d before", got, made, s.before)
 		}
 		return nil
 	})
-	return got
 }
 
-// waitForFewer waits until the count is as low as before, and lower by gone than
-// counted, which was taken while the namespaces that have gone still existed.
-func (c *namespaceCount) waitForFewer(counted, gone int) {
-	c.agent.t.Helper()
-	eventually(c.agent.t, 60*time.Second, "the census counts them no more", func() error {
-		got := c.now()
-		if got > c.lowest || got > counted-gone {
-			return fmt.Errorf("%d namespaces, there were %d before, and %d with the %d that have gone", got, c.lowest, counted, gone)
+// waitUntilGone waits until the kernel has removed all of them, and the census does not
+// count them any more.
+func (s *testNamespaces) waitUntilGone(t *testing.T) {
+	t.Helper()
+	eventually(t, "the namespaces are gone", func() error {
+		left := 0
+		err := s.home.Do(func() error {
+			links, err := netlink.LinkList()
+			for _, l := range links {
+				if l.Type() == "veth" {
+					left++
+				}
+			}
+			return err
+		})
+		if err != nil || left > 0 {
+			return fmt.Errorf("%d are left, error %v", left, err)
 		}
-		c.lowest = got
+		if got := int(s.agent.of(t).metrics().value("halfopen_census_namespaces")); alone && got > s.before {
+			return fmt.Errorf("%d namespaces are counted, there were %d before", got, s.before)
+		}
 		return nil
 	})
 }
 
 func TestNamespacesComeAndGo(t *testing.T) {
-	// Not parallel: it counts namespaces. The interval stretches with their
-	// number, to keep to the census's share of a core.
+	// Not parallel: where nothing else uses the machine, namespaces are counted. The
+	// interval stretches with their number, to keep to the census's share of a core.
 	a := startAgent(t, "--census-interval=500ms")
 	pid := a.cmd.Process.Pid
-	namespaces := a.countNamespaces()
+	namespaces := newTestNamespaces(t, a)
 	seen := func(made map[uint32]*lab.Namespace) map[uint32]bool {
 		var list struct {
 			Connections []connection `json:"connections"`
 		}
-		if err := a.get(fmt.Sprintf("/api/v1/connections?port=%d", healthy), &list); err != nil {
+		if err := a.get(fmt.Sprintf("/api/v1/connections?port=%d", servedPort), &list); err != nil {
 			t.Fatal(err)
 		}
 		seen := make(map[uint32]bool)
@@ -129,11 +166,7 @@ func TestNamespacesComeAndGo(t *testing.T) {
 		made := make(map[uint32]*lab.Namespace)
 		var sockets []io.Closer
 		for range many {
-			n, err := lab.NewNamespace()
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { n.Close() })
+			n := namespaces.add(t)
 			made[n.Inode()] = n
 			l, err := n.Listen("tcp", netip.MustParseAddrPort("127.0.0.1:7001"))
 			if err != nil {
@@ -151,7 +184,7 @@ func TestNamespacesComeAndGo(t *testing.T) {
 		if got := len(seen(made)); got != many {
 			t.Errorf("round %d: connections of %d namespaces seen, expected %d", round, got, many)
 		}
-		counted := namespaces.waitForMore(many)
+		namespaces.waitUntilCounted(t, many)
 		for _, s := range sockets { // each of them would keep its namespace
 			if err := s.Close(); err != nil {
 				t.Fatal(err)
@@ -162,11 +195,11 @@ func TestNamespacesComeAndGo(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		namespaces.waitForFewer(counted, many)
+		namespaces.waitUntilGone(t)
 	}
 
-	eventually(t, 5*time.Second, "nothing is held", func() error {
-		if got := strays(t, pid); len(got) > 0 {
+	eventually(t, "nothing is held", func() error {
+		if got := threadsOutside(t, pid); len(got) > 0 {
 			return fmt.Errorf("threads in other namespaces: %v", got)
 		}
 		if got := fds(t, pid); got > baseFDs+1 { // one may be a scrape's connection
@@ -179,97 +212,116 @@ func TestNamespacesComeAndGo(t *testing.T) {
 	})
 }
 
-// loaded counts the kernel's BPF programs and links.
-func loaded(t *testing.T) (programs, links int) {
+// bpfObjects are the ids of the BPF programs and links that a process holds.
+type bpfObjects struct {
+	programs []ebpf.ProgramID
+	links    []link.ID
+}
+
+func bpfObjectsOf(t *testing.T, pid int) (o bpfObjects) {
 	t.Helper()
-	for id := ebpf.ProgramID(0); ; programs++ {
-		next, err := ebpf.ProgramGetNextID(id)
-		if errors.Is(err, os.ErrNotExist) {
-			break
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		id = next
-	}
-	it := new(link.Iterator)
-	defer it.Close()
-	for it.Next() {
-		links++
-	}
-	if err := it.Err(); err != nil {
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/fdinfo/*", pid))
+	if err != nil {
 		t.Fatal(err)
 	}
-	return programs, links
+	for _, file := range files {
+		info, err := os.ReadFile(file)
+		if err != nil {
+			continue // it has been closed
+		}
+		for line := range strings.Lines(string(info)) {
+			var id uint32
+			if _, err := fmt.Sscanf(line, "link_id: %d", &id); err == nil {
+				o.links = append(o.links, link.ID(id))
+				break // what follows are its program's
+			}
+			if _, err := fmt.Sscanf(line, "prog_id: %d", &id); err == nil {
+				o.programs = append(o.programs, ebpf.ProgramID(id))
+			}
+		}
+	}
+	return o
+}
+
+// left returns an error if any of them is still in the kernel.
+func (o *bpfObjects) left() error {
+	for _, id := range o.programs {
+		if p, err := ebpf.NewProgramFromID(id); !errors.Is(err, os.ErrNotExist) {
+			p.Close()
+			return fmt.Errorf("program %d is loaded, error %v", id, err)
+		}
+	}
+	for _, id := range o.links {
+		if l, err := link.NewFromID(id); !errors.Is(err, os.ErrNotExist) {
+			if err == nil {
+				l.Close()
+			}
+			return fmt.Errorf("link %d is there, error %v", id, err)
+		}
+	}
+	return nil
 }
 
 func TestNothingIsLeftInTheKernel(t *testing.T) {
-	programs, links := loaded(t) // not parallel: it counts every program
-	checkGone := func(t *testing.T) {
-		eventually(t, 10*time.Second, "unloaded", func() error {
-			if p, l := loaded(t); p > programs || l > links {
-				return fmt.Errorf("%d programs and %d links, there were %d and %d", p, l, programs, links)
+	t.Parallel()
+	loaded := func(t *testing.T, pid int) (o bpfObjects) {
+		t.Helper()
+		eventually(t, "the programs are attached", func() error {
+			if o = bpfObjectsOf(t, pid); len(o.programs) < 5 || len(o.links) < 5 {
+				return fmt.Errorf("%d programs and %d links", len(o.programs), len(o.links))
 			}
 			return nil
 		})
+		return o
 	}
-
 	t.Run("after SIGTERM", func(t *testing.T) {
 		a := startAgent(t)
-		if p, l := loaded(t); p <= programs || l <= links {
-			t.Fatalf("%d programs and %d links with an agent, %d and %d without", p, l, programs, links)
-		}
+		o := loaded(t, a.cmd.Process.Pid)
 		if status := a.stop(); status != 0 {
 			t.Errorf("exit status %d: %s", status, a.log)
 		}
-		checkGone(t)
+		eventually(t, "unloaded", o.left)
 	})
 	t.Run("after kill -9", func(t *testing.T) {
 		a := startAgent(t)
+		o := loaded(t, a.cmd.Process.Pid)
 		if err := a.cmd.Process.Signal(syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
 		<-a.done
-		checkGone(t)
+		eventually(t, "unloaded", o.left)
 	})
 	t.Run("after a demo that was interrupted", func(t *testing.T) {
-		holders := func() int {
-			comms, _ := filepath.Glob("/proc/[0-9]*/ns/net")
-			home, _ := os.Readlink("/proc/self/ns/net")
-			n := 0
-			for _, path := range comms {
-				if ns, err := os.Readlink(path); err == nil && strings.HasPrefix(ns, "net:") && ns != home {
-					n++
-				}
-			}
-			return n
-		}
-		before := holders()
 		cmd, out := start(t, "demo")
-		eventually(t, 10*time.Second, "it has its namespaces", func() error {
-			if holders() < before+2 {
-				return errors.New("not yet")
+		pid := cmd.Process.Pid
+		var holders []int
+		eventually(t, "it has its namespaces", func() error {
+			if holders = children(t, pid); len(holders) < 2 {
+				return fmt.Errorf("its children are %v", holders)
 			}
 			return nil
 		})
+		o := loaded(t, pid)
 		if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
 			t.Fatal(err)
 		}
 		_ = cmd.Wait()
-		if got := holders(); got != before {
-			t.Errorf("%d processes in other namespaces are left\n%s", got-before, out)
+		for _, holder := range holders {
+			if err := syscall.Kill(holder, 0); !errors.Is(err, syscall.ESRCH) {
+				t.Errorf("process %d in another namespace is left (%v)\n%s", holder, err, out)
+			}
 		}
-		checkGone(t)
+		eventually(t, "unloaded", o.left)
 	})
 }
 
-// held are a process's descriptors, threads, goroutines and memory.
-type held struct {
+// usage is a process's descriptors, threads, goroutines and memory.
+type usage struct {
 	fds, threads, goroutines int
 	resident                 float64 // MB
 }
 
-func holdings(t *testing.T, a *agent) held {
+func usageOf(t *testing.T, a *agent) usage {
 	t.Helper()
 	pid := a.cmd.Process.Pid
 	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
@@ -277,15 +329,15 @@ func holdings(t *testing.T, a *agent) held {
 		t.Fatal(err)
 	}
 	m := a.metrics()
-	return held{fds(t, pid), len(threads), int(m.value("go_goroutines")), m.value("process_resident_memory_bytes") / 1e6}
+	return usage{fds(t, pid), len(threads), int(m.value("go_goroutines")), m.value("process_resident_memory_bytes") / 1e6}
 }
 
 // A thousand namespaces come and go, some of which nothing but a descriptor or a
-// socket holds. Not parallel: it counts namespaces.
+// socket holds. Not parallel: where nothing else uses the machine, they are counted.
 func TestThousandNamespacesLeaveNothing(t *testing.T) {
 	const batch = 25
 	a := startAgent(t, "--census-interval=100ms", "--census-cpu=100%")
-	namespaces := a.countNamespaces()
+	namespaces := newTestNamespaces(t, a)
 	// round has so many come and go; a descriptor and a socket outlast two of them.
 	var outlast []io.Closer
 	release := func() {
@@ -312,19 +364,13 @@ func TestThousandNamespacesLeaveNothing(t *testing.T) {
 		}
 		outlast = append(outlast, c)
 	}
-	var counted int // by the last round, with all that it made
 	round := func() {
 		t.Helper()
 		made := make([]*lab.Namespace, batch)
 		for i := range made {
-			n, err := lab.NewNamespace()
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { n.Close() })
-			made[i] = n
+			made[i] = namespaces.add(t)
 		}
-		if counted = int(a.nextCensus().value("halfopen_census_namespaces")); counted <= batch {
+		if counted := int(a.nextCensus().value("halfopen_census_namespaces")); counted <= batch {
 			t.Errorf("%d namespaces, %d of them were made", counted, batch)
 		}
 		release() // those of the round before
@@ -336,47 +382,58 @@ func TestThousandNamespacesLeaveNothing(t *testing.T) {
 			}
 		}
 	}
-	rounds := func(n int) held {
+	rounds := func(n int) usage {
 		t.Helper()
 		for range n {
 			round()
 		}
 		release()
-		namespaces.waitForFewer(counted, batch)
+		namespaces.waitUntilGone(t)
 		a.nextCensus()
-		return holdings(t, a)
+		return usageOf(t, a)
 	}
 	first := rounds(scaled(200 / batch))
 	second := rounds(scaled(800 / batch))
 	t.Logf("after a fifth of the namespaces %+v, after all %+v", first, second)
-	eventually(t, 10*time.Second, "nothing is held", func() error {
-		now := holdings(t, a)
+	eventually(t, "nothing is held", func() error {
+		now := usageOf(t, a)
 		// One may be a scrape's connection, and threads are kept for later.
 		if now.fds > first.fds+1 || now.goroutines > first.goroutines+2 || now.threads > first.threads+4 || now.resident > first.resident+8 {
 			return fmt.Errorf("%+v, after a fifth %+v", now, first)
 		}
-		if got := strays(t, a.cmd.Process.Pid); len(got) > 0 {
+		if got := threadsOutside(t, a.cmd.Process.Pid); len(got) > 0 {
 			return fmt.Errorf("threads in other namespaces: %v", got)
 		}
 		return nil
 	})
 
 	t.Run("those that nothing is in are found", func(t *testing.T) {
+		var listening []uint32
 		for i := range 2 * many {
-			n, err := lab.NewNamespace()
-			if err != nil {
-				t.Fatal(err)
-			}
+			n := namespaces.add(t)
 			keepBy(n, i%2 == 0)
+			if i%2 == 0 {
+				listening = append(listening, n.Inode())
+			}
 			if err := n.Close(); err != nil {
 				t.Fatal(err)
 			}
 		}
-		counted := namespaces.waitForMore(2 * many) // the search takes place every 30 s
+		namespaces.waitUntilCounted(t, 2*many)
+		for _, inode := range listening {
+			eventually(t, "the listener in it is listed", func() error {
+				var list struct{ Connections []socketObject }
+				err := a.get(fmt.Sprintf("/api/v1/connections?all=true&netns=%d", inode), &list)
+				if err == nil && len(list.Connections) != 1 {
+					err = fmt.Errorf("%d sockets in namespace %d", len(list.Connections), inode)
+				}
+				return err
+			})
+		}
 		release()
-		namespaces.waitForFewer(counted, 2*many)
+		namespaces.waitUntilGone(t)
 		a.nextCensus()
-		if now := holdings(t, a); now.fds > first.fds+1 {
+		if now := usageOf(t, a); now.fds > first.fds+1 {
 			t.Errorf("%+v, before %+v", now, first)
 		}
 	})
@@ -389,7 +446,7 @@ func TestWhatIsLeftInANamespaceIsFound(t *testing.T) {
 		a := startAgent(t)
 		agree := func(want ...string) {
 			t.Helper()
-			eventually(t, 10*time.Second, "the agent and ss agree", func() error {
+			eventually(t, "the agent and ss agree", func() error {
 				var states []string
 				before := ssAll(t, n.Server)
 				var list struct{ Connections []socketObject }
@@ -480,7 +537,7 @@ func TestNamespacesWithHashTablesOfTheirOwn(t *testing.T) { // not parallel, for
 	a := startAgent(t)
 	for _, ns := range []*lab.Namespace{n.Client, n.Server} {
 		for name, args := range map[string][]string{"alone": nil, "from an agent": {"--url", a.url}, "again": {"--url", a.url}} {
-			eventually(t, 10*time.Second, name, func() error {
+			eventually(t, name, func() error {
 				before := ssAll(t, ns)
 				rows := make(map[string]row)
 				conns := list(t, append([]string{"--all", "--netns", strconv.FormatUint(uint64(ns.Inode()), 10)}, args...)...)

@@ -40,7 +40,7 @@ func (a *agent) everywhere(n *network, port int) map[string]connection {
 
 var ssUID, ssInode = regexp.MustCompile(`\buid:(\d+)`), regexp.MustCompile(`\bino:(\d+)`)
 
-// described is what ss says of a socket: its inode, 0 if nobody holds it, and its
+// described is what ss says of a socket: its inode, 0 if no process holds it, and its
 // user.
 func (n *network) described(t *testing.T, cookie string) (inode string, uid int) {
 	t.Helper()
@@ -68,12 +68,12 @@ func (n *network) described(t *testing.T, cookie string) (inode string, uid int)
 	return "", 0
 }
 
-// owned checks that a connection is a puppet's, by its descriptor, and that ss and
+// owned checks that a connection is a helper process's, by its descriptor, and that ss and
 // /proc say the same.
-func (n *network) owned(t *testing.T, what string, c connection, p *puppet, fd int) {
+func (n *network) owned(t *testing.T, what string, c connection, p *helperProcess, fd int) {
 	t.Helper()
 	inode, uid := n.described(t, c.Cookie)
-	if link := p.holds(fd); link != "socket:["+inode+"]" {
+	if link := p.descriptor(fd); link != "socket:["+inode+"]" {
 		t.Fatalf("%s: descriptor %d of %d is %s, ss knows inode %s of %s", what, fd, p.PID, link, inode, c.Cookie)
 	}
 	switch {
@@ -89,7 +89,7 @@ func (n *network) owned(t *testing.T, what string, c connection, p *puppet, fd i
 	}
 }
 
-// nobodys checks that nobody is claimed to hold a connection.
+// nobodys checks that the agent names no process that holds a connection.
 func nobodys(t *testing.T, what string, c connection, accepted bool) {
 	t.Helper()
 	if c.Process != nil || c.UID != nil || c.Cgroup != nil || c.ContainerID != nil || c.PodUID != nil || c.Unit != nil {
@@ -105,19 +105,19 @@ const someUser = 54321
 
 func TestOwners(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		a := theAgent(t)
-		h := newTheatre(t)
-		addr := n.server(healthy)
-		server := h.puppet("master", n.Server.Path())
-		listener := server.does(order{Do: "listen", Addr: addr, UID: someUser}).FD
-		client := h.puppet("client", n.Client.Path())
+		a := sharedAgent(t)
+		h := newController(t)
+		addr := n.server(servedPort)
+		server := h.start("master", n.Server.Path())
+		listener := server.must(command{Do: "listen", Addr: addr, UID: someUser}).FD
+		client := h.start("client", n.Client.Path())
 		connect := func() answer {
 			t.Helper()
-			return client.does(order{Do: "connect", Addr: addr, UID: someUser})
+			return client.must(command{Do: "connect", Addr: addr, UID: someUser})
 		}
 		find := func(what, cookie string) connection {
 			t.Helper()
-			c, ok := a.everywhere(n, healthy)[cookie]
+			c, ok := a.everywhere(n, servedPort)[cookie]
 			if !ok {
 				t.Fatalf("%s: there is no %s", what, cookie)
 			}
@@ -127,7 +127,7 @@ func TestOwners(t *testing.T) {
 		// Nobody has accepted it: whose will it be? ss knows it by its ends only.
 		early := connect()
 		waiting := func() (found []connection) {
-			for _, c := range a.everywhere(n, healthy) {
+			for _, c := range a.everywhere(n, servedPort) {
 				if c.Netns == n.Server.Inode() && c.Accepted != nil {
 					found = append(found, c)
 				}
@@ -146,17 +146,17 @@ func TestOwners(t *testing.T) {
 		}
 
 		// Four workers share the listener, and with their parent hold it.
-		var workers []*puppet
+		var workers []*helperProcess
 		for i := range 4 {
-			pid := server.does(order{Do: "fork", FD: listener}).PID
-			w := h.comes()
+			pid := server.must(command{Do: "fork", FD: listener}).PID
+			w := h.accept()
 			if w.PID != pid {
 				t.Fatalf("worker %d is %d, expected %d", i, w.PID, pid)
 			}
-			w.does(order{Do: "name", Name: fmt.Sprintf("worker-%d", i)})
+			w.must(command{Do: "name", Name: fmt.Sprintf("worker-%d", i)})
 			workers = append(workers, w)
 		}
-		accepted := workers[0].does(order{Do: "accept", FD: 3})
+		accepted := workers[0].must(command{Do: "accept", FD: 3})
 		if accepted.Cookie != queued[0].Cookie {
 			t.Fatalf("%s was accepted, %s had waited", accepted.Cookie, queued[0].Cookie)
 		}
@@ -164,7 +164,7 @@ func TestOwners(t *testing.T) {
 		for i, w := range workers {
 			for range 3 {
 				connect()
-				got := w.does(order{Do: "accept", FD: 3})
+				got := w.must(command{Do: "accept", FD: 3})
 				what := fmt.Sprintf("worker %d's", i)
 				n.owned(t, what, find(what, got.Cookie), w, got.FD)
 			}
@@ -175,41 +175,41 @@ func TestOwners(t *testing.T) {
 
 		// It is passed on over a Unix socket, and the one who had it closes it.
 		dir := filepath.Join(t.TempDir(), "s")
-		heir := h.puppet("heir", "")
-		heir.does(order{Do: "await", Path: dir})
-		workers[0].does(order{Do: "pass", Path: dir, FD: accepted.FD})
-		passed := heir.does(order{Do: "take"}).FD
-		workers[0].does(order{Do: "close", FD: accepted.FD})
+		heir := h.start("heir", "")
+		heir.must(command{Do: "await", Path: dir})
+		workers[0].must(command{Do: "pass", Path: dir, FD: accepted.FD})
+		passed := heir.must(command{Do: "take"}).FD
+		workers[0].must(command{Do: "close", FD: accepted.FD})
 		n.owned(t, "passed on", find("passed on", accepted.Cookie), heir, passed)
 
 		// Its owner ends while a child holds it, too.
 		shared := connect()
-		parent := h.puppet("parent", n.Server.Path())
-		workers[1].does(order{Do: "await", Path: dir + "2"})
-		got := workers[1].does(order{Do: "accept", FD: 3})
-		parent.does(order{Do: "await", Path: dir + "3"})
-		workers[1].does(order{Do: "pass", Path: dir + "3", FD: got.FD})
-		fd := parent.does(order{Do: "take"}).FD
-		workers[1].does(order{Do: "close", FD: got.FD})
-		parent.does(order{Do: "fork", FD: fd})
-		child := h.comes()
-		child.does(order{Do: "name", Name: "child"})
+		parent := h.start("parent", n.Server.Path())
+		workers[1].must(command{Do: "await", Path: dir + "2"})
+		got := workers[1].must(command{Do: "accept", FD: 3})
+		parent.must(command{Do: "await", Path: dir + "3"})
+		workers[1].must(command{Do: "pass", Path: dir + "3", FD: got.FD})
+		fd := parent.must(command{Do: "take"}).FD
+		workers[1].must(command{Do: "close", FD: got.FD})
+		parent.must(command{Do: "fork", FD: fd})
+		child := h.accept()
+		child.must(command{Do: "name", Name: "child"})
 		both := find("held by two", got.Cookie)
 		if both.Process != nil && both.Process.PID == child.PID {
 			n.owned(t, "held by two", both, child, 3)
 		} else {
 			n.owned(t, "held by two", both, parent, fd)
 		}
-		parent.leaves()
+		parent.exit()
 		n.owned(t, "outlived its process", find("outlived its process", got.Cookie), child, 3)
 		n.owned(t, "its other end", find("its other end", shared.Cookie), client, shared.FD)
 
 		// Its application closes it, and the peer does not hear of that.
 		orphan := connect()
-		workers[2].does(order{Do: "accept", FD: 3})
-		n.cut(healthy)
-		client.does(order{Do: "write", FD: orphan.FD})
-		client.does(order{Do: "close", FD: orphan.FD})
+		workers[2].must(command{Do: "accept", FD: 3})
+		n.cut(servedPort)
+		client.must(command{Do: "write", FD: orphan.FD})
+		client.must(command{Do: "close", FD: orphan.FD})
 		c = find("orphan", orphan.Cookie)
 		nobodys(t, "orphan", c, true)
 		if inode, _ := n.described(t, orphan.Cookie); inode != "" && inode != "0" || c.State != "fin_wait1" {
@@ -222,31 +222,31 @@ func TestOwners(t *testing.T) {
 // may be gone by then.
 func TestOwnerOfZombieOutlivesItsProcess(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		a := theAgent(t)
-		h := newTheatre(t)
-		n.serve(vanishing, func(c *net.TCPConn) {})
-		parent := h.puppet("parent", n.Client.Path())
-		got := parent.does(order{Do: "connect", Addr: n.server(vanishing), Options: probing(100)})
-		n.cut(vanishing)
+		a := sharedAgent(t)
+		h := newController(t)
+		n.serve(droppedPort, func(c *net.TCPConn) {})
+		parent := h.start("parent", n.Client.Path())
+		got := parent.must(command{Do: "connect", Addr: n.server(droppedPort), Options: probing(100)})
+		n.cut(droppedPort)
 		zombie := func() (connection, error) {
-			c := a.everywhere(n, vanishing)[got.Cookie]
+			c := a.everywhere(n, droppedPort)[got.Cookie]
 			if c.Verdict != "zombie" {
 				return c, fmt.Errorf("%s is %q", got.Cookie, c.Verdict)
 			}
 			return c, nil
 		}
-		eventually(t, 25*time.Second, "a zombie of its parent", func() error {
+		eventually(t, "a zombie of its parent", func() error {
 			c, err := zombie()
 			if err == nil {
 				n.owned(t, "zombie", c, parent, got.FD)
 			}
 			return err
 		})
-		parent.does(order{Do: "fork", FD: got.FD})
-		child := h.comes()
-		child.does(order{Do: "name", Name: "child"})
-		parent.leaves()
-		eventually(t, 75*time.Second, "a zombie of its child", func() error {
+		parent.must(command{Do: "fork", FD: got.FD})
+		child := h.accept()
+		child.must(command{Do: "name", Name: "child"})
+		parent.exit()
+		eventually(t, "a zombie of its child", func() error {
 			c, err := zombie()
 			if err == nil && (c.Process == nil || c.Process.PID != child.PID) {
 				err = fmt.Errorf("of %+v", c.Process)
@@ -322,22 +322,22 @@ func group(t *testing.T, mount, path string) string {
 	return dir
 }
 
-// joins puts a puppet into a group.
-func (p *puppet) joins(group string) {
+// joins puts a helper process into a group.
+func (p *helperProcess) joins(group string) {
 	p.t.Helper()
 	if err := os.WriteFile(filepath.Join(group, "cgroup.procs"), []byte(strconv.Itoa(p.PID)), 0); err != nil {
 		p.t.Fatal(err)
 	}
 }
 
-// A resident is a puppet in a group, as container runtimes and systemd make them.
-type resident struct {
+// An ownerCase is a helper process in a group, as container runtimes and systemd make them.
+type ownerCase struct {
 	name                      string
 	path                      string // in the hierarchy
 	v1                        bool
 	containerID, podUID, unit string
 	owner                     string // of its zombies
-	*puppet
+	*helperProcess
 	got answer
 }
 
@@ -349,9 +349,9 @@ const (
 // hexes is a container's id.
 func hexes(digit string) string { return strings.Repeat(digit+"1f8", 16) }
 
-func residents() []*resident {
+func ownerCases() []*ownerCase {
 	under := func(uid string) string { return strings.ReplaceAll(uid, "-", "_") }
-	return []*resident{
+	return []*ownerCase{
 		{name: "containerd in Kubernetes", containerID: hexes("a"), podUID: aPod, owner: aPod,
 			path: "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod" + under(aPod) + ".slice/cri-containerd-" + hexes("a") + ".scope"},
 		{name: "CRI-O", containerID: hexes("b"), podUID: anotherPod, owner: anotherPod,
@@ -371,8 +371,8 @@ func residents() []*resident {
 	}
 }
 
-// lives checks what is said of the resident's group.
-func (r *resident) lives(t *testing.T, what string, c connection) {
+// checkOwner checks what the agent says of the process and its cgroup.
+func (r *ownerCase) checkOwner(t *testing.T, what string, c connection) {
 	t.Helper()
 	for _, field := range []struct {
 		name string
@@ -399,13 +399,13 @@ func (r *resident) lives(t *testing.T, what string, c connection) {
 
 func TestGroupsOfOwners(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		a := theAgent(t)
+		a := sharedAgent(t)
 		v2, v1 := hierarchy(t, ""), hierarchy(t, "name=systemd")
-		h := newTheatre(t)
+		h := newController(t)
 		// All in one group, so that nothing of the node's own is touched.
 		top := fmt.Sprintf("halfopen-e2e-%d-%s", os.Getpid(), n.family)
-		all := residents()
-		n.serve(vanishing, func(*net.TCPConn) {})
+		all := ownerCases()
+		n.serve(droppedPort, func(*net.TCPConn) {})
 		for _, r := range all {
 			r.path = filepath.Join(top, r.path)
 			mount := v2
@@ -413,25 +413,25 @@ func TestGroupsOfOwners(t *testing.T) {
 				mount = v1
 			}
 			at := group(t, mount, r.path)
-			r.puppet = h.puppet("lonely", n.Client.Path())
+			r.helperProcess = h.start("lonely", n.Client.Path())
 			r.joins(at)
 		}
 		for _, r := range all {
 			// Time enough as a zombie for a scrape, and then an end by itself.
-			r.got = r.does(order{Do: "connect", Addr: n.server(vanishing), Options: probing(22)})
+			r.got = r.must(command{Do: "connect", Addr: n.server(droppedPort), Options: probing(22)})
 		}
 		for _, r := range all {
-			r.lives(t, "alive", a.everywhere(n, vanishing)[r.got.Cookie])
+			r.checkOwner(t, "alive", a.everywhere(n, droppedPort)[r.got.Cookie])
 		}
 
-		n.cut(vanishing)
-		eventually(t, 21*time.Second, "zombies by owner", func() error {
-			for _, c := range a.everywhere(n, vanishing) {
+		n.cut(droppedPort)
+		eventually(t, "zombies by owner", func() error {
+			for _, c := range a.everywhere(n, droppedPort) {
 				if c.Netns == n.Client.Inode() && c.Verdict != "zombie" {
 					return fmt.Errorf("%s is %s", c.Cookie, c.Verdict)
 				}
 			}
-			got := a.zombiesByOwner(vanishing)
+			got := a.metrics().zombiesByOwner(droppedPort)
 			for _, r := range all {
 				// Both families run at once, and with the same names.
 				if n := got[r.owner]; n < 1 || n > 2 {
@@ -441,12 +441,12 @@ func TestGroupsOfOwners(t *testing.T) {
 			return nil
 		})
 		for _, r := range all {
-			r.lives(t, "zombie", a.everywhere(n, vanishing)[r.got.Cookie])
+			r.checkOwner(t, "zombie", a.everywhere(n, droppedPort)[r.got.Cookie])
 		}
 
 		var deaths []death
-		eventually(t, 30*time.Second, "all are given up", func() error {
-			if deaths = a.deaths(n, vanishing); len(deaths) != len(all) {
+		eventually(t, "all are given up", func() error {
+			if deaths = a.deaths(n, droppedPort); len(deaths) != len(all) {
 				return fmt.Errorf("%d deaths, expected %d", len(deaths), len(all))
 			}
 			return nil
@@ -459,16 +459,16 @@ func TestGroupsOfOwners(t *testing.T) {
 			if d := deaths[i]; d.Cause != "keepalive_timeout" && !d.hidden(t) {
 				t.Errorf("%s died of %s", r.name, d.Cause)
 			}
-			r.lives(t, "dead", deaths[i].connection)
+			r.checkOwner(t, "dead", deaths[i].connection)
 		}
 	})
 }
 
 // zombiesByOwner is the metric of that name, for a service's port.
-func (a *agent) zombiesByOwner(port int) map[string]int {
-	a.t.Helper()
+func (m metrics) zombiesByOwner(port int) map[string]int {
+	m.t.Helper()
 	got := make(map[string]int)
-	f := a.metrics().families["halfopen_tcp_zombies_by_owner"]
+	f := m.families["halfopen_tcp_zombies_by_owner"]
 	if f == nil {
 		return got
 	}
@@ -484,31 +484,40 @@ func (a *agent) zombiesByOwner(port int) map[string]int {
 	return got
 }
 
-// A connection that is accepted has the group of its listener, whoever accepts it,
+// zombies returns the number of zombies of a service's port, of all owners.
+func (m metrics) zombies(port int) (n int) {
+	m.t.Helper()
+	for _, ofOwner := range m.zombiesByOwner(port) {
+		n += ofOwner
+	}
+	return n
+}
+
+// An accepted connection has the cgroup of its listener, whichever process accepts it,
 // and one that dies without ever having been in trouble is told with its owner.
 func TestAcceptedConnectionHasItsListenersGroup(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
-		a := theAgent(t)
-		h := newTheatre(t)
+		a := sharedAgent(t)
+		h := newController(t)
 		v2 := hierarchy(t, "")
 		top := fmt.Sprintf("halfopen-e2e-accept-%d-%s", os.Getpid(), n.family)
-		r := &resident{name: "listener", path: top + "/web.service", unit: "web.service"}
+		r := &ownerCase{name: "listener", path: top + "/web.service", unit: "web.service"}
 		web, other := group(t, v2, r.path), group(t, v2, top+"/worker.service")
-		server := h.puppet("master", n.Server.Path())
+		server := h.start("master", n.Server.Path())
 		server.joins(web)
-		listener := server.does(order{Do: "listen", Addr: n.server(healthy)}).FD
-		server.does(order{Do: "fork", FD: listener})
-		r.puppet = h.comes()
+		listener := server.must(command{Do: "listen", Addr: n.server(servedPort)}).FD
+		server.must(command{Do: "fork", FD: listener})
+		r.helperProcess = h.accept()
 		r.joins(other)
-		client := n.dial(healthy, 1)[0]
-		r.got = r.does(order{Do: "accept", FD: 3})
-		r.lives(t, "alive", a.everywhere(n, healthy)[r.got.Cookie])
+		client := n.dial(servedPort, 1)[0]
+		r.got = r.must(command{Do: "accept", FD: 3})
+		r.checkOwner(t, "alive", a.everywhere(n, servedPort)[r.got.Cookie])
 
 		if err := client.SetLinger(0); err != nil {
 			t.Fatal(err)
 		}
 		client.Close()
-		eventually(t, 10*time.Second, "its death is told", func() error {
+		eventually(t, "its death is told", func() error {
 			var list struct {
 				Deaths []death `json:"deaths"`
 			}
@@ -522,7 +531,7 @@ func TestAcceptedConnectionHasItsListenersGroup(t *testing.T) {
 				if d.Process == nil {
 					return errors.New("nobody's")
 				}
-				r.lives(t, "dead", d.connection)
+				r.checkOwner(t, "dead", d.connection)
 				return nil
 			}
 			return errors.New("no death")

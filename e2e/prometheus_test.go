@@ -39,32 +39,37 @@ const (
 // scraped and evaluated each second, with a second's wait instead of minutes before an
 // alert on zombies fires (`for`), and before Alertmanager tells of it.
 //
-// What it checks is the whole node: it wants one without zombies of others.
-func TestZombieAlerts(t *testing.T) { // not parallel, for that reason
+// The alert on the zombies of the node is judged only where others have none; the one on
+// those of an owner always.
+func TestZombieAlerts(t *testing.T) { // not parallel: other tests have zombies
 	n := newNetwork(t, "ipv4")
 	a := startAgent(t, "--census-interval=2s")
 	n.serve(pooled, echo)
 	n.serve(doomed, echo)
-	n.serve(healthy, echo)
-	victims, dying, neighbours := n.dial(pooled, many), n.dial(doomed, 5), n.dial(healthy, many)
+	n.serve(servedPort, echo)
+	victims, dying, neighbours := n.dial(pooled, many), n.dial(doomed, 5), n.dial(servedPort, many)
 	n.greet(slices.Concat(victims, dying, neighbours))
 	n.keepalive(slices.Concat(victims, neighbours), 2*time.Second, time.Second, 120)
 	n.keepalive(dying, 2*time.Second, time.Second, 13)
-	eventually(t, time.Minute, "no zombies on this node but its own (tests before leave some behind)", func() error {
-		if zombies := a.zombies(); zombies > 0 {
-			return fmt.Errorf("%v zombies", zombies)
-		}
-		return nil
-	})
+	// Others may have zombies here, for which the alert on the node fires, too.
+	ofOthers := func() bool { return a.metrics().zombiesOfOthers(pooled, doomed) > 0 }
+	for late := time.Now().Add(time.Minute); ofOthers() && time.Now().Before(late); { // those of earlier tests go
+		time.Sleep(time.Second)
+	}
+	others := ofOthers()
 
 	told := newPager(t)
 	am := startAlertmanager(t, told.url)
 	p := startPrometheus(t, a, am)
-	eventually(t, 20*time.Second, "the agent is scraped, and its rules evaluated", func() error {
+	eventually(t, "the agent is scraped, and its rules evaluated", func() error {
 		return p.answers(`up{job="halfopen"} == 1 and instance:halfopen_tcp_zombies:sum unless on () ALERTS{alertname="HalfopenAgentDown"}`)
 	})
 	throughout(t.Context(), 5*time.Second, func() {
-		if alerts := p.alerts(); len(alerts) > 0 {
+		alerts := p.alerts()
+		if others = others || ofOthers(); others {
+			alerts = slices.DeleteFunc(alerts, func(name string) bool { return strings.HasPrefix(name, "HalfopenZombies") })
+		}
+		if len(alerts) > 0 {
 			t.Errorf("on a healthy node: %v", alerts)
 		}
 	})
@@ -73,14 +78,14 @@ func TestZombieAlerts(t *testing.T) { // not parallel, for that reason
 	n.cut(doomed)
 	ofOwner := map[string]string{"alertname": "HalfopenZombiesOfOneOwner", "severity": "warning", "remote_port": strconv.Itoa(pooled)}
 	ofNode := map[string]string{"alertname": "HalfopenZombies", "severity": "warning"}
-	eventually(t, 30*time.Second, "the alerts fire in Alertmanager", func() error {
+	eventually(t, "the alerts fire in Alertmanager", func() error {
 		return errors.Join(am.has(ofOwner, "active"), am.has(ofNode, "active"),
 			am.has(map[string]string{"alertname": "HalfopenZombies", "severity": "info"}, "suppressed"))
 	})
-	eventually(t, 10*time.Second, "somebody is told", func() error {
+	eventually(t, "somebody is told", func() error {
 		return errors.Join(told.of("firing", ofOwner), told.of("firing", ofNode))
 	})
-	eventually(t, 20*time.Second, "some are given up", func() error {
+	eventually(t, "some are given up", func() error {
 		return p.answers(`increase(halfopen_tcp_deaths_total{cause="keepalive_timeout"}[1m]) > 0`)
 	})
 
@@ -91,7 +96,13 @@ func TestZombieAlerts(t *testing.T) { // not parallel, for that reason
 	})
 
 	restore()
-	eventually(t, 30*time.Second, "recovery resolves them", func() error {
+	eventually(t, "recovery resolves them", func() error {
+		if others = others || ofOthers(); others {
+			if am.has(ofOwner, "active") == nil {
+				return errors.New("still active in Alertmanager")
+			}
+			return told.of("resolved", ofOwner)
+		}
 		if am.has(ofOwner, "active") == nil || am.has(ofNode, "active") == nil {
 			return errors.New("still active in Alertmanager")
 		}
@@ -104,17 +115,20 @@ func TestZombieAlerts(t *testing.T) { // not parallel, for that reason
 	}
 }
 
-// zombies are those of the node, over all states.
-func (a *agent) zombies() (sum float64) {
-	a.t.Helper()
-	for _, m := range a.metrics().families["halfopen_tcp_connections"].GetMetric() {
-		for _, l := range m.GetLabel() {
+// zombiesOfOthers are those of the node that no port of the test's has.
+func (m metrics) zombiesOfOthers(own ...int) (n int) {
+	m.t.Helper()
+	for _, series := range m.families["halfopen_tcp_connections"].GetMetric() {
+		for _, l := range series.GetLabel() {
 			if l.GetValue() == "zombie" {
-				sum += m.GetGauge().GetValue()
+				n += int(series.GetGauge().GetValue())
 			}
 		}
 	}
-	return sum
+	for _, port := range own {
+		n -= m.zombies(port)
+	}
+	return n
 }
 
 // edited is a file of deploy/prometheus with changes, each of which must change
@@ -171,7 +185,7 @@ func serveDebian(t *testing.T, addr, name string, args ...string) {
 			t.Logf("%s said:\n%s", name, out)
 		}
 	})
-	eventually(t, 30*time.Second, name+" is ready", func() error {
+	eventually(t, name+" is ready", func() error {
 		select {
 		case <-done:
 			t.Fatalf("%s has ended", name)
@@ -225,7 +239,7 @@ func startAlertmanager(t *testing.T, webhook string) *alertmanager {
 	return am
 }
 
-// has tells whether there is an alert with these labels, in a state.
+// has returns nil if there is an alert with these labels, in a state.
 func (am *alertmanager) has(labels map[string]string, state string) error {
 	am.t.Helper()
 	var alerts []struct {
@@ -250,7 +264,7 @@ func includes(all, some map[string]string) bool {
 	return true
 }
 
-// pager takes what Alertmanager tells.
+// pager receives Alertmanager's notifications.
 type pager struct {
 	url  string
 	mu   sync.Mutex
@@ -366,7 +380,7 @@ func (p *prometheus) query(promql string) []sample {
 	return answer.Data.Result
 }
 
-// answers tells whether a query returns data.
+// answers returns nil if a query returns data.
 func (p *prometheus) answers(promql string) error {
 	p.t.Helper()
 	result := p.query(promql)
@@ -424,7 +438,7 @@ func checkDashboards(t *testing.T, a *agent, p *prometheus, owner string) {
 		for _, q := range d.Queries() {
 			exists(d.File+": "+q.Of, q.Expr)
 			asked++
-			eventually(t, 10*time.Second, d.File+": "+q.Of, func() error {
+			eventually(t, d.File+": "+q.Of, func() error {
 				return errors.Join(p.answers(deploy.Variables(q.Expr, chosen)), p.answers(deploy.Variables(q.Expr, everything)))
 			})
 		}

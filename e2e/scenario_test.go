@@ -25,9 +25,9 @@ import (
 
 type scenario struct {
 	name string
-	play func(*trial)
-	// rare: once a run and family. Who holds a socket's lock keeps everybody from
-	// looking at it, and a census that is stuck there tells no forecasts.
+	play func(*scenarioRun)
+	// rare: once a run and family. A socket whose lock is held cannot be read, and a
+	// census that waits for it makes no forecasts.
 	rare bool
 }
 
@@ -92,9 +92,9 @@ var scenarios = []scenario{
 	{"TFO child", fastOpenChild, false},
 }
 
-// impatient are the scenarios that need TCP_RTO_MAX_MS, which kernels have since
+// needRTOMax are the scenarios that need TCP_RTO_MAX_MS, which kernels have since
 // 6.15: without it they last minutes.
-var impatient = []string{"window shrunk", "window shrunk while in use", "window shrunk, user timeout", "window shrunk, longer user timeout", "orphan, window closed"}
+var needRTOMax = []string{"window shrunk", "window shrunk while in use", "window shrunk, user timeout", "window shrunk, longer user timeout", "orphan, window closed"}
 
 func hasRTOMax(t *testing.T) bool {
 	t.Helper()
@@ -110,7 +110,7 @@ func hasRTOMax(t *testing.T) bool {
 	return err == nil
 }
 
-// destroysOrphans tells whether SOCK_DESTROY ends a socket that no process holds. It
+// destroysOrphans returns whether SOCK_DESTROY ends a socket that no process holds. It
 // only takes its data away without bac76cf89816 (6.11, and in stable kernels).
 func destroysOrphans(t *testing.T) bool {
 	t.Helper()
@@ -163,45 +163,47 @@ const (
 // Each cause is reached by sockets of known fate, mixed and at random times, and
 // each is told as it was.
 func TestEveryCause(t *testing.T) { // not parallel: it reads node-wide counters
-	base, hz, played := seed(t), jiffies(t), playable(t)
+	base, hz, played := seed(t), jiffies(t), runnable(t)
 	a := startAgent(t)
-	settle(t, a)
+	a.waitForLeftovers()
+	others := deathTracer.countOthers(t)
+	before := a.settled(t, 3*time.Second)
+	traced := deathTracer.traceEnds(t)
 	ctx, cancel := context.WithCancel(context.Background())
-	g, done := listen(ctx, a)
+	g, done := startPoller(ctx, a)
 	defer func() {
 		cancel()
 		<-done
 	}()
-	before := a.metrics()
-	var stages []*stage
+	var fixtures []*fixture
 	var mu sync.Mutex
-	play := func(name string, f func(t *testing.T) *stage) {
+	play := func(name string, f func(t *testing.T) *fixture) {
 		t.Run(name, func(t *testing.T) {
 			s := f(t)
 			mu.Lock()
 			defer mu.Unlock()
-			stages = append(stages, s)
+			fixtures = append(fixtures, s)
 		})
 	}
 	var wg sync.WaitGroup
 	places := make(chan struct{}, runsAtATime)
-	for i := range uint64(scaled(20)) {
+	for i := range uint64(max(scaled(12), 2)) {
 		wg.Go(func() {
 			places <- struct{}{}
 			defer func() { <-places }()
-			play(fmt.Sprintf("run %d", i), func(t *testing.T) *stage { return everyCause(t, g, played, base+i) })
+			play(fmt.Sprintf("run %d", i), func(t *testing.T) *fixture { return everyCause(t, g, played, base+i) })
 		})
 	}
-	wg.Go(func() { play("fin_wait2", func(t *testing.T) *stage { return finWait2Expires(t, g) }) })
+	wg.Go(func() { play("fin_wait2", func(t *testing.T) *fixture { return finWait2Expires(t, g) }) })
 	wg.Wait()
 
 	for _, err := range g.errs {
 		t.Error(err)
 	}
-	checkCounted(t, before, a.metrics(), stages)
-	f := foresight{missedBy: map[string]int{}}
-	for _, s := range stages {
-		s.checkForetold(g, hz, &f)
+	checkCounted(t, g, before, fixtures, others)
+	f := forecastStats{missedBy: map[string]int{}}
+	for _, s := range fixtures {
+		s.checkForecasts(g, hz, &f, traced)
 	}
 	t.Logf("%d deaths had a forecast, %d of them missed it by the agent's clock; of %d asked for a second before or more, %d missed, %d had too much room",
 		f.deaths, f.agentMissed, f.asked, f.missed, f.wide)
@@ -212,64 +214,71 @@ func TestEveryCause(t *testing.T) { // not parallel: it reads node-wide counters
 	for _, note := range f.notes[:min(len(f.notes), 20)] {
 		t.Log(note)
 	}
-	if 100*f.missed > f.asked || 100*f.agentMissed > f.deaths || f.wide > 0 {
+	allowed := 1 // of a hundred
+	if !alone {
+		allowed = 3 // the kernel's timers are late when others keep the processors busy
+	}
+	if 100*f.missed > allowed*f.asked || 100*f.agentMissed > allowed*f.deaths || f.wide > 0 {
 		t.Error("forecasts do not hold")
 	}
 }
 
-// settle waits until what the tests before have left behind is dead.
-func settle(t *testing.T, a *agent) {
-	t.Helper()
-	quiet, last := time.Now(), -1.0
-	eventually(t, time.Minute, "three quiet seconds", func() error {
-		if now := a.metrics().value("halfopen_events_total", "type", "death"); now != last {
-			quiet, last = time.Now(), now
-		}
-		if time.Since(quiet) < 3*time.Second {
-			return fmt.Errorf("quiet for only %v", time.Since(quiet))
-		}
-		return nil
-	})
-}
-
-// checkCounted holds the agent's counters against all the fates. Only of the
-// orderly ends there may be more: other programs talk, too.
-func checkCounted(t *testing.T, before, after metrics, stages []*stage) {
+// checkCounted compares the agent's counters with how all sockets ended. They are of the whole
+// node: connections of others have ended too, of whatever cause.
+func checkCounted(t *testing.T, g *poller, before metrics, fixtures []*fixture, others func() int) {
 	t.Helper()
 	want := map[string]int{}
-	hidden, found, told, wrong, unknown := 0, 0, 0, 0, 0
-	for _, s := range stages {
-		told += len(s.fates)
+	told, wrong, unknown := 0, 0, 0
+	var hidden []string // cookies
+	for _, s := range fixtures {
+		told += len(s.expected)
 		wrong += s.wrong
 		unknown += s.unknown
 	}
-	t.Logf("%d runs with %d ends of known fate: %d wrong, %d of them unknown", len(stages), told, wrong, unknown)
-	for _, s := range stages {
+	t.Logf("%d runs with %d ends of known fate: %d wrong, %d of them unknown", len(fixtures), told, wrong, unknown)
+	abandoned := 0
+	for _, s := range fixtures {
 		if len(s.failed) > 0 {
 			return
 		}
-		for _, f := range s.fates {
+		abandoned += s.abandonedEnds
+		for _, f := range s.expected {
 			if f.hidden {
-				hidden++
+				hidden = append(hidden, f.cookie)
 			} else {
 				want[f.cause]++
 			}
 		}
-		found += s.found
 	}
-	t.Logf("%d deaths were hidden from every program, %d of which the agent found out", hidden, found)
-	want["unknown"] = found
+	if len(hidden) > 0 {
+		time.Sleep(3 * time.Second) // the watch pass still finds that some of them have gone
+	}
+	after := g.a.metrics()
+	foreign := others() + abandoned
+	g.mu.Lock()
+	for _, cookie := range hidden {
+		if _, found := g.deaths[cookie]; found {
+			want["unknown"]++
+		}
+	}
+	g.mu.Unlock()
+	t.Logf("%d deaths were hidden from every program, %d of which the agent found out", len(hidden), want["unknown"])
 	var counted []string
+	surplus := 0
 	for _, series := range after.families["halfopen_tcp_deaths_total"].Metric {
 		cause := series.Label[0].GetValue()
 		got := int(series.Counter.GetValue() - before.value("halfopen_tcp_deaths_total", "cause", cause))
 		counted = append(counted, fmt.Sprintf("%d %s", got, cause))
-		if got != want[cause] && (cause != "closed" || got < want[cause]) {
-			t.Errorf("%d deaths by %s are counted, expected %d", got, cause, want[cause])
+		surplus += max(got-want[cause], 0)
+		if got < want[cause] || got > want[cause]+foreign {
+			t.Errorf("%d deaths by %s are counted, expected %d, and %d connections of others ended", got, cause, want[cause], foreign)
 		}
 	}
+	if surplus > foreign {
+		t.Errorf("%d deaths too many are counted, and only %d connections of others ended", surplus, foreign)
+	}
 	slices.Sort(counted)
-	t.Logf("counted: %s", strings.Join(counted, ", "))
+	t.Logf("counted: %s; %d of others, of which %d in scenarios that were played again", strings.Join(counted, ", "), foreign, abandoned)
 	for _, kind := range []string{"solicitation", "death"} {
 		t.Logf("%s: %v events, %v lost, %v suppressed", kind, after.value("halfopen_events_total", "type", kind),
 			after.value("halfopen_events_lost_total", "type", kind), after.value("halfopen_events_suppressed_total", "type", kind))
@@ -277,17 +286,17 @@ func checkCounted(t *testing.T, before, after metrics, stages []*stage) {
 	t.Logf("%v programs were skipped", after.value("halfopen_events_lost_total", "type", "recursion"))
 }
 
-// playable are the scenarios that this kernel allows for.
-func playable(t *testing.T) []scenario {
+// runnable are the scenarios that this kernel allows for.
+func runnable(t *testing.T) []scenario {
 	played := slices.Clone(scenarios)
 	if only := os.Getenv("HALFOPEN_SCENARIO"); only != "" {
 		played = slices.DeleteFunc(played, func(s scenario) bool { return s.name != only })
 	}
 	if !hasRTOMax(t) {
-		for _, name := range impatient {
+		for _, name := range needRTOMax {
 			leftOut(t, t.Name()+"/"+name, "it lasts minutes without TCP_RTO_MAX_MS")
 		}
-		played = slices.DeleteFunc(played, func(s scenario) bool { return slices.Contains(impatient, s.name) })
+		played = slices.DeleteFunc(played, func(s scenario) bool { return slices.Contains(needRTOMax, s.name) })
 	}
 	if !destroysOrphans(t) {
 		leftOut(t, t.Name()+"/destroyed orphan", "SOCK_DESTROY does not end orphans")
@@ -296,17 +305,17 @@ func playable(t *testing.T) []scenario {
 	return played
 }
 
-func everyCause(t *testing.T, g *gossip, played []scenario, seed uint64) *stage {
-	s := newStage(t)
+func everyCause(t *testing.T, g *poller, played []scenario, seed uint64) *fixture {
+	s := newFixture(t)
 	rng := rand.New(rand.NewPCG(seed, 0))
 	// Each once, then those that are not rare in turn.
-	bill := slices.Concat(played, played)
+	plan := slices.Concat(played, played)
 	common := slices.DeleteFunc(slices.Clone(played), func(s scenario) bool { return s.rare && len(played) > 1 })
-	for len(bill) < socketsARun {
-		bill = append(bill, common...)
+	for len(plan) < socketsARun {
+		plan = append(plan, common...)
 	}
 	var wg sync.WaitGroup
-	for i, scenario := range bill[:socketsARun] {
+	for i, scenario := range plan[:socketsARun] {
 		family := []string{"ipv4", "ipv6"}[i/len(played)%2]
 		own := rand.New(rand.NewPCG(seed, uint64(i)+1))
 		begin := time.Duration(rng.Int64N(int64(startWithin)))
@@ -318,12 +327,12 @@ func everyCause(t *testing.T, g *gossip, played []scenario, seed uint64) *stage 
 	wg.Wait()
 	// What no application was there to be told of, the kernel has counted.
 	timeouts := 0
-	for _, f := range s.fates {
+	for _, f := range s.expected {
 		if strings.HasSuffix(f.cause, "_timeout") {
 			timeouts++
 		}
 	}
-	if n := netstat(t, s.Client)["TcpExtTCPAbortOnTimeout"] + netstat(t, s.Server)["TcpExtTCPAbortOnTimeout"]; n != timeouts && len(s.failed) == 0 {
+	if n := netstat(t, s.Client)["TcpExtTCPAbortOnTimeout"] + netstat(t, s.Server)["TcpExtTCPAbortOnTimeout"]; (n < timeouts || n > timeouts+s.abandonedEnds) && len(s.failed) == 0 {
 		t.Errorf("the kernel counts %d connections that timed out, the scenarios %d", n, timeouts)
 	}
 	s.compare(t, g)
@@ -334,10 +343,10 @@ func everyCause(t *testing.T, g *gossip, played []scenario, seed uint64) *stage 
 // checkAborted holds the client's aborts by data after close and by SO_LINGER 0 or
 // TCP_LINGER2 -1 against the kernel's count of them (__tcp_close,
 // tcp_rcv_state_process).
-func (s *stage) checkAborted(t *testing.T) {
+func (s *fixture) checkAborted(t *testing.T) {
 	t.Helper()
 	aborted := 0
-	for _, f := range s.fates {
+	for _, f := range s.expected {
 		name, _, _ := strings.Cut(f.scenario, " over ")
 		switch name {
 		case "close with SO_LINGER 0", "data after close, in fin_wait1", "data after close, with the ACK of the FIN", "TCP_LINGER2 -1", "TCP_LINGER2 -1 in fin_wait2":
@@ -347,19 +356,19 @@ func (s *stage) checkAborted(t *testing.T) {
 		}
 	}
 	n := netstat(t, s.Client)
-	if counted := n["TcpExtTCPAbortOnData"] + n["TcpExtTCPAbortOnLinger"]; counted != aborted && len(s.failed) == 0 {
+	if counted := n["TcpExtTCPAbortOnData"] + n["TcpExtTCPAbortOnLinger"]; (counted < aborted || counted > aborted+s.abandonedEnds) && len(s.failed) == 0 {
 		t.Errorf("the kernel counts %d such aborts, the agent told of %d", counted, aborted)
 	}
 }
 
 // keepalive turns it on: quick, with so many probes.
-func (e *end) keepalive(probes int) {
+func (e *endpoint) keepalive(probes int) {
 	e.t.must(lab.SetKeepalive(e, time.Second, time.Second, probes))
 }
 
-func (e *end) userTimeout(d time.Duration) { e.t.must(lab.SetUserTimeout(e, d)) }
+func (e *endpoint) userTimeout(d time.Duration) { e.t.must(lab.SetUserTimeout(e, d)) }
 
-func keepaliveFails(t *trial) {
+func keepaliveFails(t *scenarioRun) {
 	c, p := t.pair()
 	c.class(vanishes)
 	c.keepalive(1 + t.rng.IntN(3))
@@ -367,7 +376,7 @@ func keepaliveFails(t *trial) {
 	p.abort("established")
 }
 
-func keepaliveFailsInCloseWait(t *trial) {
+func keepaliveFailsInCloseWait(t *scenarioRun) {
 	c, p := t.pair()
 	p.hasClosed(c)
 	c.class(vanishes)
@@ -378,7 +387,7 @@ func keepaliveFailsInCloseWait(t *trial) {
 
 // A probe is outside the window, so TCP takes no notice of the ICMP that it
 // brings (tcp_v4_err, OUTOFWINDOWICMPS).
-func keepaliveRejected(t *trial) {
+func keepaliveRejected(t *scenarioRun) {
 	c, p := t.pair()
 	c.class(hostUnreachable)
 	c.keepalive(2)
@@ -388,13 +397,13 @@ func keepaliveRejected(t *trial) {
 
 // hasClosed closes an end for writing, and waits until the other end knows and
 // has said so.
-func (e *end) hasClosed(other *end) {
+func (e *endpoint) hasClosed(other *endpoint) {
 	e.t.must(e.CloseWrite())
 	other.eof()
-	e.is(stateFinWait2)
+	e.reaches(stateFinWait2)
 }
 
-func userTimeoutKeepalive(t *trial) {
+func userTimeoutKeepalive(t *scenarioRun) {
 	c, p := t.pair()
 	c.class(vanishes)
 	c.userTimeout(t.between(1500*time.Millisecond, 3500*time.Millisecond))
@@ -403,7 +412,7 @@ func userTimeoutKeepalive(t *trial) {
 	p.abort("established")
 }
 
-func userTimeoutRetransmit(t *trial) {
+func userTimeoutRetransmit(t *scenarioRun) {
 	c, p := t.pair()
 	c.class(vanishes)
 	c.userTimeout(t.between(time.Second, 3*time.Second))
@@ -413,11 +422,11 @@ func userTimeoutRetransmit(t *trial) {
 }
 
 // refusal is one at random.
-func (t *trial) refusal() uint8 {
+func (t *scenarioRun) refusal() uint8 {
 	return netUnreachable + 4*uint8(t.rng.IntN(len(refusals)))
 }
 
-func userTimeoutRejected(t *trial) {
+func userTimeoutRejected(t *scenarioRun) {
 	c, p := t.pair()
 	class := t.refusal()
 	c.class(class)
@@ -428,8 +437,8 @@ func userTimeoutRejected(t *trial) {
 }
 
 // inUse has the socket held for a time, during which a timer is to find it so.
-func (e *end) inUse(d time.Duration) {
-	release, err := lab.HoldLock(e)
+func (e *endpoint) inUse(d time.Duration) {
+	release, err := lab.LockSocket(e)
 	e.t.must(err)
 	time.Sleep(d)
 	e.t.must(release())
@@ -440,7 +449,7 @@ func (e *end) inUse(d time.Duration) {
 // long after it has fired at the latest.
 const soon, late = 200 * time.Millisecond, 400 * time.Millisecond
 
-func userTimeoutInUse(t *trial) {
+func userTimeoutInUse(t *scenarioRun) {
 	c, p := t.pair()
 	c.class(vanishes)
 	c.userTimeout(time.Second)
@@ -454,14 +463,14 @@ func userTimeoutInUse(t *trial) {
 
 // pairNarrow is a connection whose server never reads, with a window of little,
 // and data for more.
-func (t *trial) pairNarrow() (client, server *end) {
+func (t *scenarioRun) pairNarrow() (client, server *endpoint) {
 	client, server = t.pairAt(t.narrow[t.family])
 	t.must(client.SetWriteBuffer(1 << 20))
 	return client, server
 }
 
 // windowCloses fills the peer's window.
-func (e *end) windowCloses() {
+func (e *endpoint) windowCloses() {
 	e.write(64 << 10)
 	e.t.until("the window is closed", func() bool {
 		info := e.info()
@@ -469,7 +478,7 @@ func (e *end) windowCloses() {
 	})
 }
 
-func userTimeoutWindow(t *trial) {
+func userTimeoutWindow(t *scenarioRun) {
 	c, p := t.pairNarrow()
 	c.windowCloses()
 	c.userTimeout(t.between(1500*time.Millisecond, 3*time.Second))
@@ -477,7 +486,7 @@ func userTimeoutWindow(t *trial) {
 	p.abort("established")
 }
 
-func userTimeoutWindowSilent(t *trial) {
+func userTimeoutWindowSilent(t *scenarioRun) {
 	c, p := t.pairNarrow()
 	c.windowCloses()
 	c.class(vanishes)
@@ -486,7 +495,7 @@ func userTimeoutWindowSilent(t *trial) {
 	p.abort("established")
 }
 
-func retransmitFails(t *trial) {
+func retransmitFails(t *scenarioRun) {
 	c, p := t.pair()
 	c.class(vanishes)
 	c.write(1 + t.rng.IntN(5000))
@@ -494,7 +503,7 @@ func retransmitFails(t *trial) {
 	p.abort("established")
 }
 
-func retransmitFailsInCloseWait(t *trial) {
+func retransmitFailsInCloseWait(t *scenarioRun) {
 	c, p := t.pair()
 	p.hasClosed(c)
 	c.class(vanishes)
@@ -503,7 +512,7 @@ func retransmitFailsInCloseWait(t *trial) {
 	p.abort("fin_wait2")
 }
 
-func retransmitRejected(t *trial) {
+func retransmitRejected(t *scenarioRun) {
 	c, p := t.pair()
 	class := t.refusal()
 	c.class(class)
@@ -512,7 +521,7 @@ func retransmitRejected(t *trial) {
 	p.abort("established")
 }
 
-func retransmitFailsInUse(t *trial) {
+func retransmitFailsInUse(t *scenarioRun) {
 	c, p := t.pair()
 	c.class(vanishes)
 	c.write(1)
@@ -524,7 +533,7 @@ func retransmitFailsInUse(t *trial) {
 
 // lastRetransmission waits for the last that goes out before the connection is
 // given up, and returns after how long that will be.
-func (e *end) lastRetransmission() (rto time.Duration) {
+func (e *endpoint) lastRetransmission() (rto time.Duration) {
 	e.t.until("the last retransmission", func() bool {
 		info := e.info()
 		rto = time.Duration(info.Rto) * time.Microsecond
@@ -538,7 +547,7 @@ func (e *end) lastRetransmission() (rto time.Duration) {
 // An ICMP takes back one doubling of the timeout. If the halved one has passed by
 // then, the kernel does at once what the timer was to do (tcp_ld_RTO_revert): it
 // gives up, where no timer runs.
-func retransmitRevert(t *trial) {
+func retransmitRevert(t *scenarioRun) {
 	c, p := t.pair()
 	seq := c.sequence()
 	c.class(vanishes)
@@ -556,7 +565,7 @@ func retransmitRevert(t *trial) {
 }
 
 // sequence is the sequence number of what is written next (TCP_REPAIR).
-func (e *end) sequence() (seq uint32) {
+func (e *endpoint) sequence() (seq uint32) {
 	e.t.must(onFD(e, func(fd int) error {
 		if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR, unix.TCP_REPAIR_ON); err != nil {
 			return err
@@ -574,7 +583,7 @@ func (e *end) sequence() (seq uint32) {
 
 // sendUnreachable sends the client an ICMP, network unreachable, about a segment of
 // its own.
-func (t *trial) sendUnreachable(from, to netip.AddrPort, seq uint32) error {
+func (t *scenarioRun) sendUnreachable(from, to netip.AddrPort, seq uint32) error {
 	var segment []byte // as much of the packet as counts
 	domain, protocol := unix.AF_INET, unix.IPPROTO_ICMP
 	icmp := []byte{3, 0, 0, 0, 0, 0, 0, 0}
@@ -611,7 +620,7 @@ func (t *trial) sendUnreachable(from, to netip.AddrPort, seq uint32) error {
 	})
 }
 
-func windowProbeFails(t *trial) {
+func windowProbeFails(t *scenarioRun) {
 	c, p := t.pairNarrow()
 	c.windowCloses()
 	c.class(vanishes)
@@ -619,7 +628,7 @@ func windowProbeFails(t *trial) {
 	p.abort("established")
 }
 
-func windowProbeFailsInUse(t *trial) {
+func windowProbeFailsInUse(t *scenarioRun) {
 	c, p := t.pairNarrow()
 	c.windowCloses()
 	c.class(vanishes)
@@ -633,7 +642,7 @@ func windowProbeFailsInUse(t *trial) {
 // windowShrinks is a connection whose peer takes its window back under data in
 // flight, and is gone. Retransmissions are at most a second apart: the kernel
 // gives up after twice that.
-func (t *trial) windowShrinks() (client, server *end) {
+func (t *scenarioRun) windowShrinks() (client, server *endpoint) {
 	c, p := t.pair()
 	t.must(onFD(c, func(fd int) error {
 		return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_RTO_MAX_MS, 1000)
@@ -648,14 +657,14 @@ func (t *trial) windowShrinks() (client, server *end) {
 	return c, p
 }
 
-func windowShrunk(t *trial) {
+func windowShrunk(t *scenarioRun) {
 	c, p := t.windowShrinks()
 	c.class(vanishes)
 	c.dies("window_probe_timeout", "", "ETIMEDOUT", "established")
 	p.abort("established")
 }
 
-func windowShrunkInUse(t *trial) {
+func windowShrunkInUse(t *scenarioRun) {
 	c, p := t.windowShrinks()
 	c.class(vanishes)
 	time.Sleep(1200 * time.Millisecond)
@@ -664,7 +673,7 @@ func windowShrunkInUse(t *trial) {
 	p.abort("established")
 }
 
-func windowShrunkUserTimeout(t *trial) {
+func windowShrunkUserTimeout(t *scenarioRun) {
 	c, p := t.windowShrinks()
 	c.class(vanishes)
 	c.userTimeout(time.Second)
@@ -673,7 +682,7 @@ func windowShrunkUserTimeout(t *trial) {
 }
 
 // The kernel does not wait for as long as the user would have it.
-func windowShrunkLongUserTimeout(t *trial) {
+func windowShrunkLongUserTimeout(t *scenarioRun) {
 	c, p := t.windowShrinks()
 	c.class(vanishes)
 	c.userTimeout(time.Minute)
@@ -685,7 +694,7 @@ func windowShrunkLongUserTimeout(t *trial) {
 // state: SO_ERROR alone may be an error that ends nothing. (An ICMP that arrives
 // while connect() has the socket is one; to the application of an IPv4 socket it
 // looks like the end all the same.)
-func (t *trial) connects(to netip.AddrPort, cause, during, errno string, set func(fd int) error) {
+func (t *scenarioRun) connects(to netip.AddrPort, cause, during, errno string, set func(fd int) error) {
 	fd, cookie := t.connecting(to, set)
 	t.until("its end", func() bool { return stateOf(fd) == stateClose })
 	dead := time.Now()
@@ -694,98 +703,98 @@ func (t *trial) connects(to netip.AddrPort, cause, during, errno string, set fun
 	if name := unix.ErrnoName(syscall.Errno(got)); name != errno {
 		t.fail("the application got %q, expected %q", name, errno)
 	}
-	t.ended(fate{
+	t.expect(expectedEnd{
 		cookie: fmt.Sprintf("%x", cookie), cause: cause, during: during, errno: errno, state: "syn_sent",
 		alive: dead.Add(-latency), dead: dead,
 	})
 }
 
-func (t *trial) addr() netip.AddrPort { return t.open[t.family].addr }
+func (t *scenarioRun) addr() netip.AddrPort { return t.open[t.family].addr }
 
-func connectFails(t *trial) {
+func connectFails(t *scenarioRun) {
 	t.connects(t.addr(), "connect_timeout", "", "ETIMEDOUT", func(fd int) error {
 		return errors.Join(inVain(fd), unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_SYNCNT, 1))
 	})
 }
 
-func userTimeoutConnecting(t *trial) {
+func userTimeoutConnecting(t *scenarioRun) {
 	t.connects(t.addr(), "user_timeout", "retransmit", "ETIMEDOUT", func(fd int) error {
 		return errors.Join(inVain(fd), unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 1500))
 	})
 }
 
-func unreachable(t *trial) {
+func unreachable(t *scenarioRun) {
 	class := t.refusal()
 	t.connects(t.addr(), "unreachable", "", errnoOf(class, t.family), func(fd int) error { return lab.SetClassFD(fd, class) })
 }
 
-func refused(t *trial) {
+func refused(t *scenarioRun) {
 	t.connects(netip.AddrPortFrom(t.addr().Addr(), 6999), "refused", "", "ECONNREFUSED", func(int) error { return nil })
 }
 
-func orphanFinWait1(t *trial) {
+func orphanFinWait1(t *scenarioRun) {
 	c, p := t.pair()
 	c.class(vanishes)
 	if t.rng.IntN(2) == 0 {
 		c.write(1)
 	}
 	c.Close()
-	c.goes("orphan_timeout", "", "ETIMEDOUT", "fin_wait1")
+	c.disappears("orphan_timeout", "", "ETIMEDOUT", "fin_wait1")
 	p.abort("established")
 }
 
-func orphanRejected(t *trial) {
+func orphanRejected(t *scenarioRun) {
 	c, p := t.pair()
 	class := t.refusal()
 	c.class(class)
 	c.write(1)
 	c.Close()
-	c.goes("orphan_timeout", "", errnoOf(class, t.family), "fin_wait1")
+	c.disappears("orphan_timeout", "", errnoOf(class, t.family), "fin_wait1")
 	p.abort("established")
 }
 
-func userTimeoutOrphan(t *trial) {
+func userTimeoutOrphan(t *scenarioRun) {
 	c, p := t.pair()
 	c.class(vanishes)
 	c.userTimeout(t.between(time.Second, 3*time.Second))
 	c.write(1)
 	c.Close()
-	c.goes("user_timeout", "retransmit", "ETIMEDOUT", "fin_wait1")
+	c.disappears("user_timeout", "retransmit", "ETIMEDOUT", "fin_wait1")
 	p.abort("established")
 }
 
-func orphanLastAck(t *trial) {
+func orphanLastAck(t *scenarioRun) {
 	c, p := t.pair()
 	p.hasClosed(c)
 	c.class(vanishes)
 	c.Close()
-	c.goes("orphan_timeout", "", "ETIMEDOUT", "last_ack")
+	c.disappears("orphan_timeout", "", "ETIMEDOUT", "last_ack")
 	p.abort("fin_wait2")
 }
 
 // The peer answers every probe; an orphan is given up all the same, once its
 // probes are as far apart as they may be.
-func orphanWindow(t *trial) {
+func orphanWindow(t *scenarioRun) {
 	c, p := t.pairNarrow()
 	t.must(onFD(c, func(fd int) error {
 		return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_RTO_MAX_MS, 1000)
 	}))
 	c.windowCloses()
 	c.Close()
-	c.goes("orphan_timeout", "", "ETIMEDOUT", "fin_wait1")
+	c.disappears("orphan_timeout", "", "ETIMEDOUT", "fin_wait1")
 	p.abort("established")
 }
 
-func orphanWindowSilent(t *trial) {
+func orphanWindowSilent(t *scenarioRun) {
 	c, p := t.pairNarrow()
 	c.windowCloses()
 	c.class(vanishes)
 	c.Close()
-	c.goes("orphan_timeout", "", "ETIMEDOUT", "fin_wait1")
+	c.disappears("orphan_timeout", "", "ETIMEDOUT", "fin_wait1")
 	p.abort("established")
 }
 
-func reset(t *trial) {
+func reset(t *scenarioRun) {
 	c, p := t.pair()
 	if t.rng.IntN(2) == 0 {
 		c.class(vanishes) // and data in flight
@@ -795,14 +804,14 @@ func reset(t *trial) {
 	c.dies("reset_by_peer", "", "ECONNRESET", "established")
 }
 
-func resetInCloseWait(t *trial) {
+func resetInCloseWait(t *scenarioRun) {
 	c, p := t.pair()
 	p.hasClosed(c)
 	p.abort("fin_wait2")
 	c.dies("reset_by_peer", "", "EPIPE", "close_wait")
 }
 
-func resetInFinWait1(t *trial) {
+func resetInFinWait1(t *scenarioRun) {
 	c, p := t.pair()
 	c.class(vanishes)
 	t.must(c.CloseWrite())
@@ -810,39 +819,39 @@ func resetInFinWait1(t *trial) {
 	c.dies("reset_by_peer", "", "ECONNRESET", "fin_wait1")
 }
 
-func resetInFinWait2(t *trial) {
+func resetInFinWait2(t *scenarioRun) {
 	c, p := t.pair()
 	c.hasClosed(p)
 	p.abort("close_wait")
 	c.dies("reset_by_peer", "", "ECONNRESET", "fin_wait2")
 }
 
-func resetInLastAck(t *trial) {
+func resetInLastAck(t *scenarioRun) {
 	c, p := t.pair()
 	p.hasClosed(c)
 	c.class(vanishes)
 	c.Close()
 	p.abort("fin_wait2")
-	c.goes("reset_by_peer", "", "*", "last_ack")
+	c.disappears("reset_by_peer", "", "*", "last_ack")
 }
 
-func resetOrphan(t *trial) {
+func resetOrphan(t *scenarioRun) {
 	c, p := t.pair()
 	c.class(vanishes)
 	c.Close()
 	p.abort("established")
-	c.goes("reset_by_peer", "", "*", "fin_wait1")
+	c.disappears("reset_by_peer", "", "*", "fin_wait1")
 }
 
 // aborts checks an end that the socket's own application has just made.
-func (e *end) aborts(state string) {
-	e.t.ended(fate{
+func (e *endpoint) aborts(state string) {
+	e.t.expect(expectedEnd{
 		cookie: fmt.Sprintf("%x", e.cookie), local: e.local, remote: e.remote, cause: "aborted", errno: "*", state: state,
 		alive: time.Now().Add(-latency), dead: time.Now(),
 	})
 }
 
-func abortUnread(t *trial) {
+func abortUnread(t *scenarioRun) {
 	c, p := t.pair()
 	p.write(1)
 	c.wait("data to read", func(fd int) bool {
@@ -854,25 +863,25 @@ func abortUnread(t *trial) {
 	p.dies("reset_by_peer", "", "ECONNRESET", "established")
 }
 
-func abortLinger(t *trial) {
+func abortLinger(t *scenarioRun) {
 	c, p := t.pair()
 	c.abort("established")
 	p.dies("reset_by_peer", "", "ECONNRESET", "established")
 }
 
 // disconnects ends the connection but not the socket.
-func (e *end) disconnects(state string) {
+func (e *endpoint) disconnects(state string) {
 	e.t.must(lab.Disconnect(e))
 	e.aborts(state)
 }
 
-func abortDisconnect(t *trial) {
+func abortDisconnect(t *scenarioRun) {
 	c, p := t.pair()
 	c.disconnects("established")
 	p.dies("reset_by_peer", "", "ECONNRESET", "established")
 }
 
-func abortDisconnectFinWait2(t *trial) {
+func abortDisconnectFinWait2(t *scenarioRun) {
 	c, p := t.pair()
 	c.hasClosed(p)
 	c.disconnects("fin_wait2")
@@ -880,7 +889,7 @@ func abortDisconnectFinWait2(t *trial) {
 }
 
 // connecting is a descriptor whose connect() has begun.
-func (t *trial) connecting(to netip.AddrPort, set func(fd int) error) (fd int, cookie uint64) {
+func (t *scenarioRun) connecting(to netip.AddrPort, set func(fd int) error) (fd int, cookie uint64) {
 	return t.connectingBy(to, set, func(fd int, sa unix.Sockaddr) error {
 		if err := unix.Connect(fd, sa); err != unix.EINPROGRESS {
 			return fmt.Errorf("connect: %w", err)
@@ -889,7 +898,7 @@ func (t *trial) connecting(to netip.AddrPort, set func(fd int) error) (fd int, c
 	})
 }
 
-func (t *trial) connectingBy(to netip.AddrPort, set func(fd int) error, connect func(fd int, sa unix.Sockaddr) error) (fd int, cookie uint64) {
+func (t *scenarioRun) connectingBy(to netip.AddrPort, set func(fd int) error, connect func(fd int, sa unix.Sockaddr) error) (fd int, cookie uint64) {
 	domain := unix.AF_INET6
 	var sa unix.Sockaddr = &unix.SockaddrInet6{Port: int(to.Port()), Addr: to.Addr().As16()}
 	if to.Addr().Is4() {
@@ -907,6 +916,7 @@ func (t *trial) connectingBy(to netip.AddrPort, set func(fd int) error, connect 
 	cookie, err = unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
 	t.must(err)
 	t.attempts[fmt.Sprintf("%x", cookie)] = [2]netip.AddrPort{local, to}
+	t.pairs = append(t.pairs, [2]netip.AddrPort{local, to})
 	return fd, cookie
 }
 
@@ -925,7 +935,7 @@ func localOf(fd int) (netip.AddrPort, error) {
 // inVain has a SYN lost.
 func inVain(fd int) error { return lab.SetClassFD(fd, vanishes) }
 
-func (t *trial) errorIs(fd int, errno syscall.Errno) {
+func (t *scenarioRun) errorIs(fd int, errno syscall.Errno) {
 	got, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
 	t.must(err)
 	if syscall.Errno(got) != errno {
@@ -933,7 +943,7 @@ func (t *trial) errorIs(fd int, errno syscall.Errno) {
 	}
 }
 
-func (t *trial) synRepeated(fd int) {
+func (t *scenarioRun) synRepeated(fd int) {
 	t.until("another SYN", func() bool {
 		info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
 		t.must(err)
@@ -941,34 +951,34 @@ func (t *trial) synRepeated(fd int) {
 	})
 }
 
-func abortConnect(t *trial) {
+func abortConnect(t *scenarioRun) {
 	fd, cookie := t.connecting(t.addr(), inVain)
 	t.synRepeated(fd)
 	t.must(lab.DisconnectFD(fd))
 	t.errorIs(fd, unix.ECONNRESET)
-	t.ended(fate{cookie: fmt.Sprintf("%x", cookie), cause: "aborted", errno: "*", state: "syn_sent"})
+	t.expect(expectedEnd{cookie: fmt.Sprintf("%x", cookie), cause: "aborted", errno: "*", state: "syn_sent"})
 }
 
-func abortConnectAtOnce(t *trial) {
+func abortConnectAtOnce(t *scenarioRun) {
 	fd, cookie := t.connecting(t.addr(), inVain)
 	t.must(lab.DisconnectFD(fd))
 	t.errorIs(fd, unix.ECONNRESET)
-	t.ended(fate{cookie: fmt.Sprintf("%x", cookie), cause: "aborted", errno: "*", state: "syn_sent"})
+	t.expect(expectedEnd{cookie: fmt.Sprintf("%x", cookie), cause: "aborted", errno: "*", state: "syn_sent"})
 }
 
-func dataAfterClose(t *trial) {
+func dataAfterClose(t *scenarioRun) {
 	c, p := t.pair()
 	c.class(vanishes)
 	c.Close()
 	p.write(1)
-	c.goes("aborted", "", "*", "fin_wait1")
+	c.disappears("aborted", "", "*", "fin_wait1")
 	p.dies("reset_by_peer", "", "ECONNRESET", "established") // that reset is not of the socket's class
 }
 
 // The peer's ACK of the FIN is lost, the next one comes with data: unless one of
 // its ACKs alone gets through in between. How often, the kernel's counters say
 // (checkAborted).
-func dataWithAckAfterClose(t *trial) {
+func dataWithAckAfterClose(t *scenarioRun) {
 	c, p := t.pair()
 	p.class(vanishes)
 	c.Close()
@@ -976,30 +986,30 @@ func dataWithAckAfterClose(t *trial) {
 	p.class(passes)
 	p.write(1)
 	c.maybeClosed = true
-	c.goes("aborted", "", "*", "fin_wait2")
+	c.disappears("aborted", "", "*", "fin_wait2")
 	p.dies("reset_by_peer", "", "EPIPE", "close_wait")
 }
 
 // Here it is the server's end: only there fin_wait2 outlasts close.
-func dataAfterCloseFinWait2(t *trial) {
+func dataAfterCloseFinWait2(t *scenarioRun) {
 	c, p := t.pair()
 	p.Close()
 	c.eof()
-	p.is(stateFinWait2)
+	p.reaches(stateFinWait2)
 	c.write(1)
-	p.goes("aborted", "", "*", "fin_wait2")
+	p.disappears("aborted", "", "*", "fin_wait2")
 	c.dies("reset_by_peer", "", "EPIPE", "close_wait")
 }
 
-func listenerCloses(t *trial) {
+func listenerCloses(t *scenarioRun) {
 	l, err := t.Server.Listen("tcp", netip.AddrPortFrom(t.addr().Addr(), 0))
 	t.must(err)
 	addr := l.Addr().(*net.TCPAddr).AddrPort()
-	ctx, cancel := context.WithTimeout(context.Background(), trialTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), scenarioTimeout)
 	defer cancel()
 	dialled, err := t.Client.Dial(ctx, addr)
 	t.must(err)
-	c := t.end(dialled, t.client)
+	c := t.endpoint(dialled, t.client)
 	var child uint64
 	t.until("in the queue", func() bool {
 		s, err := t.server.Find(addr, c.local, 0)
@@ -1007,57 +1017,57 @@ func listenerCloses(t *trial) {
 		return err == nil && s.State == stateEstablished
 	})
 	l.Close()
-	t.ended(fate{cookie: fmt.Sprintf("%x", child), local: addr, remote: c.local, cause: "aborted", errno: "*", state: "established"})
+	t.expect(expectedEnd{cookie: fmt.Sprintf("%x", child), local: addr, remote: c.local, cause: "aborted", errno: "*", state: "established"})
 	c.dies("reset_by_peer", "", "ECONNRESET", "established")
 }
 
-func (e *end) linger2() {
+func (e *endpoint) linger2() {
 	e.t.must(onFD(e, func(fd int) error { return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_LINGER2, -1) }))
 }
 
-func linger2(t *trial) {
+func linger2(t *scenarioRun) {
 	c, p := t.pair()
 	c.linger2()
 	c.Close()
-	c.goes("aborted", "", "*", "fin_wait2")
+	c.disappears("aborted", "", "*", "fin_wait2")
 	p.dies("reset_by_peer", "", "EPIPE", "close_wait")
 }
 
-func linger2FinWait2(t *trial) {
+func linger2FinWait2(t *scenarioRun) {
 	c, p := t.pair()
 	c.linger2()
 	c.hasClosed(p)
 	c.Close()
-	c.goes("aborted", "", "*", "fin_wait2")
+	c.disappears("aborted", "", "*", "fin_wait2")
 	p.dies("reset_by_peer", "", "EPIPE", "close_wait")
 }
 
-func destroyed(t *trial) {
+func destroyed(t *scenarioRun) {
 	c, p := t.pair()
 	t.must(t.client.Destroy(c.local, c.remote, c.cookie))
 	c.dies("destroyed", "", "ECONNABORTED", "established")
 	p.dies("reset_by_peer", "", "ECONNRESET", "established")
 }
 
-func destroyedConnecting(t *trial) {
+func destroyedConnecting(t *scenarioRun) {
 	fd, cookie := t.connecting(t.addr(), inVain)
 	local, err := localOf(fd)
 	t.must(err)
 	t.must(t.client.Destroy(local, t.addr(), cookie))
 	t.errorIs(fd, unix.ECONNABORTED)
-	t.ended(fate{cookie: fmt.Sprintf("%x", cookie), cause: "destroyed", errno: "ECONNABORTED", state: "syn_sent"})
+	t.expect(expectedEnd{cookie: fmt.Sprintf("%x", cookie), cause: "destroyed", errno: "ECONNABORTED", state: "syn_sent"})
 }
 
-func destroyedOrphan(t *trial) {
+func destroyedOrphan(t *scenarioRun) {
 	c, p := t.pair()
 	c.class(vanishes)
 	c.Close()
 	t.must(t.client.Destroy(c.local, c.remote, c.cookie))
-	c.goes("destroyed", "", "*", "fin_wait1")
+	c.disappears("destroyed", "", "*", "fin_wait1")
 	p.abort("established")
 }
 
-func closesFirst(t *trial) {
+func closesFirst(t *scenarioRun) {
 	c, p := t.pair()
 	c.Close()
 	p.eof()
@@ -1066,7 +1076,7 @@ func closesFirst(t *trial) {
 	p.closes("last_ack")
 }
 
-func closesLast(t *trial) {
+func closesLast(t *scenarioRun) {
 	c, p := t.pair()
 	p.Close()
 	c.eof()
@@ -1075,7 +1085,7 @@ func closesLast(t *trial) {
 	c.closes("last_ack")
 }
 
-func closesBoth(t *trial) {
+func closesBoth(t *scenarioRun) {
 	c, p := t.pair()
 	go c.Close()
 	p.Close()
@@ -1086,26 +1096,26 @@ func closesBoth(t *trial) {
 // fastOpenChild is a connection that the server has accepted with the SYN, and
 // whose SYN-ACKs are lost. The client needs a cookie first, of an ordinary
 // connection.
-func fastOpenChild(t *trial) {
+func fastOpenChild(t *scenarioRun) {
 	l, err := t.Server.Listen("tcp", netip.AddrPortFrom(t.addr().Addr(), 0))
 	t.must(err)
 	t.undo = append(t.undo, func() { l.Close() })
 	t.must(onFD(l, func(fd int) error { return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_FASTOPEN, 16) }))
 	to := l.Addr().(*net.TCPAddr).AddrPort()
-	fastOpen := func(set func(fd int) error) (client int, cookie uint64, server *end) {
+	fastOpen := func(set func(fd int) error) (client int, cookie uint64, server *endpoint) {
 		client, cookie = t.connectingBy(to, set, func(fd int, sa unix.Sockaddr) error {
 			if err := unix.Sendto(fd, []byte("x"), unix.MSG_FASTOPEN, sa); err != unix.EINPROGRESS {
 				return err
 			}
 			return nil
 		})
-		_ = l.SetDeadline(time.Now().Add(trialTimeout))
+		_ = l.SetDeadline(time.Now().Add(scenarioTimeout))
 		c, err := l.AcceptTCP()
 		t.must(err)
-		return client, cookie, t.end(c, t.server)
+		return client, cookie, t.endpoint(c, t.server)
 	}
 	first, cookie, p := fastOpen(func(int) error { return nil })
-	c := &end{t: t, diag: t.client, local: p.remote, remote: p.local, cookie: cookie}
+	c := &endpoint{t: t, diag: t.client, local: p.remote, remote: p.local, cookie: cookie}
 	t.must(unix.Shutdown(first, unix.SHUT_WR))
 	p.eof()
 	p.Close()
@@ -1120,14 +1130,14 @@ func fastOpenChild(t *trial) {
 	child.dies("connect_timeout", "", "ETIMEDOUT", "syn_recv")
 	t.until("its end", func() bool { return stateOf(client) == stateClose })
 	t.errorIs(client, unix.ETIMEDOUT)
-	t.ended(fate{cookie: fmt.Sprintf("%x", cookie), cause: "connect_timeout", errno: "ETIMEDOUT", state: "syn_sent"})
+	t.expect(expectedEnd{cookie: fmt.Sprintf("%x", cookie), cause: "connect_timeout", errno: "ETIMEDOUT", state: "syn_sent"})
 }
 
 // In a second lab, the time that orphans are let be in fin_wait2 changes while
 // they wait: its last minute is spent in a time_wait socket, and an orphan that
 // finds that there is no more to wait than that is reset.
-func finWait2Expires(t *testing.T, g *gossip) *stage {
-	s := newStage(t)
+func finWait2Expires(t *testing.T, g *poller) *fixture {
+	s := newFixture(t)
 	for _, test := range []struct {
 		later        string
 		cause, state string
@@ -1143,11 +1153,11 @@ func finWait2Expires(t *testing.T, g *gossip) *stage {
 			played.Go(func() {
 				arrived := sync.OnceFunc(waiting.Done)
 				defer arrived()
-				s.play("fin_wait2 expires by "+test.cause, []string{"ipv4", "ipv6"}[i%2], nil, func(t *trial) {
+				s.mustPlayOnce("fin_wait2 expires by "+test.cause, []string{"ipv4", "ipv6"}[i%2], nil, func(t *scenarioRun) {
 					c, p := t.pair()
 					c.Close()
 					p.eof()
-					c.is(stateFinWait2)
+					c.reaches(stateFinWait2)
 					arrived()
 					<-changed
 					if test.cause == "closed" {
@@ -1155,11 +1165,11 @@ func finWait2Expires(t *testing.T, g *gossip) *stage {
 							s, err := c.diag.Find(c.local, c.remote, 0)
 							return err == nil && s.Timer == timerTimeWait
 						})
-						t.ended(fate{cookie: fmt.Sprintf("%x", c.cookie), local: c.local, remote: c.remote, cause: test.cause, state: test.state, quiet: true})
+						t.expect(expectedEnd{cookie: fmt.Sprintf("%x", c.cookie), local: c.local, remote: c.remote, cause: test.cause, state: test.state, orderly: true})
 						p.abort("close_wait")
 						return
 					}
-					c.goes(test.cause, "", "*", test.state)
+					c.disappears(test.cause, "", "*", test.state)
 					p.dies("reset_by_peer", "", "EPIPE", "close_wait")
 				})
 			})
@@ -1192,12 +1202,12 @@ func TestOutOfMemory(t *testing.T) { // not parallel, for that reason
 	t.Cleanup(restore)
 	a := startAgent(t)
 	ctx, cancel := context.WithCancel(context.Background())
-	g, done := listen(ctx, a)
+	g, done := startPoller(ctx, a)
 	defer func() {
 		cancel()
 		<-done
 	}()
-	s := newStage(t)
+	s := newFixture(t)
 	before := netstat(t, s.Client)["TcpExtTCPAbortOnMemory"]
 	var ready, played sync.WaitGroup
 	scarce := make(chan struct{})
@@ -1207,7 +1217,7 @@ func TestOutOfMemory(t *testing.T) { // not parallel, for that reason
 			played.Go(func() {
 				arrived := sync.OnceFunc(ready.Done)
 				defer arrived()
-				s.play(fmt.Sprintf("no memory, closed before: %v", early), []string{"ipv4", "ipv6"}[i%2], nil, func(t *trial) {
+				s.mustPlayOnce(fmt.Sprintf("no memory, closed before: %v", early), []string{"ipv4", "ipv6"}[i%2], nil, func(t *scenarioRun) {
 					c, p := t.pair()
 					c.class(vanishes)
 					if early {
@@ -1216,7 +1226,7 @@ func TestOutOfMemory(t *testing.T) { // not parallel, for that reason
 					arrived()
 					<-scarce
 					c.Close()
-					c.goes("out_of_memory", "", "*", "fin_wait1")
+					c.disappears("out_of_memory", "", "*", "fin_wait1")
 					p.abort("established")
 				})
 			})
@@ -1228,7 +1238,7 @@ func TestOutOfMemory(t *testing.T) { // not parallel, for that reason
 		t.Fatal(err)
 	}
 	close(scarce)
-	eventually(t, 2*time.Second, "all given up", func() error {
+	eventually(t, "all given up", func() error {
 		if n := netstat(t, s.Client)["TcpExtTCPAbortOnMemory"] - before; n != 4*many {
 			return fmt.Errorf("%d of %d", n, 4*many)
 		}

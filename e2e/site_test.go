@@ -18,7 +18,8 @@ import (
 // A web site that a user of the agent visits, in a real browser, reads nothing of it:
 // neither when the site's own name leads to the agent's address (DNS rebinding), nor
 // from its own address. A link to the agent works.
-func TestPageIsClosedToOtherSites(t *testing.T) { // not parallel: it takes much of the machine
+func TestPageIsClosedToOtherSites(t *testing.T) {
+	t.Parallel()
 	a := startAgent(t)
 	u, err := url.Parse(a.url)
 	if err != nil {

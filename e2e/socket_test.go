@@ -28,16 +28,16 @@ const (
 	nobody        = 65534
 )
 
-// A room is a mount namespace with a /run and an /etc of its own: a machine as far as
+// A mountNamespace has a /run and an /etc of its own: a machine as far as
 // its socket goes. The group halfopen is there.
-type room struct {
+type mountNamespace struct {
 	t  *testing.T
 	ns *os.File
 }
 
-func newRoom(t *testing.T) *room {
+func newMountNamespace(t *testing.T) *mountNamespace {
 	t.Helper()
-	r := &room{t: t}
+	r := &mountNamespace{t: t}
 	made := make(chan error)
 	go func() {
 		runtime.LockOSThread() // which ends with this
@@ -67,8 +67,8 @@ func newRoom(t *testing.T) *room {
 	return r
 }
 
-// do calls f in the room.
-func (r *room) do(f func() error) error {
+// do calls f in the mount namespace.
+func (r *mountNamespace) do(f func() error) error {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread() // which ends with this
@@ -84,7 +84,7 @@ func (r *room) do(f func() error) error {
 	return <-done
 }
 
-func (r *room) must(f func() error) {
+func (r *mountNamespace) must(f func() error) {
 	r.t.Helper()
 	if err := r.do(f); err != nil {
 		r.t.Fatal(err)
@@ -93,7 +93,7 @@ func (r *room) must(f func() error) {
 
 // as is the binary as that user, of that group as well.
 func as(uid, group int, args ...string) *exec.Cmd {
-	cmd := exec.Command(everybodys, args...)
+	cmd := exec.Command(publicBinary, args...)
 	cmd.Dir = "/"
 	c := &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}
 	if group != 0 {
@@ -103,20 +103,20 @@ func as(uid, group int, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// run runs a command in the room to its end.
-func (r *room) run(cmd *exec.Cmd) (stdout, stderr string, status int) {
+// run runs a command in the mount namespace to its end.
+func (r *mountNamespace) run(cmd *exec.Cmd) (stdout, stderr string, status int) {
 	r.t.Helper()
 	out, errs := &buffer{}, &buffer{}
 	cmd.Stdout, cmd.Stderr = out, errs
 	r.must(cmd.Start)
-	timer := time.AfterFunc(60*patience*time.Second, func() { _ = cmd.Process.Kill() })
+	timer := time.AfterFunc(generous, func() { _ = cmd.Process.Kill() })
 	defer timer.Stop()
 	_ = cmd.Wait()
 	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
 }
 
 // fails runs a command that has to fail, with one line that says this.
-func (r *room) fails(cmd *exec.Cmd, says ...string) {
+func (r *mountNamespace) fails(cmd *exec.Cmd, says ...string) {
 	r.t.Helper()
 	stdout, stderr, status := r.run(cmd)
 	if status != 1 || stdout != "" || strings.Count(stderr, "\n") != 1 || !strings.HasPrefix(stderr, "halfopen: ") {
@@ -130,7 +130,7 @@ func (r *room) fails(cmd *exec.Cmd, says ...string) {
 }
 
 // works runs a command that has to work, and returns what it prints.
-func (r *room) works(cmd *exec.Cmd) (stdout string) {
+func (r *mountNamespace) works(cmd *exec.Cmd) (stdout string) {
 	r.t.Helper()
 	stdout, stderr, status := r.run(cmd)
 	if status != 0 {
@@ -139,15 +139,15 @@ func (r *room) works(cmd *exec.Cmd) (stdout string) {
 	return stdout
 }
 
-// agent runs one in the room until the test ends, on the machine's socket.
-func (r *room) agent(flags ...string) *agent {
+// agent runs one in the mount namespace until the test ends, on the machine's socket.
+func (r *mountNamespace) agent(flags ...string) *agent {
 	r.t.Helper()
 	addr := freeAddr(r.t)
 	cmd := exec.Command(binary, append([]string{"agent", "--web.listen-address=" + addr}, flags...)...)
 	return r.launch(addr, cmd)
 }
 
-func (r *room) launch(addr string, cmd *exec.Cmd) *agent {
+func (r *mountNamespace) launch(addr string, cmd *exec.Cmd) *agent {
 	r.t.Helper()
 	a := launch(r.t, addr, cmd, func() error { return r.do(cmd.Start) })
 	r.t.Cleanup(func() {
@@ -165,11 +165,11 @@ func (a *agent) warnings() int { return strings.Count(a.log.String(), "level=WAR
 func TestCommandsAskTheAgentOfTheMachine(t *testing.T) {
 	t.Parallel()
 	n := newNetwork(t, "ipv4")
-	n.serve(healthy, echo)
-	n.serve(vanishing, echo)
-	conns := n.dial(healthy, 3)
+	n.serve(servedPort, echo)
+	n.serve(droppedPort, echo)
+	conns := n.dial(servedPort, 3)
 	n.greet(conns)
-	r := newRoom(t)
+	r := newMountNamespace(t)
 	none := exec.Command(binary, "list", "--cause=refused")
 	if _, stderr, status := r.run(none); status != 1 || !strings.Contains(stderr, "--cause needs an agent") {
 		t.Errorf("without an agent: exit status %d: %s", status, stderr)
@@ -188,8 +188,8 @@ func TestCommandsAskTheAgentOfTheMachine(t *testing.T) {
 		return nil
 	})
 
-	port, local := fmt.Sprint(healthy), conns[0].LocalAddr().String()
-	// Who may not load programs, and is in the group, has it from the agent.
+	port, local := fmt.Sprint(servedPort), conns[0].LocalAddr().String()
+	// A user who may not load programs, and is in the group, gets it from the agent.
 	member := func(args ...string) *exec.Cmd { return as(nobody, halfopenGroup, args...) }
 	if out := r.works(member("list", "--port", port)); !strings.Contains(out, local) {
 		t.Errorf("no %s in\n%s", local, out)
@@ -236,13 +236,13 @@ func TestCommandsAskTheAgentOfTheMachine(t *testing.T) {
 func TestTraceThroughTheAgentOfTheMachine(t *testing.T) {
 	t.Parallel()
 	n := newNetwork(t, "ipv4")
-	n.serve(vanishing, echo)
-	conns := n.dial(vanishing, 7)
+	n.serve(droppedPort, echo)
+	conns := n.dial(droppedPort, 7)
 	n.greet(conns)
 	n.keepalive(conns, time.Second, time.Second, 5)
-	r := newRoom(t)
+	r := newMountNamespace(t)
 	r.agent("--zombie-silence=2s")
-	trace := as(nobody, halfopenGroup, "trace", "-o", "json", "--port", fmt.Sprint(vanishing))
+	trace := as(nobody, halfopenGroup, "trace", "-o", "json", "--port", fmt.Sprint(droppedPort))
 	out, err := trace.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -251,16 +251,16 @@ func TestTraceThroughTheAgentOfTheMachine(t *testing.T) {
 	trace.Stderr = said
 	r.must(trace.Start)
 	defer func() { _ = trace.Process.Kill() }()
-	eventually(t, time.Minute, "trace watches", func() error {
+	eventually(t, "trace watches", func() error {
 		if want := "watching through " + machineSocket + "; press Ctrl-C to stop\n"; said.String() != want {
 			return fmt.Errorf("it says %q", said.String())
 		}
 		return nil
 	})
-	n.cut(vanishing)
+	n.cut(droppedPort)
 	kinds := make(map[string]map[string]bool) // which connections had each
-	cookies := n.ss(vanishing)
-	timer := time.AfterFunc(2*patience*time.Minute, func() { _ = trace.Process.Kill() })
+	cookies := n.ss(droppedPort)
+	timer := time.AfterFunc(generous, func() { _ = trace.Process.Kill() })
 	defer timer.Stop()
 	lines := bufio.NewScanner(out)
 	for len(kinds["death"]) < len(conns) && lines.Scan() {
@@ -314,14 +314,14 @@ func TestTraceThroughTheAgentOfTheMachine(t *testing.T) {
 
 func TestTraceSaysThatItsAgentHasEnded(t *testing.T) {
 	t.Parallel()
-	r := newRoom(t)
+	r := newMountNamespace(t)
 	a := r.agent()
 	trace := exec.Command(binary, "trace")
 	said := &buffer{}
 	trace.Stderr = said
 	r.must(trace.Start)
 	defer func() { _ = trace.Process.Kill() }()
-	eventually(t, time.Minute, "trace watches", func() error {
+	eventually(t, "trace watches", func() error {
 		if said.String() == "" {
 			return errors.New("it has not said so")
 		}
@@ -337,21 +337,21 @@ func TestTraceSaysThatItsAgentHasEnded(t *testing.T) {
 func TestTopOfTheAgentOfTheMachine(t *testing.T) {
 	t.Parallel()
 	n := newNetwork(t, "ipv4")
-	n.serve(healthy, echo)
-	n.greet(n.dial(healthy, 2))
-	r := newRoom(t)
+	n.serve(servedPort, echo)
+	n.greet(n.dial(servedPort, 2))
+	r := newMountNamespace(t)
 	a := r.agent()
 	m := newTerminal(t, 100, 24)
 	m.types(fmt.Sprintf("nsenter -t %d -m -- %s top --netns %d", a.cmd.Process.Pid, binary, n.Client.Inode()))
 	m.presses("Enter")
-	m.shows("the connections", "halfopen top  "+machineSocket, n.server(healthy).String(), "2 connections")
+	m.shows("the connections", "halfopen top  "+machineSocket, n.server(servedPort).String(), "2 connections")
 	m.types("q")
 	m.shows("the shell", prompt)
 }
 
 func TestASecondAgentRunsWithoutTheSocket(t *testing.T) {
 	t.Parallel()
-	r := newRoom(t)
+	r := newMountNamespace(t)
 	first := r.agent()
 	second := r.agent()
 	if second.warnings() != 1 || !strings.Contains(second.log.String(), "another agent listens there") || first.warnings() != 0 {
@@ -365,7 +365,7 @@ func TestASecondAgentRunsWithoutTheSocket(t *testing.T) {
 
 func TestSocketOfAKilledAgentIsReplaced(t *testing.T) {
 	t.Parallel()
-	r := newRoom(t)
+	r := newMountNamespace(t)
 	for range 3 {
 		a := r.agent()
 		r.works(as(nobody, halfopenGroup, "list"))
@@ -391,7 +391,7 @@ func TestSocketWhereItCannotBeMade(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newRoom(t)
+			r := newMountNamespace(t)
 			r.must(prepare)
 			a := r.agent()
 			if a.warnings() != 1 || !strings.Contains(a.log.String(), "Running without a socket") {
@@ -410,7 +410,7 @@ func TestSocketWhereItCannotBeMade(t *testing.T) {
 // A user who has got hold of the directory may not tell root what connections there are.
 func TestSocketOfAnotherUserIsNotBelieved(t *testing.T) {
 	t.Parallel()
-	r := newRoom(t)
+	r := newMountNamespace(t)
 	r.must(func() error {
 		return errors.Join(os.Mkdir("/run/halfopen", 0o777), os.Chmod("/run/halfopen", 0o777))
 	})
@@ -437,7 +437,7 @@ func TestSocketOfAnotherUserIsNotBelieved(t *testing.T) {
 
 func TestAgentOfTheMachineThatHangs(t *testing.T) {
 	t.Parallel()
-	r := newRoom(t)
+	r := newMountNamespace(t)
 	a := r.agent()
 	if err := a.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
@@ -450,7 +450,7 @@ func TestAgentOfTheMachineThatHangs(t *testing.T) {
 // As systemd does for a socket unit.
 func TestSocketThatSystemdPasses(t *testing.T) {
 	t.Parallel()
-	r := newRoom(t)
+	r := newMountNamespace(t)
 	addr := freeAddr(t)
 	tcp, err := net.Listen("tcp", addr)
 	if err != nil {
@@ -488,7 +488,7 @@ func TestSocketThatSystemdPasses(t *testing.T) {
 	a := launch(t, addr, cmd, func() error { return r.do(cmd.Start) })
 	defer a.stop()
 	member := func() *exec.Cmd { return as(nobody, halfopenGroup, "list", "--cause=refused") }
-	eventually(t, time.Minute, "the agent answers on the socket", func() error {
+	eventually(t, "the agent answers on the socket", func() error {
 		if _, stderr, status := r.run(member()); status != 0 {
 			return errors.New(stderr)
 		}

@@ -18,7 +18,7 @@ import (
 	"unicode/utf8"
 )
 
-// terminal is a shell in a terminal of tmux's, which nobody looks at.
+// terminal is a shell in a detached session of tmux.
 type terminal struct {
 	t      *testing.T
 	socket string
@@ -71,7 +71,7 @@ func (m *terminal) screen() string { m.t.Helper(); return m.tmux("capture-pane",
 // shows waits until each of these is on the screen, and returns it.
 func (m *terminal) shows(what string, words ...string) (screen string) {
 	m.t.Helper()
-	eventually(m.t, 15*time.Second, what, func() error {
+	eventually(m.t, what, func() error {
 		screen = m.screen()
 		for _, w := range words {
 			if !strings.Contains(screen, w) {
@@ -86,7 +86,7 @@ func (m *terminal) shows(what string, words ...string) (screen string) {
 // lacks waits until this is no longer on the screen.
 func (m *terminal) lacks(what, word string) {
 	m.t.Helper()
-	eventually(m.t, 15*time.Second, what, func() error {
+	eventually(m.t, what, func() error {
 		if strings.Contains(m.screen(), word) {
 			return fmt.Errorf("%q is on the screen", word)
 		}
@@ -138,7 +138,7 @@ func children(t *testing.T, pid int) (pids []int) {
 // that draws.
 func (m *terminal) tops() (outer, inner int) {
 	m.t.Helper()
-	eventually(m.t, 5*time.Second, "top runs in a process of its own", func() error {
+	eventually(m.t, "top runs in a process of its own", func() error {
 		outers := children(m.t, m.shell)
 		if len(outers) != 1 {
 			return fmt.Errorf("the shell has children %v", outers)
@@ -168,15 +168,15 @@ func firstRow(screen string) string {
 func topTraffic(t *testing.T) (n *network, a *agent) {
 	n = newNetwork(t, "ipv4")
 	a = startAgent(t, "--zombie-silence=1s", "--zombie-unanswered=2")
-	n.serve(vanishing, echo)
-	n.serve(healthy, echo)
-	conns := n.dial(vanishing, 2)
+	n.serve(droppedPort, echo)
+	n.serve(servedPort, echo)
+	conns := n.dial(droppedPort, 2)
 	n.greet(conns)
-	n.greet(n.dial(healthy, 3))
+	n.greet(n.dial(servedPort, 3))
 	n.keepalive(conns, time.Second, time.Second, 120)
-	n.cut(vanishing)
-	eventually(t, 10*time.Second, "there are zombies", func() error {
-		return all(a.connections(n, vanishing, ""), 2, "zombie")
+	n.cut(droppedPort)
+	eventually(t, "there are zombies", func() error {
+		return all(a.connections(n, droppedPort, ""), 2, "zombie")
 	})
 	return n, a
 }
@@ -195,7 +195,7 @@ func TestTop(t *testing.T) {
 	command := fmt.Sprintf("%s top --url %s --netns %d", binary, a.url, n.Client.Inode())
 	m.types(command)
 	m.presses("Enter")
-	zombie, other := n.server(vanishing).String(), n.server(healthy).String()
+	zombie, other := n.server(droppedPort).String(), n.server(servedPort).String()
 	screen := m.shows("the connections", "halfopen top", "healthy", " zombie  ", zombie, other, "5 connections", "/"+only)
 	if row := firstRow(screen); !strings.HasPrefix(row, "zombie ") || !strings.Contains(row, zombie) || !strings.Contains(row, "e2e.test[") {
 		t.Errorf("the first is not a zombie with its owner: %q", row)
@@ -207,7 +207,7 @@ func TestTop(t *testing.T) {
 	// It counts down.
 	left := regexp.MustCompile(`\d+m\d+s|\d+s`)
 	was := left.FindAllString(firstRow(screen), -1)
-	eventually(t, 5*time.Second, "the countdown goes on", func() error {
+	eventually(t, "the countdown goes on", func() error {
 		if now := left.FindAllString(firstRow(m.screen()), -1); slices.Equal(now, was) {
 			return fmt.Errorf("still %v", now)
 		}
@@ -239,7 +239,7 @@ func TestTop(t *testing.T) {
 	m.lacks("filtered by what is shown", zombie)
 	m.presses("C-w")
 	m.shows("all again", zombie)
-	m.types("verdict:zombie port:" + strconv.Itoa(vanishing))
+	m.types("verdict:zombie port:" + strconv.Itoa(droppedPort))
 	m.lacks("filtered by the agent", other)
 	m.presses("Enter")
 	m.shows("it says so", "2 connections", "/"+only+" verdict:zombie port:")
@@ -287,7 +287,7 @@ func TestTop(t *testing.T) {
 func (m *terminal) restored(before, command, state string) {
 	m.t.Helper()
 	want := strings.TrimRight(before, "\n ") + " " + command + "\n" + prompt
-	eventually(m.t, 10*time.Second, "the screen is as it was", func() error {
+	eventually(m.t, "the screen is as it was", func() error {
 		// A command may be longer than the screen is wide.
 		if now := strings.TrimRight(m.tmux("capture-pane", "-p", "-J"), "\n "); now != want {
 			return fmt.Errorf("it is\n%s\nexpected\n%s", now, want)
@@ -302,7 +302,7 @@ func (m *terminal) restored(before, command, state string) {
 // restoredAnd is restored, but that it was said why.
 func (m *terminal) restoredAnd(before, command, state string, says []string) {
 	m.t.Helper()
-	eventually(m.t, 10*time.Second, "the screen is as it was, and it is said why", func() error {
+	eventually(m.t, "the screen is as it was, and it is said why", func() error {
 		all := strings.TrimRight(m.tmux("capture-pane", "-p", "-J", "-S", "-"), "\n ")
 		said, here := strings.CutPrefix(all, strings.TrimRight(before, "\n ")+" "+command+"\n")
 		if !here || !strings.HasSuffix(said, "\n"+prompt) {
@@ -332,12 +332,12 @@ func TestTopLeavesTheTerminalAsItWas(t *testing.T) {
 		"terminated":                     {"--url " + a.url, syscall.SIGTERM, false, nil},
 		"interrupted":                    {"--url " + a.url, syscall.SIGINT, false, nil},
 		"hung up":                        {"--url " + a.url, syscall.SIGHUP, false, nil},
-		"by itself, terminated":          {"--url=none --port " + strconv.Itoa(vanishing), syscall.SIGTERM, false, nil},
+		"by itself, terminated":          {"--url=none --port " + strconv.Itoa(droppedPort), syscall.SIGTERM, false, nil},
 		"terminated, where it draws":     {"--url " + a.url, syscall.SIGTERM, true, nil},
 		"killed":                         {"--url " + a.url, syscall.SIGKILL, true, []string{"halfopen: top was ended: signal: killed"}},
 		"killed, where it does not draw": {"--url " + a.url, syscall.SIGKILL, false, []string{"Killed"}},
 		"crashed":                        {"--url " + a.url, syscall.SIGABRT, true, []string{"SIGABRT: abort", "goroutine ", "halfopen: top was ended: exit status 2; please report what is above"}},
-		"by itself, crashed":             {"--url=none --port " + strconv.Itoa(vanishing), syscall.SIGSEGV, true, []string{"SIGSEGV", "please report what is above"}},
+		"by itself, crashed":             {"--url=none --port " + strconv.Itoa(droppedPort), syscall.SIGSEGV, true, []string{"SIGSEGV", "please report what is above"}},
 		"terminated, and shows no color": {"--url " + a.url, syscall.SIGTERM, false, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -372,7 +372,7 @@ func TestTopLeavesTheTerminalAsItWas(t *testing.T) {
 				m.restoredAnd(before, command, state, test.says)
 			}
 			for _, p := range []int{pid, inner} {
-				eventually(t, 5*time.Second, "its processes end", func() error {
+				eventually(t, "its processes end", func() error {
 					if err := syscall.Kill(p, 0); !errors.Is(err, syscall.ESRCH) {
 						return fmt.Errorf("process %d is still there: %v", p, err)
 					}

@@ -40,7 +40,7 @@ type network struct {
 
 func newNetwork(t testing.TB, family string) *network {
 	t.Helper()
-	l, err := lab.New()
+	l, err := lab.NewIn(subnet)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,7 +104,7 @@ func (n *network) dial(port, count int) []*net.TCPConn {
 	n.t.Helper()
 	conns := make([]*net.TCPConn, count)
 	for i := range conns {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), generous)
 		c, err := n.Client.Dial(ctx, n.server(port))
 		cancel()
 		if err != nil {

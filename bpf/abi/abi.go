@@ -295,13 +295,12 @@ const (
 	StateNewSynRecv  uint8 = 12
 )
 
-// Values of [Conn].Pending: what the write timer is armed for
-// (include/net/inet_connection_sock.h). 0 is nothing.
+// Values of [Conn].Pending: what the write timer is armed for. 0 is nothing.
 const (
-	PendingRetrans    uint8 = 1
-	PendingProbe0     uint8 = 3
-	PendingLossProbe  uint8 = 5
-	PendingReoTimeout uint8 = 6
+	PendingRetransmit    uint8 = 1
+	PendingWindowProbe   uint8 = 3
+	PendingTailLossProbe uint8 = 5
+	PendingReorder       uint8 = 6
 )
 
 // Values of [Conn].Family (include/linux/socket.h).

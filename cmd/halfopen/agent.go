@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/collector/recording"
 	"github.com/halfopen/halfopen/exporter"
 )
 
@@ -32,6 +33,7 @@ type agent struct {
 	web          *web.FlagConfig
 	allowedHosts []string
 	socket       string // "": none
+	record       string // a file for the facts; "": none
 	log          promslog.Config
 }
 
@@ -41,6 +43,8 @@ func agentFlags(cmd *kingpin.CmdClause) action {
 	a.thresholds.censusFlags(cmd)
 	// For tests of the tracker after lost events.
 	cmd.Flag("debug.events-bytes", "Size of the ring buffer of events.").Hidden().Uint32Var(&a.eventsBytes)
+	cmd.Flag("debug.record", "Record in this file, up to 1 GiB, what the kernel says about connections in trouble, to be replayed elsewhere by halfopen replay.").
+		PlaceHolder("FILE").SetValue(&value[string]{flag: "debug.record", parse: parseFile, into: &a.record})
 	a.web = kingpinflag.AddFlags(cmd, defaultAddress)
 	cmd.GetFlag("web.listen-address").Help("Where to listen for HTTP, such as :9839 or [::1]:9839. Repeatable.") // ours does not mention vsock
 	cmd.Flag("web.socket", "Unix socket on which list, explain, top and trace ask the agent of this machine; root and the group "+exporter.SocketGroup+" may connect. none: no socket.").
@@ -55,6 +59,14 @@ func agentFlags(cmd *kingpin.CmdClause) action {
 	logFlag(logflag.LevelFlagName, logflag.LevelFlagHelp, "info", a.log.Level)
 	logFlag(logflag.FormatFlagName, logflag.FormatFlagHelp, "logfmt", a.log.Format)
 	return a.run
+}
+
+// parseFile parses the name of a file.
+func parseFile(s string) (string, error) {
+	if s == "" {
+		return "", errors.New("the name is empty")
+	}
+	return s, nil
 }
 
 // parseSocket parses the path of a Unix socket. "none" is "".
@@ -103,7 +115,19 @@ func (a *agent) run(ctx context.Context, _, stderr io.Writer) error {
 			listeners = append(listeners, socket)
 		}
 	}
-	c := collector.New(k, a.thresholds.options(logger))
+	opts := a.thresholds.options(logger)
+	if a.record != "" {
+		recorder, err := recording.Create(a.record, recording.Header{
+			Halfopen: version.Version, Kernel: kernelRelease(), MonotonicZero: collector.MonotonicZero(),
+			Rules: recording.NewRules(new(opts.Rules(k.HZ()))),
+		}, logger)
+		if err != nil {
+			return fmt.Errorf("--debug.record: %w", err)
+		}
+		defer recorder.Close()
+		opts.Record = recorder.Record
+	}
+	c := collector.New(k, opts)
 	live := exporter.NewLive(c, logger)
 	guard := exporter.NewGuard(*a.web.WebListenAddresses, a.allowedHosts)
 	connections := exporter.NewConnLimit(logger)

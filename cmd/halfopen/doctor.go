@@ -298,14 +298,14 @@ func (r *report) look(ctx context.Context, k *bpf.Kernel) {
 	}
 
 	began = time.Now()
-	owners, err := k.Owners([]uint64{cookie})
+	var o *abi.Owner
+	err = k.Owners([]uint64{cookie}, func(found *abi.Owner) { o = new(*found) })
 	switch took = time.Since(began); {
 	case err != nil:
 		r.fail("owners", "%s", err)
-	case len(owners[cookie]) == 0:
+	case o == nil:
 		r.fail("owners", "a connection of our own is not found to be ours; please report this kernel")
 	default:
-		o := owners[cookie][0]
 		r.ok("owners", "found ourselves as %s[%d], in %s", unix.ByteSliceToString(o.Comm[:]), o.Pid, moment(took))
 	}
 }

@@ -53,6 +53,7 @@ var commands = []struct {
 	{"explain", "Explain one connection: what it is doing, which timers apply, what is next, and what would make a dead peer be noticed sooner.", explainFlags},
 	{"top", "Watch the connections full-screen, worst first, as they change.", topFlags},
 	{"trace", "Print what happens to connections as it happens.", traceFlags},
+	{"replay", "Print what the agent said that made a recording (agent --debug.record).", replayFlags},
 	{"demo", "Make a zombie in private network namespaces, and watch it being found.", demoFlags},
 	{"doctor", "Check what this kernel and these privileges allow, line by line.", doctorFlags},
 	{"version", "Print the version.", versionFlags},
@@ -199,6 +200,7 @@ var kingpinMessages = strings.NewReplacer(
 	"expected command but got", "unknown command",
 	"expected argument for flag", "no value for flag",
 	"required argument 'connection' not provided", "no connection given",
+	"required argument 'recording' not provided", "no recording given",
 )
 
 const usageTemplate = `{{with .Context.SelectedCommand -}}

@@ -71,6 +71,9 @@ func TestWrongUsageIsOneLineAndStatusTwo(t *testing.T) {
 		{"an explanation as a table", "explain -o table 1", `halfopen: --output: "table" is none of text, json, try 'halfopen explain --help'`},
 		{"an explanation by other rules than the agent's", "explain --url=http://h --idle-after=1s 1", "halfopen: --idle-after, --stalled-after, --zombie-unanswered, --zombie-silence and --middlebox-timeout cannot be combined with --url: the agent has its own, try 'halfopen explain --help'"},
 		{"a wide trace", "trace -o wide", `halfopen: --output: "wide" is none of text, json, try 'halfopen trace --help'`},
+		{"nothing to replay", "replay", "halfopen: no recording given, try 'halfopen replay --help'"},
+		{"a replay as a table", "replay -o table x", `halfopen: --output: "table" is none of text, json, try 'halfopen replay --help'`},
+		{"a recording without a name", "agent --debug.record=", "halfopen: --debug.record: the name is empty, try 'halfopen agent --help'"},
 		{"an argument that moves the cursor", "list\x00--\x1b[2J\nx", "halfopen: unknown flag '--?[2J; x', try 'halfopen list --help'"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -90,7 +90,7 @@ func (t *Timers) GiveUpPath() giveUpPath {
 	switch {
 	case StateOf(c.State) == FinWait2 && c.Flags&abi.ConnOrphan != 0:
 		return byFinWait2
-	case c.Pending == abi.PendingProbe0 && c.PacketsOut == 0 && c.WriteExpires != 0:
+	case c.Pending == abi.PendingWindowProbe && c.PacketsOut == 0 && c.WriteExpires != 0:
 		return ByWindowProbe
 	case c.PacketsOut > 0 && c.Pending != 0 && c.WriteExpires != 0:
 		return ByRetransmission
@@ -152,7 +152,7 @@ func (t *Timers) retransmissions() (uint64, Cause) {
 	connecting := state == SynSent || state == SynRecv
 	now := t.Pending(c.WriteExpires, c.WriteLevel)
 	rto := uint64(c.Rto)
-	if c.Pending == abi.PendingLossProbe || c.Pending == abi.PendingReoTimeout {
+	if c.Pending == abi.PendingTailLossProbe || c.Pending == abi.PendingReorder {
 		// The probe is sent, and the retransmission timer is armed. It counts
 		// from when the oldest segment was sent (tcp_rearm_rto); a single one
 		// has just been sent again.

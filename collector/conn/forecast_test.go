@@ -90,27 +90,27 @@ func TestForecast(t *testing.T) {
 		},
 		"a window that is closed, probes unanswered": {
 			conntest.Timed(func(c *abi.Conn) {
-				c.SendWindow, c.SendQueue, c.Pending = 0, 100, abi.PendingProbe0
+				c.SendWindow, c.SendQueue, c.Pending = 0, 100, abi.PendingWindowProbe
 				c.WriteExpires, c.WriteLevel = conntest.Arm(c, 204*time.Millisecond)
 			}), CauseWindowProbeTimeout, 924600 * time.Millisecond, 45 * second,
 		},
 		"a window that is closed, with TCP_USER_TIMEOUT": {
 			conntest.Timed(func(c *abi.Conn) {
-				c.SendWindow, c.SendQueue, c.Pending, c.UserTimeout = 0, 100, abi.PendingProbe0, 2000
+				c.SendWindow, c.SendQueue, c.Pending, c.UserTimeout = 0, 100, abi.PendingWindowProbe, 2000
 				c.WriteExpires, c.WriteLevel = conntest.Arm(c, 204*time.Millisecond)
 			}), CauseUserTimeout, 2204 * time.Millisecond, 100 * time.Millisecond,
 		},
 		// The waits stop doubling at tcp_retries2, however often it was answered.
 		"a window that is closed and was answered often, tcp_retries2 is 3": {
 			conntest.Timed(func(c *abi.Conn) {
-				c.SendWindow, c.SendQueue, c.Pending = 0, 100, abi.PendingProbe0
+				c.SendWindow, c.SendQueue, c.Pending = 0, 100, abi.PendingWindowProbe
 				c.Retries, c.Retries2, c.Backoff = 3, 3, 3
 				c.WriteExpires, c.WriteLevel = conntest.Arm(c, 1632*time.Millisecond)
 			}), CauseWindowProbeTimeout, 4 * 1632 * time.Millisecond, 4 * 36 * time.Millisecond,
 		},
 		"a window that is open, but the host itself lets nothing out": {
 			conntest.Timed(func(c *abi.Conn) {
-				c.Flags, c.SendQueue, c.Pending, c.ProbesOut = abi.ConnBlocked, 100, abi.PendingProbe0, 1
+				c.Flags, c.SendQueue, c.Pending, c.ProbesOut = abi.ConnBlocked, 100, abi.PendingWindowProbe, 1
 				c.Backoff = 1
 				c.WriteExpires, c.WriteLevel = conntest.Arm(c, 408*time.Millisecond)
 			}), CauseRetransmitTimeout, 924600 * time.Millisecond, 45 * second,

@@ -2,8 +2,8 @@
 
 package conn
 
-// verdictMeanings, riskMeanings and causeMeanings are what the live page, the README and the metrics
-// reference say of each. How long is long says the flag in brackets.
+// verdictMeanings, riskMeanings and causeMeanings are what the live page, the README and
+// the metrics reference say of each. The flag in brackets says how long "long" is.
 var (
 	verdictMeanings = [Verdicts]string{
 		Active:    "The connection was made, or data moved, lately (--idle-after), and nothing is overdue.",

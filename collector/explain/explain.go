@@ -321,22 +321,22 @@ func (x *explainer) writeTimer() Timer {
 	gone := false // does it give up when it fires?
 	if d := x.t.GiveUpPath(); d == conn.ByRetransmission || d == conn.ByWindowProbe {
 		jiffy, by := x.t.GivesUp()
-		gone = by != conn.CauseUnknown && jiffy == x.t.Pending(c.WriteExpires, c.WriteLevel) && c.Pending != abi.PendingLossProbe && c.Pending != abi.PendingReoTimeout
+		gone = by != conn.CauseUnknown && jiffy == x.t.Pending(c.WriteExpires, c.WriteLevel) && c.Pending != abi.PendingTailLossProbe && c.Pending != abi.PendingReorder
 	}
 	switch {
-	case c.Pending == abi.PendingLossProbe:
+	case c.Pending == abi.PendingTailLossProbe:
 		t.Name, t.Purpose = "tail_loss_probe", "Sends the newest segment again early, in case only that was lost."
 		t.Then = "Sends it, and sets the retransmission timer."
-	case c.Pending == abi.PendingReoTimeout:
+	case c.Pending == abi.PendingReorder:
 		t.Name, t.Purpose = "reordering", "Waits a moment for segments that may only have been overtaken."
 		t.Then = "Sends again what is lost by then, and sets the retransmission timer."
-	case c.Pending == abi.PendingProbe0:
+	case c.Pending == abi.PendingWindowProbe:
 		t.Name, t.Purpose = "window_probe", "Asks a peer that has closed its window whether there is room again."
 		if x.flag(abi.ConnBlocked) {
 			t.Purpose = "Tries again what this host has not let out."
 		}
 		t.Then = fmt.Sprintf("Sends a window probe; the next wait is twice as long, %s at most.", humanize.Setting(x.rules.Duration(c.RtoMax)))
-	case c.Pending != abi.PendingRetrans:
+	case c.Pending != abi.PendingRetransmit:
 		return t
 	case x.conn.State == conn.SynSent:
 		t.Purpose = "Sends the SYN again until the peer answers, and gives up after long enough."

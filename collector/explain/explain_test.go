@@ -479,7 +479,7 @@ func TestTimers(t *testing.T) {
 		"a tail loss probe": {
 			conntest.InFlight(func(c *abi.Conn) {
 				conntest.KeepaliveOff(c)
-				c.Pending, c.Rto = abi.PendingLossProbe, conntest.Ago(300*time.Millisecond)
+				c.Pending, c.Rto = abi.PendingTailLossProbe, conntest.Ago(300*time.Millisecond)
 			}),
 			"keepalive: Not running: SO_KEEPALIVE is off.",
 			"tail_loss_probe in 300ms: Sends it, and sets the retransmission timer.",

@@ -74,9 +74,8 @@ Special values of the ages of a [Conn].`},
 	{"tcp_state", "TCP_", "State", "uint8", "", `
 Values of [Conn].State, and first indices of [CensusCounts].Sockets
 (include/net/tcp_states.h).`},
-	{"icsk_pending", "ICSK_TIME_", "Pending", "uint8", "", `
-Values of [Conn].Pending: what the write timer is armed for
-(include/net/inet_connection_sock.h). 0 is nothing.`},
+	{"pending", "PENDING_", "Pending", "uint8", "", `
+Values of [Conn].Pending: what the write timer is armed for. 0 is nothing.`},
 	{"address_family", "AF_", "Family", "uint16", "", `
 Values of [Conn].Family (include/linux/socket.h).`},
 	{"retransmit_type", "RETRANSMIT_", "Retransmit", "int", "RetransmitTypes", `

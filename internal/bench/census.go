@@ -167,8 +167,14 @@ func (v *view) everybody() (int, error) {
 	}); err != nil {
 		return 0, err
 	}
-	owners, err := v.kernel.Owners(cookies)
-	return len(owners), err
+	return v.held(cookies)
+}
+
+// held counts the sockets that a process holds.
+func (v *view) held(cookies []uint64) (int, error) {
+	held := make(map[uint64]bool)
+	err := v.kernel.Owners(cookies, func(o *abi.Owner) { held[o.Cookie] = true })
+	return len(held), err
 }
 
 // list is what `halfopen list` and the API do: they judge all connections, and find the
@@ -199,9 +205,9 @@ func (v *view) censusAndOwners(cookies []uint64) look {
 		if err != nil {
 			return 0, err
 		}
-		owners, err := v.kernel.Owners(cookies)
-		if err == nil && len(owners) != len(cookies) {
-			err = fmt.Errorf("%d owners of %d", len(owners), len(cookies))
+		held, err := v.held(cookies)
+		if err == nil && held != len(cookies) {
+			err = fmt.Errorf("%d owners of %d", held, len(cookies))
 		}
 		return n, err
 	}

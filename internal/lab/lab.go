@@ -24,13 +24,25 @@ const linkTimeout = 10 * time.Second
 
 // A Lab is two namespaces joined by a veth pair.
 type Lab struct {
-	Client *Namespace // 10.77.0.1/24, fd77::1/64
-	Server *Namespace // 10.77.0.2/24, fd77::2/64
+	Client *Namespace // the first address of each subnet
+	Server *Namespace // the second
 }
 
-// New makes a lab. Traffic passes both ways, on IPv4 and IPv6, when it returns.
-// The error is [ErrPrivilege] when the process may not make namespaces.
-func New() (*Lab, error) {
+// Subnets returns the subnets of the labs with a number: of 0 they are 10.77.0.0/24 and
+// fd77::/64.
+func Subnets(number uint8) (ipv4, ipv6 netip.Prefix) {
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 77, number, 0}), 24),
+		netip.PrefixFrom(netip.AddrFrom16([16]byte{0: 0xfd, 1: 0x77, 7: number}), 64)
+}
+
+// New makes a lab in the subnets with the number 0. Traffic passes both ways, on IPv4 and
+// IPv6, when it returns. The error is [ErrPrivilege] when the process may not make
+// namespaces.
+func New() (*Lab, error) { return NewIn(0) }
+
+// NewIn makes a lab, as New does, in the subnets with this number: for those who tell
+// their packets by address from those of other labs.
+func NewIn(number uint8) (*Lab, error) {
 	client, err := NewNamespace()
 	if err != nil {
 		return nil, err
@@ -40,7 +52,7 @@ func New() (*Lab, error) {
 		return nil, errors.Join(err, client.Close())
 	}
 	l := &Lab{Client: client, Server: server}
-	if err := l.join(); err != nil {
+	if err := l.join(number); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
 	return l, nil
@@ -52,7 +64,7 @@ func (l *Lab) Close() error {
 }
 
 // join connects the namespaces and gives them their addresses.
-func (l *Lab) join() error {
+func (l *Lab) join(number uint8) error {
 	err := l.Client.Do(func() error {
 		return netlink.LinkAdd(&netlink.Veth{
 			LinkAttrs:     netlink.LinkAttrs{Name: linkName},
@@ -72,11 +84,15 @@ func (l *Lab) join() error {
 			return err
 		}
 	}
-	err = l.Client.addAddrs(netip.MustParsePrefix("10.77.0.1/24"), netip.MustParsePrefix("fd77::1/64"))
-	if err != nil {
-		return err
+	subnet4, subnet6 := Subnets(number)
+	addr4, addr6 := subnet4.Addr(), subnet6.Addr()
+	for _, n := range []*Namespace{l.Client, l.Server} {
+		addr4, addr6 = addr4.Next(), addr6.Next()
+		if err := n.addAddrs(netip.PrefixFrom(addr4, subnet4.Bits()), netip.PrefixFrom(addr6, subnet6.Bits())); err != nil {
+			return err
+		}
 	}
-	return l.Server.addAddrs(netip.MustParsePrefix("10.77.0.2/24"), netip.MustParsePrefix("fd77::2/64"))
+	return nil
 }
 
 // addAddrs waits for the veth to be operational, then gives it its addresses; no

@@ -80,7 +80,7 @@ func Idle(f func(*abi.Conn)) *abi.Conn {
 // f, and then its retransmission timer armed for its Rto.
 func InFlight(f func(*abi.Conn)) *abi.Conn {
 	return Timed(func(c *abi.Conn) {
-		c.PacketsOut, c.SendQueue, c.Pending = 1, 100, abi.PendingRetrans
+		c.PacketsOut, c.SendQueue, c.Pending = 1, 100, abi.PendingRetransmit
 		f(c)
 		c.WriteExpires, c.WriteLevel = Arm(c, time.Duration(c.Rto)*time.Second/HZ)
 	})
@@ -141,7 +141,7 @@ func ClosedWindow(f func(*abi.Conn)) *abi.Conn {
 	return Timed(func(c *abi.Conn) {
 		KeepaliveOff(c)
 		c.Flags |= abi.ConnWindowClosed | abi.ConnTrouble
-		c.SendWindow, c.SendQueue, c.Pending, c.Backoff = 0, 600000, abi.PendingProbe0, 6
+		c.SendWindow, c.SendQueue, c.Pending, c.Backoff = 0, 600000, abi.PendingWindowProbe, 6
 		c.WindowClosed, c.Silent, c.Idle = Ago(20*time.Second), Ago(4*time.Second), Ago(20*time.Second)
 		c.WriteExpires, c.WriteLevel = Arm(c, 9*time.Second)
 		f(c)
@@ -155,7 +155,7 @@ func Connecting(f func(*abi.Conn)) *abi.Conn {
 		KeepaliveOff(c)
 		c.State, c.Silent, c.Idle = abi.StateSynSent, abi.AgeNone, abi.AgeNone
 		c.Retries, c.SynLinear, c.Retransmits, c.Rto = 6, 4, 3, Ago(time.Second)
-		c.PacketsOut, c.SendQueue, c.SendWindow, c.Pending, c.Retransmitting = 1, 1, 0, abi.PendingRetrans, Ago(3*time.Second)
+		c.PacketsOut, c.SendQueue, c.SendWindow, c.Pending, c.Retransmitting = 1, 1, 0, abi.PendingRetransmit, Ago(3*time.Second)
 		c.WriteExpires, c.WriteLevel = Arm(c, 500*time.Millisecond)
 		f(c)
 	}), abi.EvidenceRetransmit, 3)
@@ -199,7 +199,7 @@ func Seeds() []*abi.Conn {
 		Idle(func(c *abi.Conn) { c.UserTimeout, c.ProbesOut = 30000, 2 }),
 		InFlight(func(c *abi.Conn) { c.Retransmits, c.Retransmitting = 3, Ago(3*time.Second) }),
 		InFlight(func(c *abi.Conn) { c.SendWindow = 0 }),
-		Unacknowledged(func(c *abi.Conn) { c.Pending = abi.PendingLossProbe }),
+		Unacknowledged(func(c *abi.Conn) { c.Pending = abi.PendingTailLossProbe }),
 		ClosedWindow(func(*abi.Conn) {}),
 		Connecting(func(*abi.Conn) {}),
 		Orphan(func(*abi.Conn) {}),

@@ -19,14 +19,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// puppetEnv makes the test binary a puppet instead of running the tests. Its value
-// is the Unix socket of whoever tells it what to do.
-const puppetEnv = "HALFOPEN_E2E_PUPPET"
+// helperEnv makes the test binary a helper process instead of running the tests. Its value
+// is the Unix socket of its controller.
+const helperEnv = "HALFOPEN_E2E_HELPER"
 
-// A puppet is a process of its own that holds sockets, and does with them what it
+// A helper process is a process of its own that holds sockets, and does with them what it
 // is told: the tests of owners need several, and those of a great many sockets
 // need more descriptors than one process may have.
-type puppet struct {
+type helperProcess struct {
 	t    testing.TB
 	PID  int
 	conn net.Conn
@@ -34,8 +34,8 @@ type puppet struct {
 	out  *json.Encoder
 }
 
-// An order is what a puppet is told; the answer is what came of it.
-type order struct {
+// A command is what a helper process is told; the answer is what came of it.
+type command struct {
 	Do      string
 	FD      int            `json:",omitempty"`
 	FDs     []int          `json:",omitempty"`
@@ -56,9 +56,9 @@ type answer struct {
 	FDs    []int
 }
 
-// playPuppet is the main function of the child process. It ends when its master
+// runHelper is the main function of the child process. It ends when its controller
 // hangs up.
-func playPuppet(path string) int {
+func runHelper(path string) int {
 	runtime.LockOSThread() // namespaces and user ids are a thread's
 	conn, err := net.Dial("unix", path)
 	if err != nil {
@@ -69,13 +69,13 @@ func playPuppet(path string) int {
 	if out.Encode(answer{PID: os.Getpid()}) != nil {
 		return 1
 	}
-	p := &player{path: path}
+	p := &runner{path: path}
 	for {
-		var o order
+		var o command
 		if in.Decode(&o) != nil {
 			return 0
 		}
-		a, err := p.play(&o)
+		a, err := p.run(&o)
 		if err != nil {
 			a.Err = fmt.Sprintf("%s: %v", o.Do, err)
 		}
@@ -85,13 +85,13 @@ func playPuppet(path string) int {
 	}
 }
 
-// player is a puppet as it sees itself.
-type player struct {
+// runner is a helper process as it sees itself.
+type runner struct {
 	path string
 	unix *net.UnixListener // await
 }
 
-func (p *player) play(o *order) (a answer, err error) {
+func (p *runner) run(o *command) (a answer, err error) {
 	switch o.Do {
 	case "name":
 		return a, os.WriteFile("/proc/self/comm", []byte(o.Name), 0)
@@ -132,7 +132,7 @@ func (p *player) play(o *order) (a answer, err error) {
 	case "fork": // a child of this process, which has the descriptor as its 3
 		f := os.NewFile(uintptr(o.FD), "inherited")
 		cmd := exec.Command(os.Args[0])
-		cmd.Env = append(os.Environ(), puppetEnv+"="+p.path)
+		cmd.Env = append(os.Environ(), helperEnv+"="+p.path)
 		cmd.ExtraFiles = []*os.File{f}
 		cmd.Stderr = os.Stderr
 		if err := cmd.Start(); err != nil {
@@ -141,7 +141,7 @@ func (p *player) play(o *order) (a answer, err error) {
 		keep = append(keep, f) // its finalizer would close the descriptor
 		a.PID, a.FD = cmd.Process.Pid, 3
 		return a, nil
-	case "await": // what another puppet passes
+	case "await": // what another helper passes
 		p.unix, err = net.ListenUnix("unix", &net.UnixAddr{Name: o.Path, Net: "unix"})
 		return a, err
 	case "pass":
@@ -165,14 +165,14 @@ func (p *player) play(o *order) (a answer, err error) {
 	case "visit":
 		return a, visit(o)
 	}
-	return a, errors.New("unknown order")
+	return a, errors.New("unknown command")
 }
 
 // keep are descriptors that must stay open.
 var keep []*os.File
 
 // open opens a socket, which belongs to a user.
-func open(o *order) (int, error) {
+func open(o *command) (int, error) {
 	if o.UID != 0 {
 		if err := unix.Setfsuid(o.UID); err != nil {
 			return 0, err
@@ -222,13 +222,13 @@ func take(l *net.UnixListener) (int, error) {
 	return fds[0], nil
 }
 
-// theatre is where the puppets of a test report.
-type theatre struct {
+// controller is where the helper processes of a test report.
+type controller struct {
 	t testing.TB
 	l *net.UnixListener
 }
 
-func newTheatre(t testing.TB) *theatre {
+func newController(t testing.TB) *controller {
 	t.Helper()
 	// Short: the path of a Unix socket has 107 bytes at most.
 	dir, err := os.MkdirTemp("", "halfopen-")
@@ -241,14 +241,14 @@ func newTheatre(t testing.TB) *theatre {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Close() })
-	return &theatre{t, l}
+	return &controller{t, l}
 }
 
-// puppet starts one, in a namespace if that is not "".
-func (h *theatre) puppet(name, netns string) *puppet {
+// start starts one, in a namespace if that is not "".
+func (h *controller) start(name, netns string) *helperProcess {
 	h.t.Helper()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), puppetEnv+"="+h.l.Addr().String())
+	cmd.Env = append(os.Environ(), helperEnv+"="+h.l.Addr().String())
 	stderr := &buffer{}
 	cmd.Stderr = stderr
 	if err := cmd.Start(); err != nil {
@@ -258,21 +258,21 @@ func (h *theatre) puppet(name, netns string) *puppet {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		if said := stderr.String(); said != "" {
-			h.t.Logf("puppet %s said: %s", name, said)
+			h.t.Logf("helper %s said: %s", name, said)
 		}
 	})
-	p := h.comes()
-	p.does(order{Do: "name", Name: name})
+	p := h.accept()
+	p.must(command{Do: "name", Name: name})
 	if netns != "" {
-		p.does(order{Do: "enter", Path: netns})
+		p.must(command{Do: "enter", Path: netns})
 	}
 	return p
 }
 
-// comes waits for the next puppet that reports.
-func (h *theatre) comes() *puppet {
+// accept waits for the next helper process that connects.
+func (h *controller) accept() *helperProcess {
 	h.t.Helper()
-	if err := h.l.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := h.l.SetDeadline(time.Now().Add(generous)); err != nil {
 		h.t.Fatal(err)
 	}
 	conn, err := h.l.Accept()
@@ -280,7 +280,7 @@ func (h *theatre) comes() *puppet {
 		h.t.Fatal(err)
 	}
 	h.t.Cleanup(func() { conn.Close() })
-	p := &puppet{t: h.t, conn: conn, in: json.NewDecoder(conn), out: json.NewEncoder(conn)}
+	p := &helperProcess{t: h.t, conn: conn, in: json.NewDecoder(conn), out: json.NewEncoder(conn)}
 	var hello answer
 	if err := p.in.Decode(&hello); err != nil {
 		h.t.Fatal(err)
@@ -289,18 +289,18 @@ func (h *theatre) comes() *puppet {
 	return p
 }
 
-// does waits until an order is carried out.
-func (p *puppet) does(o order) answer {
+// must carries a command out; the test ends if that fails.
+func (p *helperProcess) must(o command) answer {
 	p.t.Helper()
 	a, err := p.do(o)
 	if err != nil {
-		p.t.Fatalf("puppet %d: %v", p.PID, err)
+		p.t.Fatalf("helper %d: %v", p.PID, err)
 	}
 	return a
 }
 
-// do is does for other goroutines than the test's.
-func (p *puppet) do(o order) (a answer, err error) {
+// do carries a command out. Other goroutines than the test's may call it.
+func (p *helperProcess) do(o command) (a answer, err error) {
 	if err := p.out.Encode(o); err != nil {
 		return a, err
 	}
@@ -313,11 +313,11 @@ func (p *puppet) do(o order) (a answer, err error) {
 	return a, nil
 }
 
-// leaves ends the process of the puppet.
-func (p *puppet) leaves() {
+// exit ends the process.
+func (p *helperProcess) exit() {
 	p.t.Helper()
 	p.conn.Close()
-	eventually(p.t, 10*time.Second, "the process has ended", func() error {
+	eventually(p.t, "the process has ended", func() error {
 		body, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID))
 		// Its other threads may still hold what the first has let go of.
 		threads, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", p.PID))
@@ -328,8 +328,8 @@ func (p *puppet) leaves() {
 	})
 }
 
-// holds is what a puppet's descriptor is, as /proc has it.
-func (p *puppet) holds(fd int) string {
+// descriptor returns what a file descriptor is, as /proc names it.
+func (p *helperProcess) descriptor(fd int) string {
 	p.t.Helper()
 	link, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", p.PID, fd))
 	if err != nil {
@@ -338,8 +338,8 @@ func (p *puppet) holds(fd int) string {
 	return link
 }
 
-// comm is the name of the puppet's process.
-func (p *puppet) comm() string {
+// comm is the name of the process.
+func (p *helperProcess) comm() string {
 	p.t.Helper()
 	body, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", p.PID))
 	if err != nil {
@@ -350,7 +350,7 @@ func (p *puppet) comm() string {
 
 // connectMany makes connections from the first of two namespaces to the second,
 // holds both ends, and returns the clients'.
-func connectMany(o *order) (fds []int, err error) {
+func connectMany(o *command) (fds []int, err error) {
 	if err := enter(o.Paths[1]); err != nil {
 		return nil, err
 	}
@@ -376,7 +376,7 @@ func connectMany(o *order) (fds []int, err error) {
 
 // populate makes so many connections of a namespace with itself in each of the
 // namespaces, and leaves them there in several states. It returns the listeners.
-func populate(o *order) (listeners []int, err error) {
+func populate(o *command) (listeners []int, err error) {
 	for _, path := range o.Paths {
 		if err := enter(path); err != nil {
 			return nil, err
@@ -418,7 +418,7 @@ func pair(listener int, addr netip.AddrPort) (fd, accepted int, err error) {
 
 // visit has so many short connections in each of the namespaces, and leaves one
 // end of each in time_wait.
-func visit(o *order) error {
+func visit(o *command) error {
 	for i, path := range o.Paths {
 		if err := enter(path); err != nil {
 			return err

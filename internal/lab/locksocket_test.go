@@ -9,7 +9,7 @@ import (
 )
 
 // A socket that is in use acknowledges nothing: what arrives waits for its user.
-func TestHoldLock(t *testing.T) {
+func TestLockSocket(t *testing.T) {
 	l := newLab(t)
 	families(t, l, func(t *testing.T, server netip.Addr) {
 		client, accepted := connect(t, l, netip.AddrPortFrom(server, 5432))
@@ -20,7 +20,7 @@ func TestHoldLock(t *testing.T) {
 			}
 			return info.Unacked
 		}
-		release, err := HoldLock(client)
+		release, err := LockSocket(client)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -41,11 +41,11 @@ func TestHoldLock(t *testing.T) {
 	})
 }
 
-func TestHoldLockOfAClosedSocket(t *testing.T) {
+func TestLockSocketOfAClosedSocket(t *testing.T) {
 	l := newLab(t)
 	client, _ := connect(t, l, netip.AddrPortFrom(l.Server.Addr4(), 5432))
 	client.Close()
-	if _, err := HoldLock(client); err == nil {
+	if _, err := LockSocket(client); err == nil {
 		t.Error("a closed socket was held")
 	}
 }

@@ -19,38 +19,38 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// crowdEnv makes the test binary a crowd instead of running the tests. A process
+// bulkEnv makes the test binary the process of bulkClients instead of running the tests. A process
 // may have 20,000 descriptors, so a great many connections need several.
-const crowdEnv = "HALFOPEN_E2E_CROWD"
+const bulkEnv = "HALFOPEN_E2E_BULK"
 
-// A crowd is a process that holds both ends of many connections, ends them all
-// when told to, and tells what its applications saw of that.
-type crowd struct {
+// bulkClients are a process that holds both ends of many connections, ends them all
+// when told to, and returns what its applications saw.
+type bulkClients struct {
 	ClientNS, ServerNS string // paths of the namespaces
 	Addrs              []netip.AddrPort
 	Pairs              int
 	End                string // reset, close, keepalive_timeout or user_timeout
 }
 
-// saw counts the ends of connections by what their application got: the error of
+// outcomes counts the ends of connections by what their application got: the error of
 // its read, "EOF", or what it did itself.
-type saw map[string]int
+type outcomes map[string]int
 
-// A member is one end of a connection.
-type member struct {
+// A bulkEnd is one end of a connection.
+type bulkEnd struct {
 	fd     int
 	pair   int
 	server bool
 }
 
-// playCrowd is the main function of the child process: it says "ready", waits for
+// runBulkClients is the main function of the child process: it says "ready", waits for
 // a line, and answers with what was seen.
-func playCrowd(part string) int {
+func runBulkClients(part string) int {
 	runtime.LockOSThread()
-	var c crowd
+	var c bulkClients
 	err := json.Unmarshal([]byte(part), &c)
 	if err == nil {
-		err = c.play()
+		err = c.run()
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -59,7 +59,7 @@ func playCrowd(part string) int {
 	return 0
 }
 
-func (c crowd) play() error {
+func (c bulkClients) run() error {
 	members, err := c.connect()
 	if err != nil {
 		return fmt.Errorf("connect: %w", err)
@@ -85,7 +85,7 @@ func enter(path string) error {
 	return netns.Set(ns)
 }
 
-func (c crowd) connect() ([]member, error) {
+func (c bulkClients) connect() ([]bulkEnd, error) {
 	if err := enter(c.ServerNS); err != nil {
 		return nil, err
 	}
@@ -106,7 +106,7 @@ func (c crowd) connect() ([]member, error) {
 	if err := enter(c.ClientNS); err != nil {
 		return nil, err
 	}
-	members := make([]member, 0, 2*c.Pairs)
+	members := make([]bulkEnd, 0, 2*c.Pairs)
 	for pair := range c.Pairs {
 		addr := c.Addrs[pair%len(c.Addrs)]
 		fd, err := newSocket(addr)
@@ -120,7 +120,7 @@ func (c crowd) connect() ([]member, error) {
 		if err != nil {
 			return nil, err
 		}
-		members = append(members, member{fd, pair, false}, member{accepted, pair, true})
+		members = append(members, bulkEnd{fd, pair, false}, bulkEnd{accepted, pair, true})
 		if c.unread(pair) {
 			if _, err := unix.Write(fd, []byte("unread")); err != nil {
 				return nil, err
@@ -132,7 +132,7 @@ func (c crowd) connect() ([]member, error) {
 
 // unread says whether a connection is reset by closing it with data unread, which
 // does it as well as SO_LINGER.
-func (c crowd) unread(pair int) bool { return c.End == "reset" && pair%4 == 0 }
+func (c bulkClients) unread(pair int) bool { return c.End == "reset" && pair%4 == 0 }
 
 func newSocket(addr netip.AddrPort) (int, error) {
 	family := unix.AF_INET
@@ -150,8 +150,8 @@ func sockaddr(addr netip.AddrPort) unix.Sockaddr {
 }
 
 // end begins the end of every connection and reads what comes of it.
-func (c crowd) end(members []member) (saw, error) {
-	seen := make(saw)
+func (c bulkClients) end(members []bulkEnd) (outcomes, error) {
+	seen := make(outcomes)
 	poll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, err
@@ -206,7 +206,7 @@ func (c crowd) end(members []member) (saw, error) {
 
 // begin does what one end does by itself. If it has closed then, it returns what
 // that was.
-func (c crowd) begin(m member) (string, error) {
+func (c bulkClients) begin(m bulkEnd) (string, error) {
 	switch {
 	case c.End == "reset" && m.server:
 		if c.unread(m.pair) {
@@ -247,20 +247,20 @@ func keepalive(fd, idle, count int) error {
 	)
 }
 
-// gathering is a crowd as its parent knows it.
-type gathering struct {
+// bulkProcess is such a process as its parent sees it.
+type bulkProcess struct {
 	*network
-	crowd
+	bulkClients
 	stdin  io.Writer
 	stdout *bufio.Reader
 	stderr *buffer
 }
 
-// gather starts a crowd in a network of its own.
-func gather(t *testing.T, end string, pairs, port int) *gathering {
+// startBulkClients starts the process in a network of its own.
+func startBulkClients(t *testing.T, end string, pairs, port int) *bulkProcess {
 	t.Helper()
 	n := newNetwork(t, "")
-	g := &gathering{network: n, stderr: &buffer{}, crowd: crowd{
+	g := &bulkProcess{network: n, stderr: &buffer{}, bulkClients: bulkClients{
 		ClientNS: n.Client.Path(), ServerNS: n.Server.Path(), Pairs: pairs, End: end,
 		Addrs: []netip.AddrPort{
 			netip.AddrPortFrom(n.Server.Addr4(), uint16(port)),
@@ -271,12 +271,12 @@ func gather(t *testing.T, end string, pairs, port int) *gathering {
 	if err := n.Client.Sysctl("net.ipv4.ip_local_port_range", "10001 65000"); err != nil {
 		t.Fatal(err)
 	}
-	part, err := json.Marshal(g.crowd)
+	part, err := json.Marshal(g.bulkClients)
 	if err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), crowdEnv+"="+string(part))
+	cmd.Env = append(os.Environ(), bulkEnv+"="+string(part))
 	cmd.Stderr = g.stderr
 	if g.stdin, err = cmd.StdinPipe(); err != nil {
 		t.Fatal(err)
@@ -297,26 +297,26 @@ func gather(t *testing.T, end string, pairs, port int) *gathering {
 }
 
 // ready waits until all connections are there.
-func (g *gathering) ready() {
+func (g *bulkProcess) ready() {
 	g.t.Helper()
 	if line, err := g.stdout.ReadString('\n'); line != "ready\n" {
-		g.t.Fatalf("the crowd to %s said %q, %v: %s", g.End, line, err, g.stderr)
+		g.t.Fatalf("the process to %s said %q, %v: %s", g.End, line, err, g.stderr)
 	}
 }
 
-func (g *gathering) begin() {
+func (g *bulkProcess) begin() {
 	g.t.Helper()
 	if _, err := io.WriteString(g.stdin, "go\n"); err != nil {
 		g.t.Fatal(err)
 	}
 }
 
-// saw waits until all connections have ended.
-func (g *gathering) saw() saw {
+// outcomes waits until all connections have ended.
+func (g *bulkProcess) outcomes() outcomes {
 	g.t.Helper()
-	var seen saw
+	var seen outcomes
 	if err := json.NewDecoder(g.stdout).Decode(&seen); err != nil {
-		g.t.Fatalf("the crowd to %s: %v: %s", g.End, err, g.stderr)
+		g.t.Fatalf("the process to %s: %v: %s", g.End, err, g.stderr)
 	}
 	return seen
 }

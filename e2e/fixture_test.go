@@ -26,22 +26,22 @@ import (
 	"github.com/halfopen/halfopen/internal/lab"
 )
 
-// A fate is how one socket ended, as known from outside the agent.
-type fate struct {
+// An expectedEnd is how one socket ended, as known from outside the agent.
+type expectedEnd struct {
 	scenario string // and family
 	cookie   string
 	cause    string
 	during   string
-	errno    string // anything if "*": nobody was there to get it
+	errno    string // "*" is any: no application was left to get it
 	state    string
-	quiet    bool // an orderly end: it is counted, and told only if there was trouble before
+	orderly  bool // an orderly end: it is counted, and told only if there was trouble before
 
 	local, remote netip.AddrPort
 
-	// It ended between these moments; zero: some time in the trial.
+	// It ended between these moments; zero: some time in the run.
 	alive, dead time.Time
 
-	hidden     bool // from every program, see witness
+	hidden     bool // from every program, see referenceTracer
 	maybe      bool // or it was an orderly end
 	unforeseen bool // something else kept the kernel from ending it in time, or made it
 }
@@ -86,9 +86,9 @@ func errnoOf(class uint8, family string) string {
 	return "EHOSTUNREACH"
 }
 
-// The kernel's settings in all the namespaces of the scenarios, so that nobody
-// has to wait for long.
-var quick = map[string]string{
+// quickSysctls are the kernel's settings in all namespaces of the scenarios: they keep
+// timeouts short.
+var quickSysctls = map[string]string{
 	"net.ipv4.tcp_retries2":                       "3",
 	"net.ipv4.tcp_orphan_retries":                 "2",
 	synLinear:                                     "0",
@@ -98,44 +98,47 @@ var quick = map[string]string{
 	"net.ipv4.tcp_fin_timeout":                    "30",
 }
 
-// stage is a lab in which scenarios are played: its sockets can be told apart by
+// fixture is a lab in which scenarios are played: its sockets can be told apart by
 // class, and what became of each is written down.
-type stage struct {
+type fixture struct {
 	*lab.Lab
 	t              testing.TB
 	began          time.Time
 	client, server *lab.Diag
-	open, narrow   map[string]*lobby // by family
+	open, narrow   map[string]*acceptor // by family
 
-	mu     sync.Mutex
-	fates  []fate
-	failed []string
-	found  int // of those that were hidden, how many the agent told of
+	mu       sync.Mutex
+	expected []expectedEnd
+	failed   []string
+	// The connections of runs that failed, and how many ends of connections those are.
+	abandoned     map[[2]netip.AddrPort]bool
+	abandonedEnds int
 	// What became of the comparison.
 	wrong, unknown int
 }
 
-// lobby is a listener, and those it has accepted and nobody has asked for yet.
-type lobby struct {
+// acceptor is a listener, with the connections it has accepted that no scenario has taken
+// yet.
+type acceptor struct {
 	addr netip.AddrPort
 	mu   sync.Mutex
 	in   map[int]chan *net.TCPConn // by the client's port
 }
 
-func newStage(t testing.TB) *stage {
+func newFixture(t testing.TB) *fixture {
 	t.Helper()
-	l, err := lab.New()
+	l, err := lab.NewIn(subnet)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &stage{Lab: l, t: t, began: time.Now(), open: map[string]*lobby{}, narrow: map[string]*lobby{}}
+	s := &fixture{Lab: l, t: t, began: time.Now(), abandoned: map[[2]netip.AddrPort]bool{}, open: map[string]*acceptor{}, narrow: map[string]*acceptor{}}
 	t.Cleanup(func() {
 		if err := l.Close(); err != nil {
 			t.Error(err)
 		}
 	})
 	for _, n := range []*lab.Namespace{l.Client, l.Server} {
-		sysctls(t, n, quick)
+		sysctls(t, n, quickSysctls)
 	}
 	// An orphan of the server's in fin_wait2 stays a full socket for a while.
 	if err := l.Server.Sysctl("net.ipv4.tcp_fin_timeout", "90"); err != nil {
@@ -164,8 +167,8 @@ func newStage(t testing.TB) *stage {
 	return s
 }
 
-// receive opens a lobby; buffer is the receive buffer of its sockets, if not 0.
-func (s *stage) receive(addr netip.AddrPort, buffer int) *lobby {
+// receive opens an acceptor; buffer is the receive buffer of its sockets, if not 0.
+func (s *fixture) receive(addr netip.AddrPort, buffer int) *acceptor {
 	s.t.Helper()
 	l, err := s.Server.Listen("tcp", addr)
 	if err != nil {
@@ -179,7 +182,7 @@ func (s *stage) receive(addr netip.AddrPort, buffer int) *lobby {
 		}
 	}
 	s.t.Cleanup(func() { l.Close() })
-	in := &lobby{addr: addr, in: map[int]chan *net.TCPConn{}}
+	in := &acceptor{addr: addr, in: map[int]chan *net.TCPConn{}}
 	go func() {
 		for {
 			c, err := l.AcceptTCP()
@@ -193,7 +196,7 @@ func (s *stage) receive(addr netip.AddrPort, buffer int) *lobby {
 }
 
 // of is where the connection from a port is handed over.
-func (l *lobby) of(port int) chan *net.TCPConn {
+func (l *acceptor) of(port int) chan *net.TCPConn {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	c := l.in[port]
@@ -204,7 +207,7 @@ func (l *lobby) of(port int) chan *net.TCPConn {
 	return c
 }
 
-func (l *lobby) forget(port int) {
+func (l *acceptor) forget(port int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.in, port)
@@ -223,21 +226,42 @@ func onFD(c syscall.Conn, f func(fd int) error) error {
 	return ferr
 }
 
-// A trial is one scenario being played. Its methods end it when something is not
+// A scenarioRun is one scenario being played. Its methods end it when something is not
 // as it must be.
-type trial struct {
-	*stage
+type scenarioRun struct {
+	*fixture
 	name   string
 	family string
 	rng    *rand.Rand
 	undo   []func()
 	// The addresses of sockets that were to be connected, by cookie.
 	attempts map[string][2]netip.AddrPort
+
+	pairs   [][2]netip.AddrPort // of its connections
+	ends    []expectedEnd
+	failure string
 }
 
-// play runs a scenario to its end; f runs in a goroutine of its own.
-func (s *stage) play(name, family string, rng *rand.Rand, f func(*trial)) {
-	t := &trial{stage: s, name: name + " over " + family, family: family, rng: rng, attempts: map[string][2]netip.AddrPort{}}
+// play runs a scenario to its end; f runs in a goroutine of its own. On a machine that is
+// too busy a scenario may be late for what it wants to do, and its sockets end otherwise
+// than it says: it finds that out itself, without the agent, and is played again.
+func (s *fixture) play(name, family string, rng *rand.Rand, f func(*scenarioRun)) {
+	var failures []string
+	for range 5 {
+		failure := s.playOnce(name, family, rng, f)
+		if failure == "" {
+			return
+		}
+		failures = append(failures, failure)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.failed = append(s.failed, failures...)
+}
+
+// playOnce runs a scenario once, and returns why it failed.
+func (s *fixture) playOnce(name, family string, rng *rand.Rand, f func(*scenarioRun)) (failure string) {
+	t := &scenarioRun{fixture: s, name: name + " over " + family, family: family, rng: rng, attempts: map[string][2]netip.AddrPort{}}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -249,17 +273,37 @@ func (s *stage) play(name, family string, rng *rand.Rand, f func(*trial)) {
 		f(t)
 	}()
 	<-done
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t.failure == "" {
+		s.expected = append(s.expected, t.ends...)
+		return ""
+	}
+	for _, pair := range t.pairs {
+		if !s.abandoned[pair] {
+			s.abandonedEnds += 2
+		}
+		s.abandoned[pair], s.abandoned[[2]netip.AddrPort{pair[1], pair[0]}] = true, true
+	}
+	return t.failure
 }
 
-// fail ends the trial.
-func (t *trial) fail(format string, args ...any) {
-	t.mu.Lock()
-	t.failed = append(t.failed, fmt.Sprintf("%s: %s", t.name, fmt.Sprintf(format, args...)))
-	t.mu.Unlock()
+// mustPlayOnce runs a scenario that cannot be played again.
+func (s *fixture) mustPlayOnce(name, family string, rng *rand.Rand, f func(*scenarioRun)) {
+	if failure := s.playOnce(name, family, rng, f); failure != "" {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.failed = append(s.failed, failure)
+	}
+}
+
+// fail ends the run.
+func (t *scenarioRun) fail(format string, args ...any) {
+	t.failure = fmt.Sprintf("%s: %s", t.name, fmt.Sprintf(format, args...))
 	runtime.Goexit()
 }
 
-func (t *trial) must(err error) {
+func (t *scenarioRun) must(err error) {
 	if err != nil {
 		t.fail("%v (%s)", err, caller())
 	}
@@ -277,12 +321,12 @@ func caller() string {
 	}
 }
 
-// trialTimeout bounds every wait: the longest-lived socket lives for some seconds.
-const trialTimeout = time.Minute
+// scenarioTimeout bounds every wait: the longest-lived socket lives for some seconds.
+const scenarioTimeout = time.Minute
 
 // until waits for a condition.
-func (t *trial) until(what string, ok func() bool) {
-	for late := time.Now().Add(trialTimeout); !ok(); time.Sleep(10 * time.Millisecond) {
+func (t *scenarioRun) until(what string, ok func() bool) {
+	for late := time.Now().Add(scenarioTimeout); !ok(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(late) {
 			t.fail("never: %s (%s)", what, caller())
 		}
@@ -290,24 +334,22 @@ func (t *trial) until(what string, ok func() bool) {
 }
 
 // between is a random duration.
-func (t *trial) between(from, to time.Duration) time.Duration {
+func (t *scenarioRun) between(from, to time.Duration) time.Duration {
 	return from + time.Duration(t.rng.Int64N(int64(to-from)))
 }
 
-func (t *trial) ended(f fate) {
+func (t *scenarioRun) expect(f expectedEnd) {
 	f.scenario = t.name
 	if a, ok := t.attempts[f.cookie]; ok {
 		f.local, f.remote = a[0], a[1]
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.fates = append(t.fates, f)
+	t.ends = append(t.ends, f)
 }
 
-// An end of a connection.
-type end struct {
+// An endpoint is one end of a connection.
+type endpoint struct {
 	*net.TCPConn
-	t             *trial
+	t             *scenarioRun
 	diag          *lab.Diag
 	cookie        uint64
 	local, remote netip.AddrPort
@@ -316,51 +358,50 @@ type end struct {
 }
 
 // Close closes the socket, with which no child that is just being made is left.
-func (e *end) Close() error {
+func (e *endpoint) Close() error {
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
 	return e.TCPConn.Close()
 }
 
-func (t *trial) end(c *net.TCPConn, d *lab.Diag) *end {
+func (t *scenarioRun) endpoint(c *net.TCPConn, d *lab.Diag) *endpoint {
 	t.undo = append(t.undo, func() { c.Close() })
 	cookie, err := lab.Cookie(c)
 	t.must(err)
-	return &end{
-		TCPConn: c, t: t, diag: d, cookie: cookie,
-		local: c.LocalAddr().(*net.TCPAddr).AddrPort(), remote: c.RemoteAddr().(*net.TCPAddr).AddrPort(),
-	}
+	local, remote := c.LocalAddr().(*net.TCPAddr).AddrPort(), c.RemoteAddr().(*net.TCPAddr).AddrPort()
+	t.pairs = append(t.pairs, [2]netip.AddrPort{local, remote})
+	return &endpoint{TCPConn: c, t: t, diag: d, cookie: cookie, local: local, remote: remote}
 }
 
 // pair connects the client to the server.
-func (t *trial) pair() (client, server *end) { return t.pairAt(t.open[t.family]) }
+func (t *scenarioRun) pair() (client, server *endpoint) { return t.pairAt(t.open[t.family]) }
 
-func (t *trial) pairAt(l *lobby) (client, server *end) {
-	ctx, cancel := context.WithTimeout(context.Background(), trialTimeout)
+func (t *scenarioRun) pairAt(l *acceptor) (client, server *endpoint) {
+	ctx, cancel := context.WithTimeout(context.Background(), scenarioTimeout)
 	defer cancel()
 	c, err := t.Client.Dial(ctx, l.addr)
 	t.must(err)
-	client = t.end(c, t.client)
+	client = t.endpoint(c, t.client)
 	port := int(client.local.Port())
 	defer l.forget(port)
 	select {
 	case c = <-l.of(port):
-		return client, t.end(c, t.server)
+		return client, t.endpoint(c, t.server)
 	case <-ctx.Done():
 		t.fail("nobody accepted")
 		return nil, nil
 	}
 }
 
-// class says what becomes of what the end sends from now on.
-func (e *end) class(class uint8) { e.t.must(lab.SetClass(e, class)) }
+// class sets what happens to the packets that the endpoint sends from now on.
+func (e *endpoint) class(class uint8) { e.t.must(lab.SetClass(e, class)) }
 
-func (e *end) write(n int) {
+func (e *endpoint) write(n int) {
 	_, err := e.Write(make([]byte, n))
 	e.t.must(err)
 }
 
-func (e *end) info() *unix.TCPInfo {
+func (e *endpoint) info() *unix.TCPInfo {
 	info, err := lab.Info(e)
 	e.t.must(err)
 	return info
@@ -378,8 +419,8 @@ const (
 const timerTimeWait = 3
 
 // eof reads to the peer's FIN.
-func (e *end) eof() {
-	_ = e.SetReadDeadline(time.Now().Add(trialTimeout))
+func (e *endpoint) eof() {
+	_ = e.SetReadDeadline(time.Now().Add(scenarioTimeout))
 	if _, err := io.Copy(io.Discard, e.TCPConn); err != nil {
 		e.t.fail("want the peer's FIN: %v", err)
 	}
@@ -387,10 +428,10 @@ func (e *end) eof() {
 
 // wait waits, asleep, until ok is true of the socket; what changes it must be
 // something that wakes a reader.
-func (e *end) wait(what string, ok func(fd int) bool) {
+func (e *endpoint) wait(what string, ok func(fd int) bool) {
 	raw, err := e.SyscallConn()
 	e.t.must(err)
-	_ = e.SetReadDeadline(time.Now().Add(trialTimeout))
+	_ = e.SetReadDeadline(time.Now().Add(scenarioTimeout))
 	if err := raw.Read(func(fd uintptr) bool { return ok(int(fd)) }); err != nil {
 		e.t.fail("never: %s: %v (%s)", what, err, caller())
 	}
@@ -406,7 +447,7 @@ func stateOf(fd int) uint8 {
 
 // dies waits for the socket's end, and checks the error that its application
 // gets.
-func (e *end) dies(cause, during, errno, state string) {
+func (e *endpoint) dies(cause, during, errno, state string) {
 	var dead time.Time
 	e.wait("its end", func(fd int) bool {
 		dead = time.Now()
@@ -420,18 +461,18 @@ func (e *end) dies(cause, during, errno, state string) {
 	if name := unix.ErrnoName(syscall.Errno(got)); name != errno {
 		e.t.fail("the application got %q, expected %q: the scenario is not what it should be (%s)", name, errno, caller())
 	}
-	e.t.ended(fate{
+	e.t.expect(expectedEnd{
 		cookie: fmt.Sprintf("%x", e.cookie), local: e.local, remote: e.remote, cause: cause, during: during, errno: errno, state: state,
 		alive: dead.Add(-latency), dead: dead, unforeseen: e.unforeseen,
 	})
 	e.Close()
 }
 
-// latency is how late one may hear of the end of a socket: the machine is busy.
+// latency bounds how late a test usually hears of the end of a socket.
 const latency = 250 * time.Millisecond
 
-// goes waits until an orphan is not to be seen any more.
-func (e *end) goes(cause, during, errno, state string) {
+// disappears waits until an orphan is not to be seen any more.
+func (e *endpoint) disappears(cause, during, errno, state string) {
 	alive := time.Now()
 	e.t.until("gone", func() bool {
 		_, err := e.diag.Find(e.local, e.remote, e.cookie)
@@ -440,14 +481,14 @@ func (e *end) goes(cause, during, errno, state string) {
 		}
 		return err != nil
 	})
-	e.t.ended(fate{
+	e.t.expect(expectedEnd{
 		cookie: fmt.Sprintf("%x", e.cookie), local: e.local, remote: e.remote, cause: cause, during: during, errno: errno, state: state,
 		alive: alive.Add(-latency), dead: time.Now(), unforeseen: e.unforeseen, maybe: e.maybeClosed,
 	})
 }
 
-// is waits until the socket has a state, as seen from outside.
-func (e *end) is(state uint8) {
+// reaches waits until the socket has a state, as seen from outside.
+func (e *endpoint) reaches(state uint8) {
 	e.t.until(fmt.Sprintf("state %d", state), func() bool {
 		now, err := e.diag.Find(e.local, e.remote, e.cookie)
 		return err == nil && now.State == state
@@ -455,39 +496,39 @@ func (e *end) is(state uint8) {
 }
 
 // abort closes with SO_LINGER 0.
-func (e *end) abort(state string) {
+func (e *endpoint) abort(state string) {
 	e.t.must(e.SetLinger(0))
 	before := time.Now()
 	e.Close()
-	e.t.ended(fate{
+	e.t.expect(expectedEnd{
 		cookie: fmt.Sprintf("%x", e.cookie), local: e.local, remote: e.remote, cause: "aborted", state: state, alive: before, dead: time.Now(),
 	})
 }
 
 // closes is an orderly end that is over once the socket is gone, or lives on in
 // time_wait.
-func (e *end) closes(state string) {
+func (e *endpoint) closes(state string) {
 	e.t.until("closed", func() bool {
 		now, err := e.diag.Find(e.local, e.remote, e.cookie)
 		return err != nil || now.Timer == timerTimeWait
 	})
-	e.t.ended(fate{cookie: fmt.Sprintf("%x", e.cookie), local: e.local, remote: e.remote, cause: "closed", state: state, quiet: true})
+	e.t.expect(expectedEnd{cookie: fmt.Sprintf("%x", e.cookie), local: e.local, remote: e.remote, cause: "closed", state: state, orderly: true})
 }
 
-// gossip is what the agent says about everybody, asked for again and again.
-type gossip struct {
+// poller asks the agent for all deaths and forecasts, again and again.
+type poller struct {
 	a      *agent
 	client http.Client
 
 	mu        sync.Mutex
 	deaths    map[string]death
 	again     []death // told twice
-	forecasts map[string][]foretold
+	forecasts map[string][]polledForecast
 	errs      []error
 }
 
-// foretold is a `gives_up` and when it was asked for.
-type foretold struct {
+// polledForecast is the `gives_up` of a connection, and when it was asked for.
+type polledForecast struct {
 	asked    time.Time
 	At       time.Time `json:"at"`
 	In       float64   `json:"in_seconds"`
@@ -495,12 +536,12 @@ type foretold struct {
 	By       string    `json:"by"`
 }
 
-func (f *foretold) latest() time.Time {
+func (f *polledForecast) latest() time.Time {
 	return f.At.Add(time.Duration((f.LatestIn - f.In) * float64(time.Second)))
 }
 
-func listen(ctx context.Context, a *agent) (g *gossip, done chan struct{}) {
-	g = &gossip{a: a, deaths: map[string]death{}, forecasts: map[string][]foretold{}}
+func startPoller(ctx context.Context, a *agent) (g *poller, done chan struct{}) {
+	g = &poller{a: a, deaths: map[string]death{}, forecasts: map[string][]polledForecast{}}
 	done = make(chan struct{})
 	var wg sync.WaitGroup
 	for _, ask := range []func() error{g.askDeaths, g.askForecasts} {
@@ -528,7 +569,7 @@ func listen(ctx context.Context, a *agent) (g *gossip, done chan struct{}) {
 }
 
 // get asks over a connection that is kept, so that asking ends none.
-func (g *gossip) get(path string, into any) error {
+func (g *poller) get(path string, into any) error {
 	resp, err := g.client.Get(g.a.url + path)
 	if err != nil {
 		return err
@@ -544,7 +585,7 @@ func (g *gossip) get(path string, into any) error {
 	return err
 }
 
-func (g *gossip) askDeaths() error {
+func (g *poller) askDeaths() error {
 	for limit := 500; ; limit = 4096 {
 		var list struct {
 			Total  int     `json:"total"`
@@ -574,11 +615,11 @@ func (g *gossip) askDeaths() error {
 	}
 }
 
-func (g *gossip) askForecasts() error {
+func (g *poller) askForecasts() error {
 	var list struct {
 		Connections []struct {
 			connection
-			GivesUp *foretold `json:"gives_up"`
+			GivesUp *polledForecast `json:"gives_up"`
 		} `json:"connections"`
 	}
 	asked := time.Now()
@@ -605,12 +646,12 @@ func describe(d death) string {
 	return string(b)
 }
 
-// compare holds what the agent told of the stage's sockets against their fates. Of
+// compare compares what the agent told of the fixture's sockets with how they ended. Of
 // those that were hidden from it, it may say nothing, or that it does not know.
-func (s *stage) compare(t *testing.T, g *gossip) {
+func (s *fixture) compare(t *testing.T, g *poller) {
 	s.t.Helper()
-	hidden := deaths.hiddenDeaths(t)
-	isHidden := func(f *fate) bool {
+	hidden := deathTracer.hiddenDeaths(t)
+	isHidden := func(f *expectedEnd) bool {
 		return slices.ContainsFunc(hidden, func(d hiddenDeath) bool { return d.is(f, s.began) })
 	}
 	report := func(format string, args ...any) {
@@ -625,9 +666,9 @@ func (s *stage) compare(t *testing.T, g *gossip) {
 	missing := func() (n int) {
 		g.mu.Lock()
 		defer g.mu.Unlock()
-		for i := range s.fates {
-			f := &s.fates[i]
-			if _, ok := g.deaths[f.cookie]; !ok && !f.quiet && !f.maybe && !isHidden(f) {
+		for i := range s.expected {
+			f := &s.expected[i]
+			if _, ok := g.deaths[f.cookie]; !ok && !f.orderly && !f.maybe && !isHidden(f) {
 				n++
 			}
 		}
@@ -639,21 +680,18 @@ func (s *stage) compare(t *testing.T, g *gossip) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	known := map[string]bool{}
-	for i := range s.fates {
-		f := &s.fates[i]
+	for i := range s.expected {
+		f := &s.expected[i]
 		known[f.cookie] = true
 		d, ok := g.deaths[f.cookie]
 		if f.maybe && !ok && !isHidden(f) {
-			f.cause, f.quiet = "closed", true
+			f.cause, f.orderly = "closed", true
 		}
 		if f.hidden = (!ok || d.Cause == "unknown") && isHidden(f); f.hidden {
-			if ok {
-				s.found++
-			}
 			continue
 		}
 		if !ok {
-			if !f.quiet {
+			if !f.orderly {
 				report("%s: the agent told nothing of %s, which ended by %s (%s) in %s", f.scenario, f.cookie, f.cause, f.errno, f.state)
 			}
 			continue
@@ -674,18 +712,30 @@ func (s *stage) compare(t *testing.T, g *gossip) {
 	for _, d := range g.deaths {
 		// The inode of a namespace may have been that of an earlier one.
 		ours := (d.Netns == s.Client.Inode() || d.Netns == s.Server.Inode()) && d.At.After(s.began)
-		if ours && !known[d.Cookie] && len(s.failed) == 0 {
+		if ours && !known[d.Cookie] && len(s.failed) == 0 && !s.abandoned[d.pair()] {
 			report("nobody knows of the death of %s: %s", d.Cookie, describe(d))
 		}
 	}
 }
 
-// clocks is by how much the agent's clock, which turns jiffies into the time of
-// day, may differ from ours.
-const clocks = time.Millisecond
+// pair are both ends of a connection.
+func (c *connection) pair() (pair [2]netip.AddrPort) {
+	for i, end := range []struct {
+		IP   string
+		Port int
+	}{{c.Local.IP, c.Local.Port}, {c.Remote.IP, c.Remote.Port}} {
+		addr, _ := netip.ParseAddr(end.IP)
+		pair[i] = netip.AddrPortFrom(addr, uint16(end.Port))
+	}
+	return pair
+}
 
-// foresight counts how the agent's forecasts did.
-type foresight struct {
+// clockSkew is by how much the agent's clock, which turns jiffies into the time of
+// day, may differ from ours.
+const clockSkew = time.Millisecond
+
+// forecastStats counts how the agent's forecasts did.
+type forecastStats struct {
 	deaths, asked int // that had a forecast, and one asked for a second before
 	missed        int // it was not between at and latest, by our clock
 	agentMissed   int // by the agent's own
@@ -723,14 +773,14 @@ func granularity(jiffies int) time.Duration {
 	return g
 }
 
-// checkForetold holds what the agent foretold of the stage's sockets against their
-// fates.
-func (s *stage) checkForetold(g *gossip, hz int, f *foresight) {
+// checkForecasts compares the forecasts that the agent made for the fixture's sockets with
+// how they ended.
+func (s *fixture) checkForecasts(g *poller, hz int, f *forecastStats, traced tracedEnds) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, end := range s.fates {
+	for _, end := range s.expected {
 		d, ok := g.deaths[end.cookie]
 		if !ok || d.Cause != end.cause || end.unforeseen || end.dead.IsZero() {
 			continue
@@ -743,7 +793,8 @@ func (s *stage) checkForetold(g *gossip, hz int, f *foresight) {
 				f.notes = append(f.notes, fmt.Sprintf("%s: the agent's error is %v s: %s", end.scenario, *d.ForecastErrorSeconds, describe(d)))
 			}
 		}
-		var last *foretold
+		traced.sharpen(&end)
+		var last *polledForecast
 		for i := range g.forecasts[end.cookie] {
 			c := &g.forecasts[end.cookie][i]
 			if c.By == end.cause && end.dead.Sub(c.asked) >= time.Second {
@@ -755,7 +806,7 @@ func (s *stage) checkForetold(g *gossip, hz int, f *foresight) {
 		}
 		f.asked++
 		f.ahead = max(f.ahead, d.At.Sub(end.dead))
-		if last.At.After(end.dead.Add(clocks)) || last.latest().Before(end.alive) {
+		if last.At.After(end.dead.Add(clockSkew)) || last.latest().Before(end.alive) {
 			f.missed++
 			f.missedBy[end.scenario]++
 			f.notes = append(f.notes, fmt.Sprintf("%s: forecast %v before for %v to %v later, died after %v to %v: %s", end.scenario,
