@@ -43,19 +43,19 @@ func TestStatusHasWhatTheMetricsHave(t *testing.T) {
 		}
 		return sum
 	}
-	for _, v := range conn.VerdictNames() {
-		if want := sum("tcp_connections ", `verdict="`+v+`"`); float64(got.Verdicts[v]) != want {
-			t.Errorf("%d %s, the metric has %v", got.Verdicts[v], v, want)
-		}
-	}
-	for _, r := range conn.RiskNames() {
-		if want := sum("tcp_connections_at_risk ", `risk="`+r+`"`); float64(got.AtRisk[r]) != want {
-			t.Errorf("%d at %s, the metric has %v", got.AtRisk[r], r, want)
-		}
-	}
-	for _, c := range conn.CauseNames() {
-		if want := sum("tcp_deaths_total ", `cause="`+c+`"`); float64(got.Deaths[c]) != want {
-			t.Errorf("%d died of %s, the metric has %v", got.Deaths[c], c, want)
+	for _, of := range []struct {
+		metric, label string
+		names         []string
+		count         func(name string) float64
+	}{
+		{"tcp_connections ", "verdict", conn.VerdictNames(), func(name string) float64 { return float64(got.Verdicts[name]) }},
+		{"tcp_connections_at_risk ", "risk", conn.RiskNames(), func(name string) float64 { return float64(got.AtRisk[name]) }},
+		{"tcp_deaths_total ", "cause", conn.CauseNames(), func(name string) float64 { return float64(got.Deaths[name]) }},
+	} {
+		for _, name := range of.names {
+			if want := sum(of.metric, of.label+`="`+name+`"`); of.count(name) != want || want == 0 {
+				t.Errorf("%s %s: %v, the metric has %v", of.label, name, of.count(name), want)
+			}
 		}
 	}
 	if want := sum("events_lost_total ", ""); float64(got.Lost()) != want || want == 0 {

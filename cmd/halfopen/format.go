@@ -9,7 +9,7 @@ import (
 	"strconv"
 	"time"
 
-	"golang.org/x/text/width"
+	"github.com/charmbracelet/x/ansi"
 
 	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/exporter/api"
@@ -126,37 +126,11 @@ func ownerName(kind, name string) string {
 	return cut(printable(name), nameWidth)
 }
 
-// columns returns how many columns of a terminal a text takes. All of it must be
-// visible.
-func columns(s string) int {
-	n := 0
-	for _, r := range s {
-		n += runeColumns(r)
-	}
-	return n
-}
-
-func runeColumns(r rune) int {
-	switch width.LookupRune(r).Kind() {
-	case width.EastAsianWide, width.EastAsianFullwidth:
-		return 2
-	}
-	return 1
-}
+// columns returns how many columns of a terminal a text takes. All of it must be visible.
+func columns(s string) int { return ansi.StringWidth(s) }
 
 // cut shortens a text to a number of columns, with an ellipsis in the last.
-func cut(s string, room int) string {
-	if columns(s) <= room {
-		return s
-	}
-	n := 0
-	for i, r := range s {
-		if n += runeColumns(r); n > room-1 {
-			return s[:i] + "…"
-		}
-	}
-	return s
-}
+func cut(s string, room int) string { return ansi.Truncate(s, room, "…") }
 
 // text formats a word of an agent's answer, nil if it is missing. The agent may be
 // another version, or hostile.

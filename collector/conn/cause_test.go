@@ -27,11 +27,11 @@ func TestEveryCauseIsInItsPlaces(t *testing.T) {
 		}
 		return before
 	}
+	scenarios := read("e2e/scenario_test.go")
 	_, unreached, _ := strings.Cut(read("docs/kernel.md"), "## What no test reaches")
 	places := map[string]string{
 		"docs/metrics.md":          section("docs/metrics.md", "## halfopen_tcp_deaths_total", "```promql"),
 		"docs/architecture.md":     section("docs/architecture.md", "## The cause of a death", "\n## "),
-		"e2e/scenario_test.go":     read("e2e/scenario_test.go") + unreached,
 		"e2e/exact_test.go":        section("e2e/exact_test.go", "var causes =", ")"),
 		"exporter/metrics_test.go": section("exporter/metrics_test.go", "func TestEverythingIsPresentAtZeroFromTheStart", "\n}"),
 		"the golden scrape":        read("exporter/testdata/metrics.golden"),
@@ -44,6 +44,9 @@ func TestEveryCauseIsInItsPlaces(t *testing.T) {
 		}
 		if c.IsTimeout() != strings.HasSuffix(name, "_timeout") {
 			t.Errorf("%s is a timeout: %v; queries go by the name", name, c.IsTimeout())
+		}
+		if !strings.Contains(scenarios, `"`+name+`"`) && !strings.Contains(unreached, "`"+name+"`") {
+			t.Errorf("e2e/scenario_test.go has no scenario of %s, and docs/kernel.md no line on it", name)
 		}
 		for place, text := range places {
 			if !regexp.MustCompile(`\b` + name + `\b`).MatchString(text) {

@@ -4,8 +4,6 @@ package explain
 
 import (
 	"fmt"
-	"regexp"
-	"strings"
 	"time"
 
 	"github.com/halfopen/halfopen/bpf/abi"
@@ -245,68 +243,6 @@ func (x *explainer) whenRead() string {
 	return ""
 }
 
-// timing is when keepalive asks.
-type timing struct {
-	idle, interval time.Duration
-	probes         int
-}
-
-// notices is after how much silence it gives up.
-func (t timing) notices() time.Duration { return t.idle + time.Duration(t.probes)*t.interval }
-
-// inForce is the socket's own.
-func (x *explainer) inForce() timing {
-	return timing{x.conn.Keepalive.Time, x.conn.Keepalive.Interval, x.conn.Keepalive.Probes}
-}
-
-// suggested is the socket's own where that is quick enough, and else quicker.
-func (x *explainer) suggested() timing {
-	t := x.inForce()
-	if t.idle <= x.rules.MiddleboxTimeout && t.notices() <= soon {
-		return t
-	}
-	t.interval, t.probes = min(t.interval, advisedIntvl), min(t.probes, advisedProbes)
-	if t.idle > x.rules.MiddleboxTimeout || t.notices() > soon {
-		t.idle = min(advisedIdle, max(x.rules.MiddleboxTimeout/2, time.Second).Truncate(time.Second))
-		t.interval = min(t.interval, t.idle)
-	}
-	return t
-}
-
-// suggestedTimeout is the TCP_USER_TIMEOUT that gives up when keepalive does.
-func (x *explainer) suggestedTimeout() time.Duration { return x.suggested().notices() }
-
-// noticesWith is after how much silence such keepalive gives up where a
-// TCP_USER_TIMEOUT may be set: when a probe is out and that has passed.
-func (x *explainer) noticesWith(t timing) time.Duration {
-	timeout := x.conn.UserTimeout
-	if timeout == 0 || t.interval == 0 {
-		return t.notices()
-	}
-	intervals := max(1, (timeout-t.idle+t.interval-1)/t.interval)
-	return t.idle + intervals*t.interval
-}
-
-// notices is after how much silence the socket's own keepalive gives up.
-func (x *explainer) notices() time.Duration { return x.noticesWith(x.inForce()) }
-
-// overdue tells whether the keepalive timer that is running fires later than one
-// that were set now: it keeps the time that it was set for, whatever the sysctls
-// say since. By more than a second, since keepalive may have been turned on in
-// the midst of a silence.
-func (x *explainer) overdue() bool {
-	if !x.flag(abi.ConnKeepalive) || x.c.KeepaliveExpires == 0 {
-		return false
-	}
-	now := *x.c
-	rearm(&now)
-	due := now.KeepaliveExpires
-	if x.c.ProbesOut > 0 {
-		due = max(due, x.c.Jiffies+uint64(x.c.KeepaliveIntvl))
-	}
-	return x.c.KeepaliveExpires > due+uint64(x.rules.HZ)
-}
-
 // adviseKeepalive is for a connection with which nothing is wrong but that its
 // peer may vanish, or may have.
 func (x *explainer) adviseKeepalive() (string, []Advice) {
@@ -318,17 +254,7 @@ func (x *explainer) adviseKeepalive() (string, []Advice) {
 	var says string
 	switch {
 	case !on:
-		says = "Keepalive is off: a peer that vanishes while nothing is in flight is never noticed."
-		if x.conn.UserTimeout > 0 {
-			says += " TCP_USER_TIMEOUT is set, but alone it only bounds data in flight."
-		}
-		advice = append(advice, x.turnOn())
-		if x.conn.State == conn.FinWait2 {
-			advice = append(advice, Advice{
-				Text: "Or let it close the socket: then net.ipv4.tcp_fin_timeout bounds the wait.",
-				How:  []string{"close(fd)"},
-			})
-		}
+		says, advice = x.adviseWithout()
 	case forgotten:
 		says = fmt.Sprintf("The first probe comes after %s of silence. A NAT or load balancer on the way may have forgotten the connection after %s, and a dead peer is noticed after %s.",
 			humanize.Setting(t.idle), humanize.Setting(x.rules.MiddleboxTimeout), humanize.Age(x.notices()))
@@ -361,6 +287,22 @@ func (x *explainer) adviseKeepalive() (string, []Advice) {
 	}
 	if gap && x.conn.Verdict < conn.Suspect && x.conn.UserTimeout == 0 {
 		advice = append(advice, x.boundData())
+	}
+	return says, advice
+}
+
+// adviseWithout is adviseKeepalive for a connection that has keepalive off.
+func (x *explainer) adviseWithout() (says string, advice []Advice) {
+	says = "Keepalive is off: a peer that vanishes while nothing is in flight is never noticed."
+	if x.conn.UserTimeout > 0 {
+		says += " TCP_USER_TIMEOUT is set, but alone it only bounds data in flight."
+	}
+	advice = append(advice, x.turnOn())
+	if x.conn.State == conn.FinWait2 {
+		advice = append(advice, Advice{
+			Text: "Or let it close the socket: then net.ipv4.tcp_fin_timeout bounds the wait.",
+			How:  []string{"close(fd)"},
+		})
 	}
 	return says, advice
 }
@@ -489,85 +431,4 @@ func (x *explainer) boundData() Advice {
 		a.Then = x.with(func(c *abi.Conn) { c.UserTimeout = uint32(timeout.Milliseconds()) })
 	}
 	return a
-}
-
-// changes are the options of keepalive that a piece of advice changes.
-type changes uint8
-
-const (
-	soKeepalive changes = 1 << iota
-	keepIdle
-	keepIntvl
-	keepCnt
-	everything = soKeepalive | keepIdle | keepIntvl | keepCnt
-)
-
-func (x *explainer) changed(t timing) changes {
-	var c changes
-	now := x.inForce()
-	if t.idle != now.idle {
-		c |= keepIdle
-	}
-	if t.interval != now.interval {
-		c |= keepIntvl
-	}
-	if t.probes != now.probes {
-		c |= keepCnt
-	}
-	return c
-}
-
-// setTiming changes what is in force, as if those options or sysctls were set.
-func (x *explainer) setTiming(c *abi.Conn, t timing) {
-	jiffies := func(d time.Duration) uint32 { return uint32(d * time.Duration(x.rules.HZ) / time.Second) }
-	c.KeepaliveTime, c.KeepaliveIntvl, c.KeepaliveProbes = jiffies(t.idle), jiffies(t.interval), uint8(t.probes)
-}
-
-// keepaliveCalls has TCP_KEEPIDLE last: it is what sets the timer anew, and by
-// then the others should be in force.
-func keepaliveCalls(fd string, t timing, what changes) []string {
-	var calls []string
-	for _, o := range []struct {
-		what        changes
-		level, name string
-		value       int64
-	}{
-		{soKeepalive, "SOL_SOCKET", "SO_KEEPALIVE", 1},
-		{keepIntvl, "IPPROTO_TCP", "TCP_KEEPINTVL", inSeconds(t.interval)},
-		{keepCnt, "IPPROTO_TCP", "TCP_KEEPCNT", int64(t.probes)},
-		{keepIdle, "IPPROTO_TCP", "TCP_KEEPIDLE", inSeconds(t.idle)},
-	} {
-		if what&o.what != 0 {
-			calls = append(calls, strings.Replace(call(o.level, o.name, o.value), "(fd", "("+fd, 1))
-		}
-	}
-	return calls
-}
-
-func userTimeoutCall(d time.Duration) string {
-	return call("IPPROTO_TCP", "TCP_USER_TIMEOUT", d.Milliseconds())
-}
-
-// call is setsockopt(2) with the value itself, as most languages have it.
-func call(level, name string, value int64) string {
-	return fmt.Sprintf("setsockopt(fd, %s, %s, %d)", level, name, value)
-}
-
-func (x *explainer) sysctl(key string, value int64) string {
-	return x.inside(fmt.Sprintf("sysctl -w net.ipv4.%s=%d", key, value))
-}
-
-// inside is a command for the connection's network namespace.
-func (x *explainer) inside(command string) string {
-	if !plainPath.MatchString(x.netns) {
-		return command
-	}
-	return "nsenter --net=" + x.netns + " " + command
-}
-
-// plainPath is a path that a shell takes as it is.
-var plainPath = regexp.MustCompile(`^/[\w./@+-]+$`)
-
-func (x *explainer) namespace() string {
-	return fmt.Sprintf("network namespace %d", x.conn.Netns)
 }
