@@ -169,6 +169,20 @@ func (c *Collector) Run(parent context.Context) error {
 	return err
 }
 
+// apply records a fact, if facts are recorded, and has the tracker take it in. It
+// returns what [conn.Tracker.Apply] does. The caller holds c.mu.
+func (c *Collector) apply(f *conn.Fact) (recheckAfter time.Duration) {
+	if c.opts.Record != nil {
+		recorded := *f // or every fact would be allocated
+		c.opts.Record(&recorded)
+	}
+	recheckAfter = c.tracker.Apply(f)
+	if c.tracker.RowsChanged() {
+		wake(c.rowsChanged)
+	}
+	return recheckAfter
+}
+
 // Options are those that the collector was made with, and the defaults.
 func (c *Collector) Options() Options { return c.opts }
 

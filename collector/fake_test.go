@@ -50,6 +50,7 @@ type fakeKernel struct {
 
 	// When each pass began.
 	watches, censuses, searches []time.Time
+	searched                    []int         // for how many sockets, 0 for all
 	ownTables                   time.Duration // of the last periodic census
 	flushes                     int
 }
@@ -205,7 +206,10 @@ func (k *fakeKernel) census(ctx context.Context, visit func(*abi.Conn)) (bpf.Cen
 }
 
 func (k *fakeKernel) Owners(cookies []uint64, visit func(*abi.Owner)) error {
-	k.set(func() { k.searches = append(k.searches, time.Now()) })
+	k.set(func() {
+		k.searches = append(k.searches, time.Now())
+		k.searched = append(k.searched, len(cookies))
+	})
 	var hook func() error
 	if k.onOwners != nil {
 		hook = func() error { return k.onOwners(cookies) }

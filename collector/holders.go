@@ -18,7 +18,7 @@ type holders struct {
 	prefer    []uint32       // ids of processes that come before others
 	processes []process      // each process once
 	index     map[uint32]int // of processes, by id
-	sockets   map[uint64]holder
+	sockets   map[uint64]descriptor
 }
 
 type process struct {
@@ -27,14 +27,14 @@ type process struct {
 	comm    string
 }
 
-// holder is a file descriptor of a process.
-type holder struct {
+// descriptor is a file descriptor of a process.
+type descriptor struct {
 	process uint32 // index of holders.processes
 	fd      uint32
 }
 
 func newHolders(prefer []uint32) *holders {
-	return &holders{prefer: prefer, index: make(map[uint32]int), sockets: make(map[uint64]holder)}
+	return &holders{prefer: prefer, index: make(map[uint32]int), sockets: make(map[uint64]descriptor)}
 }
 
 // add takes in a descriptor. Of several that hold a socket it keeps one: of the
@@ -47,13 +47,13 @@ func (h *holders) add(o *abi.Owner) {
 		h.index[o.Pid] = i
 		h.processes = append(h.processes, process{o.Pid, o.Started, unix.ByteSliceToString(o.Comm[:])})
 	}
-	found := holder{uint32(i), o.Fd}
+	found := descriptor{uint32(i), o.Fd}
 	if known, ok := h.sockets[o.Cookie]; !ok || h.compare(found, known) < 0 {
 		h.sockets[o.Cookie] = found
 	}
 }
 
-func (h *holders) compare(a, b holder) int {
+func (h *holders) compare(a, b descriptor) int {
 	p, q := &h.processes[a.process], &h.processes[b.process]
 	other := func(p *process) int {
 		if slices.Contains(h.prefer, p.pid) {

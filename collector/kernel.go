@@ -31,8 +31,8 @@ type Kernel interface {
 	PeriodicCensus(ctx context.Context, classes []uint8, ownTables time.Duration, visit func(*abi.Conn)) (bpf.CensusResult, error)
 	// Find is a census that calls visit with the connection of that cookie, if there is one.
 	Find(ctx context.Context, cookie uint64, visit func(*abi.Conn)) (bpf.CensusResult, error)
-	// Owners calls visit with each descriptor that holds a socket of these cookies or, if
-	// cookies is nil, any.
+	// Owners calls visit with each descriptor that holds one of these sockets; with nil
+	// for cookies, one of all TCP sockets.
 	Owners(cookies []uint64, visit func(*abi.Owner)) error
 	// NetnsPath returns a path by which a network namespace can be entered, "" if it is
 	// our own or no path is known.

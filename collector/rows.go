@@ -3,8 +3,6 @@
 package collector
 
 import (
-	"time"
-
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
@@ -43,19 +41,6 @@ func (c *Collector) RowChanges() []conn.RowChange {
 // RowsChanged receives when RowChanges has something to return, and when the first
 // census of rows has ended.
 func (c *Collector) RowsChanged() <-chan struct{} { return c.rowsChanged }
-
-// apply takes in a fact, and records it if facts are recorded. It runs under the lock.
-func (c *Collector) apply(f *conn.Fact) (recheckAfter time.Duration) {
-	if c.opts.Record != nil {
-		recorded := *f // or every fact would be allocated
-		c.opts.Record(&recorded)
-	}
-	recheckAfter = c.tracker.Apply(f)
-	if c.tracker.RowsChanged() {
-		wake(c.rowsChanged)
-	}
-	return recheckAfter
-}
 
 // beginRows reports, at the beginning of a census, whether it has to bring rows.
 func (c *Collector) beginRows() bool {

@@ -26,8 +26,8 @@ import (
 type scenario struct {
 	name string
 	play func(*scenarioRun)
-	// rare: once a run and family. Who holds a socket's lock keeps everybody from
-	// looking at it, and a census that is stuck there tells no forecasts.
+	// rare: once a run and family. A socket whose lock is held cannot be read, and a
+	// census that waits for it makes no forecasts.
 	rare bool
 }
 
@@ -110,7 +110,7 @@ func hasRTOMax(t *testing.T) bool {
 	return err == nil
 }
 
-// destroysOrphans tells whether SOCK_DESTROY ends a socket that no process holds. It
+// destroysOrphans returns whether SOCK_DESTROY ends a socket that no process holds. It
 // only takes its data away without bac76cf89816 (6.11, and in stable kernels).
 func destroysOrphans(t *testing.T) bool {
 	t.Helper()

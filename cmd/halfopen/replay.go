@@ -15,7 +15,7 @@ import (
 
 	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/collector/recording"
-	"github.com/halfopen/halfopen/exporter"
+	"github.com/halfopen/halfopen/exporter/api"
 )
 
 // replay is the command's flags.
@@ -89,7 +89,7 @@ func (r *replay) replay(ctx context.Context, in io.Reader, stdout, stderr io.Wri
 	rules := facts.Header.Rules.Conn()
 	tracker := conn.NewTracker(rules, func(n conn.Notice) {
 		if failed == nil {
-			failed = emit(new(exporter.NewNotice(&n)), nil)
+			failed = emit(new(api.NewNotice(&n)), nil)
 		}
 	})
 	if r.output == "text" {
@@ -136,7 +136,7 @@ type counts struct {
 func (r *replay) sum(tracker *conn.Tracker, at time.Time, stdout io.Writer) error {
 	stats := tracker.Stats(at)
 	all := conn.ConnCount{}
-	byVerdict := make([]exporter.Group, 0, conn.Verdicts)
+	byVerdict := make([]api.Group, 0, conn.Verdicts)
 	for v := conn.Zombie; ; v-- {
 		n := 0
 		for state := range stats.Connections {
@@ -144,21 +144,21 @@ func (r *replay) sum(tracker *conn.Tracker, at time.Time, stdout io.Writer) erro
 		}
 		all.Verdicts[v] = n
 		if n > 0 {
-			byVerdict = append(byVerdict, exporter.NewGroup(&conn.ConnCount{GroupKey: conn.GroupKey{Judged: true, Verdict: v}, Total: n}, conn.ByVerdict))
+			byVerdict = append(byVerdict, api.NewGroup(&conn.ConnCount{GroupKey: conn.GroupKey{Judged: true, Verdict: v}, Total: n}, conn.ByVerdict))
 		}
 		if v == conn.Active {
 			break
 		}
 	}
-	var deaths []exporter.Death
+	var deaths []api.Death
 	byCause := make(map[string]int)
 	for d := range tracker.Deaths() {
-		deaths = append(deaths, exporter.NewDeath(d))
+		deaths = append(deaths, api.NewDeath(d))
 		byCause[d.Cause.String()]++
 	}
 	if r.output == "json" {
-		return json.NewEncoder(harmlessJSON{stdout}).Encode(counts{
-			"counts", at.UTC(), exporter.NewGroup(&all, conn.ByVerdict).Verdicts, stats.Watched, byCause,
+		return json.NewEncoder(escapingWriter{stdout}).Encode(counts{
+			"counts", at.UTC(), api.NewGroup(&all, conn.ByVerdict).Verdicts, stats.Watched, byCause,
 		})
 	}
 	for _, t := range []*table{deathTable(deaths, false), groupTable(byVerdict, conn.ByVerdict)} {

@@ -5,6 +5,7 @@ package conn
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -36,15 +37,30 @@ const (
 	Verdicts = int(Zombie) + 1
 )
 
-var verdictNames = [Verdicts]string{"active", "idle", "unguarded", "stalled", "suspect", "zombie"}
+var verdictNames = [Verdicts]string{
+	Active:    "active",
+	Idle:      "idle",
+	Unguarded: "unguarded",
+	Stalled:   "stalled",
+	Suspect:   "suspect",
+	Zombie:    "zombie",
+}
 
 // String returns the verdict's name in the contract.
 func (v Verdict) String() string { return verdictNames[v] }
 
 // ParseVerdict is the reverse of String.
 func ParseVerdict(s string) (Verdict, error) {
-	v, err := parse(s, verdictNames[:], "verdict")
+	v, err := parseName(s, verdictNames[:], VerdictNames(), "verdict")
 	return Verdict(v), err
+}
+
+// VerdictNames returns the names of all verdicts, worst first: the order in which
+// connections are listed.
+func VerdictNames() []string {
+	names := slices.Clone(verdictNames[:])
+	slices.Reverse(names)
+	return names
 }
 
 // Evidence is the kind of solicitation that was not answered.
@@ -58,12 +74,30 @@ const (
 	EvidenceWindowProbe = Evidence(abi.EvidenceWindowProbe)
 )
 
-var evidenceNames = [...]string{"", "keepalive", "retransmit", "window_probe"}
+var evidenceNames = [...]string{
+	EvidenceKeepalive:   "keepalive",
+	EvidenceRetransmit:  "retransmit",
+	EvidenceWindowProbe: "window_probe",
+}
 
 // String returns the name in the contract, "" for NoEvidence.
 func (e Evidence) String() string { return nameOf(evidenceNames[:], uint8(e)) }
 
 // Cause is how a connection ended.
+//
+// To add a cause, change these places. A test fails for each one that is forgotten, and
+// the metrics, the API, the flags and the live page follow by themselves.
+//
+//   - bpf/halfopen.h: the constant; bpf/deaths.h: the rule that finds it (make generate)
+//   - here: the constant, the name and, if a timer of the kernel is the cause, IsTimeout
+//   - meanings.go: what it means, for docs/metrics.md (make generate)
+//   - docs/architecture.md: the rule, in the table of "The cause of a death"
+//   - e2e/scenario_test.go: a scenario that reaches it, or a line in docs/kernel.md, "What
+//     no test reaches"; e2e/exact_test.go: the list of causes
+//   - exporter/metrics_test.go: the list of causes, and the golden scrape (-update)
+//   - a timeout: what the application gets, in endings of explain/explain.go; and
+//     deploy/prometheus/halfopen.rules.yml, internal/dashboards/panels.go and
+//     docs/runbooks/HalfopenTimeoutsRising.md, if an alert should count it
 type Cause uint8
 
 // The causes; Unknown where none of the others could be shown.
@@ -87,15 +121,26 @@ const (
 )
 
 var causeNames = [Causes]string{
-	"unknown", "keepalive_timeout", "user_timeout", "retransmit_timeout", "window_probe_timeout",
-	"connect_timeout", "orphan_timeout", "reset_by_peer", "refused", "unreachable", "aborted",
-	"destroyed", "out_of_memory", "closed",
+	CauseUnknown:            "unknown",
+	CauseKeepaliveTimeout:   "keepalive_timeout",
+	CauseUserTimeout:        "user_timeout",
+	CauseRetransmitTimeout:  "retransmit_timeout",
+	CauseWindowProbeTimeout: "window_probe_timeout",
+	CauseConnectTimeout:     "connect_timeout",
+	CauseOrphanTimeout:      "orphan_timeout",
+	CauseResetByPeer:        "reset_by_peer",
+	CauseRefused:            "refused",
+	CauseUnreachable:        "unreachable",
+	CauseAborted:            "aborted",
+	CauseDestroyed:          "destroyed",
+	CauseOutOfMemory:        "out_of_memory",
+	CauseClosed:             "closed",
 }
 
 // String returns the cause's name in the contract.
 func (c Cause) String() string { return nameOf(causeNames[:], uint8(c)) }
 
-// IsTimeout tells whether a timer of the kernel ended the connection.
+// IsTimeout reports whether a timer of the kernel ended the connection.
 func (c Cause) IsTimeout() bool {
 	switch c {
 	case CauseKeepaliveTimeout, CauseUserTimeout, CauseRetransmitTimeout, CauseWindowProbeTimeout,
@@ -107,9 +152,12 @@ func (c Cause) IsTimeout() bool {
 
 // ParseCause is the reverse of String.
 func ParseCause(s string) (Cause, error) {
-	c, err := parse(s, causeNames[:], "cause")
+	c, err := parseName(s, causeNames[:], CauseNames(), "cause")
 	return Cause(c), err
 }
+
+// CauseNames returns the names of all causes.
+func CauseNames() []string { return slices.Clone(causeNames[:]) }
 
 // Risk is what may one day make a healthy connection a zombie, or hide it.
 type Risk uint8
@@ -126,8 +174,11 @@ const (
 )
 
 var riskNames = [Risks]string{
-	"no_keepalive", "keepalive_slower_than_middlebox", "user_timeout_overrides_keepcnt",
-	"keepalive_masked_by_unacked_data", "close_wait_leak",
+	RiskNoKeepalive:                  "no_keepalive",
+	RiskKeepaliveSlowerThanMiddlebox: "keepalive_slower_than_middlebox",
+	RiskUserTimeoutOverridesKeepcnt:  "user_timeout_overrides_keepcnt",
+	RiskKeepaliveMaskedByUnackedData: "keepalive_masked_by_unacked_data",
+	RiskCloseWaitLeak:                "close_wait_leak",
 }
 
 // String returns the risk's name in the contract.
@@ -135,9 +186,12 @@ func (r Risk) String() string { return riskNames[r] }
 
 // ParseRisk is the reverse of String.
 func ParseRisk(s string) (Risk, error) {
-	v, err := parse(s, riskNames[:], "risk")
+	v, err := parseName(s, riskNames[:], RiskNames(), "risk")
 	return Risk(v), err
 }
+
+// RiskNames returns the names of all risks.
+func RiskNames() []string { return slices.Clone(riskNames[:]) }
 
 // State is the kernel's TCP state (include/net/tcp_states.h).
 type State uint8
@@ -160,8 +214,17 @@ const (
 )
 
 var stateNames = [States]string{
-	"", "established", "syn_sent", "syn_recv", "fin_wait1", "fin_wait2", "time_wait", "close",
-	"close_wait", "last_ack", "listen", "closing",
+	Established: "established",
+	SynSent:     "syn_sent",
+	SynRecv:     "syn_recv",
+	FinWait1:    "fin_wait1",
+	FinWait2:    "fin_wait2",
+	TimeWait:    "time_wait",
+	Close:       "close",
+	CloseWait:   "close_wait",
+	LastAck:     "last_ack",
+	Listen:      "listen",
+	Closing:     "closing",
 }
 
 // String returns the state's name in the contract.
@@ -178,9 +241,12 @@ func (s State) Judged() bool {
 
 // ParseState is the reverse of String.
 func ParseState(s string) (State, error) {
-	v, err := parse(s, stateNames[:], "state")
+	v, err := parseName(s, stateNames[:], StateNames(), "state")
 	return State(v), err
 }
+
+// StateNames returns the names of all states.
+func StateNames() []string { return slices.Clone(stateNames[Established:]) }
 
 // StateOf is the state of the kernel's number; 0, which has no name, where that is
 // none of the contract's.
@@ -194,7 +260,8 @@ func StateOf(kernel uint8) State {
 	return State(kernel)
 }
 
-// nameOf is the name of a value that the kernel gave; that of 0 where it has none.
+// nameOf returns the name of a value that the kernel gave, or the name of 0 if the
+// value has none.
 func nameOf(names []string, v uint8) string {
 	if int(v) >= len(names) {
 		v = 0
@@ -202,13 +269,12 @@ func nameOf(names []string, v uint8) string {
 	return names[v]
 }
 
-func parse(s string, names []string, what string) (int, error) {
-	for i, n := range names {
-		if n == s && n != "" {
-			return i, nil
-		}
+// parseName returns the index of s in names. Its error lists the names there are.
+func parseName(s string, names, there []string, what string) (int, error) {
+	if i := slices.Index(names, s); i >= 0 && s != "" {
+		return i, nil
 	}
-	return 0, fmt.Errorf("unknown %s %q", what, s)
+	return 0, fmt.Errorf("unknown %s %q (there are %s)", what, s, strings.Join(there, ", "))
 }
 
 // FormatCookie prints a socket's cookie as `ss -e` does after "sk:".
@@ -297,23 +363,21 @@ func (c *Connection) setOwner(o Ownership) {
 	}
 }
 
-// Owner is a name for whose the connection is: the pod's UID, else the id of the
-// container, as short as its runtime prints it, else the unit, else the name of
-// the process, which may be any bytes; "" if none is known.
+// Owner returns the best name of the connection's owner, without its kind. See
+// [Connection.OwnerName].
 func (c *Connection) Owner() string {
 	_, name := c.OwnerName()
 	return name
 }
 
+// OwnerName returns the best name of the connection's owner: that of its control group
+// ([Cgroup.Owner]), else the name of the process, which may be any bytes; NoOwner and ""
+// if none is known.
 func (c *Connection) OwnerName() (OwnerKind, string) {
-	switch {
-	case c.Cgroup.PodUID != "":
-		return OwnerPod, c.Cgroup.PodUID
-	case c.Cgroup.ContainerID != "":
-		return OwnerContainer, c.Cgroup.ContainerID[:12]
-	case c.Cgroup.Unit != "":
-		return OwnerUnit, c.Cgroup.Unit
-	case c.Process != nil:
+	if kind, name := c.Cgroup.Owner(); kind != NoOwner {
+		return kind, name
+	}
+	if c.Process != nil {
 		return OwnerProcess, c.Process.Comm
 	}
 	return NoOwner, ""
@@ -329,7 +393,11 @@ const (
 	HistoryVerdict                         // the verdict changed
 )
 
-var historyKindNames = [...]string{"solicitation", "answer", "verdict"}
+var historyKindNames = [...]string{
+	HistorySolicitation: "solicitation",
+	HistoryAnswer:       "answer",
+	HistoryVerdict:      "verdict",
+}
 
 func (k HistoryKind) String() string { return historyKindNames[k] }
 

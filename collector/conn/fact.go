@@ -53,7 +53,7 @@ type Census struct {
 	Troubled []Observation
 	Unwalked []uint32 // inode numbers
 	// Rows are the connections that get a row: the worst, at most [MaxRows]. Nil for a
-	// census that only counts.
+	// census that only counts. A recording leaves them out.
 	Rows []Observation
 }
 
@@ -62,7 +62,12 @@ type Census struct {
 func (t *Tracker) Apply(f *Fact) (recheckAfter time.Duration) {
 	switch f.Kind {
 	case FactEvent:
-		return t.event(f.Event, f.At)
+		switch f.Event.Type {
+		case abi.EventDeath:
+			t.death(f.Event, f.At)
+		case abi.EventSolicitation:
+			return t.solicitation(f.Event, f.At)
+		}
 	case FactWatch:
 		return t.watched(f.Conn, f.At)
 	case FactSweep:

@@ -115,26 +115,20 @@ func NewTracker(rules Rules, notify func(Notice)) *Tracker {
 	}
 }
 
-// event takes in what the kernel sent; at is the time of e.Conn. If that needs
-// another look, because an answer may be on its way, settles tells when.
-func (t *Tracker) event(e *abi.Event, at time.Time) (settles time.Duration) {
-	switch e.Type {
-	case abi.EventDeath:
-		t.death(e, at)
-	case abi.EventSolicitation:
-		t.appendHistory(e.Conn.Cookie, HistoryEntry{
-			At: at, Kind: HistorySolicitation, Evidence: Evidence(e.Conn.Evidence), Unanswered: int(e.Conn.Unanswered),
-		})
-		connection := t.view(&e.Conn, at, t.tracked[e.Conn.Cookie])
-		connection.Evidence = Evidence(e.Conn.Evidence) // what was sent, though a first one proves nothing
-		t.tell(Notice{Kind: NoticeSolicitation, At: at, Connection: connection})
-		t.observe(&e.Conn, at)
-		settles = t.rules.recheckAfter(&e.Conn)
-	}
-	return settles
+// solicitation takes in that the kernel sent a solicitation; at is the time of e.Conn. If
+// an answer may be on its way, recheckAfter is how long to wait before another pass.
+func (t *Tracker) solicitation(e *abi.Event, at time.Time) (recheckAfter time.Duration) {
+	t.appendHistory(e.Conn.Cookie, HistoryEntry{
+		At: at, Kind: HistorySolicitation, Evidence: Evidence(e.Conn.Evidence), Unanswered: int(e.Conn.Unanswered),
+	})
+	connection := t.view(&e.Conn, at, t.tracked[e.Conn.Cookie])
+	connection.Evidence = Evidence(e.Conn.Evidence) // what was sent, though a first one proves nothing
+	t.tell(Notice{Kind: NoticeSolicitation, At: at, Connection: connection})
+	t.observe(&e.Conn, at)
+	return t.rules.recheckAfter(&e.Conn)
 }
 
-// watched takes in one record of a watch pass, of that time; settles as of Event.
+// watched takes in one record of a watch pass, of that time; settles as of solicitation.
 func (t *Tracker) watched(c *abi.Conn, at time.Time) (settles time.Duration) {
 	if c.Flags&abi.ConnGone != 0 {
 		m := t.tracked[c.Cookie]
@@ -330,7 +324,8 @@ func (t *Tracker) death(e *abi.Event, at time.Time) {
 		return // the watch pass was faster
 	}
 	m := t.tracked[cookie]
-	connection := t.view(&e.Conn, at, m)
+	connection := t.rules.Outline(&e.Conn, at) // the kernel will do no more
+	t.complete(&connection, m)
 	if m != nil && connection.Unanswered == 0 {
 		// Its end may have cleared what was unanswered; being heard has as well.
 		if heardSince(&m.conn, &e.Conn) {
@@ -382,14 +377,12 @@ func (t *Tracker) recordDeath(cookie uint64, m *tracked, d Death) {
 		t.deaths[t.next] = d
 		t.next = (t.next + 1) % maxDeaths
 	}
-	t.tell(Notice{Kind: NoticeDeath, At: d.DiedAt, Connection: d.Connection, Death: &d})
+	t.notify(Notice{Kind: NoticeDeath, At: d.DiedAt, Connection: d.Connection, Death: &d})
 }
 
-// tell notifies of a connection whose row, if there is one, has to follow.
+// tell notifies of a living connection, whose row has to follow if there is one.
 func (t *Tracker) tell(n Notice) {
-	if n.Death == nil {
-		t.rows.notice(&n.Connection)
-	}
+	t.rows.notice(&n.Connection)
 	t.notify(n)
 }
 

@@ -10,7 +10,7 @@ import (
 
 	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
-	"github.com/halfopen/halfopen/internal/human"
+	"github.com/halfopen/halfopen/internal/humanize"
 )
 
 // Advice is one thing that would make a dead peer be noticed sooner.
@@ -108,7 +108,7 @@ func (x *explainer) adviseConnecting() (string, []Advice) {
 	advice := []Advice{
 		{
 			Text: fmt.Sprintf("Let the application bound the connect to %s with TCP_USER_TIMEOUT, or use a timeout of its own and close the socket. The option stays in force for the connection that is made.",
-				human.Setting(advisedConnect)),
+				humanize.Setting(advisedConnect)),
 			How:  []string{userTimeoutCall(advisedConnect)},
 			Then: x.with(func(c *abi.Conn) { c.UserTimeout = uint32(advisedConnect.Milliseconds()) }),
 		},
@@ -137,7 +137,7 @@ func (x *explainer) adviseOrphan() (string, []Advice) {
 			return nobody, nil
 		} else if x.flag(abi.ConnFinTimeSet) {
 			return nobody, []Advice{{
-				Text: fmt.Sprintf("The application asked for %s with TCP_LINGER2 before it closed the socket; it can ask for less on later ones.", human.Setting(fin)),
+				Text: fmt.Sprintf("The application asked for %s with TCP_LINGER2 before it closed the socket; it can ask for less on later ones.", humanize.Setting(fin)),
 				How:  []string{call("IPPROTO_TCP", "TCP_LINGER2", int64(defaultFinTimeout/time.Second))},
 			}}
 		}
@@ -172,7 +172,7 @@ func (x *explainer) adviseUnaccepted() (string, []Advice) {
 func (x *explainer) adviseCloseWait() (string, []Advice) {
 	for _, risk := range x.conn.Risks {
 		if risk == conn.RiskCloseWaitLeak {
-			return "The application leaks it: the peer has closed, and no data has moved for " + human.Age(x.conn.Idle) + ". The kernel does not close a socket that an application holds.",
+			return "The application leaks it: the peer has closed, and no data has moved for " + humanize.Age(x.conn.Idle) + ". The kernel does not close a socket that an application holds.",
 				[]Advice{{
 					Text: "The application has to close the socket when it reads the end of the stream (read returns 0). No socket option and no sysctl does that for it; ending the application does.",
 					How:  []string{"close(fd)"},
@@ -189,7 +189,7 @@ func (x *explainer) adviseClosedWindow() (string, []Advice) {
 	timeout := max(soon, x.rules.StalledAfter)
 	bound := Advice{
 		Text: fmt.Sprintf("Let the application set TCP_USER_TIMEOUT to the longest time that a peer may refuse to read, for example %s. That ends the connection even if the peer is alive and only slow. It is looked at when the next window probe is due.",
-			human.Setting(timeout)),
+			humanize.Setting(timeout)),
 		How:  []string{userTimeoutCall(timeout)},
 		Then: x.with(func(c *abi.Conn) { c.UserTimeout = uint32(timeout.Milliseconds()) }),
 	}
@@ -206,7 +206,7 @@ func (x *explainer) adviseClosedWindow() (string, []Advice) {
 func (x *explainer) adviseInFlight() (string, []Advice) {
 	for_ := x.retransmitsFor()
 	if for_ <= soon {
-		return fmt.Sprintf("No setting needs changing: data that is not acknowledged ends the connection after about %s.", human.Age(for_)), nil
+		return fmt.Sprintf("No setting needs changing: data that is not acknowledged ends the connection after about %s.", humanize.Age(for_)), nil
 	}
 	what, masked := "Data is in flight", ""
 	if !x.canSend() {
@@ -215,21 +215,21 @@ func (x *explainer) adviseInFlight() (string, []Advice) {
 	if x.flag(abi.ConnKeepalive) {
 		masked = " Keepalive is on, but does not help while data is in flight."
 	}
-	return fmt.Sprintf("%s, so only retransmission can end the connection, after about %s.%s", what, human.Age(for_), masked), x.boundRetransmission()
+	return fmt.Sprintf("%s, so only retransmission can end the connection, after about %s.%s", what, humanize.Age(for_), masked), x.boundRetransmission()
 }
 
 // boundRetransmission is how data in flight is given up sooner.
 func (x *explainer) boundRetransmission() []Advice {
 	timeout := x.suggestedTimeout()
 	advice := []Advice{{
-		Text: fmt.Sprintf("Let the application set TCP_USER_TIMEOUT: it bounds how long sent data may stay unacknowledged, here to %s.%s", human.Setting(timeout), x.whenRead()),
+		Text: fmt.Sprintf("Let the application set TCP_USER_TIMEOUT: it bounds how long sent data may stay unacknowledged, here to %s.%s", humanize.Setting(timeout), x.whenRead()),
 		How:  []string{userTimeoutCall(timeout)},
 		Then: x.with(func(c *abi.Conn) { c.UserTimeout = uint32(timeout.Milliseconds()) }),
 	}}
 	if x.c.UserTimeout == 0 && x.c.Retries > advisedRetries2 {
 		limit := x.rules.Jiffies64(conn.RetransmitTime(advisedRetries2, x.t.Hz/5, uint64(x.c.RtoMax)))
 		advice = append(advice, Advice{
-			Text: fmt.Sprintf("Or for all sockets of %s that have no TCP_USER_TIMEOUT, existing ones too: about %s instead of %s.", x.namespace(), human.Age(limit), human.Age(x.retransmitsFor())),
+			Text: fmt.Sprintf("Or for all sockets of %s that have no TCP_USER_TIMEOUT, existing ones too: about %s instead of %s.", x.namespace(), humanize.Age(limit), humanize.Age(x.retransmitsFor())),
 			How:  []string{x.sysctl("tcp_retries2", advisedRetries2)},
 			Then: x.with(func(c *abi.Conn) { c.Retries = advisedRetries2 }),
 		})
@@ -331,30 +331,30 @@ func (x *explainer) adviseKeepalive() (string, []Advice) {
 		}
 	case forgotten:
 		says = fmt.Sprintf("The first probe comes after %s of silence. A NAT or load balancer on the way may have forgotten the connection after %s, and a dead peer is noticed after %s.",
-			human.Setting(t.idle), human.Setting(x.rules.MiddleboxTimeout), human.Age(x.notices()))
+			humanize.Setting(t.idle), humanize.Setting(x.rules.MiddleboxTimeout), humanize.Age(x.notices()))
 		advice = append(advice, x.quicken()...)
 	case slow && x.conn.UserTimeout > t.notices():
-		says = fmt.Sprintf("TCP_USER_TIMEOUT overrides the number of probes: a dead peer is noticed after %s, and would be after %s without it.", human.Age(x.notices()), human.Age(t.notices()))
+		says = fmt.Sprintf("TCP_USER_TIMEOUT overrides the number of probes: a dead peer is noticed after %s, and would be after %s without it.", humanize.Age(x.notices()), humanize.Age(t.notices()))
 		advice = append(advice, x.lowerTimeout())
 	case slow:
-		says = fmt.Sprintf("A dead peer is noticed only after %s of silence.", human.Age(x.notices()))
+		says = fmt.Sprintf("A dead peer is noticed only after %s of silence.", humanize.Age(x.notices()))
 		advice = append(advice, x.quicken()...)
 	case x.overdue():
-		says = fmt.Sprintf("With what is set now, a peer that vanishes is noticed after %s of silence.", human.Age(x.notices()))
+		says = fmt.Sprintf("With what is set now, a peer that vanishes is noticed after %s of silence.", humanize.Age(x.notices()))
 		advice = append(advice, x.setAnew())
 	case x.conn.Verdict >= conn.Suspect && x.conn.GivesUp.Ever():
 		says = fmt.Sprintf("No setting needs changing: the kernel gives up %s.", x.in(x.conn.GivesUp))
 	case gap:
 		says = fmt.Sprintf("An idle peer that vanishes is noticed after %s of silence. But keepalive waits while data is unacknowledged: if the peer vanishes then, only retransmission ends the connection, after about %s.",
-			human.Age(x.notices()), human.Age(x.retransmitsFor()))
+			humanize.Age(x.notices()), humanize.Age(x.retransmitsFor()))
 	case !x.canSend():
-		says = fmt.Sprintf("Nothing needs changing: a peer that vanishes is noticed after %s of silence.", human.Age(x.notices()))
+		says = fmt.Sprintf("Nothing needs changing: a peer that vanishes is noticed after %s of silence.", humanize.Age(x.notices()))
 	default:
 		says = fmt.Sprintf("Nothing needs changing: a peer that vanishes is noticed after %s of silence, and with data in flight after about %s.",
-			human.Age(x.notices()), human.Age(x.retransmitsFor()))
+			humanize.Age(x.notices()), humanize.Age(x.retransmitsFor()))
 	}
 	if x.overdue() {
-		says += fmt.Sprintf(" But the keepalive timer that is running fires only in %s: a changed sysctl leaves it as it is.", human.Age(x.keepaliveFires()))
+		says += fmt.Sprintf(" But the keepalive timer that is running fires only in %s: a changed sysctl leaves it as it is.", humanize.Age(x.keepaliveFires()))
 	}
 	if on && x.conn.UserTimeout > 0 && x.conn.UserTimeout <= t.idle {
 		says += " Mind that TCP_USER_TIMEOUT is not longer than TCP_KEEPIDLE: one lost probe is enough to end the connection, whatever TCP_KEEPCNT says."
@@ -369,7 +369,7 @@ func (x *explainer) adviseKeepalive() (string, []Advice) {
 func (x *explainer) turnOn() Advice {
 	t := x.suggested()
 	a := Advice{
-		Text: fmt.Sprintf("Let the application turn keepalive on, which no sysctl can, and set when to ask: with these a dead peer is noticed after %s of silence.", human.Age(x.noticesWith(t))),
+		Text: fmt.Sprintf("Let the application turn keepalive on, which no sysctl can, and set when to ask: with these a dead peer is noticed after %s of silence.", humanize.Age(x.noticesWith(t))),
 		How:  keepaliveCalls("fd", t, x.changed(t)|soKeepalive),
 		Then: x.with(func(c *abi.Conn) {
 			c.Flags |= abi.ConnKeepalive
@@ -378,7 +378,7 @@ func (x *explainer) turnOn() Advice {
 		}),
 	}
 	if x.changed(t) == 0 {
-		a.Text = fmt.Sprintf("Let the application turn keepalive on, which no sysctl can; the rest is set well already. A dead peer is then noticed after %s of silence.", human.Age(x.noticesWith(t)))
+		a.Text = fmt.Sprintf("Let the application turn keepalive on, which no sysctl can; the rest is set well already. A dead peer is then noticed after %s of silence.", humanize.Age(x.noticesWith(t)))
 	}
 	return a
 }
@@ -411,7 +411,7 @@ func (x *explainer) quicken() []Advice {
 		these = "this"
 	}
 	a := Advice{
-		Text: fmt.Sprintf("Let the application set %s: a dead peer is then noticed after %s of silence.", these, human.Age(t.notices())),
+		Text: fmt.Sprintf("Let the application set %s: a dead peer is then noticed after %s of silence.", these, humanize.Age(t.notices())),
 		How:  keepaliveCalls("fd", t, set),
 		Then: x.with(func(c *abi.Conn) {
 			x.setTiming(c, t)
@@ -451,7 +451,7 @@ func (x *explainer) quicken() []Advice {
 	if open == changed {
 		wait := ""
 		if x.c.KeepaliveExpires != 0 {
-			wait = fmt.Sprintf(", this one in %s", human.Age(x.keepaliveFires()))
+			wait = fmt.Sprintf(", this one in %s", humanize.Age(x.keepaliveFires()))
 		}
 		advice = append(advice, Advice{
 			Text: "Or for all sockets of " + x.namespace() + " that have keepalive on and no values of their own. Those that exist keep their running keepalive timer until it fires" + wait + ".",
@@ -466,7 +466,7 @@ func (x *explainer) quicken() []Advice {
 func (x *explainer) lowerTimeout() Advice {
 	timeout := x.inForce().notices()
 	return Advice{
-		Text: fmt.Sprintf("Let the application lower TCP_USER_TIMEOUT to what keepalive would take by itself, %s.", human.Setting(timeout)),
+		Text: fmt.Sprintf("Let the application lower TCP_USER_TIMEOUT to what keepalive would take by itself, %s.", humanize.Setting(timeout)),
 		How:  []string{userTimeoutCall(timeout)},
 		Then: x.with(func(c *abi.Conn) { c.UserTimeout = uint32(timeout.Milliseconds()) }),
 	}
@@ -477,7 +477,7 @@ func (x *explainer) lowerTimeout() Advice {
 func (x *explainer) boundData() Advice {
 	timeout := x.suggestedTimeout()
 	text := fmt.Sprintf("For a peer that vanishes while data is in flight: let the application set TCP_USER_TIMEOUT. After %s without an acknowledgement the kernel gives up, instead of after about %s.",
-		human.Setting(timeout), human.Age(x.retransmitsFor()))
+		humanize.Setting(timeout), humanize.Age(x.retransmitsFor()))
 	switch {
 	case x.changed(x.suggested()) != 0:
 		text += " It then decides for keepalive as well, instead of TCP_KEEPCNT: this value goes with the settings above."

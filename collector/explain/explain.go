@@ -9,7 +9,7 @@ import (
 
 	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
-	"github.com/halfopen/halfopen/internal/human"
+	"github.com/halfopen/halfopen/internal/humanize"
 )
 
 // Explanation is what there is to say of one connection in plain sentences.
@@ -155,7 +155,7 @@ func (x *explainer) traffic() string {
 	idle, silent := x.conn.Idle, x.conn.Silent
 	// The kernel stamps a retransmission as data sent.
 	if x.conn.Verdict >= conn.Suspect || idle < 0 {
-		return "Nothing has been heard from the peer for " + human.Age(silent) + "."
+		return "Nothing has been heard from the peer for " + humanize.Age(silent) + "."
 	}
 	// The kernel stamps the making of a connection as data, too.
 	if since(idle) == since(silent) {
@@ -168,14 +168,14 @@ func since(d time.Duration) string {
 	if d < time.Second {
 		return "less than a second ago"
 	}
-	return human.Age(d) + " ago"
+	return humanize.Age(d) + " ago"
 }
 
 func (x *explainer) queued() string {
 	c := x.c
-	bytes := human.Size(c.SendQueue) + " bytes"
+	bytes := humanize.Size(c.SendQueue) + " bytes"
 	if c.SendQueue < 1024 {
-		bytes = human.Plural(int(c.SendQueue), "byte")
+		bytes = humanize.Plural(int(c.SendQueue), "byte")
 	}
 	switch {
 	case x.connecting():
@@ -185,7 +185,7 @@ func (x *explainer) queued() string {
 	case x.flag(abi.ConnBlocked):
 		return fmt.Sprintf("%s wait to be sent, and the peer has room for them, but nothing goes out: something on this host keeps them back, such as an output filter or a missing route.", bytes)
 	case x.closedWindow():
-		return fmt.Sprintf("%s wait to be sent, and nothing is in flight: the peer's window (%s) is too small for them.", bytes, human.Plural(int(c.SendWindow), "byte"))
+		return fmt.Sprintf("%s wait to be sent, and nothing is in flight: the peer's window (%s) is too small for them.", bytes, humanize.Plural(int(c.SendWindow), "byte"))
 	case c.PacketsOut == 1 && c.Retransmits > 0:
 		return fmt.Sprintf("1 segment is not acknowledged, and has been sent again %s (%s in the send queue).", times(int(c.Retransmits)), bytes)
 	case c.PacketsOut > 0 && c.Retransmits > 0:
@@ -200,9 +200,9 @@ func (x *explainer) queued() string {
 
 func are(n int, thing string) string {
 	if n == 1 {
-		return human.Plural(n, thing) + " is"
+		return humanize.Plural(n, thing) + " is"
 	}
-	return human.Plural(n, thing) + " are"
+	return humanize.Plural(n, thing) + " are"
 }
 
 // judged says what the verdict rests on.
@@ -210,7 +210,7 @@ func (x *explainer) judged() string {
 	if !x.conn.State.Judged() {
 		return ""
 	}
-	asked := human.Plural(x.conn.Unanswered, x.conn.Evidence.Solicitation())
+	asked := humanize.Plural(x.conn.Unanswered, x.conn.Evidence.Solicitation())
 	switch x.conn.Verdict {
 	case conn.Zombie:
 		return fmt.Sprintf("Verdict: zombie. %s in a row went unanswered: the peer is most likely gone, and the kernel still waits.", asked)
@@ -220,13 +220,13 @@ func (x *explainer) judged() string {
 		}
 		return fmt.Sprintf("Verdict: suspect. %s in a row went unanswered, which is not enough yet to call it a zombie.", asked)
 	case conn.Stalled:
-		return "Verdict: stalled. The peer answers, but has not made room for " + human.Age(x.rules.Age(x.c.WindowClosed)) + "."
+		return "Verdict: stalled. The peer answers, but has not made room for " + humanize.Age(x.rules.Age(x.c.WindowClosed)) + "."
 	case conn.Unguarded:
-		return "Verdict: unguarded. No data for " + human.Setting(x.rules.IdleAfter) + " or more, and keepalive is off: nothing would notice that the peer is gone."
+		return "Verdict: unguarded. No data for " + humanize.Setting(x.rules.IdleAfter) + " or more, and keepalive is off: nothing would notice that the peer is gone."
 	case conn.Idle:
-		return "Verdict: idle. No data for " + human.Setting(x.rules.IdleAfter) + " or more, but the kernel would notice that the peer is gone."
+		return "Verdict: idle. No data for " + humanize.Setting(x.rules.IdleAfter) + " or more, but the kernel would notice that the peer is gone."
 	}
-	return "Verdict: active. The connection was made, or data moved, within the last " + human.Setting(x.rules.IdleAfter) + ", and nothing is overdue."
+	return "Verdict: active. The connection was made, or data moved, within the last " + humanize.Setting(x.rules.IdleAfter) + ", and nothing is overdue."
 }
 
 // fires is when a timer does that is in the wheel.
@@ -282,7 +282,7 @@ func (x *explainer) keepaliveThen() string {
 	now := x.t.Pending(c.KeepaliveExpires, c.KeepaliveLevel)
 	silent := uint64(c.Silent) + now - c.Jiffies
 	timeout := x.t.Msecs(c.UserTimeout)
-	idle := human.Setting(r.Duration(c.KeepaliveTime))
+	idle := humanize.Setting(r.Duration(c.KeepaliveTime))
 	switch {
 	case x.waiting():
 		return "Sends nothing while data is unacknowledged, and waits for another " + idle + "."
@@ -293,9 +293,9 @@ func (x *explainer) keepaliveThen() string {
 	case timeout == 0 && c.ProbesOut >= c.KeepaliveProbes:
 		return fmt.Sprintf("Gives the connection up: %s unanswered.", all(int(c.KeepaliveProbes), "probe"))
 	case timeout > 0:
-		return fmt.Sprintf("Sends probe %d, and looks again %s later whether TCP_USER_TIMEOUT has passed.", c.ProbesOut+1, human.Setting(r.Duration(c.KeepaliveIntvl)))
+		return fmt.Sprintf("Sends probe %d, and looks again %s later whether TCP_USER_TIMEOUT has passed.", c.ProbesOut+1, humanize.Setting(r.Duration(c.KeepaliveIntvl)))
 	}
-	return fmt.Sprintf("Sends probe %d of %d; the next one, or the end, is %s later.", c.ProbesOut+1, c.KeepaliveProbes, human.Setting(r.Duration(c.KeepaliveIntvl)))
+	return fmt.Sprintf("Sends probe %d of %d; the next one, or the end, is %s later.", c.ProbesOut+1, c.KeepaliveProbes, humanize.Setting(r.Duration(c.KeepaliveIntvl)))
 }
 
 func all(n int, thing string) string {
@@ -335,7 +335,7 @@ func (x *explainer) writeTimer() Timer {
 		if x.flag(abi.ConnBlocked) {
 			t.Purpose = "Tries again what this host has not let out."
 		}
-		t.Then = fmt.Sprintf("Sends a window probe; the next wait is twice as long, %s at most.", human.Setting(x.rules.Duration(c.RtoMax)))
+		t.Then = fmt.Sprintf("Sends a window probe; the next wait is twice as long, %s at most.", humanize.Setting(x.rules.Duration(c.RtoMax)))
 	case c.Pending != abi.PendingRetransmit:
 		return t
 	case x.conn.State == conn.SynSent:
@@ -343,10 +343,10 @@ func (x *explainer) writeTimer() Timer {
 		t.Then = fmt.Sprintf("Sends the SYN again (retransmission %d).", c.Retransmits+1)
 	case c.SendWindow == 0 && !x.conn.Orphaned && !x.connecting():
 		t.Purpose = "Asks a peer that has closed its window under data in flight whether there is room again."
-		t.Then = "Sends the oldest segment again; the next wait is longer, " + human.Setting(x.rules.Duration(c.RtoMax)) + " at most."
+		t.Then = "Sends the oldest segment again; the next wait is longer, " + humanize.Setting(x.rules.Duration(c.RtoMax)) + " at most."
 	default:
 		t.Then = fmt.Sprintf("Sends the oldest segment again (retransmission %d in a row); the next wait is longer, %s at most.",
-			c.Retransmits+1, human.Setting(x.rules.Duration(c.RtoMax)))
+			c.Retransmits+1, humanize.Setting(x.rules.Duration(c.RtoMax)))
 	}
 	if gone {
 		t.Then = "Gives the connection up, unless the peer is heard before."
@@ -359,9 +359,9 @@ func (x *explainer) writeTimer() Timer {
 func (x *explainer) in(f conn.Forecast) string {
 	from, spread := max(0, f.At.Sub(x.conn.At)), f.Latest.Sub(f.At)
 	if spread < time.Second || spread < from/20 {
-		return "in " + human.Age(from)
+		return "in " + humanize.Age(from)
 	}
-	return "in " + human.Age(from) + " to " + human.Age(from+spread)
+	return "in " + humanize.Age(from) + " to " + humanize.Age(from+spread)
 }
 
 func (x *explainer) next() []string {
@@ -393,7 +393,7 @@ func (x *explainer) next() []string {
 	says = append(says, x.end(f))
 	if x.t.GiveUpPath() == conn.ByKeepalive && x.canSend() && x.conn.UserTimeout == 0 && x.conn.Unanswered == 0 {
 		says = append(says, fmt.Sprintf("Should the application send meanwhile, keepalive waits, and only retransmission can end the connection: after about %s.",
-			human.Age(x.retransmitsFor())))
+			humanize.Age(x.retransmitsFor())))
 	}
 	return says
 }
@@ -418,11 +418,11 @@ func (x *explainer) never() string {
 // probing says what keepalive is going to do.
 func (x *explainer) probing() string {
 	c, r := x.c, x.rules
-	interval := human.Setting(r.Duration(c.KeepaliveIntvl))
+	interval := humanize.Setting(r.Duration(c.KeepaliveIntvl))
 	limit := fmt.Sprintf("gives up when %s unanswered", all(int(c.KeepaliveProbes), "probe"))
 	if c.UserTimeout > 0 {
 		limit = fmt.Sprintf("gives up once a probe is out and the peer has been silent for %s (TCP_USER_TIMEOUT; TCP_KEEPCNT then means nothing)",
-			human.Setting(x.conn.UserTimeout))
+			humanize.Setting(x.conn.UserTimeout))
 	}
 	if c.ProbesOut > 0 {
 		return fmt.Sprintf("%s out. If the peer stays silent, the kernel sends one every %s, and %s. An answer sets all of this back.",
@@ -432,7 +432,7 @@ func (x *explainer) probing() string {
 	at, _ := x.fires(c.KeepaliveExpires, c.KeepaliveLevel)
 	first = max(first, at.Sub(x.conn.At))
 	return fmt.Sprintf("If the peer stays silent, the first keepalive probe goes out in %s; from then on the kernel sends one every %s, and %s.",
-		human.Age(first), interval, limit)
+		humanize.Age(first), interval, limit)
 }
 
 // answering says what becomes of a closed window that the peer keeps closed.
@@ -448,13 +448,15 @@ func (x *explainer) answering() string {
 	return "As long as the peer answers and its window stays closed, it never gives up."
 }
 
-var endings = map[conn.Cause]string{
+// endings is what the application gets when the kernel gives the connection up, for each
+// cause that is a timeout.
+var endings = [conn.Causes]string{
 	conn.CauseKeepaliveTimeout:   "the application gets ETIMEDOUT",
 	conn.CauseUserTimeout:        "the application gets ETIMEDOUT",
 	conn.CauseRetransmitTimeout:  "the application gets ETIMEDOUT",
 	conn.CauseWindowProbeTimeout: "the application gets ETIMEDOUT",
 	conn.CauseConnectTimeout:     "connect(2) fails with ETIMEDOUT",
-	conn.CauseOrphanTimeout:      "nobody is told",
+	conn.CauseOrphanTimeout:      "no application is told",
 }
 
 // end says when the kernel gives up, and what then.

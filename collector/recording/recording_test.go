@@ -93,7 +93,7 @@ func whole(t *testing.T) (facts []*conn.Fact) {
 			fill(t, v.Field(i))
 		}
 	}
-	all.Census.Rows = nil // which are not recorded
+	all.Census.Rows = nil // a recording leaves them out: no notice, death or count follows from them
 	has := map[conn.FactKind][]string{
 		conn.FactEvent: {"Event"}, conn.FactWatch: {"Conn"}, conn.FactSweep: {}, conn.FactCensus: {"Census"},
 		conn.FactOwners: {"Owners"},
