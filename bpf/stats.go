@@ -25,9 +25,9 @@ func (k *Kernel) Stats() (Stats, error) {
 	return Stats{Counters: counters, Missed: missed, Attached: k.Attached()}, err
 }
 
-// CookieStatus returns why connections that begin now get no cookie before a census (see
-// [Kernel.CookiesErr]), and since when the search for sockets without one has not ended
-// (see [Kernel.CookieSearchHangs]).
-func (k *Kernel) CookieStatus() (err error, hangsSince time.Time) {
-	return k.CookiesErr(), k.CookieSearchHangs()
+// CookieStatus returns since when the search for sockets without a cookie has not ended
+// (see [Kernel.CookieSearchHangs]), and why connections that begin now get no cookie
+// before a census (see [Kernel.CookiesErr]).
+func (k *Kernel) CookieStatus() (hangsSince time.Time, err error) {
+	return k.CookieSearchHangs(), k.CookiesErr()
 }

@@ -235,8 +235,8 @@ func (k *fakeKernel) Stats() (bpf.Stats, error) {
 	return read(k, k.onStats, func() bpf.Stats { return k.stats })
 }
 
-func (k *fakeKernel) CookieStatus() (err error, hangsSince time.Time) {
-	return k.cookies.err, k.cookies.hangs
+func (k *fakeKernel) CookieStatus() (hangsSince time.Time, err error) {
+	return k.cookies.hangs, k.cookies.err
 }
 
 // monotonic returns what the kernel's clock is at a time.

@@ -39,9 +39,9 @@ type Kernel interface {
 	NetnsPath(netns uint32) string
 	// Stats returns what the programs counted.
 	Stats() (bpf.Stats, error)
-	// CookieStatus returns why new connections get no cookie, and since when the search
-	// for sockets without one hangs.
-	CookieStatus() (err error, hangsSince time.Time)
+	// CookieStatus returns since when the search for sockets without a cookie hangs, the
+	// zero time if it does not, and why new connections get no cookie.
+	CookieStatus() (hangsSince time.Time, err error)
 }
 
 var _ Kernel = (*bpf.Kernel)(nil)

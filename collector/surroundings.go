@@ -29,7 +29,7 @@ type environment struct {
 
 func readEnvironment(k Kernel, g *cgroups) environment {
 	s := environment{cgroupsErr: g.refused(), descriptorsErr: g.descriptors.refused()}
-	s.cookiesErr, s.searchHangs = k.CookieStatus()
+	s.searchHangs, s.cookiesErr = k.CookieStatus()
 	var ns unix.Stat_t
 	if err := unix.Stat("/proc/self/ns/pid", &ns); err == nil && ns.Ino != initialPIDs {
 		s.privatePIDs = true

@@ -347,7 +347,7 @@ func TestCreateLeavesOtherFilesAlone(t *testing.T) {
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
 	recorded := string(recordingOf(t, sweepAt(1)))
-	for name, text := range map[string]string{"notes": "notes\n", "empty": "", "older": recorded, "target": recorded} {
+	for name, text := range map[string]string{"notes": "notes\n", "empty": "", "target": recorded} {
 		if err := os.WriteFile(at(name), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -371,6 +371,15 @@ func TestCreateLeavesOtherFilesAlone(t *testing.T) {
 	}
 	if text, err := os.ReadFile(at("target")); err != nil || string(text) != recorded {
 		t.Error("what a link leads to was written to")
+	}
+}
+
+func TestCreateReplacesRecordings(t *testing.T) {
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	recorded := string(recordingOf(t, sweepAt(1)))
+	if err := os.WriteFile(at("older"), []byte(recorded), 0o644); err != nil {
+		t.Fatal(err)
 	}
 	held, err := os.Open(at("older"))
 	if err != nil {

@@ -38,7 +38,10 @@ import (
 // limit bounds the whole run.
 const limit = 5 * time.Minute
 
-func main() {
+func main() { os.Exit(record()) }
+
+// record is main, and returns the exit status.
+func record() int {
 	out := flag.String("o", "collector/testdata/recordings", "the directory to write to")
 	version := flag.String("version", "unknown", "the version of halfopen that the recordings are said to be of")
 	flag.Parse()
@@ -48,8 +51,9 @@ func main() {
 	defer cancel()
 	if err := run(ctx, *out, *version); err != nil {
 		fmt.Fprintf(os.Stderr, "histories: %s\n", err)
-		os.Exit(1)
+		return 1
 	}
+	return 0
 }
 
 // history is one that is recorded: all that the kernel says of two namespaces.
