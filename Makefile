@@ -153,6 +153,9 @@ e2e: root build ## test the built halfopen on this kernel (root; ARGS="-run Test
 		exit 1
 	fi
 
+e2e-used: root build ## the same while others use the machine: wrk and nginx, fifty network namespaces, a second agent (root)
+	scripts/used-machine.sh $(MAKE) --no-print-directory e2e
+
 SOAK = 10m
 soak: root build ## watch healthy connections over loss for ten minutes: none may be called dead (root; SOAK=1h)
 	@$(call step,healthy connections for $(SOAK))

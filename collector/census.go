@@ -79,7 +79,7 @@ func (c *Collector) takeCensus(ctx context.Context) (time.Duration, error) {
 	c.census = CensusStats{
 		At:         ended,
 		Duration:   took,
-		Interval:   max(c.opts.CensusInterval, c.budget.spacing(res.CPU, ended, processCPU())),
+		Interval:   max(c.opts.CensusInterval, c.budget.spacing(res.CPU, ended, c.processCPU())),
 		Sockets:    sockets,
 		Namespaces: res.Namespaces,
 		Unvisited:  res.Unvisited,

@@ -28,6 +28,10 @@ var sameMoment = sync.OnceValues(func() (then time.Time, mono time.Duration) {
 	return then, mono
 })
 
+// MonotonicZero returns the wall-clock time at which the kernel's clock (CLOCK_MONOTONIC)
+// was 0, by the present difference of the two clocks.
+func MonotonicZero() time.Time { return wall(0) }
+
 // wall returns a reading of the kernel's clock (CLOCK_MONOTONIC, ns) as wall-clock time, by
 // the present difference of the two clocks.
 func wall(mono uint64) time.Time {

@@ -12,7 +12,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/halfopen/halfopen/bpf"
 	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
 )
@@ -58,7 +57,10 @@ type Options struct {
 	// CensusCPU is the share of one core for the censuses and all else that the agent does
 	// (default 0.01). Half of it is always for the censuses. Their interval grows as needed.
 	CensusCPU float64
-	Logger    *slog.Logger
+	// Record, if not nil, is called with every fact, in the order in which the tracker
+	// gets them. It must not wait, and must copy Event and Conn if it keeps them.
+	Record func(*conn.Fact)
+	Logger *slog.Logger
 }
 
 func (o *Options) setDefaults() {
@@ -74,15 +76,31 @@ func (o *Options) setDefaults() {
 	}
 }
 
+// Rules returns the rules that follow from the options, on a kernel that counts so many
+// jiffies a second.
+func (o Options) Rules(hz int) conn.Rules {
+	o.setDefaults()
+	return conn.Rules{
+		IdleAfter:        o.IdleAfter,
+		StalledAfter:     o.StalledAfter,
+		ZombieUnanswered: o.ZombieUnanswered,
+		ZombieSilence:    o.ZombieSilence,
+		MiddleboxTimeout: o.MiddleboxTimeout,
+		HZ:               hz,
+	}
+}
+
 // Collector follows every connection in trouble, and reads all others when it is asked. It
 // is safe for concurrent use.
 type Collector struct {
-	kernel  *bpf.Kernel
+	kernel  Kernel
 	cgroups *cgroups
 	opts    Options
 	rules   conn.Rules
 	log     *slog.Logger
 	ready   atomic.Bool
+	// processCPU returns the CPU time that this process has used.
+	processCPU func() time.Duration
 
 	recheck      chan time.Duration // the time after which a watch pass is useful
 	ownersWanted chan struct{}      // a search for owners is useful
@@ -115,26 +133,19 @@ type Collector struct {
 	degraded    degradation
 }
 
-// New returns a collector for loaded programs. Run makes it collect. Without Run,
-// Connections reads the sockets once (and bpf.Options.Observe is not needed).
-func New(k *bpf.Kernel, opts Options) *Collector {
+// New returns a collector for a kernel. Run makes it collect. Without Run, Connections reads
+// the sockets once (and bpf.Options.Observe is not needed).
+func New(k Kernel, opts Options) *Collector {
 	opts.setDefaults()
 	c := &Collector{kernel: k, cgroups: newCgroups(), opts: opts, log: opts.Logger, subs: make(map[*Subscription]struct{})}
 	c.recheck, c.ownersWanted = make(chan time.Duration, 1), make(chan struct{}, 1)
 	c.censusWanted, c.rowsChanged = make(chan struct{}, 1), make(chan struct{}, 1)
 	c.reader.caughtUpC = sync.NewCond(&c.reader)
 	c.degraded.log = c.log
-	c.rules = conn.Rules{
-		IdleAfter:        opts.IdleAfter,
-		StalledAfter:     opts.StalledAfter,
-		ZombieUnanswered: opts.ZombieUnanswered,
-		ZombieSilence:    opts.ZombieSilence,
-		MiddleboxTimeout: opts.MiddleboxTimeout,
-		HZ:               k.HZ(),
-	}
+	c.rules = opts.Rules(k.HZ())
 	c.tracker = conn.NewTracker(c.rules, c.publish)
 	c.census.Interval = opts.CensusInterval
-	c.budget.share = opts.CensusCPU
+	c.budget.share, c.processCPU = opts.CensusCPU, processCPU
 	return c
 }
 
@@ -159,6 +170,20 @@ func (c *Collector) Run(parent context.Context) error {
 		return nil
 	}
 	return err
+}
+
+// apply records a fact if Options.Record is set, and applies it to the tracker. It returns
+// what [conn.Tracker.Apply] returns. The caller holds c.mu.
+func (c *Collector) apply(f *conn.Fact) (recheckAfter time.Duration) {
+	if c.opts.Record != nil {
+		recorded := *f // or every fact would be allocated
+		c.opts.Record(&recorded)
+	}
+	recheckAfter = c.tracker.Apply(f)
+	if c.tracker.RowsChanged() {
+		wake(c.rowsChanged)
+	}
+	return recheckAfter
 }
 
 // Options returns the options of the collector, with defaults filled in.

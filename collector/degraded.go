@@ -265,7 +265,7 @@ func (s *situation) findings() []Finding {
 
 // Assess returns why the kernel programs do not see everything. It derives that from the
 // results of successive censuses and from what this process may do.
-func Assess(k *bpf.Kernel, results ...*bpf.CensusResult) []Finding {
+func Assess(k Kernel, results ...*bpf.CensusResult) []Finding {
 	s := situation{environment: readEnvironment(k, newCgroups())}
 	for _, res := range results {
 		s.census(res)

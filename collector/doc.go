@@ -8,4 +8,7 @@
 // a census of all sockets, which also repairs whatever was lost. The kernel programs
 // only count the active, idle and unguarded connections; a query reads them anew
 // ([Collector.Connections]).
+//
+// A [Kernel] is all that a Collector needs of the kernel, so that tests can drive it by a
+// fake. Options.Record gets every fact; package recording writes them to a file.
 package collector

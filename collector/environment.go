@@ -11,8 +11,6 @@ import (
 
 	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
-
-	"github.com/halfopen/halfopen/bpf"
 )
 
 // initialPIDNamespace is the inode number of the initial pid namespace: PROC_PID_INIT_INO
@@ -30,8 +28,9 @@ type environment struct {
 }
 
 // readEnvironment finds out the environment of this process.
-func readEnvironment(k *bpf.Kernel, g *cgroups) environment {
-	s := environment{cookiesErr: k.CookiesErr(), searchHangs: k.CookieSearchHangs(), cgroupsErr: g.refused(), descriptorsErr: g.descriptors.refused()}
+func readEnvironment(k Kernel, g *cgroups) environment {
+	s := environment{cgroupsErr: g.refused(), descriptorsErr: g.descriptors.refused()}
+	s.searchHangs, s.cookiesErr = k.CookieStatus()
 	var ns unix.Stat_t
 	if err := unix.Stat("/proc/self/ns/pid", &ns); err == nil && ns.Ino != initialPIDNamespace {
 		s.privatePIDs = true

@@ -15,10 +15,10 @@ import (
 // holders has the processes that hold sockets, one for each socket. There may be very many
 // sockets, so each one takes few bytes.
 type holders struct {
-	prefer    []uint32          // ids of processes that are preferred to others
-	processes []process         // each process once
-	index     map[uint32]int    // indices of processes, by process id
-	sockets   map[uint64]holder // by cookie
+	prefer    []uint32              // ids of processes that are preferred to others
+	processes []process             // each process once
+	index     map[uint32]int        // indices of processes, by process id
+	sockets   map[uint64]descriptor // by cookie
 }
 
 type process struct {
@@ -27,14 +27,14 @@ type process struct {
 	comm    string
 }
 
-// holder is a file descriptor of a process.
-type holder struct {
+// descriptor is a file descriptor of a process.
+type descriptor struct {
 	process uint32 // index of holders.processes
 	fd      uint32
 }
 
 func newHolders(prefer []uint32) *holders {
-	return &holders{prefer: prefer, index: make(map[uint32]int), sockets: make(map[uint64]holder)}
+	return &holders{prefer: prefer, index: make(map[uint32]int), sockets: make(map[uint64]descriptor)}
 }
 
 // add adds a descriptor of a socket. If several processes hold the socket, it keeps one: a
@@ -47,14 +47,14 @@ func (h *holders) add(o *abi.Owner) {
 		h.index[o.Pid] = i
 		h.processes = append(h.processes, process{o.Pid, o.Started, unix.ByteSliceToString(o.Comm[:])})
 	}
-	found := holder{uint32(i), o.Fd}
+	found := descriptor{uint32(i), o.Fd}
 	if known, ok := h.sockets[o.Cookie]; !ok || h.compare(found, known) < 0 {
 		h.sockets[o.Cookie] = found
 	}
 }
 
 // compare orders the holders of one socket, best first.
-func (h *holders) compare(a, b holder) int {
+func (h *holders) compare(a, b descriptor) int {
 	p, q := &h.processes[a.process], &h.processes[b.process]
 	other := func(p *process) int {
 		if slices.Contains(h.prefer, p.pid) {

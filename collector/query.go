@@ -57,6 +57,24 @@ func (q *Query) matchesOwner(connection *conn.Connection) bool {
 		(len(q.Owners) == 0 || slices.ContainsFunc(q.Owners, connection.OwnedBy))
 }
 
+// ParsePort parses the number of a port, which is not 0.
+func ParsePort(s string) (uint16, error) {
+	v, err := strconv.ParseUint(s, 10, 16)
+	if err != nil || v == 0 {
+		return 0, fmt.Errorf("%q is not a port from 1 to 65535", s)
+	}
+	return uint16(v), nil
+}
+
+// ParsePID parses the id of a process.
+func ParsePID(s string) (uint32, error) {
+	v, err := strconv.ParseUint(s, 10, 31) // the kernel's pid_t is signed
+	if err != nil || v == 0 {
+		return 0, fmt.Errorf("%q is not a process id", s)
+	}
+	return uint32(v), nil
+}
+
 // ParseOwner checks a name for Query.Owners.
 func ParseOwner(s string) (string, error) {
 	if s == "" {

@@ -3,8 +3,6 @@
 package collector
 
 import (
-	"time"
-
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
@@ -43,15 +41,6 @@ func (c *Collector) RowChanges() []conn.RowChange {
 // RowsChanged returns a channel that receives a value when RowChanges has something to
 // return, and when the first census with rows has ended.
 func (c *Collector) RowsChanged() <-chan struct{} { return c.rowsChanged }
-
-// apply applies a fact to the tracker. The caller holds the lock.
-func (c *Collector) apply(f *conn.Fact) (recheckAfter time.Duration) {
-	recheckAfter = c.tracker.Apply(f)
-	if c.tracker.RowsChanged() {
-		wake(c.rowsChanged)
-	}
-	return recheckAfter
-}
 
 // beginRows reports, at the beginning of a census, whether the census needs rows.
 func (c *Collector) beginRows() bool {

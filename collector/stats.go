@@ -48,11 +48,7 @@ type CensusStats struct {
 // then applies all events, so that a death that is counted is not among the connections
 // any more.
 func (c *Collector) Stats() (Stats, error) {
-	counters, err := c.kernel.Counters()
-	if err != nil {
-		return Stats{}, err
-	}
-	missed, err := c.kernel.Missed()
+	counted, err := c.kernel.Stats()
 	if err != nil {
 		return Stats{}, err
 	}
@@ -63,9 +59,9 @@ func (c *Collector) Stats() (Stats, error) {
 		TrackerStats: c.tracker.Stats(time.Now()),
 		Idle:         idleHistogram(&c.counts, c.rules.HZ),
 		Census:       c.census,
-		Kernel:       counters,
-		Missed:       missed,
-		Attached:     c.kernel.Attached(),
+		Kernel:       counted.Counters,
+		Missed:       counted.Missed,
+		Attached:     counted.Attached,
 		Degraded:     c.Degraded(),
 	}
 	s.EventsLost = map[string]uint64{

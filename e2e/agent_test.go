@@ -177,7 +177,7 @@ type agent struct {
 	late bool  // it had to be killed
 }
 
-// buffer is what a child process has said so far.
+// buffer holds what a child process has printed so far.
 type buffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -501,15 +501,15 @@ func scaled(n int) int { return max(n/scale, 1) }
 // elsewhere others come and go, and it is at least that.
 var alone = os.Getenv("HALFOPEN_ALONE") != ""
 
-// leftOut tells of what this kernel cannot do: a test, by its name, or a part of one,
-// with "/" and its own name behind it. What scripts/vm/left-out does not name fails
-// there.
+// leftOut logs that this kernel cannot do a test, given by its name, or a part of one: the
+// test's name, "/" and the part's. In the virtual machines, what scripts/vm/left-out does
+// not name fails.
 func leftOut(t testing.TB, what, why string) {
 	t.Helper()
 	t.Logf("left out: %s: %s", strings.ReplaceAll(what, " ", "_"), why)
 }
 
-// fullReceiversAnswer tells whether a receiver whose buffer is full answers.
+// fullReceiversAnswer returns whether a receiver whose buffer is full answers.
 func fullReceiversAnswer(t testing.TB) bool {
 	t.Helper()
 	answers, err := bpf.FullReceiversAnswer()
@@ -543,7 +543,7 @@ func within(t testing.TB, timeout time.Duration, what string, f func() error) {
 	}
 }
 
-// throughout calls f again and again for a time.
+// throughout calls f again and again for a time, five times a second.
 func throughout(ctx context.Context, d time.Duration, f func()) {
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()

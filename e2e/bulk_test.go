@@ -24,7 +24,7 @@ import (
 const bulkEnv = "HALFOPEN_E2E_BULK"
 
 // bulkClients are a process that holds both ends of many connections, ends them all
-// when told to, and tells what its applications saw of that.
+// when told to, and returns what its applications saw.
 type bulkClients struct {
 	ClientNS, ServerNS string // paths of the namespaces
 	Addrs              []netip.AddrPort

@@ -119,7 +119,7 @@ basic_auth_users: {me: $2a$04$y927JXmOaBp0qsUa5VQsAO9OGZySGiPt6Spxe5Z44eQyidQ6xt
 		config("without.yml", "", "password"):      "it wants a client certificate that it accepts (remote error: tls: ",
 		config("theirs.yml", "theirs", "password"): "it wants a client certificate that it accepts (remote error: tls: ",
 		config("guess.yml", "client", "guess"):     "it refused the user or password: check them in ",
-		"":                                         "nobody known here has signed its certificate: name its CA in ca_file",
+		"":                                         "this machine does not trust the signer of its certificate: name its CA in ca_file",
 	} {
 		for _, args := range [][]string{{"list"}, {"explain", local}, {"trace", "--duration=1m"}} {
 			stdout, stderr, status := run(t, command(config, args...))

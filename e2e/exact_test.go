@@ -34,7 +34,7 @@ func deathEvents(m metrics) (n int) {
 	return n
 }
 
-// skipped is how many programs the kernel did not run.
+// skipped returns how many times the kernel did not run a program.
 func (m metrics) skipped() float64 {
 	m.t.Helper()
 	return m.value("halfopen_events_lost_total", "type", "recursion")

@@ -230,7 +230,7 @@ func TestExplainTellsSettingsAndWhereFrom(t *testing.T) {
 	})
 }
 
-// connecting is a socket whose SYN nobody answers.
+// connecting returns a socket whose SYN is not answered.
 func (n *network) connecting(t *testing.T, port int) (fd int) {
 	t.Helper()
 	n.cut(port)
@@ -369,7 +369,7 @@ func punctual(t *testing.T, died time.Time, f *forecast) {
 	}
 }
 
-// Who does what is advised is rid of the dead peer when the explanation says.
+// Following the advice ends the connection to the dead peer when the explanation says.
 func TestExplainAdviceWorks(t *testing.T) {
 	// So that quick keepalive is advised; and it answers at once, while the
 	// connections live.

@@ -32,7 +32,7 @@ type expectedEnd struct {
 	cookie   string
 	cause    string
 	during   string
-	errno    string // anything if "*": nobody was there to get it
+	errno    string // "*" is any: no application was left to get it
 	state    string
 	orderly  bool // an orderly end: it is counted, and told only if there was trouble before
 
@@ -86,8 +86,8 @@ func errnoOf(class uint8, family string) string {
 	return "EHOSTUNREACH"
 }
 
-// The kernel's settings in all the namespaces of the scenarios, so that nobody
-// has to wait for long.
+// quickSysctls are the kernel's settings in all namespaces of the scenarios: they keep
+// timeouts short.
 var quickSysctls = map[string]string{
 	"net.ipv4.tcp_retries2":                       "3",
 	"net.ipv4.tcp_orphan_retries":                 "2",
@@ -96,6 +96,7 @@ var quickSysctls = map[string]string{
 	"net.ipv4.tcp_fastopen":                       "3",
 	"net.ipv4.tcp_fastopen_blackhole_timeout_sec": "0",
 	"net.ipv4.tcp_fin_timeout":                    "30",
+	"net.ipv4.tcp_no_metrics_save":                "1", // a slow round trip is not remembered for the next
 }
 
 // fixture is a lab in which scenarios are played: its sockets can be told apart by
@@ -117,7 +118,8 @@ type fixture struct {
 	wrong, unknown int
 }
 
-// acceptor is a listener, and those it has accepted and nobody has asked for yet.
+// acceptor is a listener, with the connections it has accepted that no scenario has taken
+// yet.
 type acceptor struct {
 	addr netip.AddrPort
 	mu   sync.Mutex
@@ -321,7 +323,7 @@ func caller() string {
 }
 
 // scenarioTimeout bounds every wait: the longest-lived socket lives for some seconds.
-const scenarioTimeout = time.Minute
+const scenarioTimeout = 2 * time.Minute
 
 // until waits for a condition.
 func (t *scenarioRun) until(what string, ok func() bool) {
@@ -392,7 +394,7 @@ func (t *scenarioRun) pairAt(l *acceptor) (client, server *endpoint) {
 	}
 }
 
-// class says what becomes of what the end sends from now on.
+// class sets what happens to the packets that the endpoint sends from now on.
 func (e *endpoint) class(class uint8) { e.t.must(lab.SetClass(e, class)) }
 
 func (e *endpoint) write(n int) {
@@ -467,7 +469,7 @@ func (e *endpoint) dies(cause, during, errno, state string) {
 	e.Close()
 }
 
-// latency is how late one may hear of the end of a socket: the machine is busy.
+// latency bounds how late a test usually hears of the end of a socket.
 const latency = 250 * time.Millisecond
 
 // disappears waits until an orphan is not to be seen any more.
@@ -514,7 +516,7 @@ func (e *endpoint) closes(state string) {
 	e.t.expect(expectedEnd{cookie: fmt.Sprintf("%x", e.cookie), local: e.local, remote: e.remote, cause: "closed", state: state, orderly: true})
 }
 
-// poller is what the agent says about everybody, asked for again and again.
+// poller asks the agent for all deaths and forecasts, again and again.
 type poller struct {
 	a      *agent
 	client http.Client
@@ -526,7 +528,7 @@ type poller struct {
 	errs      []error
 }
 
-// polledForecast is a `gives_up` and when it was asked for.
+// polledForecast is the `gives_up` of a connection, and when it was asked for.
 type polledForecast struct {
 	asked    time.Time
 	At       time.Time `json:"at"`

@@ -111,7 +111,7 @@ type soak struct {
 	over   chan struct{}
 }
 
-// fail tells of an error that an application got before the end.
+// fail reports an error that an application got before the end.
 func (s *soak) fail(err error) {
 	select {
 	case <-s.over:

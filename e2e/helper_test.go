@@ -20,7 +20,7 @@ import (
 )
 
 // helperEnv makes the test binary a helper process instead of running the tests. Its value
-// is the Unix socket of whoever tells it what to do.
+// is the Unix socket of its controller.
 const helperEnv = "HALFOPEN_E2E_HELPER"
 
 // A helper process is a process of its own that holds sockets, and does with them what it

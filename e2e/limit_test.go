@@ -17,8 +17,8 @@ import (
 	"github.com/prometheus/procfs"
 )
 
-// idleClients is how many connections there are that nobody needs, and maxResident what
-// the agent may take with them.
+// idleClients is the number of connections that send no request, and maxResident the
+// memory, in bytes, that the agent may take with them.
 const (
 	idleClients = 3000
 	maxResident = 100 << 20

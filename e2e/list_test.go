@@ -439,7 +439,7 @@ func TestAskingForAllTakesLittleMemory(t *testing.T) {
 			var doc struct {
 				Connections []connection `json:"connections"`
 			}
-			if err := a.get("/api/v1/connections?limit=1000000", &doc); err != nil {
+			if err := a.get(fmt.Sprintf("/api/v1/connections?limit=1000000&netns=%d&netns=%d", g.Client.Inode(), g.Server.Inode()), &doc); err != nil {
 				t.Error(err)
 			}
 			n := 0

@@ -28,7 +28,7 @@ func solicitationEvents(m metrics) (told, lost int) {
 
 // timeoutsSent is how many retransmissions by timeout a namespace has sent, where
 // nothing else is retransmitted but by tail loss probes; see counted. What the host
-// itself drops is not sent, and asks nobody anything: the veth's backlog takes a
+// itself drops is not sent, and asks no peer anything: the veth's backlog takes a
 // thousand packets of one softirq.
 func timeoutsSent(c map[string]int) int {
 	return c["TcpRetransSegs"] - c["TcpExtTCPRetransFail"] - c["TcpExtTCPLossProbes"]
@@ -43,7 +43,7 @@ func probesOfOthers(m metrics) int {
 }
 
 // A ring buffer of one page has room for twenty events, and in a storm hundreds of
-// timers expire in one softirq, in which nobody reads: most events do not fit, each
+// timers expire in one softirq, during which the agent does not read: most events do not fit, each
 // of them is counted, and the table is right all the same. Not parallel: the counters
 // are of the whole node.
 func TestLostEventsAreCountedAndRepaired(t *testing.T) {
@@ -128,9 +128,11 @@ func TestLostEventsAreCountedAndRepaired(t *testing.T) {
 	// What others ask of their peers is counted as well.
 	_, foreign := tracer.counts(t)
 	foreign += probesOfOthers(end) - probed
-	hidden := len(tracer.hidden(t))
-	t.Logf("%d retransmissions: %d are to be told, %d were told, suppressed or lost, %d of them lost; %d hidden, and %d of others",
-		sent, expected, got, lost, hidden, foreign)
+	// Of a row that began unseen the agent takes the kernel's count, in which there is
+	// also what the host itself has dropped.
+	hidden, hiddenFailed := tracer.hiddenRetransmissions(t)
+	t.Logf("%d retransmissions: %d are to be told, %d were told, suppressed or lost, %d of them lost; %d hidden, %d of them not sent, and %d of others",
+		sent, expected, got, lost, hidden+hiddenFailed, hiddenFailed, foreign)
 	if lost == 0 {
 		t.Error("nothing was lost: nothing was tried")
 	}
@@ -140,8 +142,8 @@ func TestLostEventsAreCountedAndRepaired(t *testing.T) {
 			t.Errorf("%v times %s", n, fault)
 		}
 	}
-	if got < expected-hidden-skipped || got > expected+foreign {
-		t.Errorf("%d were told, suppressed or lost, expected %d (%d hidden, %d skipped, %d of others)", got, expected, hidden, skipped, foreign)
+	if got < expected-hidden-skipped || got > expected+foreign+hiddenFailed {
+		t.Errorf("%d were told, suppressed or lost, expected %d (%d hidden, %d of them not sent, %d skipped, %d of others)", got, expected, hidden+hiddenFailed, hiddenFailed, skipped, foreign)
 	}
 }
 

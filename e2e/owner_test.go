@@ -40,7 +40,7 @@ func (a *agent) everywhere(n *network, port int) map[string]connection {
 
 var ssUID, ssInode = regexp.MustCompile(`\buid:(\d+)`), regexp.MustCompile(`\bino:(\d+)`)
 
-// described is what ss says of a socket: its inode, 0 if nobody holds it, and its
+// described is what ss says of a socket: its inode, 0 if no process holds it, and its
 // user.
 func (n *network) described(t *testing.T, cookie string) (inode string, uid int) {
 	t.Helper()
@@ -89,7 +89,7 @@ func (n *network) owned(t *testing.T, what string, c connection, p *helperProces
 	}
 }
 
-// nobodys checks that nobody is claimed to hold a connection.
+// nobodys checks that the agent names no process that holds a connection.
 func nobodys(t *testing.T, what string, c connection, accepted bool) {
 	t.Helper()
 	if c.Process != nil || c.UID != nil || c.Cgroup != nil || c.ContainerID != nil || c.PodUID != nil || c.Unit != nil {
@@ -484,7 +484,7 @@ func (m metrics) zombiesByOwner(port int) map[string]int {
 	return got
 }
 
-// zombies are those of a service's port, whoever owns them.
+// zombies returns the number of zombies of a service's port, of all owners.
 func (m metrics) zombies(port int) (n int) {
 	m.t.Helper()
 	for _, ofOwner := range m.zombiesByOwner(port) {
@@ -493,7 +493,7 @@ func (m metrics) zombies(port int) (n int) {
 	return n
 }
 
-// A connection that is accepted has the group of its listener, whoever accepts it,
+// An accepted connection has the cgroup of its listener, whichever process accepts it,
 // and one that dies without ever having been in trouble is told with its owner.
 func TestAcceptedConnectionHasItsListenersGroup(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {

@@ -69,7 +69,7 @@ func littleLocked(command func(args ...string) *exec.Cmd) func(args ...string) *
 	}
 }
 
-// olderThan tells whether this kernel is older than a version.
+// olderThan returns whether this kernel is older than a version.
 func olderThan(t testing.TB, major, minor uint32) bool {
 	t.Helper()
 	code, err := features.LinuxVersionCode()

@@ -239,7 +239,7 @@ func startAlertmanager(t *testing.T, webhook string) *alertmanager {
 	return am
 }
 
-// has tells whether there is an alert with these labels, in a state.
+// has returns nil if there is an alert with these labels, in a state.
 func (am *alertmanager) has(labels map[string]string, state string) error {
 	am.t.Helper()
 	var alerts []struct {
@@ -264,7 +264,7 @@ func includes(all, some map[string]string) bool {
 	return true
 }
 
-// pager takes what Alertmanager tells.
+// pager receives Alertmanager's notifications.
 type pager struct {
 	url  string
 	mu   sync.Mutex
@@ -380,7 +380,7 @@ func (p *prometheus) query(promql string) []sample {
 	return answer.Data.Result
 }
 
-// answers tells whether a query returns data.
+// answers returns nil if a query returns data.
 func (p *prometheus) answers(promql string) error {
 	p.t.Helper()
 	result := p.query(promql)

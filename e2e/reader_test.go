@@ -42,7 +42,7 @@ func TestAgentOutlivesTheReaderOfItsLog(t *testing.T) {
 	}
 }
 
-// Commands that print end in order when nobody reads any more, as in list | head.
+// Commands that print end with status 0 when their reader has gone, as in list | head.
 func TestCommandsEndWithTheirReader(t *testing.T) {
 	t.Parallel()
 	for _, args := range [][]string{{"list"}, {"list", "-o", "json", "--all"}, {"doctor"}, {"demo"}, {"version", "--licenses"}, {"--help"}} {

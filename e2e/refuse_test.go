@@ -68,7 +68,7 @@ func TestKernelWithoutAFieldIsRefused(t *testing.T) {
 	refuses(t, func(args ...string) *exec.Cmd { return exec.Command(path, args...) }, " lacks inet_connection_sock."+broken)
 }
 
-// lockedDown tells whether nobody may read this kernel's memory: then no test can
+// lockedDown returns whether this kernel lets no program read its memory: then no test can
 // see anything, and only TestLockdown has something to show.
 func lockedDown() bool {
 	text, err := os.ReadFile("/sys/kernel/security/lockdown")

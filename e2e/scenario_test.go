@@ -26,8 +26,8 @@ import (
 type scenario struct {
 	name string
 	play func(*scenarioRun)
-	// rare: once a run and family. Who holds a socket's lock keeps everybody from
-	// looking at it, and a census that is stuck there tells no forecasts.
+	// rare: once a run and family. A socket whose lock is held cannot be read, and a
+	// census that waits for it makes no forecasts.
 	rare bool
 }
 
@@ -110,7 +110,7 @@ func hasRTOMax(t *testing.T) bool {
 	return err == nil
 }
 
-// destroysOrphans tells whether SOCK_DESTROY ends a socket that no process holds. It
+// destroysOrphans returns whether SOCK_DESTROY ends a socket that no process holds. It
 // only takes its data away without bac76cf89816 (6.11, and in stable kernels).
 func destroysOrphans(t *testing.T) bool {
 	t.Helper()
@@ -969,8 +969,12 @@ func abortConnectAtOnce(t *scenarioRun) {
 func dataAfterClose(t *scenarioRun) {
 	c, p := t.pair()
 	c.class(vanishes)
+	began := time.Now()
 	c.Close()
 	p.write(1)
+	if took := time.Since(began); took > time.Second { // its FIN is given up after 1.4 s
+		t.fail("the data came %v after close", took)
+	}
 	c.disappears("aborted", "", "*", "fin_wait1")
 	p.dies("reset_by_peer", "", "ECONNRESET", "established") // that reset is not of the socket's class
 }

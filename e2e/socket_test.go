@@ -189,7 +189,7 @@ func TestCommandsAskTheAgentOfTheMachine(t *testing.T) {
 	})
 
 	port, local := fmt.Sprint(servedPort), conns[0].LocalAddr().String()
-	// Who may not load programs, and is in the group, has it from the agent.
+	// A user who may not load programs, and is in the group, gets it from the agent.
 	member := func(args ...string) *exec.Cmd { return as(nobody, halfopenGroup, args...) }
 	if out := r.works(member("list", "--port", port)); !strings.Contains(out, local) {
 		t.Errorf("no %s in\n%s", local, out)

@@ -18,7 +18,7 @@ import (
 	"unicode/utf8"
 )
 
-// terminal is a shell in a terminal of tmux's, which nobody looks at.
+// terminal is a shell in a detached session of tmux.
 type terminal struct {
 	t      *testing.T
 	socket string

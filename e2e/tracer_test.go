@@ -294,7 +294,7 @@ func (w *referenceTracer) hidden(t *testing.T) (hidden []tracedEvent) {
 	return hidden
 }
 
-// isMarked tells whether a program has run in a task.
+// isMarked returns whether a program has run in a task.
 func (w *referenceTracer) isMarked(pid uint32) (bool, error) {
 	var mark [1]byte
 	err := w.ran.Lookup(pid, &mark)
@@ -469,12 +469,11 @@ func (w *referenceTracer) traceEnds(t *testing.T) tracedEnds {
 	return w.ends
 }
 
-// hiddenFor is how much later than its end one may hear of a socket's at the
-// latest, on a machine that stalls.
+// hiddenFor bounds how long after a socket's end a test may hear of it, on a machine that
+// stalls.
 const hiddenFor = 5 * time.Second
 
-// is tells whether it is the end that is known from outside, of a socket that was
-// opened after began.
+// is returns whether this is the expected end f, of a socket that was opened after began.
 func (d *hiddenDeath) is(f *expectedEnd, began time.Time) bool {
 	if d.local != f.local || d.remote != f.remote {
 		return false
@@ -505,7 +504,7 @@ func (w *referenceTracer) complete(t *testing.T) {
 	}
 }
 
-// hidden tells whether it is a death that no program saw: its cause is unknown.
+// hidden returns whether no program saw this death: its cause is unknown then.
 func (d *death) hidden(t *testing.T) bool {
 	t.Helper()
 	return d.Cause == "unknown" && slices.ContainsFunc(deathTracer.hiddenDeaths(t), func(h hiddenDeath) bool {

@@ -21,6 +21,7 @@ import (
 
 	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/collector/conn"
+	"github.com/halfopen/halfopen/exporter/api"
 )
 
 func decode[T any](t *testing.T, w *httptest.ResponseRecorder) T {
@@ -45,7 +46,7 @@ func wantError(t *testing.T, w *httptest.ResponseRecorder, status int) {
 	if w.Code != status {
 		t.Errorf("status %d, want %d", w.Code, status)
 	}
-	if e := decode[Error](t, w); e.Error == "" || strings.Contains(e.Error, "\n") {
+	if e := decode[api.Error](t, w); e.Error == "" || strings.Contains(e.Error, "\n") {
 		t.Errorf("error is %q, want one line", e.Error)
 	}
 }
@@ -62,11 +63,11 @@ func TestConnectionsAreListed(t *testing.T) {
 	second.Cookie, second.Process.Comm = 0x2c3d, hostileComm
 	src := &fakeSource{total: 23, conns: []conn.Connection{first, second}}
 	start := time.Now()
-	got := decode[Connections](t, request(t, newHandler(t, src), "GET", "/api/v1/connections"))
+	got := decode[api.Connections](t, request(t, newHandler(t, src), "GET", "/api/v1/connections"))
 	checkGeneratedAt(t, got.GeneratedAt, start)
-	wantSecond := NewConnection(&second)
+	wantSecond := api.NewConnection(&second)
 	wantSecond.Process.Comm = strings.ToValidUTF8(hostileComm, "\uFFFD")
-	want := Connections{GeneratedAt: got.GeneratedAt, Total: 23, Connections: []Connection{NewConnection(&first), wantSecond}}
+	want := api.Connections{GeneratedAt: got.GeneratedAt, Total: 23, Connections: []api.Connection{api.NewConnection(&first), wantSecond}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
@@ -101,7 +102,7 @@ func TestGroupsAreListed(t *testing.T) {
 		if !strings.Contains(w.Body.String(), "\n"+tt.want+"\n") {
 			t.Errorf("no %s in\n%s", tt.want, w.Body)
 		}
-		got := decode[Groups](t, w)
+		got := decode[api.Groups](t, w)
 		if got.Total != 12 || len(got.Groups) != 1 {
 			t.Errorf("%+v", got)
 		}
@@ -113,19 +114,19 @@ func TestDeathsAreListed(t *testing.T) {
 	d := contractDeath()
 	src := &fakeSource{total: 29, dead: []conn.Death{d}}
 	start := time.Now()
-	got := decode[Deaths](t, request(t, newHandler(t, src), "GET", "/api/v1/deaths"))
+	got := decode[api.Deaths](t, request(t, newHandler(t, src), "GET", "/api/v1/deaths"))
 	checkGeneratedAt(t, got.GeneratedAt, start)
-	if diff := cmp.Diff(Deaths{GeneratedAt: got.GeneratedAt, Total: 29, Deaths: []Death{NewDeath(&d)}}, got); diff != "" {
+	if diff := cmp.Diff(api.Deaths{GeneratedAt: got.GeneratedAt, Total: 29, Deaths: []api.Death{api.NewDeath(&d)}}, got); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
 }
 
 func TestEmptyListsAreListsNotNull(t *testing.T) {
 	h := newHandler(t, &fakeSource{})
-	if got := decode[Connections](t, request(t, h, "GET", "/api/v1/connections")); got.Connections == nil {
+	if got := decode[api.Connections](t, request(t, h, "GET", "/api/v1/connections")); got.Connections == nil {
 		t.Error("connections is null")
 	}
-	if got := decode[Deaths](t, request(t, h, "GET", "/api/v1/deaths")); got.Deaths == nil {
+	if got := decode[api.Deaths](t, request(t, h, "GET", "/api/v1/deaths")); got.Deaths == nil {
 		t.Error("deaths is null")
 	}
 }
@@ -138,9 +139,10 @@ func TestConnectionHasItsEventsAndExplanation(t *testing.T) {
 	}
 	e := contractExplanation()
 	h := newHandler(t, &fakeSource{conns: []conn.Connection{c}, events: events, explains: e})
-	got := decode[ConnectionDetail](t, request(t, h, "GET", "/api/v1/connections/1a2b"))
-	want := ConnectionDetail{
-		Connection: NewConnection(&c), Events: []Event{NewEvent(&events[0]), NewEvent(&events[1])}, Explanation: newExplanation(&e),
+	got := decode[api.ConnectionDetail](t, request(t, h, "GET", "/api/v1/connections/1a2b"))
+	want := api.NewConnectionDetail(&collector.Detail{Connection: c, History: events, Explanation: e})
+	if len(want.Events) != 2 || want.Explanation.Assessment != "Too late." {
+		t.Errorf("want %+v", want)
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
@@ -277,7 +279,7 @@ func TestErrorsSayWhatIsWrong(t *testing.T) {
 		"/api/v1/connections?limit=-4294967296":     `limit "-4294967296" is not a positive number`,
 		"/api/v1/connections/6e5f":                  "no living connection has the cookie 6e5f; if it has died, /api/v1/deaths may still know it",
 	} {
-		if got := decode[Error](t, request(t, h, "GET", target)); got.Error != want {
+		if got := decode[api.Error](t, request(t, h, "GET", target)); got.Error != want {
 			t.Errorf("%s: %s\nwant\n%s", target, got.Error, want)
 		}
 	}

@@ -18,32 +18,32 @@ import (
 )
 
 const (
-	// maxConns is how many HTTP connections may be open, with descriptors to spare;
-	// an idle one takes some 34 KB.
+	// maxConns is the largest number of open HTTP connections, if there are enough
+	// descriptors. An idle one takes about 34 KB.
 	maxConns = 512
-	// connShare is the part of all descriptors that connections may have. Each can
-	// need three at once: its socket, and the web config file and the certificate that
-	// are read for it. As much as the sockets is left for the passes over the kernel's
-	// sockets.
+	// connShare is the share of all descriptors that HTTP connections may have. Each
+	// can need three at once: its socket, the web config file, and the certificate. The
+	// passes over the kernel's sockets need as many as the HTTP connections.
 	connShare = 4
-	// waitingAfter is how long a connection that has not sent a whole request is given
-	// before it counts as waiting.
+	// waitingAfter is how long a connection may take to send a whole request before it
+	// counts as waiting.
 	waitingAfter = time.Second
-	// answeringAfter is from when on an answer takes long.
+	// answeringAfter is how long an answer may take before it counts as long.
 	answeringAfter = 2 * time.Second
-	// closingPatience bounds the wait until a closed connection's descriptor is free.
-	closingPatience = 100 * time.Millisecond
-	// acceptPause and maxAcceptPause are between two tries to accept a connection
-	// where that fails.
+	// closeTimeout bounds the wait for the descriptor of a closed connection.
+	closeTimeout = 100 * time.Millisecond
+	// acceptPause and maxAcceptPause bound the pause between two tries to accept a
+	// connection after an error.
 	acceptPause    = 5 * time.Millisecond
 	maxAcceptPause = time.Second
 )
 
-// A ConnLimit bounds the HTTP connections of all listeners together. When one more
-// comes, one is closed of the client that has most: the oldest that waits for the
-// client (idle, or its request is not complete), or else one that is answered for long,
-// or else the oldest. So every newcomer gets in, also where all clients have one address, that of a proxy. It is a
-// prometheus.Collector of what it did, and safe for concurrent use.
+// A ConnLimit bounds the HTTP connections of all listeners together. For one more, it
+// closes a connection of the client that has most: the oldest that waits for the client
+// (idle, or its request is not complete), else one whose answer takes long, else the
+// oldest. So every new connection gets in, even if all clients have one address, that
+// of a proxy. It is a prometheus.Collector of the connections, and safe for concurrent
+// use.
 type ConnLimit struct {
 	max    int
 	full   *minuteLog
@@ -52,24 +52,24 @@ type ConnLimit struct {
 	closed *prometheus.CounterVec
 
 	mu      sync.Mutex
-	conns   map[net.Conn]*httpConn // those that are being closed, too
-	clients map[netip.Prefix]int   // how many each has, but for those
+	conns   map[net.Conn]*httpConn // also those that are being closed
+	clients map[netip.Prefix]int   // how many each has, without those
 	count   int                    // the sum of these
 }
 
-// An httpConn is what a ConnLimit knows of a connection.
+// An httpConn is the state of a connection.
 type httpConn struct {
 	client  netip.Prefix
 	state   http.ConnState
 	since   time.Time // when the state began
 	closing bool
-	gone    chan struct{} // closed when its server has done with it
+	gone    chan struct{} // closed when the server has finished with it
 }
 
-// patience ranks what a connection would lose if it was closed, the least first: it has
+// rank orders connections by what closing one would lose, the least first: it has
 // waited for its client for a while, its answer takes long, it has just begun to wait,
 // its answer is on its way.
-func (c *httpConn) patience(now time.Time) int {
+func (c *httpConn) rank(now time.Time) int {
 	active, age := c.state == http.StateActive, now.Sub(c.since)
 	switch {
 	case !active && age >= waitingAfter:
@@ -82,12 +82,12 @@ func (c *httpConn) patience(now time.Time) int {
 	return 3
 }
 
-// NewConnLimit makes a limit that leaves descriptors for the agent's own work, as
-// RLIMIT_NOFILE allows it.
+// NewConnLimit makes a limit that leaves enough descriptors of RLIMIT_NOFILE for the
+// agent's own work.
 func NewConnLimit(logger *slog.Logger) *ConnLimit {
 	limit := maxConns
 	var files unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err == nil { // Go has raised it as far as it may
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err == nil { // Go has raised it to the hard limit
 		limit = int(min(maxConns, max(1, files.Cur/connShare)))
 	}
 	return newConnLimit(limit, logger)
@@ -131,9 +131,9 @@ func (l *ConnLimit) Collect(ch chan<- prometheus.Metric) {
 	l.closed.Collect(ch)
 }
 
-// clientOf returns who counts as one client, of an address with a port: an IPv4
-// address, an IPv6 network of 64 bits, of which a host may have all addresses, or this
-// host. The clients of Unix sockets are one client, the invalid prefix.
+// clientOf returns the client of an address with a port: an IPv4 address, an IPv6
+// network of 64 bits, since a host can have all its addresses, or this host. The
+// clients of Unix sockets are one client, the invalid prefix.
 func clientOf(remote string) netip.Prefix {
 	ap, err := netip.ParseAddrPort(remote)
 	if err != nil {
@@ -149,11 +149,11 @@ func clientOf(remote string) netip.Prefix {
 	return netip.PrefixFrom(addr, bits).Masked()
 }
 
-// connState is the hook of every http.Server that the limit is for. The server calls
-// it before it accepts the next connection.
+// connState is the ConnState hook of every server that the limit is for. The server
+// calls it before it accepts the next connection.
 func (l *ConnLimit) connState(nc net.Conn, state http.ConnState) {
 	if t, ok := nc.(*tls.Conn); ok {
-		nc = t.NetConn() // which it closes at once, without a word to the client
+		nc = t.NetConn() // closing the TLS connection would write to the client
 	}
 	switch state {
 	case http.StateNew:
@@ -176,11 +176,11 @@ func (l *ConnLimit) add(nc net.Conn) {
 	l.clients[c.client]++
 	l.count++
 	tooMany := l.count > l.max
-	flooded := len(l.conns) > 2*l.max // so many handlers of closed ones are at work yet
+	flooded := len(l.conns) > 2*l.max // that many handlers of closed connections still run
 	l.mu.Unlock()
 	if flooded {
 		l.full.note(fmt.Sprintf("the limit is %d", l.max))
-		nc.Close() // its server removes it
+		nc.Close() // the server then calls connState, which removes it
 		return
 	}
 	if tooMany && l.closeOne(c) {
@@ -209,8 +209,8 @@ func (l *ConnLimit) uncount(c *httpConn) {
 	}
 }
 
-// closeOne closes a connection other than the newcomer, if there is one, and waits for
-// its descriptor to be free.
+// closeOne closes a connection other than the newcomer, if there is one, and waits
+// until its descriptor is free.
 func (l *ConnLimit) closeOne(newcomer *httpConn) bool {
 	l.mu.Lock()
 	nc, c := l.choose(newcomer, time.Now())
@@ -225,9 +225,9 @@ func (l *ConnLimit) closeOne(newcomer *httpConn) bool {
 	l.closed.WithLabelValues(state.String()).Inc()
 	nc.Close()
 	if state == http.StateActive {
-		return true // its handler may take a while, but does not hold the descriptor
+		return true // its handler may run on, but the descriptor is free
 	}
-	timeout := time.NewTimer(closingPatience)
+	timeout := time.NewTimer(closeTimeout)
 	defer timeout.Stop()
 	select {
 	case <-c.gone:
@@ -236,7 +236,7 @@ func (l *ConnLimit) closeOne(newcomer *httpConn) bool {
 	return true
 }
 
-// choose returns the connection to close, which is not the newcomer.
+// choose returns the connection to close. It is never the newcomer.
 func (l *ConnLimit) choose(newcomer *httpConn, now time.Time) (chosen net.Conn, c *httpConn) {
 	for nc, o := range l.conns {
 		if !o.closing && o != newcomer && (c == nil || l.sooner(o, c, now)) {
@@ -246,19 +246,19 @@ func (l *ConnLimit) choose(newcomer *httpConn, now time.Time) (chosen net.Conn, 
 	return chosen, c
 }
 
-// sooner reports whether a is closed rather than b.
+// sooner reports whether to close a rather than b.
 func (l *ConnLimit) sooner(a, b *httpConn, now time.Time) bool {
 	if m, n := l.clients[a.client], l.clients[b.client]; m != n {
 		return m > n
 	}
-	if v, w := a.patience(now), b.patience(now); v != w {
+	if v, w := a.rank(now), b.rank(now); v != w {
 		return v < w
 	}
 	return a.since.Before(b.since)
 }
 
-// listener returns a listener whose Accept fails only when it is closed. Where there
-// are no descriptors left, it closes a connection to free one, and tries again.
+// listener returns a listener whose Accept fails only after Close. If there are no
+// descriptors left, it closes a connection to free one, and tries again.
 func (l *ConnLimit) listener(of net.Listener) net.Listener { return &limitedListener{of, l} }
 
 type limitedListener struct {

@@ -14,8 +14,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// securityHeaders are on every answer, unless the web config file has set one of them
-// or the page has its own.
+// securityHeaders are on every answer, unless the web config file or the page has set
+// another value.
 var securityHeaders = map[string]string{
 	"Cache-Control":                "no-store",
 	"Content-Security-Policy":      "default-src 'none'; frame-ancestors 'none'; form-action 'none'; base-uri 'none'",
@@ -46,19 +46,19 @@ const (
 )
 
 // A Guard refuses requests that another web site makes through a user's browser:
-// those with a Host that is not a name of this agent, since a site can have its own
-// name resolve to the agent's address (DNS rebinding), and those that the browser
-// marks as not from the agent's own page. It is a prometheus.Collector of what it
-// refused.
+// requests whose Host is not a name of this agent, since a site can make its own name
+// resolve to the agent's address (DNS rebinding), and requests that the browser marks
+// as not from the agent's own page. It is a prometheus.Collector of the refused
+// requests.
 type Guard struct {
 	names    map[string]bool // as hostOf returns them
 	hostname func() (string, error)
 	refused  *prometheus.CounterVec
 }
 
-// NewGuard makes a Guard that accepts the hosts of the addresses listened on and the
-// allowed host names, as [ParseHostName] returns them, besides IP addresses, localhost
-// and the node's name.
+// NewGuard makes a Guard that accepts IP addresses, localhost, the node's name, the
+// hosts of the listen addresses, and the allowed host names, which must be as
+// [ParseHostName] returns them.
 func NewGuard(listenAddresses, allowed []string) *Guard {
 	g := &Guard{
 		names:    map[string]bool{"localhost": true},
@@ -88,8 +88,8 @@ func (g *Guard) Describe(ch chan<- *prometheus.Desc) { g.refused.Describe(ch) }
 // Collect implements prometheus.Collector.
 func (g *Guard) Collect(ch chan<- prometheus.Metric) { g.refused.Collect(ch) }
 
-// Wrap returns a handler that passes on to next what the Guard accepts. A refused
-// request gets 421 (its Host) or 403 (another site), with one line that says what to do.
+// Wrap returns a handler that passes accepted requests on to next. A refused request
+// gets 421 (its Host) or 403 (another site), with one line that says what to do.
 func (g *Guard) Wrap(next http.Handler) http.Handler {
 	return secure(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !fromOwnPage(r) {
@@ -114,7 +114,7 @@ func (g *Guard) refuse(w http.ResponseWriter, r *http.Request, reason string, st
 	http.Error(w, err.Error(), status)
 }
 
-// errHost says what to do about a host that is refused. The host is hostile input.
+// errHost returns the error for a host that is refused. The host is hostile input.
 func errHost(host string) error {
 	flag := "--web.allowed-host"
 	if name, err := ParseHostName(host); err == nil {
@@ -123,8 +123,9 @@ func errHost(host string) error {
 	return fmt.Errorf("%.253q is not a name of this agent: use its address or the node's name, or start the agent with %s", host, flag)
 }
 
-// socketHost is the host that our commands name to an agent's Unix socket. Other names
-// are no better there: a forwarded port (ssh -L) leads a browser to it.
+// socketHost is the Host of our commands' requests over an agent's Unix socket. Other
+// names need the same check there: a forwarded port (ssh -L) can lead a browser to the
+// socket.
 const socketHost = "halfopen"
 
 func overSocket(r *http.Request) bool {
@@ -132,8 +133,8 @@ func overSocket(r *http.Request) bool {
 	return ok
 }
 
-// anyHost reports whether a request is answered whatever its Host: health checks and
-// scrapes use aliases. What has no Host (HTTP/1.0) does not come from a browser.
+// anyHost reports whether the agent answers a request whatever its Host: health checks
+// and scrapes use aliases. A request without a Host (HTTP/1.0) is not from a browser.
 func anyHost(r *http.Request) bool {
 	if r.Host == "" {
 		return true
@@ -145,17 +146,17 @@ func anyHost(r *http.Request) bool {
 	return false
 }
 
-// accepts reports whether a host, as hostOf returns it, is one of this agent.
+// accepts reports whether a host, as hostOf returns it, is a name of this agent.
 func (g *Guard) accepts(host string) bool {
 	if g.names[host] {
 		return true
 	}
 	if addr, err := netip.ParseAddr(host); err == nil {
-		return !strings.Contains(addr.Zone(), ".") // which looks like a name, and is none
+		return !strings.Contains(addr.Zone(), ".") // a zone with a dot could be taken for a name
 	}
-	node, err := g.hostname() // read anew: it can change after the start
+	node, err := g.hostname() // read each time, since it can change
 	label := firstLabel(strings.ToLower(node))
-	// Everybody can guess these, and have a domain that begins so.
+	// Anyone can guess these, and register a domain that begins with one.
 	common := label == "" || label == "localhost" || strings.Trim(label, "0123456789") == ""
 	return err == nil && !common && firstLabel(host) == label
 }
@@ -165,8 +166,8 @@ func firstLabel(name string) string {
 	return label
 }
 
-// hostOf returns the host of what may have a port, without brackets and the final dot
-// of a full name, in lower case.
+// hostOf returns the host of an address that may have a port, in lower case, without
+// brackets and without a final dot.
 func hostOf(hostport string) string {
 	host, _, err := net.SplitHostPort(hostport)
 	if err != nil { // no port
@@ -178,10 +179,10 @@ func hostOf(hostport string) string {
 	return strings.ToLower(strings.TrimSuffix(host, "."))
 }
 
-// fromOwnPage reports whether a request may be one of a user, of the agent's own page,
-// or of a program; only browsers say where a request comes from (Fetch Metadata). Pages
-// of the same site are others too: a site is all ports of a host. Whoever follows a
-// link to this agent from elsewhere gets what it shows.
+// fromOwnPage reports whether a request may be from the user, the agent's own page, or
+// a program. Only browsers say where a request comes from (Fetch Metadata). Other pages
+// of the same site do not count: a site is all ports of a host. A link to this agent on
+// another site works.
 func fromOwnPage(r *http.Request) bool {
 	switch r.Header.Get("Sec-Fetch-Site") {
 	case "", "same-origin", "none":
@@ -193,8 +194,8 @@ func fromOwnPage(r *http.Request) bool {
 
 var errHostName = errors.New("is not a host name such as node.example.com, without scheme and port")
 
-// ParseHostName parses a name that a Guard is to accept, and returns it in lower case
-// without a final dot.
+// ParseHostName parses a host name for a Guard, and returns it in lower case without a
+// final dot.
 func ParseHostName(s string) (string, error) {
 	name := strings.ToLower(strings.TrimSuffix(s, "."))
 	valid := len(name) <= 253

@@ -3,21 +3,17 @@
 package exporter
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"os"
-	"slices"
 	"strconv"
 	"time"
 
-	"github.com/prometheus/common/version"
-
 	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/collector/conn"
+	"github.com/halfopen/halfopen/exporter/api"
 )
 
 // The bounds of the stream.
@@ -92,14 +88,6 @@ type pendingNotice struct {
 	notice conn.Notice
 }
 
-// A sample is the counts at one time.
-type sample struct {
-	at       time.Time
-	verdicts [conn.Verdicts]uint64
-	risks    uint64
-	deaths   [conn.Causes]uint64 // since the agent started
-}
-
 // A timer is one that may not be set.
 type timer struct {
 	*time.Timer
@@ -127,12 +115,8 @@ func (t *timer) off() {
 
 // NewLive makes the source of the stream, which [Live.Run] runs.
 func NewLive(src Source, logger *slog.Logger) *Live {
-	node, err := os.Hostname()
-	if err != nil {
-		node = ""
-	}
 	return &Live{
-		src: src, logger: logger, node: node,
+		src: src, logger: logger, node: hostName(),
 		join: make(chan *viewer), leave: make(chan *viewer), ended: make(chan struct{}), writeTimeout: viewerWriteTimeout,
 		viewers: make(map[*viewer]bool), flushes: newTimer(), counts: newTimer(),
 		metrics: newStreamMetrics(),
@@ -333,7 +317,7 @@ func (l *Live) flush() {
 		if l.wanted&(1<<p.kind) == 0 {
 			continue
 		}
-		data, err := json.Marshal(NewNotice(&p.notice))
+		data, err := json.Marshal(api.NewNotice(&p.notice))
 		if err != nil {
 			l.logger.Error("Event was not encoded", "err", err)
 			continue
@@ -413,193 +397,4 @@ func comma(b []byte) []byte {
 		return append(b, ',')
 	}
 	return b
-}
-
-// Summary is what matters now, of the stream.
-type Summary struct {
-	Node     string         `json:"node"`    // its host name
-	Version  string         `json:"version"` // the agent's
-	Ready    bool           `json:"ready"`   // the first census is done
-	Total    uint64         `json:"total"`   // connections
-	Verdicts map[string]int `json:"verdicts"`
-	AtRisk   map[string]int `json:"at_risk"` // a connection may be of several
-	// Deaths by cause since DeathsSince, an hour ago or when the agent began.
-	Deaths      map[string]uint64 `json:"deaths"`
-	DeathsSince time.Time         `json:"deaths_since"`
-	Idle        IdleTimes         `json:"idle"`
-	Census      CensusSummary     `json:"census"`
-	Settings    Settings          `json:"settings"`
-	Missed      uint64            `json:"missed"` // events of this stream: they came too fast
-}
-
-// IdleTimes are those of the established connections at the last census: Counts[i]
-// of up to Bounds[i] seconds, the last of more than any.
-type IdleTimes struct {
-	Bounds []float64 `json:"bounds"`
-	Counts []uint64  `json:"counts"`
-}
-
-// CensusSummary tells of the last census.
-type CensusSummary struct {
-	At              *time.Time `json:"at"` // null: there was none yet
-	Sockets         uint64     `json:"sockets"`
-	Namespaces      int        `json:"namespaces"`
-	IntervalSeconds float64    `json:"interval_seconds"`
-}
-
-// Settings are the agent's.
-type Settings struct {
-	IdleAfterSeconds        float64 `json:"idle_after_seconds"`
-	StalledAfterSeconds     float64 `json:"stalled_after_seconds"`
-	ZombieUnanswered        int     `json:"zombie_unanswered"`
-	ZombieSilenceSeconds    float64 `json:"zombie_silence_seconds"`
-	MiddleboxTimeoutSeconds float64 `json:"middlebox_timeout_seconds"`
-}
-
-// summarise sends the counts, if they have changed or were sent long ago.
-func (l *Live) summarise(now time.Time) {
-	stats, err := l.src.Stats()
-	if err != nil {
-		l.logger.Error("Counts were not read for the live page", "err", err)
-		return
-	}
-	counted := sampleOf(&stats, now)
-	opts := l.src.Options()
-	s := Summary{
-		Node: l.node, Version: version.Version, Ready: l.src.Ready(),
-		Verdicts: make(map[string]int), AtRisk: make(map[string]int), Deaths: make(map[string]uint64),
-		DeathsSince: now.UTC(),
-		Idle:        IdleTimes{stats.Idle.Bounds, stats.Idle.Counts},
-		Census: CensusSummary{
-			Sockets: stats.Census.Sockets, Namespaces: stats.Census.Namespaces, IntervalSeconds: stats.Census.Interval.Seconds(),
-		},
-		Settings: Settings{
-			IdleAfterSeconds: opts.IdleAfter.Seconds(), StalledAfterSeconds: opts.StalledAfter.Seconds(),
-			ZombieUnanswered: opts.ZombieUnanswered, ZombieSilenceSeconds: opts.ZombieSilence.Seconds(),
-			MiddleboxTimeoutSeconds: opts.MiddleboxTimeout.Seconds(),
-		},
-		Missed: l.missed(),
-	}
-	if !stats.Census.At.IsZero() {
-		s.Census.At = new(stats.Census.At.UTC())
-	}
-	for v, n := range counted.verdicts {
-		s.Total += n
-		s.Verdicts[conn.Verdict(v).String()] = int(n)
-	}
-	for r, n := range stats.AtRisk {
-		s.AtRisk[conn.Risk(r).String()] = int(n)
-	}
-	var before sample
-	if len(l.past) > 0 {
-		before = l.past[0]
-		s.DeathsSince = before.at.UTC()
-	} else {
-		before.deaths = counted.deaths
-	}
-	for c, n := range counted.deaths {
-		s.Deaths[conn.Cause(c).String()] = n - before.deaths[c]
-	}
-	data, err := json.Marshal(&s)
-	if err != nil {
-		l.logger.Error("Counts were not encoded", "err", err)
-		return
-	}
-	if bytes.Equal(data, l.summary) && now.Sub(l.sentAt) < summaryLatest {
-		return
-	}
-	l.summary, l.sentAt = data, now
-	var f frame
-	f.add(kindSummary, withTime(data, now))
-	l.send(&f)
-}
-
-// missed is how many notices did not fit the buffers.
-func (l *Live) missed() (n uint64) {
-	for _, s := range []*collector.Subscription{l.notices, l.owned} {
-		if s != nil {
-			n += s.Dropped()
-		}
-	}
-	return n
-}
-
-// withTime adds when it was to a JSON object that is not empty.
-func withTime(object []byte, at time.Time) []byte {
-	if len(object) == 0 {
-		return []byte("{}") // it could not be read
-	}
-	return fmt.Appendf(nil, `{"at":%q,%s`, at.UTC().Format(time.RFC3339Nano), object[1:])
-}
-
-func sampleOf(stats *collector.Stats, at time.Time) sample {
-	m := sample{at: at}
-	copy(m.deaths[:], stats.Kernel.Deaths[:])
-	for _, verdicts := range stats.Connections {
-		for v, n := range verdicts {
-			m.verdicts[v] += n
-		}
-	}
-	for _, n := range stats.AtRisk {
-		m.risks += n
-	}
-	return m
-}
-
-// remember keeps the counts for the history, and sends that.
-func (l *Live) remember(now time.Time) {
-	stats, err := l.src.Stats()
-	if err != nil {
-		l.logger.Error("Counts were not read for the live page", "err", err)
-		return
-	}
-	for len(l.past) > 0 && now.Sub(l.past[0].at) > historySpan {
-		l.past = slices.Delete(l.past, 0, 1)
-	}
-	l.past = append(l.past, sampleOf(&stats, now))
-	if l.wanted&(1<<kindHistory) != 0 {
-		var f frame
-		f.add(kindHistory, l.history())
-		l.send(&f)
-	}
-}
-
-// History is the counts of the last hour, of the stream. Deaths are those since the
-// sample before, without the orderly.
-type History struct {
-	At        []int64  `json:"at"` // seconds since 1970, ascending, as long as all others
-	Zombie    []uint64 `json:"zombie"`
-	Suspect   []uint64 `json:"suspect"`
-	Stalled   []uint64 `json:"stalled"`
-	Unguarded []uint64 `json:"unguarded"`
-	AtRisk    []uint64 `json:"at_risk"` // the sum of all risks
-	Deaths    []uint64 `json:"deaths"`
-}
-
-func (l *Live) history() []byte {
-	var h History
-	for i := range l.past {
-		m := &l.past[i]
-		var deaths uint64
-		if i > 0 {
-			for c := range m.deaths {
-				if conn.Cause(c) != conn.CauseClosed {
-					deaths += m.deaths[c] - l.past[i-1].deaths[c]
-				}
-			}
-		}
-		h.At = append(h.At, m.at.Unix())
-		h.Zombie = append(h.Zombie, m.verdicts[conn.Zombie])
-		h.Suspect = append(h.Suspect, m.verdicts[conn.Suspect])
-		h.Stalled = append(h.Stalled, m.verdicts[conn.Stalled])
-		h.Unguarded = append(h.Unguarded, m.verdicts[conn.Unguarded])
-		h.AtRisk = append(h.AtRisk, m.risks)
-		h.Deaths = append(h.Deaths, deaths)
-	}
-	data, err := json.Marshal(&h)
-	if err != nil {
-		l.logger.Error("History was not encoded", "err", err)
-		return []byte("{}")
-	}
-	return data
 }

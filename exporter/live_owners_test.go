@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/halfopen/halfopen/collector/conn"
+	"github.com/halfopen/halfopen/exporter/api"
 )
 
 // Who asks for owners is sent the notices of the subscription that waits for them, and
@@ -21,7 +22,7 @@ func TestStreamWithOwners(t *testing.T) {
 	src.notices <- verdictNotice(without)
 	src.owned <- verdictNotice(contractConnection())
 	for name, events := range map[string]<-chan sse{"usual": usual, "owned": owned} {
-		var n Notice
+		var n api.Notice
 		if err := json.Unmarshal([]byte(next(t, events, "verdict")), &n); err != nil {
 			t.Fatal(err)
 		}
@@ -46,7 +47,7 @@ func TestWrongOwnersOfTheStream(t *testing.T) {
 		"event=x":                 `unknown event "x": there are verdict, death, solicitation, summary, history, rows`,
 	} {
 		w := request(t, h, http.MethodGet, "/api/v1/stream?"+query)
-		var e Error
+		var e api.Error
 		if err := json.Unmarshal(w.Body.Bytes(), &e); err != nil || w.Code != http.StatusBadRequest || e.Error != want {
 			t.Errorf("%s: status %d, %q, want %q", query, w.Code, e.Error, want)
 		}

@@ -19,6 +19,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/halfopen/halfopen/collector/conn"
+	"github.com/halfopen/halfopen/exporter/api"
 )
 
 // broadcast serves a source with its stream, until the test or the context ends.
@@ -110,7 +111,7 @@ func TestStreamTellsWhatHappens(t *testing.T) {
 	src := &fakeSource{stats: fullStats(), notices: make(chan conn.Notice, 10)}
 	server := broadcast(t.Context(), t, src, nil)
 	events := listen(t, server, "")
-	var summary Summary
+	var summary api.StreamSummary
 	if err := json.Unmarshal([]byte(next(t, events, "summary")), &summary); err != nil {
 		t.Fatal(err)
 	}
@@ -131,7 +132,7 @@ func TestStreamTellsWhatHappens(t *testing.T) {
 		src.notices <- n
 	}
 	for i, name := range []string{"verdict", "death", "solicitation"} { // by kind within a frame
-		want, err := json.Marshal(NewNotice(&notices[[]int{0, 2, 1}[i]]))
+		want, err := json.Marshal(api.NewNotice(&notices[[]int{0, 2, 1}[i]]))
 		if err != nil {
 			t.Fatal(err)
 		}

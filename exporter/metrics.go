@@ -11,13 +11,12 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
-// maxOwners bounds the series of halfopen_tcp_zombies_by_owner, the one that
-// sums up the rest included.
+// maxOwners is the largest number of series of halfopen_tcp_zombies_by_owner, with the
+// one that sums up the rest.
 const maxOwners = 50
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
@@ -82,32 +81,11 @@ var (
 	}
 )
 
-// The labels of what bpf counts by index.
-var (
-	retransmitTypes = [abi.RetransmitTypes]string{
-		abi.RetransmitTimeout:       "timeout",
-		abi.RetransmitFast:          "fast",
-		abi.RetransmitTailLossProbe: "tail_loss_probe",
-		abi.RetransmitSyn:           "syn",
-		abi.RetransmitSynack:        "synack",
-	}
-	eventTypes = [abi.EventTypes]string{
-		abi.EventSolicitation: "solicitation",
-		abi.EventDeath:        "death",
-	}
-	faults = [abi.Faults]string{
-		abi.FaultWatchFull:    "watch_full",
-		abi.FaultNoCookie:     "no_cookie",
-		abi.FaultRememberFull: "remember_full",
-		abi.FaultCensusFull:   "census_full",
-	}
-)
-
 type metrics struct{ src Source }
 
-// NewMetrics makes the halfopen_tcp_* metrics and the agent's own from the
-// source's Stats, read anew at every scrape. When they cannot be read the
-// scrape carries the error and none of these metrics.
+// NewMetrics makes a collector of the halfopen_* metrics in the source's Stats, which
+// it reads at every scrape. If it cannot read them, the scrape has an error and none of
+// these metrics.
 func NewMetrics(src Source) prometheus.Collector { return metrics{src} }
 
 // Describe implements prometheus.Collector.
@@ -154,15 +132,15 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 	k := &stats.Kernel
 	counter(probesSentDesc, k.ProbesSent)
 	counter(probesAnsweredDesc, k.ProbesAnswered)
-	for i, name := range retransmitTypes {
-		counter(retransmitsDesc, k.Retransmits[i], name)
+	for t := range conn.RetransmitType(conn.RetransmitTypes) {
+		counter(retransmitsDesc, k.Retransmits[t], t.String())
 	}
 	for c := range conn.Cause(conn.Causes) {
 		counter(deathsDesc, k.Deaths[c], c.String())
 	}
-	for i, name := range eventTypes {
-		counter(eventsDesc, k.Events[i], name)
-		counter(eventsSuppressedDesc, k.Suppressed[i], name)
+	for t := range conn.EventType(conn.EventTypes) {
+		counter(eventsDesc, k.Events[t], t.String())
+		counter(eventsSuppressedDesc, k.Suppressed[t], t.String())
 	}
 	for name, n := range eventsLost(&stats) {
 		counter(eventsLostDesc, n, name)
@@ -196,14 +174,15 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// eventsLost are all the ways in which something was not delivered.
+// eventsLost returns how many events were not delivered, by type, and how many faults
+// the kernel programs met.
 func eventsLost(s *collector.Stats) map[string]uint64 {
 	lost := map[string]uint64{"recursion": 0}
-	for i, name := range eventTypes {
-		lost[name] += s.Kernel.Lost[i]
+	for t := range conn.EventType(conn.EventTypes) {
+		lost[t.String()] += s.Kernel.Lost[t]
 	}
-	for i, name := range faults {
-		lost[name] += s.Kernel.Faults[i]
+	for f := range conn.Fault(conn.Faults) {
+		lost[f.String()] += s.Kernel.Faults[f]
 	}
 	for _, n := range s.Missed {
 		lost["recursion"] += n
@@ -226,9 +205,9 @@ func histogram(d *prometheus.Desc, h conn.Histogram) prometheus.Metric {
 	return prometheus.MustNewConstHistogram(d, count, h.Sum, buckets)
 }
 
-// boundOwners makes the names valid labels and keeps at most maxOwners series:
-// the largest, ties by name and then port. The rest, and an owner that has just
-// their labels, are summed under those.
+// boundOwners returns at most maxOwners series with valid labels: the largest, ties by
+// name and then port. It adds up the rest under the owner "other", with an owner of
+// that name.
 func boundOwners(owners map[conn.OwnerLabel]int) map[conn.OwnerLabel]int {
 	other := conn.OwnerLabel{Name: "other"}
 	all := make(map[conn.OwnerLabel]int, len(owners))

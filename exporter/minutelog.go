@@ -9,19 +9,18 @@ import (
 	"time"
 )
 
-// A minuteLog warns at most once a minute of something that clients can make happen
-// very often, with how often it did and what was last said of it. It is safe for
-// concurrent use.
+// A minuteLog logs, at most once a minute, a warning about something that clients can
+// cause very often, with a count and the last detail. It is safe for concurrent use.
 type minuteLog struct {
 	logger  *slog.Logger
 	message string
-	first   time.Duration // how long the first waits for others
+	first   time.Duration // how long the first warning waits for more occurrences
 	every   time.Duration
 
 	mu     sync.Mutex
 	count  int
 	last   string
-	timer  *time.Timer // nil: none is due
+	timer  *time.Timer // nil: no warning is due
 	warned time.Time
 }
 
@@ -29,7 +28,7 @@ func newMinuteLog(logger *slog.Logger, message string) *minuteLog {
 	return &minuteLog{logger: logger, message: message, first: time.Second, every: time.Minute}
 }
 
-// note counts an occurrence for the next warning.
+// note counts an occurrence, with its detail, for the next warning.
 func (m *minuteLog) note(last string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -47,14 +46,14 @@ func (m *minuteLog) warn() {
 	m.count, m.last, m.timer, m.warned = 0, "", nil, time.Now()
 }
 
-// serverLog is the ErrorLog of an http.Server: mostly what clients did wrong, such as
-// a TLS handshake that failed.
+// serverLog is the ErrorLog of an http.Server. Most messages are about mistakes of
+// clients, such as a TLS handshake that failed.
 type serverLog struct{ *minuteLog }
 
 // Write takes one message.
 func (l serverLog) Write(message []byte) (int, error) {
 	line := oneLine(string(message))
-	if strings.Contains(line, ": panic serving ") { // our mistake
+	if strings.Contains(line, ": panic serving ") { // a mistake of this program
 		l.logger.Error("Request failed", "err", line)
 	} else {
 		l.note(line)

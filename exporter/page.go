@@ -70,8 +70,8 @@ func servePart(name string, body []byte) http.HandlerFunc {
 	}
 }
 
-// namesModule is the module of the page that has what Go defines: names with their
-// meanings, and how many rows the agent sends.
+// namesModule is the page's module of what Go defines: names with their meanings, and how
+// many rows the agent sends.
 const namesModule = "web/names.js"
 
 // pageNames returns namesModule: the verdicts, worst first, the risks, the causes of death,
@@ -115,7 +115,7 @@ func pageNames() []byte {
 	}{{"verdicts", verdicts}, {"risks", risks}, {"causes", causes}, {"evidence", evidence}, {"maxRows", conn.MaxRows}} {
 		value, err := json.Marshal(export.value)
 		if err != nil {
-			panic(err) // it has nothing that JSON has not
+			panic(err) // JSON can encode all of these
 		}
 		b = fmt.Appendf(b, "export const %s = %s;\n", export.name, value)
 	}

@@ -10,15 +10,14 @@ import (
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
-// groupOf is the best name there is for a control group, "" if it tells nothing.
+// groupOf returns the best name of a control group, with the kind of a pod or a container;
+// "" if there is none.
 func groupOf(g *conn.Cgroup) string {
-	switch {
-	case g.PodUID != "":
-		return "pod " + g.PodUID
-	case g.ContainerID != "":
-		return "container " + g.ContainerID[:12]
+	kind, name := g.Owner()
+	if kind == conn.OwnerPod || kind == conn.OwnerContainer {
+		return kind.String() + " " + name
 	}
-	return g.Unit
+	return name
 }
 
 // appendRow writes a row; only what is not as in old, if that is not nil.

@@ -21,27 +21,27 @@ import (
 const (
 	readHeaderTimeout = 10 * time.Second
 	readTimeout       = 30 * time.Second
-	// writeTimeout bounds a whole answer. One that goes on for longer sets its
-	// own deadline (http.ResponseController).
+	// writeTimeout bounds a whole answer. A longer answer sets its own deadline
+	// (http.ResponseController).
 	writeTimeout = time.Minute
-	// idleTimeout keeps the connections of scrapes that are at most 30 s apart.
+	// idleTimeout keeps connections open between scrapes that are at most 30 s apart.
 	idleTimeout = 35 * time.Second
-	// shutdownGrace is what requests under way get when the context ends.
+	// shutdownGrace is how long requests may go on after the context ends.
 	shutdownGrace = 5 * time.Second
 
-	// What a connection may take: of a request's header, and of HTTP/2.
+	// The limits of a connection: the request's header, and HTTP/2.
 	maxHeaderBytes = 16 << 10
 	maxStreams     = 32
 	maxFrameBytes  = 16 << 10
 	maxUploadBytes = 64 << 10
 )
 
-// ErrAddress is of an address that means nothing, on whatever machine.
+// ErrAddress is the error of an address that cannot be parsed.
 var ErrAddress = errors.New("is not an address and a port, such as :9839 or [::1]:9839")
 
-// Listen opens the listeners that the flags ask for, after a look at the web
-// config file: a broken one and an address that cannot be had are errors, each
-// one line that says what to do.
+// Listen opens the listeners that the flags ask for, after it has checked the web
+// config file. A broken file and an address that is not available are errors, each one
+// line that says what to do.
 func Listen(flags *web.FlagConfig) ([]net.Listener, error) {
 	if path := flags.WebConfigFile; path != nil {
 		if err := web.Validate(*path); err != nil {
@@ -59,7 +59,7 @@ func Listen(flags *web.FlagConfig) ([]net.Listener, error) {
 		if err == nil {
 			_, err = net.LookupPort("tcp", port)
 		}
-		if err != nil || port == "" { // it would be any port
+		if err != nil || port == "" { // an empty port would be any port
 			return nil, fmt.Errorf("--web.listen-address: %q %w", address, ErrAddress)
 		}
 	}
@@ -82,7 +82,7 @@ func systemdListeners() ([]net.Listener, error) {
 	}
 	var listeners []net.Listener
 	for _, l := range passed {
-		if l != nil { // nil where the descriptor is no stream socket
+		if l != nil { // nil if the descriptor is not a stream socket
 			listeners = append(listeners, l)
 		}
 	}
@@ -97,7 +97,7 @@ func listenError(address string, err error) error {
 		return fmt.Errorf("listen on %s: %w: stop what listens there or choose another with --web.listen-address", address, syscall.EADDRINUSE)
 	}
 	if op, ok := errors.AsType[*net.OpError](err); ok {
-		err = op.Err // without the address once more
+		err = op.Err // without the address, which we add
 	}
 	return fmt.Errorf("listen on %s: %w: choose another with --web.listen-address", address, err)
 }
@@ -108,20 +108,21 @@ func closeAll(listeners []net.Listener) {
 	}
 }
 
-// Serve serves the handler on the listeners until the context ends (nil), with
-// TLS and basic auth as the web config file says; on a Unix socket that not every user
-// can connect to, without either. Requests over such sockets know their [RequestPeer].
-// The limit is for the connections of all listeners. It closes the listeners.
+// Serve serves the handler on the listeners until the context ends, and then returns
+// nil. It uses TLS and basic auth as the web config file says, but neither on a Unix
+// socket that not every user can connect to. Requests over such sockets have a
+// [RequestPeer]. The limit bounds the connections of all listeners together. Serve
+// closes the listeners.
 func Serve(ctx context.Context, listeners []net.Listener, handler http.Handler, flags *web.FlagConfig, limit *ConnLimit, logger *slog.Logger) error {
 	defer closeAll(listeners)
-	plain := &web.FlagConfig{WebConfigFile: new(string)} // web.Serve wants one, and nothing else
+	plain := &web.FlagConfig{WebConfigFile: new(string)} // of no config file: web.Serve needs one
 	if flags.WebConfigFile == nil {
 		flags = plain
 	}
 	errorLog := log.New(serverLog{newMinuteLog(logger, "HTTP connections failed")}, "", 0)
 	g, ctx := errgroup.WithContext(ctx)
 	for _, l := range listeners {
-		// One for each: web.Serve changes the server that it is given.
+		// One server each, since web.Serve changes it.
 		server := &http.Server{
 			Handler:           logPeers(handler, logger),
 			ConnContext:       withPeer,

@@ -22,29 +22,30 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// SocketPath is where the agent of a machine listens for the other commands, which
-// ask it by themselves. Root and the group [SocketGroup] may connect.
+// SocketPath is where the agent of a machine listens for the other commands. Root and
+// the group [SocketGroup] may connect.
 const SocketPath = "/run/halfopen/halfopen.sock"
 
-// SocketGroup is the group that may use the socket, where it exists.
+// SocketGroup is the group that may use the socket, if it exists.
 const SocketGroup = "halfopen"
 
 const (
 	socketMode = 0o660
-	// rootSocketMode is that of a socket which has no group of its own.
+	// rootSocketMode is the mode of a socket without a group.
 	rootSocketMode = 0o600
 	socketDirMode  = 0o755
-	// socketPatience is how long another agent may take to make or to answer its socket.
-	socketPatience = time.Second
+	// socketTimeout is how long to wait for another agent that makes its socket, or
+	// that should answer on it.
+	socketTimeout = time.Second
 )
 
-// ErrSocketInUse says that another process answers on the socket.
+// ErrSocketInUse is the error if another process answers on the socket.
 var ErrSocketInUse = errors.New("another agent listens there")
 
-// ListenSocket makes the Unix socket at an absolute path and listens on it. Its
-// directory is made if that alone is missing; no directory on the way may be a
-// symbolic link or another user's. A socket that a killed agent left is replaced, and
-// one that answers is not ([ErrSocketInUse]). Closing the listener removes the file.
+// ListenSocket makes the Unix socket at an absolute path and listens on it. It makes
+// the directory of the socket, but no other; no directory of the path may be a symbolic
+// link or belong to another user. It replaces a socket that a killed agent left, but
+// not one that answers ([ErrSocketInUse]). Closing the listener removes the file.
 // Errors are one line.
 func ListenSocket(path string, logger *slog.Logger) (net.Listener, error) {
 	gid := socketGroupID()
@@ -74,7 +75,8 @@ func ListenSocket(path string, logger *slog.Logger) (net.Listener, error) {
 		mode = rootSocketMode
 		logger.Warn("The socket is for root only, not for its group", "group", SocketGroup, "err", oneLine(err.Error()))
 	}
-	// Nobody can connect before listen, so what the umask left of the mode matters not.
+	// No process can connect before listen, so the mode that the umask left does not
+	// matter.
 	err = errors.Join(os.Chmod(path, mode), unix.Lstat(path, &made.stat))
 	if err == nil {
 		err = unix.Listen(fd, unix.SOMAXCONN)
@@ -103,7 +105,7 @@ func (s *socketListener) Close() error {
 	return s.Listener.Close()
 }
 
-// remove removes the file, unless it is another one by now.
+// remove removes the file, unless it is another one now.
 func (s *socketListener) remove() {
 	var now unix.Stat_t
 	if unix.Lstat(s.path, &now) == nil && now.Dev == s.stat.Dev && now.Ino == s.stat.Ino {
@@ -124,9 +126,9 @@ func socketGroupID() int {
 	return id
 }
 
-// openSocketDir opens a directory, made with that group if it is missing. It follows
-// no symbolic link, and passes only through directories in which no other user can
-// have put the next.
+// openSocketDir opens a directory. If it is missing, it makes it, with that group. It
+// follows no symbolic link, and passes only through directories in which no other user
+// can have put the next one.
 func openSocketDir(path string, gid int) (*os.File, error) {
 	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
 	at, err := unix.Open("/", unix.O_PATH|flags, 0)
@@ -155,7 +157,7 @@ func openSocketDir(path string, gid int) (*os.File, error) {
 		at = next
 		if made {
 			if err := unix.Fchmod(at, socketDirMode); err == nil && gid >= 0 {
-				_ = unix.Fchown(at, -1, gid) // it only shows whom the socket is for
+				_ = unix.Fchown(at, -1, gid) // the group of the directory is information only
 			}
 		}
 		var st unix.Stat_t
@@ -178,9 +180,9 @@ func directoryError(path string, err error) error {
 	return fmt.Errorf("open the directory %s: %w", path, err)
 }
 
-// untrusted says why another user could have made what is in a directory, "" if none
-// could. In a sticky one nobody can replace what is another's, so that it does for
-// one on the way, whose next is looked at as well.
+// untrusted returns why another user could have made what is in a directory, "" if no
+// other user could. On the way a sticky directory is enough: no user can replace
+// another's entry there, and the next directory is checked as well.
 func untrusted(st *unix.Stat_t, onTheWay bool) string {
 	switch {
 	case st.Uid != 0 && st.Uid != uint32(os.Geteuid()):
@@ -192,17 +194,17 @@ func untrusted(st *unix.Stat_t, onTheWay bool) string {
 }
 
 // lockSocketDir keeps two agents that start at once from removing each other's socket.
-// Anybody who can read the directory can hold the lock, so it is not waited for long,
-// and done without.
+// Every user who can read the directory can hold the lock, so it waits for a short time
+// only and then goes on without.
 func lockSocketDir(dir *os.File) {
-	for end := time.Now().Add(socketPatience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(socketTimeout); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		if unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
-			return // until it is closed
+			return // the lock ends when dir is closed
 		}
 	}
 }
 
-// removeStaleSocket makes room for a socket, if nobody listens on the one that is there.
+// removeStaleSocket removes a socket on which no process listens.
 func removeStaleSocket(path string) error {
 	info, err := os.Lstat(path)
 	switch {
@@ -213,7 +215,7 @@ func removeStaleSocket(path string) error {
 	case info.Mode().Type() != fs.ModeSocket:
 		return fmt.Errorf("%s is not a socket: remove it, or choose another path with --web.socket", path)
 	}
-	c, err := net.DialTimeout("unix", path, socketPatience)
+	c, err := net.DialTimeout("unix", path, socketTimeout)
 	if err == nil {
 		c.Close()
 	}
@@ -226,7 +228,8 @@ func removeStaleSocket(path string) error {
 	return nil
 }
 
-// HasSocket tells whether one of the listeners is a Unix socket, which systemd passed.
+// HasSocket reports whether one of the listeners is a Unix socket, which systemd
+// passed.
 func HasSocket(listeners []net.Listener) bool {
 	for _, l := range listeners {
 		if l.Addr().Network() == "unix" {
@@ -236,25 +239,26 @@ func HasSocket(listeners []net.Listener) bool {
 	return false
 }
 
-// guardedByMode tells whether a listener is a Unix socket that not every user can
-// connect to. Who can needs neither TLS nor a password.
+// guardedByMode reports whether a listener is a Unix socket that not every user can
+// connect to. Its clients need neither TLS nor a password.
 func guardedByMode(l net.Listener) bool {
 	if l.Addr().Network() != "unix" {
 		return false
 	}
-	info, err := os.Lstat(l.Addr().String()) // of an abstract one there is none
+	info, err := os.Lstat(l.Addr().String()) // an abstract socket has no file
 	return err == nil && info.Mode().Type() == fs.ModeSocket && info.Mode().Perm()&0o002 == 0
 }
 
-// Peer is the process at the other end of a Unix socket, as it was when it connected
-// or, of a server, began to listen (SO_PEERCRED). Ids are those of this process's
-// namespaces; a pid of 0 is of a process that is not in its pid namespace.
+// Peer is the process at the other end of a Unix socket, as it was when it connected,
+// or, if it is the server, when it began to listen (SO_PEERCRED). The ids are those of
+// this process's namespaces; the pid is 0 if the process is not in our pid namespace.
 type Peer struct {
 	PID      int32
 	UID, GID uint32
 }
 
-// ConnPeer returns the peer of a connection, false if it is not over a Unix socket.
+// ConnPeer returns the peer of a connection, and false if the connection is not over a
+// Unix socket.
 func ConnPeer(c net.Conn) (Peer, bool) {
 	for {
 		wrapper, ok := c.(interface{ NetConn() net.Conn })
@@ -282,14 +286,14 @@ func ConnPeer(c net.Conn) (Peer, bool) {
 
 type peerKey struct{}
 
-// RequestPeer returns the process that made a request, given the request's context;
-// false if it did not come over a Unix socket.
+// RequestPeer returns the process that made a request, given the request's context, and
+// false if the request did not come over a Unix socket.
 func RequestPeer(ctx context.Context) (Peer, bool) {
 	p, ok := ctx.Value(peerKey{}).(Peer)
 	return p, ok
 }
 
-// withPeer is a server's ConnContext.
+// withPeer is the ConnContext of our servers.
 func withPeer(ctx context.Context, c net.Conn) context.Context {
 	if p, ok := ConnPeer(c); ok {
 		ctx = context.WithValue(ctx, peerKey{}, p)
@@ -297,7 +301,7 @@ func withPeer(ctx context.Context, c net.Conn) context.Context {
 	return ctx
 }
 
-// logPeers logs the requests of processes that are known.
+// logPeers logs the requests whose peer is known.
 func logPeers(next http.Handler, logger *slog.Logger) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if p, ok := RequestPeer(r.Context()); ok {

@@ -14,10 +14,11 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/collector/explain"
+	"github.com/halfopen/halfopen/exporter/api"
+	"github.com/halfopen/halfopen/exporter/api/apitest"
 )
 
 // fakeSource answers with what it is given, and notes what it was asked.
@@ -52,7 +53,7 @@ func (f *fakeSource) Stats() (collector.Stats, error) { return f.stats, f.err }
 
 func (f *fakeSource) Connections(_ context.Context, q collector.Query) (int, iter.Seq2[*conn.Connection, error], error) {
 	f.query = &q
-	return f.total, Each(f.conns), f.err
+	return f.total, api.Values(f.conns), f.err
 }
 
 func (f *fakeSource) CountConnections(_ context.Context, q collector.Query, by conn.Grouping) (int, []conn.Count, error) {
@@ -122,32 +123,15 @@ func request(t *testing.T, h http.Handler, method, target string) *httptest.Resp
 	return w
 }
 
-// hostileComm is a name that breaks whoever does not encode it.
-const hostileComm = "<img src=x>\"\n\xff"
+// The objects of the tests, one of each.
+const hostileComm = apitest.HostileComm
 
-var noon = time.Date(2025, 11, 21, 12, 0, 0, 123456789, time.UTC)
-
-// contractConnection is the connection of the contract's example.
-func contractConnection() conn.Connection {
-	return conn.Connection{
-		Cookie: 0x1a2b, At: noon.Add(13 * time.Second),
-		Local:  netip.MustParseAddrPort("10.0.0.1:37024"),
-		Remote: netip.MustParseAddrPort("10.0.0.2:5432"),
-		Netns:  4026531840, State: conn.Established, Verdict: conn.Zombie, Since: noon,
-		Evidence: conn.EvidenceKeepalive, Unanswered: 3,
-		Idle: 12400 * time.Millisecond, Silent: 12400 * time.Millisecond,
-		Keepalive: conn.Keepalive{
-			Enabled: true, Time: 7200 * time.Second, Interval: 75 * time.Second, Probes: 9, ProbesOut: 3,
-		},
-		RetransmitsTotal: 5, SendWindow: 64256, SRTT: 400 * time.Microsecond, RTO: 204 * time.Millisecond,
-		GivesUp: conn.Forecast{
-			At: noon.Add(463 * time.Second), Latest: noon.Add(473 * time.Second), By: conn.CauseKeepaliveTimeout,
-		},
-		Risks:    []conn.Risk{conn.RiskKeepaliveSlowerThanMiddlebox},
-		Accepted: true, UID: 1000, Process: &conn.Process{PID: 812, Comm: "postgres", FD: 9},
-		Cgroup: conn.Cgroup{Path: "/system.slice/x.service", Unit: "x.service"},
-	}
-}
+var (
+	noon                = apitest.Noon
+	contractConnection  = apitest.Connection
+	contractExplanation = apitest.Explanation
+	contractDeath       = apitest.Death
+)
 
 // contractRow is the row of contractConnection.
 func contractRow() *conn.Row {
@@ -161,47 +145,6 @@ func contractRow() *conn.Row {
 		Risks: 1 << conn.RiskKeepaliveSlowerThanMiddlebox, PID: 812, Comm: "postgres", FD: 9,
 		Cgroup:    conn.Cgroup{Path: "/system.slice/x.service", Unit: "x.service"},
 		Keepalive: true, KeepaliveTime: 7200000, KeepaliveIntvl: 75000, Probes: 9,
-	}
-}
-
-// contractExplanation has one of everything.
-func contractExplanation() explain.Explanation {
-	at := noon.Add(13 * time.Second)
-	return explain.Explanation{
-		At: at, Doing: []string{"It is established.", "It waits."},
-		Timers: []explain.Timer{
-			{
-				Name: "keepalive", Purpose: "Asks.", At: at.Add(50 * time.Second), Latest: at.Add(52 * time.Second),
-				Then: "Sends probe 4 of 9.",
-			},
-			{Name: "retransmission", Purpose: "Sends again.", Then: "Not running."},
-		},
-		Settings: []explain.Setting{
-			{
-				Option: "TCP_KEEPIDLE", Sysctl: "net.ipv4.tcp_keepalive_time", Value: 7200, Unit: "seconds",
-				Source: explain.SourceDefault, Means: "Silence",
-			},
-			{Option: "TCP_USER_TIMEOUT", Value: 1500, Unit: "milliseconds", Source: explain.SourceSocket, Means: "Timeout"},
-			{Sysctl: "net.ipv4.tcp_retries2", Value: 8, Unit: "retransmissions", Source: explain.SourceSysctl, Means: "Limit"},
-		},
-		Next: []string{"It ends."}, Assessment: "Too late.",
-		Advice: []explain.Advice{
-			{
-				Text: "Set it.", How: []string{"setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, 60)"},
-				Then: conn.Forecast{At: at.Add(30 * time.Second), Latest: at.Add(31 * time.Second), By: conn.CauseKeepaliveTimeout},
-			},
-			{Text: "Or close it.", How: []string{"close(fd)"}},
-		},
-	}
-}
-
-func contractDeath() conn.Death {
-	return conn.Death{
-		Connection: contractConnection(), DiedAt: noon.Add(time.Minute),
-		Cause: conn.CauseUserTimeout, During: conn.EvidenceKeepalive,
-		Errno: 110, ZombieFor: time.Minute,
-		Forecast:      conn.Forecast{At: noon.Add(60500 * time.Millisecond), Latest: noon.Add(61 * time.Second), By: conn.CauseUserTimeout},
-		ForecastError: -500 * time.Millisecond,
 	}
 }
 
@@ -254,7 +197,7 @@ func fullStats() collector.Stats {
 	for i := range k.Retransmits {
 		k.Retransmits[i] = uint64(400 + i)
 	}
-	for i := range abi.EventTypes {
+	for i := range conn.EventTypes {
 		k.Events[i], k.Lost[i], k.Suppressed[i] = uint64(500+i), uint64(600+i), uint64(700+i)
 	}
 	for i := range k.Faults {

@@ -4,12 +4,15 @@ package exporter
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/halfopen/halfopen/exporter/api"
 )
 
 // How the stream is written to a viewer.
@@ -67,15 +70,15 @@ func (f *frame) empty() bool {
 
 // wantedKinds are those that a query asks for, a bit each.
 func wantedKinds(query string) (wants uint16, err error) {
-	params, err := parameters(query, "event", "owners")
+	params, err := api.ParseParameters(query, "event", "owners")
 	if err != nil {
 		return 0, err
 	}
-	asked, err := each(params["event"], parseKind)
+	asked, err := api.ParseAll(params["event"], parseKind)
 	if err != nil {
 		return 0, err
 	}
-	owners, err := parseSwitch("owners", params["owners"])
+	owners, err := api.ParseSwitch("owners", params["owners"])
 	if err != nil {
 		return 0, err
 	}
@@ -93,7 +96,7 @@ func wantedKinds(query string) (wants uint16, err error) {
 
 var errEnding = errors.New("the agent is ending")
 
-// ServeHTTP answers with the stream: the kinds of events that are asked for, until
+// ServeHTTP answers with the stream: the kinds of events that the client asks for, until
 // the client goes or falls behind, or the agent ends.
 func (l *Live) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	wants, err := wantedKinds(r.URL.RawQuery)
@@ -101,37 +104,53 @@ func (l *Live) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		writeError(w, http.StatusBadRequest, err)
 		return
 	}
-	v := &viewer{client: clientOf(r.RemoteAddr), joined: time.Now(), wants: wants, frames: make(chan *frame, viewerFrames)}
 	if r.Method == http.MethodHead {
 		w.Header().Set("Content-Type", "text/event-stream")
 		return
 	}
+	v := &viewer{client: clientOf(r.RemoteAddr), joined: time.Now(), wants: wants, frames: make(chan *frame, viewerFrames)}
+	first, refused := l.joinAs(r.Context(), v)
+	defer l.leaveAs(v)
+	switch {
+	case refused != nil:
+		writeError(w, refused.status, refused.err)
+	case first != nil:
+		l.stream(r.Context(), w, v, first)
+	}
+}
+
+// joinAs has Run serve a viewer. It returns the first frame, or why the viewer is
+// refused, or neither if the client has gone.
+func (l *Live) joinAs(ctx context.Context, v *viewer) (first *frame, refused *refusal) {
+	ending := &refusal{status: http.StatusServiceUnavailable, err: errEnding}
 	select {
 	case l.join <- v:
 	case <-l.ended:
-		writeError(w, http.StatusServiceUnavailable, errEnding)
-		return
-	case <-r.Context().Done():
-		return
+		return nil, ending
+	case <-ctx.Done():
+		return nil, nil
 	}
-	defer func() {
-		select {
-		case l.leave <- v:
-		case <-l.ended:
-		}
-	}()
-	var first *frame
-	var ok bool
 	select {
-	case first, ok = <-v.frames:
-	case <-r.Context().Done():
-		return
+	case first, ok := <-v.frames:
+		if !ok {
+			return nil, cmp.Or(v.refused, ending)
+		}
+		return first, nil
+	case <-ctx.Done():
+		return nil, nil
 	}
-	if !ok {
-		refused := cmp.Or(v.refused, &refusal{status: http.StatusServiceUnavailable, err: errEnding})
-		writeError(w, refused.status, refused.err)
-		return
+}
+
+// leaveAs ends what joinAs began. It may have ended before.
+func (l *Live) leaveAs(v *viewer) {
+	select {
+	case l.leave <- v:
+	case <-l.ended:
 	}
+}
+
+// stream writes frames to a client, until one of them goes.
+func (l *Live) stream(ctx context.Context, w http.ResponseWriter, v *viewer, first *frame) {
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("X-Accel-Buffering", "no") // of a proxy
 	out := &deadlineWriter{w: w, rc: http.NewResponseController(w), timeout: l.writeTimeout}
@@ -143,7 +162,7 @@ func (l *Live) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer heartbeat.Stop()
 	for {
 		select {
-		case <-r.Context().Done():
+		case <-ctx.Done():
 			return
 		case f, ok := <-v.frames:
 			if !ok || !out.frame(f, v.wants) {

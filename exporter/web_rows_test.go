@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/halfopen/halfopen/collector/conn"
+	"github.com/halfopen/halfopen/exporter/api"
 	"github.com/halfopen/halfopen/internal/pagetest"
 )
 
@@ -187,12 +188,12 @@ func TestPageNamesOwnersAsTheAgentDoes(t *testing.T) {
 	for name, c := range ownedConnections() {
 		page.Run("var row = " + rowJSON(&c, nil))
 		ofRow := pagetest.Eval[[]string](page, "[row.local, row.remote, ...owners.ownerParts(row)]")
-		ofAPI := pagetest.Eval[[]string](page, "((c) => [format.endpoint(c.local), format.endpoint(c.remote), ...owners.ownerParts(owners.ownership(c))])(%s)", NewConnection(&c))
+		ofAPI := pagetest.Eval[[]string](page, "((c) => [format.endpoint(c.local), format.endpoint(c.remote), ...owners.ownerParts(owners.ownership(c))])(%s)", api.NewConnection(&c))
 		if diff := cmp.Diff(ofRow, ofAPI); diff != "" {
 			t.Errorf("%s (-row +API):\n%s", name, diff)
 		}
 		death := conn.Death{Connection: c, DiedAt: noon, Cause: conn.CauseRefused}
-		ofDeath := pagetest.Eval[[]string](page, "((d) => [d.local, d.remote, ...owners.ownerParts(d)])(deaths.deathFromAPI(%s))", NewDeath(&death))
+		ofDeath := pagetest.Eval[[]string](page, "((d) => [d.local, d.remote, ...owners.ownerParts(d)])(deaths.deathFromAPI(%s))", api.NewDeath(&death))
 		if diff := cmp.Diff(ofRow, ofDeath); diff != "" {
 			t.Errorf("%s (-row +death):\n%s", name, diff)
 		}

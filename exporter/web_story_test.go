@@ -14,6 +14,7 @@ import (
 	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/collector/explain"
+	"github.com/halfopen/halfopen/exporter/api"
 	"github.com/halfopen/halfopen/internal/pagetest"
 )
 
@@ -43,7 +44,7 @@ func TestPageTellsOfADeath(t *testing.T) {
 	} {
 		d := conn.Death{Connection: contractConnection(), DiedAt: noon, Cause: conn.CauseRefused}
 		tt.change(&d)
-		object := NewDeath(&d)
+		object := api.NewDeath(&d)
 		if got, want := pagetest.Eval[string](page, "storytext.deathText(deaths.deathFromAPI(%s)).replace(/.*at (\\d+ \\w+ )?\\d\\d:\\d\\d:\\d\\d: /, '')", object), tt.sentence; got != want {
 			t.Errorf("%s: %q, want %q", tt.name, got, want)
 		}
@@ -64,7 +65,7 @@ func TestPageTellsOfAConnection(t *testing.T) {
 	page := newPage(t)
 	encode := func(e conn.HistoryEntry) string {
 		e.At = noon
-		return pagetest.Eval[string](page, "storytext.eventText(%s)", NewEvent(&e))
+		return pagetest.Eval[string](page, "storytext.eventText(%s)", api.NewEvent(&e))
 	}
 	for _, tt := range []struct{ name, got, want string }{
 		{"a probe", encode(conn.HistoryEntry{Kind: conn.HistorySolicitation, Evidence: conn.EvidenceKeepalive, Unanswered: 3}), "keepalive probe 3 in a row went unanswered"},
@@ -94,7 +95,7 @@ func TestPageTellsOfAConnection(t *testing.T) {
 		{explain.Setting{Sysctl: "net.ipv4.tcp_retries2", Value: 15, Unit: "retransmissions", Source: explain.SourceDefault}, "15", "default of net.ipv4.tcp_retries2"},
 	} {
 		d := collector.Detail{Connection: contractConnection(), Explanation: explain.Explanation{Settings: []explain.Setting{tt.setting}}}
-		s := NewConnectionDetail(&d).Explanation.Settings[0]
+		s := api.NewConnectionDetail(&d).Explanation.Settings[0]
 		if got := pagetest.Eval[string](page, "storytext.settingValue(%s)", s); got != tt.value {
 			t.Errorf("%+v is %q, want %q", tt.setting, got, tt.value)
 		}
@@ -125,7 +126,7 @@ func TestPageDrawsATimeline(t *testing.T) {
 	page.Run(fmt.Sprintf("const now = %d; let c = null, model = null, x = null;", c.At.UnixMilli()))
 	load := func() {
 		t.Helper()
-		pagetest.Eval[bool](page, `(c = %s, model = timelinemodel.timelineModel(c, now), x = timelinemodel.timeScale(model.moments, 74, 700), true)`, NewConnectionDetail(&d))
+		pagetest.Eval[bool](page, `(c = %s, model = timelinemodel.timelineModel(c, now), x = timelinemodel.timeScale(model.moments, 74, 700), true)`, api.NewConnectionDetail(&d))
 	}
 	load()
 	type span struct {

@@ -9,8 +9,8 @@ import (
 	"github.com/halfopen/halfopen/internal/pagetest"
 )
 
-// streamEnv is a browser in which time passes only when the test says so: pass lets ms go
-// by, sources are the streams that were opened, log is what the page was told.
+// streamEnv is a browser whose time passes only in pass. sources are the streams that were
+// opened, log is what the stream called of the page's handlers.
 const streamEnv = `
 	let time = 0, timers = [];
 	const sources = [], log = [];
@@ -62,10 +62,10 @@ func TestPageFollowsTheStream(t *testing.T) {
 		{"it is not silent", `for (let i = 0; i < 10; i++) { pass(10000); send(last(), 'death', { n: i }); }`,
 			"connecting, death 0, death 1, death 2, death 3, death 4, death 5, death 6, death 7, death 8, death 9", "true"},
 		{"the user does not wait", `last().onerror(); s.retryNow(); pass(60000 - 30000)`, "connecting, lost until 1000, lost until 0", "false,true"},
-		{"nobody looks", `send(last(), 'rows', { all: true }); s.pause(); pass(100000); log.push(sources.length)`, "connecting, live, rows , paused, 1", "false"},
-		{"somebody looks again", `s.pause(); s.resume()`, "connecting, paused, connecting", "false,true"},
-		{"somebody looks all the time", `s.resume(); s.resume()`, "connecting", "true"},
-		{"nobody looks while it is lost", `last().onerror(); s.pause(); pass(100000); log.push(sources.length); s.resume()`, "connecting, lost until 1000, paused, 1, connecting", "false,true"},
+		{"the page is hidden", `send(last(), 'rows', { all: true }); s.pause(); pass(100000); log.push(sources.length)`, "connecting, live, rows , paused, 1", "false"},
+		{"the page is seen again", `s.pause(); s.resume()`, "connecting, paused, connecting", "false,true"},
+		{"the page is seen all the time", `s.resume(); s.resume()`, "connecting", "true"},
+		{"the page is hidden while it is lost", `last().onerror(); s.pause(); pass(100000); log.push(sources.length); s.resume()`, "connecting, lost until 1000, paused, 1, connecting", "false,true"},
 		{"an event of a stream that was closed comes late", `const old = last(); old.onerror(); pass(1000); send(old, 'death', { n: 1 }); old.onerror(); send(last(), 'rows', { all: true, n: 2 })`,
 			"connecting, lost until 1000, live, rows 2", "false,true"},
 	} {
@@ -74,7 +74,7 @@ func TestPageFollowsTheStream(t *testing.T) {
 			page.Run(streamEnv)
 			page.Run("{" + tt.steps + "}")
 			if got := pagetest.Eval[string](page, "log.join(', ')"); got != tt.log {
-				t.Errorf("the page is told\n%s\nwant\n%s", got, tt.log)
+				t.Errorf("the handlers got\n%s\nwant\n%s", got, tt.log)
 			}
 			if got := pagetest.Eval[string](page, "sources.map((source) => source.open).join()"); got != tt.open {
 				t.Errorf("open streams are %s, want %s", got, tt.open)

@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"github.com/halfopen/halfopen/collector/conn"
-	"github.com/halfopen/halfopen/internal/human"
+	"github.com/halfopen/halfopen/internal/humanize"
 	"github.com/halfopen/halfopen/internal/pagetest"
 )
 
@@ -42,20 +42,20 @@ func TestPageWritesAgesAsTheCommandLineDoes(t *testing.T) {
 		time.Hour - 1, time.Hour, 2 * time.Hour, 2*time.Hour + 11*time.Minute + 15*time.Second, day - time.Millisecond, day,
 		3*day + 4*time.Hour + 59*time.Minute, 100*day - time.Second, 100 * day, 400*day + time.Hour,
 	} {
-		want := human.Age(d)
+		want := humanize.Age(d)
 		if d > 0 && d < time.Millisecond {
 			want = "0s" // the API rounds to milliseconds
 		}
 		if got := pagetest.Eval[string](page, "format.age(%s)", d.Seconds()); got != want {
 			t.Errorf("age of %v is %s, want %s", d, got, want)
 		}
-		if got, want := pagetest.Eval[string](page, "format.wholeAge(%s)", d.Seconds()), human.Age(d.Truncate(time.Second)); got != want {
+		if got, want := pagetest.Eval[string](page, "format.wholeAge(%s)", d.Seconds()), humanize.Age(d.Truncate(time.Second)); got != want {
 			t.Errorf("whole age of %v is %s, want %s", d, got, want)
 		}
 	}
 	for ms := range int64(20_000) { // as a float each may be a little less than it is
 		d := time.Duration(ms) * time.Millisecond
-		if got, want := pagetest.Eval[string](page, "format.age(%s)", d.Seconds()), human.Age(d); got != want {
+		if got, want := pagetest.Eval[string](page, "format.age(%s)", d.Seconds()), humanize.Age(d); got != want {
 			t.Fatalf("age of %v is %s, want %s", d, got, want)
 		}
 	}
@@ -67,7 +67,7 @@ func TestPageWritesAgesAsTheCommandLineDoes(t *testing.T) {
 func TestPageWritesSettingsAsTheCommandLineDoes(t *testing.T) {
 	page := newPage(t)
 	for _, d := range []time.Duration{0, time.Millisecond, 1500 * time.Millisecond, 75 * time.Second, 5 * time.Minute, 90 * time.Minute, 2 * time.Hour, math.MaxUint32 * time.Millisecond} {
-		if got, want := pagetest.Eval[string](page, "format.setting(%s)", d.Milliseconds()), human.Setting(d); got != want {
+		if got, want := pagetest.Eval[string](page, "format.setting(%s)", d.Milliseconds()), humanize.Setting(d); got != want {
 			t.Errorf("a setting of %v is %s, want %s", d, got, want)
 		}
 	}

@@ -20,33 +20,36 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/collector/recording"
 	"github.com/halfopen/halfopen/exporter"
 )
 
-// defaultAddress is where the agent listens: only for this node, until somebody
-// decides otherwise.
+// defaultAddress is where the agent listens by default: reachable from this node only.
 const defaultAddress = "127.0.0.1:9839"
 
-// agent is the command's flags.
+// agent has the flags of the command.
 type agent struct {
 	thresholds
 	web          *web.FlagConfig
 	allowedHosts []string
 	socket       string // "": none
+	record       string // a file for the facts; "": none
 	log          promslog.Config
 }
 
 func agentFlags(cmd *kingpin.CmdClause) action {
 	var a agent
 	a.thresholds.verdictFlags(cmd)
-	a.thresholds.censusFlag(cmd)
-	// For the tests of what becomes of the table when events are lost.
+	a.thresholds.censusFlags(cmd)
+	// For tests of the tracker after lost events.
 	cmd.Flag("debug.events-bytes", "Size of the ring buffer of events.").Hidden().Uint32Var(&a.eventsBytes)
+	cmd.Flag("debug.record", "Record in this file, up to 1 GiB, what the kernel says about connections in trouble, to be replayed elsewhere by halfopen replay.").
+		PlaceHolder("FILE").SetValue(&value[string]{flag: "debug.record", parse: parseFile, into: &a.record})
 	a.web = kingpinflag.AddFlags(cmd, defaultAddress)
-	cmd.GetFlag("web.listen-address").Help("Where to listen for HTTP, such as :9839 or [::1]:9839. Repeatable.") // not on vsock
-	cmd.Flag("web.socket", "Unix socket on which list, explain, top and trace ask the agent of this machine: root and group "+exporter.SocketGroup+" may; none: without.").
+	cmd.GetFlag("web.listen-address").Help("Where to listen for HTTP, such as :9839 or [::1]:9839. Repeatable.") // ours does not mention vsock
+	cmd.Flag("web.socket", "Unix socket on which list, explain, top and trace ask the agent of this machine; root and the group "+exporter.SocketGroup+" may connect. none: no socket.").
 		Default(exporter.SocketPath).PlaceHolder("PATH").SetValue(&value[string]{flag: "web.socket", parse: parseSocket, into: &a.socket})
-	cmd.Flag("web.allowed-host", "Another host name that requests may use for this agent, such as that of a proxy; its addresses, localhost and the node's name always may. Repeatable.").
+	cmd.Flag("web.allowed-host", "Another host name of this agent that requests may use, such as the name of a proxy, besides its addresses, localhost and the node's name. Repeatable.").
 		PlaceHolder("NAME").SetValue(&values[string]{"web.allowed-host", exporter.ParseHostName, &a.allowedHosts})
 	a.log = promslog.Config{Level: promslog.NewLevel(), Format: promslog.NewFormat()}
 	logFlag := func(name, help, def string, into kingpin.Value) {
@@ -58,7 +61,15 @@ func agentFlags(cmd *kingpin.CmdClause) action {
 	return a.run
 }
 
-// parseSocket parses the path of a Unix socket, "" for none.
+// parseFile parses the name of a file.
+func parseFile(s string) (string, error) {
+	if s == "" {
+		return "", errors.New("the name is empty")
+	}
+	return s, nil
+}
+
+// parseSocket parses the path of a Unix socket. "none" is "".
 func parseSocket(s string) (string, error) {
 	switch {
 	case s == "none":
@@ -71,14 +82,14 @@ func parseSocket(s string) (string, error) {
 	return s, nil
 }
 
-// maxSocketPath is how many bytes the path of a Unix socket may have (sun_path).
+// maxSocketPath is the longest path of a Unix socket in bytes (sun_path).
 const maxSocketPath = len(unix.RawSockaddrUnix{}.Path) - 1
 
 func (a *agent) run(ctx context.Context, _, stderr io.Writer) error {
 	a.log.Writer = stderr
 	logger := promslog.New(&a.log)
 
-	// Before the kernel is asked for anything: what can be wrong with the flags.
+	// Wrong flags and addresses are found before the programs are loaded.
 	listeners, err := exporter.Listen(a.web)
 	switch {
 	case errors.Is(err, exporter.ErrAddress):
@@ -104,7 +115,19 @@ func (a *agent) run(ctx context.Context, _, stderr io.Writer) error {
 			listeners = append(listeners, socket)
 		}
 	}
-	c := collector.New(k, a.thresholds.options(logger))
+	opts := a.thresholds.options(logger)
+	if a.record != "" {
+		recorder, err := recording.Create(a.record, recording.Header{
+			Halfopen: version.Version, Kernel: kernelRelease(), MonotonicZero: collector.MonotonicZero(),
+			Rules: recording.NewRules(new(opts.Rules(k.HZ()))),
+		}, logger)
+		if err != nil {
+			return fmt.Errorf("--debug.record: %w", err)
+		}
+		defer recorder.Close()
+		opts.Record = recorder.Record
+	}
+	c := collector.New(k, opts)
 	live := exporter.NewLive(c, logger)
 	guard := exporter.NewGuard(*a.web.WebListenAddresses, a.allowedHosts)
 	connections := exporter.NewConnLimit(logger)
@@ -125,7 +148,7 @@ func (a *agent) run(ctx context.Context, _, stderr io.Writer) error {
 	return nil
 }
 
-// kernelRelease is what `uname -r` prints.
+// kernelRelease returns the release of the kernel, as `uname -r` prints it.
 func kernelRelease() string {
 	var uts unix.Utsname
 	if unix.Uname(&uts) != nil {

@@ -9,10 +9,13 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/halfopen/halfopen/exporter/api"
 )
 
 func TestWhatCanGoWrongWithAnAgent(t *testing.T) {
@@ -86,7 +89,7 @@ func TestTLSWhereThereIsNoneAndTheOtherWayRound(t *testing.T) {
 	defer encrypted.Close()
 	host := encrypted.Listener.Addr().String()
 	wantFailure(t, "ask http://"+host+": it speaks TLS: use https://"+host, "list", "--url", "http://"+host)
-	wantFailure(t, "ask https://"+host+": nobody known here has signed its certificate: name its CA in ca_file of tls_config in a file for --web.client-config, or in the environment variable SSL_CERT_FILE",
+	wantFailure(t, "ask https://"+host+": this machine does not trust the signer of its certificate: name its CA in ca_file of tls_config in a file for --web.client-config, or in the environment variable SSL_CERT_FILE",
 		"list", "--url", "https://"+host)
 
 	url, _ := agentWith(t, http.StatusOK, "{}")
@@ -123,4 +126,18 @@ func TestNoRedirectIsFollowed(t *testing.T) {
 			t.Errorf("%q: status %d, the other was asked: %v, %s%s", args, status, asked, &stdout, &stderr)
 		}
 	}
+}
+
+// clientOf is a client of the agent at a URL.
+func clientOf(t *testing.T, address string) *api.Client {
+	t.Helper()
+	u, err := url.Parse(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := api.NewClient(u, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
 }

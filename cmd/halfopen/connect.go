@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net"
 	"net/http"
@@ -18,31 +17,27 @@ import (
 	"time"
 
 	"github.com/alecthomas/kingpin/v2"
-	"github.com/prometheus/common/config"
 
 	"github.com/halfopen/halfopen/exporter"
+	"github.com/halfopen/halfopen/exporter/api"
 )
-
-// greetingTimeout bounds how long the agent of this machine may take to say that it is
-// there. One that systemd starts for that loads its programs first.
-const greetingTimeout = 10 * time.Second
 
 // A place is the value of --url.
 type place struct {
-	url  *url.URL // nil: not given, or none
+	url  *url.URL // nil: --url was not given, or is none
 	none bool
 }
 
-// peer is whom a command asks: --url and --web.client-config.
+// peer is the agent that a command asks: --url and --web.client-config.
 type peer struct {
 	place  place
 	config string
 }
 
-// flags adds both. verb is what the command does there, as in "Ask".
+// flags adds both flags. verb begins the help, as in "Ask".
 func (p *peer) flags(cmd *kingpin.CmdClause, verb string) {
-	cmd.Flag("url", verb+" the agent at this URL, such as http://127.0.0.1:9839 or unix:///run/agent.sock; none: look here and now, without an agent. Left out, it is the agent of this machine, if one listens on "+
-		exporter.SocketPath+"; but a look of its own where a flag asks for what only that can do.").
+	cmd.Flag("url", verb+" the agent at this URL, such as http://127.0.0.1:9839 or unix:///run/agent.sock; none: ask no agent, and read the kernel of this machine. Without --url it is the agent of this machine, if one listens on "+
+		exporter.SocketPath+", unless another flag asks for what no agent does.").
 		PlaceHolder("URL").SetValue(&value[place]{flag: "url", parse: parsePlace, into: &p.place})
 	cmd.Flag("web.client-config", "For --url: file with the password, certificate and so on that the agent wants, as Prometheus's http_config, such as basic_auth with username and password_file, or tls_config with ca_file, cert_file and key_file.").
 		PlaceHolder("FILE").StringVar(&p.config)
@@ -64,9 +59,9 @@ func parsePlace(s string) (place, error) {
 	return place{url: u}, nil
 }
 
-// agent returns the agent to ask, nil to look here and now. own is the error of asking
-// an agent for what only a look of one's own can do, nil if there is no such flag.
-func (p *peer) agent(ctx context.Context, own error) (*client, error) {
+// agent returns the agent to ask, nil to read the kernel ourselves. own is an error if
+// a flag asks for something that no agent does, else nil.
+func (p *peer) agent(ctx context.Context, own error) (*api.Client, error) {
 	u := p.place.url
 	switch {
 	case p.config != "" && (u == nil || u.Scheme == "unix"):
@@ -74,102 +69,54 @@ func (p *peer) agent(ctx context.Context, own error) (*client, error) {
 	case u != nil && own != nil:
 		return nil, own
 	case u != nil && u.Scheme == "unix":
-		return newSocketClient(u.Path, new(net.Dialer).DialContext), nil
+		return api.NewSocketClient(u.Path, new(net.Dialer).DialContext), nil
 	case u != nil:
-		return newClient(u, p.config)
+		return api.NewClient(u, p.config)
 	case p.place.none, own != nil:
 		return nil, nil
 	}
-	return machineAgent(ctx, exporter.SocketPath, greetingTimeout)
+	return machineAgent(ctx, exporter.SocketPath, api.GreetingTimeout)
 }
 
-const (
-	checkURL = "check the address and port of --url"
-	goAlone  = "look without it with --url=none"
-)
+const withoutAgent = "look without it with --url=none"
 
-// newClient asks an agent over TCP, with the file of --web.client-config if there is one.
-func newClient(u *url.URL, path string) (*client, error) {
-	c := &client{base: u, name: u.String(), config: path, http: &http.Client{CheckRedirect: stay}, wrong: checkURL,
-		mend: "check that the agent runs and listens there, or " + goAlone}
-	if path == "" {
-		return c, nil
-	}
-	failed := func(err error) error {
-		return fmt.Errorf("web client config %s: %s: correct it or do without --web.client-config", path, oneLine(err))
-	}
-	cfg, _, err := config.LoadHTTPConfigFile(path)
-	if err != nil {
-		return nil, failed(err)
-	}
-	if c.http, err = config.NewClientFromConfig(*cfg, "halfopen"); err != nil {
-		return nil, failed(err)
-	}
-	c.http.CheckRedirect = stay
-	if c.tls, err = config.NewTLSConfig(&cfg.TLSConfig); err != nil {
-		return nil, failed(err)
-	}
-	return c, nil
-}
-
-// stay follows no redirect: an agent sends none, and whoever does could have us ask
-// somebody else, with what the client has to show.
-func stay(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-
-type dialFunc = func(ctx context.Context, network, address string) (net.Conn, error)
-
-// newSocketClient asks an agent over a Unix socket.
-func newSocketClient(path string, dial dialFunc) *client {
-	return &client{
-		base: &url.URL{Scheme: "http", Host: "halfopen"}, name: path, wrong: goAlone,
-		mend: "check that the agent runs and listens there, or " + goAlone,
-		http: &http.Client{CheckRedirect: stay, Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return dial(ctx, "unix", path)
-		}}},
-	}
-}
-
-// errForeignSocket is of a socket that somebody but root may have made.
+// errForeignSocket is the error of a socket that another user than root may have made.
 var errForeignSocket = errors.New("not asked")
 
 // machineAgent returns the agent that listens on the machine's own socket, nil if none
-// does. It is only believed where nobody but root can have made that, and has so long
-// to answer.
-func machineAgent(ctx context.Context, path string, patience time.Duration) (*client, error) {
+// does. It trusts the socket only if no other user than root can have made it. The
+// agent has to answer within the timeout.
+func machineAgent(ctx context.Context, path string, timeout time.Duration) (*api.Client, error) {
 	if err := checkSocketDir(filepath.Dir(path)); errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	} else if err != nil {
 		return nil, err
 	}
-	c := newSocketClient(path, dialRoot)
-	limited, cancel := context.WithTimeout(ctx, patience)
+	c := api.NewSocketClient(path, dialRoot)
+	limited, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	resp, err := c.do(limited, "-/healthy", nil)
-	if err == nil {
-		defer resp.Body.Close()
-		_, err = io.Copy(io.Discard, io.LimitReader(resp.Body, 1<<10))
-	}
+	status, err := c.Health(limited)
 	switch {
-	case err == nil && resp.StatusCode == http.StatusOK:
+	case err == nil && status == http.StatusOK:
 		return c, nil
-	case err == nil && (resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusBadRequest):
+	case err == nil && (status == http.StatusUnauthorized || status == http.StatusBadRequest):
 		return nil, fmt.Errorf("the agent of this machine wants a password or TLS on %s, since every user may connect there: have systemd make it with SocketMode=0660, or name the agent with --url", path)
 	case err == nil:
-		return nil, c.stranger()
+		return nil, c.NotAnAgent()
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
 	case errors.Is(err, errForeignSocket):
 		return nil, errors.Unwrap(err) // without the URL
 	case errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0:
 		return nil, fmt.Errorf("ask the agent of this machine on %s: permission denied: use sudo, join the group %s, or name an agent with --url", path, exporter.SocketGroup)
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, syscall.EAGAIN): // its backlog is full
-		return nil, fmt.Errorf("the agent of this machine has not answered on %s within %s: restart it, or %s", path, setting(patience), goAlone)
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, syscall.EAGAIN): // EAGAIN: its backlog is full
+		return nil, fmt.Errorf("the agent of this machine has not answered on %s within %s: restart it, or %s", path, setting(timeout), withoutAgent)
 	}
-	return nil, nil // nobody listens, or no longer
+	return nil, nil // no process listens, or it has stopped
 }
 
-// dialRoot connects to a socket on which root began to listen. systemd does, for an
-// agent that it starts.
+// dialRoot connects to a socket on which root began to listen. For an agent that
+// systemd starts, systemd did.
 func dialRoot(ctx context.Context, network, path string) (net.Conn, error) {
 	c, err := new(net.Dialer).DialContext(ctx, network, path)
 	if err != nil {
@@ -182,7 +129,7 @@ func dialRoot(ctx context.Context, network, path string) (net.Conn, error) {
 	return c, nil
 }
 
-// checkSocketDir returns an error unless only root can put a socket into a directory.
+// checkSocketDir returns an error unless root alone can put a socket into a directory.
 func checkSocketDir(dir string) error {
 	info, err := os.Lstat(dir)
 	if err != nil {

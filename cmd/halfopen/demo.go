@@ -20,21 +20,21 @@ import (
 
 	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/collector/conn"
-	"github.com/halfopen/halfopen/exporter"
+	"github.com/halfopen/halfopen/exporter/api"
 	"github.com/halfopen/halfopen/internal/lab"
 )
 
-// The demo's connection: keepalive as on any other, only faster, so that the
-// default thresholds make it a zombie after 10s and the kernel ends it after 18s.
+// The demo's connection has keepalive as usual, but faster: it is a zombie after 10s by
+// the default thresholds, and the kernel ends it after 18s.
 const (
 	demoPort     = 5432
 	demoIdle     = 2 * time.Second
 	demoInterval = 2 * time.Second
 	demoProbes   = 8
-	// demoWidth is how wide the story may get, in columns of the terminal.
+	// demoWidth is the greatest width of the output, in columns.
 	demoWidth = 100
-	// demoPatience is how long to wait for that.
-	demoPatience = 40 * time.Second
+	// demoTimeout is how long to wait for the end of the connection.
+	demoTimeout = 40 * time.Second
 )
 
 func demoFlags(cmd *kingpin.CmdClause) action {
@@ -44,20 +44,20 @@ func demoFlags(cmd *kingpin.CmdClause) action {
 		defer d.stop()
 		err := d.run(ctx)
 		if d.err != nil {
-			return d.err // why it was stopped
+			return d.err // which stopped it
 		}
 		return err
 	}
 }
 
-// demo is one showing.
+// demo is one run of the demo.
 type demo struct {
 	w       io.Writer
 	palette palette
 	began   time.Time
-	cut     time.Time // of the cable
-	err     error     // of writing
-	stop    func()    // the show, for nobody sees it
+	cut     time.Time // when the cable was cut
+	err     error     // of printing
+	stop    func()    // ends the demo after a failed print
 
 	lab       *lab.Lab
 	collector *collector.Collector
@@ -66,7 +66,7 @@ type demo struct {
 }
 
 func (d *demo) run(ctx context.Context) (err error) {
-	var t thresholds // the defaults
+	var t thresholds // the defaults of all flags
 	k, err := t.load(1)
 	if err != nil {
 		return err
@@ -88,7 +88,7 @@ func (d *demo) run(ctx context.Context) (err error) {
 	return g.Wait()
 }
 
-// show tells the story.
+// show runs the demo and prints it.
 func (d *demo) show(ctx context.Context) error {
 	if err := d.connect(ctx); err != nil {
 		return err
@@ -100,7 +100,8 @@ func (d *demo) show(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// That may have taken long, on a node with very many connections. Now it begins.
+	// The census may have taken long on a node with very many connections. The time of the
+	// demo begins now.
 	if err := d.greet(); err != nil {
 		return err
 	}
@@ -113,13 +114,13 @@ func (d *demo) show(ctx context.Context) error {
 	if err := sleep(ctx, 1500*time.Millisecond); err != nil {
 		return err
 	}
-	sub := d.collector.Subscribe(traceBuffer) // not before: others' notices may fill it
+	sub := d.collector.Subscribe(traceBuffer) // not earlier: notices of other connections could fill it
 	defer sub.Close()
 	restore, err := d.lab.Client.Drop(lab.Rule{Port: demoPort, Direction: lab.Both, Percent: 100})
 	if err != nil {
 		return err
 	}
-	defer func() { _ = restore() }() // before disconnect: the ends can then part in order
+	defer func() { _ = restore() }() // before disconnect, so that the ends can close in order
 	d.cut = time.Now()
 	d.say(d.cut, bold, "The cable is cut: packets vanish both ways, and neither end is told.")
 	if err := d.watch(ctx, sub); err != nil {
@@ -143,7 +144,7 @@ func (d *demo) connect(ctx context.Context) error {
 	}
 	defer ln.Close()
 	if d.client, err = d.lab.Client.Dial(ctx, addr); err != nil {
-		return cmp.Or(ctx.Err(), err) // net has its own words for what was canceled
+		return cmp.Or(ctx.Err(), err) // net has an error of its own for a context that ended
 	}
 	if d.server, err = ln.AcceptTCP(); err != nil {
 		return errors.Join(err, d.client.Close())
@@ -155,12 +156,12 @@ func (d *demo) connect(ctx context.Context) error {
 	return nil
 }
 
-// greet has data move both ways: keepalive counts from then.
+// greet sends data both ways. Keepalive counts from then.
 func (d *demo) greet() error {
 	return errors.Join(greet(d.client, d.server), greet(d.server, d.client))
 }
 
-// greet sends something from one end to the other.
+// greet sends data from one end to the other, and waits for it there.
 func greet(from, to net.Conn) error {
 	const hello = "hello"
 	if _, err := io.WriteString(from, hello); err != nil {
@@ -177,28 +178,28 @@ func (d *demo) disconnect() {
 
 // watch prints what happens to the connection until it ends.
 func (d *demo) watch(ctx context.Context, sub *collector.Subscription) error {
-	patience := time.NewTimer(demoPatience)
-	defer patience.Stop()
+	timeout := time.NewTimer(demoTimeout)
+	defer timeout.Stop()
 	for {
 		var n conn.Notice
 		select {
 		case n = <-sub.C:
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-patience.C:
-			return fmt.Errorf("the connection did not end within %s: please report this, with what halfopen doctor says", demoPatience)
+		case <-timeout.C:
+			return fmt.Errorf("the connection did not end within %s: please report this, with what halfopen doctor says", demoTimeout)
 		}
 		if n.Connection.Netns != d.lab.Client.Inode() || n.At.Before(d.cut) {
 			continue // before the cut a probe was answered
 		}
 		switch {
 		case n.Kind == conn.NoticeSolicitation:
-			d.say(n.At, "", "%s", words(new(exporter.NewNotice(&n))))
+			d.say(n.At, "", "%s", words(new(api.NewNotice(&n))))
 		case n.Kind == conn.NoticeDeath:
-			d.say(n.At, bold, "%s", words(new(exporter.NewNotice(&n))))
+			d.say(n.At, bold, "%s", words(new(api.NewNotice(&n))))
 			return nil
 		case n.Connection.Verdict == conn.Zombie:
-			d.say(n.At, red, "%s", words(new(exporter.NewNotice(&n))))
+			d.say(n.At, red, "%s", words(new(api.NewNotice(&n))))
 			if f := n.Connection.GivesUp; f.Ever() {
 				d.more("The kernel will not notice before %.1fs.", f.At.Sub(d.began).Seconds())
 			}
@@ -206,12 +207,12 @@ func (d *demo) watch(ctx context.Context, sub *collector.Subscription) error {
 				return err
 			}
 		case n.Kind == conn.NoticeVerdict:
-			d.say(n.At, paintVerdict(n.Connection.Verdict.String()), "%s", words(new(exporter.NewNotice(&n))))
+			d.say(n.At, paintVerdict(n.Connection.Verdict.String()), "%s", words(new(api.NewNotice(&n))))
 		}
 	}
 }
 
-// contrast shows the zombie as ss does, where there is one, and as halfopen does.
+// contrast prints the zombie as ss shows it, if ss is installed, and as halfopen does.
 func (d *demo) contrast(zombie *conn.Connection) error {
 	if _, err := exec.LookPath("ss"); err == nil {
 		out, err := d.lab.Client.Output("ss", "-Htn")
@@ -220,12 +221,12 @@ func (d *demo) contrast(zombie *conn.Connection) error {
 		}
 		d.print("\nss still sees a healthy connection:\n\n" + indent(printable(strings.TrimSpace(string(out)))+"\n"))
 	}
-	d.list("halfopen sees the zombie:", []exporter.Connection{exporter.NewConnection(zombie)})
+	d.list("halfopen sees the zombie:", []api.Connection{api.NewConnection(zombie)})
 	return nil
 }
 
-// look finds the two ends of the connection.
-func (d *demo) look(ctx context.Context) (ends []exporter.Connection, err error) {
+// look returns the two ends of the connection.
+func (d *demo) look(ctx context.Context) (ends []api.Connection, err error) {
 	_, connections, err := d.collector.Connections(ctx, collector.Query{
 		Ports: []uint16{demoPort}, Netns: []uint32{d.lab.Client.Inode(), d.lab.Server.Inode()},
 	})
@@ -236,13 +237,13 @@ func (d *demo) look(ctx context.Context) (ends []exporter.Connection, err error)
 		if err != nil {
 			return nil, err
 		}
-		ends = append(ends, exporter.NewConnection(connection))
+		ends = append(ends, api.NewConnection(connection))
 	}
 	return ends, nil
 }
 
-// list prints what `halfopen list` would, without owners, which are this process.
-func (d *demo) list(title string, connections []exporter.Connection) {
+// list prints what `halfopen list` would, without the owner, which is this process.
+func (d *demo) list(title string, connections []api.Connection) {
 	t := connectionTable(connections, time.Now(), false)
 	t.columns = slices.DeleteFunc(t.columns, func(c column) bool { return c.title == ownerTitle || c.title == runsInTitle })
 	t.fit(min(roomFor(d.w), demoWidth) - len(margin))
@@ -251,13 +252,13 @@ func (d *demo) list(title string, connections []exporter.Connection) {
 	d.print("\n" + title + "\n\n" + indent(b.String()) + "\n")
 }
 
-// say prints what happens, and when.
+// say prints an event with its time.
 func (d *demo) say(at time.Time, s style, format string, args ...any) {
 	elapsed := max(0, at.Sub(d.began))
 	d.print(fmt.Sprintf("%5.1fs  %s\n", elapsed.Seconds(), d.palette.paint(s, fmt.Sprintf(format, args...))))
 }
 
-// more prints more of what say said.
+// more prints another line of the same event.
 func (d *demo) more(format string, args ...any) {
 	d.print("        " + fmt.Sprintf(format, args...) + "\n")
 }

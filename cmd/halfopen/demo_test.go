@@ -99,7 +99,7 @@ func TestDemoStopsWhenNobodyCanSeeIt(t *testing.T) {
 	if want := "halfopen: no space left on device\n"; status != exitFailed || stderr.String() != want {
 		t.Errorf("status %d, stderr %q, want %q", status, stderr.String(), want)
 	}
-	if took := time.Since(began); took > 5*time.Second {
+	if took := time.Since(began); took > 15*time.Second { // the whole demo takes 20
 		t.Errorf("it went on for %s", took)
 	}
 }

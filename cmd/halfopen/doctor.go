@@ -35,7 +35,7 @@ func doctorFlags(*kingpin.CmdClause) action {
 		case r.err != nil:
 			return r.err
 		case errors.As(err, new(*ebpf.VerifierError)):
-			return fmt.Errorf("the agent cannot run here: %w", err) // to be seen whole
+			return fmt.Errorf("the agent cannot run here: %w", err) // with the whole verifier log
 		case r.failed:
 			return errors.New("the agent cannot run here: mend what the lines with FAIL say")
 		}
@@ -44,15 +44,15 @@ func doctorFlags(*kingpin.CmdClause) action {
 	}
 }
 
-// report prints findings, one a line.
+// report prints findings, one line each.
 type report struct {
 	w       io.Writer
 	palette palette
 	failed  bool
-	err     error // of writing
+	err     error // of printing
 
 	degraded []string // why the agent would not see everything
-	notReady bool     // and would not be ready for it
+	notReady bool     // and would not be ready
 }
 
 func (r *report) line(mark string, s style, what, format string, args ...any) {
@@ -62,7 +62,7 @@ func (r *report) line(mark string, s style, what, format string, args ...any) {
 	}
 }
 
-// verdict is the last line, where the agent can run.
+// verdict returns the last line, if the agent can run.
 func (r *report) verdict() string {
 	const can = "The agent can run here"
 	switch {
@@ -74,8 +74,8 @@ func (r *report) verdict() string {
 	return can + ": sudo halfopen agent"
 }
 
-// ok is as it should be; note could not be found out, or is worth knowing; fail
-// keeps the agent from running.
+// ok prints a good finding, note one that is unknown or worth knowing, and fail one
+// that keeps the agent from running.
 func (r *report) ok(what, format string, args ...any)   { r.line("ok", green, what, format, args...) }
 func (r *report) note(what, format string, args ...any) { r.line("--", yellow, what, format, args...) }
 func (r *report) fail(what, format string, args ...any) {
@@ -83,8 +83,8 @@ func (r *report) fail(what, format string, args ...any) {
 	r.line("FAIL", red, what, format, args...)
 }
 
-// examine looks at everything the agent needs. Its error is why the programs
-// cannot be loaded.
+// examine checks everything that the agent needs. It returns why the programs cannot be
+// loaded.
 func (r *report) examine(ctx context.Context) error {
 	r.kernel()
 	r.privileges()
@@ -93,7 +93,7 @@ func (r *report) examine(ctx context.Context) error {
 	text, err := os.ReadFile(securityfs + "/lockdown")
 	r.lockdown(text, err, mounted)
 	r.btf()
-	if all, err := bpf.Differences(); err == nil { // else there is no BTF, and a line about that
+	if all, err := bpf.Differences(); err == nil { // without BTF there is an error, and a line about it
 		r.differences(all)
 	}
 
@@ -157,8 +157,9 @@ func (r *report) privileges() {
 	r.capabilities(effective)
 }
 
-// capabilities has a line for each. Only one without which no program can be loaded
-// fails: whether the others let the agent run, and what it sees, is tried below.
+// capabilities prints a line for each capability. Only a capability without which no
+// program can be loaded is a failure: later checks show whether the agent runs without
+// the others, and what it sees.
 func (r *report) capabilities(effective uint64) {
 	has := func(bit int) bool { return effective>>bit&1 == 1 }
 	for i := range bpf.Capabilities {
@@ -179,7 +180,7 @@ func (r *report) capabilities(effective uint64) {
 	}
 }
 
-// effectiveCaps finds the effective capabilities in a /proc/PID/status.
+// effectiveCaps returns the effective capabilities in a /proc/PID/status, a bit each.
 func effectiveCaps(status string) (uint64, error) {
 	for line := range strings.Lines(status) {
 		if set, ok := strings.CutPrefix(line, "CapEff:"); ok {
@@ -191,8 +192,8 @@ func effectiveCaps(status string) (uint64, error) {
 
 const securityfs = "/sys/kernel/security"
 
-// lockdown reads "none [integrity] confidentiality": what is in brackets holds. A
-// kernel that cannot be locked down has no such file; but neither is it seen where
+// lockdown parses text such as "none [integrity] confidentiality": the mode is in
+// brackets. The file is missing on a kernel that cannot be locked down, and where
 // securityfs is not mounted, as in most containers.
 func (r *report) lockdown(text []byte, err error, mounted bool) {
 	_, rest, _ := strings.Cut(string(text), "[")
@@ -241,7 +242,7 @@ func (r *report) btf() {
 	}
 }
 
-// differences tells what is otherwise on other kernels, and what is lost on this one.
+// differences prints how this kernel differs from others, and what is lost by it.
 func (r *report) differences(all []bpf.Difference) {
 	for _, d := range all {
 		switch {
@@ -255,7 +256,7 @@ func (r *report) differences(all []bpf.Difference) {
 	}
 }
 
-// look makes a connection of our own, and looks whether it is found.
+// look makes a connection to this process, and checks whether the census finds it.
 func (r *report) look(ctx context.Context, k *bpf.Kernel) {
 	cookie, closeBoth, err := connectToSelf()
 	if err != nil {
@@ -278,7 +279,7 @@ func (r *report) look(ctx context.Context, k *bpf.Kernel) {
 		}
 	}
 	var again bpf.CensusResult
-	if err == nil { // the first gave older sockets their cookies: what the second misses stays missed
+	if err == nil { // the first census gave older sockets their cookies, so the second misses only what stays missed
 		again, err = k.Census(ctx, nil, nil)
 	}
 	switch {
@@ -309,8 +310,8 @@ func (r *report) look(ctx context.Context, k *bpf.Kernel) {
 	}
 }
 
-// seen has a line for each reason why the agent would not see everything, as its metric
-// halfopen_degraded has them.
+// seen prints a line for each reason why the agent would not see everything, named as
+// in the metric halfopen_degraded.
 func (r *report) seen(findings []collector.Finding) {
 	for _, f := range findings {
 		r.note(f.Reason.String(), "%s. Lost: %s. To do: %s", f.Detail, f.Reason.Lost(), f.Reason.Mend())
@@ -322,7 +323,8 @@ func (r *report) seen(findings []collector.Finding) {
 	}
 }
 
-// connectToSelf makes a connection over the loopback, and tells its cookie.
+// connectToSelf makes a connection over the loopback device, and returns the cookie of
+// one end.
 func connectToSelf() (cookie uint64, closeBoth func(), err error) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -356,7 +358,7 @@ func connectToSelf() (cookie uint64, closeBoth func(), err error) {
 	return cookie, closeBoth, nil
 }
 
-// reason is an error without the path that was asked for.
+// reason returns an error without the path in it.
 func reason(err error) string {
 	var perr *os.PathError
 	if errors.As(err, &perr) {
@@ -365,8 +367,8 @@ func reason(err error) string {
 	return err.Error()
 }
 
-// ownTables names the network namespaces that have a hash table of connections of
-// their own: any user can make such, and a process in one whose socket is locked.
+// ownTables prints the network namespaces that have a hash table of their own. Any user
+// can make such namespaces, and hold a socket's lock in one.
 func (r *report) ownTables(netns []uint32) {
 	const most = 10
 	if len(netns) == 0 {

@@ -20,10 +20,10 @@ import (
 
 	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/collector/conn"
-	"github.com/halfopen/halfopen/exporter"
+	"github.com/halfopen/halfopen/exporter/api"
 )
 
-// explain is the command's flags and its argument.
+// explainCommand has the flags and the argument of the command.
 type explainCommand struct {
 	target target
 	output string
@@ -42,7 +42,7 @@ func explainFlags(cmd *kingpin.CmdClause) action {
 	return e.run
 }
 
-// target says which connection: by cookie, or by its local address.
+// target is the connection that the user means: by its cookie, or by its local address.
 type target struct {
 	text   string
 	cookie uint64
@@ -57,7 +57,7 @@ func parseTarget(s string) (target, error) {
 	}
 	host, port, isAddr := cutLast(s, ":")
 	if isAddr && host != "sk" {
-		p, err := parsePort(port)
+		p, err := collector.ParsePort(port)
 		if err != nil {
 			return t, err
 		}
@@ -86,8 +86,8 @@ func cutLast(s, sep string) (before, after string, found bool) {
 	return s, "", false
 }
 
-// is tells whether the target is this end of a connection.
-func (t *target) is(e exporter.Endpoint) bool {
+// is reports whether the target is this end of a connection.
+func (t *target) is(e api.Endpoint) bool {
 	addr, err := netip.ParseAddr(e.IP)
 	return err == nil && e.Port == t.port && (!t.addr.IsValid() || t.addr == addr.Unmap().WithZone(""))
 }
@@ -109,7 +109,7 @@ func (e *explainCommand) run(ctx context.Context, stdout, _ io.Writer) error {
 	}
 	var look looker
 	if agent != nil {
-		look = agent
+		look = asked{agent}
 	} else {
 		k, err := e.thresholds.load(0)
 		if err != nil {
@@ -135,40 +135,40 @@ func (e *explainCommand) run(ctx context.Context, stdout, _ io.Writer) error {
 	case body == nil:
 		return e.target.unknown()
 	case e.output == "json":
-		_, err := harmlessJSON{stdout}.Write(body)
+		_, err := escapingWriter{stdout}.Write(body)
 		return err
 	}
-	var doc exporter.ConnectionDetail
+	var doc api.ConnectionDetail
 	if json.Unmarshal(body, &doc) != nil {
-		return agent.stranger()
+		return agent.NotAnAgent()
 	}
 	_, err = io.WriteString(stdout, explanation(&doc, min(roomFor(stdout), explanationWidth), paletteFor(stdout)))
 	return err
 }
 
-// looker is an agent, or a look of our own.
+// looker is an agent, or this node.
 type looker interface {
 	// withPort returns the connections that have the port at either end.
-	withPort(ctx context.Context, port uint16) ([]exporter.Connection, error)
+	withPort(ctx context.Context, port uint16) ([]api.Connection, error)
 	// detail returns everything known of a connection as the API has it, nil
 	// if there is none.
 	detail(ctx context.Context, cookie string) ([]byte, error)
 }
 
-// here looks at this node, now.
+// here reads the kernel of this node.
 type here struct{ c *collector.Collector }
 
-func (h here) withPort(ctx context.Context, port uint16) ([]exporter.Connection, error) {
+func (h here) withPort(ctx context.Context, port uint16) ([]api.Connection, error) {
 	_, found, err := h.c.Connections(ctx, collector.Query{Ports: []uint16{port}})
 	if err != nil {
 		return nil, err
 	}
-	var connections []exporter.Connection
+	var connections []api.Connection
 	for connection, err := range found {
 		if err != nil {
 			return nil, err
 		}
-		connections = append(connections, exporter.NewConnection(connection))
+		connections = append(connections, api.NewConnection(connection))
 	}
 	return connections, nil
 }
@@ -182,39 +182,38 @@ func (h here) detail(ctx context.Context, cookie string) ([]byte, error) {
 	if err != nil || d == nil {
 		return nil, err
 	}
-	body, err := json.Marshal(exporter.NewConnectionDetail(d))
+	body, err := json.Marshal(api.NewConnectionDetail(d))
 	return append(body, '\n'), err
 }
 
-func (c *client) withPort(ctx context.Context, port uint16) ([]exporter.Connection, error) {
-	var doc exporter.Connections
-	s := selection{ports: []uint16{port}}
-	return doc.Connections, c.get(ctx, "connections", s.query(0), &doc)
+// asked is an agent as a looker, and as the source of top.
+type asked struct{ *api.Client }
+
+func (a asked) withPort(ctx context.Context, port uint16) ([]api.Connection, error) {
+	doc, err := a.Connections(ctx, api.ConnectionParameters(&collector.Query{Ports: []uint16{port}}))
+	if err != nil {
+		return nil, err
+	}
+	return doc.Connections, nil
 }
 
-func (c *client) detail(ctx context.Context, cookie string) ([]byte, error) {
-	return c.ask(ctx, "connections/"+cookie, nil, isDetail)
+func (a asked) detail(ctx context.Context, cookie string) ([]byte, error) {
+	return a.Detail(ctx, cookie)
 }
 
-// isDetail tells whether a body is an agent's answer about one connection.
-func isDetail(body []byte) bool {
-	var doc struct{ Explanation *exporter.Explanation }
-	return json.Unmarshal(body, &doc) == nil && doc.Explanation != nil && !doc.Explanation.At.IsZero()
-}
-
-// choices is how many connections are named to choose from.
+// choices is how many connections the error names to choose from.
 const choices = 3
 
-// choose finds the one connection that the target is the local end of.
-func (t *target) choose(connections []exporter.Connection) (cookie uint64, err error) {
-	mine := slices.DeleteFunc(slices.Clone(connections), func(c exporter.Connection) bool { return !t.is(c.Local) })
+// choose returns the cookie of the one connection whose local end is the target.
+func (t *target) choose(connections []api.Connection) (cookie uint64, err error) {
+	mine := slices.DeleteFunc(slices.Clone(connections), func(c api.Connection) bool { return !t.is(c.Local) })
 	switch len(mine) {
 	case 0:
 		return 0, t.nowhere(connections)
 	case 1:
 		return conn.ParseCookie(mine[0].Cookie)
 	}
-	apart := slices.ContainsFunc(mine, func(c exporter.Connection) bool { return c.Netns != mine[0].Netns })
+	apart := slices.ContainsFunc(mine, func(c api.Connection) bool { return c.Netns != mine[0].Netns })
 	var names []string
 	for i := range mine[:min(len(mine), choices)] {
 		c := &mine[i]
@@ -231,8 +230,8 @@ func (t *target) choose(connections []exporter.Connection) (cookie uint64, err e
 	return 0, fmt.Errorf("%d connections have %s; choose one by its cookie: %s%s", len(mine), t, strings.Join(names, ", "), more)
 }
 
-// nowhere says that the target is nobody's local end.
-func (t *target) nowhere(connections []exporter.Connection) error {
+// nowhere returns the error of a target that is the local end of no connection.
+func (t *target) nowhere(connections []api.Connection) error {
 	for i := range connections {
 		if t.is(connections[i].Remote) {
 			return fmt.Errorf("no connection has %s, but for %s it is the remote one: explain that by its cookie, %s",
@@ -242,21 +241,21 @@ func (t *target) nowhere(connections []exporter.Connection) error {
 	return fmt.Errorf("no connection has %s: it has ended (the stub that stays in time_wait or fin_wait2 has nothing to explain), only listens, or never was: see halfopen list --all", t)
 }
 
-// unknown says that there is no connection of that cookie.
+// unknown returns the error of a cookie that no connection has.
 func (t *target) unknown() error {
 	hint := "it has ended, only listens, or never was: see halfopen list -o wide for those that there are"
-	if port, err := parsePort(t.text); err == nil {
+	if port, err := collector.ParsePort(t.text); err == nil {
 		hint += fmt.Sprintf(", or write :%d if you mean the port", port)
 	}
 	return fmt.Errorf("no connection has %s: %s", t, hint)
 }
 
-// explanationWidth is how wide a text may be that is read and not scanned.
+// explanationWidth is the width of continuous text in columns.
 const explanationWidth = 80
 
-// explanation is a connection explained as text, no line wider than that unless
-// it is a command.
-func explanation(d *exporter.ConnectionDetail, room int, p palette) string {
+// explanation formats an explanation as text. Lines are at most room wide, except
+// commands.
+func explanation(d *api.ConnectionDetail, room int, p palette) string {
 	x := &d.Explanation
 	w := writer{room: max(room, 40), p: p}
 	verdict := ""
@@ -292,7 +291,7 @@ func explanation(d *exporter.ConnectionDetail, room int, p palette) string {
 	return w.b.String()
 }
 
-// writer writes text that has not been made printable, but for line.
+// writer writes text. It makes all text printable, except that of line.
 type writer struct {
 	b    strings.Builder
 	room int
@@ -303,7 +302,7 @@ func (w *writer) line(s string) { w.b.WriteString(s + "\n") }
 
 func (w *writer) heading(s string) { w.line("\n" + w.p.paint(bold, s)) }
 
-// paragraph wraps a text; first and next are before its lines.
+// paragraph wraps a text. first begins its first line, and next the others.
 func (w *writer) paragraph(first, next, s string) { w.painted("", first, next, s) }
 
 func (w *writer) painted(style style, first, next, s string) {
@@ -315,8 +314,8 @@ func (w *writer) painted(style style, first, next, s string) {
 	}
 }
 
-// wrap breaks a text between its words into lines of that many columns. A word
-// that is longer has a line of its own.
+// wrap breaks a text between words into lines of at most room columns. A longer word
+// has a line of its own.
 func wrap(s string, room int) []string {
 	var lines []string
 	var line string
@@ -334,7 +333,7 @@ func wrap(s string, room int) []string {
 	return append(lines, line)
 }
 
-func (w *writer) timer(t *exporter.Timer, now time.Time) {
+func (w *writer) timer(t *api.Timer, now time.Time) {
 	name := text(&t.Name)
 	if t.Fires == nil {
 		w.paragraph("  "+name+": ", "    ", lowerFirst(t.Then))
@@ -346,13 +345,14 @@ func (w *writer) timer(t *exporter.Timer, now time.Time) {
 	w.paragraph("    Then: ", "          ", t.Then)
 }
 
-// lowerFirst is a sentence after a colon.
+// lowerFirst makes a sentence fit after a colon.
 func lowerFirst(s string) string {
 	r, n := utf8.DecodeRuneInString(s)
 	return string(unicode.ToLower(r)) + s[n:]
 }
 
-// span is a time of day, and its end if that is a second or more later.
+// span formats a time of day, and the end of the span if that is a second or more
+// later.
 func span(at, now time.Time, seconds float64) string {
 	s := "at " + clock(at, now)
 	if seconds >= 1 {
@@ -361,7 +361,7 @@ func span(at, now time.Time, seconds float64) string {
 	return s
 }
 
-// clock is a local time, with its date if that is another day's.
+// clock formats a local time of day, with the date if it is not that of now.
 func clock(at, now time.Time) string {
 	at, now = at.Local(), now.Local()
 	if at.Format(time.DateOnly) != now.Format(time.DateOnly) {
@@ -370,7 +370,7 @@ func clock(at, now time.Time) string {
 	return at.Format(time.TimeOnly)
 }
 
-func (w *writer) settings(all []exporter.Setting) {
+func (w *writer) settings(all []api.Setting) {
 	var names, values []string
 	var nameWidth, valueWidth int
 	for i := range all {
@@ -386,8 +386,8 @@ func (w *writer) settings(all []exporter.Setting) {
 	}
 }
 
-// settingName is the option, or the last part of the sysctl that has none.
-func settingName(s *exporter.Setting) string {
+// settingName returns the option, or else the last part of the sysctl.
+func settingName(s *api.Setting) string {
 	if s.Option == nil && s.Sysctl != nil {
 		_, name, _ := cutLast(*s.Sysctl, ".")
 		return text(&name)
@@ -395,7 +395,7 @@ func settingName(s *exporter.Setting) string {
 	return text(s.Option)
 }
 
-func settingValue(s *exporter.Setting) string {
+func settingValue(s *api.Setting) string {
 	n := strconv.FormatInt(s.Value, 10)
 	d := time.Second
 	switch s.Unit {
@@ -421,7 +421,7 @@ func settingValue(s *exporter.Setting) string {
 	return n
 }
 
-func settingSource(s *exporter.Setting) string {
+func settingSource(s *api.Setting) string {
 	switch {
 	case s.Source == "socket":
 		return "set on the socket"
@@ -433,7 +433,7 @@ func settingSource(s *exporter.Setting) string {
 	return "default, not set on the socket"
 }
 
-func (w *writer) advice(n int, a *exporter.Advice) {
+func (w *writer) advice(n int, a *api.Advice) {
 	w.line("")
 	w.paragraph(fmt.Sprintf("  %d. ", n), "     ", a.Text)
 	for _, how := range a.How {

@@ -17,12 +17,12 @@ import (
 	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/collector/explain"
-	"github.com/halfopen/halfopen/exporter"
+	"github.com/halfopen/halfopen/exporter/api"
 )
 
 // detail is the first of conns, explained; it has one of everything.
-func detail() exporter.ConnectionDetail {
-	return exporter.NewConnectionDetail(&collector.Detail{Connection: conns[0], Explanation: explain.Explanation{
+func detail() api.ConnectionDetail {
+	return api.NewConnectionDetail(&collector.Detail{Connection: conns[0], Explanation: explain.Explanation{
 		At: noon,
 		Doing: []string{
 			"The connection is established, as far as this kernel knows.",
@@ -134,7 +134,7 @@ func FuzzExplanationOfAStranger(f *testing.F) {
 	f.Add(doc)
 	f.Add([]byte(`{"cookie":"\u001b","state":"\n","process":{"comm":"\u202e","pid":1},"explanation":{"doing":["\u001b[2J"],"assessment":"\u009b","settings":[{"option":"\n","sysctl":"\u001b","value":-9223372036854775808,"unit":"seconds"}],"timers":[{"name":"\r","then":"\u001b"}],"advice":[{"text":"\n","how":["\u001b]0;x\u0007"]}]}}`))
 	f.Fuzz(func(t *testing.T, body []byte) {
-		var doc exporter.ConnectionDetail
+		var doc api.ConnectionDetail
 		if json.Unmarshal(body, &doc) != nil {
 			return
 		}
@@ -188,14 +188,14 @@ func TestTargets(t *testing.T) {
 }
 
 func TestWhichConnectionIsMeant(t *testing.T) {
-	at := func(cookie, local, remote string) exporter.Connection {
+	at := func(cookie, local, remote string) api.Connection {
 		l, r := netip.MustParseAddrPort(local), netip.MustParseAddrPort(remote)
-		return exporter.Connection{
-			Cookie: cookie, Netns: 4026531840, Local: exporter.Endpoint{IP: l.Addr().String(), Port: l.Port()},
-			Remote: exporter.Endpoint{IP: r.Addr().String(), Port: r.Port()},
+		return api.Connection{
+			Cookie: cookie, Netns: 4026531840, Local: api.Endpoint{IP: l.Addr().String(), Port: l.Port()},
+			Remote: api.Endpoint{IP: r.Addr().String(), Port: r.Port()},
 		}
 	}
-	node := []exporter.Connection{
+	node := []api.Connection{
 		at("a", "10.0.0.1:443", "10.0.0.9:1001"), at("b", "10.0.0.1:443", "10.0.0.9:1002"), at("c", "10.0.0.2:443", "10.0.0.9:1003"),
 		at("d", "10.0.0.1:443", "10.0.0.9:1004"), at("e", "10.0.0.1:443", "10.0.0.9:1005"), at("f", "10.0.0.1:2000", "10.0.0.8:5432"),
 		at("10", "[2001:db8::1]:2000", "[2001:db8::2]:443"),

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"strconv"
 	"strings"
 	"syscall"
@@ -16,10 +15,9 @@ import (
 
 	"github.com/halfopen/halfopen/bpf"
 	"github.com/halfopen/halfopen/collector"
-	"github.com/halfopen/halfopen/collector/conn"
 )
 
-// value is a flag that is parsed by a function; its errors name the flag.
+// value is the value of a flag. parse parses it; Set adds the flag to the error.
 type value[T any] struct {
 	flag  string
 	parse func(string) (T, error)
@@ -38,7 +36,7 @@ func (v *value[T]) Set(s string) error {
 
 func (v *value[T]) String() string { return v.text }
 
-// argument is what follows the flags, parsed by a function.
+// argument is the value of an argument after the flags.
 type argument[T any] struct {
 	parse func(string) (T, error)
 	into  *T
@@ -53,7 +51,7 @@ func (a *argument[T]) Set(s string) (err error) {
 
 func (a *argument[T]) String() string { return a.text }
 
-// values is a flag that can be given several times.
+// values is the value of a flag that can be given several times.
 type values[T any] struct {
 	flag  string
 	parse func(string) (T, error)
@@ -96,7 +94,7 @@ func atLeast(least int) func(string) (int, error) {
 	}
 }
 
-// parsePercent parses a share above 0 of one core.
+// parsePercent parses a percentage of one core as a share above 0, at most 1.
 func parsePercent(s string) (float64, error) {
 	n, err := strconv.ParseFloat(strings.TrimSuffix(s, "%"), 64)
 	if err != nil || !(n > 0 && n <= 100) {
@@ -105,23 +103,7 @@ func parsePercent(s string) (float64, error) {
 	return n / 100, nil
 }
 
-func parsePort(s string) (uint16, error) {
-	n, err := strconv.ParseUint(s, 10, 16)
-	if err != nil || n == 0 {
-		return 0, fmt.Errorf("%q is not a port from 1 to 65535", s)
-	}
-	return uint16(n), nil
-}
-
-func parsePID(s string) (uint32, error) {
-	n, err := strconv.ParseUint(s, 10, 31)
-	if err != nil || n == 0 {
-		return 0, fmt.Errorf("%q is not a process id", s)
-	}
-	return uint32(n), nil
-}
-
-// oneOf parses one of a few words.
+// oneOf returns a parser that accepts one of the words.
 func oneOf(words ...string) func(string) (string, error) {
 	return func(s string) (string, error) {
 		for _, w := range words {
@@ -133,151 +115,40 @@ func oneOf(words ...string) func(string) (string, error) {
 	}
 }
 
-// named parses a name of the contract; its errors list them all.
-func named[T any](parse func(string) (T, error), names []string) func(string) (T, error) {
-	return func(s string) (T, error) {
-		x, err := parse(s)
-		if err != nil {
-			err = fmt.Errorf("%w (there are %s)", err, strings.Join(names, ", "))
-		}
-		return x, err
-	}
-}
-
-func verdictNames() []string {
-	var names []string
-	for v := conn.Zombie; ; v-- { // worst first, as they are listed
-		names = append(names, v.String())
-		if v == conn.Active {
-			return names
-		}
-	}
-}
-
-func stateNames() []string {
-	var names []string
-	for s := conn.Established; int(s) < conn.States; s++ {
-		names = append(names, s.String())
-	}
-	return names
-}
-
-var groupingNames = []string{conn.ByOwner.String(), conn.ByRemote.String(), conn.ByVerdict.String()}
-
-func riskNames() []string {
-	var names []string
-	for r := range conn.Risk(conn.Risks) {
-		names = append(names, r.String())
-	}
-	return names
-}
-
-func causeNames() []string {
-	var names []string
-	for c := conn.CauseUnknown; int(c) < conn.Causes; c++ {
-		names = append(names, c.String())
-	}
-	return names
-}
-
-// selection are the filters, and their flags.
-type selection struct {
-	verdicts []conn.Verdict
-	states   []conn.State
-	ports    []uint16
-	pids     []uint32
-	owners   []string
-	remotes  []netip.Prefix
-	risks    []conn.Risk
-	netns    []uint32
-	all      bool
-	causes   []conn.Cause
-}
-
-// filtered tells whether only some connections are selected.
-func (s *selection) filtered() bool {
-	return len(s.verdicts)+len(s.states)+len(s.ports)+len(s.pids)+len(s.owners)+len(s.remotes)+len(s.risks)+len(s.netns) > 0
-}
-
-func (s *selection) verdictFlag(cmd *kingpin.CmdClause) {
-	cmd.Flag("verdict", "Only connections of this verdict: "+strings.Join(verdictNames(), ", ")+". Repeatable.").
-		PlaceHolder("VERDICT").SetValue(&values[conn.Verdict]{"verdict", named(conn.ParseVerdict, verdictNames()), &s.verdicts})
-}
-
-func (s *selection) stateFlag(cmd *kingpin.CmdClause) {
-	cmd.Flag("state", "Only connections in this TCP state, such as established or close_wait. Repeatable.").
-		PlaceHolder("STATE").SetValue(&values[conn.State]{"state", named(conn.ParseState, stateNames()), &s.states})
-}
-
-func (s *selection) portFlag(cmd *kingpin.CmdClause) {
-	cmd.Flag("port", "Only connections with this port, local or remote. Repeatable.").
-		PlaceHolder("PORT").SetValue(&values[uint16]{"port", parsePort, &s.ports})
-}
-
-func (s *selection) pidFlag(cmd *kingpin.CmdClause) {
-	cmd.Flag("pid", "Only connections of this process. Repeatable.").
-		PlaceHolder("PID").SetValue(&values[uint32]{"pid", parsePID, &s.pids})
-}
-
-// moreFlags adds those that only connections which are looked at have.
-func (s *selection) moreFlags(cmd *kingpin.CmdClause) {
-	cmd.Flag("owner", "Only connections of this owner: a process by its name, a systemd unit, a container or pod by its id or the first 8 digits of it; - for those without. Repeatable.").
-		PlaceHolder("NAME").SetValue(&values[string]{"owner", collector.ParseOwner, &s.owners})
-	cmd.Flag("remote", "Only connections to this address, or to an address in this prefix, such as 10.0.0.0/8. Repeatable.").
-		PlaceHolder("ADDRESS").SetValue(&values[netip.Prefix]{"remote", collector.ParseRemote, &s.remotes})
-	cmd.Flag("risk", "Only connections at this risk: "+strings.Join(riskNames(), ", ")+". Repeatable.").
-		PlaceHolder("RISK").SetValue(&values[conn.Risk]{"risk", named(conn.ParseRisk, riskNames()), &s.risks})
-	cmd.Flag("netns", "Only connections in the network namespace of this inode number. Repeatable.").
-		PlaceHolder("INODE").SetValue(&values[uint32]{"netns", collector.ParseNetns, &s.netns})
-}
-
-// asked is what is selected, and how much of it.
-func (s *selection) asked(limit int) collector.Query {
-	return collector.Query{
-		Verdicts: s.verdicts, States: s.states, Ports: s.ports, PIDs: s.pids, Owners: s.owners,
-		Remotes: s.remotes, Risks: s.risks, Netns: s.netns, All: s.all, Limit: limit,
-	}
-}
-
-func (s *selection) causeFlag(cmd *kingpin.CmdClause, help string) {
-	cmd.Flag("cause", help+" An orderly end (closed) is only counted, unless the connection was in trouble. Repeatable.").
-		PlaceHolder("CAUSE").SetValue(&values[conn.Cause]{"cause", named(conn.ParseCause, causeNames()), &s.causes})
-}
-
-// thresholds are the flags that say what is idle, a zombie and so on.
+// thresholds are the flags that define the verdicts and the census.
 type thresholds struct {
 	idleAfter, stalledAfter, zombieSilence, middlebox, census time.Duration
 	zombieUnanswered                                          int
 	censusCPU                                                 float64 // of one core
 	eventsBytes                                               uint32  // 0: the default
-	set                                                       [5]bool // by the user, of verdictFlags
-	censusSet                                                 [2]bool // ... of censusFlag
+	set                                                       [5]bool // by the user: which of verdictFlags
+	censusSet                                                 [2]bool // by the user: which of censusFlags
 }
 
-// verdictFlags adds those that a single look needs.
+// verdictFlags adds the flags that a single census needs.
 func (t *thresholds) verdictFlags(cmd *kingpin.CmdClause) {
 	duration := func(i int, name, def, help string, into *time.Duration) {
 		cmd.Flag(name, help).Default(def).IsSetByUser(&t.set[i]).SetValue(&value[time.Duration]{flag: name, parse: positiveDuration, into: into})
 	}
 	duration(0, "idle-after", "5m", "How long without data makes a connection idle or unguarded.", &t.idleAfter)
-	duration(1, "stalled-after", "10s", "How long with its peer's window closed makes it stalled.", &t.stalledAfter)
-	cmd.Flag("zombie-unanswered", "How many unanswered probes or retransmissions in a row make it a zombie ...").
+	duration(1, "stalled-after", "10s", "How long the peer's window must be closed to make a connection stalled.", &t.stalledAfter)
+	cmd.Flag("zombie-unanswered", "How many probes or retransmissions in a row must be unanswered to make a connection a zombie ...").
 		Default("3").IsSetByUser(&t.set[2]).SetValue(&value[int]{flag: "zombie-unanswered", parse: atLeast(1), into: &t.zombieUnanswered})
-	duration(3, "zombie-silence", "10s", "... once nothing has been heard from the peer for this long.", &t.zombieSilence)
-	duration(4, "middlebox-timeout", "350s", "After how long NAT or a load balancer on the way forgets a silent connection.", &t.middlebox)
+	duration(3, "zombie-silence", "10s", "... and for how long the peer must have been silent.", &t.zombieSilence)
+	duration(4, "middlebox-timeout", "350s", "After how long a NAT or load balancer on the way forgets a silent connection.", &t.middlebox)
 }
 
-// censusFlag adds the one that only makes sense for what keeps running.
-func (t *thresholds) censusFlag(cmd *kingpin.CmdClause) {
-	cmd.Flag("census-interval", "How often to look at all connections, not only those in trouble; less often where --census-cpu asks for it.").
+// censusFlags adds the flags of commands that take censuses again and again.
+func (t *thresholds) censusFlags(cmd *kingpin.CmdClause) {
+	cmd.Flag("census-interval", "Time between two censuses of all connections; longer if --census-cpu requires it. Connections in trouble are watched all the time.").
 		Default("15s").IsSetByUser(&t.censusSet[0]).SetValue(&value[time.Duration]{flag: "census-interval", parse: positiveDuration, into: &t.census})
-	cmd.Flag("census-cpu", "How much of one core the agent may take with it when little happens: --census-interval stretches to keep to it.").
+	cmd.Flag("census-cpu", "Share of one core that the agent may take when little happens: --census-interval stretches to stay below it.").
 		Default("1%").IsSetByUser(&t.censusSet[1]).SetValue(&value[float64]{flag: "census-cpu", parse: parsePercent, into: &t.censusCPU})
 }
 
-var errAgentDecides = usagef("--idle-after, --stalled-after, --zombie-unanswered, --zombie-silence and --middlebox-timeout are the agent's to decide with --url")
+var errAgentDecides = usagef("--idle-after, --stalled-after, --zombie-unanswered, --zombie-silence and --middlebox-timeout cannot be combined with --url: the agent has its own")
 
-// own is errAgentDecides if the user set any of verdictFlags, else nil.
+// own returns errAgentDecides if the user set one of verdictFlags, else nil.
 func (t *thresholds) own() error {
 	if t.set != [5]bool{} {
 		return errAgentDecides
@@ -285,8 +156,8 @@ func (t *thresholds) own() error {
 	return nil
 }
 
-// load loads the programs: to observe, with an event from that many unanswered
-// solicitations on, or (0) only to look.
+// load loads the kernel programs. They send an event from that many unanswered
+// solicitations on; 0: they do not observe, and a census is all they can do.
 func (t *thresholds) load(eventsFrom uint32) (*bpf.Kernel, error) {
 	return loadPrograms(bpf.Options{
 		Observe:          eventsFrom > 0,
@@ -298,11 +169,12 @@ func (t *thresholds) load(eventsFrom uint32) (*bpf.Kernel, error) {
 	})
 }
 
-// eventsFrom is from how many unanswered solicitations on events are worth while:
-// a first one is nearly always answered.
+// eventsFrom returns from how many unanswered solicitations on the programs should send
+// events. A first solicitation is nearly always answered.
 func (t *thresholds) eventsFrom() uint32 { return uint32(min(t.zombieUnanswered, 2)) }
 
-// loadPrograms says one thing only when it is not the kernel's fault: what to do.
+// loadPrograms loads the kernel programs. If privileges or descriptors are missing, its
+// error says only that.
 func loadPrograms(opts bpf.Options) (*bpf.Kernel, error) {
 	k, err := bpf.Load(opts)
 	switch {

@@ -4,31 +4,31 @@ package main
 
 import (
 	"fmt"
+	"math"
+	"net/netip"
 	"strconv"
-	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
-	"golang.org/x/text/width"
+	"github.com/charmbracelet/x/ansi"
 
-	"github.com/halfopen/halfopen/exporter"
-	"github.com/halfopen/halfopen/internal/human"
+	"github.com/halfopen/halfopen/collector/conn"
+	"github.com/halfopen/halfopen/exporter/api"
+	"github.com/halfopen/halfopen/internal/humanize"
 )
 
-// none is what a table shows where there is nothing to show.
+// none is the cell of a table that has nothing to show.
 const none = "-"
 
-// These are package human's: age is what has lasted, setting what was chosen.
+// The formats of package humanize.
 var (
-	age     = human.Age
-	setting = human.Setting
-	tenths  = human.Tenths
-	plural  = human.Plural
-	size    = human.Size
+	age     = humanize.Age
+	setting = humanize.Setting
+	tenths  = humanize.Tenths
+	plural  = humanize.Plural
+	size    = humanize.Size
 )
 
-// moment prints what usually takes well below a second: 847µs, 1.2ms, 450ms.
+// moment formats a duration that is usually far below a second: 847µs, 1.2ms, 450ms.
 func moment(d time.Duration) string {
 	switch {
 	case d <= 0:
@@ -41,36 +41,36 @@ func moment(d time.Duration) string {
 	return age(d)
 }
 
-// keepalive prints when the kernel probes: after 2h, every 75s, 9 times.
-func keepalive(k *exporter.Keepalive) string {
+// keepalive formats when the kernel probes: 2h/75s×9 is after 2h, every 75s, 9 times.
+func keepalive(k *api.Keepalive) string {
 	if !k.Enabled {
 		return "off"
 	}
 	return fmt.Sprintf("%s/%s×%d", setting(duration(k.TimeSeconds)), setting(duration(k.IntervalSeconds)), k.Probes)
 }
 
-// keepaliveOf is keepalive, and whether the socket has any of it set itself.
-func keepaliveOf(k *exporter.Keepalive) string {
+// keepaliveOf is keepalive with "own" if any of it is set on the socket itself.
+func keepaliveOf(k *api.Keepalive) string {
 	if k.Enabled && k.PerSocket {
 		return keepalive(k) + " own"
 	}
 	return keepalive(k)
 }
 
-// givesUp prints in how long the kernel ends a connection if nothing is heard.
-func givesUp(g *exporter.GivesUp) string {
+// givesUp formats in how long the kernel ends a connection if it hears nothing.
+func givesUp(g *api.GivesUp) string {
 	if g == nil {
 		return "never"
 	}
 	return age(max(0, duration(g.InSeconds)))
 }
 
-// commWidth is the room for a process's name. The kernel keeps 15 bytes, more
-// can only be escapes.
+// commWidth is the width of a process's name in columns. The kernel keeps 15 bytes; a
+// longer name has escapes.
 const commWidth = 24
 
-// owner prints who holds a connection.
-func owner(o *exporter.Ownership) string {
+// owner formats the process that holds a connection, or why there is none.
+func owner(o *api.Ownership) string {
 	switch {
 	case o.Process != nil:
 		return fmt.Sprintf("%s[%d]", cut(printable(o.Process.Comm), commWidth), o.Process.PID)
@@ -82,113 +82,105 @@ func owner(o *exporter.Ownership) string {
 	return runsIn(o)
 }
 
-// nameWidth is the room for the name of a unit.
+// nameWidth is the width of a unit's name in columns.
 const nameWidth = 30
 
-// runsIn prints what the owner of a connection is part of: the best that there
-// is of its pod, its container and its unit, short, but enough for --owner.
-func runsIn(o *exporter.Ownership) string {
-	switch {
-	case known(o.PodUID):
-		return ownerName("pod", *o.PodUID)
-	case known(o.ContainerID):
-		return ownerName("container", *o.ContainerID)
-	case known(o.Unit):
-		return ownerName("unit", *o.Unit)
-	}
-	return none
+// runsIn formats the best name of the pod, container or unit that a connection belongs
+// to, short, but enough for --owner.
+func runsIn(o *api.Ownership) string {
+	group := o.Group()
+	kind, name := group.Owner()
+	return ownerName(kind.String(), name)
 }
 
-// runsInAll prints all of it, or else the control group.
-func runsInAll(o *exporter.Ownership) string {
+// runsInAll formats a pod with its container, and the control group if there is no
+// better name.
+func runsInAll(o *api.Ownership) string {
+	group := o.Group()
 	best := runsIn(o)
 	switch {
-	case known(o.PodUID) && known(o.ContainerID):
-		return best + " " + ownerName("container", *o.ContainerID)
-	case best == none && known(o.Cgroup) && *o.Cgroup != "/":
-		return cut(printable(*o.Cgroup), nameWidth)
+	case group.PodUID != "" && group.ContainerID != "":
+		return best + " " + ownerName(conn.OwnerContainer.String(), group.ContainerID)
+	case best == none && group.Path != "" && group.Path != "/":
+		return cut(printable(group.Path), nameWidth)
 	}
 	return best
 }
 
-func known(s *string) bool { return s != nil && *s != "" }
-
-// The digits of an id that are shown: of a container's as its runtime does.
+// The number of digits shown of an id; of a container's as its runtime shows it.
 const (
 	containerDigits = 12
 	podDigits       = 8
 )
 
-// ownerName prints the name of an owner of that kind.
+// ownerName formats an owner, given its kind and name as the API has them.
 func ownerName(kind, name string) string {
 	switch {
 	case name == "":
 		return none
-	case kind == "pod":
+	case kind == conn.OwnerPod.String():
 		return "pod " + printable(name[:min(len(name), podDigits)])
-	case kind == "container":
+	case kind == conn.OwnerContainer.String():
 		return "container " + printable(name[:min(len(name), containerDigits)])
 	}
 	return cut(printable(name), nameWidth)
 }
 
-// visible tells whether a character can be shown to somebody as it is: it takes
-// up room of its own, and does nothing to a terminal or to the text around it.
-// That leaves out control characters, those that turn the direction of writing
-// or write nothing, and what combines with the character before.
-func visible(r rune) bool {
-	return unicode.IsPrint(r) && !unicode.IsMark(r) && !unicode.Is(unicode.Other_Default_Ignorable_Code_Point, r)
+// columns returns how many columns of a terminal a text takes. All of it must be visible.
+func columns(s string) int { return ansi.StringWidth(s) }
+
+// cut shortens a text to a number of columns, with an ellipsis in the last.
+func cut(s string, room int) string { return ansi.Truncate(s, room, "…") }
+
+// text formats a word of an agent's answer, nil if it is missing. The agent may be
+// another version, or hostile.
+func text(s *string) string {
+	if s == nil || *s == "" {
+		return none
+	}
+	return cut(printable(*s), 40)
 }
 
-// printable escapes what is not visible, and the backslash, as Go does in its
-// strings. A process calls itself what it likes, and sends it to the terminal
-// of whoever looks.
-func printable(s string) string {
-	var b strings.Builder
-	for len(s) > 0 {
-		r, n := utf8.DecodeRuneInString(s)
-		switch {
-		case r == utf8.RuneError && n == 1:
-			fmt.Fprintf(&b, `\x%02x`, s[0])
-		case r == '\\':
-			b.WriteString(`\\`)
-		case !visible(r):
-			b.WriteString(strings.Trim(strconv.QuoteRuneToASCII(r), "'"))
-		default:
-			b.WriteRune(r)
-		}
-		s = s[n:]
+func count(n int) string { return strconv.Itoa(n) }
+
+// some formats a number that is usually 0.
+func some(n int) string {
+	if n == 0 {
+		return none
 	}
-	return b.String()
+	return count(n)
 }
 
-// columns is how many columns of a terminal a text takes, all of it visible.
-func columns(s string) int {
-	n := 0
-	for _, r := range s {
-		n += runeColumns(r)
-	}
-	return n
+func duration(seconds float64) time.Duration {
+	return time.Duration(math.Round(seconds * float64(time.Second)))
 }
 
-func runeColumns(r rune) int {
-	switch width.LookupRune(r).Kind() {
-	case width.EastAsianWide, width.EastAsianFullwidth:
-		return 2
+func ageOf(seconds *float64) string {
+	if seconds == nil {
+		return none
 	}
-	return 1
+	return age(duration(*seconds))
 }
 
-// cut shortens a text to a number of columns; the last one says that it did.
-func cut(s string, room int) string {
-	if columns(s) <= room {
-		return s
+func uid(id *uint32) string {
+	if id == nil {
+		return none
 	}
-	n := 0
-	for i, r := range s {
-		if n += runeColumns(r); n > room-1 {
-			return s[:i] + "…"
-		}
+	return strconv.FormatUint(uint64(*id), 10)
+}
+
+func address(s string) string {
+	ip, err := netip.ParseAddr(s)
+	if err != nil {
+		return none
 	}
-	return s
+	return printable(ip.String())
+}
+
+func endpoint(e api.Endpoint) string {
+	ip, err := netip.ParseAddr(e.IP)
+	if err != nil {
+		return none
+	}
+	return printable(netip.AddrPortFrom(ip, e.Port).String()) // a zone can have any characters
 }

@@ -9,7 +9,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
-	"github.com/halfopen/halfopen/exporter"
+	"github.com/halfopen/halfopen/exporter/api"
 )
 
 func TestMoment(t *testing.T) {
@@ -93,17 +93,17 @@ func TestCutCountsColumns(t *testing.T) {
 }
 
 func TestOwner(t *testing.T) {
-	process := func(comm string) *exporter.Process { return &exporter.Process{PID: 812, Comm: comm} }
+	process := func(comm string) *api.Process { return &api.Process{PID: 812, Comm: comm} }
 	for _, tt := range []struct {
 		name string
-		o    exporter.Ownership
+		o    api.Ownership
 		want string
 	}{
-		{"a process by name and number", exporter.Ownership{UID: new(uint32), Process: process("postgres")}, "postgres[812]"},
-		{"a process with a name of escapes", exporter.Ownership{UID: new(uint32), Process: process(strings.Repeat("\x1b", 15))}, `\x1b\x1b\x1b\x1b\x1b\x1…` + "[812]"},
-		{"closed by its application", exporter.Ownership{}, "(orphaned)"},
-		{"in a listener's queue", exporter.Ownership{Accepted: new(bool)}, "(not accepted)"},
-		{"nobody was found", exporter.Ownership{UID: new(uint32)}, "-"},
+		{"a process by name and number", api.Ownership{UID: new(uint32), Process: process("postgres")}, "postgres[812]"},
+		{"a process with a name of escapes", api.Ownership{UID: new(uint32), Process: process(strings.Repeat("\x1b", 15))}, `\x1b\x1b\x1b\x1b\x1b\x1…` + "[812]"},
+		{"closed by its application", api.Ownership{}, "(orphaned)"},
+		{"in a listener's queue", api.Ownership{Accepted: new(bool)}, "(not accepted)"},
+		{"nobody was found", api.Ownership{UID: new(uint32)}, "-"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if got := owner(&tt.o); got != tt.want {

@@ -16,7 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/halfopen/halfopen/collector/conn"
-	"github.com/halfopen/halfopen/exporter"
+	"github.com/halfopen/halfopen/exporter/api"
 )
 
 var noon = time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
@@ -49,10 +49,10 @@ var conns = []conn.Connection{
 	},
 }
 
-func document() exporter.Connections {
-	doc := exporter.Connections{GeneratedAt: noon, Total: 245}
+func document() api.Connections {
+	doc := api.Connections{GeneratedAt: noon, Total: 245}
 	for i := range conns {
-		doc.Connections = append(doc.Connections, exporter.NewConnection(&conns[i]))
+		doc.Connections = append(doc.Connections, api.NewConnection(&conns[i]))
 	}
 	return doc
 }
@@ -76,7 +76,7 @@ func TestANarrowTerminalGetsTheMostImportantColumns(t *testing.T) {
 	ipv4 := document().Connections[:1]
 	for _, tt := range []struct {
 		name  string
-		conns []exporter.Connection
+		conns []api.Connection
 		room  int
 		want  string // the columns
 	}{
@@ -153,9 +153,9 @@ func FuzzTablesOfAStrangersAnswer(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
-		var connections exporter.Connections
-		var deaths exporter.Deaths
-		var groups exporter.Groups
+		var connections api.Connections
+		var deaths api.Deaths
+		var groups api.Groups
 		if json.Unmarshal(body, &connections) != nil || json.Unmarshal(body, &deaths) != nil || json.Unmarshal(body, &groups) != nil {
 			return
 		}
@@ -214,12 +214,12 @@ func TestJSONOfAnAgentIsPassedOn(t *testing.T) {
 }
 
 // What is no connection, after one that is.
-func others() []exporter.Connection {
-	socket := func(c conn.Connection) exporter.Connection {
+func others() []api.Connection {
+	socket := func(c conn.Connection) api.Connection {
 		c.At, c.Idle, c.Silent = noon, -1, -1
-		return exporter.NewConnection(&c)
+		return api.NewConnection(&c)
 	}
-	return []exporter.Connection{
+	return []api.Connection{
 		document().Connections[0],
 		socket(conn.Connection{
 			Cookie: 5, State: conn.Listen, Local: netip.MustParseAddrPort("[::]:22"), Remote: netip.MustParseAddrPort("[::]:0"),
@@ -244,7 +244,7 @@ func others() []exporter.Connection {
 func TestTableOfAllSockets(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
-		conns []exporter.Connection
+		conns []api.Connection
 		room  int
 		want  string
 	}{
@@ -277,11 +277,11 @@ func TestTableOfAllSockets(t *testing.T) {
 		"STATE      LOCAL        REMOTE          KEEPALIVE     OWNER    RUNS IN      FD  UID  ACCEPT-Q  NETNS  COOKIE\n" +
 		"listen     [::]:22      -               1m/10s×6 own  sshd[9]  ssh.service   3    0     3/128  0      5\n"
 	var b bytes.Buffer
-	connectionTable([]exporter.Connection{others()[1], others()[3]}, noon, true).write(&b, false)
+	connectionTable([]api.Connection{others()[1], others()[3]}, noon, true).write(&b, false)
 	if !strings.HasPrefix(b.String(), want) {
 		t.Errorf("\n%s", b.String())
 	}
-	doc := exporter.Connections{Total: 5, Connections: others()}
+	doc := api.Connections{Total: 5, Connections: others()}
 	if got, want := summary(&doc, "socket"), "5 sockets: 1 zombie, 4 without a verdict"; got != want {
 		t.Errorf("%s, want %s", got, want)
 	}
@@ -404,10 +404,10 @@ func TestNothingToListIsASentence(t *testing.T) {
 func TestJSONOfALook(t *testing.T) {
 	doc := document()
 	var b bytes.Buffer
-	if err := writeList(&b, "connections", doc.Total, exporter.Each(conns), exporter.NewConnection); err != nil {
+	if err := writeList(&b, "connections", doc.Total, api.Values(conns), api.NewConnection); err != nil {
 		t.Fatal(err)
 	}
-	var got exporter.Connections
+	var got api.Connections
 	if err := json.Unmarshal(b.Bytes(), &got); err != nil {
 		t.Fatalf("%v in\n%s", err, b.String())
 	}
@@ -417,7 +417,7 @@ func TestJSONOfALook(t *testing.T) {
 		t.Error(diff)
 	}
 	b.Reset()
-	if err := writeList(&b, "connections", 0, exporter.Each[conn.Connection](nil), exporter.NewConnection); err != nil || !json.Valid(b.Bytes()) {
+	if err := writeList(&b, "connections", 0, api.Values[conn.Connection](nil), api.NewConnection); err != nil || !json.Valid(b.Bytes()) {
 		t.Errorf("no connections: error %v in\n%s", err, b.String())
 	}
 }

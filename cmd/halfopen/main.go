@@ -3,10 +3,9 @@
 // Command halfopen finds TCP connections whose peer is gone, says why, and says
 // when the kernel will notice.
 //
-// Each command has a file of its own, which adds its flags to the command line
-// and returns what to run. The exit status is 0 when it is done, 1 when it
-// failed, with one line on stderr that says why and what to do about it, and 2
-// when it was used wrongly.
+// Each command has a file of its own, which adds the flags of the command and returns
+// its action. The exit status is 0 if the command is done, 1 if it failed (one line on
+// stderr says why, and what to do about it), and 2 if it was used wrongly.
 package main
 
 import (
@@ -32,19 +31,19 @@ const (
 )
 
 func main() {
-	// A write to a pipe that nobody reads returns an error. By default it would end
-	// the process instead: an agent would die with the reader of its log. The
-	// channel is never read; SIG_IGN would be inherited by what this process runs.
+	// Without this, a write to a pipe that no process reads would end this process: an
+	// agent would die with the reader of its log. With it, the write returns an error.
+	// The channel is never read. Programs that this process runs would inherit SIG_IGN.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	os.Exit(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
 }
 
-// An action is what a command does once its flags are known. It ends early,
-// and without an error, when the context does.
+// An action runs a command whose flags are parsed. When the context ends, it returns
+// early, without an error.
 type action func(ctx context.Context, stdout, stderr io.Writer) error
 
-// commands are what `halfopen --help` lists. flags adds the flags of the command
-// and returns its action, which reads them.
+// commands are the commands, in the order of `halfopen --help`. flags adds the flags of
+// a command and returns its action, which reads them.
 var commands = []struct {
 	name, help string
 	flags      func(*kingpin.CmdClause) action
@@ -54,22 +53,23 @@ var commands = []struct {
 	{"explain", "Explain one connection: what it is doing, which timers apply, what is next, and what would make a dead peer be noticed sooner.", explainFlags},
 	{"top", "Watch the connections full-screen, worst first, as they change.", topFlags},
 	{"trace", "Print what happens to connections as it happens.", traceFlags},
+	{"replay", "Print what the agent said that made a recording (agent --debug.record).", replayFlags},
 	{"demo", "Make a zombie in private network namespaces, and watch it being found.", demoFlags},
-	{"doctor", "Tell what this kernel and these privileges allow.", doctorFlags},
+	{"doctor", "Check what this kernel and these privileges allow, line by line.", doctorFlags},
 	{"version", "Print the version.", versionFlags},
 }
 
-// usageError is a command line that means nothing.
+// usageError is the error of a wrong command line.
 type usageError struct{ error }
 
 func usagef(format string, args ...any) error {
 	return usageError{fmt.Errorf(format, args...)}
 }
 
-// errSaid is an error that has been told already.
-var errSaid = errors.New("told already")
+// errReported is an error that the command has printed already.
+var errReported = errors.New("already reported")
 
-// run is halfopen with these arguments; it returns the exit status.
+// run runs halfopen with these arguments, and returns the exit status.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	stampVersion()
 	p, err := parse(joinNegative(args))
@@ -81,17 +81,16 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		context.AfterFunc(ctx, stop) // a second signal ends a command that does not
 		err = p.action(ctx, stdout, stderr)
 	}
-	return conclude(err, p.name, stderr)
+	return exitCode(err, p.name, stderr)
 }
 
-// conclude says on stderr what went wrong with a command, and returns the exit
-// status.
-func conclude(err error, command string, stderr io.Writer) int {
+// exitCode prints on stderr why a command failed, and returns the exit status.
+func exitCode(err error, command string, stderr io.Writer) int {
 	var verifier *ebpf.VerifierError
 	switch {
-	case err == nil, errors.Is(err, syscall.EPIPE): // nobody reads any more: nothing to tell
+	case err == nil, errors.Is(err, syscall.EPIPE): // the reader of our output has gone
 		return exitDone
-	case errors.Is(err, errSaid):
+	case errors.Is(err, errReported):
 		return exitFailed
 	case errors.As(err, new(usageError)):
 		fmt.Fprintf(stderr, "halfopen: %s, try '%s --help'\n", oneLine(err), command)
@@ -100,7 +99,7 @@ func conclude(err error, command string, stderr io.Writer) int {
 		interrupted := strings.ReplaceAll(oneLine(err), context.Canceled.Error(), "interrupted before it was done")
 		fmt.Fprintf(stderr, "halfopen: %s\n", interrupted)
 		return exitFailed
-	case errors.Is(err, syscall.EMFILE): // whatever it kept from being done
+	case errors.Is(err, syscall.EMFILE): // the message says what to do, whatever failed
 		fmt.Fprintf(stderr, "halfopen: %s\n", errFiles)
 		return exitFailed
 	case errors.As(err, &verifier):
@@ -111,7 +110,7 @@ func conclude(err error, command string, stderr io.Writer) int {
 	return exitFailed
 }
 
-// oneLine is an error on one line, whatever it quotes.
+// oneLine returns an error as one line of visible characters.
 func oneLine(err error) string {
 	lines := strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' })
 	for i, l := range lines {
@@ -125,14 +124,14 @@ func oneLine(err error) string {
 	return strings.Join(lines, "; ")
 }
 
-// parsed is a command line: what to run, or else what to print.
+// parsed is a parsed command line: an action, or else the help to print.
 type parsed struct {
 	name   string // "halfopen", or with the command
 	action action
 	help   string
 }
 
-// parse understands the command line. Its errors are all usageErrors.
+// parse parses the command line. All its errors are usageErrors.
 func parse(args []string) (parsed, error) {
 	p := parsed{name: "halfopen"}
 	app := kingpin.New("halfopen", "Finds TCP connections whose peer is gone (half-open, or zombies), says why, and says when the kernel will notice.")
@@ -140,8 +139,8 @@ func parse(args []string) (parsed, error) {
 	app.Version(versionText()).VersionFlag.Hidden()
 	app.UsageTemplate(usageTemplate).UsageFuncs(usageFuncs)
 
-	// kingpin would end the process. It writes to buffers instead, and what it
-	// writes after it should have ended is lost.
+	// kingpin ends the process after it has printed help or an error. Here it prints
+	// into buffers and goes on; what it prints after that is discarded.
 	var help, failure bytes.Buffer
 	ended, status := false, 0
 	app.UsageWriter(&help).ErrorWriter(&failure).Terminate(func(s int) {
@@ -169,17 +168,18 @@ func parse(args []string) (parsed, error) {
 	case ended && status == 0:
 		p.help = help.String()
 		return p, nil
-	case ended: // help for something that there is not
+	case ended: // help for a command that does not exist
 		p.name, err = "halfopen", errors.New(strings.TrimPrefix(failure.String(), "halfopen: error: "))
 		fallthrough
 	case err != nil:
-		return p, usagef("%s", plain.Replace(err.Error()))
+		return p, usagef("%s", kingpinMessages.Replace(err.Error()))
 	}
 	p.action = actions[command]
 	return p, nil
 }
 
-// joinNegative makes --port=-1 of --port -1, which is a wrong value and not a flag.
+// joinNegative joins --port -1 to --port=-1, so that -1 is a wrong value and not an
+// unknown flag.
 func joinNegative(args []string) []string {
 	var joined []string
 	for i, arg := range args {
@@ -193,13 +193,14 @@ func joinNegative(args []string) []string {
 	return joined
 }
 
-// plain says in our words what kingpin says in its own.
-var plain = strings.NewReplacer(
+// kingpinMessages replaces kingpin's words in error messages.
+var kingpinMessages = strings.NewReplacer(
 	"unknown long flag", "unknown flag",
 	"unknown short flag", "unknown flag",
 	"expected command but got", "unknown command",
 	"expected argument for flag", "no value for flag",
 	"required argument 'connection' not provided", "no connection given",
+	"required argument 'recording' not provided", "no recording given",
 )
 
 const usageTemplate = `{{with .Context.SelectedCommand -}}
@@ -220,7 +221,7 @@ Commands:
 Flags:
 {{.Context.Flags|FlagsToTwoColumns|FormatTwoColumns -}}
 {{if not .Context.SelectedCommand}}
-'halfopen <command> --help' tells more about a command.
+'halfopen <command> --help' has more about a command.
 {{end}}`
 
 var usageFuncs = template.FuncMap{

@@ -26,7 +26,7 @@ func TestWrongUsageIsOneLineAndStatusTwo(t *testing.T) {
 	for _, tt := range []struct{ name, args, want string }{
 		{"no command", "", "halfopen: no command given, try 'halfopen --help'"},
 		{"an unknown command", "nope", `halfopen: unknown command "nope", try 'halfopen --help'`},
-		{"a view by other rules than the agent's", "top --url=http://h --zombie-silence=1s", "halfopen: --idle-after, --stalled-after, --zombie-unanswered, --zombie-silence and --middlebox-timeout are the agent's to decide with --url, try 'halfopen top --help'"},
+		{"a view by other rules than the agent's", "top --url=http://h --zombie-silence=1s", "halfopen: --idle-after, --stalled-after, --zombie-unanswered, --zombie-silence and --middlebox-timeout cannot be combined with --url: the agent has its own, try 'halfopen top --help'"},
 		{"help for an unknown command", "help nope", `halfopen: unknown command "nope", try 'halfopen --help'`},
 		{"an unknown flag", "--x", "halfopen: unknown flag '--x', try 'halfopen --help'"},
 		{"an unknown flag of a command", "list --x", "halfopen: unknown flag '--x', try 'halfopen list --help'"},
@@ -65,12 +65,15 @@ func TestWrongUsageIsOneLineAndStatusTwo(t *testing.T) {
 		{"a remote that is a name", "list --remote=localhost", `halfopen: --remote: "localhost" is neither an address such as 10.0.0.2 nor a prefix such as 10.0.0.0/8, try 'halfopen list --help'`},
 		{"a namespace by name", "list --netns=blue", `halfopen: --netns: "blue" is not the inode number of a network namespace such as 4026531840 (see lsns -t net), try 'halfopen list --help'`},
 		{"an owner without a name", "list --owner=", "halfopen: --owner: the name is empty; - is for those that have none, try 'halfopen list --help'"},
-		{"thresholds for an agent that has its own", "list --url=http://h --idle-after=1s", "halfopen: --idle-after, --stalled-after, --zombie-unanswered, --zombie-silence and --middlebox-timeout are the agent's to decide with --url, try 'halfopen list --help'"},
+		{"thresholds for an agent that has its own", "list --url=http://h --idle-after=1s", "halfopen: --idle-after, --stalled-after, --zombie-unanswered, --zombie-silence and --middlebox-timeout cannot be combined with --url: the agent has its own, try 'halfopen list --help'"},
 		{"nothing to explain", "explain", "halfopen: no connection given, try 'halfopen explain --help'"},
 		{"two things to explain", "explain 1 2", "halfopen: unexpected 2, try 'halfopen explain --help'"},
 		{"an explanation as a table", "explain -o table 1", `halfopen: --output: "table" is none of text, json, try 'halfopen explain --help'`},
-		{"an explanation by other rules than the agent's", "explain --url=http://h --idle-after=1s 1", "halfopen: --idle-after, --stalled-after, --zombie-unanswered, --zombie-silence and --middlebox-timeout are the agent's to decide with --url, try 'halfopen explain --help'"},
+		{"an explanation by other rules than the agent's", "explain --url=http://h --idle-after=1s 1", "halfopen: --idle-after, --stalled-after, --zombie-unanswered, --zombie-silence and --middlebox-timeout cannot be combined with --url: the agent has its own, try 'halfopen explain --help'"},
 		{"a wide trace", "trace -o wide", `halfopen: --output: "wide" is none of text, json, try 'halfopen trace --help'`},
+		{"nothing to replay", "replay", "halfopen: no recording given, try 'halfopen replay --help'"},
+		{"a replay as a table", "replay -o table x", `halfopen: --output: "table" is none of text, json, try 'halfopen replay --help'`},
+		{"a recording without a name", "agent --debug.record=", "halfopen: --debug.record: the name is empty, try 'halfopen agent --help'"},
 		{"an argument that moves the cursor", "list\x00--\x1b[2J\nx", "halfopen: unknown flag '--?[2J; x', try 'halfopen list --help'"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -132,7 +135,7 @@ func TestFailures(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var stderr bytes.Buffer
-			if status := conclude(tt.err, "halfopen list", &stderr); status != tt.status || stderr.String() != tt.stderr {
+			if status := exitCode(tt.err, "halfopen list", &stderr); status != tt.status || stderr.String() != tt.stderr {
 				t.Errorf("status %d, stderr\n%s\nwant %d\n%s", status, stderr.String(), tt.status, tt.stderr)
 			}
 		})

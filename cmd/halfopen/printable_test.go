@@ -17,7 +17,7 @@ func TestPageEscapesWhatTheCommandLineDoes(t *testing.T) {
 	const block = 256
 	for first := rune(0); first <= utf8.MaxRune; first += block {
 		if ideographs := 0x3400 <= first && first < 0xd800; (ideographs || first >= 0x20000) && first%0x1000 != 0 {
-			continue // much the same as the block before
+			continue // the same kind of characters as in the block before
 		}
 		var name []rune
 		for r := first; r < first+block; r++ {

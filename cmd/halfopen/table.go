@@ -12,7 +12,7 @@ import (
 	"golang.org/x/term"
 )
 
-// table prints rows in aligned columns, with two spaces between them.
+// table formats rows in aligned columns, two spaces apart.
 type table struct {
 	columns []column
 	rows    [][]string
@@ -21,9 +21,9 @@ type table struct {
 type column struct {
 	title string
 	right bool               // numbers, aligned to the right
-	paint func(string) style // of a cell's text; nil: none
-	spare int                // where there is no room, 1 is left out first; 0: never
-	rare  bool               // left out where every cell is none
+	paint func(string) style // returns the style of a cell; nil: none
+	spare int                // 1 is left out first if the table is too wide; 0: never
+	rare  bool               // left out if every cell is none
 }
 
 const gap = "  "
@@ -39,7 +39,7 @@ func (t *table) widths() []int {
 	return widths
 }
 
-// fit leaves out columns until the table has that room, or none can be spared.
+// fit leaves out columns until the table has at most that width, or none can be spared.
 func (t *table) fit(room int) {
 	for {
 		width, next := -len(gap), -1
@@ -72,7 +72,8 @@ func (t *table) dropRare() {
 	}
 }
 
-// roomFor is how many columns there are to write to: any number but on a terminal.
+// roomFor returns the width of a terminal in columns, or a very large number if w is
+// not a terminal.
 func roomFor(w io.Writer) int {
 	if f, ok := w.(*os.File); ok {
 		if width, _, err := term.GetSize(int(f.Fd())); err == nil && width > 0 {
@@ -82,8 +83,7 @@ func roomFor(w io.Writer) int {
 	return math.MaxInt
 }
 
-// write prints the table, its cells as they are: the caller has made them
-// printable.
+// write prints the table. All cells must be printable.
 func (t *table) write(w io.Writer, p palette) error {
 	widths := t.widths()
 	var b strings.Builder
@@ -95,12 +95,12 @@ func (t *table) write(w io.Writer, p palette) error {
 	return err
 }
 
-// head is the line of the titles.
+// head formats the line of the titles.
 func (t *table) head(widths []int, p palette) string {
 	return t.line(widths, p, func(i int) (string, style) { return t.columns[i].title, bold })
 }
 
-// row is the line of a row.
+// row formats the line of row n.
 func (t *table) row(n int, widths []int, p palette) string {
 	return t.line(widths, p, func(i int) (string, style) {
 		text := t.rows[n][i]
@@ -123,7 +123,7 @@ func (t *table) line(widths []int, p palette, cell func(i int) (string, style)) 
 		case c.right:
 			b.WriteString(pad + p.paint(s, text))
 		case i == len(t.columns)-1:
-			b.WriteString(p.paint(s, text)) // nothing behind the last
+			b.WriteString(p.paint(s, text)) // no spaces at the end of the line
 		default:
 			b.WriteString(p.paint(s, text) + pad)
 		}
@@ -131,7 +131,7 @@ func (t *table) line(widths []int, p palette, cell func(i int) (string, style)) 
 	return b.String()
 }
 
-// style is how a terminal is told to write (ECMA-48 SGR).
+// style is a way to write on a terminal (ECMA-48 SGR).
 type style string
 
 const (
@@ -143,7 +143,7 @@ const (
 	purple style = "35"
 )
 
-// palette paints, or does not.
+// palette is whether to write with styles.
 type palette bool
 
 func (p palette) paint(s style, text string) string {
@@ -153,8 +153,8 @@ func (p palette) paint(s style, text string) string {
 	return "\x1b[" + string(s) + "m" + text + "\x1b[0m"
 }
 
-// paletteFor paints only on a terminal, and not where NO_COLOR (no-color.org) or
-// a dumb terminal asks not to.
+// paletteFor returns whether to use styles: only on a terminal, and not if NO_COLOR
+// (no-color.org) is set or the terminal is dumb.
 func paletteFor(w io.Writer) palette {
 	f, ok := w.(*os.File)
 	return palette(ok && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && term.IsTerminal(int(f.Fd())))

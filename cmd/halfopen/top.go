@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"runtime"
 	"syscall"
+	"time"
 
 	tea "charm.land/bubbletea/v2"
 	"github.com/alecthomas/kingpin/v2"
@@ -21,9 +22,10 @@ import (
 	"golang.org/x/term"
 
 	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/exporter/api"
 )
 
-// top is the command's flags.
+// top has the flags of the command.
 type top struct {
 	peer
 	selection
@@ -32,11 +34,7 @@ type top struct {
 
 func topFlags(cmd *kingpin.CmdClause) action {
 	var t top
-	t.selection.verdictFlag(cmd)
-	t.selection.stateFlag(cmd)
-	t.selection.portFlag(cmd)
-	t.selection.pidFlag(cmd)
-	t.selection.moreFlags(cmd)
+	t.selection.addFilters(cmd, func(f *api.Filter[collector.Query]) bool { return !f.Switch })
 	t.peer.flags(cmd, "Watch through")
 	t.thresholds.verdictFlags(cmd)
 	return t.run
@@ -58,7 +56,7 @@ func (t *top) run(ctx context.Context, stdout, stderr io.Writer) error {
 	case err != nil:
 		return err
 	case agent != nil:
-		return t.show(ctx, agent, terminal)
+		return t.show(ctx, asked{agent}, terminal)
 	}
 	k, err := t.thresholds.load(t.thresholds.eventsFrom())
 	if err != nil {
@@ -66,10 +64,7 @@ func (t *top) run(ctx context.Context, stdout, stderr io.Writer) error {
 	}
 	defer k.Close()
 	c := collector.New(k, t.thresholds.options(nil))
-	src, err := newSelf(c)
-	if err != nil {
-		return err
-	}
+	src := self{here{c}, time.Now()}
 	ctx, stop := context.WithCancel(ctx)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return c.Run(ctx) })
@@ -80,7 +75,8 @@ func (t *top) run(ctx context.Context, stdout, stderr io.Writer) error {
 	return g.Wait()
 }
 
-// screenOf is the terminal to draw on, if there is one that can be.
+// screenOf returns the terminal to draw on. It is an error if input or output is not a
+// terminal that can be drawn on.
 func screenOf(stdin *os.File, stdout io.Writer) (*os.File, error) {
 	f, ok := stdout.(*os.File)
 	switch {
@@ -92,9 +88,9 @@ func screenOf(stdin *os.File, stdout io.Writer) (*os.File, error) {
 	return f, nil
 }
 
-// show draws until somebody quits or the context ends, which is no error.
+// show draws until the user quits or the context ends, and then returns nil.
 func (t *top) show(ctx context.Context, src source, terminal *os.File) error {
-	first, err := src.look(ctx, &t.selection)
+	first, err := src.look(ctx, t.selection.Query)
 	if err != nil {
 		return err
 	}
@@ -102,15 +98,16 @@ func (t *top) show(ctx context.Context, src source, terminal *os.File) error {
 	if err != nil {
 		return fmt.Errorf("read the terminal's settings: %w", err)
 	}
-	// The first ends this in order, and no other before that: of a guard that is killed
-	// there is one for each thread that this process is handed on to.
+	// The first signal ends this process in order, and later ones must not end it
+	// before. If guard is killed, this process gets a signal for each thread that it is
+	// handed on to.
 	more := make(chan os.Signal, 1)
 	signal.Notify(more, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(more)
 	defer putBack(terminal, settings)
-	m := newScreen(ctx, src, paletteFor(terminal), t.selection.filterText())
+	m := newScreen(ctx, src, paletteFor(terminal), filterText(&t.selection.Query))
 	m = m.began(first)
-	// A panic is for guard, which takes care of those of other threads, too.
+	// guard handles panics, since it handles those of other threads as well.
 	p := tea.NewProgram(m, tea.WithContext(ctx), tea.WithInput(os.Stdin), tea.WithOutput(terminal),
 		tea.WithoutSignalHandler(), tea.WithoutCatchPanics(), tea.WithFPS(30))
 	if _, err := p.Run(); err != nil && ctx.Err() == nil {
@@ -119,11 +116,12 @@ func (t *top) show(ctx context.Context, src source, terminal *os.File) error {
 	return nil
 }
 
-// putBack sets the terminal as it was where it is still set for drawing: if guard has
-// been killed, the shell takes the terminal back, and a process in the background that
-// sets it (as bubbletea does, to no avail) gets EIO unless it ignores SIGTTOU
-// (__tty_check_change, drivers/tty/tty_jobctrl.c). A shell that has set it itself by
-// then is left alone: none does without signals and output processing.
+// putBack restores the terminal's settings if they are still those for drawing. If
+// guard was killed, the shell takes the terminal back, and a process in the background
+// that changes the settings (as bubbletea does, without success) gets EIO unless it
+// ignores SIGTTOU (__tty_check_change, drivers/tty/tty_jobctrl.c). If the shell has set
+// the terminal itself by then, putBack leaves it alone: a shell's settings have signals
+// and output processing.
 func putBack(terminal *os.File, settings *unix.Termios) {
 	now, err := unix.IoctlGetTermios(int(terminal.Fd()), unix.TCGETS)
 	if err != nil || now.Lflag&unix.ISIG != 0 || now.Oflag&unix.OPOST != 0 {
@@ -133,19 +131,19 @@ func putBack(terminal *os.File, settings *unix.Termios) {
 	_ = unix.IoctlSetTermios(int(terminal.Fd()), unix.TCSETS, settings)
 }
 
-// guarded is the environment variable that is set where somebody sees to the
+// guarded is the environment variable that says that guard runs and restores the
 // terminal.
 const guarded = "HALFOPEN_TOP_GUARDED"
 
-// untouched has a terminal report neither keys in another way, pasting nor the mouse,
-// show the screen that was there before and its cursor again, and wrap lines. The keys
-// come first: kitty keeps how it reports them for each of its two screens.
+// untouched makes a terminal report keys, pasting and the mouse as usual, show the
+// screen that was there before with its cursor, and wrap lines. The keys come first:
+// kitty has a mode of keys for each of its two screens.
 const untouched = "\x1b[<u\x1b[>4m\x1b[?2004l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l" +
 	"\x1b[?2026l\x1b[?1049l\x1b[?25h\x1b[0 q\x1b[?7h\x1b[0m"
 
-// guard runs the same command in a process of its own, and leaves the terminal as
-// it was before, whatever ends that one: a panic in any of its threads and SIGKILL
-// included, of which a process cannot take care for itself.
+// guard runs the same command in a second process, and restores the terminal however
+// that process ends. A process cannot do this for itself after SIGKILL or a panic in
+// another thread.
 func guard(ctx context.Context, terminal *os.File, stderr io.Writer) error {
 	before, err := term.GetState(int(terminal.Fd()))
 	if err != nil {
@@ -155,12 +153,13 @@ func guard(ctx context.Context, terminal *os.File, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	var said bytes.Buffer // not into the picture
+	var output bytes.Buffer // not onto the screen
 	cmd := exec.Command(path, os.Args[1:]...)
 	cmd.Args[0] = os.Args[0]
 	cmd.Env = append(os.Environ(), guarded+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, terminal, &said
-	// It ends in order if this process does not: prctl(2), of the thread.
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, terminal, &output
+	// If this process dies, the other one gets SIGTERM and ends in order. The setting
+	// belongs to the thread (prctl(2)).
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
@@ -187,13 +186,13 @@ func guard(ctx context.Context, terminal *os.File, stderr io.Writer) error {
 	case err == nil:
 		return nil
 	case errors.As(err, &exit) && exit.ExitCode() == exitFailed:
-		_, _ = said.WriteTo(stderr)
-		return errSaid
+		_, _ = output.WriteTo(stderr)
+		return errReported
 	}
 	_ = term.Restore(int(terminal.Fd()), before)
 	_, _ = io.WriteString(terminal, untouched)
-	if said.Len() > 0 {
-		_, _ = said.WriteTo(stderr)
+	if output.Len() > 0 {
+		_, _ = output.WriteTo(stderr)
 		err = fmt.Errorf("%w; please report what is above", err)
 	}
 	return fmt.Errorf("top was ended: %w", err)

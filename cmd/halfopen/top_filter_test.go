@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/halfopen/halfopen/exporter/api"
 )
 
 // Whatever is typed, it is understood, or there is one line that says why not; and what
@@ -33,12 +35,12 @@ func FuzzFilter(f *testing.F) {
 				t.Fatalf("%q looks for %q", text, w)
 			}
 		}
-		again, err := parseFilter(typed.selection.filterText())
+		again, err := parseFilter(filterText(&typed.Query))
 		if err != nil {
-			t.Fatalf("%q is %q: %v", text, typed.selection.filterText(), err)
+			t.Fatalf("%q is %q: %v", text, filterText(&typed.Query), err)
 		}
-		if diff := cmp.Diff(typed.selection.query(0), again.selection.query(0)); diff != "" || len(again.words) > 0 {
-			t.Fatalf("%q is %q, with the words %q\n%s", text, typed.selection.filterText(), again.words, diff)
+		if diff := cmp.Diff(api.ConnectionParameters(&typed.Query), api.ConnectionParameters(&again.Query)); diff != "" || len(again.words) > 0 {
+			t.Fatalf("%q is %q, with the words %q\n%s", text, filterText(&typed.Query), again.words, diff)
 		}
 	})
 }

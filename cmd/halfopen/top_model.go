@@ -13,20 +13,20 @@ import (
 	"charm.land/bubbles/v2/textinput"
 	tea "charm.land/bubbletea/v2"
 
-	"github.com/halfopen/halfopen/exporter"
+	"github.com/halfopen/halfopen/exporter/api"
 )
 
 const (
-	// topInterval is how often top looks ...
+	// topInterval is the least time between two looks,
 	topInterval = time.Second
-	// ... but for this many times what a look has taken it does not.
+	// and so is topRest times what the last look took.
 	topRest = 20
-	// topLate is when an answer is waited for long enough to say so.
+	// topLate is how long a look may take before the title says so.
 	topLate = 3 * time.Second
 )
 
-// screen is what top shows and how: bubbletea's model. All it knows comes in
-// messages, so that a test can send them.
+// screen is bubbletea's model of top. All it knows comes in messages, so that a test
+// can send them.
 type screen struct {
 	ctx context.Context
 	src source
@@ -35,14 +35,14 @@ type screen struct {
 	width, height int
 	now           time.Time // by the clock of this machine
 
-	// Looking.
+	// The looks at the source.
 	reading *reading
-	read    time.Time // when it came
-	seq     int       // of the newest look; what an older one brings is not wanted
+	read    time.Time // when it arrived
+	seq     int       // of the newest look; results of older ones are ignored
 	asking  bool
 	asked   time.Time // when that look began
 	next    time.Time // when the next is due
-	err     error     // of the newest look; nil: it worked
+	err     error     // of the newest look, or nil
 	lost    time.Time // since when there is an error
 	paused  bool
 
@@ -53,29 +53,29 @@ type screen struct {
 	inputErr error
 	by       int // of orders
 	reversed bool
-	rows     []exporter.Connection // of reading, filtered and sorted
-	cursor   int                   // of rows
-	chosen   string                // cookie of the connection at the cursor; "": whichever is first
-	offset   int                   // of the first row on the screen
-	open     string                // cookie of the connection that is shown in detail; "": none
-	detail   *exporter.ConnectionDetail
-	gone     bool // that connection
+	rows     []api.Connection // of reading, filtered and sorted
+	cursor   int              // of rows
+	chosen   string           // cookie of the connection at the cursor; "": the first row
+	offset   int              // of the first row on the screen
+	open     string           // cookie of the connection shown in detail; "": none
+	detail   *api.ConnectionDetail
+	gone     bool // that connection has ended
 	help     bool
-	scrolled int // lines of the detail, or of the help
+	scrolled int // lines that the detail or the help is scrolled down
 }
 
-// messages
+// The messages of top.
 type (
 	tickMsg time.Time
 	lookMsg struct {
 		seq     int
-		at      time.Time // when it came
+		at      time.Time // when it arrived
 		took    time.Duration
 		reading *reading
 		err     error
-		// Of the connection open, if any; of none that has died.
+		// Of the open connection, if any; nil if it has died.
 		cookie string
-		detail *exporter.ConnectionDetail
+		detail *api.ConnectionDetail
 	}
 )
 
@@ -86,11 +86,11 @@ func newScreen(ctx context.Context, src source, p palette, filterText string) sc
 	in.SetStyles(textinput.Styles{})
 	in.SetValue(filterText)
 	m := screen{ctx: ctx, src: src, p: p, input: in}
-	m.filter, _ = parseFilter(filterText) // made from one
+	m.filter, _ = parseFilter(filterText) // the text comes from a filter
 	return m
 }
 
-// began is the screen with its first reading.
+// began returns the screen with its first reading.
 func (m screen) began(r *reading) screen {
 	now := time.Now()
 	m.now = now
@@ -132,15 +132,15 @@ func (m screen) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 	return m.settle(), cmd
 }
 
-// look has the source looked at.
+// look begins a look at the source.
 func (m screen) look() (screen, tea.Cmd) {
 	m.seq++
 	m.asking, m.asked = true, m.now
-	ctx, src, sel, seq, cookie := m.ctx, m.src, m.filter.selection, m.seq, m.open
+	ctx, src, query, seq, cookie := m.ctx, m.src, m.filter.Query, m.seq, m.open
 	return m, func() tea.Msg {
 		began := time.Now()
 		msg := lookMsg{seq: seq, cookie: cookie}
-		msg.reading, msg.err = src.look(ctx, &sel)
+		msg.reading, msg.err = src.look(ctx, query)
 		if cookie != "" && msg.err == nil {
 			msg.detail, msg.err = detailOf(ctx, src, cookie)
 		}
@@ -150,16 +150,16 @@ func (m screen) look() (screen, tea.Cmd) {
 	}
 }
 
-func detailOf(ctx context.Context, src source, cookie string) (*exporter.ConnectionDetail, error) {
+func detailOf(ctx context.Context, src source, cookie string) (*api.ConnectionDetail, error) {
 	body, err := src.detail(ctx, cookie)
 	if err != nil || body == nil {
 		return nil, err
 	}
-	d := new(exporter.ConnectionDetail)
+	d := new(api.ConnectionDetail)
 	return d, json.Unmarshal(body, d)
 }
 
-// take takes in what a look has brought.
+// take applies the result of a look.
 func (m screen) take(msg lookMsg) screen {
 	if msg.seq != m.seq {
 		return m
@@ -188,19 +188,19 @@ func (m screen) take(msg lookMsg) screen {
 	return m.arrange()
 }
 
-// order is what the table can be sorted by.
+// order is an order of the table's rows.
 type order struct {
 	title   string // of the column
-	compare func(a, b *exporter.Connection) int
+	compare func(a, b *api.Connection) int
 }
 
-// orders: the first is the source's own.
+// orders are the orders; the first is the source's own.
 var orders = []order{
-	{"VERDICT", func(*exporter.Connection, *exporter.Connection) int { return 0 }},
-	{"UNANSWERED", func(a, b *exporter.Connection) int { return cmp.Compare(b.Unanswered, a.Unanswered) }},
-	{"SILENT", func(a, b *exporter.Connection) int { return compareAges(b.SilentSeconds, a.SilentSeconds) }},
-	{"IDLE", func(a, b *exporter.Connection) int { return compareAges(b.IdleSeconds, a.IdleSeconds) }},
-	{"GIVES UP", func(a, b *exporter.Connection) int {
+	{"VERDICT", func(*api.Connection, *api.Connection) int { return 0 }},
+	{"UNANSWERED", func(a, b *api.Connection) int { return cmp.Compare(b.Unanswered, a.Unanswered) }},
+	{"SILENT", func(a, b *api.Connection) int { return compareAges(b.SilentSeconds, a.SilentSeconds) }},
+	{"IDLE", func(a, b *api.Connection) int { return compareAges(b.IdleSeconds, a.IdleSeconds) }},
+	{"GIVES UP", func(a, b *api.Connection) int {
 		switch {
 		case a.GivesUp == nil || b.GivesUp == nil:
 			return cmp.Compare(truth(a.GivesUp == nil), truth(b.GivesUp == nil))
@@ -208,9 +208,9 @@ var orders = []order{
 			return cmp.Compare(a.GivesUp.InSeconds, b.GivesUp.InSeconds)
 		}
 	}},
-	{"LOCAL", func(a, b *exporter.Connection) int { return compareEndpoints(a.Local, b.Local) }},
-	{"REMOTE", func(a, b *exporter.Connection) int { return compareEndpoints(a.Remote, b.Remote) }},
-	{ownerTitle, func(a, b *exporter.Connection) int {
+	{"LOCAL", func(a, b *api.Connection) int { return compareEndpoints(a.Local, b.Local) }},
+	{"REMOTE", func(a, b *api.Connection) int { return compareEndpoints(a.Remote, b.Remote) }},
+	{ownerTitle, func(a, b *api.Connection) int {
 		return cmp.Compare(owner(&a.Ownership), owner(&b.Ownership))
 	}},
 }
@@ -222,7 +222,7 @@ func truth(b bool) int {
 	return 0
 }
 
-// compareAges has what never happened as the least.
+// compareAges orders ages; nil, which is never, is the least.
 func compareAges(a, b *float64) int {
 	if a == nil || b == nil {
 		return cmp.Compare(truth(a != nil), truth(b != nil))
@@ -230,14 +230,14 @@ func compareAges(a, b *float64) int {
 	return cmp.Compare(*a, *b)
 }
 
-func compareEndpoints(a, b exporter.Endpoint) int {
+func compareEndpoints(a, b api.Endpoint) int {
 	ipA, _ := netip.ParseAddr(a.IP)
 	ipB, _ := netip.ParseAddr(b.IP)
 	return cmp.Or(ipA.Compare(ipB), cmp.Compare(a.Port, b.Port))
 }
 
-// arrange makes the rows of what was read. The cursor stays with its connection,
-// or, where that has gone, where it was.
+// arrange makes the rows from the reading. The cursor stays at its connection, or at
+// its place if that has gone.
 func (m screen) arrange() screen {
 	m.rows = nil
 	for i := range m.reading.conns {
@@ -246,11 +246,11 @@ func (m screen) arrange() screen {
 		}
 	}
 	compare := orders[m.by].compare
-	slices.SortStableFunc(m.rows, func(a, b exporter.Connection) int { return compare(&a, &b) })
+	slices.SortStableFunc(m.rows, func(a, b api.Connection) int { return compare(&a, &b) })
 	if m.reversed {
 		slices.Reverse(m.rows)
 	}
-	switch i := slices.IndexFunc(m.rows, func(c exporter.Connection) bool { return c.Cookie == m.chosen }); {
+	switch i := slices.IndexFunc(m.rows, func(c api.Connection) bool { return c.Cookie == m.chosen }); {
 	case m.chosen == "":
 		m.cursor = 0
 	case i >= 0:
@@ -261,7 +261,7 @@ func (m screen) arrange() screen {
 	return m
 }
 
-// choose puts the cursor there.
+// choose moves the cursor to row i.
 func (m screen) choose(i int) screen {
 	m.cursor, m.chosen = max(0, min(i, len(m.rows)-1)), ""
 	if m.cursor > 0 {
@@ -270,7 +270,7 @@ func (m screen) choose(i int) screen {
 	return m
 }
 
-// settle keeps what is scrolled within what there is.
+// settle limits scrolling to what there is.
 func (m screen) settle() screen {
 	room := m.roomForRows()
 	m.offset = max(m.cursor-room+1, min(m.offset, m.cursor, len(m.rows)-room), 0)
@@ -280,7 +280,7 @@ func (m screen) settle() screen {
 	return m
 }
 
-// lastScroll is how far the detail, or the help, can be scrolled.
+// lastScroll returns how far the detail or the help can be scrolled.
 func (m screen) lastScroll() int { return max(0, len(m.text())-m.roomForText()) }
 
 func (m screen) key(msg tea.KeyPressMsg) (screen, tea.Cmd) {
@@ -405,20 +405,21 @@ func (m screen) edit(msg tea.Msg) (screen, tea.Cmd) {
 	return m, tea.Batch(blink, look)
 }
 
-// refilter applies what has been typed so far, as far as it means something. Words
-// are looked for in what there is, for all else somebody has to look.
+// refilter applies the filter that the user has typed so far, as far as it can be
+// parsed. Words filter the rows that top has; a change of the other filters begins a
+// look.
 func (m screen) refilter() (screen, tea.Cmd) {
-	before := m.filter.filterText()
+	before := filterText(&m.filter.Query)
 	m.filter, m.inputErr = parseFilter(m.input.Value())
 	m = m.arrange()
-	if before != m.filter.filterText() {
+	if before != filterText(&m.filter.Query) {
 		return m.look()
 	}
 	return m, nil
 }
 
-// shown is of when what is on the screen is: it does not age while it is not
-// looked at.
+// shown returns the time of what the screen shows. It stands still while top is paused
+// or has lost its agent.
 func (m screen) shown() time.Time {
 	if m.paused || m.err != nil || m.now.Before(m.read) {
 		return m.read

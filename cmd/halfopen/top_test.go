@@ -18,12 +18,9 @@ import (
 	tea "charm.land/bubbletea/v2"
 	"github.com/charmbracelet/x/ansi"
 	"github.com/google/go-cmp/cmp"
-	dto "github.com/prometheus/client_model/go"
-	"github.com/prometheus/common/expfmt"
-	"github.com/prometheus/common/model"
 
 	"github.com/halfopen/halfopen/collector/conn"
-	"github.com/halfopen/halfopen/exporter"
+	"github.com/halfopen/halfopen/exporter/api"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -32,10 +29,10 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 func topReading() *reading {
 	r := &reading{at: noon, total: 245, node: node{
 		verdicts: map[string]int{"zombie": 2, "suspect": 1, "unguarded": 12, "idle": 30, "active": 200},
-		counted:  true, started: noon.Add(-76 * time.Hour),
+		status:   api.Status{StartedAt: noon.Add(-76 * time.Hour), Summary: api.Summary{Census: api.CensusSummary{At: &noon}}},
 	}}
 	for i := range conns {
-		r.conns = append(r.conns, exporter.NewConnection(&conns[i]))
+		r.conns = append(r.conns, api.NewConnection(&conns[i]))
 	}
 	for i := range 40 {
 		c := conn.Connection{
@@ -49,10 +46,10 @@ func topReading() *reading {
 			c.Keepalive = conn.Keepalive{Enabled: true, Time: 2 * time.Hour, Interval: 75 * time.Second, Probes: 9}
 			c.GivesUp = conn.Forecast{At: noon.Add(time.Duration(i+1) * time.Minute), Latest: noon.Add(time.Duration(i+2) * time.Minute), By: conn.CauseKeepaliveTimeout}
 		}
-		r.conns = append(r.conns, exporter.NewConnection(&c))
+		r.conns = append(r.conns, api.NewConnection(&c))
 	}
 	for i, cause := range []string{"reset_by_peer", "keepalive_timeout", "reset_by_peer", "refused"} {
-		r.deaths = append(r.deaths, exporter.Death{At: noon.Add(-time.Duration(i) * 25 * time.Minute), Cause: cause, Cookie: fmt.Sprint(i)})
+		r.deaths = append(r.deaths, api.Death{At: noon.Add(-time.Duration(i) * 25 * time.Minute), Cause: cause, Cookie: fmt.Sprint(i)})
 	}
 	return r
 }
@@ -63,7 +60,7 @@ func topScreen(t *testing.T, width, height int) screen {
 	local := time.Local
 	time.Local = time.UTC
 	t.Cleanup(func() { time.Local = local })
-	m := newScreen(t.Context(), &client{name: "http://127.0.0.1:9839"}, false, "")
+	m := newScreen(t.Context(), asked{clientOf(t, "http://127.0.0.1:9839")}, false, "")
 	m.now = noon
 	m = m.take(lookMsg{at: noon, reading: topReading()})
 	return sent(m, tea.WindowSizeMsg{Width: width, Height: height})
@@ -102,7 +99,7 @@ func opened(t *testing.T, m screen) screen {
 	t.Helper()
 	m = sent(m, keys("<enter>")...)
 	d := detail()
-	d.Events = []exporter.Event{
+	d.Events = []api.Event{
 		{At: noon.Add(-4 * time.Second), Kind: "solicitation", Evidence: "keepalive", Unanswered: 3},
 		{At: noon.Add(-3 * time.Second), Kind: "verdict", From: "suspect", To: "zombie"},
 	}
@@ -163,11 +160,14 @@ func TestTopFitsWhateverTheSize(t *testing.T) {
 		},
 		"many deaths and troubles": func(m screen) screen {
 			r := topReading()
-			for _, cause := range causeNames() {
-				r.deaths = append(r.deaths, exporter.Death{At: noon, Cause: cause})
+			for _, cause := range conn.CauseNames() {
+				r.deaths = append(r.deaths, api.Death{At: noon, Cause: cause})
 			}
-			slices.SortFunc(r.deaths, func(a, b exporter.Death) int { return b.At.Compare(a.At) })
-			r.node.lost, r.node.degraded, r.node.detached = 1e9, []string{"namespaces_refused", "pass_hangs\x1b[2J"}, []string{"set_state", "retransmit_skb\x1b[2J"}
+			slices.SortFunc(r.deaths, func(a, b api.Death) int { return b.At.Compare(a.At) })
+			status := &r.node.status
+			status.EventsLost = map[string]uint64{"death": 1e9}
+			status.Degraded = []api.Degraded{{Reason: "namespaces_refused"}, {Reason: "pass_hangs\x1b[2J"}}
+			status.Detached = []string{"set_state", "retransmit_skb\x1b[2J"}
 			return sent(m, answered(m, r))
 		},
 	} {
@@ -339,7 +339,7 @@ func TestTopLooksAgain(t *testing.T) {
 	if m = sent(m, keys("p")...); !m.asking {
 		t.Error("it does not look when it goes on")
 	}
-	failed := lookMsg{seq: m.seq, at: noon.Add(time.Minute), took: topPatience, err: errors.New("no answer")}
+	failed := lookMsg{seq: m.seq, at: noon.Add(time.Minute), took: topTimeout, err: errors.New("no answer")}
 	if m = sent(m, failed); !asked(tick(61 * time.Second)) {
 		t.Error("having lost its agent, it does not try again at once")
 	}
@@ -371,7 +371,7 @@ func TestTopFilters(t *testing.T) {
 		t.Error("it takes what means nothing")
 	}
 	m = sent(m, keys("<backspace><backspace><backspace><backspace><backspace><backspace>zombie<enter>")...)
-	if m.editing || !slices.Equal(m.filter.verdicts, []conn.Verdict{conn.Zombie}) {
+	if m.editing || !slices.Equal(m.filter.Verdicts, []conn.Verdict{conn.Zombie}) {
 		t.Errorf("editing %v, filter %+v", m.editing, m.filter)
 	}
 }
@@ -391,12 +391,12 @@ func TestFilterText(t *testing.T) {
 		if err != nil || len(f.words) > 0 {
 			t.Errorf("%s: words %q, %v", text, f.words, err)
 		}
-		again, err := parseFilter(f.filterText())
+		again, err := parseFilter(filterText(&f.Query))
 		if err != nil {
-			t.Errorf("%s: became %s: %v", text, f.filterText(), err)
+			t.Errorf("%s: became %s: %v", text, filterText(&f.Query), err)
 		}
-		if !slices.Equal(f.query(0)["owner"], again.query(0)["owner"]) || f.query(0).Encode() != again.query(0).Encode() {
-			t.Errorf("%s: became %s", text, f.filterText())
+		if !slices.Equal(f.Owners, again.Owners) || api.ConnectionParameters(&f.Query).Encode() != api.ConnectionParameters(&again.Query).Encode() {
+			t.Errorf("%s: became %s", text, filterText(&f.Query))
 		}
 	}
 	for text, words := range map[string][]string{
@@ -420,7 +420,7 @@ func TestTopTellsTheEndOfWhatIsOpen(t *testing.T) {
 		}
 	}
 	r := topReading()
-	r.deaths = slices.Insert(r.deaths, 0, exporter.Death{At: noon, Cookie: "1a2b", Cause: "keepalive_timeout"})
+	r.deaths = slices.Insert(r.deaths, 0, api.Death{At: noon, Cookie: "1a2b", Cause: "keepalive_timeout"})
 	msg := answered(m, r)
 	msg.cookie = "1a2b"
 	if m = sent(m, msg); !strings.Contains(screenful(), "It died at 12:00:00: keepalive_timeout.") {
@@ -432,39 +432,24 @@ func TestTopTellsTheEndOfWhatIsOpen(t *testing.T) {
 }
 
 func TestTopNode(t *testing.T) {
-	parser := expfmt.NewTextParser(model.UTF8Validation)
-	families, err := parser.TextToMetricFamilies(strings.NewReader(`# TYPE halfopen_census_duration_seconds gauge
-halfopen_census_duration_seconds 0.02
-# TYPE halfopen_events_lost_total counter
-halfopen_events_lost_total{type="death"} 3
-halfopen_events_lost_total{type="solicitation"} 4
-# TYPE halfopen_degraded gauge
-halfopen_degraded{reason="cgroups_refused"} 1
-halfopen_degraded{reason="namespaces_hidden"} 0
-# TYPE halfopen_bpf_program_attached gauge
-halfopen_bpf_program_attached{program="timer_entry"} 0
-halfopen_bpf_program_attached{program="set_state"} 1
-# TYPE process_start_time_seconds gauge
-process_start_time_seconds 1.5e9
-`))
-	if err != nil {
-		t.Fatal(err)
+	status := api.Status{
+		EventsLost: map[string]uint64{"death": 3, "solicitation": 4},
+		Degraded:   []api.Degraded{{Reason: "cgroups_refused"}},
+		Detached:   []string{"timer_entry"},
+		Summary:    api.Summary{Census: api.CensusSummary{At: &noon}},
 	}
-	n := newNode([]exporter.Group{{Verdicts: map[string]int{"zombie": 2}}, {Verdicts: map[string]int{"zombie": 1, "idle": 5}}}, families)
-	want := node{
-		verdicts: map[string]int{"zombie": 3, "idle": 5}, counted: true, started: time.Unix(1500000000, 0),
-		lost: 7, degraded: []string{"cgroups_refused"}, detached: []string{"timer_entry"},
-	}
-	if diff := cmp.Diff(want, n, cmp.AllowUnexported(node{})); diff != "" {
-		t.Errorf("-want +got\n%s", diff)
-	}
-	if n := newNode(nil, map[string]*dto.MetricFamily{}); n.counted || !n.started.IsZero() {
-		t.Errorf("of nothing: %+v", n)
+	n := newNode([]api.Group{{Verdicts: map[string]int{"zombie": 2}}, {Verdicts: map[string]int{"zombie": 1, "idle": 5}}}, &status)
+	if diff := cmp.Diff(map[string]int{"zombie": 3, "idle": 5}, n.verdicts); diff != "" || n.connections() != 8 {
+		t.Errorf("%d connections, -want +got\n%s", n.connections(), diff)
 	}
 	m := topScreen(t, 120, 40)
 	m.reading.node = n
 	if state, _ := m.state(); state != "not attached: timer_entry, 7 events lost, not all is seen: cgroups_refused" {
 		t.Errorf("state is %q", state)
+	}
+	m.reading.node = newNode(nil, &api.Status{})
+	if state, _ := m.state(); state != "first census under way" {
+		t.Errorf("before the first census the state is %q", state)
 	}
 }
 

@@ -15,17 +15,17 @@ import (
 
 	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/collector/conn"
-	"github.com/halfopen/halfopen/exporter"
+	"github.com/halfopen/halfopen/exporter/api"
 )
 
-// traceBuffer is how many events may wait to be printed.
+// traceBuffer is how many events can wait to be printed.
 const traceBuffer = 65536
 
 // traceDelay is how long a notice may wait for others, so that the owners of many
 // are looked for at once.
 const traceDelay = 100 * time.Millisecond
 
-// trace is the command's flags.
+// trace has the flags of the command.
 type trace struct {
 	output   string
 	all      bool
@@ -35,28 +35,28 @@ type trace struct {
 	thresholds
 }
 
+// traceFilters are the filters of connections that trace applies to events.
+var traceFilters = []string{"verdict", "port", "pid"}
+
 func traceFlags(cmd *kingpin.CmdClause) action {
 	var t trace
 	cmd.Flag("output", "How to print: text, or json with one object a line.").Short('o').Default("text").
 		SetValue(&value[string]{flag: "output", parse: oneOf("text", "json"), into: &t.output})
 	cmd.Flag("duration", "Stop after this long, instead of when interrupted.").PlaceHolder("DURATION").
 		SetValue(&value[time.Duration]{flag: "duration", parse: positiveDuration, into: &t.duration})
-	cmd.Flag("all", "Print the first unanswered probe or retransmission in a row too, which nearly always is answered at once.").BoolVar(&t.all)
-	t.verdictFlag(cmd)
+	cmd.Flag("all", "Print also the first unanswered probe or retransmission in a row, which the peer nearly always answers at once.").BoolVar(&t.all)
+	t.selection.addFilters(cmd, func(f *api.Filter[collector.Query]) bool { return slices.Contains(traceFilters, f.Name) })
 	t.causeFlag(cmd, "Only deaths, and only of this cause, such as keepalive_timeout.")
-	t.portFlag(cmd)
-	t.pidFlag(cmd)
 	t.peer.flags(cmd, "Watch through")
 	t.thresholds.verdictFlags(cmd)
-	t.thresholds.censusFlag(cmd)
+	t.thresholds.censusFlags(cmd)
 	return t.run
 }
 
-// own is the error of asking an agent to watch in another way than it does, nil if the
-// flags do not.
+// own returns an error if a flag asks for what an agent does not do, else nil.
 func (t *trace) own() error {
 	if t.all || t.censusSet != [2]bool{} {
-		return usagef("--all, --census-interval and --census-cpu are for a look of one's own: leave them out, or --url")
+		return usagef("--all, --census-interval and --census-cpu cannot be combined with --url: the agent has its own settings")
 	}
 	return t.thresholds.own()
 }
@@ -77,7 +77,7 @@ func (t *trace) run(ctx context.Context, stdout, stderr io.Writer) error {
 	return t.here(ctx, stdout, stderr)
 }
 
-// here watches by programs of its own.
+// here traces with programs that this process loads.
 func (t *trace) here(ctx context.Context, stdout, stderr io.Writer) error {
 	from := t.thresholds.eventsFrom()
 	if t.all {
@@ -102,7 +102,7 @@ func (t *trace) here(ctx context.Context, stdout, stderr io.Writer) error {
 		emit := t.printer(stdout)
 		var dropped uint64
 		take := func(n *conn.Notice) error {
-			notice := exporter.NewNotice(n)
+			notice := api.NewNotice(n)
 			if !t.wanted(&notice) || !t.owned(&notice) {
 				return nil
 			}
@@ -128,7 +128,7 @@ func (t *trace) here(ctx context.Context, stdout, stderr io.Writer) error {
 	return g.Wait()
 }
 
-// sayWatching says that it has begun, and through which agent.
+// sayWatching prints that the trace has begun, and through which agent.
 func (t *trace) sayWatching(stderr io.Writer, through string) {
 	if t.duration > 0 {
 		fmt.Fprintf(stderr, "watching%s for %s\n", through, setting(t.duration))
@@ -137,7 +137,8 @@ func (t *trace) sayWatching(stderr io.Writer, through string) {
 	}
 }
 
-// sayDropped says how many events were lost since before, and returns how many ever.
+// sayDropped prints how many events were lost since before, and returns how many were
+// ever.
 func sayDropped(stderr io.Writer, now, before uint64) uint64 {
 	if now > before {
 		fmt.Fprintf(stderr, "halfopen: %s not printed: they came faster than they could be\n", plural(int(now-before), "event"))
@@ -145,8 +146,8 @@ func sayDropped(stderr io.Writer, now, before uint64) uint64 {
 	return now
 }
 
-// batch waits for a notice and takes those along that follow it at once. There is
-// none when the context ends, or the channel is closed.
+// batch waits for a notice, and returns it with those that follow within traceDelay. It
+// returns none if the context ends or the channel is closed.
 func batch[T any](ctx context.Context, c <-chan T) []T {
 	var notices []T
 	var over <-chan time.Time
@@ -168,36 +169,37 @@ func batch[T any](ctx context.Context, c <-chan T) []T {
 	}
 }
 
-// wanted tells whether the filters let a notice through: within a filter any,
-// between filters all. That of its owner is for later.
-func (t *trace) wanted(n *exporter.Notice) bool {
-	if len(t.causes) > 0 && (n.Death == nil || !slices.ContainsFunc(t.causes, func(c conn.Cause) bool { return c.String() == n.Death.Cause })) {
+// wanted reports whether a notice matches the filters: any value of a filter, and all
+// filters. It does not check the process, see owned.
+func (t *trace) wanted(n *api.Notice) bool {
+	if len(t.deaths.Causes) > 0 && (n.Death == nil || !slices.ContainsFunc(t.deaths.Causes, func(c conn.Cause) bool { return c.String() == n.Death.Cause })) {
 		return false
 	}
 	id := identityOf(n)
-	return (len(t.verdicts) == 0 || slices.ContainsFunc(t.verdicts, func(v conn.Verdict) bool { return id.verdict != nil && v.String() == *id.verdict })) &&
-		(len(t.ports) == 0 || slices.Contains(t.ports, id.local.Port) || slices.Contains(t.ports, id.remote.Port))
+	return (len(t.Verdicts) == 0 || slices.ContainsFunc(t.Verdicts, func(v conn.Verdict) bool { return id.verdict != nil && v.String() == *id.verdict })) &&
+		(len(t.Ports) == 0 || slices.Contains(t.Ports, id.local.Port) || slices.Contains(t.Ports, id.remote.Port))
 }
 
-func (t *trace) owned(n *exporter.Notice) bool {
+func (t *trace) owned(n *api.Notice) bool {
 	owner := identityOf(n).owner
-	return len(t.pids) == 0 || owner.Process != nil && slices.Contains(t.pids, owner.Process.PID)
+	return len(t.PIDs) == 0 || owner.Process != nil && slices.Contains(t.PIDs, owner.Process.PID)
 }
 
-// ownerUnknown reports whether some process holds the connection, and which is not known.
-func ownerUnknown(n *exporter.Notice) bool {
+// ownerUnknown reports whether a process holds the connection, but which one is not
+// known.
+func ownerUnknown(n *api.Notice) bool {
 	owner := identityOf(n).owner
 	return owner.Process == nil && owner.Accepted == nil && owner.UID != nil
 }
 
-// identity is what notices of all kinds have.
+// identity is what notices of all kinds have in common.
 type identity struct {
-	local, remote exporter.Endpoint
+	local, remote api.Endpoint
 	verdict       *string
-	owner         *exporter.Ownership
+	owner         *api.Ownership
 }
 
-func identityOf(n *exporter.Notice) identity {
+func identityOf(n *api.Notice) identity {
 	if d := n.Death; d != nil {
 		return identity{d.Local, d.Remote, d.Verdict, &d.Ownership}
 	}
@@ -205,26 +207,27 @@ func identityOf(n *exporter.Notice) identity {
 	return identity{c.Local, c.Remote, c.Verdict, &c.Ownership}
 }
 
-// printer returns what prints a notice, at once: as it was received, if that is not nil.
-func (t *trace) printer(w io.Writer) func(n *exporter.Notice, received []byte) error {
+// printer returns a function that prints a notice at once; as JSON it prints received,
+// if that is not nil.
+func (t *trace) printer(w io.Writer) func(n *api.Notice, received []byte) error {
 	if t.output == "json" {
-		enc := json.NewEncoder(harmlessJSON{w})
-		return func(n *exporter.Notice, received []byte) error {
-			if received != nil { // it may be more than we know
+		enc := json.NewEncoder(escapingWriter{w})
+		return func(n *api.Notice, received []byte) error {
+			if received != nil { // it may have fields that this version does not know
 				return enc.Encode(json.RawMessage(received))
 			}
 			return enc.Encode(n)
 		}
 	}
 	p := paletteFor(w)
-	return func(n *exporter.Notice, _ []byte) error {
+	return func(n *api.Notice, _ []byte) error {
 		_, err := io.WriteString(w, traceLine(n, p))
 		return err
 	}
 }
 
-// traceLine is a notice as text: when, what, which connection, and in words.
-func traceLine(n *exporter.Notice, p palette) string {
+// traceLine formats a notice as a line: when, what, which connection, and in words.
+func traceLine(n *api.Notice, p palette) string {
 	id := identityOf(n)
 	s := bold
 	if n.Death == nil {
@@ -240,7 +243,7 @@ func traceLine(n *exporter.Notice, p palette) string {
 		endpoint(id.local), endpoint(id.remote), said, owner(id.owner))
 }
 
-// word is a word that may be missing.
+// word returns a word that may be nil, as "".
 func word(s *string) string {
 	if s == nil {
 		return ""
@@ -248,8 +251,8 @@ func word(s *string) string {
 	return *s
 }
 
-// words say what happened.
-func words(n *exporter.Notice) string {
+// words returns a sentence on what happened.
+func words(n *api.Notice) string {
 	c := n.Connection
 	switch n.Event {
 	case "solicitation":
@@ -263,9 +266,9 @@ func words(n *exporter.Notice) string {
 	return "died: " + deathWords(n.Death)
 }
 
-// evidence is what kind of solicitation has just been sent. The connection's own
-// Evidence is still empty for the first one, which makes nobody a suspect yet.
-func evidence(c *exporter.Connection) string {
+// evidence returns the kind of the solicitation that was sent. The connection has no
+// evidence yet after the first solicitation, which does not make it a suspect.
+func evidence(c *api.Connection) string {
 	switch {
 	case c.Evidence != nil:
 		return *c.Evidence
@@ -282,32 +285,33 @@ func solicitation(evidence string) string {
 	return e.Solicitation()
 }
 
-func silent(c *exporter.Connection) string {
+func silent(c *api.Connection) string {
 	if c.SilentSeconds == nil {
 		return ", never heard from the peer"
 	}
 	return ", silent for " + ageOf(c.SilentSeconds)
 }
 
-// lasting says for how long a verdict has held already, if that is known.
-func lasting(n *exporter.Notice) string {
+// lasting returns for how long a verdict has held, if that is known.
+func lasting(n *api.Notice) string {
 	if since := n.Connection.Since; since != nil && since.Before(n.At) {
 		return ", for " + age(n.At.Sub(*since))
 	}
 	return ""
 }
 
-// outlook says when the kernel will notice.
-func outlook(c *exporter.Connection) string {
+// outlook returns when the kernel will give up.
+func outlook(c *api.Connection) string {
 	if c.GivesUp == nil {
 		return "; the kernel never gives up"
 	}
 	return "; the kernel gives up in " + givesUp(c.GivesUp)
 }
 
-// why says what a verdict rests on, which was another before, "" if none is known.
-func why(c *exporter.Connection, from string) string {
-	troubled := func(verdict string) bool { // one of another version's agent, too
+// why returns the reason for a verdict. from is the verdict before it, "" if none is
+// known.
+func why(c *api.Connection, from string) string {
+	troubled := func(verdict string) bool { // or a verdict that this version does not know
 		v, err := conn.ParseVerdict(verdict)
 		return verdict != "" && (err != nil || v >= conn.Suspect)
 	}
@@ -325,9 +329,9 @@ func why(c *exporter.Connection, from string) string {
 	return "no data for " + ageOf(c.IdleSeconds)
 }
 
-// deathWords say how a connection ended: cause, what the application is told,
-// and what had been known about it.
-func deathWords(d *exporter.Death) string {
+// deathWords returns how a connection ended: the cause, what the application gets, and
+// what was known before.
+func deathWords(d *api.Death) string {
 	s := text(&d.Cause)
 	if d.During != nil {
 		s += " during " + text(d.During)
@@ -344,7 +348,7 @@ func deathWords(d *exporter.Death) string {
 	return s
 }
 
-// punctual says by how much a forecast was missed.
+// punctual returns by how much a forecast was missed.
 func punctual(miss time.Duration) string {
 	switch {
 	case miss <= -time.Millisecond:

@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"github.com/halfopen/halfopen/collector/conn"
-	"github.com/halfopen/halfopen/exporter"
+	"github.com/halfopen/halfopen/exporter/api"
 )
 
 // streaming is an agent whose stream is that text, after which it goes on in silence
@@ -39,7 +39,7 @@ func told(t *testing.T, notices ...*conn.Notice) string {
 	t.Helper()
 	var b strings.Builder
 	for _, n := range notices {
-		wire := exporter.NewNotice(n)
+		wire := api.NewNotice(n)
 		data, err := json.Marshal(wire)
 		if err != nil {
 			t.Fatal(err)
@@ -87,7 +87,7 @@ func TestTraceThroughAnAgentPrintsWhatItWouldByItself(t *testing.T) {
 	var want, wantJSON strings.Builder
 	tr := trace{output: "json"}
 	for _, n := range []*conn.Notice{probe, zombie, death} {
-		wire := exporter.NewNotice(n)
+		wire := api.NewNotice(n)
 		want.WriteString(traceLine(&wire, false))
 		if err := tr.printer(&wantJSON)(&wire, nil); err != nil {
 			t.Fatal(err)

@@ -12,8 +12,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/collector/conn"
-	"github.com/halfopen/halfopen/exporter"
+	"github.com/halfopen/halfopen/exporter/api"
 )
 
 // notice is one about the first of conns.
@@ -87,7 +88,7 @@ func TestWords(t *testing.T) {
 		}), "died: aborted"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if got := words(new(exporter.NewNotice(tt.n))); got != tt.want {
+			if got := words(new(api.NewNotice(tt.n))); got != tt.want {
 				t.Errorf("%s\nwant\n%s", got, tt.want)
 			}
 		})
@@ -116,7 +117,7 @@ func TestTraceLine(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			want := noon.Local().Format("15:04:05.000") + "  " + tt.want + "\n"
-			if got := traceLine(new(exporter.NewNotice(tt.n)), false); got != want {
+			if got := traceLine(new(api.NewNotice(tt.n)), false); got != want {
 				t.Errorf("%s\nwant\n%s", got, want)
 			}
 		})
@@ -134,21 +135,21 @@ func TestTraceFilters(t *testing.T) {
 		want bool
 	}{
 		{"without filters everything", selection{}, verdict, true},
-		{"the local port", selection{ports: []uint16{1, 37024}}, verdict, true},
-		{"the remote port", selection{ports: []uint16{5432}}, verdict, true},
-		{"another port", selection{ports: []uint16{1}}, verdict, false},
-		{"its verdict", selection{verdicts: []conn.Verdict{conn.Zombie}}, verdict, true},
-		{"another verdict", selection{verdicts: []conn.Verdict{conn.Idle}}, verdict, false},
-		{"its process", selection{pids: []uint32{812}}, verdict, true},
-		{"another process", selection{pids: []uint32{1}}, verdict, false},
-		{"no process at all", selection{pids: []uint32{812}}, unowned, false},
-		{"its cause", selection{causes: []conn.Cause{conn.CauseAborted}}, death, true},
-		{"another cause", selection{causes: []conn.Cause{conn.CauseClosed}}, death, false},
-		{"a cause where there is no death", selection{causes: []conn.Cause{conn.CauseAborted}}, verdict, false},
-		{"filters must all let it through", selection{ports: []uint16{5432}, pids: []uint32{1}}, verdict, false},
+		{"the local port", selection{Query: collector.Query{Ports: []uint16{1, 37024}}}, verdict, true},
+		{"the remote port", selection{Query: collector.Query{Ports: []uint16{5432}}}, verdict, true},
+		{"another port", selection{Query: collector.Query{Ports: []uint16{1}}}, verdict, false},
+		{"its verdict", selection{Query: collector.Query{Verdicts: []conn.Verdict{conn.Zombie}}}, verdict, true},
+		{"another verdict", selection{Query: collector.Query{Verdicts: []conn.Verdict{conn.Idle}}}, verdict, false},
+		{"its process", selection{Query: collector.Query{PIDs: []uint32{812}}}, verdict, true},
+		{"another process", selection{Query: collector.Query{PIDs: []uint32{1}}}, verdict, false},
+		{"no process at all", selection{Query: collector.Query{PIDs: []uint32{812}}}, unowned, false},
+		{"its cause", selection{deaths: api.DeathQuery{Causes: []conn.Cause{conn.CauseAborted}}}, death, true},
+		{"another cause", selection{deaths: api.DeathQuery{Causes: []conn.Cause{conn.CauseClosed}}}, death, false},
+		{"a cause where there is no death", selection{deaths: api.DeathQuery{Causes: []conn.Cause{conn.CauseAborted}}}, verdict, false},
+		{"filters must all let it through", selection{Query: collector.Query{Ports: []uint16{5432}, PIDs: []uint32{1}}}, verdict, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			n := exporter.NewNotice(tt.n)
+			n := api.NewNotice(tt.n)
 			filters := &trace{selection: tt.s}
 			if got := filters.wanted(&n) && filters.owned(&n); got != tt.want {
 				t.Errorf("%v, want %v", got, tt.want)
@@ -204,7 +205,7 @@ func TestTraceJSONIsOneObjectALine(t *testing.T) {
 	var b bytes.Buffer
 	emit := (&trace{output: "json"}).printer(&b)
 	for range 2 {
-		n := exporter.NewNotice(notice(conn.NoticeSolicitation, func(n *conn.Notice) {
+		n := api.NewNotice(notice(conn.NoticeSolicitation, func(n *conn.Notice) {
 			n.Connection.Process = &conn.Process{Comm: "a\n\u202e\u009b"}
 		}))
 		if err := emit(&n, nil); err != nil {

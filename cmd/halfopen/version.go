@@ -14,7 +14,7 @@ import (
 	"github.com/prometheus/common/version"
 )
 
-// licenses are those of everything in the binary; internal/licenses writes them.
+// licenses has the licences of everything in the binary; internal/licenses writes it.
 //
 //go:embed licenses.txt
 var licenses string
@@ -31,7 +31,8 @@ func versionFlags(cmd *kingpin.CmdClause) action {
 	}
 }
 
-// versionText is as Prometheus's tools have it, without what is not known.
+// versionText returns the version as Prometheus's tools print it, without unknown
+// values.
 func versionText() string {
 	var known []string
 	for line := range strings.SplitSeq(version.Print("halfopen"), "\n") {
@@ -42,8 +43,8 @@ func versionText() string {
 	return strings.Join(known, "\n")
 }
 
-// stampVersion takes the version from the module where the linker was not told
-// one, as with `go install`.
+// stampVersion takes the version from the module if the linker did not set one, as with
+// `go install`.
 func stampVersion() {
 	if info, ok := debug.ReadBuildInfo(); ok && version.Version == "" {
 		version.Version = info.Main.Version

@@ -48,6 +48,24 @@ func ParseCgroup(path string) Cgroup {
 	return g
 }
 
+// containerDigits is how many digits of a container's id its runtime prints.
+const containerDigits = 12
+
+// Owner returns the best name of what runs in the control group: the pod's UID, else the
+// first 12 digits of the container's id, else the unit; NoOwner and "" if the path has
+// none of them.
+func (g *Cgroup) Owner() (OwnerKind, string) {
+	switch {
+	case g.PodUID != "":
+		return OwnerPod, g.PodUID
+	case g.ContainerID != "":
+		return OwnerContainer, g.ContainerID[:min(len(g.ContainerID), containerDigits)]
+	case g.Unit != "":
+		return OwnerUnit, g.Unit
+	}
+	return NoOwner, ""
+}
+
 // Detail returns how much the path says: 4 for a pod, 3 for a container, 2 for a unit,
 // 1 for any other group, 0 for the root group or none.
 func (g *Cgroup) Detail() int {

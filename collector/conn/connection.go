@@ -5,6 +5,7 @@ package conn
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -37,15 +38,30 @@ const (
 	Verdicts = int(Zombie) + 1
 )
 
-var verdictNames = [Verdicts]string{"active", "idle", "unguarded", "stalled", "suspect", "zombie"}
+var verdictNames = [Verdicts]string{
+	Active:    "active",
+	Idle:      "idle",
+	Unguarded: "unguarded",
+	Stalled:   "stalled",
+	Suspect:   "suspect",
+	Zombie:    "zombie",
+}
 
 // String returns the verdict's name in the contract.
 func (v Verdict) String() string { return verdictNames[v] }
 
 // ParseVerdict is the reverse of String.
 func ParseVerdict(s string) (Verdict, error) {
-	v, err := parse(s, verdictNames[:], "verdict")
+	v, err := parseName(s, verdictNames[:], VerdictNames(), "verdict")
 	return Verdict(v), err
+}
+
+// VerdictNames returns the names of all verdicts, worst first: the order in which
+// connections are listed.
+func VerdictNames() []string {
+	names := slices.Clone(verdictNames[:])
+	slices.Reverse(names)
+	return names
 }
 
 // Evidence is the kind of solicitation that was not answered.
@@ -59,12 +75,30 @@ const (
 	EvidenceWindowProbe = Evidence(abi.EvidenceWindowProbe)
 )
 
-var evidenceNames = [...]string{"", "keepalive", "retransmit", "window_probe"}
+var evidenceNames = [...]string{
+	EvidenceKeepalive:   "keepalive",
+	EvidenceRetransmit:  "retransmit",
+	EvidenceWindowProbe: "window_probe",
+}
 
 // String returns the name in the contract, "" for NoEvidence.
 func (e Evidence) String() string { return nameOf(evidenceNames[:], uint8(e)) }
 
 // Cause is what ended a connection.
+//
+// To add a cause, change these places. A test fails for each one that is forgotten, and
+// the metrics, the API, the flags and the live page follow by themselves.
+//
+//   - bpf/halfopen.h: the constant; bpf/deaths.h: the rule that finds it (make generate)
+//   - here: the constant, the name and, if a timer of the kernel is the cause, IsTimeout
+//   - meanings.go: what it means, for docs/metrics.md (make generate)
+//   - docs/architecture.md: the rule, in the table of "The cause of a death"
+//   - e2e/scenario_test.go: a scenario that reaches it, or a line in docs/kernel.md, "What
+//     no test reaches"; e2e/exact_test.go: the list of causes
+//   - exporter/metrics_test.go: the list of causes, and the golden scrape (-update)
+//   - a timeout: what the application gets, in endings of explain/next.go; and
+//     deploy/prometheus/halfopen.rules.yml, internal/dashboards/panels.go and
+//     docs/runbooks/HalfopenTimeoutsRising.md, if an alert should count it
 type Cause uint8
 
 // The causes. CauseUnknown means that none of the others could be shown.
@@ -88,9 +122,20 @@ const (
 )
 
 var causeNames = [Causes]string{
-	"unknown", "keepalive_timeout", "user_timeout", "retransmit_timeout", "window_probe_timeout",
-	"connect_timeout", "orphan_timeout", "reset_by_peer", "refused", "unreachable", "aborted",
-	"destroyed", "out_of_memory", "closed",
+	CauseUnknown:            "unknown",
+	CauseKeepaliveTimeout:   "keepalive_timeout",
+	CauseUserTimeout:        "user_timeout",
+	CauseRetransmitTimeout:  "retransmit_timeout",
+	CauseWindowProbeTimeout: "window_probe_timeout",
+	CauseConnectTimeout:     "connect_timeout",
+	CauseOrphanTimeout:      "orphan_timeout",
+	CauseResetByPeer:        "reset_by_peer",
+	CauseRefused:            "refused",
+	CauseUnreachable:        "unreachable",
+	CauseAborted:            "aborted",
+	CauseDestroyed:          "destroyed",
+	CauseOutOfMemory:        "out_of_memory",
+	CauseClosed:             "closed",
 }
 
 // String returns the cause's name in the contract.
@@ -108,9 +153,12 @@ func (c Cause) IsTimeout() bool {
 
 // ParseCause is the reverse of String.
 func ParseCause(s string) (Cause, error) {
-	c, err := parse(s, causeNames[:], "cause")
+	c, err := parseName(s, causeNames[:], CauseNames(), "cause")
 	return Cause(c), err
 }
+
+// CauseNames returns the names of all causes.
+func CauseNames() []string { return slices.Clone(causeNames[:]) }
 
 // Risk is a reason why a healthy connection may become a zombie, or why a zombie may go
 // unnoticed.
@@ -128,8 +176,11 @@ const (
 )
 
 var riskNames = [Risks]string{
-	"no_keepalive", "keepalive_slower_than_middlebox", "user_timeout_overrides_keepcnt",
-	"keepalive_masked_by_unacked_data", "close_wait_leak",
+	RiskNoKeepalive:                  "no_keepalive",
+	RiskKeepaliveSlowerThanMiddlebox: "keepalive_slower_than_middlebox",
+	RiskUserTimeoutOverridesKeepcnt:  "user_timeout_overrides_keepcnt",
+	RiskKeepaliveMaskedByUnackedData: "keepalive_masked_by_unacked_data",
+	RiskCloseWaitLeak:                "close_wait_leak",
 }
 
 // String returns the risk's name in the contract.
@@ -137,9 +188,12 @@ func (r Risk) String() string { return riskNames[r] }
 
 // ParseRisk is the reverse of String.
 func ParseRisk(s string) (Risk, error) {
-	v, err := parse(s, riskNames[:], "risk")
+	v, err := parseName(s, riskNames[:], RiskNames(), "risk")
 	return Risk(v), err
 }
+
+// RiskNames returns the names of all risks.
+func RiskNames() []string { return slices.Clone(riskNames[:]) }
 
 // State is the kernel's TCP state (include/net/tcp_states.h).
 type State uint8
@@ -162,8 +216,17 @@ const (
 )
 
 var stateNames = [States]string{
-	"", "established", "syn_sent", "syn_recv", "fin_wait1", "fin_wait2", "time_wait", "close",
-	"close_wait", "last_ack", "listen", "closing",
+	Established: "established",
+	SynSent:     "syn_sent",
+	SynRecv:     "syn_recv",
+	FinWait1:    "fin_wait1",
+	FinWait2:    "fin_wait2",
+	TimeWait:    "time_wait",
+	Close:       "close",
+	CloseWait:   "close_wait",
+	LastAck:     "last_ack",
+	Listen:      "listen",
+	Closing:     "closing",
 }
 
 // String returns the state's name in the contract.
@@ -180,9 +243,12 @@ func (s State) Judged() bool {
 
 // ParseState is the reverse of String.
 func ParseState(s string) (State, error) {
-	v, err := parse(s, stateNames[:], "state")
+	v, err := parseName(s, stateNames[:], StateNames(), "state")
 	return State(v), err
 }
+
+// StateNames returns the names of all states.
+func StateNames() []string { return slices.Clone(stateNames[Established:]) }
 
 // StateOf returns the state with the kernel's number; 0, which has no name, if there is
 // no such state.
@@ -204,13 +270,12 @@ func nameOf(names []string, v uint8) string {
 	return names[v]
 }
 
-func parse(s string, names []string, what string) (int, error) {
-	for i, n := range names {
-		if n == s && n != "" {
-			return i, nil
-		}
+// parseName returns the index of s in names. Its error lists the names there are.
+func parseName(s string, names, there []string, what string) (int, error) {
+	if i := slices.Index(names, s); i >= 0 && s != "" {
+		return i, nil
 	}
-	return 0, fmt.Errorf("unknown %s %q", what, s)
+	return 0, fmt.Errorf("unknown %s %q (there are %s)", what, s, strings.Join(there, ", "))
 }
 
 // FormatCookie formats a socket's cookie as `ss -e` does after "sk:".
@@ -300,24 +365,21 @@ func (c *Connection) setOwner(o Ownership) {
 	}
 }
 
-// Owner returns the best name of the owner: the pod's UID, else the container's id as
-// short as its runtime prints it, else the unit, else the name of the process, which may
-// be any bytes; "" if unknown.
+// Owner returns the best name of the connection's owner, without its kind. See
+// [Connection.OwnerName].
 func (c *Connection) Owner() string {
 	_, name := c.OwnerName()
 	return name
 }
 
-// OwnerName returns the name that Owner returns, and what it names.
+// OwnerName returns the best name of the connection's owner: that of its control group
+// ([Cgroup.Owner]), else the name of the process, which may be any bytes; NoOwner and ""
+// if none is known.
 func (c *Connection) OwnerName() (OwnerKind, string) {
-	switch {
-	case c.Cgroup.PodUID != "":
-		return OwnerPod, c.Cgroup.PodUID
-	case c.Cgroup.ContainerID != "":
-		return OwnerContainer, c.Cgroup.ContainerID[:12]
-	case c.Cgroup.Unit != "":
-		return OwnerUnit, c.Cgroup.Unit
-	case c.Process != nil:
+	if kind, name := c.Cgroup.Owner(); kind != NoOwner {
+		return kind, name
+	}
+	if c.Process != nil {
 		return OwnerProcess, c.Process.Comm
 	}
 	return NoOwner, ""
@@ -333,7 +395,11 @@ const (
 	HistoryVerdict                         // the verdict changed
 )
 
-var historyKindNames = [...]string{"solicitation", "answer", "verdict"}
+var historyKindNames = [...]string{
+	HistorySolicitation: "solicitation",
+	HistoryAnswer:       "answer",
+	HistoryVerdict:      "verdict",
+}
 
 // String returns the name of the kind.
 func (k HistoryKind) String() string { return historyKindNames[k] }

@@ -24,7 +24,8 @@ func (t *Tracker) death(e *abi.Event, at time.Time) {
 		return // a watch pass reported it before
 	}
 	tc := t.tracked[cookie]
-	connection := t.describeTracked(&e.Conn, at, tc)
+	connection := t.rules.Outline(&e.Conn, at) // a dead connection has no forecast
+	t.complete(&connection, tc)
 	if tc != nil && connection.Unanswered == 0 {
 		// Either the peer was heard, or the kernel cleared the count as it ended the
 		// connection.
@@ -99,7 +100,7 @@ func (t *Tracker) recordDeath(cookie uint64, tc *tracked, d Death) {
 		t.deaths[t.next] = d
 		t.next = (t.next + 1) % maxDeaths
 	}
-	t.emit(Notice{Kind: NoticeDeath, At: d.DiedAt, Connection: d.Connection, Death: &d})
+	t.notify(Notice{Kind: NoticeDeath, At: d.DiedAt, Connection: d.Connection, Death: &d})
 }
 
 // Deaths returns the deaths that the tracker remembers, newest first.

@@ -59,7 +59,7 @@ type Census struct {
 	Troubled []Observation
 	Unwalked []uint32 // inode numbers of network namespaces
 	// Rows are the connections that get a row: the worst ones, at most [MaxRows]. It is
-	// nil if the census only counts.
+	// nil if the census only counts. A recording leaves them out.
 	Rows []Observation
 }
 
@@ -69,7 +69,12 @@ type Census struct {
 func (t *Tracker) Apply(f *Fact) (recheckAfter time.Duration) {
 	switch f.Kind {
 	case FactEvent:
-		return t.event(f.Event, f.At)
+		switch f.Event.Type {
+		case abi.EventDeath:
+			t.death(f.Event, f.At)
+		case abi.EventSolicitation:
+			return t.solicitation(f.Event, f.At)
+		}
 	case FactWatch:
 		return t.watched(f.Conn, f.At)
 	case FactSweep:

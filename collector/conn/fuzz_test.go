@@ -104,9 +104,9 @@ func FuzzTracker(f *testing.F) {
 			c.At, c.Cookie = uint64(at.Sub(start)), uint64(cookie%8)
 			switch op % 8 {
 			case 0, 1:
-				tracker.event(&abi.Event{Type: abi.EventSolicitation, Conn: c}, at)
+				tracker.Apply(&Fact{Kind: FactEvent, At: at, Event: &abi.Event{Type: abi.EventSolicitation, Conn: c}})
 			case 2:
-				tracker.event(&abi.Event{Type: wait, Cause: c.Cause, During: c.Evidence, Conn: c}, at)
+				tracker.Apply(&Fact{Kind: FactEvent, At: at, Event: &abi.Event{Type: wait, Cause: c.Cause, During: c.Evidence, Conn: c}})
 			case 3, 4:
 				tracker.watched(&c, at)
 			case 5:

@@ -5,6 +5,7 @@ package conn
 import (
 	"cmp"
 	"net/netip"
+	"slices"
 )
 
 // Grouping says by what connections are grouped to count them.
@@ -17,16 +18,19 @@ const (
 	ByVerdict
 )
 
-var groupingNames = [...]string{"owner", "remote", "verdict"}
+var groupingNames = [...]string{ByOwner: "owner", ByRemote: "remote", ByVerdict: "verdict"}
 
 // String returns the name of the grouping, as in `halfopen list --by`.
 func (g Grouping) String() string { return groupingNames[g] }
 
 // ParseGrouping is the reverse of String.
 func ParseGrouping(s string) (Grouping, error) {
-	v, err := parse(s, groupingNames[:], "grouping")
+	v, err := parseName(s, groupingNames[:], GroupingNames(), "grouping")
 	return Grouping(v), err
 }
+
+// GroupingNames returns the names of all groupings.
+func GroupingNames() []string { return slices.Clone(groupingNames[:]) }
 
 // OwnerKind is the kind of an owner.
 type OwnerKind uint8
@@ -40,7 +44,12 @@ const (
 	OwnerPod
 )
 
-var ownerKindNames = [...]string{"", "process", "unit", "container", "pod"}
+var ownerKindNames = [...]string{
+	OwnerProcess:   "process",
+	OwnerUnit:      "unit",
+	OwnerContainer: "container",
+	OwnerPod:       "pod",
+}
 
 // String returns the kind's name, "" for NoOwner.
 func (k OwnerKind) String() string { return ownerKindNames[k] }

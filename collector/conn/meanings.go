@@ -2,8 +2,8 @@
 
 package conn
 
-// verdictMeanings and riskMeanings are the texts of the live page, the README and the
-// metrics reference. A flag in brackets sets how long or how many.
+// verdictMeanings, riskMeanings and causeMeanings are the texts of the live page, the README
+// and the metrics reference. A flag in brackets sets how long or how many.
 var (
 	verdictMeanings = [Verdicts]string{
 		Active:    "The connection was made, or data moved, lately (--idle-after), and nothing is overdue.",
@@ -19,6 +19,22 @@ var (
 		RiskUserTimeoutOverridesKeepcnt:  "TCP_USER_TIMEOUT is set, so the number of keepalive probes has no effect.",
 		RiskKeepaliveMaskedByUnackedData: "Keepalive is on, but waits while data is in flight or queued.",
 		RiskCloseWaitLeak:                "The peer has closed the connection, the application has not, and no data has moved for long (--idle-after).",
+	}
+	causeMeanings = [Causes]string{
+		CauseUnknown:            "None of the other causes could be shown.",
+		CauseKeepaliveTimeout:   "The peer answered none of the keepalive probes that the kernel sends before it gives up.",
+		CauseUserTimeout:        "TCP_USER_TIMEOUT passed without an answer from the peer.",
+		CauseRetransmitTimeout:  "The peer did not acknowledge data, which the kernel sent again for as long as net.ipv4.tcp_retries2 allows.",
+		CauseWindowProbeTimeout: "The peer had closed its receive window, and answered none of the window probes.",
+		CauseConnectTimeout:     "The peer answered none of the SYNs.",
+		CauseOrphanTimeout:      "The application had closed the connection, and the peer did not acknowledge the rest, or did not close its side in time (FIN_WAIT2).",
+		CauseResetByPeer:        "The peer sent a reset.",
+		CauseRefused:            "The peer answered our SYN with a reset.",
+		CauseUnreachable:        "An ICMP error ended it.",
+		CauseAborted:            "The application closed it with unread data or with SO_LINGER 0, or disconnected it; or data came after it had closed it.",
+		CauseDestroyed:          "Another process ended it, by ss -K (SOCK_DESTROY) or bpf_sock_destroy.",
+		CauseOutOfMemory:        "The kernel had no memory for it, or too many orphans.",
+		CauseClosed:             "Both ends closed it in order.",
 	}
 	solicitations = [...]string{
 		NoEvidence:          "solicitation",
@@ -38,9 +54,12 @@ func (v Verdict) InTrouble() bool { return v > Unguarded }
 // Meaning returns what the risk is, in one or two sentences.
 func (r Risk) Meaning() string { return riskMeanings[r] }
 
+// Meaning returns how the connection ended, as a sentence.
+func (c Cause) Meaning() string { return causeMeanings[c] }
+
 // ParseEvidence is the reverse of [Evidence.String].
 func ParseEvidence(s string) (Evidence, error) {
-	v, err := parse(s, evidenceNames[:], "evidence")
+	v, err := parseName(s, evidenceNames[:], evidenceNames[EvidenceKeepalive:], "evidence")
 	return Evidence(v), err
 }
 

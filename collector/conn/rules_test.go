@@ -242,6 +242,28 @@ func TestNamesAreParsed(t *testing.T) {
 			t.Errorf("%v is parsed as %v, %v", s, got, err)
 		}
 	}
+	for r := range Risk(Risks) {
+		if got, err := ParseRisk(r.String()); err != nil || got != r {
+			t.Errorf("%v is read back as %v, %v", r, got, err)
+		}
+	}
+	for _, name := range GroupingNames() {
+		if got, err := ParseGrouping(name); err != nil || got.String() != name {
+			t.Errorf("%s is read back as %v, %v", name, got, err)
+		}
+	}
+	for what, names := range map[string][]string{
+		"verdicts": VerdictNames(), "states": StateNames(), "risks": RiskNames(), "causes": CauseNames(),
+		"retransmissions": retransmitTypeNames[:], "events": eventTypeNames[:], "faults": faultNames[:],
+	} {
+		seen := make(map[string]bool)
+		for _, name := range names {
+			if name == "" || seen[name] {
+				t.Errorf("%s: the name %q is empty, or there twice: %q", what, name, names)
+			}
+			seen[name] = true
+		}
+	}
 	for _, wrong := range []string{"", "Zombie", "undead"} {
 		if _, err := ParseVerdict(wrong); err == nil {
 			t.Errorf("%q is accepted as a verdict", wrong)

@@ -90,23 +90,17 @@ func NewTracker(rules Rules, notify func(Notice)) *Tracker {
 	}
 }
 
-// event applies an event of the kernel. at is the time of its record. recheckAfter is
-// that of [Tracker.Apply].
-func (t *Tracker) event(e *abi.Event, at time.Time) (recheckAfter time.Duration) {
-	switch e.Type {
-	case abi.EventDeath:
-		t.death(e, at)
-	case abi.EventSolicitation:
-		t.appendHistory(e.Conn.Cookie, HistoryEntry{
-			At: at, Kind: HistorySolicitation, Evidence: Evidence(e.Conn.Evidence), Unanswered: int(e.Conn.Unanswered),
-		})
-		connection := t.describeTracked(&e.Conn, at, t.tracked[e.Conn.Cookie])
-		connection.Evidence = Evidence(e.Conn.Evidence) // what was sent, though a first one proves nothing
-		t.emit(Notice{Kind: NoticeSolicitation, At: at, Connection: connection})
-		t.observe(&e.Conn, at)
-		recheckAfter = t.rules.recheckAfter(&e.Conn)
-	}
-	return recheckAfter
+// solicitation applies the event of a solicitation. at is the time of its record.
+// recheckAfter is that of [Tracker.Apply].
+func (t *Tracker) solicitation(e *abi.Event, at time.Time) (recheckAfter time.Duration) {
+	t.appendHistory(e.Conn.Cookie, HistoryEntry{
+		At: at, Kind: HistorySolicitation, Evidence: Evidence(e.Conn.Evidence), Unanswered: int(e.Conn.Unanswered),
+	})
+	connection := t.describeTracked(&e.Conn, at, t.tracked[e.Conn.Cookie])
+	connection.Evidence = Evidence(e.Conn.Evidence) // what was sent, though a first one proves nothing
+	t.emit(Notice{Kind: NoticeSolicitation, At: at, Connection: connection})
+	t.observe(&e.Conn, at)
+	return t.rules.recheckAfter(&e.Conn)
 }
 
 // watched applies a record of a watch pass, read at that time. recheckAfter is that of
@@ -236,10 +230,8 @@ func heardSince(old, now *abi.Conn) bool {
 	return uint32(now.Jiffies)-now.Silent-(uint32(old.Jiffies)-old.Silent) > 1
 }
 
-// emit updates the row of the connection, if it has one, and calls notify.
+// emit updates the row of a living connection, if it has one, and calls notify.
 func (t *Tracker) emit(n Notice) {
-	if n.Death == nil {
-		t.rows.notice(&n.Connection)
-	}
+	t.rows.notice(&n.Connection)
 	t.notify(n)
 }

@@ -47,12 +47,12 @@ func stamp(c *abi.Conn, after time.Duration) *abi.Conn {
 
 // solicit applies the event of a solicitation.
 func (r *replay) solicit(after time.Duration, c *abi.Conn) {
-	r.event(&abi.Event{Type: abi.EventSolicitation, Conn: *stamp(c, after)}, r.at(after))
+	r.Apply(&Fact{Kind: FactEvent, At: r.at(after), Event: &abi.Event{Type: abi.EventSolicitation, Conn: *stamp(c, after)}})
 }
 
 // die applies the event of a death.
 func (r *replay) die(after time.Duration, cause Cause, c *abi.Conn) {
-	r.event(&abi.Event{Type: abi.EventDeath, Cause: uint8(cause), Err: 110, Conn: *stamp(c, after)}, r.at(after))
+	r.Apply(&Fact{Kind: FactEvent, At: r.at(after), Event: &abi.Event{Type: abi.EventDeath, Cause: uint8(cause), Err: 110, Conn: *stamp(c, after)}})
 }
 
 // expect fails unless these are the notices since its last call.
@@ -305,14 +305,14 @@ func TestTrackerCensus(t *testing.T) {
 		r := newReplay(t)
 		r.census(&Census{Counts: census(10, 0, 0), Began: r.at(0)}, r.at(0))
 		z := zombie(1, time.Second)
-		r.event(&abi.Event{Type: abi.EventSolicitation, Conn: z}, r.at(time.Second))
+		r.Apply(&Fact{Kind: FactEvent, At: r.at(time.Second), Event: &abi.Event{Type: abi.EventSolicitation, Conn: z}})
 		r.counted(map[Verdict]int64{Active: 9, Zombie: 1})
 		// The next census reads it as a zombie.
 		r.census(&Census{Counts: census(9, 0, 0), Began: r.at(15 * time.Second), Troubled: seen(r.at(15*time.Second), zombie(1, 15*time.Second))}, r.at(16*time.Second))
 		r.counted(map[Verdict]int64{Active: 9, Zombie: 1})
 		// The one after that reads another connection just before its trouble.
 		z = zombie(2, 31*time.Second)
-		r.event(&abi.Event{Type: abi.EventSolicitation, Conn: z}, r.at(31*time.Second))
+		r.Apply(&Fact{Kind: FactEvent, At: r.at(31 * time.Second), Event: &abi.Event{Type: abi.EventSolicitation, Conn: z}})
 		r.census(&Census{Counts: census(9, 0, 0), Began: r.at(30 * time.Second), Troubled: seen(r.at(30*time.Second), zombie(1, 30*time.Second))}, r.at(32*time.Second))
 		r.counted(map[Verdict]int64{Active: 8, Zombie: 2})
 	})
@@ -394,7 +394,7 @@ func TestTrackerCensus(t *testing.T) {
 	t.Run("never counts below zero", func(t *testing.T) {
 		r := newReplay(t)
 		z := zombie(1, 0)
-		r.event(&abi.Event{Type: abi.EventSolicitation, Conn: z}, r.at(0))
+		r.Apply(&Fact{Kind: FactEvent, At: r.at(0), Event: &abi.Event{Type: abi.EventSolicitation, Conn: z}})
 		r.counted(map[Verdict]int64{Zombie: 1})
 		r.die(time.Second, CauseResetByPeer, &z)
 		r.counted(nil)
@@ -463,6 +463,6 @@ func BenchmarkEvent(b *testing.B) {
 	for i := range b.N {
 		e.Conn.Cookie = uint64(i%1000 + 1)
 		e.Conn.At++
-		tracker.event(&e, start.Add(time.Duration(e.Conn.At)))
+		tracker.Apply(&Fact{Kind: FactEvent, At: start.Add(time.Duration(e.Conn.At)), Event: &e})
 	}
 }

@@ -8,7 +8,7 @@ import (
 
 	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
-	"github.com/halfopen/halfopen/internal/human"
+	"github.com/halfopen/halfopen/internal/humanize"
 )
 
 // Advice is one thing to do so that the kernel notices a dead peer sooner.
@@ -108,7 +108,7 @@ func (x *explainer) adviseConnecting() (string, []Advice) {
 	advice := []Advice{
 		{
 			Text: fmt.Sprintf("Let the application bound the connect to %s with TCP_USER_TIMEOUT, or use a timeout of its own and close the socket. The option stays in force for the connection that is made.",
-				human.Setting(advisedConnect)),
+				humanize.Setting(advisedConnect)),
 			How:  []string{userTimeoutCall(advisedConnect)},
 			Then: x.with(func(c *abi.Conn) { c.UserTimeout = uint32(advisedConnect.Milliseconds()) }),
 		},
@@ -138,7 +138,7 @@ func (x *explainer) adviseOrphan() (string, []Advice) {
 			return nobody, nil
 		} else if x.flag(abi.ConnFinTimeSet) {
 			return nobody, []Advice{{
-				Text: fmt.Sprintf("The application asked for %s with TCP_LINGER2 before it closed the socket; it can ask for less on later ones.", human.Setting(fin)),
+				Text: fmt.Sprintf("The application asked for %s with TCP_LINGER2 before it closed the socket; it can ask for less on later ones.", humanize.Setting(fin)),
 				How:  []string{call("IPPROTO_TCP", "TCP_LINGER2", int64(defaultFinTimeout/time.Second))},
 			}}
 		}
@@ -175,7 +175,7 @@ func (x *explainer) adviseUnaccepted() (string, []Advice) {
 func (x *explainer) adviseCloseWait() (string, []Advice) {
 	for _, risk := range x.conn.Risks {
 		if risk == conn.RiskCloseWaitLeak {
-			return "The application leaks it: the peer has closed, and no data has moved for " + human.Age(x.conn.Idle) + ". The kernel does not close a socket that an application holds.",
+			return "The application leaks it: the peer has closed, and no data has moved for " + humanize.Age(x.conn.Idle) + ". The kernel does not close a socket that an application holds.",
 				[]Advice{{
 					Text: "The application has to close the socket when it reads the end of the stream (read returns 0). No socket option and no sysctl does that for it; ending the application does.",
 					How:  []string{"close(fd)"},

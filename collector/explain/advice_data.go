@@ -7,7 +7,7 @@ import (
 
 	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
-	"github.com/halfopen/halfopen/internal/human"
+	"github.com/halfopen/halfopen/internal/humanize"
 )
 
 // adviseClosedWindow advises on a connection whose peer has no room for data.
@@ -18,7 +18,7 @@ func (x *explainer) adviseClosedWindow() (string, []Advice) {
 	timeout := max(soon, x.rules.StalledAfter)
 	bound := Advice{
 		Text: fmt.Sprintf("Let the application set TCP_USER_TIMEOUT to the longest time that a peer may refuse to read, for example %s. That ends the connection even if the peer is alive and only slow. It is looked at when the next window probe is due.",
-			human.Setting(timeout)),
+			humanize.Setting(timeout)),
 		How:  []string{userTimeoutCall(timeout)},
 		Then: x.with(func(c *abi.Conn) { c.UserTimeout = uint32(timeout.Milliseconds()) }),
 	}
@@ -35,7 +35,7 @@ func (x *explainer) adviseClosedWindow() (string, []Advice) {
 func (x *explainer) adviseInFlight() (string, []Advice) {
 	limit := x.retransmitsFor()
 	if limit <= soon {
-		return fmt.Sprintf("No setting needs changing: data that is not acknowledged ends the connection after about %s.", human.Age(limit)), nil
+		return fmt.Sprintf("No setting needs changing: data that is not acknowledged ends the connection after about %s.", humanize.Age(limit)), nil
 	}
 	what, masked := "Data is in flight", ""
 	if !x.canSend() {
@@ -44,21 +44,21 @@ func (x *explainer) adviseInFlight() (string, []Advice) {
 	if x.flag(abi.ConnKeepalive) {
 		masked = " Keepalive is on, but does not help while data is in flight."
 	}
-	return fmt.Sprintf("%s, so only retransmission can end the connection, after about %s.%s", what, human.Age(limit), masked), x.boundRetransmission()
+	return fmt.Sprintf("%s, so only retransmission can end the connection, after about %s.%s", what, humanize.Age(limit), masked), x.boundRetransmission()
 }
 
 // boundRetransmission advises how to make the kernel give up data in flight sooner.
 func (x *explainer) boundRetransmission() []Advice {
 	timeout := x.suggestedTimeout()
 	advice := []Advice{{
-		Text: fmt.Sprintf("Let the application set TCP_USER_TIMEOUT: it bounds how long sent data may stay unacknowledged, here to %s.%s", human.Setting(timeout), x.whenRead()),
+		Text: fmt.Sprintf("Let the application set TCP_USER_TIMEOUT: it bounds how long sent data may stay unacknowledged, here to %s.%s", humanize.Setting(timeout), x.whenRead()),
 		How:  []string{userTimeoutCall(timeout)},
 		Then: x.with(func(c *abi.Conn) { c.UserTimeout = uint32(timeout.Milliseconds()) }),
 	}}
 	if x.c.UserTimeout == 0 && x.c.Retries > advisedRetries2 {
 		limit := x.rules.Duration64(conn.RetransmitTime(advisedRetries2, x.t.Hz/5, uint64(x.c.RtoMax)))
 		advice = append(advice, Advice{
-			Text: fmt.Sprintf("Or for all sockets of %s that have no TCP_USER_TIMEOUT, existing ones too: about %s instead of %s.", x.namespace(), human.Age(limit), human.Age(x.retransmitsFor())),
+			Text: fmt.Sprintf("Or for all sockets of %s that have no TCP_USER_TIMEOUT, existing ones too: about %s instead of %s.", x.namespace(), humanize.Age(limit), humanize.Age(x.retransmitsFor())),
 			How:  []string{x.sysctl("tcp_retries2", advisedRetries2)},
 			Then: x.with(func(c *abi.Conn) { c.Retries = advisedRetries2 }),
 		})
@@ -79,7 +79,7 @@ func (x *explainer) whenRead() string {
 func (x *explainer) boundData() Advice {
 	timeout := x.suggestedTimeout()
 	text := fmt.Sprintf("For a peer that vanishes while data is in flight: let the application set TCP_USER_TIMEOUT. After %s without an acknowledgement the kernel gives up, instead of after about %s.",
-		human.Setting(timeout), human.Age(x.retransmitsFor()))
+		humanize.Setting(timeout), humanize.Age(x.retransmitsFor()))
 	switch {
 	case x.changed(x.suggested()) != 0:
 		text += " It then decides for keepalive as well, instead of TCP_KEEPCNT: this value goes with the settings above."

@@ -8,7 +8,7 @@ import (
 
 	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
-	"github.com/halfopen/halfopen/internal/human"
+	"github.com/halfopen/halfopen/internal/humanize"
 )
 
 // timing has the settings that decide when keepalive sends its probes.
@@ -85,7 +85,7 @@ func (x *explainer) keepaliveFires() time.Duration {
 func (x *explainer) adviseKeepalive() (assessment string, advice []Advice) {
 	assessment, advice = x.assessKeepalive()
 	if x.overdue() {
-		assessment += fmt.Sprintf(" But the keepalive timer that is running fires only in %s: a changed sysctl leaves it as it is.", human.Age(x.keepaliveFires()))
+		assessment += fmt.Sprintf(" But the keepalive timer that is running fires only in %s: a changed sysctl leaves it as it is.", humanize.Age(x.keepaliveFires()))
 	}
 	if x.flag(abi.ConnKeepalive) && x.conn.UserTimeout > 0 && x.conn.UserTimeout <= x.inForce().idle {
 		assessment += " Mind that TCP_USER_TIMEOUT is not longer than TCP_KEEPIDLE: one lost probe is enough to end the connection, whatever TCP_KEEPCNT says."
@@ -109,7 +109,7 @@ func (x *explainer) assessKeepalive() (assessment string, advice []Advice) {
 	case x.inForce().idle > x.rules.MiddleboxTimeout, x.notices() > soon:
 		return x.keepaliveSlow()
 	case x.overdue():
-		return fmt.Sprintf("With what is set now, a peer that vanishes is noticed after %s of silence.", human.Age(x.notices())), []Advice{x.setAnew()}
+		return fmt.Sprintf("With what is set now, a peer that vanishes is noticed after %s of silence.", humanize.Age(x.notices())), []Advice{x.setAnew()}
 	}
 	return x.keepaliveWell(), nil
 }
@@ -136,17 +136,17 @@ func (x *explainer) keepaliveSlow() (assessment string, advice []Advice) {
 	switch {
 	case t.idle > x.rules.MiddleboxTimeout:
 		return fmt.Sprintf("The first probe comes after %s of silence. A NAT or load balancer on the way may have forgotten the connection after %s, and a dead peer is noticed after %s.",
-			human.Setting(t.idle), human.Setting(x.rules.MiddleboxTimeout), human.Age(x.notices())), x.quicken()
+			humanize.Setting(t.idle), humanize.Setting(x.rules.MiddleboxTimeout), humanize.Age(x.notices())), x.quicken()
 	case x.conn.UserTimeout > t.notices():
 		return fmt.Sprintf("TCP_USER_TIMEOUT overrides the number of probes: a dead peer is noticed after %s, and would be after %s without it.",
-			human.Age(x.notices()), human.Age(t.notices())), []Advice{x.lowerTimeout()}
+			humanize.Age(x.notices()), humanize.Age(t.notices())), []Advice{x.lowerTimeout()}
 	}
-	return fmt.Sprintf("A dead peer is noticed only after %s of silence.", human.Age(x.notices())), x.quicken()
+	return fmt.Sprintf("A dead peer is noticed only after %s of silence.", humanize.Age(x.notices())), x.quicken()
 }
 
 // keepaliveWell says when the kernel notices where keepalive needs no change.
 func (x *explainer) keepaliveWell() string {
-	notices, retransmits := human.Age(x.notices()), human.Age(x.retransmitsFor())
+	notices, retransmits := humanize.Age(x.notices()), humanize.Age(x.retransmitsFor())
 	switch {
 	case x.conn.Verdict >= conn.Suspect && x.conn.GivesUp.Ever():
 		return fmt.Sprintf("No setting needs changing: the kernel gives up %s.", x.in(x.conn.GivesUp))
@@ -164,7 +164,7 @@ func (x *explainer) keepaliveWell() string {
 func (x *explainer) turnOn() Advice {
 	t := x.suggested()
 	a := Advice{
-		Text: fmt.Sprintf("Let the application turn keepalive on, which no sysctl can, and set when to ask: with these a dead peer is noticed after %s of silence.", human.Age(x.noticesWith(t))),
+		Text: fmt.Sprintf("Let the application turn keepalive on, which no sysctl can, and set when to ask: with these a dead peer is noticed after %s of silence.", humanize.Age(x.noticesWith(t))),
 		How:  keepaliveCalls("fd", t, x.changed(t)|soKeepalive),
 		Then: x.with(func(c *abi.Conn) {
 			c.Flags |= abi.ConnKeepalive
@@ -173,7 +173,7 @@ func (x *explainer) turnOn() Advice {
 		}),
 	}
 	if x.changed(t) == 0 {
-		a.Text = fmt.Sprintf("Let the application turn keepalive on, which no sysctl can; the rest is set well already. A dead peer is then noticed after %s of silence.", human.Age(x.noticesWith(t)))
+		a.Text = fmt.Sprintf("Let the application turn keepalive on, which no sysctl can; the rest is set well already. A dead peer is then noticed after %s of silence.", humanize.Age(x.noticesWith(t)))
 	}
 	return a
 }
@@ -201,7 +201,7 @@ func (x *explainer) quicken() []Advice {
 		these = "this"
 	}
 	a := Advice{
-		Text: fmt.Sprintf("Let the application set %s: a dead peer is then noticed after %s of silence.", these, human.Age(t.notices())),
+		Text: fmt.Sprintf("Let the application set %s: a dead peer is then noticed after %s of silence.", these, humanize.Age(t.notices())),
 		How:  keepaliveCalls("fd", t, set),
 		Then: x.with(func(c *abi.Conn) {
 			x.setTiming(c, t)
@@ -241,7 +241,7 @@ func (x *explainer) quicken() []Advice {
 	if bySysctl == changed {
 		wait := ""
 		if x.c.KeepaliveExpires != 0 {
-			wait = fmt.Sprintf(", this one in %s", human.Age(x.keepaliveFires()))
+			wait = fmt.Sprintf(", this one in %s", humanize.Age(x.keepaliveFires()))
 		}
 		advice = append(advice, Advice{
 			Text: "Or for all sockets of " + x.namespace() + " that have keepalive on and no values of their own. Those that exist keep their running keepalive timer until it fires" + wait + ".",
@@ -256,7 +256,7 @@ func (x *explainer) quicken() []Advice {
 func (x *explainer) lowerTimeout() Advice {
 	timeout := x.inForce().notices()
 	return Advice{
-		Text: fmt.Sprintf("Let the application lower TCP_USER_TIMEOUT to what keepalive would take by itself, %s.", human.Setting(timeout)),
+		Text: fmt.Sprintf("Let the application lower TCP_USER_TIMEOUT to what keepalive would take by itself, %s.", humanize.Setting(timeout)),
 		How:  []string{userTimeoutCall(timeout)},
 		Then: x.with(func(c *abi.Conn) { c.UserTimeout = uint32(timeout.Milliseconds()) }),
 	}

@@ -8,7 +8,7 @@ import (
 
 	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
-	"github.com/halfopen/halfopen/internal/human"
+	"github.com/halfopen/halfopen/internal/humanize"
 )
 
 // doing says what the socket is doing.
@@ -84,7 +84,7 @@ func (x *explainer) traffic() string {
 	idle, silent := x.conn.Idle, x.conn.Silent
 	// The kernel stamps a retransmission as data sent.
 	if x.conn.Verdict >= conn.Suspect || idle < 0 {
-		return "Nothing has been heard from the peer for " + human.Age(silent) + "."
+		return "Nothing has been heard from the peer for " + humanize.Age(silent) + "."
 	}
 	// The kernel stamps the making of a connection as data, too.
 	if since(idle) == since(silent) {
@@ -98,15 +98,15 @@ func since(d time.Duration) string {
 	if d < time.Second {
 		return "less than a second ago"
 	}
-	return human.Age(d) + " ago"
+	return humanize.Age(d) + " ago"
 }
 
 // queued says what is in flight and in the send queue; "" while the connection is made.
 func (x *explainer) queued() string {
 	c := x.c
-	bytes := human.Size(c.SendQueue) + " bytes"
+	bytes := humanize.Size(c.SendQueue) + " bytes"
 	if c.SendQueue < 1024 {
-		bytes = human.Plural(int(c.SendQueue), "byte")
+		bytes = humanize.Plural(int(c.SendQueue), "byte")
 	}
 	switch {
 	case x.connecting():
@@ -116,7 +116,7 @@ func (x *explainer) queued() string {
 	case x.flag(abi.ConnBlocked):
 		return fmt.Sprintf("%s wait to be sent, and the peer has room for them, but nothing goes out: something on this host keeps them back, such as an output filter or a missing route.", bytes)
 	case x.closedWindow():
-		return fmt.Sprintf("%s wait to be sent, and nothing is in flight: the peer's window (%s) is too small for them.", bytes, human.Plural(int(c.SendWindow), "byte"))
+		return fmt.Sprintf("%s wait to be sent, and nothing is in flight: the peer's window (%s) is too small for them.", bytes, humanize.Plural(int(c.SendWindow), "byte"))
 	case c.PacketsOut == 1 && c.Retransmits > 0:
 		return fmt.Sprintf("1 segment is not acknowledged, and has been sent again %s (%s in the send queue).", times(int(c.Retransmits)), bytes)
 	case c.PacketsOut > 0 && c.Retransmits > 0:
@@ -132,9 +132,9 @@ func (x *explainer) queued() string {
 // are returns "1 segment is" or "2 segments are".
 func are(n int, thing string) string {
 	if n == 1 {
-		return human.Plural(n, thing) + " is"
+		return humanize.Plural(n, thing) + " is"
 	}
-	return human.Plural(n, thing) + " are"
+	return humanize.Plural(n, thing) + " are"
 }
 
 // judged says why the connection has its verdict; "" if it has none.
@@ -142,7 +142,7 @@ func (x *explainer) judged() string {
 	if !x.conn.State.Judged() {
 		return ""
 	}
-	unanswered := human.Plural(x.conn.Unanswered, x.conn.Evidence.Solicitation())
+	unanswered := humanize.Plural(x.conn.Unanswered, x.conn.Evidence.Solicitation())
 	switch x.conn.Verdict {
 	case conn.Zombie:
 		return fmt.Sprintf("Verdict: zombie. %s in a row went unanswered: the peer is most likely gone, and the kernel still waits.", unanswered)
@@ -152,11 +152,11 @@ func (x *explainer) judged() string {
 		}
 		return fmt.Sprintf("Verdict: suspect. %s in a row went unanswered, which is not enough yet to call it a zombie.", unanswered)
 	case conn.Stalled:
-		return "Verdict: stalled. The peer answers, but has not made room for " + human.Age(x.rules.Age(x.c.WindowClosed)) + "."
+		return "Verdict: stalled. The peer answers, but has not made room for " + humanize.Age(x.rules.Age(x.c.WindowClosed)) + "."
 	case conn.Unguarded:
-		return "Verdict: unguarded. No data for " + human.Setting(x.rules.IdleAfter) + " or more, and keepalive is off: nothing would notice that the peer is gone."
+		return "Verdict: unguarded. No data for " + humanize.Setting(x.rules.IdleAfter) + " or more, and keepalive is off: nothing would notice that the peer is gone."
 	case conn.Idle:
-		return "Verdict: idle. No data for " + human.Setting(x.rules.IdleAfter) + " or more, but the kernel would notice that the peer is gone."
+		return "Verdict: idle. No data for " + humanize.Setting(x.rules.IdleAfter) + " or more, but the kernel would notice that the peer is gone."
 	}
-	return "Verdict: active. The connection was made, or data moved, within the last " + human.Setting(x.rules.IdleAfter) + ", and nothing is overdue."
+	return "Verdict: active. The connection was made, or data moved, within the last " + humanize.Setting(x.rules.IdleAfter) + ", and nothing is overdue."
 }

@@ -272,7 +272,7 @@ func TestExplain(t *testing.T) {
 		"closed, and the end is not acknowledged": {
 			conn:       conntest.Orphan(func(*abi.Conn) {}),
 			doing:      "The application has closed it, and no process holds it any more. The peer has not acknowledged that yet.",
-			next:       "(orphan_timeout): nobody is told.",
+			next:       "(orphan_timeout): no application is told.",
 			assessment: "No application waits for this: it costs the kernel some memory, and ends by itself.",
 			how:        []string{"sysctl -w net.ipv4.tcp_orphan_retries=3", killNow},
 			then:       []time.Duration{13 * time.Second, 0},
@@ -676,4 +676,12 @@ func FuzzExplain(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestEveryTimeoutHasItsEnding(t *testing.T) {
+	for c := range conn.Cause(conn.Causes) {
+		if (endings[c] != "") != c.IsTimeout() {
+			t.Errorf("the ending of %v is %q", c, endings[c])
+		}
+	}
 }

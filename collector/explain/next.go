@@ -9,16 +9,16 @@ import (
 
 	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
-	"github.com/halfopen/halfopen/internal/human"
+	"github.com/halfopen/halfopen/internal/humanize"
 )
 
 // in returns a forecast in words: "in 5s", "in 2m10s to 2m30s".
 func (x *explainer) in(f conn.Forecast) string {
 	from, spread := max(0, f.At.Sub(x.conn.At)), f.Latest.Sub(f.At)
 	if spread < time.Second || spread < from/20 {
-		return "in " + human.Age(from)
+		return "in " + humanize.Age(from)
 	}
-	return "in " + human.Age(from) + " to " + human.Age(from+spread)
+	return "in " + humanize.Age(from) + " to " + humanize.Age(from+spread)
 }
 
 // next says what happens next, and when.
@@ -51,7 +51,7 @@ func (x *explainer) next() []string {
 	says = append(says, x.end(f))
 	if x.t.GiveUpPath() == conn.ByKeepalive && x.canSend() && x.conn.UserTimeout == 0 && x.conn.Unanswered == 0 {
 		says = append(says, fmt.Sprintf("Should the application send meanwhile, keepalive waits, and only retransmission can end the connection: after about %s.",
-			human.Age(x.retransmitsFor())))
+			humanize.Age(x.retransmitsFor())))
 	}
 	return says
 }
@@ -76,11 +76,11 @@ func (x *explainer) never() string {
 // probing says when keepalive sends probes and when it gives up.
 func (x *explainer) probing() string {
 	c, r := x.c, x.rules
-	interval := human.Setting(r.Duration(c.KeepaliveIntvl))
+	interval := humanize.Setting(r.Duration(c.KeepaliveIntvl))
 	limit := fmt.Sprintf("gives up when %s unanswered", all(int(c.KeepaliveProbes), "probe"))
 	if c.UserTimeout > 0 {
 		limit = fmt.Sprintf("gives up once a probe is out and the peer has been silent for %s (TCP_USER_TIMEOUT; TCP_KEEPCNT then means nothing)",
-			human.Setting(x.conn.UserTimeout))
+			humanize.Setting(x.conn.UserTimeout))
 	}
 	if c.ProbesOut > 0 {
 		return fmt.Sprintf("%s out. If the peer stays silent, the kernel sends one every %s, and %s. An answer sets all of this back.",
@@ -90,7 +90,7 @@ func (x *explainer) probing() string {
 	at, _ := x.fires(c.KeepaliveExpires, c.KeepaliveLevel)
 	first = max(first, at.Sub(x.conn.At))
 	return fmt.Sprintf("If the peer stays silent, the first keepalive probe goes out in %s; from then on the kernel sends one every %s, and %s.",
-		human.Age(first), interval, limit)
+		humanize.Age(first), interval, limit)
 }
 
 // answering says what happens if the peer answers and keeps its window closed.
@@ -106,14 +106,14 @@ func (x *explainer) answering() string {
 	return "As long as the peer answers and its window stays closed, it never gives up."
 }
 
-// endings says what the application learns of each timeout.
-var endings = map[conn.Cause]string{
+// endings has, for each cause that is a timeout, what the application gets.
+var endings = [conn.Causes]string{
 	conn.CauseKeepaliveTimeout:   "the application gets ETIMEDOUT",
 	conn.CauseUserTimeout:        "the application gets ETIMEDOUT",
 	conn.CauseRetransmitTimeout:  "the application gets ETIMEDOUT",
 	conn.CauseWindowProbeTimeout: "the application gets ETIMEDOUT",
 	conn.CauseConnectTimeout:     "connect(2) fails with ETIMEDOUT",
-	conn.CauseOrphanTimeout:      "nobody is told",
+	conn.CauseOrphanTimeout:      "no application is told",
 }
 
 // end says when the kernel gives up, and what happens then.

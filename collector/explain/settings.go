@@ -7,7 +7,7 @@ import (
 
 	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
-	"github.com/halfopen/halfopen/internal/human"
+	"github.com/halfopen/halfopen/internal/humanize"
 )
 
 // Source says where the value of a setting comes from.
@@ -24,7 +24,7 @@ const (
 	SourceDefault
 )
 
-var sourceNames = [...]string{"socket", "sysctl", "default"}
+var sourceNames = [...]string{SourceSocket: "socket", SourceSysctl: "sysctl", SourceDefault: "default"}
 
 // String returns the name of the source.
 func (s Source) String() string { return sourceNames[s] }
@@ -189,7 +189,7 @@ func (x *explainer) retriesMean() string {
 	case x.c.UserTimeout > 0:
 		return "Before it gives up on data in flight" + x.overridden()
 	}
-	return "Before it gives up on data in flight: about " + human.Age(x.retransmitsFor())
+	return "Before it gives up on data in flight: about " + humanize.Age(x.retransmitsFor())
 }
 
 // overridden says that TCP_USER_TIMEOUT overrides a limit; "" if it is not set.

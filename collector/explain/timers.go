@@ -8,7 +8,7 @@ import (
 
 	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
-	"github.com/halfopen/halfopen/internal/human"
+	"github.com/halfopen/halfopen/internal/humanize"
 )
 
 // Timer is one of the kernel's timers of a connection.
@@ -78,7 +78,7 @@ func (x *explainer) keepaliveThen() string {
 	now := x.t.FiresAt(c.KeepaliveExpires, c.KeepaliveLevel)
 	silent := uint64(c.Silent) + now - c.Jiffies
 	timeout := x.t.MsecsToJiffies(c.UserTimeout)
-	idle := human.Setting(r.Duration(c.KeepaliveTime))
+	idle := humanize.Setting(r.Duration(c.KeepaliveTime))
 	switch {
 	case x.waiting():
 		return "Sends nothing while data is unacknowledged, and waits for another " + idle + "."
@@ -89,9 +89,9 @@ func (x *explainer) keepaliveThen() string {
 	case timeout == 0 && c.ProbesOut >= c.KeepaliveProbes:
 		return fmt.Sprintf("Gives the connection up: %s unanswered.", all(int(c.KeepaliveProbes), "probe"))
 	case timeout > 0:
-		return fmt.Sprintf("Sends probe %d, and looks again %s later whether TCP_USER_TIMEOUT has passed.", c.ProbesOut+1, human.Setting(r.Duration(c.KeepaliveIntvl)))
+		return fmt.Sprintf("Sends probe %d, and looks again %s later whether TCP_USER_TIMEOUT has passed.", c.ProbesOut+1, humanize.Setting(r.Duration(c.KeepaliveIntvl)))
 	}
-	return fmt.Sprintf("Sends probe %d of %d; the next one, or the end, is %s later.", c.ProbesOut+1, c.KeepaliveProbes, human.Setting(r.Duration(c.KeepaliveIntvl)))
+	return fmt.Sprintf("Sends probe %d of %d; the next one, or the end, is %s later.", c.ProbesOut+1, c.KeepaliveProbes, humanize.Setting(r.Duration(c.KeepaliveIntvl)))
 }
 
 // all returns "the only probe is" or "all 9 probes are".
@@ -134,7 +134,7 @@ func (x *explainer) writeTimer() Timer {
 		if x.flag(abi.ConnBlocked) {
 			t.Purpose = "Tries again what this host has not let out."
 		}
-		t.Then = fmt.Sprintf("Sends a window probe; the next wait is twice as long, %s at most.", human.Setting(x.rules.Duration(c.RtoMax)))
+		t.Then = fmt.Sprintf("Sends a window probe; the next wait is twice as long, %s at most.", humanize.Setting(x.rules.Duration(c.RtoMax)))
 	case c.Pending != abi.PendingRetransmit:
 		return t
 	case x.conn.State == conn.SynSent:
@@ -142,10 +142,10 @@ func (x *explainer) writeTimer() Timer {
 		t.Then = fmt.Sprintf("Sends the SYN again (retransmission %d).", c.Retransmits+1)
 	case c.SendWindow == 0 && !x.conn.Orphaned && !x.connecting():
 		t.Purpose = "Asks a peer that has closed its window under data in flight whether there is room again."
-		t.Then = "Sends the oldest segment again; the next wait is longer, " + human.Setting(x.rules.Duration(c.RtoMax)) + " at most."
+		t.Then = "Sends the oldest segment again; the next wait is longer, " + humanize.Setting(x.rules.Duration(c.RtoMax)) + " at most."
 	default:
 		t.Then = fmt.Sprintf("Sends the oldest segment again (retransmission %d in a row); the next wait is longer, %s at most.",
-			c.Retransmits+1, human.Setting(x.rules.Duration(c.RtoMax)))
+			c.Retransmits+1, humanize.Setting(x.rules.Duration(c.RtoMax)))
 	}
 	if givesUp {
 		t.Then = "Gives the connection up, unless the peer is heard before."

@@ -6,7 +6,7 @@ import { count, plural, spaced, wholeAge } from '/web/format.js';
 import { filtersRows, isOrderly } from '/web/filters.js';
 import { maxRows, verdicts } from '/web/names.js';
 
-// What fits on the tile.
+// Names of the risks that fit on the tile.
 const shortRisks = {
   no_keepalive: 'no keepalive',
   keepalive_slower_than_middlebox: 'slow keepalive',

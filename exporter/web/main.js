@@ -97,12 +97,12 @@ function showRetry() {
 
 let latestQuery = '';
 async function fetchDeaths() {
-  if (!summary) return; // which has the causes, and comes before the rows
+  if (!summary) return; // the summary names the causes, and comes before the rows
   const causes = Object.keys(summary.deaths).filter((cause) => showsCause(filters, cause));
   const query = `limit=${maxDeaths}${causes.map((cause) => `&cause=${encodeURIComponent(cause)}`).join('')}`;
   latestQuery = query;
   const before = deaths.snapshot();
-  if (!causes.length) { // the address names none that exists
+  if (!causes.length) { // no cause in the address exists
     deaths.replace(before, []);
     requestDraw('deaths');
     return;
@@ -138,7 +138,7 @@ const handlers = {
     clock.synchronise(Date.parse(event.at));
     const missed = summary && event.missed > summary.missed;
     summary = event;
-    if (missed) fetchDeaths(); // which the stream may have left out
+    if (missed) fetchDeaths(); // the stream may have left some out
     const timeout = event.settings.middlebox_timeout_seconds;
     setText(byID('node'), event.node);
     drawIdle(event.idle, timeout);

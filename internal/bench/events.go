@@ -16,7 +16,7 @@ var benchLine = regexp.MustCompile(`(?m)^Benchmark(\w+)\S*\s+\d+\s+([0-9.]+) ns/
 func (b *bench) events(ctx context.Context) error {
 	rounds := b.rounds(5)
 	out, err := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-bench", "^Benchmark(ReadEvent|Event)$", "-benchmem",
-		"-cpu", "1", "-count", strconv.Itoa(rounds), "./bpf", "./collector").CombinedOutput()
+		"-cpu", "1", "-count", strconv.Itoa(rounds), "./bpf", "./collector/conn").CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("%w: %s", err, out)
 	}

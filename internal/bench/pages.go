@@ -83,9 +83,6 @@ func (b *bench) pages(ctx context.Context) (err error) {
 	return nil
 }
 
-// pagePort is the port of the connections that become zombies.
-const pagePort = 5432
-
 // connectPageZombies makes the connections that are to become zombies, and returns
 // the clients' ends. hangUp closes everything, also after an error.
 func connectPageZombies(ctx context.Context, l *lab.Lab) (conns []*net.TCPConn, hangUp func(), err error) {
@@ -95,7 +92,7 @@ func connectPageZombies(ctx context.Context, l *lab.Lab) (conns []*net.TCPConn, 
 			c.Close()
 		}
 	}
-	addr := netip.AddrPortFrom(l.Server.Addr4(), pagePort)
+	addr := netip.AddrPortFrom(l.Server.Addr4(), benchPort)
 	ln, err := l.Server.Listen("tcp", addr)
 	if err != nil {
 		return nil, hangUp, err
@@ -123,7 +120,7 @@ func connectPageZombies(ctx context.Context, l *lab.Lab) (conns []*net.TCPConn, 
 
 // silence drops what the server sends, and has half of the clients send data.
 func silence(l *lab.Lab, conns []*net.TCPConn) error {
-	if _, err := l.Client.Drop(lab.Rule{Port: pagePort, Direction: lab.In, Percent: 100}); err != nil {
+	if _, err := l.Client.Drop(lab.Rule{Port: benchPort, Direction: lab.In, Percent: 100}); err != nil {
 		return err
 	}
 	for i, conn := range conns {

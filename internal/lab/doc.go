@@ -25,7 +25,7 @@
 // veth pair is born with one end in each. It lives by two things, and both end
 // with this process, kill -9 included:
 //
-//   - the holder, a `sleep infinity` started inside it, so that whoever walks
+//   - the holder, a `sleep infinity` started inside it, so that a reader of
 //     /proc/*/ns/net finds it. Its parent-death signal is SIGKILL;
 //   - one file descriptor and one OS thread of this process. The thread is there
 //     because the kernel sends the parent-death signal when the thread that

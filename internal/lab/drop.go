@@ -139,7 +139,7 @@ func (n *Namespace) arrivals(d Direction) []arrival {
 }
 
 // lose puts r at the namespace's input hook, for packets from a link; why is nil
-// where nobody is told.
+// where no ICMP message answers.
 func (n *Namespace) lose(r Rule, why *Unreachable, link string) (undo func() error, err error) {
 	if why != nil {
 		if err := n.unthrottleICMP(); err != nil {

@@ -293,7 +293,7 @@ func TestDropApart(t *testing.T) {
 	}
 }
 
-// sendResets sends RST segments, which nobody answers, from the calling thread's
+// sendResets sends RST segments, which are not answered, from the calling thread's
 // namespace. It paces itself by a socket buffer of few packets, so that the
 // backlog of the receiving CPU never overflows.
 func sendResets(to netip.Addr, port uint16, count int) error {

@@ -42,7 +42,7 @@ func TestMain(m *testing.M) {
 func needRoot(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root: sudo make test")
+		t.Skip("network namespaces need root: sudo make test")
 	}
 }
 
@@ -99,6 +99,23 @@ func TestTrafficPassesAsSoonAsNewReturns(t *testing.T) {
 				receive(t, client, fmt.Sprintf("answer %d", i))
 			}
 		})
+	}
+}
+
+func TestSubnetsOfANumber(t *testing.T) {
+	for number, want := range map[uint8][2]string{0: {"10.77.0.0/24", "fd77::/64"}, 44: {"10.77.44.0/24", "fd77:0:0:2c::/64"}} {
+		if ipv4, ipv6 := Subnets(number); ipv4.String() != want[0] || ipv6.String() != want[1] {
+			t.Errorf("subnets %d are %v and %v, want %v", number, ipv4, ipv6, want)
+		}
+	}
+	needRoot(t)
+	l, err := NewIn(44)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if client, server := l.Client.Addr4().String(), l.Server.Addr4().String(); client != "10.77.44.1" || server != "10.77.44.2" {
+		t.Errorf("the addresses are %s and %s", client, server)
 	}
 }
 
@@ -205,13 +222,13 @@ func TestKernelForgetsANamespaceWhoseConnectionsCannotSayGoodbye(t *testing.T) {
 	})
 }
 
-// lingering is what the child tells about its lab.
+// lingering is what the child process reports about its lab.
 type lingering struct {
 	Inodes []uint32
 	Pids   []int
 }
 
-// childLinger makes a lab with a process running in it, tells about it and waits
+// childLinger makes a lab with a process running in it, reports it and waits
 // to be killed.
 func childLinger() int {
 	l, err := New()
@@ -285,7 +302,7 @@ func childNew() int {
 }
 
 func TestNewSaysToRunAsRoot(t *testing.T) {
-	needRoot(t) // to become somebody else
+	needRoot(t) // to become another user
 	dir, err := os.MkdirTemp("", "halfopen-lab")
 	if err != nil {
 		t.Fatal(err)

@@ -17,15 +17,14 @@ import (
 // microseconds.
 const lockTimeout = 10 * time.Second
 
-// LockSocket keeps a connection's socket in use, as a process is that is in the
-// midst of a system call on it: its write timer then defers its work until
-// release, its keepalive timer tries again every 50 ms, and what arrives waits.
-// One byte of zero is sent by it. There has to be room for it in the send buffer.
+// LockSocket holds the lock of a connection's socket until release is called, as a process
+// does that is in the middle of a system call: the socket's write timer defers its work
+// until then, its keepalive timer tries again every 50 ms, and what arrives waits. On
+// release one byte of zero is sent, for which the send buffer needs room.
 //
-// How: a thread writes from a page that is not there, and whose faults user space
-// has asked to handle (userfaultfd(2)). tcp_sendmsg() copies with the socket's
-// lock held, and so sleeps holding it, until the page is given. That takes root,
-// or /dev/userfaultfd.
+// A thread writes from a page that does not exist yet and whose faults user space handles
+// (userfaultfd(2)). tcp_sendmsg() copies with the socket's lock held, so it sleeps with the
+// lock until release provides the page. That takes root, or /dev/userfaultfd.
 func LockSocket(c syscall.Conn) (release func() error, err error) {
 	l := &socketLock{fd: -1, done: make(chan error, 1)}
 	if err := l.prepare(); err != nil {

@@ -14,7 +14,7 @@ type meaning struct{ value, meaning string }
 // verdicts and others are in the order in which one reads them.
 var (
 	verdicts = append(meanings[conn.Verdict](conn.Verdicts), meaning{"", "the state has no verdict"})
-	states = []meaning{
+	states   = []meaning{
 		{"established", "open both ways"},
 		{"syn_sent", "connecting"},
 		{"syn_recv", "half-made inbound connections; no verdict"},
@@ -27,23 +27,8 @@ var (
 		{"close", "sockets that are not connected; no verdict"},
 		{"listen", "listeners; no verdict"},
 	}
-	risks = meanings[conn.Risk](conn.Risks)
-	causes = []meaning{
-		{"keepalive_timeout", "keepalive probes unanswered up to the probe count"},
-		{"user_timeout", "TCP_USER_TIMEOUT"},
-		{"retransmit_timeout", "tcp_retries2 exhausted"},
-		{"window_probe_timeout", "zero-window probes unanswered"},
-		{"connect_timeout", "SYN retries exhausted"},
-		{"orphan_timeout", "closed by the application, the rest never acknowledged; or FIN_WAIT2 expiry"},
-		{"reset_by_peer", "RST received"},
-		{"refused", "RST to our SYN"},
-		{"unreachable", "an ICMP error ended it"},
-		{"aborted", "local close with unread data, SO_LINGER 0, or disconnect"},
-		{"destroyed", "`ss -K` or bpf_sock_destroy"},
-		{"out_of_memory", "the kernel gave the socket up"},
-		{"closed", "orderly FIN both ways"},
-		{"unknown", "none of these could be shown"},
-	}
+	risks       = meanings[conn.Risk](conn.Risks)
+	causes      = meanings[conn.Cause](conn.Causes)
 	retransmits = []meaning{
 		{"timeout", "the retransmission timer fired: nothing came back in time"},
 		{"fast", "the peer's acknowledgements showed a gap"},

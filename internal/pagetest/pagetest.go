@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package pagetest runs the modules of the live page that need no DOM, for tests of Go:
-// what JavaScript computes is compared with what Go does. goja runs JavaScript, but knows
-// neither its modules nor Unicode properties in regular expressions; both are replaced in
-// the source by what it knows.
+// Package pagetest runs the modules of the live page that need no DOM, so that tests can
+// compare what JavaScript computes with what Go does. goja runs the JavaScript. It supports
+// neither modules nor Unicode properties in regular expressions: Load translates both.
 package pagetest
 
 import (
@@ -25,8 +24,8 @@ type Page struct {
 	vm *goja.Runtime
 }
 
-// Load evaluates modules such as "format", and those that they import. In expressions each
-// is an object of this name. read returns the source of a path such as /web/format.js.
+// Load evaluates modules such as "format", and the modules that they import. In expressions
+// each is an object of its name. read returns the source of a path such as /web/format.js.
 func Load(t testing.TB, read func(path string) ([]byte, error), modules ...string) *Page {
 	t.Helper()
 	p := &Page{t, goja.New()}
@@ -90,8 +89,8 @@ var (
 	properties = regexp.MustCompile(`\\p\{(\w+)\}`)
 )
 
-// script returns a module as a script for require. It knows the forms of import and export
-// that the page uses, and refuses others.
+// script returns a module as a script for require. It translates the forms of import and
+// export that the page uses, and refuses others.
 func script(path, module string) ([]byte, error) {
 	s := imports.ReplaceAllStringFunc(module, func(line string) string {
 		m := imports.FindStringSubmatch(line)
@@ -103,7 +102,7 @@ func script(path, module string) ([]byte, error) {
 	}
 	s = exports.ReplaceAllString(s, "$1")
 	if line := others.FindString(s); line != "" {
-		return nil, fmt.Errorf("%s: not a form of import or export that pagetest knows: %s", path, line)
+		return nil, fmt.Errorf("%s: pagetest cannot translate this import or export: %s", path, line)
 	}
 	var err error
 	s = properties.ReplaceAllStringFunc(s, func(property string) string {

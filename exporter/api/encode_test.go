@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package exporter
+package api
 
 import (
 	"encoding/json"
@@ -15,6 +15,7 @@ import (
 
 	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/collector/conn"
+	"github.com/halfopen/halfopen/exporter/api/apitest"
 )
 
 func encode(t *testing.T, v any) string {
@@ -54,7 +55,7 @@ const contractExplanationJSON = `{"at":"2025-11-21T12:00:13.123456789Z","doing":
 	`{"text":"Or close it.","how":["close(fd)"],"gives_up":null}]}`
 
 func TestDetailIsTheConnectionWithItsEventsAndExplanation(t *testing.T) {
-	d := collector.Detail{Connection: contractConnection(), Explanation: contractExplanation()}
+	d := collector.Detail{Connection: apitest.Connection(), Explanation: apitest.Explanation()}
 	want := strings.TrimSuffix(contractJSON, "}") + `,"events":[],"explanation":` + contractExplanationJSON + "}"
 	if diff := cmp.Diff(want, encode(t, NewConnectionDetail(&d))); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
@@ -66,7 +67,7 @@ func TestDetailIsTheConnectionWithItsEventsAndExplanation(t *testing.T) {
 }
 
 func TestConnectionIsEncodedAsInTheContract(t *testing.T) {
-	c := contractConnection()
+	c := apitest.Connection()
 	if diff := cmp.Diff(contractJSON, encode(t, NewConnection(&c))); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
@@ -91,14 +92,14 @@ func TestWhatIsNoConnection(t *testing.T) {
 }
 
 func TestDeathIsEncodedAsInTheContract(t *testing.T) {
-	d := contractDeath()
+	d := apitest.Death()
 	if diff := cmp.Diff(contractDeathJSON, encode(t, NewDeath(&d))); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
 }
 
 func TestEncodedObjectsDecodeToThemselves(t *testing.T) {
-	c, d := contractConnection(), contractDeath()
+	c, d := apitest.Connection(), apitest.Death()
 	wantC, wantD := NewConnection(&c), NewDeath(&d)
 	var gotC Connection
 	var gotD Death
@@ -195,7 +196,7 @@ func TestConnectionFields(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c := contractConnection()
+			c := apitest.Connection()
 			tc.change(&c)
 			if !strings.Contains(contractJSON, tc.from) {
 				t.Fatalf("the contract has no %s", tc.from)
@@ -247,7 +248,7 @@ func TestDeathFields(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			d := contractDeath()
+			d := apitest.Death()
 			tc.change(&d)
 			want := strings.Replace(contractDeathJSON, tc.from, tc.to, 1)
 			if diff := cmp.Diff(want, encode(t, NewDeath(&d))); diff != "" {
@@ -258,42 +259,42 @@ func TestDeathFields(t *testing.T) {
 }
 
 func TestEventsAndNotices(t *testing.T) {
-	connection, death := contractConnection(), contractDeath()
+	connection, death := apitest.Connection(), apitest.Death()
 	const at = `"at":"2025-11-21T12:00:00.123456789Z"`
 	for name, tc := range map[string]struct {
 		got  any
 		want string
 	}{
 		"a solicitation names its evidence and count": {
-			NewEvent(&conn.HistoryEntry{At: noon, Kind: conn.HistorySolicitation, Evidence: conn.EvidenceRetransmit, Unanswered: 2}),
+			NewEvent(&conn.HistoryEntry{At: apitest.Noon, Kind: conn.HistorySolicitation, Evidence: conn.EvidenceRetransmit, Unanswered: 2}),
 			`{` + at + `,"kind":"solicitation","evidence":"retransmit","unanswered":2}`,
 		},
 		"an answer tells how long it took": {
-			NewEvent(&conn.HistoryEntry{At: noon, Kind: conn.HistoryAnswer, Unanswered: 2, Took: 1500 * time.Millisecond}),
+			NewEvent(&conn.HistoryEntry{At: apitest.Noon, Kind: conn.HistoryAnswer, Unanswered: 2, Took: 1500 * time.Millisecond}),
 			`{` + at + `,"kind":"answer","unanswered":2,"took_seconds":1.5}`,
 		},
 		"an answer to a question that nobody saw took nobody knows how long": {
-			NewEvent(&conn.HistoryEntry{At: noon, Kind: conn.HistoryAnswer, Took: -1}),
+			NewEvent(&conn.HistoryEntry{At: apitest.Noon, Kind: conn.HistoryAnswer, Took: -1}),
 			`{` + at + `,"kind":"answer"}`,
 		},
 		"a change of verdict names both": {
-			NewEvent(&conn.HistoryEntry{At: noon, Kind: conn.HistoryVerdict, From: conn.Active, To: conn.Suspect}),
+			NewEvent(&conn.HistoryEntry{At: apitest.Noon, Kind: conn.HistoryVerdict, From: conn.Active, To: conn.Suspect}),
 			`{` + at + `,"kind":"verdict","from":"active","to":"suspect"}`,
 		},
 		"a notice of a verdict has the connection and both verdicts": {
-			NewNotice(&conn.Notice{Kind: conn.NoticeVerdict, At: noon, Connection: connection, From: conn.Suspect}),
+			NewNotice(&conn.Notice{Kind: conn.NoticeVerdict, At: apitest.Noon, Connection: connection, From: conn.Suspect}),
 			`{"event":"verdict",` + at + `,"connection":` + contractJSON + `,"from":"suspect","to":"zombie"}`,
 		},
 		"a notice of what was so already has no verdict before": {
-			NewNotice(&conn.Notice{Kind: conn.NoticeVerdict, At: noon, Connection: connection, From: conn.Suspect, Initial: true}),
+			NewNotice(&conn.Notice{Kind: conn.NoticeVerdict, At: apitest.Noon, Connection: connection, From: conn.Suspect, Initial: true}),
 			`{"event":"verdict",` + at + `,"connection":` + contractJSON + `,"to":"zombie"}`,
 		},
 		"a notice of a solicitation has the connection": {
-			NewNotice(&conn.Notice{Kind: conn.NoticeSolicitation, At: noon, Connection: connection}),
+			NewNotice(&conn.Notice{Kind: conn.NoticeSolicitation, At: apitest.Noon, Connection: connection}),
 			`{"event":"solicitation",` + at + `,"connection":` + contractJSON + `}`,
 		},
 		"a notice of a death has the death": {
-			NewNotice(&conn.Notice{Kind: conn.NoticeDeath, At: noon, Connection: connection, Death: &death}),
+			NewNotice(&conn.Notice{Kind: conn.NoticeDeath, At: apitest.Noon, Connection: connection, Death: &death}),
 			`{"event":"death",` + at + `,"death":` + contractDeathJSON + `}`,
 		},
 	} {
@@ -306,8 +307,8 @@ func TestEventsAndNotices(t *testing.T) {
 }
 
 func TestHostileCommStaysValidJSON(t *testing.T) {
-	c := contractConnection()
-	c.Process.Comm = hostileComm
+	c := apitest.Connection()
+	c.Process.Comm = apitest.HostileComm
 	out := encode(t, NewConnection(&c))
 	if !utf8.ValidString(out) || strings.ContainsAny(out, "<>\n") {
 		t.Errorf("not safe to embed: %s", out)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package human writes durations and numbers as a person reads them.
-package human
+// Package humanize writes durations and numbers as a person reads them.
+package humanize
 
 import (
 	"fmt"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package human
+package humanize
 
 import (
 	"testing"

@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/halfopen/halfopen/collector/conn"
+	"github.com/halfopen/halfopen/exporter/api"
+)
+
+// field is a column of a table whose rows are each a T.
+type field[T any] struct {
+	column
+	wide bool // in the wide table only
+	cell func(*T) string
+}
+
+func makeTable[T any](fields []field[T], things []T, wide bool) *table {
+	var t table
+	var cells []func(*T) string
+	for _, f := range fields {
+		if wide || !f.wide {
+			t.columns = append(t.columns, f.column)
+			cells = append(cells, f.cell)
+		}
+	}
+	for i := range things {
+		row := make([]string, len(cells))
+		for j, cell := range cells {
+			row[j] = cell(&things[i])
+		}
+		t.rows = append(t.rows, row)
+	}
+	t.dropRare()
+	return &t
+}
+
+// The titles of the columns about the owner.
+const (
+	ownerTitle  = "OWNER"
+	runsInTitle = "RUNS IN"
+)
+
+// connectionTable makes a table of connections, with ages as of now.
+func connectionTable(connections []api.Connection, now time.Time, wide bool) *table {
+	type conn = api.Connection
+	// The state is the most important column of sockets that are not connections.
+	spareState, spareGivesUp := 5, 6
+	if slices.ContainsFunc(connections, func(c conn) bool { return c.Verdict == nil }) {
+		spareState, spareGivesUp = 0, 5
+	}
+	// of makes a cell that only connections have.
+	of := func(cell func(*conn) string) func(*conn) string {
+		return func(c *conn) string {
+			if c.Verdict == nil {
+				return none
+			}
+			return cell(c)
+		}
+	}
+	// set makes a cell that only connections and listeners have: sockets with settings.
+	set := func(cell func(*conn) string) func(*conn) string {
+		return func(c *conn) string {
+			if c.Verdict == nil && c.AcceptQueue == nil {
+				return none
+			}
+			return cell(c)
+		}
+	}
+	fields := []field[conn]{
+		{column{title: "VERDICT", paint: paintVerdict, rare: true}, false, func(c *conn) string { return text(c.Verdict) }},
+		{column{title: "FOR", right: true, rare: true}, true, of(func(c *conn) string {
+			if c.Since == nil {
+				return none
+			}
+			return age(max(0, now.Sub(*c.Since)))
+		})},
+		{column{title: "UNANSWERED", right: true, spare: 3, rare: true}, false, of(func(c *conn) string { return count(c.Unanswered) })},
+		{column{title: "SILENT", right: true, rare: true}, false, of(func(c *conn) string { return ageOf(c.SilentSeconds) })},
+		{column{title: "IDLE", right: true, spare: 2, rare: true}, false, of(func(c *conn) string { return ageOf(c.IdleSeconds) })},
+		{column{title: "GIVES UP", right: true, spare: spareGivesUp, rare: true}, false, of(func(c *conn) string { return givesUp(c.GivesUp) })},
+		{column{title: "STATE", spare: spareState}, false, func(c *conn) string { return text(&c.State) }},
+		{column{title: "LOCAL"}, false, func(c *conn) string { return endpoint(c.Local) }},
+		{column{title: "REMOTE", rare: true}, false, func(c *conn) string {
+			if c.AcceptQueue != nil {
+				return none
+			}
+			return endpoint(c.Remote)
+		}},
+		{column{title: "KEEPALIVE", spare: 1, rare: true}, false, set(func(c *conn) string { return keepalive(&c.Keepalive) })},
+		{column{title: ownerTitle}, false, func(c *conn) string {
+			if c.Verdict == nil && c.UID == nil && c.Accepted == nil {
+				return none // a stub: the connection has ended
+			}
+			return owner(&c.Ownership)
+		}},
+		{column{title: runsInTitle, spare: 4, rare: true}, false, func(c *conn) string { return runsIn(&c.Ownership) }},
+	}
+	if wide {
+		at := func(title string) *field[conn] {
+			return &fields[slices.IndexFunc(fields, func(f field[conn]) bool { return f.title == title })]
+		}
+		unanswered := at("UNANSWERED")
+		unanswered.cell = of(func(c *conn) string {
+			if c.Evidence == nil {
+				return none
+			}
+			return count(c.Unanswered) + " " + text(c.Evidence)
+		})
+		at("KEEPALIVE").cell = set(func(c *conn) string { return keepaliveOf(&c.Keepalive) })
+		at(runsInTitle).cell = func(c *conn) string { return runsInAll(&c.Ownership) }
+		fields = append(fields, []field[conn]{
+			{column{title: "FD", right: true, rare: true}, true, func(c *conn) string {
+				if c.Process == nil {
+					return none
+				}
+				return strconv.FormatUint(uint64(c.Process.FD), 10)
+			}},
+			{column{title: "UID", right: true}, true, func(c *conn) string { return uid(c.UID) }},
+			{column{title: "USER-TIMEOUT", right: true, rare: true}, true, set(func(c *conn) string {
+				if c.UserTimeoutSeconds == 0 {
+					return none
+				}
+				return setting(duration(c.UserTimeoutSeconds))
+			})},
+			{column{title: "RTO", right: true, rare: true}, true, of(func(c *conn) string { return moment(duration(c.RTOSeconds)) })},
+			{column{title: "RTT", right: true, rare: true}, true, of(func(c *conn) string { return moment(duration(c.SRTTSeconds)) })},
+			{column{title: "RETRANS", right: true, rare: true}, true, of(func(c *conn) string { return some(c.Retransmits.Total) })},
+			{column{title: "UNACKED", right: true, rare: true}, true, of(func(c *conn) string { return some(int(c.UnackedSegments)) })},
+			{column{title: "SEND-Q", right: true, rare: true}, true, of(func(c *conn) string {
+				if c.SendQueueBytes == 0 {
+					return none
+				}
+				return size(c.SendQueueBytes)
+			})},
+			{column{title: "WINDOW", right: true, rare: true}, true, of(func(c *conn) string { return size(c.SendWindowBytes) })},
+			{column{title: "ACCEPT-Q", right: true, rare: true}, true, func(c *conn) string {
+				if c.AcceptQueue == nil {
+					return none
+				}
+				return fmt.Sprintf("%d/%d", c.AcceptQueue.Length, c.AcceptQueue.Limit)
+			}},
+			{column{title: "NETNS"}, true, func(c *conn) string { return strconv.FormatUint(uint64(c.Netns), 10) }},
+			{column{title: "COOKIE"}, true, func(c *conn) string { return text(&c.Cookie) }},
+			{column{title: "RISKS", rare: true}, true, func(c *conn) string {
+				if len(c.Risks) == 0 {
+					return none
+				}
+				return printable(strings.Join(c.Risks, ","))
+			}},
+		}...)
+	}
+	return makeTable(fields, connections, wide)
+}
+
+// groupTable makes a table of groups of connections.
+func groupTable(groups []api.Group, by conn.Grouping) *table {
+	type group = api.Group
+	fields := []field[group]{{column{title: "TOTAL", right: true}, false, func(g *group) string { return count(g.Total) }}}
+	if by != conn.ByVerdict {
+		for _, name := range conn.VerdictNames() {
+			fields = append(fields, field[group]{column{title: strings.ToUpper(name), right: true, rare: true, paint: func(n string) style {
+				if n == none {
+					return ""
+				}
+				return paintVerdict(name)
+			}}, false, func(g *group) string { return some(g.Verdicts[name]) }})
+		}
+	}
+	fields = append(fields, map[conn.Grouping]field[group]{
+		conn.ByOwner: {column{title: ownerTitle}, false, func(g *group) string {
+			if g.Owner == nil {
+				return none
+			}
+			return ownerName(g.Owner.Kind, g.Owner.Name)
+		}},
+		conn.ByRemote: {column{title: "REMOTE"}, false, func(g *group) string {
+			switch {
+			case g.Remote == nil:
+				return none
+			case g.Remote.Port == nil:
+				return address(g.Remote.IP)
+			}
+			return endpoint(api.Endpoint{IP: g.Remote.IP, Port: *g.Remote.Port})
+		}},
+		conn.ByVerdict: {column{title: "VERDICT", paint: paintVerdict}, false, func(g *group) string { return text(g.Verdict) }},
+	}[by])
+	return makeTable(fields, groups, false)
+}
+
+func deathTable(deaths []api.Death, wide bool) *table {
+	type death = api.Death
+	return makeTable([]field[death]{
+		{column{title: "DIED"}, false, func(d *death) string { return d.At.Local().Format(time.DateTime) }},
+		{column{title: "CAUSE", paint: func(string) style { return bold }}, false, func(d *death) string { return text(&d.Cause) }},
+		{column{title: "DURING"}, true, func(d *death) string { return text(d.During) }},
+		{column{title: "ERRNO"}, true, func(d *death) string { return text(d.Errno) }},
+		{column{title: "VERDICT", paint: paintVerdict}, false, func(d *death) string { return text(d.Verdict) }},
+		{column{title: "ZOMBIE-FOR", right: true}, false, func(d *death) string { return ageOf(d.ZombieSeconds) }},
+		{column{title: "UNANSWERED", right: true}, false, func(d *death) string { return count(d.Unanswered) }},
+		{column{title: "EVIDENCE"}, true, func(d *death) string { return text(d.Evidence) }},
+		{column{title: "SILENT", right: true}, false, func(d *death) string { return ageOf(d.SilentSeconds) }},
+		{column{title: "STATE"}, false, func(d *death) string { return text(&d.State) }},
+		{column{title: "LOCAL"}, false, func(d *death) string { return endpoint(d.Local) }},
+		{column{title: "REMOTE"}, false, func(d *death) string { return endpoint(d.Remote) }},
+		{column{title: "NETNS"}, true, func(d *death) string { return strconv.FormatUint(uint64(d.Netns), 10) }},
+		{column{title: "COOKIE"}, true, func(d *death) string { return text(&d.Cookie) }},
+		{column{title: "UID"}, true, func(d *death) string { return uid(d.UID) }},
+		{column{title: ownerTitle}, false, func(d *death) string { return owner(&d.Ownership) }},
+		{column{title: runsInTitle, rare: true}, true, func(d *death) string { return runsInAll(&d.Ownership) }},
+	}, deaths, wide)
+}

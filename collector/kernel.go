@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package collector
+
+import (
+	"context"
+	"time"
+
+	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
+)
+
+// Kernel is everything that a Collector needs of the kernel. [bpf.Kernel] implements it,
+// whose documentation has the details. It is safe for concurrent use; ReadEvent has one
+// caller at a time.
+type Kernel interface {
+	// HZ returns how many jiffies a second has.
+	HZ() int
+	// ReadEvent waits for an event and stores it in e. It returns [bpf.ErrFlushed] when
+	// Flush was called and no event is left, [bpf.ErrUndecodable] for an event that
+	// cannot be read, and [os.ErrClosed] when there will be no more events.
+	ReadEvent(e *abi.Event) error
+	// Flush makes ReadEvent return what has been sent so far, and then ErrFlushed.
+	Flush() error
+	// Watch calls visit with a record of each watched socket.
+	Watch(visit func(*abi.Conn)) error
+	// Census counts all sockets, and calls visit with a record of each in these classes.
+	Census(ctx context.Context, classes []uint8, visit func(*abi.Conn)) (bpf.CensusResult, error)
+	// PeriodicCensus is Census for who takes one regularly. Hash tables of single
+	// network namespaces may take ownTables of CPU time.
+	PeriodicCensus(ctx context.Context, classes []uint8, ownTables time.Duration, visit func(*abi.Conn)) (bpf.CensusResult, error)
+	// Find is a census that calls visit with the connection of that cookie, if there is one.
+	Find(ctx context.Context, cookie uint64, visit func(*abi.Conn)) (bpf.CensusResult, error)
+	// Owners calls visit with each descriptor that holds one of these sockets; with nil
+	// for cookies, one of all TCP sockets.
+	Owners(cookies []uint64, visit func(*abi.Owner)) error
+	// NetnsPath returns a path by which a network namespace can be entered, "" if it is
+	// our own or no path is known.
+	NetnsPath(netns uint32) string
+	// Stats returns what the programs counted.
+	Stats() (bpf.Stats, error)
+	// CookieStatus returns since when the search for sockets without a cookie hangs, the
+	// zero time if it does not, and why new connections get no cookie.
+	CookieStatus() (hangsSince time.Time, err error)
+}
+
+var _ Kernel = (*bpf.Kernel)(nil)

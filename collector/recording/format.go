@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package recording
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/halfopen/halfopen/bpf/abi"
+	"github.com/halfopen/halfopen/collector/conn"
+)
+
+// Format is the version of the format. A file of another one cannot be read. It is one
+// higher where what a field means has changed; new fields need no new version.
+const Format = 1
+
+// magic is how a recording begins.
+const magic = `{"halfopen_recording":`
+
+// Header says by whom and how a recording was made.
+type Header struct {
+	Format   int    `json:"halfopen_recording"` // set by Create
+	Halfopen string `json:"halfopen"`           // the version that recorded
+	Kernel   string `json:"kernel"`             // its release, as of uname -r
+	// MonotonicZero is when the kernel's clock, which the field at of a record is in
+	// nanoseconds of, was 0.
+	MonotonicZero time.Time `json:"monotonic_zero"`
+	Masked        bool      `json:"masked,omitempty"` // by Mask
+	Rules         Rules     `json:"rules"`
+}
+
+// Rules are [conn.Rules].
+type Rules struct {
+	HZ               int     `json:"hz"`
+	IdleAfter        seconds `json:"idle_after_seconds"`
+	StalledAfter     seconds `json:"stalled_after_seconds"`
+	ZombieUnanswered int     `json:"zombie_unanswered"`
+	ZombieSilence    seconds `json:"zombie_silence_seconds"`
+	MiddleboxTimeout seconds `json:"middlebox_timeout_seconds"`
+}
+
+type seconds float64
+
+func secondsOf(d time.Duration) seconds   { return seconds(d.Seconds()) }
+func (s seconds) duration() time.Duration { return time.Duration(float64(s)*1e9 + 0.5) }
+
+// NewRules returns the rules as a header has them.
+func NewRules(r *conn.Rules) Rules {
+	return Rules{
+		r.HZ, secondsOf(r.IdleAfter), secondsOf(r.StalledAfter), r.ZombieUnanswered, secondsOf(r.ZombieSilence),
+		secondsOf(r.MiddleboxTimeout),
+	}
+}
+
+// Conn is the reverse of NewRules.
+func (r *Rules) Conn() conn.Rules {
+	return conn.Rules{
+		IdleAfter: r.IdleAfter.duration(), StalledAfter: r.StalledAfter.duration(), ZombieUnanswered: r.ZombieUnanswered,
+		ZombieSilence: r.ZombieSilence.duration(), MiddleboxTimeout: r.MiddleboxTimeout.duration(), HZ: r.HZ,
+	}
+}
+
+// check returns why no kernel and no agent has such rules.
+func (r *Rules) check() error {
+	const longest = 100 * 365 * 24 * 3600
+	if r.HZ < 1 || r.HZ > 100000 {
+		return fmt.Errorf("its rules have %d jiffies a second", r.HZ)
+	}
+	if r.ZombieUnanswered < 1 {
+		return fmt.Errorf("its rules make a zombie of %d unanswered solicitations", r.ZombieUnanswered)
+	}
+	for _, s := range []seconds{r.IdleAfter, r.StalledAfter, r.ZombieSilence, r.MiddleboxTimeout} {
+		if !(s > 0 && s < longest) {
+			return fmt.Errorf("its rules have a time of %v s", float64(s))
+		}
+	}
+	return nil
+}
+
+// entry is one line but the first: a fact, how many facts were lost before the next, or
+// why the recording ends.
+type entry struct {
+	Fact   string    `json:"fact,omitempty"`
+	At     time.Time `json:"at,omitzero"`
+	Event  *event    `json:"event,omitempty"`
+	Conn   *record   `json:"conn,omitempty"`
+	Census *census   `json:"census,omitempty"`
+	Owners []owner   `json:"owners,omitempty"`
+
+	Lost uint64 `json:"lost,omitempty"`
+	End  string `json:"end,omitempty"`
+}
+
+// kinds are the values of entry.Fact, by [conn.FactKind].
+var kinds = []string{
+	conn.FactEvent: "event", conn.FactWatch: "watch", conn.FactSweep: "sweep", conn.FactCensus: "census",
+	conn.FactOwners: "owners",
+}
+
+type event struct {
+	Type   uint8  `json:"type"`
+	Cause  uint8  `json:"cause,omitempty"`
+	During uint8  `json:"during,omitempty"`
+	Err    uint16 `json:"err,omitempty"`
+	Conn   record `json:"conn"`
+}
+
+type census struct {
+	Began    time.Time        `json:"began"`
+	Counts   abi.CensusCounts `json:"counts"`
+	Troubled []observation    `json:"troubled,omitempty"`
+	Unwalked []uint32         `json:"unwalked,omitempty"`
+}
+
+type observation struct {
+	At   time.Time `json:"at"`
+	Conn record    `json:"conn"`
+}
+
+type owner struct {
+	Cookie  uint64   `json:"cookie"`
+	Process *process `json:"process,omitempty"`
+	Cgroup  cgroup   `json:"cgroup,omitzero"`
+}
+
+type process struct {
+	PID  uint32 `json:"pid"`
+	Comm string `json:"comm"`
+	FD   uint32 `json:"fd"`
+}
+
+type cgroup struct {
+	Path        string `json:"path,omitempty"`
+	ContainerID string `json:"container_id,omitempty"`
+	PodUID      string `json:"pod_uid,omitempty"`
+	Unit        string `json:"unit,omitempty"`
+}
+
+// entryOf writes a fact down.
+func entryOf(f *conn.Fact) (*entry, error) {
+	if int(f.Kind) >= len(kinds) {
+		return nil, fmt.Errorf("a fact of kind %d cannot be recorded", f.Kind)
+	}
+	e := &entry{Fact: kinds[f.Kind], At: f.At.UTC()}
+	switch f.Kind {
+	case conn.FactEvent:
+		e.Event = &event{f.Event.Type, f.Event.Cause, f.Event.During, f.Event.Err, record(f.Event.Conn)}
+	case conn.FactWatch:
+		e.Conn = (*record)(f.Conn)
+	case conn.FactCensus:
+		e.Census = &census{Began: f.Census.Began.UTC(), Counts: *f.Census.Counts, Unwalked: f.Census.Unwalked}
+		for i := range f.Census.Troubled {
+			o := &f.Census.Troubled[i]
+			e.Census.Troubled = append(e.Census.Troubled, observation{o.At.UTC(), record(o.Conn)})
+		}
+	case conn.FactOwners:
+		for cookie, o := range f.Owners {
+			e.Owners = append(e.Owners, owner{cookie, (*process)(o.Process), cgroup(o.Cgroup)})
+		}
+		slices.SortFunc(e.Owners, func(a, b owner) int { return cmp.Compare(a.Cookie, b.Cookie) })
+	}
+	return e, nil
+}
+
+var errNotWhole = errors.New("it lacks what it is about")
+
+// fact is the reverse of entryOf.
+func (e *entry) fact() (*conn.Fact, error) {
+	kind := slices.Index(kinds, e.Fact)
+	if kind < 0 {
+		return nil, fmt.Errorf("it is a fact of the unknown kind %q", e.Fact)
+	}
+	if e.At.IsZero() {
+		return nil, errNotWhole
+	}
+	f := &conn.Fact{Kind: conn.FactKind(kind), At: e.At}
+	switch f.Kind {
+	case conn.FactEvent:
+		if e.Event == nil {
+			return nil, errNotWhole
+		}
+		f.Event = &abi.Event{Type: e.Event.Type, Cause: e.Event.Cause, During: e.Event.During, Err: e.Event.Err, Conn: abi.Conn(e.Event.Conn)}
+	case conn.FactWatch:
+		if e.Conn == nil {
+			return nil, errNotWhole
+		}
+		f.Conn = (*abi.Conn)(e.Conn)
+	case conn.FactCensus:
+		if e.Census == nil {
+			return nil, errNotWhole
+		}
+		f.Census = &conn.Census{Began: e.Census.Began, Counts: &e.Census.Counts, Unwalked: e.Census.Unwalked}
+		for i := range e.Census.Troubled {
+			o := &e.Census.Troubled[i]
+			f.Census.Troubled = append(f.Census.Troubled, conn.Observation{Conn: abi.Conn(o.Conn), At: o.At})
+		}
+	case conn.FactOwners:
+		f.Owners = make(map[uint64]conn.Ownership, len(e.Owners))
+		for _, o := range e.Owners {
+			f.Owners[o.Cookie] = conn.Ownership{Process: (*conn.Process)(o.Process), Cgroup: conn.Cgroup(o.Cgroup)}
+		}
+	}
+	return f, nil
+}

@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package api
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/halfopen/halfopen/collector/conn"
+)
+
+// Connection is the connection object of the API.
+type Connection struct {
+	Cookie             string       `json:"cookie"` // as `ss -e` prints it after sk:
+	Family             string       `json:"family"` // ipv4, ipv6
+	Local              Endpoint     `json:"local"`
+	Remote             Endpoint     `json:"remote"`
+	Netns              uint32       `json:"netns"` // inode number
+	State              string       `json:"state"`
+	Verdict            *string      `json:"verdict"`  // null: the state has none
+	Since              *time.Time   `json:"since"`    // null: not known
+	Evidence           *string      `json:"evidence"` // null: none
+	Unanswered         int          `json:"unanswered"`
+	IdleSeconds        *float64     `json:"idle_seconds"`   // null: no data ever
+	SilentSeconds      *float64     `json:"silent_seconds"` // null: never heard
+	Keepalive          Keepalive    `json:"keepalive"`
+	UserTimeoutSeconds float64      `json:"user_timeout_seconds"` // 0: off
+	Retransmits        Retransmits  `json:"retransmits"`
+	UnackedSegments    uint32       `json:"unacked_segments"`
+	SendQueueBytes     uint32       `json:"send_queue_bytes"`
+	SendWindowBytes    uint32       `json:"send_window_bytes"`
+	SRTTSeconds        float64      `json:"srtt_seconds"`
+	RTOSeconds         float64      `json:"rto_seconds"` // the retransmission timeout, with its backoff
+	GivesUp            *GivesUp     `json:"gives_up"`    // null: the kernel never will
+	Risks              []string     `json:"risks"`
+	AcceptQueue        *AcceptQueue `json:"accept_queue,omitempty"` // of a listener, or left out
+	Ownership
+}
+
+// AcceptQueue is a listener's queue of connections that wait to be accepted.
+type AcceptQueue struct {
+	Length uint32 `json:"length"`
+	Limit  uint32 `json:"limit"`
+}
+
+// Endpoint is one end of a connection.
+type Endpoint struct {
+	IP   string `json:"ip"`
+	Port uint16 `json:"port"`
+}
+
+// Keepalive is what applies to a connection, see [collector.Keepalive].
+type Keepalive struct {
+	Enabled         bool    `json:"enabled"`
+	TimeSeconds     float64 `json:"time_seconds"`
+	IntervalSeconds float64 `json:"interval_seconds"`
+	Probes          int     `json:"probes"`
+	ProbesOut       int     `json:"probes_out"`
+	PerSocket       bool    `json:"per_socket"`
+}
+
+// GivesUp is when the kernel gives a connection up if nothing more is heard:
+// between At and LatestInSeconds. The seconds count from when it was looked at.
+type GivesUp struct {
+	At              time.Time `json:"at"`
+	InSeconds       float64   `json:"in_seconds"`
+	LatestInSeconds float64   `json:"latest_in_seconds"`
+	By              string    `json:"by"` // a cause
+}
+
+// Retransmits are a connection's retransmissions.
+type Retransmits struct {
+	Unanswered int `json:"unanswered"`
+	Total      int `json:"total"`
+}
+
+// Ownership is who holds a socket. All is null where nothing can: closed by its
+// application, or not yet accepted. Process alone is null where no process was
+// found, or none was looked for.
+type Ownership struct {
+	Accepted    *bool    `json:"accepted,omitempty"` // false, or left out
+	Process     *Process `json:"process"`
+	UID         *uint32  `json:"uid"`
+	Cgroup      *string  `json:"cgroup"`       // null: not known
+	ContainerID *string  `json:"container_id"` // null: none
+	PodUID      *string  `json:"pod_uid"`      // null: none
+	Unit        *string  `json:"unit"`         // of systemd; null: none
+}
+
+// Group returns the control group that the socket was made in, as far as it is known.
+func (o *Ownership) Group() conn.Cgroup {
+	text := func(s *string) string {
+		if s == nil {
+			return ""
+		}
+		return *s
+	}
+	return conn.Cgroup{Path: text(o.Cgroup), ContainerID: text(o.ContainerID), PodUID: text(o.PodUID), Unit: text(o.Unit)}
+}
+
+// Process is one that holds a socket. A byte of Comm that is not UTF-8 is
+// encoded as U+FFFD.
+type Process struct {
+	PID  uint32 `json:"pid"`
+	Comm string `json:"comm"`
+	FD   uint32 `json:"fd"`
+}
+
+// NewConnection encodes a connection.
+func NewConnection(c *conn.Connection) Connection {
+	out := Connection{
+		Cookie:        conn.FormatCookie(c.Cookie),
+		Family:        family(c),
+		Local:         endpoint(c.Local),
+		Remote:        endpoint(c.Remote),
+		Netns:         c.Netns,
+		State:         c.State.String(),
+		Verdict:       verdict(c),
+		Evidence:      nonEmpty(c.Evidence.String()),
+		Unanswered:    c.Unanswered,
+		IdleSeconds:   age(c.Idle),
+		SilentSeconds: age(c.Silent),
+		Keepalive: Keepalive{
+			Enabled:         c.Keepalive.Enabled,
+			TimeSeconds:     seconds(c.Keepalive.Time),
+			IntervalSeconds: seconds(c.Keepalive.Interval),
+			Probes:          c.Keepalive.Probes,
+			ProbesOut:       c.Keepalive.ProbesOut,
+			PerSocket:       c.Keepalive.PerSocket,
+		},
+		UserTimeoutSeconds: seconds(c.UserTimeout),
+		Retransmits:        Retransmits{Unanswered: c.RetransmitsUnanswered, Total: c.RetransmitsTotal},
+		UnackedSegments:    c.UnackedSegments,
+		SendQueueBytes:     c.SendQueue,
+		SendWindowBytes:    c.SendWindow,
+		SRTTSeconds:        float64(c.SRTT.Microseconds()) / 1e6,
+		RTOSeconds:         seconds(c.RTO),
+		Risks:              make([]string, 0, len(c.Risks)),
+		Ownership:          ownership(c),
+	}
+	if !c.Since.IsZero() {
+		out.Since = new(c.Since.UTC())
+	}
+	out.GivesUp = givesUp(c.GivesUp, c.At)
+	if c.State == conn.Listen {
+		out.AcceptQueue = &AcceptQueue{Length: c.AcceptQueue, Limit: c.AcceptLimit}
+	}
+	for _, r := range c.Risks {
+		out.Risks = append(out.Risks, r.String())
+	}
+	return out
+}
+
+// givesUp encodes a forecast made at that time; nil: never.
+func givesUp(f conn.Forecast, at time.Time) *GivesUp {
+	if !f.Ever() {
+		return nil
+	}
+	return &GivesUp{
+		At:              f.At.UTC(),
+		InSeconds:       seconds(f.At.Sub(at)),
+		LatestInSeconds: seconds(f.Latest.Sub(at)),
+		By:              f.By.String(),
+	}
+}
+
+func family(c *conn.Connection) string {
+	if c.IPv6() {
+		return "ipv6"
+	}
+	return "ipv4"
+}
+
+func endpoint(a netip.AddrPort) Endpoint {
+	return Endpoint{IP: a.Addr().String(), Port: a.Port()}
+}
+
+func verdict(c *conn.Connection) *string {
+	if !c.Judged() {
+		return nil
+	}
+	return new(c.Verdict.String())
+}
+
+func ownership(c *conn.Connection) Ownership {
+	var o Ownership
+	if !c.Accepted {
+		o.Accepted = new(false)
+	}
+	if c.Orphaned || !c.Accepted {
+		return o
+	}
+	o.UID = new(c.UID)
+	o.Cgroup = nonEmpty(c.Cgroup.Path)
+	o.Unit = nonEmpty(c.Cgroup.Unit)
+	o.ContainerID = nonEmpty(c.Cgroup.ContainerID)
+	o.PodUID = nonEmpty(c.Cgroup.PodUID)
+	if p := c.Process; p != nil {
+		o.Process = &Process{PID: p.PID, Comm: p.Comm, FD: p.FD}
+	}
+	return o
+}
+
+func nonEmpty(s string) *string {
+	if s == "" {
+		return nil
+	}
+	return &s
+}
+
+// seconds rounds to the millisecond.
+func seconds(d time.Duration) float64 {
+	return float64(d.Round(time.Millisecond).Milliseconds()) / 1e3 // Duration.Seconds is not the nearest float64
+}
+
+// age is nil for the negative duration of what never happened.
+func age(d time.Duration) *float64 {
+	if d < 0 {
+		return nil
+	}
+	return new(seconds(d))
+}

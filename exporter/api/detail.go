@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package api
+
+import (
+	"time"
+
+	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/collector/explain"
+)
+
+// ConnectionDetail is the answer of /api/v1/connections/{cookie}: the
+// connection, its recent events, oldest first, and what `halfopen explain` says.
+type ConnectionDetail struct {
+	Connection
+	Events      []Event     `json:"events"`
+	Explanation Explanation `json:"explanation"`
+}
+
+// Explanation is a connection in plain sentences, see [collector.Explanation].
+type Explanation struct {
+	At         time.Time `json:"at"` // of the look; what is relative counts from here
+	Doing      []string  `json:"doing"`
+	Timers     []Timer   `json:"timers"`
+	Settings   []Setting `json:"settings"`
+	Next       []string  `json:"next"`
+	Assessment string    `json:"assessment"`
+	Advice     []Advice  `json:"advice"`
+}
+
+// Timer is one of the kernel's timers of a connection.
+type Timer struct {
+	Name    string `json:"name"`
+	Purpose string `json:"purpose"`
+	Fires   *Fires `json:"fires"` // null: it is not running
+	Then    string `json:"then"`  // what it does then, or why it is not running
+}
+
+// Fires is when a timer does: between At and LatestInSeconds. The seconds count
+// from when it was looked at.
+type Fires struct {
+	At              time.Time `json:"at"`
+	InSeconds       float64   `json:"in_seconds"`
+	LatestInSeconds float64   `json:"latest_in_seconds"`
+}
+
+// Setting is what a timer is set to, in the setting's own unit.
+type Setting struct {
+	Option *string `json:"option"` // of setsockopt(2); null: there is none
+	Sysctl *string `json:"sysctl"` // of the connection's network namespace; null: there is none
+	Value  int64   `json:"value"`
+	Unit   string  `json:"unit"`   // seconds, milliseconds, probes, retransmissions, switch
+	Source string  `json:"source"` // socket, sysctl, default
+	Means  string  `json:"means"`
+}
+
+// Advice is one thing that would make a dead peer be noticed sooner.
+type Advice struct {
+	Text string   `json:"text"`
+	How  []string `json:"how"` // the exact calls or commands
+	// GivesUp is when the kernel would give the connection up if that were done
+	// at once, and nothing more were heard; null: it would change nothing now.
+	GivesUp *GivesUp `json:"gives_up"`
+}
+
+// NewConnectionDetail encodes everything known of a connection.
+func NewConnectionDetail(d *collector.Detail) ConnectionDetail {
+	out := ConnectionDetail{
+		Connection:  NewConnection(&d.Connection),
+		Events:      make([]Event, 0, len(d.History)),
+		Explanation: newExplanation(&d.Explanation),
+	}
+	for i := range d.History {
+		out.Events = append(out.Events, NewEvent(&d.History[i]))
+	}
+	return out
+}
+
+func newExplanation(e *explain.Explanation) Explanation {
+	out := Explanation{
+		At: e.At.UTC(), Doing: e.Doing, Next: e.Next, Assessment: e.Assessment,
+		Timers: make([]Timer, 0, len(e.Timers)), Settings: make([]Setting, 0, len(e.Settings)), Advice: make([]Advice, 0, len(e.Advice)),
+	}
+	for _, t := range e.Timers {
+		timer := Timer{Name: t.Name, Purpose: t.Purpose, Then: t.Then}
+		if t.Pending() {
+			timer.Fires = &Fires{At: t.At.UTC(), InSeconds: seconds(t.At.Sub(e.At)), LatestInSeconds: seconds(t.Latest.Sub(e.At))}
+		}
+		out.Timers = append(out.Timers, timer)
+	}
+	for _, s := range e.Settings {
+		out.Settings = append(out.Settings, Setting{
+			Option: nonEmpty(s.Option), Sysctl: nonEmpty(s.Sysctl), Value: s.Value, Unit: s.Unit, Source: s.Source.String(), Means: s.Means,
+		})
+	}
+	for _, a := range e.Advice {
+		out.Advice = append(out.Advice, Advice{Text: a.Text, How: a.How, GivesUp: givesUp(a.Then, e.At)})
+	}
+	return out
+}

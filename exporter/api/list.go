@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package api
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"iter"
+	"time"
+)
+
+// Connections is the answer of /api/v1/connections. Total is how many there
+// are, whatever the limit.
+type Connections struct {
+	GeneratedAt time.Time    `json:"generated_at"`
+	Total       int          `json:"total"`
+	Connections []Connection `json:"connections"`
+}
+
+// Groups is the answer of /api/v1/groups. Total is how many groups there are,
+// whatever the limit.
+type Groups struct {
+	GeneratedAt time.Time `json:"generated_at"`
+	Total       int       `json:"total"`
+	Groups      []Group   `json:"groups"`
+}
+
+// Deaths is the answer of /api/v1/deaths. Total is how many are kept, whatever
+// the limit.
+type Deaths struct {
+	GeneratedAt time.Time `json:"generated_at"`
+	Total       int       `json:"total"`
+	Deaths      []Death   `json:"deaths"`
+}
+
+// NoConnection is how the [Error] about a cookie that no connection has begins.
+const NoConnection = "no living connection"
+
+// Error is the answer of the API to what it cannot do.
+type Error struct {
+	Error string `json:"error"`
+}
+
+// WriteList writes the object of [Connections], [Groups] or [Deaths], an item a line
+// and in a Write of its own. Items are encoded one by one: all of a large node's
+// would be hundreds of MB.
+func WriteList[In, Out any](w io.Writer, name string, total int, items iter.Seq2[*In, error], encode func(*In) Out) error {
+	if _, err := fmt.Fprintf(w, "{\"generated_at\":%q,\"total\":%d,%q:[\n", time.Now().UTC().Format(time.RFC3339Nano), total, name); err != nil {
+		return err
+	}
+	enc, between := json.NewEncoder(w), ""
+	var out Out // one for all: Encode makes it escape
+	for item, err := range items {
+		if err != nil {
+			return err
+		}
+		if _, err := io.WriteString(w, between); err != nil {
+			return err
+		}
+		out = encode(item)
+		if err := enc.Encode(&out); err != nil {
+			return err
+		}
+		between = ","
+	}
+	_, err := io.WriteString(w, "]}\n")
+	return err
+}
+
+// Values ranges over items for [WriteList].
+func Values[T any](items []T) iter.Seq2[*T, error] {
+	return func(yield func(*T, error) bool) {
+		for i := range items {
+			if !yield(&items[i], nil) {
+				return
+			}
+		}
+	}
+}
