@@ -23,6 +23,8 @@ const (
 	// Owners are searched for at most this often, and within this share of a core.
 	ownersSpacing = 500 * time.Millisecond
 	ownersShare   = 0.02
+	// A search that hung is no reason to wait for hours until the next one.
+	ownersSpacingMost = 5 * time.Minute
 	// So they are while a subscriber waits for them.
 	awaitedSpacing = 250 * time.Millisecond
 	awaitedShare   = 0.05
