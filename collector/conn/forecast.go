@@ -73,19 +73,20 @@ type Timers struct {
 	slack uint64 // by which the timers so far may have been late: their levels' granularity
 }
 
-// giveUpPath is what a connection's end is up to, if nothing more is heard.
-type giveUpPath uint8
+// GiveUpPath is the way in which the kernel ends a connection if it hears nothing more.
+type GiveUpPath uint8
 
+// The ways; by NoGiveUp the connection never ends.
 const (
-	NoGiveUp giveUpPath = iota // it never ends
+	NoGiveUp GiveUpPath = iota
 	ByKeepalive
 	ByRetransmission
 	ByWindowProbe
 	byFinWait2
 )
 
-// GiveUpPath tells which timer will give the connection up.
-func (t *Timers) GiveUpPath() giveUpPath {
+// GiveUpPath returns by which timer the kernel will give the connection up.
+func (t *Timers) GiveUpPath() GiveUpPath {
 	c := t.C
 	switch {
 	case StateOf(c.State) == FinWait2 && c.Flags&abi.ConnOrphan != 0:
@@ -325,8 +326,8 @@ func (t *Timers) OrphanRetries(alive bool) int {
 	return n
 }
 
-// model is how long the kernel retransmits when the limit is a number of
-// retransmissions: as long as so many take from that base (tcp_model_timeout).
+// RetransmitTime returns for how many jiffies the kernel retransmits if the limit is a
+// number of retransmissions: as long as so many take from that base (tcp_model_timeout).
 func RetransmitTime(retransmits int, base, rtoMax uint64) uint64 {
 	doublings := log2(rtoMax / base)
 	if retransmits <= doublings {

@@ -54,8 +54,8 @@ var ownerKindNames = [...]string{
 // String returns the kind's name, "" for NoOwner.
 func (k OwnerKind) String() string { return ownerKindNames[k] }
 
-// GroupKey is what the connections of a [Tally] have in common: what its grouping
-// is about, the rest is zero.
+// GroupKey is what the connections counted by a [ConnCount] have in common: the
+// fields of its grouping; the others are zero.
 type GroupKey struct {
 	OwnerKind OwnerKind
 	Owner     string // see [Connection.Owner]
@@ -70,9 +70,11 @@ type GroupKey struct {
 type ConnCount struct {
 	GroupKey
 	Total    int
-	Verdicts [Verdicts]int // they may be fewer than Total, if q.All
+	Verdicts [Verdicts]int // in all fewer than Total if some sockets have no verdict
 }
 
+// GroupKeyOf returns the key of the group that a connection belongs to. By remote it needs
+// the listeners, to tell clients from services.
 func GroupKeyOf(connection *Connection, by Grouping, listeners map[Listener]bool) (k GroupKey) {
 	switch by {
 	case ByOwner:

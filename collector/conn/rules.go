@@ -27,6 +27,7 @@ type Rules struct {
 	HZ               int           // jiffies a second
 }
 
+// Duration converts jiffies.
 func (r *Rules) Duration(jiffies uint32) time.Duration {
 	return time.Duration(jiffies) * time.Second / time.Duration(r.HZ)
 }
