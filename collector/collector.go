@@ -24,6 +24,8 @@ const (
 	// most that they take of one core.
 	ownersSpacing = 500 * time.Millisecond
 	ownersShare   = 0.02
+	// ownersSpacingMost is the most time between two searches, also after one that hung.
+	ownersSpacingMost = 5 * time.Minute
 	// awaitedSpacing and awaitedShare apply while a subscriber waits for owners.
 	awaitedSpacing = 250 * time.Millisecond
 	awaitedShare   = 0.05

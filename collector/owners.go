@@ -23,7 +23,7 @@ func (c *Collector) ownersLoop(ctx context.Context) error {
 		if c.awaitsOwners() {
 			spacing, share = awaitedSpacing, awaitedShare
 		}
-		spacing = max(spacing, time.Duration(float64(time.Since(began))/share))
+		spacing = min(max(spacing, time.Duration(float64(time.Since(began))/share)), ownersSpacingMost)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()

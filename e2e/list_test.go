@@ -188,7 +188,7 @@ func TestListAllIsWhatSSShows(t *testing.T) {
 		t.Errorf("states %v, expected %v; %d stubs in fin_wait2, expected 3", got, want, stubs)
 	}
 
-	for _, c := range list(t) {
+	for _, c := range list(t, "--netns", fmt.Sprint(n.Client.Inode()), "--netns", fmt.Sprint(n.Server.Inode())) {
 		if c.State == "listen" || c.State == "syn_recv" || c.State == "time_wait" || c.Verdict == nil {
 			t.Errorf("without --all there is %+v", c)
 		}
