@@ -162,10 +162,24 @@ func jsBody(src, name string) string {
 	return regexp.MustCompile(`(?m)(?s:^(?:export )?(?:async )?function ` + name + `\(.*?^\})|^(?:export )?const ` + name + ` = .*;$`).FindString(src)
 }
 
-// calls reports whether a source calls a function, or passes it on.
-func calls(source, name string) bool {
-	source = regexp.MustCompile(`//.*`).ReplaceAllString(source, "")
-	return regexp.MustCompile(`(^|\W)` + regexp.QuoteMeta(name) + `[([,)]`).MatchString(source)
+var (
+	comment  = regexp.MustCompile(`//.*`)
+	receiver = regexp.MustCompile(`^func \((\w+) `)
+)
+
+// calls reports whether the source of f calls a function of that name, or passes it on.
+func (f *function) calls(name string) bool {
+	return regexp.MustCompile(`(^|\W)` + regexp.QuoteMeta(name) + `[([,)]`).MatchString(comment.ReplaceAllString(f.body, ""))
+}
+
+// leadsTo is calls for another function. A method calls one of its own type by its receiver.
+func (f *function) leadsTo(other *function) bool {
+	name := other.last()
+	of, _, method := strings.Cut(other.name, ".")
+	if m := receiver.FindStringSubmatch(f.body); m != nil && method && strings.HasPrefix(f.name, of+".") {
+		name = m[1] + "." + name
+	}
+	return f.calls(name)
 }
 
 // fold makes the same of the name of a map in C and in Go.
@@ -190,7 +204,7 @@ func (w *walk) check(t *testing.T) (back int) {
 	from := make(map[*function]*function)
 	for i, f := range w.steps {
 		for _, h := range f.helpers {
-			if !calls(f.body, h) {
+			if !f.calls(h) {
 				t.Errorf("%s does not call %s()", f, h)
 			}
 		}
@@ -198,7 +212,7 @@ func (w *walk) check(t *testing.T) (back int) {
 			continue
 		}
 		before := w.steps[:i]
-		switch caller := latest(before, func(e *function) bool { return calls(e.body, f.last()) }); {
+		switch caller := latest(before, func(e *function) bool { return e.leadsTo(f) }); {
 		case f.through != "":
 			from[f] = w.steps[i-1]
 			if !packageMentions(t, f.dir, f.through) || !packageMentions(t, w.steps[i-1].dir, f.through) {
@@ -206,7 +220,7 @@ func (w *walk) check(t *testing.T) (back int) {
 			}
 		case caller != nil:
 			from[f] = caller
-		case latest(before, func(e *function) bool { return calls(f.body, e.last()) }) != nil:
+		case latest(before, func(e *function) bool { return f.leadsTo(e) }) != nil:
 			// It called one of them, which returns to it.
 		default:
 			t.Errorf("no function before %s in its walk calls it or returns to it", f)
