@@ -125,7 +125,7 @@ type Collector struct {
 	reader struct { // the state of readEvents
 		sync.Mutex
 		running   bool
-		wanted    uint64     // how often catchUp was called
+		wanted    uint64     // how often awaitEvents was called
 		caughtUp  uint64     // the last of these calls that it has served
 		caughtUpC *sync.Cond // signals that caughtUp has changed, or that the reader has ended
 	}

@@ -20,7 +20,7 @@ func TestWall(t *testing.T) {
 		const slack = time.Millisecond
 		got := wall(uint64(ts.Nano() - int64(ago))).Add(ago)
 		if got.Before(before.Add(-slack)) || got.After(after.Add(slack)) {
-			t.Errorf("what was %s ago is said to be %s off", ago, got.Sub(before))
+			t.Errorf("a time %s ago is off by %s", ago, got.Sub(before))
 		}
 	}
 }

@@ -23,7 +23,7 @@ func (c *Collector) Connection(ctx context.Context, cookie uint64) (*Detail, err
 	if cookie == 0 {
 		return nil, nil
 	}
-	c.catchUp()
+	c.awaitEvents()
 	var d *Detail
 	var found abi.Conn
 	res, err := c.kernel.Find(ctx, cookie, func(k *abi.Conn) {
@@ -51,7 +51,7 @@ func (c *Collector) Connection(ctx context.Context, cookie uint64) (*Detail, err
 // Deaths returns the remembered deaths with one of the causes (no causes: any), newest
 // first, at most limit (0: no limit). total is the number without the limit.
 func (c *Collector) Deaths(causes []conn.Cause, limit int) (total int, deaths []conn.Death) {
-	c.catchUp()
+	c.awaitEvents()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for d := range c.tracker.Deaths() {

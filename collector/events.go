@@ -24,7 +24,7 @@ func (c *Collector) readEvents(ctx context.Context) error {
 	}()
 	var e abi.Event
 	for {
-		// Several flushes may merge into one. It serves only the calls of catchUp that
+		// Several flushes may merge into one. It serves only the calls of awaitEvents that
 		// came before this read began.
 		c.reader.Lock()
 		wanted := c.reader.wanted
@@ -52,11 +52,11 @@ func (c *Collector) readEvents(ctx context.Context) error {
 		default:
 			at := wall(e.Conn.At)
 			c.mu.Lock()
-			settles := c.apply(&conn.Fact{Kind: conn.FactEvent, At: at, Event: &e})
+			recheckAfter := c.apply(&conn.Fact{Kind: conn.FactEvent, At: at, Event: &e})
 			c.mu.Unlock()
-			if settles > 0 {
+			if recheckAfter > 0 {
 				select {
-				case c.recheck <- settles:
+				case c.recheck <- recheckAfter:
 				default: // a recheck is requested already
 				}
 			}
@@ -64,9 +64,9 @@ func (c *Collector) readEvents(ctx context.Context) error {
 	}
 }
 
-// catchUp waits until every event that the kernel has sent so far is applied, at most
+// awaitEvents waits until every event that the kernel has sent so far is applied, at most
 // flushTimeout.
-func (c *Collector) catchUp() {
+func (c *Collector) awaitEvents() {
 	c.reader.Lock()
 	defer c.reader.Unlock()
 	if !c.reader.running {

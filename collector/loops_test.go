@@ -576,7 +576,7 @@ func TestAListWhileItsConnectionsChange(t *testing.T) {
 			case 2:
 				k.emit(solicitation(suspect(2, 3)))
 			}
-			c.catchUp()
+			c.awaitEvents()
 		}
 		began := time.Now()
 		k.set(func() { k.watched, k.sockets = nil, append([]abi.Conn{suspect(4, 3)}, k.sockets...) })

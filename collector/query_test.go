@@ -14,7 +14,7 @@ import (
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
-func TestQueryWants(t *testing.T) {
+func TestQueryMatches(t *testing.T) {
 	connection := &abi.Conn{
 		Netns: 4026531840, State: abi.StateEstablished, Class: abi.ClassIdle, Family: 2, Lport: 37024, Rport: 5432,
 		Raddr: [16]byte{10, 0, 0, 2}, Risks: 1 << conn.RiskCloseWaitLeak,
@@ -31,9 +31,9 @@ func TestQueryWants(t *testing.T) {
 		return p
 	}
 	for _, tt := range []struct {
-		name               string
-		q                  Query
-		conn, listensAlone bool
+		name           string
+		q              Query
+		conn, listener bool
 	}{
 		{"anything", Query{}, true, true},
 		{"its state", Query{States: []conn.State{conn.Closing, conn.Established}}, true, false},
@@ -44,29 +44,29 @@ func TestQueryWants(t *testing.T) {
 		{"its risk among others", Query{Risks: []conn.Risk{conn.RiskNoKeepalive, conn.RiskCloseWaitLeak}}, true, false},
 		{"another risk", Query{Risks: []conn.Risk{conn.RiskNoKeepalive}}, false, false},
 		{"its remote address", Query{Remotes: remotes("10.0.0.2")}, true, false},
-		{"the same as an IPv6 socket has it", Query{Remotes: remotes("::ffff:10.0.0.2")}, true, false},
+		{"its remote address as an IPv6 socket has it", Query{Remotes: remotes("::ffff:10.0.0.2")}, true, false},
 		{"its network", Query{Remotes: remotes("192.168.0.0/16", "10.9.9.9/8")}, true, false},
 		{"another network", Query{Remotes: remotes("10.0.1.0/24")}, false, false},
-		{"everything has no listeners in it", Query{Remotes: remotes("0.0.0.0/0")}, true, false},
-		{"all of IPv6 has no IPv4 in it", Query{Remotes: remotes("::/0")}, false, false},
-		{"all of them, not one", Query{Netns: []uint32{4026531840}, Ports: []uint16{1}}, false, false},
+		{"every address, which a listener does not have", Query{Remotes: remotes("0.0.0.0/0")}, true, false},
+		{"every IPv6 address", Query{Remotes: remotes("::/0")}, false, false},
+		{"one of two fields", Query{Netns: []uint32{4026531840}, Ports: []uint16{1}}, false, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if got := tt.q.matches(connection); got != tt.conn {
-				t.Errorf("of the connection: %v", got)
+				t.Errorf("the connection matches: %v", got)
 			}
 			if tt.q.matches(listens) {
-				t.Error("of the listener, without all")
+				t.Error("the listener matches without All")
 			}
 			tt.q.All = true
-			if got := tt.q.matches(listens); got != tt.listensAlone {
-				t.Errorf("of the listener: %v", got)
+			if got := tt.q.matches(listens); got != tt.listener {
+				t.Errorf("the listener matches: %v", got)
 			}
 		})
 	}
 }
 
-func TestWhatIsNoConnectionIsAskedForOnlyWithAll(t *testing.T) {
+func TestOtherSocketsAreReadOnlyWithAll(t *testing.T) {
 	none := func(q scan) bool { return strings.ContainsRune(string(q.classes()), rune(abi.ClassNone)) }
 	if none(scan{}) || none(scan{Query: Query{States: []conn.State{conn.Listen}}}) {
 		t.Error("though nobody said all")
@@ -111,12 +111,12 @@ func TestParseRemote(t *testing.T) {
 		p, err := ParseRemote(s)
 		if want == "" {
 			if err == nil {
-				t.Errorf("%q is %s", s, p)
+				t.Errorf("%q is parsed as %s", s, p)
 			}
 			continue
 		}
 		if err != nil || p.String() != want {
-			t.Errorf("%q is %s, %v, want %s", s, p, err, want)
+			t.Errorf("%q is parsed as %s, error %v, want %s", s, p, err, want)
 		}
 	}
 }
@@ -143,22 +143,22 @@ func TestOwnedBy(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			for _, name := range tt.yes {
 				if !tt.c.OwnedBy(name) {
-					t.Errorf("not %q's", name)
+					t.Errorf("not owned by %q", name)
 				}
 			}
 			for _, name := range tt.not {
 				if tt.c.OwnedBy(name) {
-					t.Errorf("%q's", name)
+					t.Errorf("owned by %q", name)
 				}
 			}
 			if name := tt.c.Owner(); name != "" && !tt.c.OwnedBy(name) {
-				t.Errorf("its owner is shown as %s, and not found so", name)
+				t.Errorf("not owned by %q, the owner that it shows", name)
 			}
 		})
 	}
 }
 
-func TestOthersSayOnlyWhatIsKnown(t *testing.T) {
+func TestListenersAndStubsHaveOnlyWhatIsKnown(t *testing.T) {
 	r, start := testRules, time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
 	got := r.Describe(&abi.Conn{
 		Cookie: 7, Netns: 1, State: abi.StateListen, Class: abi.ClassNone, Family: 2, Lport: 22, AcceptQueue: 3, AcceptLimit: 128,
@@ -187,6 +187,6 @@ func TestOthersSayOnlyWhatIsKnown(t *testing.T) {
 		t.Errorf("judged %v, (-want +got)\n%s", got.Judged(), d)
 	}
 	if got := r.Describe(&abi.Conn{State: abi.StateNewSynRecv, Class: abi.ClassNone, Flags: abi.ConnUnaccepted}, start); got.State != conn.SynRecv || got.Held() || !got.Stub {
-		t.Errorf("a request: %+v", got)
+		t.Errorf("a request socket is described as %+v", got)
 	}
 }

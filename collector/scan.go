@@ -40,7 +40,7 @@ const ownersBatch = 16384
 // depends on owners, and has no forecast. The listeners of a network namespace come before
 // its connections. visit must not keep its arguments.
 func (c *Collector) scan(ctx context.Context, q *scan, visit func(*abi.Conn, *conn.Connection)) error {
-	c.catchUp()
+	c.awaitEvents()
 	owned := ownedScan{c: c, q: q, visit: visit, processes: make(processCgroups)}
 	var connection conn.Connection // one for all calls: it escapes to the heap
 	res, err := c.kernel.Census(ctx, q.classes(), func(k *abi.Conn) {

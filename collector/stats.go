@@ -52,7 +52,7 @@ func (c *Collector) Stats() (Stats, error) {
 	if err != nil {
 		return Stats{}, err
 	}
-	c.catchUp()
+	c.awaitEvents()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := Stats{

@@ -15,15 +15,15 @@ import (
 func (c *Collector) watchLoop(ctx context.Context) error {
 	for {
 		began := time.Now()
-		var settles time.Duration
+		var recheckAfter time.Duration
 		c.runPass(ctx, passWatch, func() (err error) {
-			settles, err = c.watch()
+			recheckAfter, err = c.watch()
 			return err
 		})
 		least := time.Since(began) * watchSpacing
 		next := began.Add(conn.WatchInterval)
-		if settles > 0 {
-			next = conn.Earlier(next, began.Add(max(settles, least)))
+		if recheckAfter > 0 {
+			next = conn.Earlier(next, began.Add(max(recheckAfter, least)))
 		}
 		timer := time.NewTimer(time.Until(next))
 	wait:
@@ -32,8 +32,8 @@ func (c *Collector) watchLoop(ctx context.Context) error {
 			case <-ctx.Done():
 				timer.Stop()
 				return ctx.Err()
-			case settles := <-c.recheck:
-				next = conn.Earlier(next, time.Now().Add(max(settles, least)))
+			case recheckAfter := <-c.recheck:
+				next = conn.Earlier(next, time.Now().Add(max(recheckAfter, least)))
 				timer.Reset(time.Until(next))
 			case <-timer.C:
 				break wait
@@ -42,9 +42,9 @@ func (c *Collector) watchLoop(ctx context.Context) error {
 	}
 }
 
-// watch takes one watch pass. settles is the time after which another one is useful; 0 if
-// none is before the regular one.
-func (c *Collector) watch() (settles time.Duration, err error) {
+// watch takes one watch pass. recheckAfter is the time after which an additional one is
+// useful; 0 if none is.
+func (c *Collector) watch() (recheckAfter time.Duration, err error) {
 	var connections []abi.Conn
 	if err := c.kernel.Watch(func(connection *abi.Conn) { connections = append(connections, *connection) }); err != nil {
 		return 0, err
@@ -57,10 +57,10 @@ func (c *Collector) watch() (settles time.Duration, err error) {
 		if connections[i].At != 0 {
 			at = wall(connections[i].At)
 		}
-		if s := c.apply(&conn.Fact{Kind: conn.FactWatch, At: at, Conn: &connections[i]}); s > 0 && (settles == 0 || s < settles) {
-			settles = s
+		if after := c.apply(&conn.Fact{Kind: conn.FactWatch, At: at, Conn: &connections[i]}); after > 0 && (recheckAfter == 0 || after < recheckAfter) {
+			recheckAfter = after
 		}
 	}
 	c.apply(&conn.Fact{Kind: conn.FactSweep, At: now})
-	return settles, nil
+	return recheckAfter, nil
 }

@@ -42,7 +42,7 @@ func TestJudge(t *testing.T) {
 				return c
 			}(), Suspect, EvidenceKeepalive,
 		},
-		"a first probe that nobody saw go out": {
+		"a first probe that we did not observe": {
 			func() *abi.Conn {
 				c := conntest.Silent(abi.EvidenceKeepalive, 1, 2*time.Hour)
 				c.Solicited = abi.AgeNone
@@ -84,7 +84,7 @@ func TestJudge(t *testing.T) {
 				return c
 			}(), Zombie, EvidenceKeepalive,
 		},
-		"a first probe that nobody saw go out, a second ago by the timer of the next": {
+		"a first probe that we did not observe, a second ago by the timer of the next": {
 			func() *abi.Conn {
 				c := conntest.Silent(abi.EvidenceKeepalive, 1, 2*time.Hour)
 				c.Solicited, c.Jiffies, c.KeepaliveExpires = abi.AgeNone, 1000000, 1000000+uint64(conntest.Ago(74*time.Second))
@@ -226,32 +226,38 @@ func TestDescribe(t *testing.T) {
 	})
 }
 
+// parses fails unless parse returns each of the n values from first on for its name, and an
+// error for what is not a name.
+func parses[T interface {
+	~uint8
+	String() string
+}](t *testing.T, first T, n int, parse func(string) (T, error)) {
+	t.Helper()
+	for i := range n {
+		v := first + T(i)
+		if got, err := parse(v.String()); err != nil || got != v {
+			t.Errorf("%q is parsed as %v, error %v", v.String(), got, err)
+		}
+	}
+	for _, wrong := range []string{"", "Zombie", "undead"} {
+		if got, err := parse(wrong); err == nil {
+			t.Errorf("%q is parsed as %v", wrong, got)
+		}
+	}
+}
+
 func TestNamesAreParsed(t *testing.T) {
-	for v := range Verdict(Verdicts) {
-		if got, err := ParseVerdict(v.String()); err != nil || got != v {
-			t.Errorf("%v is parsed as %v, %v", v, got, err)
-		}
+	parses(t, 0, Verdicts, ParseVerdict)
+	parses(t, 0, Causes, ParseCause)
+	parses(t, Established, States-int(Established), ParseState)
+	parses(t, 0, Risks, ParseRisk)
+	parses(t, 0, len(GroupingNames()), ParseGrouping)
+	if got, err := ParseCookie(FormatCookie(0x1a2b)); err != nil || got != 0x1a2b {
+		t.Errorf("cookie is parsed as %x, error %v", got, err)
 	}
-	for c := range Cause(Causes) {
-		if got, err := ParseCause(c.String()); err != nil || got != c {
-			t.Errorf("%v is parsed as %v, %v", c, got, err)
-		}
-	}
-	for s := Established; s < State(States); s++ {
-		if got, err := ParseState(s.String()); err != nil || got != s {
-			t.Errorf("%v is parsed as %v, %v", s, got, err)
-		}
-	}
-	for r := range Risk(Risks) {
-		if got, err := ParseRisk(r.String()); err != nil || got != r {
-			t.Errorf("%v is read back as %v, %v", r, got, err)
-		}
-	}
-	for _, name := range GroupingNames() {
-		if got, err := ParseGrouping(name); err != nil || got.String() != name {
-			t.Errorf("%s is read back as %v, %v", name, got, err)
-		}
-	}
+}
+
+func TestNamesAreUnique(t *testing.T) {
 	for what, names := range map[string][]string{
 		"verdicts": VerdictNames(), "states": StateNames(), "risks": RiskNames(), "causes": CauseNames(),
 		"retransmissions": retransmitTypeNames[:], "events": eventTypeNames[:], "faults": faultNames[:],
@@ -259,20 +265,9 @@ func TestNamesAreParsed(t *testing.T) {
 		seen := make(map[string]bool)
 		for _, name := range names {
 			if name == "" || seen[name] {
-				t.Errorf("%s: the name %q is empty, or there twice: %q", what, name, names)
+				t.Errorf("%s: the name %q is empty or occurs twice: %q", what, name, names)
 			}
 			seen[name] = true
 		}
-	}
-	for _, wrong := range []string{"", "Zombie", "undead"} {
-		if _, err := ParseVerdict(wrong); err == nil {
-			t.Errorf("%q is accepted as a verdict", wrong)
-		}
-		if _, err := ParseState(wrong); err == nil {
-			t.Errorf("%q is accepted as a state", wrong)
-		}
-	}
-	if got, err := ParseCookie(FormatCookie(0x1a2b)); err != nil || got != 0x1a2b {
-		t.Errorf("cookie is parsed as %x, %v", got, err)
 	}
 }
