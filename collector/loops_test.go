@@ -540,7 +540,7 @@ func TestASearchForOwnersThatTakesLongIsRarer(t *testing.T) {
 		k := newFakeKernel()
 		k.onOwners = func([]uint64) error { time.Sleep(200 * time.Millisecond); return nil }
 		collect(t, k, Options{})
-		for i := range uint64(600) { // there is always somebody new
+		for i := range uint64(600) { // there is always a new connection
 			k.emit(solicitation(suspect(i, 3)))
 			time.Sleep(100 * time.Millisecond)
 		}
@@ -557,7 +557,7 @@ func TestASearchForOwnersThatTakesLongIsRarer(t *testing.T) {
 	})
 }
 
-// A query must not change what is known, and neither must it tell of connections that are
+// A query must not change the tracker, nor send notices of connections that are
 // dead by then as if they were alive.
 func TestAListWhileItsConnectionsChange(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

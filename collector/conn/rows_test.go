@@ -82,7 +82,7 @@ func TestRowsFollowTheConnections(t *testing.T) {
 	r.bring(14*second, 16*second, same, other)
 	r.changed(map[uint64]change{})
 
-	// A census may have read a connection before an event that was taken in before it.
+	// A census may read a connection before an event that is applied before the census.
 	silent := conntest.Silent(abi.EvidenceKeepalive, 4, time.Minute)
 	silent.Cookie, silent.Family = 1, 2
 	r.solicit(20*second, silent)

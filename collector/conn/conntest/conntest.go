@@ -183,7 +183,7 @@ func FromBytes(data []byte) abi.Conn {
 	return c
 }
 
-// Bytes is the reverse of connFrom.
+// Bytes is the reverse of [FromBytes].
 func Bytes(c *abi.Conn) []byte {
 	data, err := binary.Append(nil, binary.NativeEndian, c)
 	if err != nil {
