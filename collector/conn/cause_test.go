@@ -31,7 +31,7 @@ func TestEveryCauseIsInItsPlaces(t *testing.T) {
 	_, unreached, _ := strings.Cut(read("docs/kernel.md"), "## What no test reaches")
 	places := map[string]string{
 		"docs/metrics.md":          section("docs/metrics.md", "## halfopen_tcp_deaths_total", "```promql"),
-		"docs/architecture.md":     section("docs/architecture.md", "## The cause of a death", "\n## "),
+		"docs/architecture":        section("docs/architecture/kernel.md", "## The cause of a death", "\n## "),
 		"e2e/exact_test.go":        section("e2e/exact_test.go", "var causes =", ")"),
 		"exporter/metrics_test.go": section("exporter/metrics_test.go", "func TestEverythingIsPresentAtZeroFromTheStart", "\n}"),
 		"the golden scrape":        read("exporter/testdata/metrics.golden"),

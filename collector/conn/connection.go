@@ -91,7 +91,7 @@ func (e Evidence) String() string { return nameOf(evidenceNames[:], uint8(e)) }
 //   - bpf/halfopen.h: the constant; bpf/deaths.h: the rule that finds it (make generate)
 //   - here: the constant, the name and, if a timer of the kernel is the cause, IsTimeout
 //   - meanings.go: what it means, for docs/metrics.md (make generate)
-//   - docs/architecture.md: the rule, in the table of "The cause of a death"
+//   - docs/architecture/kernel.md: the rule, in the table of "The cause of a death"
 //   - e2e/scenario_test.go: a scenario that reaches it, or a line in docs/kernel.md, "What
 //     no test reaches"; e2e/exact_test.go: the list of causes
 //   - exporter/metrics_test.go: the list of causes, and the golden scrape (-update)
