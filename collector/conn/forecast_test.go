@@ -174,3 +174,13 @@ func TestForecastNever(t *testing.T) {
 		}
 	}
 }
+
+// The tracker makes a forecast for each event, of which there may be very many.
+func TestForecastAllocatesNothing(t *testing.T) {
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for _, c := range conntest.Seeds() {
+		if n := testing.AllocsPerRun(10, func() { testRules.Forecast(c, at) }); n > 0 {
+			t.Errorf("%.0f allocations to forecast a record by %v", n, testRules.Forecast(c, at).By)
+		}
+	}
+}

@@ -23,9 +23,11 @@ type retransmission struct {
 	started     uint64 // the jiffy of the first retransmission; 0: not sent yet
 }
 
-func (t *Timers) newRetransmission() *retransmission {
+// newRetransmission returns the state at the time of the record. It returns a value, so that
+// a replay allocates nothing.
+func (t *Timers) newRetransmission() retransmission {
 	c := t.C
-	r := &retransmission{
+	r := retransmission{
 		Timers:      t,
 		state:       StateOf(c.State),
 		orphan:      c.Flags&abi.ConnOrphan != 0,
