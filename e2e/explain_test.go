@@ -359,12 +359,17 @@ func follow(t *testing.T, fd int, how []string) {
 	}
 }
 
-// punctual checks that something happened when it was forecast; the machine may
-// be busy.
+// punctual checks that something happened when it was forecast. On a busy machine a timer
+// may be armed so late that the kernel puts it into the next bucket of its timer wheel,
+// which is up to a seventh of the wait later (kernel/time/timer.c).
 func punctual(t *testing.T, died time.Time, f *forecast) {
 	t.Helper()
 	latest := f.At.Add(time.Duration((f.LatestInSeconds - f.InSeconds) * float64(time.Second)))
-	if died.Before(f.At.Add(-50*time.Millisecond)) || died.After(latest.Add(time.Second)) {
+	spare := time.Second
+	if !alone {
+		spare += time.Duration(f.LatestInSeconds / 7 * float64(time.Second))
+	}
+	if died.Before(f.At.Add(-50*time.Millisecond)) || died.After(latest.Add(spare)) {
 		t.Errorf("it died %v after the earliest and %v after the latest of the forecast", died.Sub(f.At), died.Sub(latest))
 	}
 }
