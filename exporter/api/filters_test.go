@@ -3,6 +3,7 @@
 package api
 
 import (
+	"bytes"
 	"os"
 	"regexp"
 	"slices"
@@ -42,12 +43,16 @@ func TestFiltersAreDocumented(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if strings.HasSuffix(path, "api.md") { // the fields of a connection have the same names
+			_, rest, _ := bytes.Cut(text, []byte("\n## Queries\n"))
+			text, _, _ = bytes.Cut(rest, []byte("\n## "))
+		}
 		for _, name := range slices.Concat(names(Filters), names(DeathFilters)) {
 			if name == "cause" && strings.HasSuffix(path, "api.md") {
 				continue // it has a sentence there
 			}
 			if !regexp.MustCompile(strings.Replace(pattern, "%s", name, 1)).Match(text) {
-				t.Errorf("%s does not tell of the filter %s", path, name)
+				t.Errorf("%s does not have the filter %s", path, name)
 			}
 		}
 	}
