@@ -18,7 +18,7 @@ func TestErrPrivilegesNamesTheCapabilities(t *testing.T) {
 	}
 }
 
-func TestTheReadmeHasEveryCapability(t *testing.T) {
+func TestReadmeHasEveryCapability(t *testing.T) {
 	readme, err := os.ReadFile("../README.md")
 	if err != nil {
 		t.Fatal(err)
@@ -30,7 +30,7 @@ func TestTheReadmeHasEveryCapability(t *testing.T) {
 		}
 	}
 	if rows != len(Capabilities) {
-		t.Errorf("the README has %d capabilities, there are %d", rows, len(Capabilities))
+		t.Errorf("the README has %d capabilities, expected %d", rows, len(Capabilities))
 	}
 	for _, c := range Capabilities {
 		lost := c.Lost
@@ -41,22 +41,22 @@ func TestTheReadmeHasEveryCapability(t *testing.T) {
 			lost = "the agent does not start there"
 		}
 		if row := fmt.Sprintf("| `%s` | %s | %s |\n", c.Name, c.For, lost); !strings.Contains(string(readme), row) {
-			t.Errorf("the README has no line\n%s", row)
+			t.Errorf("the README lacks the line\n%s", row)
 		}
 	}
 }
 
 func TestNewerKernelsNeedFewerCapabilities(t *testing.T) {
 	for _, c := range Capabilities {
-		older := c
+		original := c
 		if c.until = (version{99, 0}); !c.Needed() {
-			t.Errorf("%s is not needed until Linux 99", c.Name)
+			t.Errorf("%s: Needed returned false on a kernel older than 99.0", c.Name)
 		}
 		if c.until = (version{1, 0}); c.Needed() {
-			t.Errorf("%s is needed on a kernel older than 1.0", c.Name)
+			t.Errorf("%s: Needed returned true on a kernel newer than 1.0", c.Name)
 		}
-		if (older.NotNeeded() != "") != (c.Bit == unix.CAP_SYS_RESOURCE) {
-			t.Errorf("%s is not needed %q", c.Name, older.NotNeeded())
+		if (original.NotNeeded() != "") != (c.Bit == unix.CAP_SYS_RESOURCE) {
+			t.Errorf("%s: NotNeeded returned %q", c.Name, original.NotNeeded())
 		}
 	}
 }

@@ -15,9 +15,9 @@
  *   run by user space (BPF_PROG_TEST_RUN): walk, netns_list, watch, resolve_pending
  *   read by user space (iter/task, iter/task_file): owners, cookies, netns, learn
  *
- * Two rules. A healthy connection costs no more than counters: no event, no map insert.
- * And nothing is guessed: a solicitation is a counter of the socket that grew while its
- * timer ran, and a cause follows from what ran when the socket died.
+ * Two rules. For a healthy connection the programs count, but send no event and insert
+ * nothing into a map. And the programs do not guess: a solicitation is the growth of a
+ * socket's counter while its timer ran; the cause of a death is what ran at that moment.
  */
 #include "kernel_types.h"
 #include "kernel_compat.h"
@@ -36,7 +36,7 @@
 #include "census.h"
 #include "learn.h"
 
-/* Since 4.16. The only hook where both the state and the error of a socket are known. */
+/* Since 4.16. The only hook that has both the new state and the error of a socket. */
 TP_WITH_FALLBACK(inet_sock_set_state, HOOK_SET_STATE, sk, state_changed(sk, oldstate, newstate),
 		 const struct sock *sk, int oldstate, int newstate)
 
@@ -49,7 +49,7 @@ TP_WITH_FALLBACK(tcp_retransmit_skb, HOOK_RETRANSMIT_SKB, sk,
 TP_WITH_FALLBACK(tcp_retransmit_synack, HOOK_RETRANSMIT_SYNACK, req, synack_retransmitted(sk),
 		 const struct sock *sk, const struct request_sock *req)
 
-/* Since 4.15. The socket may be closed already, so that no death follows. */
+/* Since 4.15. The socket may be closed already; then no death follows. */
 TP_WITH_FALLBACK(tcp_receive_reset, HOOK_RECEIVE_RESET, sk, reset_received(sk),
 		 const struct sock *sk)
 
@@ -57,7 +57,7 @@ TP_WITH_FALLBACK(tcp_receive_reset, HOOK_RECEIVE_RESET, sk, reset_received(sk),
 TP_WITH_FALLBACK(tcp_send_reset, HOOK_SEND_RESET, sk ? (__u64)sk : (__u64)skb, reset_sent(sk, skb),
 		 const struct sock *sk, const struct sk_buff *skb)
 
-/* Since 2.6, in the softirq of the timer wheel. */
+/* Since 2.6. The next two programs run in the softirq of the timer wheel. */
 SEC("tp_btf/timer_expire_entry")
 int BPF_PROG(timer_expire_entry, struct timer_list *timer)
 {
@@ -71,8 +71,8 @@ int BPF_PROG(timer_expire_exit, struct timer_list *timer)
 }
 
 /*
- * User space runs the following in its own context, under RCU and with preemption off
- * (bpf_prog_test_run_raw_tp, since 5.10). They are not attached.
+ * The following programs are not attached. User space runs them in its own context, under
+ * RCU and with preemption off (bpf_prog_test_run_raw_tp, since 5.10).
  */
 SEC("raw_tp")
 int walk_run(void *ctx)
@@ -98,7 +98,7 @@ int resolve_pending_run(void *ctx)
 	return resolve_pending_batch();
 }
 
-/* User space reads the following iterators; iter/task and iter/task_file, since 5.8. */
+/* User space reads the following iterators. Linux has iter/task and iter/task_file since 5.8. */
 SEC("iter/task_file")
 int owners_pass(struct bpf_iter__task_file *ctx)
 {

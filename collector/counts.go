@@ -14,7 +14,7 @@ import (
 // most q.Limit groups, worst first, and the number of all groups.
 func (c *Collector) CountConnections(ctx context.Context, q Query, by conn.Grouping) (total int, counts []conn.Count, err error) {
 	groups := make(map[conn.GroupKey]*conn.Count)
-	l := scan{Query: q, owners: by == conn.ByOwner}
+	l := scanQuery{Query: q, owners: by == conn.ByOwner}
 	if by == conn.ByRemote {
 		l.listeners = make(map[conn.Listener]bool)
 	}

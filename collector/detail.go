@@ -35,7 +35,7 @@ func (c *Collector) Connection(ctx context.Context, cookie uint64) (*Detail, err
 		d.History = c.tracker.History(cookie)
 	})
 	if err == nil && d == nil && len(res.Unwalked) > 0 {
-		c.noteUnwalked(&res)
+		c.recordUnwalked(&res)
 		return nil, fmt.Errorf("no connection with the cookie %s was found, and the hash tables of %d network namespaces take too long to look at: ss -e in the namespace shows it if it is there", conn.FormatCookie(cookie), len(res.Unwalked))
 	}
 	if err != nil || d == nil {

@@ -12,12 +12,12 @@ import (
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
-// holders has the processes that hold sockets, one for each socket. There may be very many
-// sockets, so each one takes few bytes.
+// holders has one process for each socket: a process that holds the socket. There may be very
+// many sockets, so the entry of a socket takes few bytes.
 type holders struct {
-	prefer    []uint32              // ids of processes that are preferred to others
+	prefer    []uint32              // ids of the processes to prefer
 	processes []process             // each process once
-	index     map[uint32]int        // indices of processes, by process id
+	index     map[uint32]int        // index in processes, by process id
 	sockets   map[uint64]descriptor // by cookie
 }
 
@@ -37,9 +37,9 @@ func newHolders(prefer []uint32) *holders {
 	return &holders{prefer: prefer, index: make(map[uint32]int), sockets: make(map[uint64]descriptor)}
 }
 
-// add adds a descriptor of a socket. If several processes hold the socket, it keeps one: a
-// process in prefer, else the oldest one, since a child may just have been forked to
-// execute another program.
+// add adds a descriptor of a socket. If several processes hold the socket, add keeps one of
+// them: a process in prefer, else the oldest process. A younger one may be a child that was
+// forked just now and is about to execute another program.
 func (h *holders) add(o *abi.Owner) {
 	i, ok := h.index[o.Pid]
 	if !ok {
@@ -53,19 +53,19 @@ func (h *holders) add(o *abi.Owner) {
 	}
 }
 
-// compare orders the holders of one socket, best first.
+// compare compares two descriptors of one socket. The result is negative if a is better.
 func (h *holders) compare(a, b descriptor) int {
 	p, q := &h.processes[a.process], &h.processes[b.process]
-	other := func(p *process) int {
+	rank := func(p *process) int {
 		if slices.Contains(h.prefer, p.pid) {
 			return 0
 		}
 		return 1
 	}
-	return cmp.Or(cmp.Compare(other(p), other(q)), cmp.Compare(p.started, q.started), cmp.Compare(p.pid, q.pid), cmp.Compare(a.fd, b.fd))
+	return cmp.Or(cmp.Compare(rank(p), rank(q)), cmp.Compare(p.started, q.started), cmp.Compare(p.pid, q.pid), cmp.Compare(a.fd, b.fd))
 }
 
-// process returns the process that holds a socket; nil: none.
+// process returns the process that holds a socket; nil if h has none.
 func (h *holders) process(cookie uint64) *conn.Process {
 	found, ok := h.sockets[cookie]
 	if !ok {
@@ -75,9 +75,9 @@ func (h *holders) process(cookie uint64) *conn.Process {
 	return &conn.Process{PID: p.pid, Comm: p.comm, FD: found.fd}
 }
 
-// holders searches for the processes that hold these sockets; if cookies is nil, for those
-// that hold any socket.
-func (c *Collector) holders(cookies []uint64, prefer []uint32) (*holders, error) {
+// findHolders searches for the processes that hold these sockets. If cookies is nil, it
+// searches for the processes that hold any socket.
+func (c *Collector) findHolders(cookies []uint64, prefer []uint32) (*holders, error) {
 	h := newHolders(prefer)
 	if err := c.kernel.Owners(cookies, h.add); err != nil {
 		return nil, err

@@ -17,7 +17,7 @@ import (
 // without a connection.
 func (c *Collector) Connections(ctx context.Context, q Query) (total int, connections iter.Seq2[*conn.Connection, error], err error) {
 	worst := topN{limit: q.Limit}
-	err = c.scan(ctx, &scan{Query: q}, func(k *abi.Conn, connection *conn.Connection) {
+	err = c.scan(ctx, &scanQuery{Query: q}, func(k *abi.Conn, connection *conn.Connection) {
 		total++
 		worst.add(k, connection)
 	})

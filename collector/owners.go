@@ -43,12 +43,12 @@ func (c *Collector) ownersLoop(ctx context.Context) error {
 func (c *Collector) resolveOwners(now, since time.Time) error {
 	c.mu.Lock()
 	wanted := c.tracker.NeedOwners(now, since)
-	c.searchAwaited(wanted)
+	c.addAwaited(wanted)
 	c.mu.Unlock()
 	if len(wanted) == 0 {
 		return nil
 	}
-	found, err := c.holders(slices.Collect(maps.Keys(wanted)), nil)
+	found, err := c.findHolders(slices.Collect(maps.Keys(wanted)), nil)
 	if err != nil {
 		return err
 	}
@@ -60,7 +60,7 @@ func (c *Collector) resolveOwners(now, since time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.apply(&conn.Fact{Kind: conn.FactOwners, At: now, Owners: owners})
-	c.foundAwaited(owners)
+	c.setAwaitedOwners(owners)
 	return nil
 }
 
@@ -94,7 +94,7 @@ func (c *Collector) fillOwners(connections []conn.Connection, pids []uint32) err
 	if len(wanted) == 0 {
 		return nil
 	}
-	found, err := c.holders(wanted, pids)
+	found, err := c.findHolders(wanted, pids)
 	if err != nil {
 		return err
 	}

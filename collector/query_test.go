@@ -67,18 +67,18 @@ func TestQueryMatches(t *testing.T) {
 }
 
 func TestOtherSocketsAreReadOnlyWithAll(t *testing.T) {
-	none := func(q scan) bool { return strings.ContainsRune(string(q.classes()), rune(abi.ClassNone)) }
-	if none(scan{}) || none(scan{Query: Query{States: []conn.State{conn.Listen}}}) {
+	none := func(q scanQuery) bool { return strings.ContainsRune(string(q.classes()), rune(abi.ClassNone)) }
+	if none(scanQuery{}) || none(scanQuery{Query: Query{States: []conn.State{conn.Listen}}}) {
 		t.Error("though nobody said all")
 	}
-	if !none(scan{Query: Query{All: true}}) {
+	if !none(scanQuery{Query: Query{All: true}}) {
 		t.Error("not with all")
 	}
-	if !none(scan{listeners: map[conn.Listener]bool{}}) {
+	if !none(scanQuery{listeners: map[conn.Listener]bool{}}) {
 		t.Error("not where listeners are wanted")
 	}
 	for _, q := range []Query{{All: true, Verdicts: []conn.Verdict{conn.Active}}, {All: true, Risks: []conn.Risk{conn.RiskNoKeepalive}}} {
-		if none(scan{Query: q}) || q.matches(&abi.Conn{Class: abi.ClassNone, State: abi.StateListen, Risks: 0xff}) {
+		if none(scanQuery{Query: q}) || q.matches(&abi.Conn{Class: abi.ClassNone, State: abi.StateListen, Risks: 0xff}) {
 			t.Error("though it has neither verdict nor risk")
 		}
 	}

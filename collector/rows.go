@@ -6,10 +6,11 @@ import (
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
-// FollowRows begins or ends keeping the rows of the worst connections: at most
-// [conn.MaxRows], and as many again that get into trouble between two censuses. When it
-// begins, a census with rows begins at once. When it ends, the rows stay until the next
-// census, so that beginning again before that needs no census.
+// FollowRows makes the collector keep rows of the worst connections, or makes it stop: at
+// most [conn.MaxRows] rows, and as many again of connections that get into trouble between
+// two censuses. FollowRows(true) begins a census at once if the collector keeps no rows.
+// After FollowRows(false) the collector keeps the rows until the next census, so that
+// FollowRows(true) needs no census before that.
 func (c *Collector) FollowRows(on bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -20,8 +21,9 @@ func (c *Collector) FollowRows(on bool) {
 	}
 }
 
-// Rows returns the rows, in no order. complete is false until the first census with rows
-// has ended. RowChanges then returns only later changes.
+// Rows returns the rows, in no order. complete is false until the first census with rows has
+// ended, even if that census failed. RowChanges leaves out the changes before the last call
+// of Rows.
 func (c *Collector) Rows() (rows []*conn.Row, complete bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -42,7 +44,8 @@ func (c *Collector) RowChanges() []conn.RowChange {
 // return, and when the first census with rows has ended.
 func (c *Collector) RowsChanged() <-chan struct{} { return c.rowsChanged }
 
-// beginRows reports, at the beginning of a census, whether the census needs rows.
+// beginRows starts or stops keeping rows at the beginning of a census. It reports whether
+// the census needs rows.
 func (c *Collector) beginRows() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -109,11 +109,11 @@ func TestNoticesWaitForTheirOwners(t *testing.T) {
 				t.Errorf("the notice with an owner is of %d, its process %v", n.Connection.Cookie, n.Death.Process)
 			}
 		}
-		if took := time.Since(began); took > awaitingFor/2 {
+		if took := time.Since(began); took > awaitingTimeout/2 {
 			t.Errorf("the owners came after %v", took)
 		}
 
-		// A search that hangs holds notices up for awaitingFor, and what needs none waits
+		// A search that hangs holds notices up for awaitingTimeout, and what needs none waits
 		// only for those before it.
 		k.set(func() { k.onOwners = func([]uint64) error { time.Sleep(time.Minute); return nil } })
 		time.Sleep(time.Minute)
@@ -126,8 +126,8 @@ func TestNoticesWaitForTheirOwners(t *testing.T) {
 				t.Errorf("a notice of %d, expected %d", n.Connection.Cookie, want)
 			}
 		}
-		if took := time.Since(began); took < awaitingFor || took > 2*awaitingFor {
-			t.Errorf("they came after %v, expected %v", took, awaitingFor)
+		if took := time.Since(began); took < awaitingTimeout || took > 2*awaitingTimeout {
+			t.Errorf("they came after %v, expected %v", took, awaitingTimeout)
 		}
 	})
 }

@@ -11,15 +11,15 @@ import (
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
-// scan says what to read from the sockets.
-type scan struct {
+// scanQuery is what a scan reads: the query, and what the caller needs besides.
+type scanQuery struct {
 	Query
 	owners    bool                   // visit needs the owners
-	listeners map[conn.Listener]bool // if not nil, the scan adds the listeners that it reads
+	listeners map[conn.Listener]bool // if not nil, the scan adds all listeners that it reads
 }
 
 // classes returns the classes of connections that the census has to write out.
-func (q *scan) classes() []uint8 {
+func (q *scanQuery) classes() []uint8 {
 	classes := []uint8{abi.ClassTrouble}
 	for _, class := range []uint8{abi.ClassActive, abi.ClassIdle, abi.ClassUnguarded} {
 		if anyOf(q.Verdicts, conn.VerdictOfClass(class)) {
@@ -32,17 +32,17 @@ func (q *scan) classes() []uint8 {
 	return classes
 }
 
-// ownersBatch is the most connections in one search for owners.
+// ownersBatch is the greatest number of connections in one search for owners.
 const ownersBatch = 16384
 
-// scan reads the sockets now, and calls visit with the record and the description of each
-// one that the query selects. The description has the owner if q.owners is set or the query
-// depends on owners, and has no forecast. The listeners of a network namespace come before
-// its connections. visit must not keep its arguments.
-func (c *Collector) scan(ctx context.Context, q *scan, visit func(*abi.Conn, *conn.Connection)) error {
+// scan reads the sockets now. It calls visit for each socket that the query selects, with the
+// record and the description of the socket. The description has the owner if q.owners is set
+// or the query depends on owners; it has no forecast. The listeners of a network namespace
+// come before its connections. visit must not keep its arguments.
+func (c *Collector) scan(ctx context.Context, q *scanQuery, visit func(*abi.Conn, *conn.Connection)) error {
 	c.awaitEvents()
 	owned := ownedScan{c: c, q: q, visit: visit, processes: make(processCgroups)}
-	var connection conn.Connection // one for all calls: it escapes to the heap
+	var connection conn.Connection // one for all sockets: it escapes to the heap
 	res, err := c.kernel.Census(ctx, q.classes(), func(k *abi.Conn) {
 		if q.listeners != nil && conn.StateOf(k.State) == conn.Listen {
 			q.listeners[conn.Listener{Netns: k.Netns, Port: k.Lport}] = true
@@ -62,22 +62,22 @@ func (c *Collector) scan(ctx context.Context, q *scan, visit func(*abi.Conn, *co
 	if err != nil {
 		return err
 	}
-	c.noteUnwalked(&res)
+	c.recordUnwalked(&res)
 	return owned.end()
 }
 
 // ownedScan is the part of a scan that needs owners. If all connections fit in one batch, it
-// searches once. Else it searches for the owners of all sockets of the machine, and at the
-// end once more for the sockets that were opened after that.
+// searches for their owners at the end. Else it searches for the owners of all sockets of the
+// machine, and at the end once more for the sockets that were opened after the first search.
 type ownedScan struct {
 	c       *Collector
-	q       *scan
+	q       *scanQuery
 	visit   func(*abi.Conn, *conn.Connection)
-	records []abi.Conn        // of the batch
-	batch   []conn.Connection // that waits for the next search
-	all     *holders          // of all sockets; nil: not searched yet
+	records []abi.Conn        // the records of batch
+	batch   []conn.Connection // connections that wait for the next search
+	all     *holders          // of all sockets; nil before that search
 	err     error
-	// processes are the control groups of processes.
+	// processes caches the control groups of processes.
 	processes processCgroups
 }
 
@@ -90,14 +90,14 @@ func (s *ownedScan) add(k *abi.Conn, connection *conn.Connection) {
 	if len(s.batch) < ownersBatch || s.err != nil {
 		return
 	}
-	if s.all != nil { // no process holds so many: another search would not help
+	if s.all != nil { // so many new sockets are unlikely: another search would find no holders
 		for i := range s.batch {
 			s.c.fillOwner(&s.batch[i], s.all, s.processes)
 		}
 		s.visitBatch()
 		return
 	}
-	if s.all, s.err = s.c.holders(nil, s.q.PIDs); s.err != nil {
+	if s.all, s.err = s.c.findHolders(nil, s.q.PIDs); s.err != nil {
 		return
 	}
 	records, batch := s.records, s.batch
@@ -109,8 +109,8 @@ func (s *ownedScan) add(k *abi.Conn, connection *conn.Connection) {
 	}
 }
 
-// fill visits a connection and returns true, unless the search of all sockets has not found
-// the process that holds it.
+// fill visits a connection and returns true. If the connection needs a holder and the search
+// of all sockets has found none, fill only returns false.
 func (s *ownedScan) fill(k *abi.Conn, connection *conn.Connection) bool {
 	if needsHolder(connection, s.q.PIDs) && s.all.process(connection.Cookie) == nil {
 		return false
@@ -146,8 +146,8 @@ func (s *ownedScan) end() error {
 	return s.err
 }
 
-// noteUnwalked notes the hash tables that a census for a query did not walk.
-func (c *Collector) noteUnwalked(res *bpf.CensusResult) {
+// recordUnwalked records the number of hash tables that a census for a query did not walk.
+func (c *Collector) recordUnwalked(res *bpf.CensusResult) {
 	c.unwalked.Store(int64(len(res.Unwalked)))
 	if len(res.Unwalked) > 0 {
 		now := time.Now()
@@ -155,8 +155,9 @@ func (c *Collector) noteUnwalked(res *bpf.CensusResult) {
 	}
 }
 
-// Unwalked returns how many own hash tables of network namespaces the last query did not
-// walk because they are too large. Their connections are not listed.
+// Unwalked returns how many hash tables the last query did not walk because they are too
+// large. Each is the table of a single network namespace. The query did not list the
+// connections in these tables.
 func (c *Collector) Unwalked() int { return int(c.unwalked.Load()) }
 
 // outline describes the socket with the record k, without a forecast.

@@ -10,10 +10,10 @@ import (
 )
 
 const (
-	// awaitingFor is the longest time that a notice waits for its owner, maxAwaiting the
-	// most notices that wait. The others are delivered without an owner.
-	awaitingFor = 2 * time.Second
-	maxAwaiting = 16384
+	// A notice waits for its owner for at most awaitingTimeout, and at most maxAwaiting
+	// notices wait. Beyond these bounds, notices are delivered without an owner.
+	awaitingTimeout = 2 * time.Second
+	maxAwaiting     = 16384
 )
 
 // Subscription delivers notices on C, which is never closed. A subscriber that does not
@@ -22,7 +22,7 @@ type Subscription struct {
 	C         <-chan conn.Notice
 	c         chan conn.Notice
 	owned     bool       // made by SubscribeOwned
-	collector *Collector // nil: made by hand, for a test
+	collector *Collector // nil if a test made the subscription
 	dropped   atomic.Uint64
 }
 
@@ -39,12 +39,14 @@ func (s *Subscription) Close() {
 // Dropped returns how many notices the subscriber has lost.
 func (s *Subscription) Dropped() uint64 { return s.dropped.Load() }
 
-// Subscribe delivers all notices from now on, at once, through a buffer of that size. The
-// connection of a notice has an owner only if that is known already.
+// Subscribe returns a subscription to all notices from now on. It delivers each notice at
+// once, through a buffer of that many notices. The connection of a notice has its owner only
+// if the collector has found the owner before.
 func (c *Collector) Subscribe(buffer int) *Subscription { return c.subscribe(buffer, false) }
 
-// SubscribeOwned is Subscribe, but delivers a notice only after a search for the owner of
-// the connection, or after two seconds without an owner. Notices stay in their order.
+// SubscribeOwned is Subscribe, but its subscription delivers a notice only after a search for
+// the owner of the connection. If the search takes longer than two seconds, it delivers the
+// notice without an owner. Notices stay in their order.
 func (c *Collector) SubscribeOwned(buffer int) *Subscription { return c.subscribe(buffer, true) }
 
 func (c *Collector) subscribe(buffer int, owned bool) *Subscription {
@@ -75,7 +77,7 @@ func (c *Collector) publish(n conn.Notice) {
 	}
 	c.awaiting = append(c.awaiting, awaiting{notice: n, since: time.Now()})
 	if len(c.awaiting) == 1 || len(c.awaiting) > maxAwaiting {
-		c.deliverAwaited() // else a notice before this one waits
+		c.deliverAwaited() // else an earlier notice waits, and this one after it
 	}
 }
 
@@ -114,9 +116,9 @@ func (c *Collector) awaitsOwners() bool {
 	return false
 }
 
-// searchAwaited adds the connections of waiting notices to wanted: their cookies, with the
-// ids of their control groups. The caller holds the lock.
-func (c *Collector) searchAwaited(wanted map[uint64]uint64) {
+// addAwaited adds the connections of waiting notices to wanted, which has the ids of control
+// groups by cookie. It marks the notices as searched. The caller holds the lock.
+func (c *Collector) addAwaited(wanted map[uint64]uint64) {
 	for i := range c.awaiting {
 		if a := &c.awaiting[i]; a.lacksOwner() {
 			a.searched = true
@@ -125,9 +127,9 @@ func (c *Collector) searchAwaited(wanted map[uint64]uint64) {
 	}
 }
 
-// foundAwaited sets the owners that the search has found, and delivers the notices that
-// waited for them. The caller holds the lock.
-func (c *Collector) foundAwaited(owners map[uint64]conn.Ownership) {
+// setAwaitedOwners sets the owners that the search has found, and delivers the notices that
+// waited for the search. The caller holds the lock.
+func (c *Collector) setAwaitedOwners(owners map[uint64]conn.Ownership) {
 	for i := range c.awaiting {
 		a := &c.awaiting[i]
 		if !a.searched || a.done {
@@ -149,13 +151,13 @@ func (c *Collector) endAwaiting() {
 	c.deliverAwaited()
 }
 
-// deliverAwaited delivers, in their order, the notices that need not wait any more. The
-// caller holds the lock.
+// deliverAwaited delivers waiting notices in their order, up to the first one that must still
+// wait. The caller holds the lock.
 func (c *Collector) deliverAwaited() {
 	n := 0
 	for n < len(c.awaiting) {
 		a := &c.awaiting[n]
-		if a.lacksOwner() && !c.awaitingEnded && time.Since(a.since) < awaitingFor && len(c.awaiting)-n <= maxAwaiting {
+		if a.lacksOwner() && !c.awaitingEnded && time.Since(a.since) < awaitingTimeout && len(c.awaiting)-n <= maxAwaiting {
 			break
 		}
 		for s := range c.subs {
@@ -165,7 +167,7 @@ func (c *Collector) deliverAwaited() {
 		}
 		n++
 	}
-	clear(c.awaiting[:n]) // to free what they point to
+	clear(c.awaiting[:n]) // frees the owners that they point to
 	if c.awaiting = c.awaiting[n:]; len(c.awaiting) == 0 {
 		c.awaiting = nil
 		return
@@ -175,7 +177,7 @@ func (c *Collector) deliverAwaited() {
 		return
 	}
 	c.awaitingTimed = true
-	time.AfterFunc(time.Until(c.awaiting[0].since.Add(awaitingFor)), func() {
+	time.AfterFunc(time.Until(c.awaiting[0].since.Add(awaitingTimeout)), func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.awaitingTimed = false

@@ -415,7 +415,7 @@ func TestTopOnWhatItCannotDrawOn(t *testing.T) {
 	for _, env := range []string{"TERM=dumb", "TERM="} {
 		m.types("clear; " + env + " " + binary + " top; echo status $?")
 		m.presses("Enter")
-		m.shows(env, `halfopen: this terminal cannot be drawn on (TERM is "`+strings.TrimPrefix(env, "TERM=")+`"): use halfopen list`, "status 1")
+		m.shows(env, `halfopen: top cannot draw on this terminal (TERM is "`+strings.TrimPrefix(env, "TERM=")+`"): use halfopen list`, "status 1")
 	}
 	m.types("clear; " + binary + " top | cat; " + binary + " top </dev/null; echo done")
 	m.presses("Enter")

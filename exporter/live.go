@@ -18,39 +18,38 @@ import (
 
 // The bounds of the stream.
 const (
-	// A viewer has at most viewerFrames frames of the stream, which all share, still to
-	// be sent; who falls further behind is dropped.
+	// At most viewerFrames frames wait to be sent to a viewer. Live drops a viewer that
+	// falls further behind. All viewers share the frames.
 	viewerFrames = 64
-	// noticeBuffer is how many notices may wait for the next frame. More are missed,
-	// and counted as that.
+	// noticeBuffer is how many notices may wait for the next frame. A subscription drops
+	// further notices, and counts them.
 	noticeBuffer = 4096
 
 	// The first notice or change of a row waits noticeDelay for others, and frames are at
 	// least frameSpacing apart.
 	noticeDelay  = 100 * time.Millisecond
 	frameSpacing = 500 * time.Millisecond
-	// summarySpacing is between two looks at the counts, and summaryLatest until
-	// they are sent though they are the same.
+	// Live reads the counts each summarySpacing. It sends them if they have changed, or
+	// summaryLatest after it last sent them.
 	summarySpacing = 2 * time.Second
 	summaryLatest  = 10 * time.Second
 
-	// The counts are remembered each historyStep for historySpan.
+	// Live remembers the counts of each historyStep for historySpan.
 	historyStep = 10 * time.Second
 	historySpan = time.Hour
 )
 
-// A viewer is a client of the stream.
+// viewer is a client of the stream.
 type viewer struct {
 	client  netip.Prefix
 	joined  time.Time
 	wants   uint16      // a bit for each kind
-	frames  chan *frame // closed when it is dropped
-	refused *refusal    // set before frames is closed, if it got none
+	frames  chan *frame // closed when Live drops the viewer
+	refused *refusal    // set before frames is closed, if Live refused the viewer
 }
 
-// Live sends the viewers of the stream what happens: it forwards the notices and the
-// changes of rows of its source, and keeps none of them. It remembers the counts of the
-// last hour.
+// Live serves the stream: it forwards the notices and the changes of rows of its source to
+// the viewers, and keeps none of them. It remembers the counts of the last hour.
 type Live struct {
 	src    Source
 	logger *slog.Logger
@@ -61,25 +60,25 @@ type Live struct {
 
 	metrics streamMetrics
 
-	writeTimeout time.Duration // of a viewer; another in tests
+	writeTimeout time.Duration // viewerWriteTimeout; another value in tests
 
-	// All below is Run's alone.
+	// Only Run uses the fields below.
 	viewers map[*viewer]bool
-	waiting []*viewer // for the first rows
+	waiting []*viewer // viewers that wait for the first rows
 	wanted  uint16    // kinds that any viewer wants
-	// notices and owned are the subscriptions; nil while no viewer wants theirs. pending
-	// are the notices for the next frame, each with its kind.
+	// notices and owned are the subscriptions; nil while no viewer wants their notices.
+	// pending has the notices for the next frame, each with its kind.
 	notices *collector.Subscription
 	owned   *collector.Subscription
 	pending []pendingNotice
-	rows    bool   // the source keeps rows for us
-	allRows []byte // all rows, for who joins; nil: to be made
+	rows    bool   // the source keeps rows, because a viewer wants them
+	allRows []byte // event with all rows, for new viewers; nil if it is not current
 
 	flushes timer     // the next frame of notices and rows
-	counts  timer     // the next look at the counts
-	flushed time.Time // the last frame of notices and rows
-	summary []byte    // the last, without its time
-	sentAt  time.Time // when that was sent
+	counts  timer     // the next reading of the counts
+	flushed time.Time // the time of the last frame of notices and rows
+	summary []byte    // the last summary sent, without its time
+	sentAt  time.Time // when summary was sent
 	past    []sample  // oldest first, historyStep apart
 }
 
@@ -88,7 +87,7 @@ type pendingNotice struct {
 	notice conn.Notice
 }
 
-// A timer is one that may not be set.
+// timer is a [time.Timer] with a field that says whether it is set.
 type timer struct {
 	*time.Timer
 	set bool
@@ -113,7 +112,7 @@ func (t *timer) off() {
 	t.set = false
 }
 
-// NewLive makes the source of the stream, which [Live.Run] runs.
+// NewLive returns a Live. [Live.Run] must run for it to serve the stream.
 func NewLive(src Source, logger *slog.Logger) *Live {
 	return &Live{
 		src: src, logger: logger, node: hostName(),
@@ -123,8 +122,8 @@ func NewLive(src Source, logger *slog.Logger) *Live {
 	}
 }
 
-// Run serves the stream until the context ends, and with it every answer that is
-// under way.
+// Run serves the stream until the context ends. Then it ends all responses that are under
+// way.
 func (l *Live) Run(ctx context.Context) {
 	defer close(l.ended)
 	defer func() {
@@ -141,7 +140,7 @@ func (l *Live) Run(ctx context.Context) {
 	history := time.NewTicker(historyStep)
 	defer history.Stop()
 	for {
-		// While a frame is due, what happens waits in the subscriptions for it.
+		// While a frame is due, notices and changes of rows wait in the source.
 		var notices, owned <-chan conn.Notice
 		var rowsChanged <-chan struct{}
 		if !l.flushes.set {
@@ -188,7 +187,8 @@ func (l *Live) Run(ctx context.Context) {
 	}
 }
 
-// admit begins to serve a viewer, once there is what it wants.
+// admit accepts a viewer, or refuses it. A viewer that wants rows waits until the rows are
+// complete.
 func (l *Live) admit(v *viewer) {
 	if r := l.makeRoom(v.client); r != nil {
 		l.refuse(v, r)
@@ -209,15 +209,15 @@ func (l *Live) admit(v *viewer) {
 	l.admitWaiting()
 }
 
-// admitWaiting begins to serve the viewers that wait, with all there is to begin with.
-// Those who want rows wait until there are some.
+// admitWaiting begins to serve the waiting viewers. Viewers that want rows go on waiting until
+// the rows are complete.
 func (l *Live) admitWaiting() {
 	if len(l.waiting) == 0 {
 		return
 	}
 	complete := true
 	if l.rows && l.allRows == nil {
-		// What has changed so far is for those who have the rows already.
+		// Rows drops the changes so far, so the viewers that have the rows get these first.
 		var f frame
 		l.addRows(&f)
 		l.send(&f)
@@ -237,13 +237,13 @@ func (l *Live) admitWaiting() {
 	}
 }
 
-// begin serves a viewer.
+// begin sends the first frame to a viewer, and serves the viewer from then on.
 func (l *Live) begin(v *viewer) {
 	now := time.Now()
 	l.summarise(now)
 	var first frame
 	if v.wants&(1<<kindSummary) != 0 {
-		first.add(kindSummary, withTime(l.summary, now)) // it is the same, whenever it was sent
+		first.add(kindSummary, withTime(l.summary, now)) // summarise has just checked that it is current
 	}
 	if v.wants&(1<<kindHistory) != 0 {
 		first.add(kindHistory, l.history())
@@ -251,13 +251,13 @@ func (l *Live) begin(v *viewer) {
 	if v.wants&(1<<kindRows) != 0 {
 		first[kindRows] = l.allRows
 	}
-	v.frames <- &first // there is room
+	v.frames <- &first // there is room in the empty buffer
 	l.counts.in(summarySpacing)
 	l.viewers[v] = true
 	l.wanted |= v.wants
 }
 
-// drop ends the service of a viewer.
+// drop ends the service of a viewer, and closes its frames.
 func (l *Live) drop(v *viewer) {
 	delete(l.viewers, v)
 	close(v.frames)
@@ -267,7 +267,8 @@ func (l *Live) drop(v *viewer) {
 	}
 }
 
-// releaseIdle ends what no viewer wants any more.
+// releaseIdle ends the rows and the subscriptions that no viewer wants any more. It also sets
+// the metric of the viewers served.
 func (l *Live) releaseIdle() {
 	l.metrics.served.Set(float64(len(l.viewers) + len(l.waiting)))
 	wanted := l.wanted
@@ -292,7 +293,8 @@ func (l *Live) releaseIdle() {
 	}
 }
 
-// send gives all viewers a frame. It waits for none.
+// send queues a frame for all viewers. It does not block: it drops a viewer whose queue is
+// full.
 func (l *Live) send(f *frame) {
 	if f.empty() {
 		return
@@ -306,7 +308,7 @@ func (l *Live) send(f *frame) {
 	}
 }
 
-// flush sends what has happened since the last frame.
+// flush sends a frame with the notices and the changes of rows since the last frame.
 func (l *Live) flush() {
 	l.flushed = time.Now()
 	l.pending = drain(l.pending, l.notices, kindVerdict)
@@ -324,7 +326,7 @@ func (l *Live) flush() {
 		}
 		f.add(p.kind, data)
 	}
-	clear(l.pending) // what they point to
+	clear(l.pending) // frees the owners that they point to
 	l.pending = l.pending[:0]
 	if l.rows {
 		l.addRows(&f)
@@ -332,7 +334,8 @@ func (l *Live) flush() {
 	l.send(&f)
 }
 
-// drain appends the notices that wait in a subscription, of the kinds from first on.
+// drain appends the notices that wait in a subscription. first is kindVerdict or kindOwned,
+// the first of the three kinds of notices of that subscription.
 func drain(pending []pendingNotice, s *collector.Subscription, first kind) []pendingNotice {
 	if s == nil {
 		return pending
@@ -354,8 +357,8 @@ func kindOf(k conn.NoticeKind) kind {
 	return kindSolicitation
 }
 
-// addRows adds the changes of rows to a frame: rows that are new or different with what
-// is different, and the cookies of those that are gone.
+// addRows adds the changes of rows to a frame: new rows, the changed fields of other rows, and
+// the cookies of removed rows.
 func (l *Live) addRows(f *frame) {
 	changes := l.src.RowChanges()
 	if len(changes) == 0 {
@@ -378,8 +381,8 @@ func (l *Live) addRows(f *frame) {
 	f.add(kindRows, fmt.Appendf(nil, `{"at":%d,"rows":[%s],"gone":[%s]}`, time.Now().UnixMilli(), changed, gone))
 }
 
-// rowsEvent is the event of kindRows that a viewer begins with. It does not say when
-// it was made: it is kept.
+// rowsEvent returns the event of kindRows in a viewer's first frame. The event has no time,
+// because Live keeps it for later viewers.
 func rowsEvent(rows []*conn.Row) []byte {
 	b := make([]byte, 0, 256*len(rows)+128)
 	b = fmt.Appendf(b, "event: %s\ndata: {\"all\":true,\"rows\":[", kindNames[kindRows])

@@ -15,17 +15,17 @@ import (
 	"github.com/halfopen/halfopen/exporter/api"
 )
 
-// How the stream is written to a viewer.
+// The times and sizes of writes to a viewer.
 const (
-	// A viewer that takes none of viewerChunk bytes within viewerWriteTimeout is
-	// dropped.
+	// The stream of a viewer ends if a write of viewerChunk bytes takes longer than
+	// viewerWriteTimeout.
 	viewerWriteTimeout = 10 * time.Second
 	viewerChunk        = 64 << 10
-	// viewerHeartbeat is after how long of nothing a comment is sent.
+	// After viewerHeartbeat without a frame, the agent sends a comment.
 	viewerHeartbeat = 15 * time.Second
 )
 
-// kind is what a client of the stream can ask for.
+// kind is a kind of events that a client of the stream can ask for.
 type kind uint8
 
 const (
@@ -35,19 +35,19 @@ const (
 	kindSummary
 	kindHistory
 	kindRows
-	// kindOwned is the first of the three kinds of notices again, sent once the owner of
-	// the connection has been searched for: to who asks for owners.
+	// kindOwned is the first of the three kinds of notices with owners, which have the same
+	// names. Clients that ask for owners get these, after the search for the owner.
 	kindOwned
 	kinds = kindOwned + 3
 )
 
 var kindNames = [kinds]string{"verdict", "death", "solicitation", "summary", "history", "rows", "verdict", "death", "solicitation"}
 
-// noticeKinds are the kinds of what happens.
+// noticeKinds are the three kinds of notices, one bit for each.
 const noticeKinds = 1<<kindVerdict | 1<<kindDeath | 1<<kindSolicitation
 
-// usualKinds are those of who asks for none.
-const usualKinds = noticeKinds | 1<<kindSummary
+// defaultKinds are the kinds for a client that asks for none.
+const defaultKinds = noticeKinds | 1<<kindSummary
 
 func parseKind(s string) (kind, error) {
 	names := kindNames[:kindOwned]
@@ -57,7 +57,7 @@ func parseKind(s string) (kind, error) {
 	return 0, fmt.Errorf("unknown event %q: there are %s", s, strings.Join(names, ", "))
 }
 
-// A frame is what all viewers are sent at one moment: server-sent events, by kind.
+// frame has the server-sent events of one moment, by kind. All viewers share it.
 type frame [kinds][]byte
 
 func (f *frame) add(k kind, data []byte) {
@@ -68,7 +68,7 @@ func (f *frame) empty() bool {
 	return !slices.ContainsFunc(f[:], func(b []byte) bool { return len(b) > 0 })
 }
 
-// wantedKinds are those that a query asks for, a bit each.
+// wantedKinds returns the kinds that a query asks for, one bit for each.
 func wantedKinds(query string) (wants uint16, err error) {
 	params, err := api.ParseParameters(query, "event", "owners")
 	if err != nil {
@@ -86,7 +86,7 @@ func wantedKinds(query string) (wants uint16, err error) {
 		wants |= 1 << k
 	}
 	if len(asked) == 0 {
-		wants = usualKinds
+		wants = defaultKinds
 	}
 	if owners {
 		wants = wants&^noticeKinds | wants&noticeKinds<<kindOwned
@@ -96,8 +96,8 @@ func wantedKinds(query string) (wants uint16, err error) {
 
 var errEnding = errors.New("the agent is ending")
 
-// ServeHTTP answers with the stream: the kinds of events that the client asks for, until
-// the client goes or falls behind, or the agent ends.
+// ServeHTTP serves the stream: the kinds of events that the client asks for, until the client
+// disconnects or falls behind, or the agent ends.
 func (l *Live) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	wants, err := wantedKinds(r.URL.RawQuery)
 	if err != nil {
@@ -119,8 +119,8 @@ func (l *Live) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// joinAs has Run serve a viewer. It returns the first frame, or why the viewer is
-// refused, or neither if the client has gone.
+// joinAs asks Run to serve a viewer. It returns the first frame, or the reason why Run refuses
+// the viewer, or neither if the client has disconnected.
 func (l *Live) joinAs(ctx context.Context, v *viewer) (first *frame, refused *refusal) {
 	ending := &refusal{status: http.StatusServiceUnavailable, err: errEnding}
 	select {
@@ -141,7 +141,7 @@ func (l *Live) joinAs(ctx context.Context, v *viewer) (first *frame, refused *re
 	}
 }
 
-// leaveAs ends what joinAs began. It may have ended before.
+// leaveAs asks Run to drop the viewer of joinAs. Run may have dropped the viewer before.
 func (l *Live) leaveAs(v *viewer) {
 	select {
 	case l.leave <- v:
@@ -149,12 +149,14 @@ func (l *Live) leaveAs(v *viewer) {
 	}
 }
 
-// stream writes frames to a client, until one of them goes.
+// stream writes frames to a client until the client disconnects, a write fails, or Run drops
+// the viewer.
 func (l *Live) stream(ctx context.Context, w http.ResponseWriter, v *viewer, first *frame) {
 	w.Header().Set("Content-Type", "text/event-stream")
-	w.Header().Set("X-Accel-Buffering", "no") // of a proxy
+	w.Header().Set("X-Accel-Buffering", "no") // asks a proxy not to buffer the stream
 	out := &deadlineWriter{w: w, rc: http.NewResponseController(w), timeout: l.writeTimeout}
-	_ = out.rc.SetReadDeadline(time.Time{}) // the request's, which the wait for its end would meet
+	// The server's read deadline for the request would end a longer stream.
+	_ = out.rc.SetReadDeadline(time.Time{})
 	if !out.write([]byte("retry: 2000\n\n")) || !out.frame(first, v.wants) || !out.flush() {
 		return
 	}
@@ -177,7 +179,7 @@ func (l *Live) stream(ctx context.Context, w http.ResponseWriter, v *viewer, fir
 	}
 }
 
-// deadlineWriter writes to a client that has to take what is written within a time.
+// deadlineWriter writes to a client. A write fails if it takes longer than timeout.
 type deadlineWriter struct {
 	w       http.ResponseWriter
 	rc      *http.ResponseController
@@ -211,8 +213,8 @@ func (t *deadlineWriter) write(data []byte) bool {
 	return true
 }
 
-// flush ends what was written, and with it the deadline: that of an HTTP/2 stream
-// would end it even if there is nothing more to write.
+// flush sends the buffered data and then removes the deadline: an HTTP/2 stream whose deadline
+// passes ends, even if there is nothing more to write.
 func (t *deadlineWriter) flush() bool {
 	return t.rc.Flush() == nil && t.rc.SetWriteDeadline(time.Time{}) == nil
 }

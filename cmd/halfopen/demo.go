@@ -24,8 +24,8 @@ import (
 	"github.com/halfopen/halfopen/internal/lab"
 )
 
-// The demo's connection has keepalive as usual, but faster: it is a zombie after 10s by
-// the default thresholds, and the kernel ends it after 18s.
+// The client of the demo uses keepalive with short times. By the default thresholds the
+// connection is a zombie after 10s; the kernel ends it after 18s.
 const (
 	demoPort     = 5432
 	demoIdle     = 2 * time.Second
@@ -44,7 +44,7 @@ func demoFlags(cmd *kingpin.CmdClause) action {
 		defer d.stop()
 		err := d.run(ctx)
 		if d.err != nil {
-			return d.err // which stopped it
+			return d.err // the failed print ended the demo
 		}
 		return err
 	}
@@ -56,7 +56,7 @@ type demo struct {
 	palette palette
 	began   time.Time
 	cut     time.Time // when the cable was cut
-	err     error     // of printing
+	err     error     // of the first failed print
 	stop    func()    // ends the demo after a failed print
 
 	lab       *lab.Lab
@@ -94,14 +94,14 @@ func (d *demo) show(ctx context.Context) error {
 		return err
 	}
 	defer d.disconnect()
-	d.print("A TCP connection whose peer goes silent, and how it is found. All of it happens in two\n" +
-		"private network namespaces; the rest of this machine is left alone.\n\n")
-	healthy, err := d.look(ctx)
+	d.print("A TCP connection whose peer goes silent, and how halfopen finds it. The demo runs in two\n" +
+		"private network namespaces, and leaves the rest of this machine alone.\n\n")
+	healthy, err := d.readEnds(ctx)
 	if err != nil {
 		return err
 	}
-	// The census may have taken long on a node with very many connections. The time of the
-	// demo begins now.
+	// On a node with very many connections readEnds takes long. So the ends greet each other
+	// again: the times of keepalive and of the demo begin now.
 	if err := d.greet(); err != nil {
 		return err
 	}
@@ -114,7 +114,7 @@ func (d *demo) show(ctx context.Context) error {
 	if err := sleep(ctx, 1500*time.Millisecond); err != nil {
 		return err
 	}
-	sub := d.collector.Subscribe(traceBuffer) // not earlier: notices of other connections could fill it
+	sub := d.collector.Subscribe(traceBuffer) // not earlier: notices of other connections could fill the buffer
 	defer sub.Close()
 	restore, err := d.lab.Client.Drop(lab.Rule{Port: demoPort, Direction: lab.Both, Percent: 100})
 	if err != nil {
@@ -122,12 +122,12 @@ func (d *demo) show(ctx context.Context) error {
 	}
 	defer func() { _ = restore() }() // before disconnect, so that the ends can close in order
 	d.cut = time.Now()
-	d.say(d.cut, bold, "The cable is cut: packets vanish both ways, and neither end is told.")
+	d.say(d.cut, bold, "The cable is cut: packets vanish both ways, and neither end notices.")
 	if err := d.watch(ctx, sub); err != nil {
 		return err
 	}
-	d.more("That was the kernel, after %d probes. The server's end lives on: without keepalive", demoProbes)
-	d.more("nothing will ever tell it that the client is gone.")
+	d.more("The kernel ended it, after %d probes. The server's end lives on: without keepalive", demoProbes)
+	d.more("it never learns that the client is gone.")
 	d.print("\n" +
 		"Look at this node     sudo halfopen list\n" +
 		"Watch it for good     sudo halfopen agent, then http://" + defaultAddress + "\n" +
@@ -144,7 +144,7 @@ func (d *demo) connect(ctx context.Context) error {
 	}
 	defer ln.Close()
 	if d.client, err = d.lab.Client.Dial(ctx, addr); err != nil {
-		return cmp.Or(ctx.Err(), err) // net has an error of its own for a context that ended
+		return cmp.Or(ctx.Err(), err) // for a context that ended, net returns its own error
 	}
 	if d.server, err = ln.AcceptTCP(); err != nil {
 		return errors.Join(err, d.client.Close())
@@ -156,13 +156,13 @@ func (d *demo) connect(ctx context.Context) error {
 	return nil
 }
 
-// greet sends data both ways. Keepalive counts from then.
+// greet sends data both ways. The wait for the first keepalive probe begins then.
 func (d *demo) greet() error {
-	return errors.Join(greet(d.client, d.server), greet(d.server, d.client))
+	return errors.Join(sendHello(d.client, d.server), sendHello(d.server, d.client))
 }
 
-// greet sends data from one end to the other, and waits for it there.
-func greet(from, to net.Conn) error {
+// sendHello sends data from one end to the other, and waits until it has arrived.
+func sendHello(from, to net.Conn) error {
 	const hello = "hello"
 	if _, err := io.WriteString(from, hello); err != nil {
 		return err
@@ -187,10 +187,10 @@ func (d *demo) watch(ctx context.Context, sub *collector.Subscription) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-timeout.C:
-			return fmt.Errorf("the connection did not end within %s: please report this, with what halfopen doctor says", demoTimeout)
+			return fmt.Errorf("the connection did not end within %s: please report this with the output of halfopen doctor", demoTimeout)
 		}
 		if n.Connection.Netns != d.lab.Client.Inode() || n.At.Before(d.cut) {
-			continue // before the cut a probe was answered
+			continue // the server answered the probes before the cut
 		}
 		switch {
 		case n.Kind == conn.NoticeSolicitation:
@@ -225,8 +225,8 @@ func (d *demo) contrast(zombie *conn.Connection) error {
 	return nil
 }
 
-// look returns the two ends of the connection.
-func (d *demo) look(ctx context.Context) (ends []api.Connection, err error) {
+// readEnds returns the two ends of the connection.
+func (d *demo) readEnds(ctx context.Context) (ends []api.Connection, err error) {
 	_, connections, err := d.collector.Connections(ctx, collector.Query{
 		Ports: []uint16{demoPort}, Netns: []uint32{d.lab.Client.Inode(), d.lab.Server.Inode()},
 	})
@@ -242,7 +242,7 @@ func (d *demo) look(ctx context.Context) (ends []api.Connection, err error) {
 	return ends, nil
 }
 
-// list prints what `halfopen list` would, without the owner, which is this process.
+// list prints the table of `halfopen list` without the owner: this process owns both ends.
 func (d *demo) list(title string, connections []api.Connection) {
 	t := connectionTable(connections, time.Now(), false)
 	t.columns = slices.DeleteFunc(t.columns, func(c column) bool { return c.title == ownerTitle || c.title == runsInTitle })

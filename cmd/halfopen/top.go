@@ -48,7 +48,7 @@ func (t *top) run(ctx context.Context, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if os.Getenv(guarded) == "" {
+	if os.Getenv(guardedEnv) == "" {
 		return guard(ctx, terminal, stderr)
 	}
 	agent, err := t.peer.agent(ctx, t.thresholds.own())
@@ -75,15 +75,15 @@ func (t *top) run(ctx context.Context, stdout, stderr io.Writer) error {
 	return g.Wait()
 }
 
-// screenOf returns the terminal to draw on. It is an error if input or output is not a
-// terminal that can be drawn on.
+// screenOf returns the terminal to draw on. It returns an error if the input or the output
+// is not a terminal, or if TERM says that top cannot draw on it.
 func screenOf(stdin *os.File, stdout io.Writer) (*os.File, error) {
 	f, ok := stdout.(*os.File)
 	switch {
 	case !ok || !term.IsTerminal(int(f.Fd())) || !term.IsTerminal(int(stdin.Fd())):
 		return nil, errors.New("top needs a terminal for its input and its output: use halfopen list, or halfopen trace, to write into a file or a pipe")
 	case os.Getenv("TERM") == "" || os.Getenv("TERM") == "dumb":
-		return nil, fmt.Errorf("this terminal cannot be drawn on (TERM is %q): use halfopen list, or set TERM to what it is", os.Getenv("TERM"))
+		return nil, fmt.Errorf("top cannot draw on this terminal (TERM is %q): use halfopen list, or set TERM to the type of the terminal", os.Getenv("TERM"))
 	}
 	return f, nil
 }
@@ -98,16 +98,17 @@ func (t *top) show(ctx context.Context, src source, terminal *os.File) error {
 	if err != nil {
 		return fmt.Errorf("read the terminal's settings: %w", err)
 	}
-	// The first signal ends this process in order, and later ones must not end it
-	// before. If guard is killed, this process gets a signal for each thread that it is
-	// handed on to.
+	// The first signal ends this process in order; later signals must not interrupt that.
+	// If guard is killed, its threads end one after another. Each time the thread that is
+	// the parent ends, the kernel makes another one the parent and sends SIGTERM again.
 	more := make(chan os.Signal, 1)
 	signal.Notify(more, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(more)
-	defer putBack(terminal, settings)
+	defer restoreSettings(terminal, settings)
 	m := newScreen(ctx, src, paletteFor(terminal), filterText(&t.selection.Query))
 	m = m.began(first)
-	// guard handles panics, since it handles those of other threads as well.
+	// bubbletea need not catch panics, and cannot catch those of other goroutines. guard
+	// restores the terminal after all of them.
 	p := tea.NewProgram(m, tea.WithContext(ctx), tea.WithInput(os.Stdin), tea.WithOutput(terminal),
 		tea.WithoutSignalHandler(), tea.WithoutCatchPanics(), tea.WithFPS(30))
 	if _, err := p.Run(); err != nil && ctx.Err() == nil {
@@ -116,13 +117,13 @@ func (t *top) show(ctx context.Context, src source, terminal *os.File) error {
 	return nil
 }
 
-// putBack restores the terminal's settings if they are still those for drawing. If
-// guard was killed, the shell takes the terminal back, and a process in the background
-// that changes the settings (as bubbletea does, without success) gets EIO unless it
-// ignores SIGTTOU (__tty_check_change, drivers/tty/tty_jobctrl.c). If the shell has set
-// the terminal itself by then, putBack leaves it alone: a shell's settings have signals
-// and output processing.
-func putBack(terminal *os.File, settings *unix.Termios) {
+// restoreSettings restores the terminal's settings if they are still those for drawing. If
+// guard was killed, the shell takes the terminal back, and this process is in the background.
+// There a change of the settings fails with EIO unless the process ignores SIGTTOU
+// (__tty_check_change, drivers/tty/tty_jobctrl.c); bubbletea's own attempt has failed with
+// it. If the shell has already changed the settings, restoreSettings leaves them alone: a
+// shell enables signals (ISIG) or output processing (OPOST), which drawing disables.
+func restoreSettings(terminal *os.File, settings *unix.Termios) {
 	now, err := unix.IoctlGetTermios(int(terminal.Fd()), unix.TCGETS)
 	if err != nil || now.Lflag&unix.ISIG != 0 || now.Oflag&unix.OPOST != 0 {
 		return
@@ -131,19 +132,19 @@ func putBack(terminal *os.File, settings *unix.Termios) {
 	_ = unix.IoctlSetTermios(int(terminal.Fd()), unix.TCSETS, settings)
 }
 
-// guarded is the environment variable that says that guard runs and restores the
-// terminal.
-const guarded = "HALFOPEN_TOP_GUARDED"
+// guardedEnv is the environment variable that guard sets for the second process. The second
+// process draws, and does not call guard again.
+const guardedEnv = "HALFOPEN_TOP_GUARDED"
 
-// untouched makes a terminal report keys, pasting and the mouse as usual, show the
-// screen that was there before with its cursor, and wrap lines. The keys come first:
-// kitty has a mode of keys for each of its two screens.
-const untouched = "\x1b[<u\x1b[>4m\x1b[?2004l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l" +
+// resetTerminal undoes what bubbletea sets in a terminal: how it reports keys, pasting and the
+// mouse, the alternate screen, the hidden cursor, and lines that do not wrap. The modes of the
+// keys come first, because kitty has separate ones for each of its two screens.
+const resetTerminal = "\x1b[<u\x1b[>4m\x1b[?2004l\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l" +
 	"\x1b[?2026l\x1b[?1049l\x1b[?25h\x1b[0 q\x1b[?7h\x1b[0m"
 
 // guard runs the same command in a second process, and restores the terminal however
-// that process ends. A process cannot do this for itself after SIGKILL or a panic in
-// another thread.
+// that process ends. A process cannot restore it itself after SIGKILL or a panic in
+// another goroutine.
 func guard(ctx context.Context, terminal *os.File, stderr io.Writer) error {
 	before, err := term.GetState(int(terminal.Fd()))
 	if err != nil {
@@ -153,13 +154,14 @@ func guard(ctx context.Context, terminal *os.File, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	var output bytes.Buffer // not onto the screen
+	var output bytes.Buffer // its stderr, kept off the screen
 	cmd := exec.Command(path, os.Args[1:]...)
 	cmd.Args[0] = os.Args[0]
-	cmd.Env = append(os.Environ(), guarded+"=1")
+	cmd.Env = append(os.Environ(), guardedEnv+"=1")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, terminal, &output
-	// If this process dies, the other one gets SIGTERM and ends in order. The setting
-	// belongs to the thread (prctl(2)).
+	// If this process dies, the kernel sends SIGTERM to the second process, which then ends
+	// in order. The kernel sends it when the thread ends that started the second process
+	// (prctl(2)), so this goroutine keeps its thread.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
@@ -190,7 +192,7 @@ func guard(ctx context.Context, terminal *os.File, stderr io.Writer) error {
 		return errReported
 	}
 	_ = term.Restore(int(terminal.Fd()), before)
-	_, _ = io.WriteString(terminal, untouched)
+	_, _ = io.WriteString(terminal, resetTerminal)
 	if output.Len() > 0 {
 		_, _ = output.WriteTo(stderr)
 		err = fmt.Errorf("%w; please report what is above", err)

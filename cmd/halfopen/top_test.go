@@ -444,7 +444,7 @@ func TestTopNode(t *testing.T) {
 	}
 	m := topScreen(t, 120, 40)
 	m.reading.node = n
-	if state, _ := m.state(); state != "not attached: timer_entry, 7 events lost, not all is seen: cgroups_refused" {
+	if state, _ := m.state(); state != "not attached: timer_entry, 7 events lost, view incomplete: cgroups_refused" {
 		t.Errorf("state is %q", state)
 	}
 	m.reading.node = newNode(nil, &api.Status{})

@@ -20,7 +20,7 @@ import (
 func (m screen) View() tea.View {
 	lines := m.lines()
 	v := tea.NewView(strings.Join(lines, "\n"))
-	v.AltScreen = true // It sets no title: top could not restore the old one.
+	v.AltScreen = true // View sets no window title: top could not restore the old one.
 	if m.editing && len(lines) > 0 {
 		v.Cursor = m.input.Cursor()
 		v.Cursor.Y = len(lines) - 1
@@ -29,7 +29,7 @@ func (m screen) View() tea.View {
 	return v
 }
 
-// lines returns the lines of the screen: as many as its height, none wider than it is.
+// lines returns the lines of the screen: m.height lines, none wider than m.width.
 func (m screen) lines() []string {
 	if m.width <= 0 || m.height <= 0 {
 		return nil
@@ -62,14 +62,14 @@ func (m screen) lines() []string {
 	return lines
 }
 
-// The least heights of a screen that has each of these parts besides the table.
+// The minimum height of a screen that shows each of these parts besides the table.
 const (
 	heightOfSummary = 3
 	heightOfTitle   = 6
 	heightOfDeaths  = 9
 	heightOfGap     = 12
-	// At most so many lines say what is wrong.
-	linesOfTrouble = 3
+	// maxTroubleLines is the greatest number of lines about a lost agent.
+	maxTroubleLines = 3
 )
 
 // top returns the lines above the table, the detail or the help.
@@ -96,7 +96,7 @@ func (m screen) top() (lines []string) {
 func (m screen) roomForRows() int {
 	room := m.roomForText()
 	if room > 1 {
-		room-- // the titles
+		room-- // the titles of the columns
 	}
 	return room
 }
@@ -110,9 +110,9 @@ func (m screen) roomForText() int {
 	return max(room, 1)
 }
 
-// between joins a text on the left and one on the right. If both do not fit, it cuts
-// the left one, but not to less than half.
-func between(left, right string, room int) string {
+// justify puts one text at the left and one at the right of a line. If they do not fit, it
+// cuts the left text to no less than half of the room, and then the right text.
+func justify(left, right string, room int) string {
 	if w := ansi.StringWidth(right); right != "" && ansi.StringWidth(left)+2+w > room {
 		left = ansi.Truncate(left, max(room-w-2, room/2), "…")
 		right = ansi.Truncate(right, max(0, room-ansi.StringWidth(left)-2), "…")
@@ -133,18 +133,18 @@ func (m screen) title() string {
 	}
 	for _, left := range []string{name + source + running, name + source} {
 		if ansi.StringWidth(left)+2+ansi.StringWidth(right) <= m.width {
-			return between(left, right, m.width)
+			return justify(left, right, m.width)
 		}
 	}
-	return between(source, right, m.width)
+	return justify(source, right, m.width)
 }
 
-// state returns the state of the agent, or of top if it is paused or has lost its
+// state returns the state of the agent, or the state of top if top is paused or has lost the
 // agent.
 func (m screen) state() (string, style) {
 	s := &m.reading.node.status
-	var troubles []string
-	trouble := func(format string, args ...any) { troubles = append(troubles, fmt.Sprintf(format, args...)) }
+	var problems []string
+	add := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
 	switch {
 	case m.err != nil:
 		return "lost", red
@@ -156,16 +156,16 @@ func (m screen) state() (string, style) {
 		return "first census under way", yellow
 	}
 	if len(s.Detached) > 0 {
-		trouble("not attached: %s", printable(strings.Join(s.Detached, " ")))
+		add("not attached: %s", printable(strings.Join(s.Detached, " ")))
 	}
 	if lost := s.Lost(); lost > 0 {
-		trouble("%s lost", plural(int(lost), "event"))
+		add("%s lost", plural(int(lost), "event"))
 	}
 	if reasons := s.Reasons(); len(reasons) > 0 {
-		trouble("not all is seen: %s", printable(strings.Join(reasons, " ")))
+		add("view incomplete: %s", printable(strings.Join(reasons, " ")))
 	}
-	if len(troubles) > 0 {
-		return strings.Join(troubles, ", "), yellow
+	if len(problems) > 0 {
+		return strings.Join(problems, ", "), yellow
 	}
 	return "healthy", green
 }
@@ -188,7 +188,7 @@ func (m screen) summary() string {
 	total := plural(n.connections(), "connection")
 	line := strings.Join(all, "  ")
 	if ansi.StringWidth(line)+2+len(total) <= m.width {
-		return between(line, m.p.paint(faint, total), m.width)
+		return justify(line, m.p.paint(faint, total), m.width)
 	}
 	if ansi.StringWidth(line) > m.width && len(some) > 0 {
 		line = strings.Join(some, "  ")
@@ -196,7 +196,8 @@ func (m screen) summary() string {
 	return line
 }
 
-// deaths formats how many connections died lately, by cause.
+// deaths formats how many connections died in the last hour, by cause. The time is shorter
+// if the agent has not run for an hour, or if top has not read all deaths of it.
 func (m screen) deaths() string {
 	r := m.reading
 	since := time.Hour
@@ -212,7 +213,7 @@ func (m screen) deaths() string {
 		}
 		counts[d.Cause]++
 		if i == topDeaths-1 {
-			since = ago // older deaths are not known
+			since = ago // top has not read older deaths
 		}
 	}
 	causes := slices.SortedFunc(maps.Keys(counts), func(a, b string) int {
@@ -229,11 +230,11 @@ func (m screen) deaths() string {
 	return m.p.paint(faint, s) + strings.Join(parts, ", ")
 }
 
-// trouble returns why the screen shows old data.
+// trouble returns the lines that say why the screen shows old data.
 func (m screen) trouble() []string {
-	said := fmt.Sprintf("Lost at %s, trying again: %s.", m.lost.Local().Format(time.TimeOnly), oneLine(m.err))
-	lines := wrap(said, m.width)
-	if most := min(linesOfTrouble, max(1, m.height-heightOfSummary)); len(lines) > most {
+	message := fmt.Sprintf("Lost at %s, trying again: %s.", m.lost.Local().Format(time.TimeOnly), oneLine(m.err))
+	lines := wrap(message, m.width)
+	if most := min(maxTroubleLines, max(1, m.height-heightOfSummary)); len(lines) > most {
 		lines = append(lines[:most-1], cut(strings.Join(lines[most-1:], " "), m.width))
 	}
 	for i, l := range lines {
@@ -242,14 +243,15 @@ func (m screen) trouble() []string {
 	return lines
 }
 
-// footer returns how much of the list is shown, and the keys.
+// footer returns the last line: which connections the table has, and the keys. While the
+// user edits the filter, it is the filter and its error.
 func (m screen) footer() string {
 	if m.editing {
 		typed, hint := strings.TrimRight(m.input.View(), " "), ""
 		if room := m.width - ansi.StringWidth(typed) - 2; m.inputErr != nil && room > 0 {
 			hint = m.p.paint(yellow, cut(oneLine(m.inputErr), room))
 		}
-		return between(typed, hint, m.width)
+		return justify(typed, hint, m.width)
 	}
 	var left string
 	hints := []string{"?", "help", "q", "quit", "/", "filter", "⏎", "explain", "s", "sort", "p", "pause"}
@@ -259,9 +261,9 @@ func (m screen) footer() string {
 			left = fmt.Sprintf("lines %d to %d of %d", m.scrolled+1, min(n, m.scrolled+m.roomForText()), n)
 		}
 	} else {
-		left = m.standing()
+		left = m.tableStatus()
 	}
-	right := hints[0] + " " + hints[1] // always, whatever it cuts
+	right := hints[0] + " " + hints[1] // always, even if it cuts the left text
 	for i := 2; i < len(hints); i += 2 {
 		more := right + "  " + hints[i] + " " + hints[i+1]
 		if ansi.StringWidth(left)+2+ansi.StringWidth(more) > m.width {
@@ -269,11 +271,11 @@ func (m screen) footer() string {
 		}
 		right = more
 	}
-	return between(left, m.p.paint(faint, right), m.width)
+	return justify(left, m.p.paint(faint, right), m.width)
 }
 
-// standing returns what is in the table, and of how much.
-func (m screen) standing() string {
+// tableStatus returns how many connections the table has, their order and the filter.
+func (m screen) tableStatus() string {
 	r := m.reading
 	s := plural(r.total, "connection")
 	if len(r.conns) < r.total {

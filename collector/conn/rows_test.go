@@ -12,8 +12,8 @@ import (
 	"github.com/halfopen/halfopen/collector/conn/conntest"
 )
 
-// following returns a replay whose tracker keeps rows.
-func following(t *testing.T) *replay {
+// newRowReplay returns a replay whose tracker keeps rows.
+func newRowReplay(t *testing.T) *replay {
 	t.Helper()
 	r := newReplay(t)
 	r.FollowRows()
@@ -23,13 +23,13 @@ func following(t *testing.T) *replay {
 	return r
 }
 
-// healthy returns the record of a connection whose data has just moved.
+// healthy returns the record of a connection that has just exchanged data.
 func healthy(cookie uint64, after time.Duration) abi.Conn {
 	return *stamp(conntest.With(func(c *abi.Conn) { c.Cookie, c.Family = cookie, 2 }), after)
 }
 
-// bring applies a census with rows of these connections.
-func (r *replay) bring(began, ended time.Duration, conns ...abi.Conn) {
+// applyCensus applies a census that has rows of these connections.
+func (r *replay) applyCensus(began, ended time.Duration, conns ...abi.Conn) {
 	c := &Census{Began: r.at(began), Counts: census(0, 0, 0), Rows: []Observation{}}
 	for i := range conns {
 		o := Observation{Conn: conns[i], At: r.at(time.Duration(conns[i].At))}
@@ -41,7 +41,7 @@ func (r *replay) bring(began, ended time.Duration, conns ...abi.Conn) {
 	r.Apply(&Fact{Kind: FactCensus, At: r.at(ended), Census: c})
 }
 
-// change is a RowChange as the tests compare it.
+// change has the parts of a RowChange that the tests compare.
 type change struct {
 	New, Gone  bool
 	Verdict    Verdict
@@ -49,8 +49,9 @@ type change struct {
 	PID        uint32
 }
 
-// changed fails unless these are the changes of rows since its last call.
-func (r *replay) changed(want map[uint64]change) {
+// wantChanges fails the test unless want has exactly the changes of rows since the last call
+// of TakeRowChanges.
+func (r *replay) wantChanges(want map[uint64]change) {
 	r.t.Helper()
 	got := make(map[uint64]change)
 	for _, c := range r.TakeRowChanges() {
@@ -65,98 +66,100 @@ func (r *replay) changed(want map[uint64]change) {
 	}
 }
 
-func TestRowsFollowTheConnections(t *testing.T) {
+func TestRowsChangeWithTheirConnections(t *testing.T) {
 	const second = time.Second
-	r := following(t)
-	r.bring(0, second, healthy(1, 0), healthy(2, 0))
-	r.changed(map[uint64]change{1: {New: true}, 2: {New: true}})
+	r := newRowReplay(t)
+	r.applyCensus(0, second, healthy(1, 0), healthy(2, 0))
+	r.wantChanges(map[uint64]change{1: {New: true}, 2: {New: true}})
 	if rows, complete := r.Rows(); len(rows) != 2 || !complete {
 		t.Errorf("%d rows, complete: %v", len(rows), complete)
 	}
 
-	// A census that finds the same, but for the jitter of its clocks, changes nothing.
+	// A census changes no row if only the jitter of its clocks differs.
 	same := healthy(1, 15*second+100*time.Millisecond)
 	same.Idle, same.Silent = same.Idle+conntest.Ago(15*second), same.Silent+conntest.Ago(15*second)
 	other := healthy(2, 15*second)
 	other.Idle, other.Silent = other.Idle+conntest.Ago(15*second), other.Silent+conntest.Ago(15*second)
-	r.bring(14*second, 16*second, same, other)
-	r.changed(map[uint64]change{})
+	r.applyCensus(14*second, 16*second, same, other)
+	r.wantChanges(map[uint64]change{})
 
-	// A census may read a connection before an event that is applied before the census.
+	// This census read connection 1 before the event, and is applied after the event: the row
+	// keeps the values of the event.
 	silent := conntest.Silent(abi.EvidenceKeepalive, 4, time.Minute)
 	silent.Cookie, silent.Family = 1, 2
 	r.solicit(20*second, silent)
-	r.changed(map[uint64]change{1: {Verdict: Zombie, Unanswered: 4}})
-	r.bring(19*second, 21*second, healthy(1, 19*second), other)
-	r.changed(map[uint64]change{})
+	r.wantChanges(map[uint64]change{1: {Verdict: Zombie, Unanswered: 4}})
+	r.applyCensus(19*second, 21*second, healthy(1, 19*second), other)
+	r.wantChanges(map[uint64]change{})
 
-	// A row that the census did not come by goes, unless it is newer than that.
+	// A census removes the rows of connections that it did not read, unless the row is newer
+	// than the beginning of the census.
 	fresh := conntest.Silent(abi.EvidenceKeepalive, 4, time.Minute)
 	fresh.Cookie, fresh.Family = 3, 2
 	r.solicit(33*second, fresh)
-	r.changed(map[uint64]change{3: {New: true, Verdict: Zombie, Unanswered: 4}})
+	r.wantChanges(map[uint64]change{3: {New: true, Verdict: Zombie, Unanswered: 4}})
 	still := *stamp(silent, 31*second)
 	for _, age := range []*uint32{&still.Silent, &still.Idle, &still.Solicited} {
 		*age += conntest.Ago(11 * second)
 	}
-	r.bring(30*second, 34*second, still)
+	r.applyCensus(30*second, 34*second, still)
 	if _, ok := r.rows.current[3]; !ok {
-		t.Error("the row of a connection that was seen since the census began is gone")
+		t.Error("the census removed a row that is newer than its beginning")
 	}
-	r.changed(map[uint64]change{2: {Gone: true}})
+	r.wantChanges(map[uint64]change{2: {Gone: true}})
 
-	// A late fact is not believed.
+	// The tracker ignores a fact that is older than the row.
 	late := conntest.Silent(abi.EvidenceKeepalive, 1, time.Minute)
 	late.Cookie, late.Family = 1, 2
 	r.solicit(10*second, late)
-	r.changed(map[uint64]change{})
+	r.wantChanges(map[uint64]change{})
 }
 
-// A census may read a connection before its death and be applied after it.
+// A census that read a connection before its death and is applied after the death adds no row.
 func TestRowsOfDeadConnectionsStayRemoved(t *testing.T) {
-	r := following(t)
-	r.bring(0, 0, healthy(1, 0), healthy(2, 0), healthy(3, 0))
+	r := newRowReplay(t)
+	r.applyCensus(0, 0, healthy(1, 0), healthy(2, 0), healthy(3, 0))
 	r.TakeRowChanges()
 	died := healthy(1, 2*time.Second)
 	r.die(2*time.Second, CauseResetByPeer, &died)
-	r.changed(map[uint64]change{1: {Gone: true}})
-	// More die than are remembered, so that the first is forgotten.
+	r.wantChanges(map[uint64]change{1: {Gone: true}})
+	// More connections die than the tracker remembers, so it forgets the death of connection 1.
 	for i := range maxDeaths {
 		c := healthy(uint64(i+100), 2*time.Second)
 		r.die(2*time.Second, CauseClosed, &c)
 	}
-	r.bring(time.Second, 3*time.Second, healthy(1, time.Second), healthy(2, time.Second), healthy(3, time.Second))
+	r.applyCensus(time.Second, 3*time.Second, healthy(1, time.Second), healthy(2, time.Second), healthy(3, time.Second))
 	if _, ok := r.rows.current[1]; ok {
-		t.Error("the dead connection has a row again")
+		t.Error("the census added a row of a dead connection")
 	}
-	// One that appears and goes between two calls did not change.
+	// TakeRowChanges leaves out a connection that appeared and died since the last call.
 	silent := conntest.Silent(abi.EvidenceKeepalive, 4, time.Minute)
 	silent.Cookie, silent.Family = 9, 2
 	r.TakeRowChanges()
 	r.solicit(4*time.Second, silent)
 	r.die(5*time.Second, CauseKeepaliveTimeout, silent)
-	r.changed(map[uint64]change{})
+	r.wantChanges(map[uint64]change{})
 }
 
-func TestRowsAndTheirOwners(t *testing.T) {
-	r := following(t)
+func TestRowsHaveOwners(t *testing.T) {
+	r := newRowReplay(t)
 	orphan := healthy(2, 0)
 	orphan.Flags |= abi.ConnOrphan
-	r.bring(0, 0, healthy(1, 0), orphan)
+	r.applyCensus(0, 0, healthy(1, 0), orphan)
 	r.TakeRowChanges()
 	wanted := r.NeedOwners(r.at(time.Second), r.at(0))
 	if _, ok := wanted[1]; !ok || len(wanted) != 1 {
-		t.Errorf("owners needed of %v, expected of connection 1", wanted)
+		t.Errorf("NeedOwners returned %v, expected connection 1", wanted)
 	}
 	r.Apply(&Fact{Kind: FactOwners, At: r.at(time.Second), Owners: map[uint64]Ownership{1: {Process: &Process{PID: 7, Comm: "x"}}}})
-	r.changed(map[uint64]change{1: {PID: 7}})
+	r.wantChanges(map[uint64]change{1: {PID: 7}})
 	if wanted := r.NeedOwners(r.at(2*time.Second), r.at(0)); len(wanted) != 0 {
-		t.Errorf("owners needed again of %v", wanted)
+		t.Errorf("NeedOwners returned %v soon after a search", wanted)
 	}
 	if wanted := r.NeedOwners(r.at(time.Second+OwnersRetry+1), r.at(0)); len(wanted) != 1 {
-		t.Errorf("after %v owners needed of %v", OwnersRetry, wanted)
+		t.Errorf("after %v NeedOwners returned %v, expected connection 1", OwnersRetry, wanted)
 	}
-	// Every notice of the connection has its owner, the notice of its death too.
+	// Every notice has the owner of the connection, even the notice of its death.
 	var notices []Notice
 	r.notify = func(n Notice) { notices = append(notices, n) }
 	silent := conntest.Silent(abi.EvidenceKeepalive, 4, time.Minute)
@@ -166,7 +169,7 @@ func TestRowsAndTheirOwners(t *testing.T) {
 	end.Flags |= abi.ConnOrphan
 	r.die(4*time.Second, CauseKeepaliveTimeout, &end)
 	if len(notices) != 3 {
-		t.Fatalf("%d notices", len(notices))
+		t.Fatalf("%d notices, expected 3", len(notices))
 	}
 	for _, n := range notices {
 		p := n.Connection.Process
@@ -180,26 +183,26 @@ func TestRowsAndTheirOwners(t *testing.T) {
 }
 
 func TestRowsAreBounded(t *testing.T) {
-	r := following(t)
+	r := newRowReplay(t)
 	var all []abi.Conn
 	for i := range MaxRows {
 		all = append(all, healthy(uint64(i+1), 0))
 	}
-	r.bring(0, 0, all...)
+	r.applyCensus(0, 0, all...)
 	for i := range MaxRows + 23 {
 		c := conntest.Silent(abi.EvidenceKeepalive, 4, time.Minute)
 		c.Cookie, c.Family = uint64(MaxRows+i+1), 2
 		r.solicit(time.Second, c)
 	}
 	if n := len(r.rows.current); n != 2*MaxRows {
-		t.Errorf("%d rows", n)
+		t.Errorf("%d rows, expected %d", n, 2*MaxRows)
 	}
 	r.ForgetRows()
 	if rows, complete := r.Rows(); len(rows) != 0 || complete || r.FollowsRows() {
-		t.Errorf("%d rows, complete: %v", len(rows), complete)
+		t.Errorf("after ForgetRows: %d rows, complete: %v, FollowsRows: %v", len(rows), complete, r.FollowsRows())
 	}
-	r.bring(2*time.Second, 2*time.Second, all...)
+	r.applyCensus(2*time.Second, 2*time.Second, all...)
 	if rows, _ := r.Rows(); len(rows) != 0 {
-		t.Errorf("%d rows after ForgetRows", len(rows))
+		t.Errorf("a census added %d rows after ForgetRows", len(rows))
 	}
 }

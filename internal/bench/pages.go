@@ -18,14 +18,14 @@ import (
 )
 
 const (
-	pages       = 50
+	pageCount   = 50
 	pageSockets = 10_000
 	pageZombies = 500
 	pageSeconds = 45
 )
 
-// pages measures what the agent takes of a core while many live pages are open, and
-// it is scraped each second, on a node with many zombies; and without any of that.
+// pages measures the CPU time of the agent on a node with many zombies: without live pages
+// and scrapes, then with many live pages open and a scrape each second.
 func (b *bench) pages(ctx context.Context) (err error) {
 	c, err := newCrowd()
 	if err != nil {
@@ -40,8 +40,8 @@ func (b *bench) pages(ctx context.Context) (err error) {
 		return err
 	}
 	defer l.Close()
-	conns, hangUp, err := connectPageZombies(ctx, l)
-	defer hangUp()
+	conns, closeAll, err := connectPageZombies(ctx, l)
+	defer closeAll()
 	if err != nil {
 		return err
 	}
@@ -61,11 +61,11 @@ func (b *bench) pages(ctx context.Context) (err error) {
 	if b.quick {
 		seconds = 10 * time.Second
 	}
-	without, err := a.share(ctx, seconds, func() error { return nil })
+	without, err := a.cpuPercent(ctx, seconds, func() error { return nil })
 	if err != nil {
 		return err
 	}
-	with, got, err := a.shareWithPages(ctx, seconds)
+	with, got, err := a.cpuPercentWithPages(ctx, seconds)
 	if err != nil {
 		return err
 	}
@@ -73,21 +73,21 @@ func (b *bench) pages(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	each := float64(got) / pages / seconds.Seconds()
+	perPage := float64(got) / pageCount / seconds.Seconds()
 	b.add(row{
-		what: fmt.Sprintf("%d live pages open, and a scrape each second", pages), bar: "< 2 % of a core",
+		what: fmt.Sprintf("%d live pages open, and a scrape each second", pageCount), bar: "< 2 % of a core",
 		measured: fmt.Sprintf("%.2f %%", with-without), met: met(with-without < 2),
 		how: fmt.Sprintf("%d connections, %d of them zombies: half with data in flight, half with a keepalive probe each 10 s; CPU time of the process in %v: %.2f %% of a core, and %.2f %% without pages and scrapes; each page is sent %.1f kB/s; at most %.1f MB resident",
-			pageSockets, pageZombies, seconds, with, without, each/1e3, float64(peak)/1e6),
+			pageSockets, pageZombies, seconds, with, without, perPage/1e3, float64(peak)/1e6),
 	})
 	return nil
 }
 
-// connectPageZombies makes the connections that are to become zombies, and returns
-// the clients' ends. hangUp closes everything, also after an error.
-func connectPageZombies(ctx context.Context, l *lab.Lab) (conns []*net.TCPConn, hangUp func(), err error) {
+// connectPageZombies makes the connections that will become zombies, and returns the
+// clients' ends. closeAll closes both ends and the listener; call it even after an error.
+func connectPageZombies(ctx context.Context, l *lab.Lab) (conns []*net.TCPConn, closeAll func(), err error) {
 	var open []io.Closer
-	hangUp = func() {
+	closeAll = func() {
 		for _, c := range open {
 			c.Close()
 		}
@@ -95,30 +95,30 @@ func connectPageZombies(ctx context.Context, l *lab.Lab) (conns []*net.TCPConn, 
 	addr := netip.AddrPortFrom(l.Server.Addr4(), benchPort)
 	ln, err := l.Server.Listen("tcp", addr)
 	if err != nil {
-		return nil, hangUp, err
+		return nil, closeAll, err
 	}
 	open = append(open, ln)
 	for range pageZombies {
 		conn, err := l.Client.Dial(ctx, addr)
 		if err != nil {
-			return nil, hangUp, err
+			return nil, closeAll, err
 		}
 		open = append(open, conn)
 		accepted, err := ln.AcceptTCP()
 		if err != nil {
-			return nil, hangUp, err
+			return nil, closeAll, err
 		}
 		open = append(open, accepted)
 		if err := lab.SetKeepalive(conn, 2*time.Second, 10*time.Second, 60); err != nil {
-			return nil, hangUp, err
+			return nil, closeAll, err
 		}
 		conns = append(conns, conn)
 		time.Sleep(4 * time.Millisecond) // not all in the same instant
 	}
-	return conns, hangUp, nil
+	return conns, closeAll, nil
 }
 
-// silence drops what the server sends, and has half of the clients send data.
+// silence drops all packets from the server, and sends data from half of the clients.
 func silence(l *lab.Lab, conns []*net.TCPConn) error {
 	if _, err := l.Client.Drop(lab.Rule{Port: benchPort, Direction: lab.In, Percent: 100}); err != nil {
 		return err
@@ -133,7 +133,7 @@ func silence(l *lab.Lab, conns []*net.TCPConn) error {
 	return nil
 }
 
-// awaitZombies waits until the agent counts that many zombies, for a minute at most.
+// awaitZombies waits until the agent counts at least want zombies, for a minute at most.
 func (a *agent) awaitZombies(ctx context.Context, want int) error {
 	for began := time.Now(); ; time.Sleep(100 * time.Millisecond) {
 		n, err := a.zombies()
@@ -144,14 +144,14 @@ func (a *agent) awaitZombies(ctx context.Context, want int) error {
 			return nil
 		}
 		if time.Since(began) > 60*time.Second || ctx.Err() != nil {
-			return fmt.Errorf("only %d of %d zombies were found", n, want)
+			return fmt.Errorf("the agent found only %d of %d zombies", n, want)
 		}
 	}
 }
 
-// share returns the percentage of a core that the agent's process takes in that time,
-// in which meanwhile is called once a second.
-func (a *agent) share(ctx context.Context, length time.Duration, meanwhile func() error) (float64, error) {
+// cpuPercent measures for that time, and returns the CPU time of the agent's process in
+// percent of a core. It calls meanwhile once a second.
+func (a *agent) cpuPercent(ctx context.Context, length time.Duration, meanwhile func() error) (float64, error) {
 	before, err := a.cpu()
 	if err != nil {
 		return 0, err
@@ -167,25 +167,25 @@ func (a *agent) share(ctx context.Context, length time.Duration, meanwhile func(
 	return 100 * (after - before).Seconds() / time.Since(began).Seconds(), errors.Join(err, ctx.Err())
 }
 
-// shareWithPages is share with all pages open and a scrape each second. It also returns
-// how many bytes the pages were sent.
-func (a *agent) shareWithPages(ctx context.Context, length time.Duration) (percent float64, bytes int64, err error) {
+// cpuPercentWithPages is cpuPercent with all pages open and a scrape each second. It also
+// returns how many bytes the pages received.
+func (a *agent) cpuPercentWithPages(ctx context.Context, length time.Duration) (percent float64, bytes int64, err error) {
 	streams, stop := context.WithCancel(ctx)
 	var got atomic.Int64
 	var open sync.WaitGroup
 	defer open.Wait()
 	defer stop()
-	failed := make(chan error, pages)
-	for range pages {
+	failed := make(chan error, pageCount)
+	for range pageCount {
 		open.Go(func() {
-			if err := a.view(streams, &got); streams.Err() == nil {
+			if err := a.readStream(streams, &got); streams.Err() == nil {
 				failed <- fmt.Errorf("a page lost its stream: %w", err)
 			}
 		})
 	}
-	time.Sleep(3 * time.Second) // until all have begun
+	time.Sleep(3 * time.Second) // until all pages have received their first frame
 	before := got.Load()
-	percent, err = a.share(ctx, length, func() error {
+	percent, err = a.cpuPercent(ctx, length, func() error {
 		select {
 		case err := <-failed:
 			return err
@@ -197,8 +197,9 @@ func (a *agent) shareWithPages(ctx context.Context, length time.Duration) (perce
 	return percent, got.Load() - before, err
 }
 
-// view takes what a live page takes, until the context ends.
-func (a *agent) view(ctx context.Context, got *atomic.Int64) error {
+// readStream reads the stream with the events of a live page until the context ends, and
+// adds the number of bytes to got.
+func (a *agent) readStream(ctx context.Context, got *atomic.Int64) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, a.url+"/api/v1/stream?event=summary&event=history&event=rows&event=death", nil)
 	if err != nil {
 		return err
@@ -213,7 +214,7 @@ func (a *agent) view(ctx context.Context, got *atomic.Int64) error {
 		n, err := resp.Body.Read(buf)
 		got.Add(int64(n))
 		if errors.Is(err, io.EOF) {
-			return errors.New("it ended")
+			return errors.New("the agent ended it")
 		}
 		if err != nil {
 			return err

@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// A socket that is in use acknowledges nothing: what arrives waits for its user.
+// While LockSocket holds the lock of a socket, the kernel acknowledges no data that arrives
+// for it.
 func TestLockSocket(t *testing.T) {
 	l := newLab(t)
 	families(t, l, func(t *testing.T, server netip.Addr) {
@@ -27,25 +28,25 @@ func TestLockSocket(t *testing.T) {
 		send(t, accepted, "anybody there?")
 		for begin := time.Now(); time.Since(begin) < silence; time.Sleep(10 * time.Millisecond) {
 			if inFlight() == 0 {
-				t.Fatal("somebody has acknowledged it")
+				t.Fatal("the kernel acknowledged data while the socket was locked")
 			}
 		}
-		for range 2 {
+		for range 2 { // a second call has no effect
 			if err := release(); err != nil {
 				t.Fatal(err)
 			}
 		}
 		receive(t, client, "anybody there?")
-		receive(t, accepted, "\x00") // what the holder wrote
-		eventually(t, "acknowledged", func() bool { return inFlight() == 0 })
+		receive(t, accepted, "\x00") // the byte that LockSocket writes
+		eventually(t, "the data is acknowledged", func() bool { return inFlight() == 0 })
 	})
 }
 
-func TestLockSocketOfAClosedSocket(t *testing.T) {
+func TestLockSocketRefusesAClosedSocket(t *testing.T) {
 	l := newLab(t)
 	client, _ := connect(t, l, netip.AddrPortFrom(l.Server.Addr4(), 5432))
 	client.Close()
 	if _, err := LockSocket(client); err == nil {
-		t.Error("a closed socket was held")
+		t.Error("LockSocket returned no error for a closed socket")
 	}
 }
