@@ -83,11 +83,14 @@ type ownedScan struct {
 
 // add visits a connection, or adds it to the batch if its owner is not known yet.
 func (s *ownedScan) add(k *abi.Conn, connection *conn.Connection) {
+	if s.err != nil {
+		return // a search failed: end returns the error
+	}
 	if s.all != nil && s.fill(k, connection) {
 		return
 	}
 	s.records, s.batch = append(s.records, *k), append(s.batch, *connection)
-	if len(s.batch) < ownersBatch || s.err != nil {
+	if len(s.batch) < ownersBatch {
 		return
 	}
 	if s.all != nil { // so many new sockets are unlikely: another search would find no holders

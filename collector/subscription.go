@@ -21,7 +21,8 @@ const (
 type Subscription struct {
 	C         <-chan conn.Notice
 	c         chan conn.Notice
-	owned     bool       // made by SubscribeOwned
+	owned     bool // made by SubscribeOwned
+	began     time.Time
 	collector *Collector // nil if a test made the subscription
 	dropped   atomic.Uint64
 }
@@ -50,7 +51,7 @@ func (c *Collector) Subscribe(buffer int) *Subscription { return c.subscribe(buf
 func (c *Collector) SubscribeOwned(buffer int) *Subscription { return c.subscribe(buffer, true) }
 
 func (c *Collector) subscribe(buffer int, owned bool) *Subscription {
-	s := &Subscription{c: make(chan conn.Notice, buffer), owned: owned, collector: c}
+	s := &Subscription{c: make(chan conn.Notice, buffer), owned: owned, began: time.Now(), collector: c}
 	s.C = s.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -161,7 +162,7 @@ func (c *Collector) deliverAwaited() {
 			break
 		}
 		for s := range c.subs {
-			if s.owned {
+			if s.owned && !a.since.Before(s.began) {
 				s.deliver(a.notice)
 			}
 		}

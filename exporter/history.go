@@ -57,7 +57,8 @@ func (l *Live) summarise(now time.Time) {
 }
 
 // missed returns how many notices did not fit the buffers.
-func (l *Live) missed() (n uint64) {
+func (l *Live) missed() uint64 {
+	n := l.missedBefore
 	for _, s := range []*collector.Subscription{l.notices, l.owned} {
 		if s != nil {
 			n += s.Dropped()

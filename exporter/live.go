@@ -71,8 +71,10 @@ type Live struct {
 	notices *collector.Subscription
 	owned   *collector.Subscription
 	pending []pendingNotice
-	rows    bool   // the source keeps rows, because a viewer wants them
-	allRows []byte // event with all rows, for new viewers; nil if it is not current
+	// missedBefore is how many notices did not fit the buffers of earlier subscriptions.
+	missedBefore uint64
+	rows         bool   // the source keeps rows, because a viewer wants them
+	allRows      []byte // event with all rows, for new viewers; nil if it is not current
 
 	flushes timer     // the next frame of notices and rows
 	counts  timer     // the next reading of the counts
@@ -280,10 +282,12 @@ func (l *Live) releaseIdle() {
 		l.rows, l.allRows = false, nil
 	}
 	if wanted&noticeKinds == 0 && l.notices != nil {
+		l.missedBefore += l.notices.Dropped()
 		l.notices.Close()
 		l.notices = nil
 	}
 	if wanted&(noticeKinds<<kindOwned) == 0 && l.owned != nil {
+		l.missedBefore += l.owned.Dropped()
 		l.owned.Close()
 		l.owned = nil
 	}

@@ -4,6 +4,7 @@ package exporter
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"io"
@@ -13,6 +14,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -350,4 +352,41 @@ func BenchmarkFrameOfRows(b *testing.B) {
 		l.flush()
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/zombies, "ns/connection")
+}
+
+// streamWriter is a response whose connection takes everything.
+type streamWriter struct {
+	bytes.Buffer
+	header http.Header
+}
+
+func (w *streamWriter) Header() http.Header              { return w.header }
+func (w *streamWriter) WriteHeader(int)                  {}
+func (w *streamWriter) Flush()                           {}
+func (w *streamWriter) SetReadDeadline(time.Time) error  { return nil }
+func (w *streamWriter) SetWriteDeadline(time.Time) error { return nil }
+
+// A viewer gets a comment after viewerHeartbeat without an event for it, however many
+// frames have events for others.
+func TestFramesForOthersPutOffNoHeartbeat(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := NewLive(&fakeSource{}, slog.New(slog.DiscardHandler))
+		v := &viewer{wants: 1 << kindDeath, frames: make(chan *frame, viewerFrames)}
+		w := &streamWriter{header: make(http.Header)}
+		ctx, cancel := context.WithTimeout(t.Context(), 2*viewerHeartbeat+time.Second)
+		defer cancel()
+		go func() {
+			var f frame
+			f.add(kindRows, []byte("{}"))
+			for ctx.Err() == nil {
+				v.frames <- &f
+				time.Sleep(frameSpacing)
+			}
+		}()
+		l.stream(ctx, w, v, new(frame))
+		if n := strings.Count(w.String(), ":\n\n"); n != 2 {
+			t.Errorf("%d comments in %v:\n%s", n, 2*viewerHeartbeat, w)
+		}
+		synctest.Wait()
+	})
 }

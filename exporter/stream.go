@@ -64,6 +64,16 @@ func (f *frame) add(k kind, data []byte) {
 	f[k] = fmt.Appendf(f[k], "event: %s\ndata: %s\n\n", kindNames[k], data)
 }
 
+// has reports whether the frame has events of one of these kinds.
+func (f *frame) has(wants uint16) bool {
+	for k, data := range f {
+		if wants&(1<<k) != 0 && len(data) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
 func (f *frame) empty() bool {
 	return !slices.ContainsFunc(f[:], func(b []byte) bool { return len(b) > 0 })
 }
@@ -157,7 +167,7 @@ func (l *Live) stream(ctx context.Context, w http.ResponseWriter, v *viewer, fir
 	out := &deadlineWriter{w: w, rc: http.NewResponseController(w), timeout: l.writeTimeout}
 	// The server's read deadline for the request would end a longer stream.
 	_ = out.rc.SetReadDeadline(time.Time{})
-	if !out.write([]byte("retry: 2000\n\n")) || !out.frame(first, v.wants) || !out.flush() {
+	if !out.write([]byte("retry: 2000\n\n")) || !out.frame(first, v.wants) {
 		return
 	}
 	heartbeat := time.NewTimer(viewerHeartbeat)
@@ -167,7 +177,13 @@ func (l *Live) stream(ctx context.Context, w http.ResponseWriter, v *viewer, fir
 		case <-ctx.Done():
 			return
 		case f, ok := <-v.frames:
-			if !ok || !out.frame(f, v.wants) {
+			if !ok {
+				return
+			}
+			if !f.has(v.wants) {
+				continue // without a write the heartbeat stays due
+			}
+			if !out.frame(f, v.wants) {
 				return
 			}
 		case <-heartbeat.C:
@@ -187,16 +203,12 @@ type deadlineWriter struct {
 }
 
 func (t *deadlineWriter) frame(f *frame, wants uint16) bool {
-	wanted := false
 	for k, data := range f {
-		if wants&(1<<k) != 0 && len(data) > 0 {
-			wanted = true
-			if !t.write(data) {
-				return false
-			}
+		if wants&(1<<k) != 0 && !t.write(data) {
+			return false
 		}
 	}
-	return !wanted || t.flush()
+	return t.flush()
 }
 
 func (t *deadlineWriter) write(data []byte) bool {

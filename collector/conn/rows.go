@@ -109,11 +109,15 @@ func (r *rows) notice(c *Connection) {
 
 // death removes the row of a connection that died.
 func (r *rows) death(cookie uint64) {
-	if r.current[cookie] == nil {
+	if r.current == nil {
 		return
 	}
-	r.put(cookie, nil)
-	r.dead[cookie] = struct{}{}
+	if len(r.dead) < maxTracked { // the tracker itself remembers the latest deaths
+		r.dead[cookie] = struct{}{}
+	}
+	if r.current[cookie] != nil {
+		r.put(cookie, nil)
+	}
 }
 
 // census applies the rows of a census. describe describes a connection as the tracker

@@ -123,14 +123,18 @@ func TestRowsOfDeadConnectionsStayRemoved(t *testing.T) {
 	died := healthy(1, 2*time.Second)
 	r.die(2*time.Second, CauseResetByPeer, &died)
 	r.wantChanges(map[uint64]change{1: {Gone: true}})
-	// More connections die than the tracker remembers, so it forgets the death of connection 1.
+	young := healthy(4, 2*time.Second) // has no row yet
+	r.die(2*time.Second, CauseResetByPeer, &young)
+	// More connections die than the tracker remembers, so it forgets the first two deaths.
 	for i := range maxDeaths {
 		c := healthy(uint64(i+100), 2*time.Second)
 		r.die(2*time.Second, CauseClosed, &c)
 	}
-	r.applyCensus(time.Second, 3*time.Second, healthy(1, time.Second), healthy(2, time.Second), healthy(3, time.Second))
-	if _, ok := r.rows.current[1]; ok {
-		t.Error("the census added a row of a dead connection")
+	r.applyCensus(time.Second, 3*time.Second, healthy(1, time.Second), healthy(2, time.Second), healthy(3, time.Second), healthy(4, time.Second))
+	for _, cookie := range []uint64{1, 4} {
+		if _, ok := r.rows.current[cookie]; ok {
+			t.Errorf("the census added a row of connection %d, which is dead", cookie)
+		}
 	}
 	// TakeRowChanges leaves out a connection that appeared and died since the last call.
 	silent := conntest.Silent(abi.EvidenceKeepalive, 4, time.Minute)
