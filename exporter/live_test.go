@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -375,18 +376,19 @@ func TestFramesForOthersPutOffNoHeartbeat(t *testing.T) {
 		w := &streamWriter{header: make(http.Header)}
 		ctx, cancel := context.WithTimeout(t.Context(), 2*viewerHeartbeat+time.Second)
 		defer cancel()
-		go func() {
+		var others sync.WaitGroup
+		others.Go(func() {
 			var f frame
 			f.add(kindRows, []byte("{}"))
 			for ctx.Err() == nil {
 				v.frames <- &f
 				time.Sleep(frameSpacing)
 			}
-		}()
+		})
 		l.stream(ctx, w, v, new(frame))
 		if n := strings.Count(w.String(), ":\n\n"); n != 2 {
 			t.Errorf("%d comments in %v:\n%s", n, 2*viewerHeartbeat, w)
 		}
-		synctest.Wait()
+		others.Wait()
 	})
 }
