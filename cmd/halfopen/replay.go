@@ -123,7 +123,7 @@ func (r *replay) replay(ctx context.Context, in io.Reader, stdout, stderr io.Wri
 	return err
 }
 
-// counts is the last line of what is printed as JSON.
+// counts is the last line of the JSON output.
 type counts struct {
 	Event    string         `json:"event"` // "counts"
 	At       time.Time      `json:"at"`

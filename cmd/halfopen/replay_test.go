@@ -109,9 +109,9 @@ func TestReplayOfARecordingWithoutItsEnd(t *testing.T) {
 		t.Errorf("stdout\n%s", stdout)
 	}
 	for name, want := range map[string]string{
-		"replay_test.go": "halfopen: replay_test.go: this is no recording of halfopen\n",
+		"replay_test.go": "halfopen: replay_test.go: this is not a recording of halfopen\n",
 		"nothing":        "halfopen: open nothing: no such file or directory\n",
-		".":              "halfopen: .: this is no recording of halfopen\n",
+		".":              "halfopen: .: this is not a recording of halfopen\n",
 	} {
 		if status, stdout, stderr := halfopen(t, "replay", name); status != exitFailed || stdout != "" || stderr != want {
 			t.Errorf("status %d, stdout %q, stderr %q, want %q", status, stdout, stderr, want)
@@ -144,7 +144,7 @@ func TestReplayMasks(t *testing.T) {
 		t.Errorf("status %d, stderr %q", status, stderr)
 	}
 	status, _, stderr = halfopen(t, "replay", name, "--mask=replay_test.go")
-	if status != exitFailed || !strings.Contains(stderr, "replay_test.go is there already, and is no recording of halfopen") {
+	if status != exitFailed || !strings.Contains(stderr, "replay_test.go already exists, and is not a recording of halfopen") {
 		t.Errorf("status %d, stderr %q", status, stderr)
 	}
 	if _, again, _ := halfopen(t, "replay", name); again != before {

@@ -15,7 +15,7 @@ import (
 
 // What a [Reader] returns for a file that cannot be read, or not to its end.
 var (
-	ErrNoRecording = errors.New("this is no recording of halfopen")
+	ErrNoRecording = errors.New("this is not a recording of halfopen")
 	ErrNoEnd       = errors.New("the end of the recording is missing")
 )
 

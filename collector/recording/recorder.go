@@ -228,7 +228,7 @@ func createFile(path string) (file *os.File, replaced bool, err error) {
 		return nil, false, err
 	}
 	if !is {
-		return nil, false, fmt.Errorf("%s is there already, and is no recording of halfopen: remove it, or choose another name", path)
+		return nil, false, fmt.Errorf("%s already exists, and is not a recording of halfopen: remove it, or choose another name", path)
 	}
 	// Not written over: others may have it open, and may be its owners.
 	if err := os.Remove(path); err != nil {

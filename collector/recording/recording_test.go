@@ -219,8 +219,8 @@ func TestARecordingThatBreaksOffIsGoodUntilThere(t *testing.T) {
 func TestWhatIsNoRecordingIsAnError(t *testing.T) {
 	const head = `{"halfopen_recording":1,"halfopen":"v9.9","rules":{"hz":250,"idle_after_seconds":300,"stalled_after_seconds":10,"zombie_unanswered":3,"zombie_silence_seconds":10,"middlebox_timeout_seconds":350}}` + "\n"
 	for _, tt := range []struct{ name, text, want string }{
-		{"nothing", "", "this is no recording of halfopen"},
-		{"something else", "root:x:0:0:root:/root:/bin/bash\n", "this is no recording of halfopen"},
+		{"nothing", "", "this is not a recording of halfopen"},
+		{"something else", "root:x:0:0:root:/root:/bin/bash\n", "this is not a recording of halfopen"},
 		{"a later format", `{"halfopen_recording":2,"halfopen":"v9.9","more":1}`, `it is a recording of format 2, and this halfopen reads format 1: use halfopen "v9.9", which wrote it`},
 		{"no jiffies", strings.Replace(head, "250", "0", 1), "its rules have 0 jiffies a second"},
 		{"endless times", strings.Replace(head, "350", "1e300", 1), "its rules have a time of 1e+300 s"},
@@ -362,7 +362,7 @@ func TestCreateLeavesOtherFilesAlone(t *testing.T) {
 	for _, name := range []string{"notes", "empty", "directory", "link", "dangling", "pipe"} {
 		before, _ := os.ReadFile(at("notes"))
 		_, err := Create(at(name), header(), slog.New(slog.DiscardHandler))
-		if err == nil || !strings.Contains(err.Error(), at(name)+" is there already, and is no recording of halfopen") {
+		if err == nil || !strings.Contains(err.Error(), at(name)+" already exists, and is not a recording of halfopen") {
 			t.Errorf("%s: %v", name, err)
 		}
 		if after, _ := os.ReadFile(at("notes")); !bytes.Equal(before, after) {
