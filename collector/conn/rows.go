@@ -93,6 +93,9 @@ func (r *rows) notice(c *Connection) {
 	if r.current == nil || !c.Judged() {
 		return
 	}
+	if _, died := r.dead[c.Cookie]; died {
+		return // the notice is of a record from before the death
+	}
 	old := r.current[c.Cookie]
 	switch {
 	case old == nil && len(r.current) >= 2*MaxRows:

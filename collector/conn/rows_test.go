@@ -143,6 +143,25 @@ func TestRowsOfDeadConnectionsStayRemoved(t *testing.T) {
 	r.solicit(4*time.Second, silent)
 	r.die(5*time.Second, CauseKeepaliveTimeout, silent)
 	r.wantChanges(map[uint64]change{})
+	// The event of a solicitation that comes after the death adds no row: of connection
+	// 10000, which the tracker remembers, before and after a census, and of connection 1,
+	// which it has forgotten, before one.
+	r.die(5*time.Second, CauseResetByPeer, &died)
+	for i := range maxDeaths {
+		c := healthy(uint64(i+10000), 5*time.Second)
+		r.die(5*time.Second, CauseClosed, &c)
+	}
+	forgotten := *silent
+	forgotten.Cookie = 1
+	r.solicit(4*time.Second, &forgotten)
+	last := *silent
+	last.Cookie = 10000
+	r.solicit(4*time.Second, &last)
+	r.wantChanges(map[uint64]change{})
+	r.applyCensus(5*time.Second, 6*time.Second)
+	r.TakeRowChanges()
+	r.solicit(4*time.Second, &last)
+	r.wantChanges(map[uint64]change{})
 }
 
 func TestRowsHaveOwners(t *testing.T) {

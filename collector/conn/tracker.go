@@ -230,8 +230,10 @@ func heardSince(old, now *abi.Conn) bool {
 	return uint32(now.Jiffies)-now.Silent-(uint32(old.Jiffies)-old.Silent) > 1
 }
 
-// emit updates the row of a living connection, if it has one, and calls notify.
+// emit updates the row of a connection, unless the connection has died, and calls notify.
 func (t *Tracker) emit(n Notice) {
-	t.rows.notice(&n.Connection)
+	if _, dead := t.dead[n.Connection.Cookie]; !dead {
+		t.rows.notice(&n.Connection)
+	}
 	t.notify(n)
 }
