@@ -196,6 +196,11 @@ func (c bulkClients) end(members []bulkEnd) (outcomes, error) {
 			}
 			seen[what]++
 			waiting--
+			// Closing alone ends the events only once nobody else has the socket's file,
+			// and an agent that looks for owners has it for a moment.
+			if err := unix.EpollCtl(poll, unix.EPOLL_CTL_DEL, members[e.Fd].fd, nil); err != nil {
+				return nil, err
+			}
 			if err := unix.Close(members[e.Fd].fd); err != nil {
 				return nil, err
 			}
