@@ -429,6 +429,11 @@ type Death struct {
 	// nothing else happens.
 	Forecast      Forecast
 	ForecastError time.Duration
+	// Similar is how many older deaths, no longer remembered, this one stands for, the
+	// first of them at SimilarSince: the peer at the same address reset connections of the
+	// same owner that were in use and not in trouble. 0, and the zero time: none.
+	Similar      int
+	SimilarSince time.Time
 }
 
 // OwnedBy reports whether name names the owner of the connection. It can be the name of
