@@ -171,6 +171,8 @@ const (
 	RiskUserTimeoutOverridesKeepcnt  = Risk(abi.RiskUserTimeoutOverridesKeepcnt)
 	RiskKeepaliveMaskedByUnackedData = Risk(abi.RiskKeepaliveMaskedByUnackedData)
 	RiskCloseWaitLeak                = Risk(abi.RiskCloseWaitLeak)
+	RiskHalfClosedUnguarded          = Risk(abi.RiskHalfClosedUnguarded)
+	RiskOneProbeEndsIt               = Risk(abi.RiskOneProbeEndsIt)
 
 	Risks = abi.Risks
 )
@@ -181,6 +183,8 @@ var riskNames = [Risks]string{
 	RiskUserTimeoutOverridesKeepcnt:  "user_timeout_overrides_keepcnt",
 	RiskKeepaliveMaskedByUnackedData: "keepalive_masked_by_unacked_data",
 	RiskCloseWaitLeak:                "close_wait_leak",
+	RiskHalfClosedUnguarded:          "half_closed_unguarded",
+	RiskOneProbeEndsIt:               "one_probe_ends_it",
 }
 
 // String returns the risk's name in the contract.
