@@ -94,11 +94,11 @@ static __always_inline void count_idle(struct census_counts *n, __u32 idle)
 		n->idle[i]++;
 }
 
-static __always_inline void count_risks(struct census_counts *n, __u8 risks)
+static __always_inline void count_risks(struct census_counts *n, __u16 risks)
 {
 	__u32 i;
 
-	for (i = 0; i < RISK_SLOTS; i++)
+	for (i = 0; i < RISK_MAX; i++)
 		if (risks & (1 << i))
 			n->risks[i]++;
 }

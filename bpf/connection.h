@@ -189,6 +189,115 @@ static __always_inline void fill_unanswered(struct conn *c, const struct tcp_soc
 }
 
 /*
+ * Returns by how many jiffies a timer may be late that is armed to expire after so many:
+ * the granularity of its level in the timer wheel (kernel/time/timer.c calc_wheel_index).
+ */
+static __always_inline __u32 wheel_lateness(__u32 wait)
+{
+	__u32 level;
+
+	for (level = 0; level < LVL_MAX; level++)
+		if (wait < (LVL_SIZE - 1U) << (LVL_CLK_SHIFT * level))
+			break;
+	return 1U << (LVL_CLK_SHIFT * level);
+}
+
+/*
+ * Returns after how many jiffies of silence, at the latest, the keepalive timer fires for
+ * the second time, with which tcp_keepalive_timer() gives up if TCP_USER_TIMEOUT has
+ * passed. The timer fires at multiples of the granularity. Where that of the interval is
+ * not coarser, it says by how much the second time is late.
+ */
+static __always_inline __u64 second_probe(__u32 time, __u32 interval)
+{
+	__u32 first = wheel_lateness(time), second = wheel_lateness(interval);
+
+	if (second <= first)
+		second -= interval & (second - 1);
+	return (__u64)time + first + interval + second;
+}
+
+static __always_inline bool is_loopback(__be32 address)
+{
+	return (address & __builtin_bswap32(0xff000000)) == __builtin_bswap32(0x7f000000);
+}
+
+/*
+ * Returns whether the peer of a connection is in the same network namespace, so that
+ * nothing is on the way and neither end can vanish alone: the remote address is a
+ * loopback address or the local address, or the route to it leads to the loopback device.
+ */
+static __always_inline bool has_local_peer(const struct tcp_sock *tp, const struct net *net,
+					   const enum access how)
+{
+	const struct sock *sk = (const struct sock *)tp;
+	struct in6_addr local, remote;
+	struct dst_entry *dst;
+	__be32 address;
+
+	address = READ(how, sk, __sk_common.skc_daddr);
+	if (address) { /* IPv4, also on an IPv6 socket */
+		if (is_loopback(address) || address == READ(how, sk, __sk_common.skc_rcv_saddr))
+			return true;
+	} else {
+		BPF_CORE_READ_INTO(&local, sk, __sk_common.skc_v6_rcv_saddr);
+		BPF_CORE_READ_INTO(&remote, sk, __sk_common.skc_v6_daddr);
+		if (!__builtin_memcmp(&local, &remote, sizeof(local)))
+			return true;
+	}
+	dst = READ(how, sk, sk_dst_cache);
+	return dst && BPF_CORE_READ(dst, dev) == READ(how, net, loopback_dev);
+}
+
+/*
+ * Fills in the risks of a connection, and its class if it is not active. idle says
+ * whether no data has moved for idle_after.
+ */
+static __always_inline void fill_risks(struct conn *c, const struct tcp_sock *tp,
+				       const struct net *net, bool idle, const enum access how)
+{
+	bool keepalive = c->flags & CONN_KEEPALIVE, orphan = c->flags & CONN_ORPHAN;
+	bool slow, unguarded;
+	__u32 late, interval, heard;
+
+	late = keepalive ? wheel_lateness(c->keepalive_time) : 0;
+	slow = keepalive && c->keepalive_time + late >= middlebox_timeout;
+	unguarded = !keepalive && !orphan;
+	if ((slow || unguarded) && has_local_peer(tp, net, how)) {
+		c->flags |= CONN_LOCAL_PEER;
+		slow = unguarded = false;
+	}
+	if (!idle)
+		c->class = CLASS_ACTIVE;
+	else if (unguarded && !c->send_queue)
+		c->class = CLASS_UNGUARDED;
+	else
+		c->class = CLASS_IDLE;
+
+	if (unguarded && c->state == TCP_ESTABLISHED)
+		c->risks |= 1 << RISK_NO_KEEPALIVE;
+	if (unguarded && c->state == TCP_FIN_WAIT2)
+		c->risks |= 1 << RISK_HALF_CLOSED_UNGUARDED;
+	if (slow)
+		c->risks |= 1 << RISK_KEEPALIVE_SLOWER_THAN_MIDDLEBOX;
+	if (keepalive && c->user_timeout) {
+		c->risks |= 1 << RISK_USER_TIMEOUT_OVERRIDES_KEEPCNT;
+		interval = READ(how, tp, keepalive_intvl) ?:
+				   READ(how, net, ipv4.sysctl_tcp_keepalive_intvl);
+		if ((__u64)c->user_timeout * hz <= second_probe(c->keepalive_time, interval) * 1000)
+			c->risks |= 1 << RISK_ONE_PROBE_ENDS_IT;
+	}
+	if (keepalive && c->send_queue)
+		c->risks |= 1 << RISK_KEEPALIVE_MASKED_BY_UNACKED_DATA;
+	/* The peer's FIN moves rcv_tstamp, and no stamp of data. */
+	if (idle && c->state == TCP_CLOSE_WAIT && !orphan) {
+		heard = READ(how, tp, rcv_tstamp);
+		if (heard && age((__u32)c->jiffies, heard) >= idle_after)
+			c->risks |= 1 << RISK_CLOSE_WAIT_LEAK;
+	}
+}
+
+/*
  * Fills in what a verdict depends on. The census does this for every socket. tp is any
  * full TCP socket; seen is its watch entry, or NULL. If complete is false, the socket waits
  * for nothing, and only its state, class, risks and idle time are filled in: each field
@@ -231,25 +340,7 @@ static __always_inline void fill_basic(struct conn *c, const struct tcp_sock *tp
 		fill_unanswered(c, tp, seen, heard_data, how);
 
 	idle = c->idle != AGE_NONE && c->idle >= idle_after;
-	if (!idle)
-		c->class = CLASS_ACTIVE;
-	else if ((c->flags & (CONN_KEEPALIVE | CONN_ORPHAN)) || c->send_queue)
-		c->class = CLASS_IDLE;
-	else
-		c->class = CLASS_UNGUARDED;
-
-	if (c->state == TCP_ESTABLISHED && !(c->flags & CONN_KEEPALIVE))
-		c->risks |= 1 << RISK_NO_KEEPALIVE;
-	if (c->flags & CONN_KEEPALIVE) {
-		if (c->keepalive_time > middlebox_timeout)
-			c->risks |= 1 << RISK_KEEPALIVE_SLOWER_THAN_MIDDLEBOX;
-		if (c->user_timeout)
-			c->risks |= 1 << RISK_USER_TIMEOUT_OVERRIDES_KEEPCNT;
-		if (c->send_queue)
-			c->risks |= 1 << RISK_KEEPALIVE_MASKED_BY_UNACKED_DATA;
-	}
-	if (c->state == TCP_CLOSE_WAIT && idle && !(c->flags & CONN_ORPHAN))
-		c->risks |= 1 << RISK_CLOSE_WAIT_LEAK;
+	fill_risks(c, tp, net, idle, how);
 }
 
 /* Fills in how often the kernel retransmits, which depends on the state. */
@@ -320,6 +411,11 @@ static __always_inline void fill_detail(struct conn *c, const struct tcp_sock *t
 	c->lport = __builtin_bswap16(READ(how, tp, inet_conn.icsk_inet.inet_sport));
 	c->srtt = READ(how, tp, srtt_us) >> 3;
 	c->total_retrans = READ(how, tp, total_retrans);
+	/* tcp_inq(): the peer's FIN counts as one byte */
+	c->receive_queue = READ(how, tp, rcv_nxt) - READ(how, tp, copied_seq);
+	if (c->receive_queue &&
+	    (READ(how, tp, inet_conn.icsk_inet.sk.__sk_common.skc_flags) & (1 << SOCK_DONE)))
+		c->receive_queue--;
 
 	v = READ(how, tp, keepalive_intvl);
 	if (v)

@@ -79,9 +79,11 @@ enum risk {
 	RISK_USER_TIMEOUT_OVERRIDES_KEEPCNT,
 	RISK_KEEPALIVE_MASKED_BY_UNACKED_DATA,
 	RISK_CLOSE_WAIT_LEAK,
+	RISK_HALF_CLOSED_UNGUARDED,
+	RISK_ONE_PROBE_ENDS_IT,
 	RISK_MAX,
 };
-#define RISK_SLOTS 8 /* struct conn's risks has so many bits */
+#define RISK_SLOTS 16 /* struct conn's risks has so many bits */
 _Static_assert(RISK_MAX <= RISK_SLOTS, "struct conn has no bit for every risk");
 
 /* Bits of struct conn's flags. */
@@ -102,6 +104,7 @@ enum conn_flag {
 	CONN_RTO_MAX_SET = 1 << 13, /* TCP_RTO_MAX_MS is set to another value than the sysctl */
 	CONN_THIN_SET = 1 << 14, /* TCP_THIN_LINEAR_TIMEOUTS is set */
 	CONN_BLOCKED = 1 << 15, /* the window is open, but the host does not send its packets */
+	CONN_LOCAL_PEER = 1 << 16, /* its peer is in the same network namespace */
 };
 
 /* What the write timer is armed for. */
@@ -132,15 +135,16 @@ struct conn {
 	__u32 uid;
 	__u8 laddr[16]; /* IPv4 in the first four */
 	__u8 raddr[16];
+	__u32 flags; /* enum conn_flag */
 	__u16 family; /* AF_INET, AF_INET6 */
 	__u16 lport;
 	__u16 rport;
-	__u16 flags; /* enum conn_flag */
 	__u16 unanswered; /* solicitations in the current streak */
+	__u16 risks; /* 1 << enum risk */
+	__u16 into_jiffy; /* us from the beginning of that jiffy to at */
 	__u8 state; /* enum tcp_state */
 	__u8 class; /* enum class, never CLASS_TROUBLE */
 	__u8 evidence; /* enum evidence */
-	__u8 risks; /* 1 << enum risk */
 	__u8 probes_out; /* the kernel's icsk_probes_out */
 	__u8 retransmits; /* the kernel's icsk_retransmits */
 	__u8 pending; /* enum pending; 0: nothing */
@@ -151,6 +155,8 @@ struct conn {
 	__u8 retries; /* in force: the limit for data, for SYNs, or for orphans */
 	__u8 syn_linear; /* SYN retransmissions before their interval doubles */
 	__u8 cause; /* CONN_GONE: enum cause, if known; evidence is that of the death then */
+	__u8 retries2; /* the sysctl tcp_retries2, in any state */
+	__u8 pad2[2];
 	__u32 idle; /* jiffies since data was sent or received */
 	__u32 silent; /* jiffies since the last sign of life of the peer */
 	__u32 solicited; /* jiffies since the last solicitation; AGE_NONE: unknown */
@@ -166,15 +172,13 @@ struct conn {
 	__u32 packets_out; /* segments in flight */
 	__u32 send_queue; /* bytes that are not acknowledged or not sent */
 	__u32 send_window; /* bytes */
+	__u32 receive_queue; /* bytes that the application has not read */
 	__u32 srtt; /* us */
 	__u32 total_retrans;
 	__u32 accept_queue; /* listen: connections that wait to be accepted */
 	__u32 accept_limit; /* listen: the most that may wait */
-	__u8 retries2; /* the sysctl tcp_retries2, in any state */
-	__u8 pad2[1];
-	__u16 into_jiffy; /* us from the beginning of that jiffy to at */
 };
-_Static_assert(sizeof(struct conn) == 192, "struct conn has holes");
+_Static_assert(sizeof(struct conn) == 200, "struct conn has holes");
 
 enum event_type {
 	EVENT_SOLICITATION,
@@ -193,7 +197,7 @@ struct event {
 	__u16 err; /* death: the errno that the application gets; 0: none */
 	struct conn conn; /* at that moment; for a death, just before it */
 };
-_Static_assert(sizeof(struct event) == 200, "struct event has holes");
+_Static_assert(sizeof(struct event) == 208, "struct event has holes");
 
 enum retransmit_type {
 	RETRANSMIT_TIMEOUT,

@@ -123,6 +123,8 @@ struct timer_list {
 /* include/linux/timer.h, kernel/time/timer.c; 5.10 to 7.x alike. */
 #define TIMER_ARRAYSHIFT 22
 #define LVL_SIZE 64
+#define LVL_CLK_SHIFT 3
+#define LVL_MAX 8 /* the highest level */
 
 struct proc_ns_operations;
 
@@ -185,10 +187,18 @@ struct list_head {
 	struct list_head *next, *prev;
 };
 
+struct net_device;
+
 struct net {
 	struct list_head list; /* of all network namespaces, init_net first */
 	struct ns_common ns;
 	struct netns_ipv4 ipv4;
+	struct net_device *loopback_dev;
+};
+
+/* A route. That of a destination in the same network namespace has the loopback device. */
+struct dst_entry {
+	struct net_device *dev;
 };
 
 typedef struct {
@@ -238,6 +248,7 @@ struct socket;
 
 struct sock {
 	struct sock_common __sk_common;
+	struct dst_entry *sk_dst_cache; /* NULL: the next segment looks for a route */
 	struct socket *sk_socket; /* NULL: orphaned, or not accepted yet */
 	unsigned long sk_tsq_flags; /* bits of enum tsq_enum */
 	int sk_wmem_queued; /* bytes of memory of data that is not acknowledged or not sent */
@@ -278,6 +289,8 @@ struct inet_connection_sock {
 
 struct tcp_sock {
 	struct inet_connection_sock inet_conn;
+	__u32 copied_seq; /* what the application has read up to */
+	__u32 rcv_nxt;
 	__u32 snd_una;
 	__u32 write_seq;
 	__u32 snd_wnd;

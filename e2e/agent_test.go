@@ -155,6 +155,9 @@ type death struct {
 	ZombieSeconds *float64  `json:"zombie_seconds"`
 
 	ForecastErrorSeconds *float64 `json:"forecast_error_seconds"`
+
+	Similar      int        `json:"similar"`
+	SimilarSince *time.Time `json:"similar_since"`
 }
 
 type event struct {

@@ -246,6 +246,15 @@ func TestPageKeepsDeaths(t *testing.T) {
 	if got := pagetest.Eval[[]string](page, "shown().split(' ')"); len(got) != 200 || got[0] != "6@1499" || got[199] != "6@1300" {
 		t.Errorf("%d deaths are kept, from %s to %s", len(got), got[0], got[len(got)-1])
 	}
+	// Many deaths of one cause push out none of another.
+	add(true, death{"7", 900, "keepalive_timeout"})
+	for i := range many {
+		many[i].At += 1000
+	}
+	add(true, many...)
+	if got := pagetest.Eval[[]string](page, "shown().split(' ')"); len(got) != 200 || got[199] != "7@900" {
+		t.Errorf("%d deaths are kept, the last is %s", len(got), got[len(got)-1])
+	}
 }
 
 func TestPageFollowsTheClockOfTheAgent(t *testing.T) {

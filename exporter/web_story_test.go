@@ -41,6 +41,9 @@ func TestPageTellsOfADeath(t *testing.T) {
 		{"after the forecast", func(d *conn.Death) {
 			d.Forecast, d.ForecastError = conn.Forecast{At: noon, Latest: noon, By: conn.CauseKeepaliveTimeout}, 40*time.Millisecond
 		}, "refused.", []string{"40ms after the forecast"}},
+		{"for others", func(d *conn.Death) {
+			d.Similar, d.SimilarSince = 2, noon.Add(-time.Hour)
+		}, "refused.", []string{"and 2 deaths alike since TIME"}},
 	} {
 		d := conn.Death{Connection: contractConnection(), DiedAt: noon, Cause: conn.CauseRefused}
 		tt.change(&d)
@@ -48,7 +51,7 @@ func TestPageTellsOfADeath(t *testing.T) {
 		if got, want := pagetest.Eval[string](page, "storytext.deathText(deaths.deathFromAPI(%s)).replace(/.*at (\\d+ \\w+ )?\\d\\d:\\d\\d:\\d\\d: /, '')", object), tt.sentence; got != want {
 			t.Errorf("%s: %q, want %q", tt.name, got, want)
 		}
-		if diff := cmp.Diff(tt.facts, pagetest.Eval[[]string](page, "deaths.deathFacts(%s)", object)); diff != "" {
+		if diff := cmp.Diff(tt.facts, pagetest.Eval[[]string](page, "deaths.deathFacts(%s).map((fact) => fact.replace(/(\\d+ \\w+ )?\\d\\d:\\d\\d:\\d\\d/, 'TIME'))", object)); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", tt.name, diff)
 		}
 	}

@@ -20,15 +20,16 @@ type Conn struct {
 	Uid              uint32
 	Laddr            [16]uint8
 	Raddr            [16]uint8
+	Flags            uint32
 	Family           uint16
 	Lport            uint16
 	Rport            uint16
-	Flags            uint16
 	Unanswered       uint16
+	Risks            uint16
+	IntoJiffy        uint16
 	State            uint8
 	Class            uint8
 	Evidence         uint8
-	Risks            uint8
 	ProbesOut        uint8
 	Retransmits      uint8
 	Pending          uint8
@@ -39,6 +40,8 @@ type Conn struct {
 	Retries          uint8
 	SynLinear        uint8
 	Cause            uint8
+	Retries2         uint8
+	Pad2             [2]uint8
 	Idle             uint32
 	Silent           uint32
 	Solicited        uint32
@@ -54,13 +57,11 @@ type Conn struct {
 	PacketsOut       uint32
 	SendQueue        uint32
 	SendWindow       uint32
+	ReceiveQueue     uint32
 	Srtt             uint32
 	TotalRetrans     uint32
 	AcceptQueue      uint32
 	AcceptLimit      uint32
-	Retries2         uint8
-	Pad2             [1]uint8
-	IntoJiffy        uint16
 }
 
 // Event is a record of the ring buffer: a solicitation that stayed unanswered, or a
@@ -115,7 +116,7 @@ type Counters struct {
 type CensusCounts struct {
 	_       structs.HostLayout
 	Sockets [16][8]uint64
-	Risks   [8]uint64
+	Risks   [16]uint64
 	Idle    [24]uint64
 	IdleSum uint64
 }
@@ -250,27 +251,30 @@ const (
 	RiskUserTimeoutOverridesKeepcnt  int = 2
 	RiskKeepaliveMaskedByUnackedData int = 3
 	RiskCloseWaitLeak                int = 4
-	Risks                            int = 5 // how many there are
+	RiskHalfClosedUnguarded          int = 5
+	RiskOneProbeEndsIt               int = 6
+	Risks                            int = 7 // how many there are
 )
 
 // Bits of [Conn].Flags.
 const (
-	ConnKeepalive          uint16 = 1
-	ConnKeepaliveTimeSet   uint16 = 2
-	ConnKeepaliveIntvlSet  uint16 = 4
-	ConnKeepaliveProbesSet uint16 = 8
-	ConnOrphan             uint16 = 16
-	ConnUnaccepted         uint16 = 32
-	ConnWindowClosed       uint16 = 64
-	ConnTrouble            uint16 = 128
-	ConnSoftError          uint16 = 256
-	ConnAnswered           uint16 = 512
-	ConnGone               uint16 = 1024
-	ConnSynRetriesSet      uint16 = 2048
-	ConnFinTimeSet         uint16 = 4096
-	ConnRtoMaxSet          uint16 = 8192
-	ConnThinSet            uint16 = 16384
-	ConnBlocked            uint16 = 32768
+	ConnKeepalive          uint32 = 1
+	ConnKeepaliveTimeSet   uint32 = 2
+	ConnKeepaliveIntvlSet  uint32 = 4
+	ConnKeepaliveProbesSet uint32 = 8
+	ConnOrphan             uint32 = 16
+	ConnUnaccepted         uint32 = 32
+	ConnWindowClosed       uint32 = 64
+	ConnTrouble            uint32 = 128
+	ConnSoftError          uint32 = 256
+	ConnAnswered           uint32 = 512
+	ConnGone               uint32 = 1024
+	ConnSynRetriesSet      uint32 = 2048
+	ConnFinTimeSet         uint32 = 4096
+	ConnRtoMaxSet          uint32 = 8192
+	ConnThinSet            uint32 = 16384
+	ConnBlocked            uint32 = 32768
+	ConnLocalPeer          uint32 = 65536
 )
 
 // Special values of the ages of a [Conn].

@@ -193,11 +193,20 @@ func groupTable(groups []api.Group, by conn.Grouping) *table {
 	return makeTable(fields, groups, false)
 }
 
+// causeAndSimilar returns the cause of a death, with the number of deaths if it stands for
+// several.
+func causeAndSimilar(d *api.Death) string {
+	if d.Similar == 0 {
+		return text(&d.Cause)
+	}
+	return fmt.Sprintf("%s ×%d", text(&d.Cause), d.Similar+1)
+}
+
 func deathTable(deaths []api.Death, wide bool) *table {
 	type death = api.Death
 	return makeTable([]field[death]{
 		{column{title: "DIED"}, false, func(d *death) string { return d.At.Local().Format(time.DateTime) }},
-		{column{title: "CAUSE", paint: func(string) style { return bold }}, false, func(d *death) string { return text(&d.Cause) }},
+		{column{title: "CAUSE", paint: func(string) style { return bold }}, false, causeAndSimilar},
 		{column{title: "DURING"}, true, func(d *death) string { return text(d.During) }},
 		{column{title: "ERRNO"}, true, func(d *death) string { return text(d.Errno) }},
 		{column{title: "VERDICT", paint: paintVerdict}, false, func(d *death) string { return text(d.Verdict) }},

@@ -111,6 +111,16 @@ func TestANarrowTerminalGetsTheMostImportantColumns(t *testing.T) {
 	}
 }
 
+func TestDeathTable(t *testing.T) {
+	reset := api.Death{Cause: "reset_by_peer", State: "established", Similar: 411, SimilarSince: &noon}
+	for want, d := range map[string]api.Death{"reset_by_peer ×412": reset, "closed": {Cause: "closed"}} {
+		table := deathTable([]api.Death{d}, false)
+		if got := table.rows[0][1]; got != want {
+			t.Errorf("the cause is shown as %q, want %q", got, want)
+		}
+	}
+}
+
 func TestWideTableHasEverythingKnown(t *testing.T) {
 	table := connectionTable(document().Connections[:1], noon, true)
 	got := make(map[string]string)

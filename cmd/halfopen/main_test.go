@@ -61,7 +61,7 @@ func TestWrongUsageIsOneLineAndStatusTwo(t *testing.T) {
 		{"deaths by port", "list --url=http://h --cause=closed --port=1", "halfopen: --cause cannot be combined with filters of connections, --all or --by, try 'halfopen list --help'"},
 		{"deaths in groups", "list --url=http://h --cause=closed --by=owner", "halfopen: --cause cannot be combined with filters of connections, --all or --by, try 'halfopen list --help'"},
 		{"groups by what there is none of", "list --by=port", `halfopen: --by: unknown grouping "port" (there are owner, remote, verdict), try 'halfopen list --help'`},
-		{"a risk that is none", "list --risk=rain", `halfopen: --risk: unknown risk "rain" (there are no_keepalive, keepalive_slower_than_middlebox, user_timeout_overrides_keepcnt, keepalive_masked_by_unacked_data, close_wait_leak), try 'halfopen list --help'`},
+		{"a risk that is none", "list --risk=rain", `halfopen: --risk: unknown risk "rain" (there are no_keepalive, keepalive_slower_than_middlebox, user_timeout_overrides_keepcnt, keepalive_masked_by_unacked_data, close_wait_leak, half_closed_unguarded, one_probe_ends_it), try 'halfopen list --help'`},
 		{"a remote that is a name", "list --remote=localhost", `halfopen: --remote: "localhost" is neither an address such as 10.0.0.2 nor a prefix such as 10.0.0.0/8, try 'halfopen list --help'`},
 		{"a namespace by name", "list --netns=blue", `halfopen: --netns: "blue" is not the inode number of a network namespace such as 4026531840 (see lsns -t net), try 'halfopen list --help'`},
 		{"an owner without a name", "list --owner=", "halfopen: --owner: the name is empty; - is for those that have none, try 'halfopen list --help'"},

@@ -161,7 +161,7 @@ func TestTopFitsWhateverTheSize(t *testing.T) {
 		"many deaths and troubles": func(m screen) screen {
 			r := topReading()
 			for _, cause := range conn.CauseNames() {
-				r.deaths = append(r.deaths, api.Death{At: noon, Cause: cause})
+				r.deaths = append(r.deaths, api.Death{At: noon, Cause: cause, Similar: 1e9, SimilarSince: &noon})
 			}
 			slices.SortFunc(r.deaths, func(a, b api.Death) int { return b.At.Compare(a.At) })
 			status := &r.node.status
@@ -428,6 +428,21 @@ func TestTopTellsTheEndOfWhatIsOpen(t *testing.T) {
 	}
 	if m = sent(m, keys("<esc>")...); m.open != "" || m.detail != nil {
 		t.Error("it is still open")
+	}
+}
+
+func TestTopCountsDeathsThatStandForOthers(t *testing.T) {
+	for since, want := range map[time.Duration]string{
+		-time.Minute:   "died in the last 1h: 413 reset_by_peer, 1 keepalive_timeout",
+		-2 * time.Hour: "died in the last 1h: 2+ reset_by_peer, 1 keepalive_timeout", // some of them died before
+	} {
+		r := topReading()
+		r.deaths[0].Similar, r.deaths[0].SimilarSince = 411, new(noon.Add(since))
+		m := topScreen(t, 120, 40)
+		m.reading = r
+		if got := ansi.Strip(m.deaths()); got != want {
+			t.Errorf("similar deaths since %v: %q, want %q", since, got, want)
+		}
 	}
 }
 

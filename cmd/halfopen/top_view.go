@@ -204,7 +204,7 @@ func (m screen) deaths() string {
 	if up := r.at.Sub(r.node.status.StartedAt); !r.node.status.StartedAt.IsZero() && up < since {
 		since = up
 	}
-	counts := make(map[string]int)
+	counts, more := make(map[string]int), make(map[string]string)
 	for i := range r.deaths {
 		d := &r.deaths[i]
 		ago := r.at.Sub(d.At)
@@ -212,6 +212,13 @@ func (m screen) deaths() string {
 			break
 		}
 		counts[d.Cause]++
+		switch {
+		case d.SimilarSince == nil:
+		case r.at.Sub(*d.SimilarSince) <= since:
+			counts[d.Cause] += d.Similar
+		default: // not known how many of them are older
+			more[d.Cause] = "+"
+		}
 		if i == topDeaths-1 {
 			since = ago // top has not read older deaths
 		}
@@ -221,7 +228,7 @@ func (m screen) deaths() string {
 	})
 	var parts []string
 	for _, cause := range causes {
-		parts = append(parts, fmt.Sprintf("%d %s", counts[cause], text(&cause)))
+		parts = append(parts, fmt.Sprintf("%d%s %s", counts[cause], more[cause], text(&cause)))
 	}
 	s := "died in the last " + age(max(0, since).Truncate(time.Second)) + ": "
 	if len(causes) == 0 {

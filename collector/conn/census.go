@@ -69,7 +69,7 @@ func (t *Tracker) observeTroubled(troubled []Observation) (seen map[uint64]bool)
 	for i := range troubled {
 		c := &troubled[i].Conn
 		seen[c.Cookie] = true
-		if _, dead := t.dead[c.Cookie]; dead {
+		if t.dead.has(c.Cookie) {
 			continue
 		}
 		if tc := t.tracked[c.Cookie]; tc != nil {

@@ -171,6 +171,8 @@ const (
 	RiskUserTimeoutOverridesKeepcnt  = Risk(abi.RiskUserTimeoutOverridesKeepcnt)
 	RiskKeepaliveMaskedByUnackedData = Risk(abi.RiskKeepaliveMaskedByUnackedData)
 	RiskCloseWaitLeak                = Risk(abi.RiskCloseWaitLeak)
+	RiskHalfClosedUnguarded          = Risk(abi.RiskHalfClosedUnguarded)
+	RiskOneProbeEndsIt               = Risk(abi.RiskOneProbeEndsIt)
 
 	Risks = abi.Risks
 )
@@ -181,6 +183,8 @@ var riskNames = [Risks]string{
 	RiskUserTimeoutOverridesKeepcnt:  "user_timeout_overrides_keepcnt",
 	RiskKeepaliveMaskedByUnackedData: "keepalive_masked_by_unacked_data",
 	RiskCloseWaitLeak:                "close_wait_leak",
+	RiskHalfClosedUnguarded:          "half_closed_unguarded",
+	RiskOneProbeEndsIt:               "one_probe_ends_it",
 }
 
 // String returns the risk's name in the contract.
@@ -429,6 +433,11 @@ type Death struct {
 	// nothing else happens.
 	Forecast      Forecast
 	ForecastError time.Duration
+	// Similar is how many older deaths, no longer remembered, this one stands for, the
+	// first of them at SimilarSince: the peer at the same address reset connections of the
+	// same owner that were in use and not in trouble. 0, and the zero time: none.
+	Similar      int
+	SimilarSince time.Time
 }
 
 // OwnedBy reports whether name names the owner of the connection. It can be the name of

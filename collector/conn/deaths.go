@@ -9,18 +9,14 @@ import (
 	"github.com/halfopen/halfopen/bpf/abi"
 )
 
-const (
-	// maxDeaths is how many deaths a tracker remembers.
-	maxDeaths = 4096
-	// goneFor is how long a tracker waits for the event of a death after a watch pass
-	// did not find the socket.
-	goneFor = time.Second
-)
+// goneFor is how long a tracker waits for the event of a death after a watch pass did not
+// find the socket.
+const goneFor = time.Second
 
 // death applies the event of a death. at is the time of its record.
 func (t *Tracker) death(e *abi.Event, at time.Time) {
 	cookie := e.Conn.Cookie
-	if _, dead := t.dead[cookie]; dead {
+	if t.dead.has(cookie) {
 		return // a watch pass reported it before
 	}
 	tc := t.tracked[cookie]
@@ -92,25 +88,10 @@ func (t *Tracker) recordDeath(cookie uint64, tc *tracked, d Death) {
 	}
 	t.rows.death(cookie)
 	delete(t.histories, cookie)
-	t.dead[cookie] = struct{}{}
-	if len(t.deaths) < maxDeaths {
-		t.deaths = append(t.deaths, d)
-	} else {
-		delete(t.dead, t.deaths[t.next].Cookie)
-		t.deaths[t.next] = d
-		t.next = (t.next + 1) % maxDeaths
-	}
+	t.dead.add(cookie)
+	t.deaths.add(d, tc != nil)
 	t.notify(Notice{Kind: NoticeDeath, At: d.DiedAt, Connection: d.Connection, Death: &d})
 }
 
 // Deaths returns the deaths that the tracker remembers, newest first.
-func (t *Tracker) Deaths() iter.Seq[*Death] {
-	return func(yield func(*Death) bool) {
-		n := len(t.deaths)
-		for i := range n {
-			if !yield(&t.deaths[(t.next-1-i+2*n)%n]) {
-				return
-			}
-		}
-	}
-}
+func (t *Tracker) Deaths() iter.Seq[*Death] { return t.deaths.all() }

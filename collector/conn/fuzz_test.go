@@ -137,7 +137,7 @@ func checkInvariants(t *testing.T, tracker *Tracker, now time.Time) {
 	t.Helper()
 	checkBounds(t, tracker)
 	for cookie, tc := range tracker.tracked {
-		if _, dead := tracker.dead[cookie]; dead {
+		if tracker.dead.has(cookie) {
 			t.Fatalf("connection %x is dead and tracked", cookie)
 		}
 		if tc.at.After(now) || tc.since.After(tc.at) || tc.gone.After(now) {
@@ -145,7 +145,7 @@ func checkInvariants(t *testing.T, tracker *Tracker, now time.Time) {
 		}
 	}
 	for cookie, r := range tracker.rows.current {
-		if _, dead := tracker.dead[cookie]; dead || r.Cookie != cookie || r.At.After(now) {
+		if dead := tracker.dead.has(cookie); dead || r.Cookie != cookie || r.At.After(now) {
 			t.Fatalf("at %v: row %+v, dead: %v", now, r, dead)
 		}
 	}
@@ -167,15 +167,17 @@ func checkBounds(t *testing.T, tracker *Tracker) {
 	}{
 		{"tracked connections", len(tracker.tracked), maxTracked},
 		{"histories", len(tracker.histories), maxHistories},
-		{"deaths", len(tracker.deaths), maxDeaths},
+		{"deaths", tracker.deaths.len, maxDeaths},
+		{"cookies of deaths", len(tracker.dead.ring), maxRecentCookies},
+		{"routine resets", len(tracker.deaths.routine), tracker.deaths.len},
 		{"recoveries", len(tracker.recovered), maxTracked},
 	} {
 		if kept.n > kept.max {
 			t.Fatalf("%d %s, at most %d expected", kept.n, kept.what, kept.max)
 		}
 	}
-	if len(tracker.dead) != len(tracker.deaths) {
-		t.Fatalf("%d dead cookies, %d deaths", len(tracker.dead), len(tracker.deaths))
+	if n := len(slices.Collect(tracker.Deaths())); n != tracker.deaths.len || len(tracker.dead.known) != len(tracker.dead.ring) {
+		t.Fatalf("%d deaths, expected %d; %d dead cookies, expected %d", n, tracker.deaths.len, len(tracker.dead.known), len(tracker.dead.ring))
 	}
 	for _, h := range tracker.histories {
 		if n := len(h.entries); n == 0 || n > maxEntries {

@@ -7,18 +7,20 @@ package conn
 var (
 	verdictMeanings = [Verdicts]string{
 		Active:    "The connection was made, or data moved, lately (--idle-after), and nothing is overdue.",
-		Idle:      "No data has moved for long (--idle-after), but keepalive is on: the kernel will notice a dead peer.",
+		Idle:      "No data has moved for long (--idle-after), but keepalive is on, so that the kernel will notice a dead peer; or the peer is in the same network namespace, where it cannot vanish unnoticed.",
 		Unguarded: "No data has moved for long (--idle-after), and keepalive is off: a dead peer is not noticed until the application sends.",
 		Stalled:   "The peer answers, but its receive window has been closed for long (--stalled-after).",
 		Suspect:   "A probe or a retransmission is unanswered, which is not enough for a zombie.",
 		Zombie:    "Several probes or retransmissions in a row are unanswered (--zombie-unanswered), and the peer has been silent for long (--zombie-silence): it is most likely gone.",
 	}
 	riskMeanings = [Risks]string{
-		RiskNoKeepalive:                  "The connection is established, and keepalive is off: while nothing is sent, a dead peer is not noticed.",
-		RiskKeepaliveSlowerThanMiddlebox: "The first keepalive probe comes later than a NAT or load balancer may remember the connection (--middlebox-timeout).",
+		RiskNoKeepalive:                  "The connection is established, its peer is not in the same network namespace, and keepalive is off: while nothing is sent, a dead peer is not noticed.",
+		RiskKeepaliveSlowerThanMiddlebox: "The first keepalive probe may come later than a NAT or load balancer remembers the connection (--middlebox-timeout). The kernel's timers are late by up to an eighth of their time.",
 		RiskUserTimeoutOverridesKeepcnt:  "TCP_USER_TIMEOUT is set, so the number of keepalive probes has no effect.",
 		RiskKeepaliveMaskedByUnackedData: "Keepalive is on, but waits while data is in flight or queued.",
-		RiskCloseWaitLeak:                "The peer has closed the connection, the application has not, and no data has moved for long (--idle-after).",
+		RiskCloseWaitLeak:                "The peer closed the connection long ago (--idle-after), the application has not, and no data has moved since.",
+		RiskHalfClosedUnguarded:          "The application has shut its side down and waits for the peer to close the other, with keepalive off: a dead peer is never noticed.",
+		RiskOneProbeEndsIt:               "TCP_USER_TIMEOUT is not longer than the keepalive time and interval together, so a single lost probe ends a healthy connection.",
 	}
 	causeMeanings = [Causes]string{
 		CauseUnknown:            "None of the other causes could be shown.",

@@ -126,7 +126,7 @@ func TestRowsOfDeadConnectionsStayRemoved(t *testing.T) {
 	young := healthy(4, 2*time.Second) // has no row yet
 	r.die(2*time.Second, CauseResetByPeer, &young)
 	// More connections die than the tracker remembers, so it forgets the first two deaths.
-	for i := range maxDeaths {
+	for i := range maxRecentCookies {
 		c := healthy(uint64(i+100), 2*time.Second)
 		r.die(2*time.Second, CauseClosed, &c)
 	}
@@ -144,18 +144,18 @@ func TestRowsOfDeadConnectionsStayRemoved(t *testing.T) {
 	r.die(5*time.Second, CauseKeepaliveTimeout, silent)
 	r.wantChanges(map[uint64]change{})
 	// The event of a solicitation that comes after the death adds no row: of connection
-	// 10000, which the tracker remembers, before and after a census, and of connection 1,
+	// 100000, which the tracker remembers, before and after a census, and of connection 1,
 	// which it has forgotten, before one.
 	r.die(5*time.Second, CauseResetByPeer, &died)
-	for i := range maxDeaths {
-		c := healthy(uint64(i+10000), 5*time.Second)
+	for i := range maxRecentCookies {
+		c := healthy(uint64(i+100000), 5*time.Second)
 		r.die(5*time.Second, CauseClosed, &c)
 	}
 	forgotten := *silent
 	forgotten.Cookie = 1
 	r.solicit(4*time.Second, &forgotten)
 	last := *silent
-	last.Cookie = 10000
+	last.Cookie = 100000
 	r.solicit(4*time.Second, &last)
 	r.wantChanges(map[uint64]change{})
 	r.applyCensus(5*time.Second, 6*time.Second)

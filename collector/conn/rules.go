@@ -40,13 +40,14 @@ func (r *Rules) Age(jiffies uint32) time.Duration {
 	return r.Duration(jiffies)
 }
 
-// synchronized reports whether a connection in the state can be a zombie: both ends have
-// agreed on it (RFC 9293 3.3.2), and this end does not only wait for the peer's FIN, as
-// in FIN_WAIT2.
-func synchronized(s State) bool {
-	switch s {
+// synchronized reports whether a connection can be a zombie: both ends have agreed on it
+// (RFC 9293 3.3.2), and it is no orphan in FIN_WAIT2, which the kernel ends soon anyway.
+func synchronized(c *abi.Conn) bool {
+	switch StateOf(c.State) {
 	case Established, FinWait1, CloseWait, Closing, LastAck:
 		return true
+	case FinWait2:
+		return c.Flags&abi.ConnOrphan == 0
 	}
 	return false
 }
@@ -54,7 +55,7 @@ func synchronized(s State) bool {
 // Judge returns the verdict of a connection and the evidence for it.
 func (r *Rules) Judge(c *abi.Conn) (Verdict, Evidence) {
 	if due := r.due(c); due > 0 {
-		if synchronized(StateOf(c.State)) && due >= r.ZombieUnanswered &&
+		if synchronized(c) && due >= r.ZombieUnanswered &&
 			c.Silent != abi.AgeNone && r.Duration(c.Silent) >= r.ZombieSilence {
 			return Zombie, Evidence(c.Evidence)
 		}

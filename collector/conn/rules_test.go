@@ -108,12 +108,20 @@ func TestJudge(t *testing.T) {
 				return c
 			}(), Suspect, EvidenceRetransmit,
 		},
-		"nor is one in FIN_WAIT2": {
+		"nor is an orphan in FIN_WAIT2": {
+			func() *abi.Conn {
+				c := conntest.Silent(abi.EvidenceKeepalive, 5, time.Minute)
+				c.State = abi.StateFinWait2
+				c.Flags |= abi.ConnOrphan
+				return c
+			}(), Suspect, EvidenceKeepalive,
+		},
+		"one in FIN_WAIT2 that its application holds can be": {
 			func() *abi.Conn {
 				c := conntest.Silent(abi.EvidenceKeepalive, 5, time.Minute)
 				c.State = abi.StateFinWait2
 				return c
-			}(), Suspect, EvidenceKeepalive,
+			}(), Zombie, EvidenceKeepalive,
 		},
 		"an orphan in FIN_WAIT1 can be": {
 			func() *abi.Conn {

@@ -53,11 +53,10 @@ type Tracker struct {
 	notify    func(Notice)
 	tracked   map[uint64]*tracked // by cookie, at most maxTracked
 	histories map[uint64]*history // by cookie, at most maxHistories
-	deaths    []Death             // a ring of at most maxDeaths
-	next      int                 // index of the oldest death, once the ring is full
-	// dead has the cookies of deaths. The kernel never uses a cookie again, so a record
+	deaths    deathLog
+	// dead has the cookies of the latest deaths. The kernel never uses a cookie again, so a record
 	// with one of these was read before the death and is ignored.
-	dead map[uint64]struct{}
+	dead recentCookies
 	// recovered has the cookies of the connections that recovered since the last census,
 	// at most maxTracked, and the time on the kernel's clock (ns). A record that is older
 	// than that does not put the connection in trouble again.
@@ -83,7 +82,6 @@ func NewTracker(rules Rules, notify func(Notice)) *Tracker {
 		notify:        notify,
 		tracked:       make(map[uint64]*tracked),
 		histories:     make(map[uint64]*history),
-		dead:          make(map[uint64]struct{}),
 		recovered:     make(map[uint64]uint64),
 		zombieSeconds: newHistogram(zombieBounds),
 		forecastError: newHistogram(forecastBounds),
@@ -171,7 +169,7 @@ func (t *Tracker) track(c *abi.Conn, at time.Time) *tracked {
 	if c.Flags&abi.ConnTrouble == 0 || c.At < t.recovered[c.Cookie] {
 		return nil
 	}
-	if _, dead := t.dead[c.Cookie]; dead {
+	if t.dead.has(c.Cookie) {
 		return nil
 	}
 	if len(t.tracked) >= maxTracked {
@@ -232,7 +230,7 @@ func heardSince(old, now *abi.Conn) bool {
 
 // emit updates the row of a connection, unless the connection has died, and calls notify.
 func (t *Tracker) emit(n Notice) {
-	if _, dead := t.dead[n.Connection.Cookie]; !dead {
+	if !t.dead.has(n.Connection.Cookie) {
 		t.rows.notice(&n.Connection)
 	}
 	t.notify(n)

@@ -55,6 +55,16 @@ func (r *replay) die(after time.Duration, cause Cause, c *abi.Conn) {
 	r.Apply(&Fact{Kind: FactEvent, At: r.at(after), Event: &abi.Event{Type: abi.EventDeath, Cause: uint8(cause), Err: 110, Conn: *stamp(c, after)}})
 }
 
+// lastDeath returns the newest death.
+func (r *replay) lastDeath() Death {
+	r.t.Helper()
+	for d := range r.Deaths() {
+		return *d
+	}
+	r.t.Fatal("no death is remembered")
+	return Death{}
+}
+
 // expect fails unless these are the notices since its last call.
 func (r *replay) expect(notices ...string) {
 	r.t.Helper()
@@ -108,7 +118,7 @@ func TestTrackerFromFirstProbeToDeath(t *testing.T) {
 	r.die(12*time.Second, CauseKeepaliveTimeout, conntest.Silent(abi.EvidenceKeepalive, 10, 12*time.Second))
 	r.expect("12s died of keepalive_timeout as zombie")
 	r.counted(map[Verdict]int64{Active: 2})
-	if d := r.deaths[0]; d.ZombieFor != 2*time.Second || d.Unanswered != 10 || d.Errno != 110 {
+	if d := r.lastDeath(); d.ZombieFor != 2*time.Second || d.Unanswered != 10 || d.Errno != 110 {
 		t.Errorf("death is %+v", d)
 	}
 	if r.zombieSeconds.Sum != 2 || r.zombieSeconds.Counts[1] != 1 {
@@ -174,7 +184,7 @@ func TestTrackerDeathThatClearsTheUnansweredCount(t *testing.T) {
 		r := newReplay(t)
 		r.solicit(10*time.Second, zombie())
 		r.die(11*time.Second, CauseDestroyed, dead(11*time.Second))
-		if d := r.deaths[0]; d.Unanswered != 6 || d.Evidence != EvidenceRetransmit || d.Verdict != Zombie {
+		if d := r.lastDeath(); d.Unanswered != 6 || d.Evidence != EvidenceRetransmit || d.Verdict != Zombie {
 			t.Errorf("%d unanswered, evidence %v, verdict %v", d.Unanswered, d.Evidence, d.Verdict)
 		}
 	})
@@ -182,7 +192,7 @@ func TestTrackerDeathThatClearsTheUnansweredCount(t *testing.T) {
 		r := newReplay(t)
 		r.solicit(10*time.Second, zombie())
 		r.die(11*time.Second, CauseResetByPeer, dead(0))
-		if d := r.deaths[0]; d.Unanswered != 0 || d.Evidence != NoEvidence || d.Verdict != Zombie {
+		if d := r.lastDeath(); d.Unanswered != 0 || d.Evidence != NoEvidence || d.Verdict != Zombie {
 			t.Errorf("%d unanswered, evidence %v, verdict %v", d.Unanswered, d.Evidence, d.Verdict)
 		}
 	})
@@ -199,7 +209,7 @@ func TestTrackerForecastError(t *testing.T) {
 		dead.Jiffies += uint64(conntest.Ago(after))
 		dead.Silent += conntest.Ago(after)
 		r.die(after, cause, &dead)
-		return r.deaths[0]
+		return r.lastDeath()
 	}
 	// Two probes are out; the timer fires in 75 s and seven times after that, and
 	// each time the wheel adds up to two seconds.
@@ -270,7 +280,7 @@ func TestTrackerDeathWithoutEvent(t *testing.T) {
 		caused.Cause, caused.Evidence = abi.CauseUserTimeout, abi.EvidenceKeepalive
 		r.watched(&caused, r.at(11*time.Second))
 		r.expect("11s died of user_timeout as zombie")
-		if d := r.deaths[0]; d.During != EvidenceKeepalive || d.Unanswered != 9 {
+		if d := r.lastDeath(); d.During != EvidenceKeepalive || d.Unanswered != 9 {
 			t.Errorf("death is %+v", d)
 		}
 	})
@@ -331,8 +341,8 @@ func TestTrackerCensus(t *testing.T) {
 		r.sweep(r.at(17 * time.Second))
 		r.expect()
 		r.counted(map[Verdict]int64{Active: 1})
-		if len(r.tracked) != 0 || len(r.deaths) != 0 || r.zombieSeconds.Sum != 15 {
-			t.Errorf("%d tracked connections, %d deaths, zombie seconds %v", len(r.tracked), len(r.deaths), r.zombieSeconds)
+		if len(r.tracked) != 0 || r.deaths.len != 0 || r.zombieSeconds.Sum != 15 {
+			t.Errorf("%d tracked connections, %d deaths, zombie seconds %v", len(r.tracked), r.deaths.len, r.zombieSeconds)
 		}
 	})
 	t.Run("does not revive a connection that it read before its death", func(t *testing.T) {
@@ -418,8 +428,8 @@ func TestTrackerIsBounded(t *testing.T) {
 		c.Cookie = uint64(i + 1)
 		r.die(time.Duration(i)*time.Millisecond, CauseKeepaliveTimeout, c)
 	}
-	if len(r.deaths) != maxDeaths {
-		t.Errorf("%d deaths are remembered", len(r.deaths))
+	if r.deaths.len != maxDeaths {
+		t.Errorf("%d deaths are remembered", r.deaths.len)
 	}
 	last := time.Duration(maxDeaths+22) * time.Millisecond
 	for d := range r.Deaths() {

@@ -45,7 +45,7 @@ func (t *Tracker) describeTracked(c *abi.Conn, at time.Time, tc *tracked) Connec
 
 // describeRow describes a connection that a census read; ok is false if it has died.
 func (t *Tracker) describeRow(o *Observation) (c Connection, ok bool) {
-	if _, dead := t.dead[o.Conn.Cookie]; dead {
+	if t.dead.has(o.Conn.Cookie) {
 		return Connection{}, false
 	}
 	return t.Describe(&o.Conn, o.At), true

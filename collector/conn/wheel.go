@@ -2,6 +2,8 @@
 
 package conn
 
+import "time"
+
 // wheelLevels is the number of levels of the kernel's timer wheel where HZ > 100
 // (LVL_DEPTH). wheelMost is the longest time, in jiffies, that a timer in the wheel can
 // wait (WHEEL_TIMEOUT_CUTOFF).
@@ -43,6 +45,13 @@ func WheelLevel(now, expires uint64) int {
 // (LVL_GRAN). A record that was read while its timer changed may have a level that does
 // not exist; it counts as the highest one.
 func granularity(level int) uint64 { return 1 << (3 * min(level, wheelLevels-1)) }
+
+// FiresWithin returns the longest time after which a timer fires that is armed now to
+// expire after wait.
+func (r *Rules) FiresWithin(wait time.Duration) time.Duration {
+	jiffies := uint64(wait.Seconds() * float64(r.HZ))
+	return wait + r.Duration64(granularity(WheelLevel(0, jiffies)))
+}
 
 // bucket rounds a jiffy up to the granularity of a level of the wheel (calc_index).
 func bucket(expires uint64, level int) uint64 {

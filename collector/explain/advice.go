@@ -175,7 +175,7 @@ func (x *explainer) adviseUnaccepted() (string, []Advice) {
 func (x *explainer) adviseCloseWait() (string, []Advice) {
 	for _, risk := range x.conn.Risks {
 		if risk == conn.RiskCloseWaitLeak {
-			return "The application leaks it: the peer has closed, and no data has moved for " + humanize.Age(x.conn.Idle) + ". The kernel does not close a socket that an application holds.",
+			return "The application leaks it: the peer has closed, and nothing has come from it for " + humanize.Age(x.conn.Silent) + ". The kernel does not close a socket that an application holds.",
 				[]Advice{{
 					Text: "The application has to close the socket when it reads the end of the stream (read returns 0). No socket option and no sysctl does that for it; ending the application does.",
 					How:  []string{"close(fd)"},

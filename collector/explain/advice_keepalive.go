@@ -4,6 +4,7 @@ package explain
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/halfopen/halfopen/bpf/abi"
@@ -26,15 +27,30 @@ func (x *explainer) inForce() timing {
 	return timing{x.conn.Keepalive.Time, x.conn.Keepalive.Interval, x.conn.Keepalive.Probes}
 }
 
+// forgotten reports whether a NAT or load balancer on the way may forget the connection
+// before keepalive with that timing sends its first probe.
+func (x *explainer) forgotten(t timing) bool {
+	return !x.flag(abi.ConnLocalPeer) && x.rules.FiresWithin(t.idle) >= x.rules.MiddleboxTimeout
+}
+
+// orLate says how much later than set the first probe may come, where that makes the
+// difference.
+func (x *explainer) orLate(t timing) string {
+	if t.idle > x.rules.MiddleboxTimeout {
+		return ""
+	}
+	return ", or up to " + humanize.Age(x.rules.FiresWithin(t.idle)) + ", since the kernel's timers may be late"
+}
+
 // suggested returns the timing to advise: the one in force if that is quick enough, else
 // a quicker one.
 func (x *explainer) suggested() timing {
 	t := x.inForce()
-	if t.idle <= x.rules.MiddleboxTimeout && t.notices() <= soon {
+	if !x.forgotten(t) && t.notices() <= soon {
 		return t
 	}
 	t.interval, t.probes = min(t.interval, advisedIntvl), min(t.probes, advisedProbes)
-	if t.idle > x.rules.MiddleboxTimeout || t.notices() > soon {
+	if x.forgotten(t) || t.notices() > soon {
 		t.idle = min(advisedIdle, max(x.rules.MiddleboxTimeout/2, time.Second).Truncate(time.Second))
 		t.interval = min(t.interval, t.idle)
 	}
@@ -87,8 +103,8 @@ func (x *explainer) adviseKeepalive() (assessment string, advice []Advice) {
 	if x.overdue() {
 		assessment += fmt.Sprintf(" But the keepalive timer that is running fires only in %s: a changed sysctl leaves it as it is.", humanize.Age(x.keepaliveFires()))
 	}
-	if x.flag(abi.ConnKeepalive) && x.conn.UserTimeout > 0 && x.conn.UserTimeout <= x.inForce().idle {
-		assessment += " Mind that TCP_USER_TIMEOUT is not longer than TCP_KEEPIDLE: one lost probe is enough to end the connection, whatever TCP_KEEPCNT says."
+	if slices.Contains(x.conn.Risks, conn.RiskOneProbeEndsIt) {
+		assessment += " Mind that TCP_USER_TIMEOUT is not longer than TCP_KEEPIDLE and TCP_KEEPINTVL together: one lost probe is enough to end the connection, whatever TCP_KEEPCNT says."
 	}
 	if x.slowInFlight() && x.conn.Verdict < conn.Suspect && x.conn.UserTimeout == 0 {
 		advice = append(advice, x.boundData())
@@ -98,15 +114,19 @@ func (x *explainer) adviseKeepalive() (assessment string, advice []Advice) {
 
 // slowInFlight reports whether a peer that vanishes while data is in flight is noticed
 // too late.
-func (x *explainer) slowInFlight() bool { return x.canSend() && x.retransmitsFor() > soon }
+func (x *explainer) slowInFlight() bool {
+	return x.canSend() && x.retransmitsFor() > soon && !x.flag(abi.ConnLocalPeer)
+}
 
 // assessKeepalive says whether keepalive notices soon enough that the peer is gone, and
 // what would make it sooner.
 func (x *explainer) assessKeepalive() (assessment string, advice []Advice) {
 	switch {
+	case x.flag(abi.ConnLocalPeer) && !x.flag(abi.ConnKeepalive):
+		return "Nothing needs changing: the peer is in the same network namespace. Nothing on the way can forget the connection, and when the process of the peer ends, the kernel closes it.", nil
 	case !x.flag(abi.ConnKeepalive):
 		return x.keepaliveOff()
-	case x.inForce().idle > x.rules.MiddleboxTimeout, x.notices() > soon:
+	case x.forgotten(x.inForce()), x.notices() > soon:
 		return x.keepaliveSlow()
 	case x.overdue():
 		return fmt.Sprintf("With what is set now, a peer that vanishes is noticed after %s of silence.", humanize.Age(x.notices())), []Advice{x.setAnew()}
@@ -134,9 +154,9 @@ func (x *explainer) keepaliveOff() (assessment string, advice []Advice) {
 func (x *explainer) keepaliveSlow() (assessment string, advice []Advice) {
 	t := x.inForce()
 	switch {
-	case t.idle > x.rules.MiddleboxTimeout:
-		return fmt.Sprintf("The first probe comes after %s of silence. A NAT or load balancer on the way may have forgotten the connection after %s, and a dead peer is noticed after %s.",
-			humanize.Setting(t.idle), humanize.Setting(x.rules.MiddleboxTimeout), humanize.Age(x.notices())), x.quicken()
+	case x.forgotten(t):
+		return fmt.Sprintf("The first probe comes after %s of silence%s. A NAT or load balancer on the way may have forgotten the connection after %s, and a dead peer is noticed after %s.",
+			humanize.Setting(t.idle), x.orLate(t), humanize.Setting(x.rules.MiddleboxTimeout), humanize.Age(x.notices())), x.quicken()
 	case x.conn.UserTimeout > t.notices():
 		return fmt.Sprintf("TCP_USER_TIMEOUT overrides the number of probes: a dead peer is noticed after %s, and would be after %s without it.",
 			humanize.Age(x.notices()), humanize.Age(t.notices())), []Advice{x.lowerTimeout()}
@@ -225,7 +245,7 @@ func (x *explainer) quicken() []Advice {
 	var bySysctl changes // options that the socket has no value of its own for
 	for _, s := range []struct {
 		what  changes
-		own   uint16
+		own   uint32
 		key   string
 		value int64
 	}{

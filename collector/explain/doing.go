@@ -156,6 +156,9 @@ func (x *explainer) judged() string {
 	case conn.Unguarded:
 		return "Verdict: unguarded. No data for " + humanize.Setting(x.rules.IdleAfter) + " or more, and keepalive is off: nothing would notice that the peer is gone."
 	case conn.Idle:
+		if x.flag(abi.ConnLocalPeer) && !x.flag(abi.ConnKeepalive) {
+			return "Verdict: idle. No data for " + humanize.Setting(x.rules.IdleAfter) + " or more. The peer is in the same network namespace, and cannot vanish unnoticed."
+		}
 		return "Verdict: idle. No data for " + humanize.Setting(x.rules.IdleAfter) + " or more, but the kernel would notice that the peer is gone."
 	}
 	return "Verdict: active. The connection was made, or data moved, within the last " + humanize.Setting(x.rules.IdleAfter) + ", and nothing is overdue."

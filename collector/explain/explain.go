@@ -47,7 +47,7 @@ type explainer struct {
 }
 
 // flag reports whether the record has a flag, one of abi.Conn….
-func (x *explainer) flag(f uint16) bool { return x.c.Flags&f != 0 }
+func (x *explainer) flag(f uint32) bool { return x.c.Flags&f != 0 }
 
 // waiting reports whether data is in flight or queued.
 func (x *explainer) waiting() bool { return x.c.PacketsOut > 0 || x.c.SendQueue > 0 }

@@ -66,9 +66,29 @@ func TestExplain(t *testing.T) {
 			then:       []time.Duration{0},
 		},
 		"a user timeout that is shorter than the idle time": {
-			conn:       conntest.Guarded(time.Minute, 10*time.Second, 3, 20000),
+			conn: func() *abi.Conn {
+				c := conntest.Guarded(time.Minute, 10*time.Second, 3, 20000)
+				c.Risks |= 1 << abi.RiskOneProbeEndsIt
+				return c
+			}(),
 			next:       "the kernel gives up in 1m",
-			assessment: "a peer that vanishes is noticed after 1m10s of silence, and with data in flight after about 20s. Mind that TCP_USER_TIMEOUT is not longer than TCP_KEEPIDLE",
+			assessment: "a peer that vanishes is noticed after 1m10s of silence, and with data in flight after about 20s. Mind that TCP_USER_TIMEOUT is not longer than TCP_KEEPIDLE and TCP_KEEPINTVL together",
+		},
+		"a first probe that comes before the middlebox forgets, if no timer is late": {
+			conn:       conntest.Guarded(340*time.Second, 10*time.Second, 3, 0),
+			assessment: "The first probe comes after 340s of silence, or up to 5m56s, since the kernel's timers may be late. A NAT or load balancer on the way may have forgotten the connection after 350s",
+			how:        []string{"setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, 60)", userTimeout90},
+			then:       []time.Duration{81660 * time.Millisecond, 0},
+		},
+		"its peer is in the same network namespace": {
+			conn: func() *abi.Conn {
+				c := conntest.Unguarded()
+				c.Class = abi.ClassIdle
+				c.Flags |= abi.ConnLocalPeer
+				return c
+			}(),
+			doing:      "Verdict: idle. No data for 5m or more. The peer is in the same network namespace, and cannot vanish unnoticed.",
+			assessment: "Nothing needs changing: the peer is in the same network namespace.",
 		},
 		"a user timeout that makes keepalive wait": {
 			conn:       conntest.Guarded(time.Minute, 10*time.Second, 3, 900000),
@@ -257,7 +277,7 @@ func TestExplain(t *testing.T) {
 			}(),
 			doing:      "The peer has closed its side and waits for ours: the application has not closed the socket.",
 			next:       "Never, by itself: the connection stays in close_wait until the application closes the socket.",
-			assessment: "The application leaks it: the peer has closed, and no data has moved for 6m.",
+			assessment: "The application leaks it: the peer has closed, and nothing has come from it for 6m.",
 			how:        []string{"close(fd)"},
 			then:       []time.Duration{0},
 		},
@@ -650,9 +670,9 @@ func TestWhatRetries2Means(t *testing.T) {
 
 // Every record has an explanation, and its sentences are printable and not empty.
 func FuzzExplain(f *testing.F) {
-	f.Add(uint8(1), uint16(1), uint8(1), uint32(1), uint32(100), uint32(0), uint32(250), uint8(3), uint64(5000))
-	f.Add(uint8(2), uint16(0), uint8(1), uint32(1), abi.AgeNone, uint32(10000), uint32(1), uint8(0), uint64(0))
-	f.Fuzz(func(t *testing.T, state uint8, flags uint16, pending uint8, packets, silent, timeout, idle uint32, probes uint8, expires uint64) {
+	f.Add(uint8(1), uint32(1), uint8(1), uint32(1), uint32(100), uint32(0), uint32(250), uint8(3), uint64(5000))
+	f.Add(uint8(2), uint32(0), uint8(1), uint32(1), abi.AgeNone, uint32(10000), uint32(1), uint8(0), uint64(0))
+	f.Fuzz(func(t *testing.T, state uint8, flags uint32, pending uint8, packets, silent, timeout, idle uint32, probes uint8, expires uint64) {
 		state = state%11 + 1
 		c := conntest.Timed(func(c *abi.Conn) {
 			c.State, c.Flags, c.Pending, c.PacketsOut, c.SendQueue = state, flags, pending, packets, packets

@@ -96,7 +96,7 @@ func (x *explainer) keepaliveSettings() []Setting {
 	all := []Setting{keepalive}
 	for _, s := range []struct {
 		Setting
-		own uint16
+		own uint32
 		def int64
 	}{
 		{Setting{

@@ -33,6 +33,10 @@ type Death struct {
 	// By how much a timeout came before (negative) or after what was forecast when
 	// the peer was last heard; null: no timeout, or nothing was forecast.
 	ForecastErrorSeconds *float64 `json:"forecast_error_seconds"`
+	// How many older deaths, no longer remembered, it stands for, and when the first of
+	// them was, see [conn.Death]; 0 and null: none.
+	Similar      int        `json:"similar"`
+	SimilarSince *time.Time `json:"similar_since"`
 }
 
 // NewDeath encodes a death.
@@ -54,6 +58,9 @@ func NewDeath(d *conn.Death) Death {
 		Evidence:      nonEmpty(c.Evidence.String()),
 		SilentSeconds: age(c.Silent),
 		Verdict:       verdict(c),
+	}
+	if d.Similar > 0 {
+		out.Similar, out.SimilarSince = d.Similar, new(d.SimilarSince.UTC())
 	}
 	if d.ZombieFor > 0 {
 		out.ZombieSeconds = age(d.ZombieFor)

@@ -41,7 +41,7 @@ const contractJSON = `{"cookie":"1a2b","family":"ipv4","local":{"ip":"10.0.0.1",
 const contractDeathJSON = `{"cookie":"1a2b","family":"ipv4","local":{"ip":"10.0.0.1","port":37024},"remote":{"ip":"10.0.0.2","port":5432},` +
 	`"netns":4026531840,"process":{"pid":812,"comm":"postgres","fd":9},"uid":1000,"cgroup":"/system.slice/x.service","container_id":null,"pod_uid":null,"unit":"x.service",` +
 	`"at":"2025-11-21T12:01:00.123456789Z","cause":"user_timeout","during":"keepalive","state":"established","errno":"ETIMEDOUT",` +
-	`"unanswered":3,"evidence":"keepalive","silent_seconds":12.4,"verdict":"zombie","zombie_seconds":60,"forecast_error_seconds":-0.5}`
+	`"unanswered":3,"evidence":"keepalive","silent_seconds":12.4,"verdict":"zombie","zombie_seconds":60,"forecast_error_seconds":-0.5,"similar":0,"similar_since":null}`
 
 const contractExplanationJSON = `{"at":"2025-11-21T12:00:13.123456789Z","doing":["It is established.","It waits."],` +
 	`"timers":[{"name":"keepalive","purpose":"Asks.","fires":{"at":"2025-11-21T12:01:03.123456789Z","in_seconds":50,"latest_in_seconds":52},"then":"Sends probe 4 of 9."},` +
@@ -240,6 +240,12 @@ func TestDeathFields(t *testing.T) {
 		"a miss is to the millisecond": {
 			func(d *conn.Death) { d.ForecastError = -3564363263 },
 			`"forecast_error_seconds":-0.5`, `"forecast_error_seconds":-3.564`,
+		},
+		"one that stands for others": {
+			func(d *conn.Death) {
+				d.Similar, d.SimilarSince = 411, time.Date(2026, 1, 2, 4, 4, 5, 0, time.FixedZone("", 3600))
+			},
+			`"similar":0,"similar_since":null`, `"similar":411,"similar_since":"2026-01-02T03:04:05Z"`,
 		},
 		"an orphan has no owner": {
 			func(d *conn.Death) { d.Orphaned = true },

@@ -2,7 +2,7 @@
 
 // The deaths that the page lists. Needs no DOM.
 
-import { age, endpoint, spaced } from '/web/format.js';
+import { age, clock, endpoint, plural, spaced } from '/web/format.js';
 import { isOrderly, isTimeout, showsCause } from '/web/filters.js';
 import { ownership } from '/web/owners.js';
 
@@ -16,8 +16,9 @@ export const deathFromAPI = (d) => ({ ...d, ...ownership(d), at: Date.parse(d.at
 export const severity = (cause) => (isTimeout(cause) ? 'timeout' : isOrderly(cause) ? 'orderly' : 'other');
 
 // deathFacts returns what else is known of a death, as a list of texts.
-export function deathFacts({ during, zombie_seconds: zombieFor, forecast_error_seconds: error }) {
+export function deathFacts({ during, zombie_seconds: zombieFor, forecast_error_seconds: error, similar, similar_since: since }) {
   const facts = [];
+  if (similar) facts.push(`and ${plural(similar, 'death')} alike since ${clock(Date.parse(since))}`);
   if (during) facts.push(`during ${spaced(during)}`);
   if (zombieFor) facts.push(`a zombie for ${age(zombieFor)}`);
   if (error === 0) facts.push('as forecast');
@@ -33,7 +34,16 @@ export function causeCounts(deathsByCause, filters) {
     .sort(([, a], [, b]) => b - a);
 }
 
-// Deaths keeps the newest maxDeaths.
+// withoutMost removes the oldest death of the cause that has most deaths, so that many
+// deaths of one cause push out none of another. list is newest first.
+function withoutMost(list) {
+  const counts = new Map();
+  for (const { cause } of list) counts.set(cause, (counts.get(cause) ?? 0) + 1);
+  const [most] = [...counts].reduce((a, b) => (b[1] > a[1] ? b : a));
+  return list.toSpliced(list.findLastIndex(({ cause }) => cause === most), 1);
+}
+
+// Deaths keeps maxDeaths, of each cause the newest.
 export class Deaths {
   #list = []; // newest first
 
@@ -43,7 +53,8 @@ export class Deaths {
     const key = (d) => `${d.cookie} ${d.at}`;
     const known = new Set(this.#list.map(key));
     const added = deaths.filter((d) => !known.has(key(d)) && known.add(key(d)));
-    this.#list = [...added, ...this.#list].sort((a, b) => b.at - a.at).slice(0, maxDeaths);
+    this.#list = [...added, ...this.#list].sort((a, b) => b.at - a.at);
+    while (this.#list.length > maxDeaths) this.#list = withoutMost(this.#list);
     return added.length > 0;
   }
 

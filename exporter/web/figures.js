@@ -13,6 +13,8 @@ const shortRisks = {
   user_timeout_overrides_keepcnt: 'user timeout',
   keepalive_masked_by_unacked_data: 'masked',
   close_wait_leak: 'close_wait leak',
+  half_closed_unguarded: 'half-closed',
+  one_probe_ends_it: 'one probe',
 };
 
 const byCount = ([, a], [, b]) => b - a;

@@ -67,7 +67,7 @@ Values of [Event].Cause, and indices of [Counters].Deaths.`},
 Values of [Conn].Class, and second indices of [CensusCounts].Sockets.`},
 	{"risk", "RISK_", "Risk", "int", "Risks", `
 Indices of [CensusCounts].Risks; 1 << these are the bits of [Conn].Risks.`},
-	{"conn_flag", "CONN_", "Conn", "uint16", "", `
+	{"conn_flag", "CONN_", "Conn", "uint32", "", `
 Bits of [Conn].Flags.`},
 	{"age", "AGE_", "Age", "uint32", "", `
 Special values of the ages of a [Conn].`},
