@@ -78,6 +78,29 @@ if ! diff -rq --exclude=.git --exclude=bin . "$$tmp"; then
 fi
 endef
 
+# $(call beside-machines,targets): make these, and meanwhile test-kernels. The tests on this
+# kernel mostly wait. What they leave of the processors is enough for emulated ones, which
+# do not mind how slow they are. What test-kernels prints follows when both are done; it
+# ends when a target before e2e fails, and has a process group of its own for that.
+define beside-machines
+set -m
+QUICK=1 chrt --idle 0 $(MAKE) --no-print-directory test-kernels </dev/null >bin/test-kernels.log 2>&1 &
+set +m
+machines=$$!
+trap 'kill -- "-$$machines" && wait "$$machines" || true' EXIT
+trap 'exit 1' INT TERM
+code=0
+for target in $(1); do
+	$(MAKE) --no-print-directory "$$target" && continue
+	[[ $$target == e2e ]] || exit 1
+	code=1
+done
+wait "$$machines" || code=$$?
+trap - EXIT
+cat bin/test-kernels.log
+((code == 0)) || exit "$$code"
+endef
+
 # All targets but the binary are names of tasks and not of files.
 .PHONY: $(shell sed -n 's/^\([a-z0-9-]*\):.*\#\# .*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
@@ -126,19 +149,12 @@ check: ## check a change in two minutes: needs no root, and nothing but Go; skip
 		echo 'golangci-lint is not here: make lint builds it, in some minutes'
 	fi
 
-test: root deps check-generate lint unit race fuzz all-kernels ## everything CI checks, on this kernel and others (root)
-	@printf '\n==> all passed\n'
+test: root deps build ## everything CI checks, on this kernel and others (root)
+	@$(call beside-machines,check-generate lint race e2e)
+	printf '\n==> all passed\n'
 
-# The tests on this kernel mostly wait. What they leave of the processors is enough
-# for emulated ones, which do not mind how slow they are.
 all-kernels: root build ## e2e on this kernel, and meanwhile a part of it on the others (root)
-	@trap 'kill 0' INT # which what is in the background does not get
-	QUICK=1 chrt --idle 0 $(MAKE) --no-print-directory test-kernels >bin/test-kernels.log 2>&1 &
-	code=0
-	$(MAKE) --no-print-directory e2e || code=$$?
-	wait $$! || code=$$?
-	cat bin/test-kernels.log
-	exit "$$code"
+	@$(call beside-machines,e2e)
 
 e2e: root build ## test the built halfopen on this kernel (root; ARGS="-run TestOwners")
 	@$(call step,end-to-end tests on kernel $(shell uname -r))
@@ -157,7 +173,8 @@ e2e-used: root build ## the same while others use the machine: wrk and nginx, fi
 	scripts/used-machine.sh $(MAKE) --no-print-directory e2e
 
 SOAK = 10m
-soak: root build ## watch healthy connections over loss for ten minutes: none may be called dead (root; SOAK=1h)
+soak: FUZZTIME = $(SOAK)
+soak: root build fuzz ## what takes hours: fuzz each target for ten minutes, then watch healthy connections over loss for ten: none may be called dead (root; SOAK=1h)
 	@$(call step,healthy connections for $(SOAK))
 	scripts/need.sh go ca-certificates iproute2
 	HALFOPEN_SOAK='$(SOAK)' HALFOPEN_BIN='$(CURDIR)/bin/halfopen' go test -count=1 -timeout 0 -v -run '^TestHealthyConnectionsAreNeverCalledDead$$' ./e2e
@@ -175,7 +192,7 @@ lint: check-format ## go vet and golangci-lint, after gofmt and clang-format
 	golangci-lint run ./...
 
 FUZZTIME = 10s
-fuzz: ## fuzz every target there is, each for a while (FUZZTIME=10m); what fails is kept as a seed
+fuzz: ## fuzz each target for ten seconds (FUZZTIME=10m); an input that fails is kept, and make test tries it again
 	@$(call step,fuzz targets)
 	scripts/need.sh go ca-certificates
 	go test -list '^Fuzz' $(UNIT) >"$$tmp/list"
