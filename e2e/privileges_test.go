@@ -327,7 +327,12 @@ func (a *agent) degraded() (reasons []string) {
 
 // health asks whether the agent is "healthy" or "ready".
 func (a *agent) health(what string) (status int, body string, err error) {
-	resp, err := http.Get(a.url + "/-/" + what)
+	return a.text("/-/" + what)
+}
+
+// text gets a path as it is.
+func (a *agent) text(path string) (status int, body string, err error) {
+	resp, err := http.Get(a.url + path)
 	if err != nil {
 		return 0, "", err
 	}

@@ -23,6 +23,7 @@ import (
 	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/exporter/api"
+	"github.com/halfopen/halfopen/internal/escape"
 )
 
 // Source is the part of a [collector.Collector] that the exporter uses.
@@ -244,5 +245,5 @@ func writeError(w http.ResponseWriter, status int, err error) {
 func writeJSON(w http.ResponseWriter, status int, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(v) // fails only when the client is gone
+	_ = json.NewEncoder(escape.Writer{W: w}).Encode(v) // fails only when the client is gone
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/exporter/api"
+	"github.com/halfopen/halfopen/internal/escape"
 )
 
 // Processes and control groups have any bytes for a name. They come out of the API, the
@@ -61,7 +62,7 @@ func FuzzNames(f *testing.F) {
 		for name, n := range samples {
 			if strings.HasPrefix(name, "halfopen_tcp_zombies_by_owner ") {
 				found++
-				if n != 23 || !strings.Contains(name, " owner="+strconv.Quote(strings.ToValidUTF8(owner, "\uFFFD"))) {
+				if n != 23 || !strings.Contains(name, " owner="+strconv.Quote(escape.Text(owner))) {
 					t.Fatalf("%q has the metric %s = %v", owner, name, n)
 				}
 			}
@@ -72,10 +73,11 @@ func FuzzNames(f *testing.F) {
 	})
 }
 
-// embeds fails unless what was written is text of so many lines, and safe within HTML.
+// embeds fails unless what was written is text of so many lines, and safe within HTML and on a terminal.
 func embeds(t *testing.T, out []byte, lines int) {
 	t.Helper()
-	if !utf8.Valid(out) || bytes.ContainsAny(out, "<>\u2028\u2029\r\x00\x1b") || bytes.Count(out, []byte("\n")) != lines {
+	invisible := bytes.ContainsFunc(out, func(r rune) bool { return !escape.Visible(r) && r != '\n' })
+	if !utf8.Valid(out) || bytes.ContainsAny(out, "<>") || invisible || bytes.Count(out, []byte("\n")) != lines {
 		t.Fatalf("%q", out)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/exporter/api"
+	"github.com/halfopen/halfopen/internal/escape"
 )
 
 // The bounds of the stream.
@@ -328,7 +329,7 @@ func (l *Live) flush() {
 			l.logger.Error("Event was not encoded", "err", err)
 			continue
 		}
-		f.add(p.kind, data)
+		f.add(p.kind, escape.JSON(data))
 	}
 	clear(l.pending) // frees the owners that they point to
 	l.pending = l.pending[:0]

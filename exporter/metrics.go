@@ -3,21 +3,14 @@
 package exporter
 
 import (
-	"cmp"
 	"fmt"
-	"maps"
-	"slices"
-	"strings"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/collector/conn"
 )
-
-// maxOwners is the largest number of series of halfopen_tcp_zombies_by_owner, with the
-// one that sums up the rest.
-const maxOwners = 50
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc("halfopen_"+name, help, labels, nil)
@@ -45,7 +38,7 @@ var (
 	forecastErrorDesc = desc("tcp_forecast_error_seconds",
 		"By how much deaths missed their forecast, before or after it; 0 if within it.")
 	zombiesByOwnerDesc = desc("tcp_zombies_by_owner",
-		"Living zombies, by owner and the service's port; the largest only, the rest as owner other.", "owner", "remote_port")
+		"Living zombies, by owner and the service's port; at most 49, the rest as owner other.", "owner", "remote_port")
 	eventsDesc = desc("events_total",
 		"Events the kernel programs wrote.", "type")
 	eventsLostDesc = desc("events_lost_total",
@@ -81,12 +74,15 @@ var (
 	}
 )
 
-type metrics struct{ src Source }
+type metrics struct {
+	src    Source
+	places *ownerPlaces
+}
 
 // NewMetrics makes a collector of the halfopen_* metrics in the source's Stats, which
 // it reads at every scrape. If it cannot read them, the scrape has an error and none of
 // these metrics.
-func NewMetrics(src Source) prometheus.Collector { return metrics{src} }
+func NewMetrics(src Source) prometheus.Collector { return metrics{src, newOwnerPlaces()} }
 
 // Describe implements prometheus.Collector.
 func (metrics) Describe(ch chan<- *prometheus.Desc) {
@@ -125,7 +121,7 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 	ch <- histogram(idleDesc, stats.Idle)
 	ch <- histogram(zombieSecondsDesc, stats.ZombieSeconds)
 	ch <- histogram(forecastErrorDesc, stats.ForecastError)
-	for o, n := range boundOwners(stats.ZombiesByOwner) {
+	for o, n := range m.places.choose(stats.ZombiesByOwner, time.Now()) {
 		gauge(zombiesByOwnerDesc, float64(n), o.Name, o.RemotePort)
 	}
 
@@ -203,30 +199,4 @@ func histogram(d *prometheus.Desc, h conn.Histogram) prometheus.Metric {
 		}
 	}
 	return prometheus.MustNewConstHistogram(d, count, h.Sum, buckets)
-}
-
-// boundOwners returns at most maxOwners series with valid labels: the largest, ties by
-// name and then port. It adds up the rest under the owner "other", with an owner of
-// that name.
-func boundOwners(owners map[conn.OwnerLabel]int) map[conn.OwnerLabel]int {
-	other := conn.OwnerLabel{Name: "other"}
-	all := make(map[conn.OwnerLabel]int, len(owners))
-	for o, n := range owners {
-		o.Name = strings.ToValidUTF8(o.Name, "\uFFFD")
-		all[o] += n
-	}
-	if len(all) <= maxOwners {
-		return all
-	}
-	rest := all[other]
-	delete(all, other)
-	largest := slices.SortedFunc(maps.Keys(all), func(a, b conn.OwnerLabel) int {
-		return cmp.Or(cmp.Compare(all[b], all[a]), cmp.Compare(a.Name, b.Name), cmp.Compare(a.RemotePort, b.RemotePort))
-	})
-	for _, o := range largest[maxOwners-1:] {
-		rest += all[o]
-		delete(all, o)
-	}
-	all[other] = rest
-	return all
 }

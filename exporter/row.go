@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/halfopen/halfopen/collector/conn"
+	"github.com/halfopen/halfopen/internal/escape"
 )
 
 // groupOf returns the best name of a control group, with the kind of a pod or a container;
@@ -36,7 +37,7 @@ func appendRow(b []byte, r, old *conn.Row) []byte {
 		if changed {
 			key(k)
 			quoted, _ := json.Marshal(strings.ToValidUTF8(value, "\uFFFD")) // a string has no way to fail
-			b = append(b, quoted...)
+			b = append(b, escape.JSON(quoted)...)
 		}
 	}
 	number := func(changed bool, k string, value int64) {

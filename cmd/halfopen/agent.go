@@ -22,6 +22,7 @@ import (
 	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/collector/recording"
 	"github.com/halfopen/halfopen/exporter"
+	"github.com/halfopen/halfopen/internal/escape"
 )
 
 // defaultAddress is where the agent listens by default: reachable from this node only.
@@ -86,7 +87,7 @@ func parseSocket(s string) (string, error) {
 const maxSocketPath = len(unix.RawSockaddrUnix{}.Path) - 1
 
 func (a *agent) run(ctx context.Context, _, stderr io.Writer) error {
-	a.log.Writer = stderr
+	a.log.Writer = escape.Writer{W: stderr}
 	logger := promslog.New(&a.log)
 
 	// Wrong flags and addresses are found before the programs are loaded.

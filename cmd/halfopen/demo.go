@@ -21,6 +21,7 @@ import (
 	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/exporter/api"
+	"github.com/halfopen/halfopen/internal/escape"
 	"github.com/halfopen/halfopen/internal/lab"
 )
 
@@ -219,7 +220,7 @@ func (d *demo) contrast(zombie *conn.Connection) error {
 		if err != nil {
 			return err
 		}
-		d.print("\nss still sees a healthy connection:\n\n" + indent(printable(strings.TrimSpace(string(out)))+"\n"))
+		d.print("\nss still sees a healthy connection:\n\n" + indent(escape.Text(strings.TrimSpace(string(out)))+"\n"))
 	}
 	d.list("halfopen sees the zombie:", []api.Connection{api.NewConnection(zombie)})
 	return nil

@@ -25,6 +25,7 @@ import (
 	"github.com/halfopen/halfopen/bpf"
 	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/internal/escape"
 )
 
 func doctorFlags(*kingpin.CmdClause) action {
@@ -56,7 +57,7 @@ type report struct {
 }
 
 func (r *report) line(mark string, s style, what, format string, args ...any) {
-	found := printable(fmt.Sprintf(format, args...))
+	found := escape.Text(fmt.Sprintf(format, args...))
 	if _, err := fmt.Fprintf(r.w, "%s%*s  %-33s  %s\n", r.palette.paint(s, mark), 4-len(mark), "", what, found); err != nil && r.err == nil {
 		r.err = err
 	}

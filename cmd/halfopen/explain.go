@@ -21,6 +21,7 @@ import (
 	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/exporter/api"
+	"github.com/halfopen/halfopen/internal/escape"
 )
 
 // explainCommand has the flags and the argument of the command.
@@ -135,7 +136,7 @@ func (e *explainCommand) run(ctx context.Context, stdout, _ io.Writer) error {
 	case body == nil:
 		return e.target.unknown()
 	case e.output == "json":
-		_, err := escapingWriter{stdout}.Write(body)
+		_, err := escape.Writer{W: stdout}.Write(body)
 		return err
 	}
 	var doc api.ConnectionDetail
@@ -306,7 +307,7 @@ func (w *writer) heading(s string) { w.line("\n" + w.p.paint(bold, s)) }
 func (w *writer) paragraph(first, next, s string) { w.painted("", first, next, s) }
 
 func (w *writer) painted(style style, first, next, s string) {
-	for i, l := range wrap(printable(s), w.room-max(columns(first), columns(next))) {
+	for i, l := range wrap(escape.Text(s), w.room-max(columns(first), columns(next))) {
 		if i > 0 {
 			first = next
 		}
@@ -437,7 +438,7 @@ func (w *writer) advice(n int, a *api.Advice) {
 	w.line("")
 	w.paragraph(fmt.Sprintf("  %d. ", n), "     ", a.Text)
 	for _, how := range a.How {
-		w.line("       " + w.p.paint(bold, printable(how)))
+		w.line("       " + w.p.paint(bold, escape.Text(how)))
 	}
 	if g := a.GivesUp; g != nil {
 		w.paragraph("     ", "     ", fmt.Sprintf("Done now, the kernel would give up in %s (%s).", age(max(0, duration(g.InSeconds))), g.By))

@@ -13,6 +13,7 @@ import (
 
 	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/exporter/api"
+	"github.com/halfopen/halfopen/internal/escape"
 	"github.com/halfopen/halfopen/internal/humanize"
 )
 
@@ -73,7 +74,7 @@ const commWidth = 24
 func owner(o *api.Ownership) string {
 	switch {
 	case o.Process != nil:
-		return fmt.Sprintf("%s[%d]", cut(printable(o.Process.Comm), commWidth), o.Process.PID)
+		return fmt.Sprintf("%s[%d]", cut(escape.Text(o.Process.Comm), commWidth), o.Process.PID)
 	case o.Accepted != nil && !*o.Accepted:
 		return "(not accepted)"
 	case o.UID == nil:
@@ -102,7 +103,7 @@ func runsInAll(o *api.Ownership) string {
 	case group.PodUID != "" && group.ContainerID != "":
 		return best + " " + ownerName(conn.OwnerContainer.String(), group.ContainerID)
 	case best == none && group.Path != "" && group.Path != "/":
-		return cut(printable(group.Path), nameWidth)
+		return cut(escape.Text(group.Path), nameWidth)
 	}
 	return best
 }
@@ -119,11 +120,11 @@ func ownerName(kind, name string) string {
 	case name == "":
 		return none
 	case kind == conn.OwnerPod.String():
-		return "pod " + printable(name[:min(len(name), podDigits)])
+		return "pod " + escape.Text(name[:min(len(name), podDigits)])
 	case kind == conn.OwnerContainer.String():
-		return "container " + printable(name[:min(len(name), containerDigits)])
+		return "container " + escape.Text(name[:min(len(name), containerDigits)])
 	}
-	return cut(printable(name), nameWidth)
+	return cut(escape.Text(name), nameWidth)
 }
 
 // columns returns how many columns of a terminal a text takes. All of it must be visible.
@@ -138,7 +139,7 @@ func text(s *string) string {
 	if s == nil || *s == "" {
 		return none
 	}
-	return cut(printable(*s), 40)
+	return cut(escape.Text(*s), 40)
 }
 
 func count(n int) string { return strconv.Itoa(n) }
@@ -174,7 +175,7 @@ func address(s string) string {
 	if err != nil {
 		return none
 	}
-	return printable(ip.String())
+	return escape.Text(ip.String())
 }
 
 func endpoint(e api.Endpoint) string {
@@ -182,5 +183,5 @@ func endpoint(e api.Endpoint) string {
 	if err != nil {
 		return none
 	}
-	return printable(netip.AddrPortFrom(ip, e.Port).String()) // a zone can have any characters
+	return escape.Text(netip.AddrPortFrom(ip, e.Port).String()) // a zone can have any characters
 }

@@ -10,6 +10,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/halfopen/halfopen/exporter/api"
+	"github.com/halfopen/halfopen/internal/escape"
 )
 
 func TestMoment(t *testing.T) {
@@ -43,7 +44,7 @@ func TestPrintable(t *testing.T) {
 		{"a replacement character of its own", "\ufffd", "\ufffd"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if got := printable(tt.s); got != tt.want {
+			if got := escape.Text(tt.s); got != tt.want {
 				t.Errorf("%q is printed as %s, want %s", tt.s, got, tt.want)
 			}
 		})
@@ -55,7 +56,7 @@ func FuzzPrintable(f *testing.F) {
 		f.Add(s, 8)
 	}
 	f.Fuzz(func(t *testing.T, s string, room int) {
-		p := printable(s)
+		p := escape.Text(s)
 		if !utf8.ValidString(p) {
 			t.Fatalf("%q is printed as no text: %q", s, p)
 		}

@@ -18,6 +18,7 @@ import (
 	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/exporter/api"
+	"github.com/halfopen/halfopen/internal/escape"
 )
 
 // list has the flags of the command.
@@ -170,7 +171,7 @@ func (l *list) passOn(ctx context.Context, what string, query url.Values, stdout
 	if err != nil {
 		return err
 	}
-	_, err = escapingWriter{stdout}.Write(body)
+	_, err = escape.Writer{W: stdout}.Write(body)
 	return err
 }
 
@@ -185,7 +186,7 @@ func (l *list) thing() string {
 // writeList prints items as an agent would answer.
 func writeList[In, Out any](w io.Writer, name string, total int, items iter.Seq2[*In, error], encode func(*In) Out) error {
 	b := bufio.NewWriter(w)
-	if err := api.WriteList(escapingWriter{b}, name, total, items, encode); err != nil {
+	if err := api.WriteList(b, name, total, items, encode); err != nil {
 		return err
 	}
 	return b.Flush()

@@ -11,6 +11,7 @@ import (
 
 	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/exporter/api"
+	"github.com/halfopen/halfopen/internal/escape"
 )
 
 // field is a column of a table whose rows are each a T.
@@ -151,7 +152,7 @@ func connectionTable(connections []api.Connection, now time.Time, wide bool) *ta
 				if len(c.Risks) == 0 {
 					return none
 				}
-				return printable(strings.Join(c.Risks, ","))
+				return escape.Text(strings.Join(c.Risks, ","))
 			}},
 		}...)
 	}

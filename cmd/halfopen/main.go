@@ -22,6 +22,8 @@ import (
 
 	"github.com/alecthomas/kingpin/v2"
 	"github.com/cilium/ebpf"
+
+	"github.com/halfopen/halfopen/internal/escape"
 )
 
 const (
@@ -115,7 +117,7 @@ func oneLine(err error) string {
 	lines := strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' })
 	for i, l := range lines {
 		lines[i] = strings.Map(func(r rune) rune {
-			if visible(r) {
+			if escape.Visible(r) {
 				return r
 			}
 			return '?'

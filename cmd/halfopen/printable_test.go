@@ -8,6 +8,7 @@ import (
 	"testing"
 	"unicode/utf8"
 
+	"github.com/halfopen/halfopen/internal/escape"
 	"github.com/halfopen/halfopen/internal/pagetest"
 )
 
@@ -25,7 +26,7 @@ func TestPageEscapesWhatTheCommandLineDoes(t *testing.T) {
 				name = append(name, r)
 			}
 		}
-		if got, want := pagetest.Eval[string](page, "format.printable(%s)", string(name)), printable(string(name)); got != want {
+		if got, want := pagetest.Eval[string](page, "format.printable(%s)", string(name)), escape.Text(string(name)); got != want {
 			t.Errorf("from U+%04X: the page shows\n%s\nthe command line\n%s", first, got, want)
 		}
 	}

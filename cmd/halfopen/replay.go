@@ -16,6 +16,7 @@ import (
 	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/collector/recording"
 	"github.com/halfopen/halfopen/exporter/api"
+	"github.com/halfopen/halfopen/internal/escape"
 )
 
 // replay is the command's flags.
@@ -49,7 +50,7 @@ func (r *replay) run(ctx context.Context, stdout, stderr io.Writer) error {
 	}
 	switch {
 	case errors.Is(err, recording.ErrNoEnd):
-		_, err = fmt.Fprintf(stderr, "halfopen: the end of %s is missing, since the agent was killed or the disk was full: what there is is whole\n", printable(r.file))
+		_, err = fmt.Fprintf(stderr, "halfopen: the end of %s is missing, since the agent was killed or the disk was full: what there is is whole\n", escape.Text(r.file))
 	case err != nil:
 		err = fmt.Errorf("%s: %w", r.file, err)
 	}
@@ -72,7 +73,7 @@ func (r *replay) copyMasked(in *os.File, stderr io.Writer) error {
 		err = closed
 	}
 	if err == nil || errors.Is(err, recording.ErrNoEnd) {
-		fmt.Fprintf(stderr, "%s written to %s; ports, process ids, user ids and times are as they were\n", plural(facts, "fact"), printable(r.mask))
+		fmt.Fprintf(stderr, "%s written to %s; ports, process ids, user ids and times are as they were\n", plural(facts, "fact"), escape.Text(r.mask))
 	}
 	return err
 }
@@ -94,7 +95,7 @@ func (r *replay) replay(ctx context.Context, in io.Reader, stdout, stderr io.Wri
 	})
 	if r.output == "text" {
 		h := &facts.Header
-		fmt.Fprintf(stderr, "recorded by halfopen %s on Linux %s\n", printable(h.Halfopen), printable(h.Kernel))
+		fmt.Fprintf(stderr, "recorded by halfopen %s on Linux %s\n", escape.Text(h.Halfopen), escape.Text(h.Kernel))
 	}
 	var last time.Time
 	var f *conn.Fact
@@ -116,7 +117,7 @@ func (r *replay) replay(ctx context.Context, in io.Reader, stdout, stderr io.Wri
 	}
 	if errors.Is(err, io.EOF) {
 		if r.output == "text" {
-			fmt.Fprintf(stderr, "ended, since %s\n", printable(facts.End))
+			fmt.Fprintf(stderr, "ended, since %s\n", escape.Text(facts.End))
 		}
 		return nil
 	}
@@ -157,7 +158,7 @@ func (r *replay) sum(tracker *conn.Tracker, at time.Time, stdout io.Writer) erro
 		byCause[d.Cause.String()]++
 	}
 	if r.output == "json" {
-		return json.NewEncoder(escapingWriter{stdout}).Encode(counts{
+		return json.NewEncoder(escape.Writer{W: stdout}).Encode(counts{
 			"counts", at.UTC(), api.NewGroup(&all, conn.ByVerdict).Verdicts, stats.Watched, byCause,
 		})
 	}

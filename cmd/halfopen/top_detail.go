@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/charmbracelet/x/ansi"
+
+	"github.com/halfopen/halfopen/internal/escape"
 )
 
 // text returns the lines of the help, or of the connection shown in detail.
@@ -33,7 +35,7 @@ func (m screen) head() string {
 		s = m.p.paint(red, m.epitaph())
 	case d.GivesUp != nil:
 		at := older(&d.Connection, m.shown().Sub(m.read)).GivesUp
-		s = m.p.paint(bold, "The kernel gives up in "+duration(at.InSeconds).String()+" ("+printable(at.By)+").")
+		s = m.p.paint(bold, "The kernel gives up in "+duration(at.InSeconds).String()+" ("+escape.Text(at.By)+").")
 	}
 	s += "\nOwner: " + owner(&d.Ownership)
 	if d.Process != nil {

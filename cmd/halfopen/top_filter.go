@@ -11,6 +11,7 @@ import (
 
 	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/exporter/api"
+	"github.com/halfopen/halfopen/internal/escape"
 )
 
 // filter is a parsed filter line, which begins with /: filters of `halfopen list` as in
@@ -75,7 +76,7 @@ func filterText(q *collector.Query) string {
 			continue
 		}
 		for _, v := range f.Values(q) {
-			if v == "" || strings.ContainsFunc(v, func(r rune) bool { return r == '"' || !visible(r) || unicode.IsSpace(r) }) {
+			if v == "" || strings.ContainsFunc(v, func(r rune) bool { return r == '"' || !escape.Visible(r) || unicode.IsSpace(r) }) {
 				v = strconv.Quote(v)
 			}
 			words = append(words, f.Name+":"+v)

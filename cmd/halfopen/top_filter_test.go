@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/halfopen/halfopen/exporter/api"
+	"github.com/halfopen/halfopen/internal/escape"
 )
 
 // Whatever is typed, it is understood, or there is one line that says why not; and what
@@ -25,7 +26,7 @@ func FuzzFilter(f *testing.F) {
 		typed, err := parseFilter(text)
 		typed.matches(&connection)
 		if err != nil {
-			if line := oneLine(err); line == "" || strings.ContainsFunc(line, func(r rune) bool { return !visible(r) }) {
+			if line := oneLine(err); line == "" || strings.ContainsFunc(line, func(r rune) bool { return !escape.Visible(r) }) {
 				t.Fatalf("%q is refused with %q", text, line)
 			}
 			return

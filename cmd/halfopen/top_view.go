@@ -14,6 +14,7 @@ import (
 	"github.com/charmbracelet/x/ansi"
 
 	"github.com/halfopen/halfopen/collector/conn"
+	"github.com/halfopen/halfopen/internal/escape"
 )
 
 // View implements tea.Model.
@@ -127,7 +128,7 @@ func justify(left, right string, room int) string {
 func (m screen) title() string {
 	state, style := m.state()
 	right := m.p.paint(style, state) + "  " + m.shown().Local().Format(time.TimeOnly)
-	name, source, running := m.p.paint(bold, "halfopen top")+"  ", printable(m.src.String()), ""
+	name, source, running := m.p.paint(bold, "halfopen top")+"  ", escape.Text(m.src.String()), ""
 	if r := m.reading; !r.node.status.StartedAt.IsZero() {
 		running = m.p.paint(faint, ", running for "+age(max(0, r.at.Sub(r.node.status.StartedAt)+m.shown().Sub(m.read)).Truncate(time.Second)))
 	}
@@ -156,13 +157,13 @@ func (m screen) state() (string, style) {
 		return "first census under way", yellow
 	}
 	if len(s.Detached) > 0 {
-		add("not attached: %s", printable(strings.Join(s.Detached, " ")))
+		add("not attached: %s", escape.Text(strings.Join(s.Detached, " ")))
 	}
 	if lost := s.Lost(); lost > 0 {
 		add("%s lost", plural(int(lost), "event"))
 	}
 	if reasons := s.Reasons(); len(reasons) > 0 {
-		add("view incomplete: %s", printable(strings.Join(reasons, " ")))
+		add("view incomplete: %s", escape.Text(strings.Join(reasons, " ")))
 	}
 	if len(problems) > 0 {
 		return strings.Join(problems, ", "), yellow
@@ -298,7 +299,7 @@ func (m screen) tableStatus() string {
 		}
 	}
 	if m.filter.text != "" {
-		s += "  " + m.p.paint(yellow, "/"+printable(m.filter.text))
+		s += "  " + m.p.paint(yellow, "/"+escape.Text(m.filter.text))
 	}
 	return s
 }

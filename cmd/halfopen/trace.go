@@ -16,6 +16,7 @@ import (
 	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/exporter/api"
+	"github.com/halfopen/halfopen/internal/escape"
 )
 
 // traceBuffer is how many events can wait to be printed.
@@ -211,7 +212,7 @@ func identityOf(n *api.Notice) identity {
 // if that is not nil.
 func (t *trace) printer(w io.Writer) func(n *api.Notice, received []byte) error {
 	if t.output == "json" {
-		enc := json.NewEncoder(escapingWriter{w})
+		enc := json.NewEncoder(escape.Writer{W: w})
 		return func(n *api.Notice, received []byte) error {
 			if received != nil { // it may have fields that this version does not know
 				return enc.Encode(json.RawMessage(received))

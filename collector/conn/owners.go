@@ -43,7 +43,7 @@ func (t *Tracker) setOwners(owners map[uint64]Ownership, at time.Time) {
 	for cookie, o := range owners {
 		t.rows.setOwner(cookie, &o, at)
 		if tc := t.tracked[cookie]; tc != nil {
-			tc.owner, tc.ownerSearched = o, at
+			tc.setOwner(&o, at)
 		}
 	}
 	for d := range t.Deaths() {

@@ -44,8 +44,7 @@ func (t *Tracker) Stats(now time.Time) TrackerStats {
 			continue
 		}
 		s.ZombieOldest = max(s.ZombieOldest, now.Sub(tc.since))
-		owned := Connection{Process: tc.owner.Process, Cgroup: tc.owner.Cgroup}
-		s.ZombiesByOwner[OwnerLabel{Name: owned.Owner(), RemotePort: servicePort(tc.conn.Rport)}]++
+		s.ZombiesByOwner[OwnerLabel{Name: tc.ownerLabel, RemotePort: servicePort(tc.conn.Rport)}]++
 	}
 	return s
 }

@@ -40,6 +40,20 @@ type tracked struct {
 	forecast      Forecast
 	owner         Ownership
 	ownerSearched time.Time // the beginning of the last search for its owner
+	// ownerLabel is the name under which the connection is counted, of labelKind: the
+	// first that was found. A process may rename itself without end, and each name would
+	// be another series. Only an owner of a better kind replaces it.
+	ownerLabel string
+	labelKind  OwnerKind
+}
+
+// setOwner sets the owner that a search found which began at that time.
+func (tc *tracked) setOwner(o *Ownership, at time.Time) {
+	tc.owner, tc.ownerSearched = *o, at
+	owned := Connection{Process: o.Process, Cgroup: o.Cgroup}
+	if kind, name := owned.OwnerName(); kind > tc.labelKind {
+		tc.ownerLabel, tc.labelKind = name, kind
+	}
 }
 
 // countKey returns where the connection is counted.

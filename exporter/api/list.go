@@ -8,6 +8,8 @@ import (
 	"io"
 	"iter"
 	"time"
+
+	"github.com/halfopen/halfopen/internal/escape"
 )
 
 // Connections is the answer of /api/v1/connections. Total is how many there
@@ -44,12 +46,12 @@ type Error struct {
 
 // WriteList writes the object of [Connections], [Groups] or [Deaths], an item a line
 // and in a Write of its own. Items are encoded one by one: all of a large node's
-// would be hundreds of MB.
+// would be hundreds of MB. Names in it do nothing to a terminal, see [escape.JSON].
 func WriteList[In, Out any](w io.Writer, name string, total int, items iter.Seq2[*In, error], encode func(*In) Out) error {
 	if _, err := fmt.Fprintf(w, "{\"generated_at\":%q,\"total\":%d,%q:[\n", time.Now().UTC().Format(time.RFC3339Nano), total, name); err != nil {
 		return err
 	}
-	enc, between := json.NewEncoder(w), ""
+	enc, between := json.NewEncoder(escape.Writer{W: w}), ""
 	var out Out // one for all: Encode makes it escape
 	for item, err := range items {
 		if err != nil {

@@ -85,7 +85,7 @@ func registered() ([]*dto.MetricFamily, error) {
 
 // free are the labels whose values are not ours to list.
 var free = map[string]string{
-	"owner":       "a pod's UID, else 12 digits of a container's id, else a systemd unit, else a process's name; empty if nobody is known; `other` sums up what has no series of its own",
+	"owner":       "a pod's UID, else 12 digits of a container's id, else a systemd unit, else a process's name, as it was when the owner was first found; escaped as in the table of `halfopen list`; empty if nobody is known; `other` sums up what has no series of its own. At most 49 owners have one. An owner keeps it as long as it has zombies, whoever else has more; then another owner may get its place, at most 49 an hour after the first 49",
 	"remote_port": "the port of the service that the peer is; empty where the peer is a client",
 	"program":     "the tracepoint, as the kernel names it",
 	"version":     "", "revision": "", "branch": "", "goversion": "", "goos": "", "goarch": "", "tags": "",

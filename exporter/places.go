@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package exporter
+
+import (
+	"cmp"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/halfopen/halfopen/collector/conn"
+	"github.com/halfopen/halfopen/internal/escape"
+)
+
+const (
+	// maxOwners is the largest number of series of halfopen_tcp_zombies_by_owner, with
+	// the one that sums up the rest.
+	maxOwners = 50
+	// maxPlaces is how many owners have a place, which is a series of their own.
+	maxPlaces = maxOwners - 1
+	// placesEvery is the time in which at most maxPlaces owners get a place, beyond the
+	// first maxPlaces.
+	placesEvery = time.Hour
+)
+
+// restOwner is the owner under which the owners without a place are summed up.
+var restOwner = conn.OwnerLabel{Name: "other"}
+
+// ownerPlaces chooses the owners that have a series of their own. A user chooses the names
+// of processes, and so can make owners without end: they must neither take the series of
+// others away nor make ever new ones, each of which Prometheus keeps. So an owner with a
+// zombie keeps its place. One without keeps its place too until another owner needs it.
+// It is safe for concurrent use.
+type ownerPlaces struct {
+	mu       sync.Mutex
+	lastSeen map[conn.OwnerLabel]time.Time // of the owners that have a place, at most maxPlaces
+	new      *rate.Limiter                 // places given
+}
+
+func newOwnerPlaces() *ownerPlaces {
+	return &ownerPlaces{
+		lastSeen: make(map[conn.OwnerLabel]time.Time),
+		new:      rate.NewLimiter(rate.Every(placesEvery/maxPlaces), maxPlaces),
+	}
+}
+
+// choose returns at most maxOwners series with escaped names: those of the owners that
+// have a place, and the sum of the rest under restOwner, with an owner of that name. Of
+// the owners that have no place yet, the largest get the free places; ties go by name and
+// then port.
+func (p *ownerPlaces) choose(owners map[conn.OwnerLabel]int, now time.Time) map[conn.OwnerLabel]int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	series := make(map[conn.OwnerLabel]int, min(len(owners), maxOwners))
+	var waiting []conn.OwnerLabel
+	waitingCounts := make(map[conn.OwnerLabel]int)
+	for o, n := range owners {
+		o.Name = escape.Text(o.Name)
+		if _, placed := p.lastSeen[o]; placed {
+			p.lastSeen[o] = now
+			series[o] = n
+		} else if o == restOwner {
+			series[o] = n
+		} else {
+			waiting = append(waiting, o)
+			waitingCounts[o] = n
+		}
+	}
+	slices.SortFunc(waiting, func(a, b conn.OwnerLabel) int {
+		return cmp.Or(cmp.Compare(waitingCounts[b], waitingCounts[a]), cmp.Compare(a.Name, b.Name), cmp.Compare(a.RemotePort, b.RemotePort))
+	})
+	for _, o := range waiting {
+		if p.findPlace(series, now) {
+			p.lastSeen[o] = now
+			series[o] = waitingCounts[o]
+		} else {
+			series[restOwner] += waitingCounts[o]
+		}
+	}
+	return series
+}
+
+// findPlace reports whether another owner may have a place now. If all are taken, it takes
+// away the place of the owner that has had no series for longest.
+func (p *ownerPlaces) findPlace(series map[conn.OwnerLabel]int, now time.Time) bool {
+	if len(p.lastSeen) < maxPlaces {
+		return p.new.AllowN(now, 1)
+	}
+	var oldest conn.OwnerLabel
+	found := false
+	for o, seen := range p.lastSeen {
+		if _, has := series[o]; !has && (!found || seen.Before(p.lastSeen[oldest])) {
+			oldest, found = o, true
+		}
+	}
+	if !found || !p.new.AllowN(now, 1) {
+		return false
+	}
+	delete(p.lastSeen, oldest)
+	return true
+}
