@@ -56,6 +56,3 @@ func (c *Collector) Connections(ctx context.Context, q Query) (total int, connec
 		}
 	}, nil
 }
-
-// anyOf reports whether v is one of the wanted values; no wanted values mean any.
-func anyOf[T comparable](wanted []T, v T) bool { return len(wanted) == 0 || slices.Contains(wanted, v) }
