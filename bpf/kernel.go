@@ -25,7 +25,7 @@ type Kernel struct {
 	record ringbuf.Record // of the last event
 	hz     uint32
 
-	census    sync.Mutex           // one census or walk at a time; guards the following
+	census    sync.Mutex           // one run of a walk at a time; guards the following
 	walkBatch *abi.WalkBatch       // written by a run of the walk
 	netnsList *abi.NetnsList       // written by a run of the list of namespaces
 	ownTables map[uint32]*ownTable // by inode number, as the last census found them
