@@ -47,7 +47,8 @@ type CensusResult struct {
 	// walk is minutes ago.
 	OwnTables, Unwalked []uint32
 	Late                int
-	// CPU is the CPU time that the census took. In addition, OwnTablesCPU is the time
+	// CPU is the CPU time that the census took, without that of visit if other censuses
+	// may go on meanwhile. In addition, OwnTablesCPU is the time
 	// that the tables of single namespaces took, and CookiesCPU the time that it took to
 	// give cookies to sockets, which each socket needs once.
 	CPU, OwnTablesCPU, CookiesCPU time.Duration
@@ -98,6 +99,8 @@ type censusRequest struct {
 	resume    bool          // continue unfinished walks of these tables, and leave off where time ends
 	visit     func(*abi.Conn)
 	aside     bool // call visit while other censuses may go on
+	// visited is the CPU time that calls of visit have taken, if aside is set.
+	visited time.Duration
 }
 
 func bits(classes []uint8) (set uint32) {
@@ -118,7 +121,7 @@ func (k *Kernel) takeCensus(ctx context.Context, req *censusRequest) (res Census
 	}
 	runtime.LockOSThread() // threadCPU is the time of one thread
 	defer runtime.UnlockOSThread()
-	began := threadCPU()
+	began := req.cpu()
 	if res.Namespaces, err = k.listNetns(ctx); err != nil {
 		return res, fmt.Errorf("list network namespaces: %w", err)
 	}
@@ -126,13 +129,13 @@ func (k *Kernel) takeCensus(ctx context.Context, req *censusRequest) (res Census
 	if _, _, err := k.walk(ctx, req, abi.OwnTable{}, abi.Cursor{}, &res.Counts, nil); err != nil {
 		return res, fmt.Errorf("census: %w", err)
 	}
-	res.CPU = threadCPU() - began
+	res.CPU = req.cpu() - began
 	if res.Unwalked, err = k.walkOwnTables(ctx, req); ctx.Err() != nil {
 		return res, ctx.Err()
 	} else if err != nil {
 		return res, fmt.Errorf("census of the hash tables of single namespaces: %w", err)
 	}
-	res.OwnTablesCPU = threadCPU() - began - res.CPU
+	res.OwnTablesCPU = req.cpu() - began - res.CPU
 	for _, t := range k.ownTables {
 		add(&res.Counts, &t.counts)
 		if time.Since(t.walked) > ownTableLate {
@@ -226,6 +229,8 @@ func (k *Kernel) endWalk(counts *abi.CensusCounts) (at abi.Cursor, err error) {
 func (k *Kernel) visitAside(req *censusRequest, records []abi.Conn) {
 	k.census.Unlock()
 	defer k.census.Lock()
+	began := threadCPU()
+	defer func() { req.visited += threadCPU() - began }()
 	for i := range records {
 		req.visit(&records[i])
 	}
@@ -278,7 +283,7 @@ func (k *Kernel) listNetns(ctx context.Context) (namespaces int, err error) {
 // and each from where its last walk stopped. It returns the inode numbers of those that
 // it had no CPU time to complete. The caller holds k.census.
 func (k *Kernel) walkOwnTables(ctx context.Context, req *censusRequest) (unwalked []uint32, err error) {
-	stop := cpuLimit(req.ownTables)
+	stop := req.cpuLimit()
 	tables := slices.SortedFunc(maps.Values(k.ownTables), func(a, b *ownTable) int {
 		order := cmp.Compare(a.Chains, b.Chains)
 		if req.resume {
@@ -312,9 +317,12 @@ func (k *Kernel) walkOwnTables(ctx context.Context, req *censusRequest) (unwalke
 	return unwalked, nil
 }
 
-// cpuLimit returns a function that reports whether the calling thread has used that much
-// CPU time since.
-func cpuLimit(cpu time.Duration) func() bool {
-	began := threadCPU()
-	return func() bool { return threadCPU()-began > cpu }
+// cpu returns the CPU time that the calling thread has used, without calls of visit.
+func (req *censusRequest) cpu() time.Duration { return threadCPU() - req.visited }
+
+// cpuLimit returns a function that reports whether the calling thread has used the time for
+// tables of single namespaces since.
+func (req *censusRequest) cpuLimit() func() bool {
+	began := req.cpu()
+	return func() bool { return req.cpu()-began > req.ownTables }
 }

@@ -283,12 +283,12 @@ func (k *Kernel) findNoCookie(ctx context.Context, write uint32) (map[uint32]uin
 	if err := k.objs.OnlyNoCookie.Set(uint32(1)); err != nil {
 		return nil, err
 	}
-	req := &censusRequest{write: write}
+	req := &censusRequest{write: write, ownTables: ownTablesCPU}
 	_, _, err := k.walk(ctx, req, abi.OwnTable{}, abi.Cursor{}, &counts, nil)
 	if err == nil {
 		_, err = k.listNetns(ctx)
 	}
-	stop := cpuLimit(ownTablesCPU)
+	stop := req.cpuLimit()
 	for _, t := range k.ownTables {
 		if err == nil {
 			_, _, err = k.walk(ctx, req, t.OwnTable, abi.Cursor{}, &counts, stop)

@@ -29,7 +29,7 @@ func (q *scanQuery) classes() []uint8 {
 }
 
 // ownersBatch is the greatest number of connections in one search for owners.
-const ownersBatch = 16384
+const ownersBatch = 8192
 
 // scan reads the sockets now. It calls visit for each socket that the query selects, with the
 // record and the description of the socket. The description has the owner if q.owners is set
