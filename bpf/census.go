@@ -47,7 +47,8 @@ type CensusResult struct {
 	// walk is minutes ago.
 	OwnTables, Unwalked []uint32
 	Late                int
-	// CPU is the CPU time that the census took. In addition, OwnTablesCPU is the time
+	// CPU is the CPU time that the census took, without that of visit if other censuses
+	// may go on meanwhile. In addition, OwnTablesCPU is the time
 	// that the tables of single namespaces took, and CookiesCPU the time that it took to
 	// give cookies to sockets, which each socket needs once.
 	CPU, OwnTablesCPU, CookiesCPU time.Duration
@@ -69,22 +70,24 @@ type ownTable struct {
 // Census counts the TCP sockets of all network namespaces, and calls visit for each
 // socket whose class is in classes; sockets of ClassNone are not connections. It does
 // not wait for a process that has locked a socket. It walks hash tables of single
-// namespaces for at most a quarter of a second of CPU time, the smallest first. One
-// census runs at a time; others wait. visit must not keep its argument.
+// namespaces for at most a quarter of a second of CPU time, the smallest first. visit may
+// take its time: while it is called, other censuses may go on. It must not keep its
+// argument.
 func (k *Kernel) Census(ctx context.Context, classes []uint8, visit func(*abi.Conn)) (CensusResult, error) {
-	return k.takeCensus(ctx, censusRequest{write: bits(classes), ownTables: ownTablesCPU}, visit)
+	return k.takeCensus(ctx, &censusRequest{write: bits(classes), ownTables: ownTablesCPU, visit: visit, aside: true})
 }
 
 // Find takes a census that calls visit only for the connection with that cookie.
 func (k *Kernel) Find(ctx context.Context, cookie uint64, visit func(*abi.Conn)) (CensusResult, error) {
-	return k.takeCensus(ctx, censusRequest{write: ^uint32(1 << abi.ClassNone), cookie: cookie, ownTables: ownTablesCPU}, visit)
+	return k.takeCensus(ctx, &censusRequest{write: ^uint32(1 << abi.ClassNone), cookie: cookie, ownTables: ownTablesCPU, visit: visit, aside: true})
 }
 
 // PeriodicCensus is [Kernel.Census] for a caller that takes one regularly. It walks hash
 // tables of single namespaces for ownTables of CPU time, the one with the oldest walk
-// first, and the next PeriodicCensus continues where this one stopped.
+// first, and the next PeriodicCensus continues where this one stopped. Other censuses wait
+// until it ends.
 func (k *Kernel) PeriodicCensus(ctx context.Context, classes []uint8, ownTables time.Duration, visit func(*abi.Conn)) (CensusResult, error) {
-	return k.takeCensus(ctx, censusRequest{write: bits(classes), ownTables: ownTables, resume: true}, visit)
+	return k.takeCensus(ctx, &censusRequest{write: bits(classes), ownTables: ownTables, visit: visit, resume: true})
 }
 
 // censusRequest says what a census writes out, and how it walks hash tables of single
@@ -94,6 +97,10 @@ type censusRequest struct {
 	cookie    uint64        // if not 0, write out only the connection with this cookie
 	ownTables time.Duration // CPU time for tables of single namespaces
 	resume    bool          // continue unfinished walks of these tables, and leave off where time ends
+	visit     func(*abi.Conn)
+	aside     bool // call visit while other censuses may go on
+	// visited is the CPU time that calls of visit have taken, if aside is set.
+	visited time.Duration
 }
 
 func bits(classes []uint8) (set uint32) {
@@ -103,7 +110,7 @@ func bits(classes []uint8) (set uint32) {
 	return set
 }
 
-func (k *Kernel) takeCensus(ctx context.Context, req censusRequest, visit func(*abi.Conn)) (res CensusResult, err error) {
+func (k *Kernel) takeCensus(ctx context.Context, req *censusRequest) (res CensusResult, err error) {
 	if req.cookie == 0 { // else the connection has one
 		res.CookiesCPU = k.assignCookies(ctx, req.write)
 	}
@@ -114,24 +121,21 @@ func (k *Kernel) takeCensus(ctx context.Context, req censusRequest, visit func(*
 	}
 	runtime.LockOSThread() // threadCPU is the time of one thread
 	defer runtime.UnlockOSThread()
-	began := threadCPU()
-	if err := errors.Join(k.objs.CensusWrite.Set(req.write), k.objs.CensusCookie.Set(req.cookie)); err != nil {
-		return res, fmt.Errorf("set up census: %w", err)
-	}
+	began := req.cpu()
 	if res.Namespaces, err = k.listNetns(ctx); err != nil {
 		return res, fmt.Errorf("list network namespaces: %w", err)
 	}
 	res.OwnTables = slices.Sorted(maps.Keys(k.ownTables))
-	if _, _, err := k.walk(ctx, abi.OwnTable{}, abi.Cursor{}, &res.Counts, visit, nil); err != nil {
+	if _, _, err := k.walk(ctx, req, abi.OwnTable{}, abi.Cursor{}, &res.Counts, nil); err != nil {
 		return res, fmt.Errorf("census: %w", err)
 	}
-	res.CPU = threadCPU() - began
-	if res.Unwalked, err = k.walkOwnTables(ctx, req, visit); ctx.Err() != nil {
+	res.CPU = req.cpu() - began
+	if res.Unwalked, err = k.walkOwnTables(ctx, req); ctx.Err() != nil {
 		return res, ctx.Err()
 	} else if err != nil {
 		return res, fmt.Errorf("census of the hash tables of single namespaces: %w", err)
 	}
-	res.OwnTablesCPU = threadCPU() - began - res.CPU
+	res.OwnTablesCPU = req.cpu() - began - res.CPU
 	for _, t := range k.ownTables {
 		add(&res.Counts, &t.counts)
 		if time.Since(t.walked) > ownTableLate {
@@ -156,16 +160,14 @@ func threadCPU() time.Duration {
 }
 
 // walk walks the hash table of a single namespace, or the shared one if table is the zero
-// value, beginning at from. It adds the numbers of sockets to counts, and calls visit for
-// each record. If stop is not nil and returns true, the walk ends early: done is false,
-// and the walk can continue at next. The caller holds k.census.
-func (k *Kernel) walk(ctx context.Context, table abi.OwnTable, from abi.Cursor, counts *abi.CensusCounts, visit func(*abi.Conn), stop func() bool) (next abi.Cursor, done bool, err error) {
-	if k.walkBatch == nil {
-		return from, false, os.ErrClosed
+// value, beginning at from. It adds the numbers of sockets to counts, and calls visit of
+// the request for each record. If stop is not nil and returns true, the walk ends early:
+// done is false, and the walk can continue at next. The caller holds k.census.
+func (k *Kernel) walk(ctx context.Context, req *censusRequest, table abi.OwnTable, from abi.Cursor, counts *abi.CensusCounts, stop func() bool) (next abi.Cursor, done bool, err error) {
+	if err := k.beginWalk(req, table, from); err != nil {
+		return from, false, err
 	}
-	if err := errors.Join(k.objs.WalkTable.Set(table), k.objs.WalkAt.Set(from), k.objs.CensusCounts.Put(uint32(0), &abi.CensusCounts{})); err != nil {
-		return from, false, fmt.Errorf("set up walk: %w", err)
-	}
+	var aside []abi.Conn
 	for !done && (stop == nil || !stop()) {
 		if err := ctx.Err(); err != nil {
 			return from, false, err
@@ -175,16 +177,63 @@ func (k *Kernel) walk(ctx context.Context, table abi.OwnTable, from abi.Cursor, 
 			return from, false, fmt.Errorf("walk: %w", err)
 		}
 		done = end != 0
-		for i := range k.walkBatch.Records {
-			visit(&k.walkBatch.Record[i])
+		records := k.walkBatch.Record[:k.walkBatch.Records]
+		if !req.aside || len(records) == 0 {
+			for i := range records {
+				req.visit(&records[i])
+			}
+			continue
+		}
+		at, err := k.endWalk(counts)
+		if err != nil {
+			return from, false, err
+		}
+		aside = append(aside[:0], records...)
+		k.visitAside(req, aside)
+		if err := k.beginWalk(req, table, at); err != nil {
+			return from, false, err
 		}
 	}
+	next, err = k.endWalk(counts)
+	if err != nil {
+		return from, false, err
+	}
+	return next, done, nil
+}
+
+// beginWalk sets up a walk that begins at from. The caller holds k.census.
+func (k *Kernel) beginWalk(req *censusRequest, table abi.OwnTable, from abi.Cursor) error {
+	if k.walkBatch == nil {
+		return os.ErrClosed
+	}
+	if err := errors.Join(k.objs.CensusWrite.Set(req.write), k.objs.CensusCookie.Set(req.cookie), k.objs.WalkTable.Set(table),
+		k.objs.WalkAt.Set(from), k.objs.CensusCounts.Put(uint32(0), &abi.CensusCounts{})); err != nil {
+		return fmt.Errorf("set up walk: %w", err)
+	}
+	return nil
+}
+
+// endWalk adds what the walk has counted since beginWalk to counts, and returns where it
+// has stopped. The caller holds k.census.
+func (k *Kernel) endWalk(counts *abi.CensusCounts) (at abi.Cursor, err error) {
 	var counted abi.CensusCounts
-	if err := errors.Join(k.objs.CensusCounts.Lookup(uint32(0), &counted), k.objs.WalkAt.Get(&next)); err != nil {
-		return from, false, fmt.Errorf("read census: %w", err)
+	if err := errors.Join(k.objs.CensusCounts.Lookup(uint32(0), &counted), k.objs.WalkAt.Get(&at)); err != nil {
+		return at, fmt.Errorf("read census: %w", err)
 	}
 	add(counts, &counted)
-	return next, done, nil
+	return at, nil
+}
+
+// visitAside calls visit of the request for each of the records without k.census, which
+// the caller holds.
+func (k *Kernel) visitAside(req *censusRequest, records []abi.Conn) {
+	k.census.Unlock()
+	defer k.census.Lock()
+	began := threadCPU()
+	defer func() { req.visited += threadCPU() - began }()
+	for i := range records {
+		req.visit(&records[i])
+	}
 }
 
 // maxRestarts limits how often listNetns begins the list again, because the namespace
@@ -233,8 +282,8 @@ func (k *Kernel) listNetns(ctx context.Context) (namespaces int, err error) {
 // from its beginning or, if the request says resume, the one with the oldest walk first
 // and each from where its last walk stopped. It returns the inode numbers of those that
 // it had no CPU time to complete. The caller holds k.census.
-func (k *Kernel) walkOwnTables(ctx context.Context, req censusRequest, visit func(*abi.Conn)) (unwalked []uint32, err error) {
-	stop := cpuLimit(req.ownTables)
+func (k *Kernel) walkOwnTables(ctx context.Context, req *censusRequest) (unwalked []uint32, err error) {
+	stop := req.cpuLimit()
 	tables := slices.SortedFunc(maps.Values(k.ownTables), func(a, b *ownTable) int {
 		order := cmp.Compare(a.Chains, b.Chains)
 		if req.resume {
@@ -251,7 +300,7 @@ func (k *Kernel) walkOwnTables(ctx context.Context, req censusRequest, visit fun
 		if req.resume {
 			counts, from = t.partial, t.next
 		}
-		next, done, err := k.walk(ctx, t.OwnTable, from, &counts, visit, stop)
+		next, done, err := k.walk(ctx, req, t.OwnTable, from, &counts, stop)
 		switch {
 		case err != nil:
 			return unwalked, err
@@ -268,9 +317,12 @@ func (k *Kernel) walkOwnTables(ctx context.Context, req censusRequest, visit fun
 	return unwalked, nil
 }
 
-// cpuLimit returns a function that reports whether the calling thread has used that much
-// CPU time since.
-func cpuLimit(cpu time.Duration) func() bool {
-	began := threadCPU()
-	return func() bool { return threadCPU()-began > cpu }
+// cpu returns the CPU time that the calling thread has used, without calls of visit.
+func (req *censusRequest) cpu() time.Duration { return threadCPU() - req.visited }
+
+// cpuLimit returns a function that reports whether the calling thread has used the time for
+// tables of single namespaces since.
+func (req *censusRequest) cpuLimit() func() bool {
+	began := req.cpu()
+	return func() bool { return req.cpu()-began > req.ownTables }
 }

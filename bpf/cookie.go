@@ -280,17 +280,18 @@ func (k *Kernel) findNoCookie(ctx context.Context, write uint32) (map[uint32]uin
 	k.census.Lock()
 	defer k.census.Unlock()
 	var counts abi.CensusCounts
-	if err := errors.Join(k.objs.CensusWrite.Set(write), k.objs.OnlyNoCookie.Set(uint32(1))); err != nil {
+	if err := k.objs.OnlyNoCookie.Set(uint32(1)); err != nil {
 		return nil, err
 	}
-	_, _, err := k.walk(ctx, abi.OwnTable{}, abi.Cursor{}, &counts, nil, nil)
+	req := &censusRequest{write: write, ownTables: ownTablesCPU}
+	_, _, err := k.walk(ctx, req, abi.OwnTable{}, abi.Cursor{}, &counts, nil)
 	if err == nil {
 		_, err = k.listNetns(ctx)
 	}
-	stop := cpuLimit(ownTablesCPU)
+	stop := req.cpuLimit()
 	for _, t := range k.ownTables {
 		if err == nil {
-			_, _, err = k.walk(ctx, t.OwnTable, abi.Cursor{}, &counts, nil, stop)
+			_, _, err = k.walk(ctx, req, t.OwnTable, abi.Cursor{}, &counts, stop)
 		}
 	}
 	if err := errors.Join(err, k.objs.OnlyNoCookie.Set(uint32(0))); err != nil {

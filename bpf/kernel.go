@@ -5,9 +5,11 @@ package bpf
 import (
 	"context"
 	"errors"
+	"reflect"
 	"sync"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/ringbuf"
 
@@ -25,7 +27,7 @@ type Kernel struct {
 	record ringbuf.Record // of the last event
 	hz     uint32
 
-	census    sync.Mutex           // one census or walk at a time; guards the following
+	census    sync.Mutex           // one run of a walk at a time; guards the following
 	walkBatch *abi.WalkBatch       // written by a run of the walk
 	netnsList *abi.NetnsList       // written by a run of the list of namespaces
 	ownTables map[uint32]*ownTable // by inode number, as the last census found them
@@ -85,6 +87,24 @@ func (k *Kernel) Close() error {
 
 // HZ returns the number of jiffies that the kernel counts in a second.
 func (k *Kernel) HZ() int { return int(k.hz) }
+
+// MapBytes returns the kernel memory that the maps of the programs take, in bytes. The
+// kernel charges it to the memory control group of the process that loaded them (since
+// 5.11).
+func (k *Kernel) MapBytes() (total int64) {
+	maps := reflect.ValueOf(k.objs.halfopenMaps)
+	for i := range maps.NumField() {
+		m, ok := maps.Field(i).Interface().(*ebpf.Map)
+		if !ok {
+			continue
+		}
+		if info, err := m.Info(); err == nil {
+			bytes, _ := info.Memlock()
+			total += int64(bytes)
+		}
+	}
+	return total
+}
 
 // jiffies translates a duration into an age or interval of the kernel: at least 1 and
 // less than [abi.AgeNone].

@@ -570,14 +570,11 @@ func TestLongChainsAreWalkedToTheEnd(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		var counts abi.CensusCounts
-		if err := k.objs.CensusWrite.Set(uint32(0)); err != nil {
-			t.Fatal(err)
-		}
 		stop := func() bool {
 			between()
 			return false
 		}
-		if _, done, err := k.walk(ctx, abi.OwnTable{}, abi.Cursor{}, &counts, nil, stop); err != nil || !done {
+		if _, done, err := k.walk(ctx, &censusRequest{}, abi.OwnTable{}, abi.Cursor{}, &counts, stop); err != nil || !done {
 			t.Fatalf("the walk ends early: %v", err)
 		}
 		return int(counts.Sockets[abi.StateListen][abi.ClassNone])
@@ -607,4 +604,44 @@ func TestLongChainsAreWalkedToTheEnd(t *testing.T) {
 		t.Errorf("%d listeners are counted while %d of %d close", got, closed, all)
 	}
 	t.Logf("%d listeners, then %d while %d were closed", all, got, closed)
+}
+
+// While visit is called, other censuses run to their end, and the walk goes on afterwards
+// where it was.
+func TestOtherCensusesRunWhileASocketIsVisited(t *testing.T) {
+	const many = 1000 // several runs of the walk
+	sa, err := unix.Getsockname(listenersOfOnePort(t, many)[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := uint16(sa.(*unix.SockaddrInet4).Port)
+	k := load(t, Options{})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	// Others on this machine have listeners, too.
+	counts := func(what string, res CensusResult, err error) {
+		t.Helper()
+		if n := res.Counts.Sockets[abi.StateListen][abi.ClassNone]; err != nil || n < many || n > 2*many {
+			t.Errorf("%s counts %d listeners, error %v", what, n, err)
+		}
+	}
+	others, seen := 0, make(map[uint64]bool)
+	res, err := k.Census(ctx, []uint8{abi.ClassNone}, func(c *abi.Conn) {
+		if c.State != abi.StateListen || c.Lport != port {
+			return
+		}
+		seen[c.Cookie] = true
+		if len(seen)%300 != 1 {
+			return
+		}
+		others++
+		res, err := k.Census(ctx, nil, nil)
+		counts("another census", res, err)
+		res, err = k.PeriodicCensus(ctx, nil, time.Second, nil)
+		counts("a periodic census", res, err)
+	})
+	counts("the census", res, err)
+	if len(seen) != many || others < many/300 {
+		t.Errorf("%d of %d listeners are visited, with %d other censuses meanwhile", len(seen), many, others)
+	}
 }

@@ -5,6 +5,7 @@ package collector
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
@@ -55,7 +56,7 @@ func (c *Collector) Deaths(causes []conn.Cause, limit int) (total int, deaths []
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for d := range c.tracker.Deaths() {
-		if !anyOf(causes, d.Cause) {
+		if len(causes) > 0 && !slices.Contains(causes, d.Cause) {
 			continue
 		}
 		total++

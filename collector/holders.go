@@ -4,7 +4,6 @@ package collector
 
 import (
 	"cmp"
-	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -15,7 +14,7 @@ import (
 // holders has one process for each socket: a process that holds the socket. There may be very
 // many sockets, so the entry of a socket takes few bytes.
 type holders struct {
-	prefer    []uint32              // ids of the processes to prefer
+	prefer    set[uint32]           // ids of the processes to prefer
 	processes []process             // each process once
 	index     map[uint32]int        // index in processes, by process id
 	sockets   map[uint64]descriptor // by cookie
@@ -33,7 +32,7 @@ type descriptor struct {
 	fd      uint32
 }
 
-func newHolders(prefer []uint32) *holders {
+func newHolders(prefer set[uint32]) *holders {
 	return &holders{prefer: prefer, index: make(map[uint32]int), sockets: make(map[uint64]descriptor)}
 }
 
@@ -57,7 +56,7 @@ func (h *holders) add(o *abi.Owner) {
 func (h *holders) compare(a, b descriptor) int {
 	p, q := &h.processes[a.process], &h.processes[b.process]
 	rank := func(p *process) int {
-		if slices.Contains(h.prefer, p.pid) {
+		if h.prefer.has(p.pid) {
 			return 0
 		}
 		return 1
@@ -77,7 +76,7 @@ func (h *holders) process(cookie uint64) *conn.Process {
 
 // findHolders searches for the processes that hold these sockets. If cookies is nil, it
 // searches for the processes that hold any socket.
-func (c *Collector) findHolders(cookies []uint64, prefer []uint32) (*holders, error) {
+func (c *Collector) findHolders(cookies []uint64, prefer set[uint32]) (*holders, error) {
 	h := newHolders(prefer)
 	if err := c.kernel.Owners(cookies, h.add); err != nil {
 		return nil, err

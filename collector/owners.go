@@ -84,7 +84,7 @@ func (c *Collector) ownershipOf(p *conn.Process, cgroup uint64, processes proces
 
 // fillOwners sets Process and Cgroup of the connections that a process can hold and that
 // have none yet. If several processes hold a socket, it prefers one of pids.
-func (c *Collector) fillOwners(connections []conn.Connection, pids []uint32) error {
+func (c *Collector) fillOwners(connections []conn.Connection, pids set[uint32]) error {
 	wanted := []uint64{}
 	for i := range connections {
 		if needsHolder(&connections[i], pids) {
@@ -107,7 +107,7 @@ func (c *Collector) fillOwners(connections []conn.Connection, pids []uint32) err
 
 // needsHolder reports whether fillOwners has to search for the process that holds the
 // connection.
-func needsHolder(c *conn.Connection, pids []uint32) bool {
+func needsHolder(c *conn.Connection, pids set[uint32]) bool {
 	return c.Held() && (c.Process == nil || len(pids) > 0)
 }
 

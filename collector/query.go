@@ -3,6 +3,7 @@
 package collector
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -20,7 +21,7 @@ type Query struct {
 	States   []conn.State
 	Ports    []uint16 // local or remote
 	PIDs     []uint32
-	Owners   []string // see [conn.Connection.OwnedBy]
+	Owners   []string // see [conn.OwnerSet]
 	Remotes  []netip.Prefix
 	Risks    []conn.Risk
 	Netns    []uint32 // inode numbers
@@ -28,33 +29,123 @@ type Query struct {
 	Limit    int      // 0: no limit
 }
 
+// needsOwners reports whether the query depends on the owners of connections.
+func (q *Query) needsOwners() bool { return len(q.PIDs)+len(q.Owners) > 0 }
+
+// classes returns the classes of sockets that the query can select.
+func (q *Query) classes() []uint8 {
+	classes := []uint8{abi.ClassTrouble}
+	for _, class := range []uint8{abi.ClassActive, abi.ClassIdle, abi.ClassUnguarded} {
+		if len(q.Verdicts) == 0 || slices.Contains(q.Verdicts, conn.VerdictOfClass(class)) {
+			classes = append(classes, class)
+		}
+	}
+	if q.All && len(q.Verdicts)+len(q.Risks) == 0 { // others have no verdict and no risk
+		classes = append(classes, abi.ClassNone)
+	}
+	return classes
+}
+
+// A matcher decides whether sockets match a query. The time that it takes for a socket
+// depends little on how many values the query has.
+type matcher struct {
+	verdicts, states, risks uint64 // a bit for each wanted value; 0: any
+	ports                   set[uint16]
+	netns, pids             set[uint32]
+	remotes                 prefixes
+	owners                  *conn.OwnerSet // nil: any
+	others                  bool           // also sockets of ClassNone
+}
+
+func (q *Query) matcher() *matcher {
+	m := &matcher{
+		verdicts: bitsOf(q.Verdicts), states: bitsOf(q.States), risks: bitsOf(q.Risks),
+		ports: newSet(q.Ports), netns: newSet(q.Netns), pids: newSet(q.PIDs), remotes: newPrefixes(q.Remotes),
+		others: slices.Contains(q.classes(), abi.ClassNone),
+	}
+	if len(q.Owners) > 0 {
+		m.owners = conn.NewOwnerSet(q.Owners)
+	}
+	return m
+}
+
 // matches reports whether a socket matches all fields but Verdicts, PIDs and Owners, which
 // cannot be decided from its record alone.
-func (q *Query) matches(k *abi.Conn) bool {
-	if k.Class == abi.ClassNone && (!q.All || len(q.Verdicts)+len(q.Risks) > 0) { // it has no verdict and no risk
-		return false
-	}
-	return anyOf(q.States, conn.StateOf(k.State)) && anyOf(q.Netns, k.Netns) &&
-		(len(q.Ports) == 0 || slices.Contains(q.Ports, k.Lport) || slices.Contains(q.Ports, k.Rport)) &&
-		(len(q.Risks) == 0 || slices.ContainsFunc(q.Risks, func(r conn.Risk) bool { return k.Risks&(1<<r) != 0 })) &&
-		(len(q.Remotes) == 0 || isRemote(k) && slices.ContainsFunc(q.Remotes, func(p netip.Prefix) bool { return p.Contains(k.Remote().Addr()) }))
+func (m *matcher) matches(k *abi.Conn) bool {
+	return (k.Class != abi.ClassNone || m.others) &&
+		(m.states == 0 || m.states&(1<<conn.StateOf(k.State)) != 0) &&
+		(m.risks == 0 || m.risks&uint64(k.Risks) != 0) &&
+		(m.netns == nil || m.netns.has(k.Netns)) &&
+		(m.ports == nil || m.ports.has(k.Lport) || m.ports.has(k.Rport)) &&
+		(m.remotes == nil || isRemote(k) && m.remotes.contain(k.Remote().Addr()))
 }
 
 // isRemote reports whether a socket has a remote end. A listener has none.
 func isRemote(k *abi.Conn) bool { return conn.StateOf(k.State) != conn.Listen }
 
 // matchesVerdict reports whether a connection has one of the verdicts.
-func (q *Query) matchesVerdict(connection *conn.Connection) bool {
-	return len(q.Verdicts) == 0 || connection.Judged() && slices.Contains(q.Verdicts, connection.Verdict)
+func (m *matcher) matchesVerdict(connection *conn.Connection) bool {
+	return m.verdicts == 0 || connection.Judged() && m.verdicts&(1<<connection.Verdict) != 0
 }
 
-// needsOwners reports whether the query depends on the owners of connections.
-func (q *Query) needsOwners() bool { return len(q.PIDs)+len(q.Owners) > 0 }
-
 // matchesOwner reports whether a connection has one of the owners. Its owner must be set.
-func (q *Query) matchesOwner(connection *conn.Connection) bool {
-	return (len(q.PIDs) == 0 || connection.Process != nil && slices.Contains(q.PIDs, connection.Process.PID)) &&
-		(len(q.Owners) == 0 || slices.ContainsFunc(q.Owners, connection.OwnedBy))
+func (m *matcher) matchesOwner(connection *conn.Connection) bool {
+	return (m.pids == nil || connection.Process != nil && m.pids.has(connection.Process.PID)) &&
+		(m.owners == nil || m.owners.Owns(connection))
+}
+
+// bitsOf returns a set of small numbers as bits.
+func bitsOf[T ~uint8](values []T) (bits uint64) {
+	for _, v := range values {
+		bits |= 1 << v
+	}
+	return bits
+}
+
+// set is a set of values.
+type set[T comparable] map[T]struct{}
+
+// newSet returns nil if there are no values.
+func newSet[T comparable](values []T) set[T] {
+	if len(values) == 0 {
+		return nil
+	}
+	s := make(set[T], len(values))
+	for _, v := range values {
+		s[v] = struct{}{}
+	}
+	return s
+}
+
+func (s set[T]) has(v T) bool {
+	_, ok := s[v]
+	return ok
+}
+
+// prefixes are prefixes of addresses, sorted. None is within another.
+type prefixes []netip.Prefix
+
+// newPrefixes returns nil if there are no prefixes.
+func newPrefixes(of []netip.Prefix) (sorted prefixes) {
+	of = slices.Clone(of)
+	for i := range of {
+		of[i] = of[i].Masked()
+	}
+	slices.SortFunc(of, func(a, b netip.Prefix) int {
+		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+	})
+	for _, p := range of { // each follows those that it is within
+		if n := len(sorted); n == 0 || !sorted[n-1].Contains(p.Addr()) {
+			sorted = append(sorted, p)
+		}
+	}
+	return sorted
+}
+
+// contain reports whether one of the prefixes contains an address.
+func (p prefixes) contain(addr netip.Addr) bool {
+	i, found := slices.BinarySearchFunc(p, addr, func(p netip.Prefix, addr netip.Addr) int { return p.Addr().Compare(addr) })
+	return found || i > 0 && p[i-1].Contains(addr)
 }
 
 // ParsePort parses the number of a port, which is not 0.

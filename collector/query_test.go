@@ -3,7 +3,9 @@
 package collector
 
 import (
+	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -52,14 +54,14 @@ func TestQueryMatches(t *testing.T) {
 		{"one of two fields", Query{Netns: []uint32{4026531840}, Ports: []uint16{1}}, false, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if got := tt.q.matches(connection); got != tt.conn {
+			if got := tt.q.matcher().matches(connection); got != tt.conn {
 				t.Errorf("the connection matches: %v", got)
 			}
-			if tt.q.matches(listens) {
+			if tt.q.matcher().matches(listens) {
 				t.Error("the listener matches without All")
 			}
 			tt.q.All = true
-			if got := tt.q.matches(listens); got != tt.listener {
+			if got := tt.q.matcher().matches(listens); got != tt.listener {
 				t.Errorf("the listener matches: %v", got)
 			}
 		})
@@ -78,7 +80,7 @@ func TestOtherSocketsAreReadOnlyWithAll(t *testing.T) {
 		t.Error("not where listeners are wanted")
 	}
 	for _, q := range []Query{{All: true, Verdicts: []conn.Verdict{conn.Active}}, {All: true, Risks: []conn.Risk{conn.RiskNoKeepalive}}} {
-		if none(scanQuery{Query: q}) || q.matches(&abi.Conn{Class: abi.ClassNone, State: abi.StateListen, Risks: 0xff}) {
+		if none(scanQuery{Query: q}) || q.matcher().matches(&abi.Conn{Class: abi.ClassNone, State: abi.StateListen, Risks: 0xff}) {
 			t.Error("though it has neither verdict nor risk")
 		}
 	}
@@ -142,16 +144,16 @@ func TestOwnedBy(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			for _, name := range tt.yes {
-				if !tt.c.OwnedBy(name) {
+				if !conn.NewOwnerSet([]string{name}).Owns(&tt.c) {
 					t.Errorf("not owned by %q", name)
 				}
 			}
 			for _, name := range tt.not {
-				if tt.c.OwnedBy(name) {
+				if conn.NewOwnerSet([]string{name}).Owns(&tt.c) {
 					t.Errorf("owned by %q", name)
 				}
 			}
-			if name := tt.c.Owner(); name != "" && !tt.c.OwnedBy(name) {
+			if name := tt.c.Owner(); name != "" && !conn.NewOwnerSet([]string{name}).Owns(&tt.c) {
 				t.Errorf("not owned by %q, the owner that it shows", name)
 			}
 		})
@@ -188,5 +190,56 @@ func TestListenersAndStubsHaveOnlyWhatIsKnown(t *testing.T) {
 	}
 	if got := r.Describe(&abi.Conn{State: abi.StateNewSynRecv, Class: abi.ClassNone, Flags: abi.ConnUnaccepted}, start); got.State != conn.SynRecv || got.Held() || !got.Stub {
 		t.Errorf("a request socket is described as %+v", got)
+	}
+}
+
+// Sets find what a scan of all values finds.
+func TestSetsFindWhatAScanFinds(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	addr := func() netip.Addr { // near each other, so that prefixes are within others
+		if rng.IntN(2) == 0 {
+			return netip.AddrFrom4([4]byte{10, byte(rng.IntN(3)), byte(rng.IntN(4)), byte(rng.IntN(8))})
+		}
+		return netip.AddrFrom16([16]byte{0: 0x20, 1: byte(rng.IntN(2)), 14: byte(rng.IntN(3)), 15: byte(rng.IntN(8))})
+	}
+	id := func() string { return strings.Repeat("a", rng.IntN(5)+5) + string(rune('a'+rng.IntN(3))) }
+	for range 500 {
+		var wanted []netip.Prefix
+		var names []string
+		for range rng.IntN(12) {
+			a := addr()
+			wanted = append(wanted, netip.PrefixFrom(a, rng.IntN(a.BitLen()+1)))
+			names = append(names, id())
+		}
+		sorted, owners := newPrefixes(wanted), conn.NewOwnerSet(names)
+		for range 100 {
+			a := addr()
+			if got, want := sorted.contain(a), slices.ContainsFunc(wanted, func(p netip.Prefix) bool { return p.Contains(a) }); got != want {
+				t.Fatalf("%v contain %v: %v, want %v", wanted, a, got, want)
+			}
+			c := conn.Connection{Cgroup: conn.Cgroup{ContainerID: id() + id()}}
+			want := slices.ContainsFunc(names, func(name string) bool { return len(name) >= 8 && strings.HasPrefix(c.Cgroup.ContainerID, name) })
+			if got := owners.Owns(&c); got != want {
+				t.Fatalf("%q own %s: %v, want %v", names, c.Cgroup.ContainerID, got, want)
+			}
+		}
+	}
+}
+
+// BenchmarkQuery matches a connection with none of the most values that filters take.
+func BenchmarkQuery(b *testing.B) {
+	var q Query
+	for i := range 64 {
+		q.Ports, q.Netns, q.PIDs = append(q.Ports, uint16(i+1)), append(q.Netns, uint32(i+1)), append(q.PIDs, uint32(i+1))
+		q.Owners = append(q.Owners, strings.Repeat("f", 8+i))
+		q.Remotes = append(q.Remotes, netip.PrefixFrom(netip.AddrFrom4([4]byte{11, byte(i)}), 16))
+	}
+	k := &abi.Conn{State: abi.StateEstablished, Family: 2, Lport: 1, Rport: 5432, Netns: 1, Raddr: [16]byte{10}}
+	c := &conn.Connection{Process: &conn.Process{PID: 1, Comm: "postgres"}, Cgroup: conn.Cgroup{Unit: "postgresql.service", ContainerID: strings.Repeat("e", 64)}}
+	m := q.matcher()
+	for b.Loop() {
+		if m.matches(k) || m.matchesOwner(c) {
+			b.Fatal("it matches")
+		}
 	}
 }

@@ -4,6 +4,7 @@ package collector
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/halfopen/halfopen/bpf"
@@ -18,22 +19,17 @@ type scanQuery struct {
 	listeners map[conn.Listener]bool // if not nil, the scan adds all listeners that it reads
 }
 
-// classes returns the classes of connections that the census has to write out.
+// classes returns the classes of sockets that the census has to write out.
 func (q *scanQuery) classes() []uint8 {
-	classes := []uint8{abi.ClassTrouble}
-	for _, class := range []uint8{abi.ClassActive, abi.ClassIdle, abi.ClassUnguarded} {
-		if anyOf(q.Verdicts, conn.VerdictOfClass(class)) {
-			classes = append(classes, class)
-		}
-	}
-	if q.All && len(q.Verdicts)+len(q.Risks) == 0 || q.listeners != nil {
+	classes := q.Query.classes()
+	if q.listeners != nil && !slices.Contains(classes, abi.ClassNone) {
 		classes = append(classes, abi.ClassNone)
 	}
 	return classes
 }
 
 // ownersBatch is the greatest number of connections in one search for owners.
-const ownersBatch = 16384
+const ownersBatch = 8192
 
 // scan reads the sockets now. It calls visit for each socket that the query selects, with the
 // record and the description of the socket. The description has the owner if q.owners is set
@@ -41,18 +37,19 @@ const ownersBatch = 16384
 // come before its connections. visit must not keep its arguments.
 func (c *Collector) scan(ctx context.Context, q *scanQuery, visit func(*abi.Conn, *conn.Connection)) error {
 	c.awaitEvents()
-	owned := ownedScan{c: c, q: q, visit: visit, processes: make(processCgroups)}
+	m := q.matcher()
+	owned := ownedScan{c: c, m: m, visit: visit, processes: make(processCgroups)}
 	var connection conn.Connection // one for all sockets: it escapes to the heap
 	res, err := c.kernel.Census(ctx, q.classes(), func(k *abi.Conn) {
 		if q.listeners != nil && conn.StateOf(k.State) == conn.Listen {
 			q.listeners[conn.Listener{Netns: k.Netns, Port: k.Lport}] = true
 		}
-		if !q.matches(k) {
+		if !m.matches(k) {
 			return
 		}
 		connection = c.outline(k)
 		switch {
-		case !q.matchesVerdict(&connection):
+		case !m.matchesVerdict(&connection):
 		case !q.owners && !q.needsOwners():
 			visit(k, &connection)
 		default:
@@ -71,7 +68,7 @@ func (c *Collector) scan(ctx context.Context, q *scanQuery, visit func(*abi.Conn
 // machine, and at the end once more for the sockets that were opened after the first search.
 type ownedScan struct {
 	c       *Collector
-	q       *scanQuery
+	m       *matcher
 	visit   func(*abi.Conn, *conn.Connection)
 	records []abi.Conn        // the records of batch
 	batch   []conn.Connection // connections that wait for the next search
@@ -100,7 +97,7 @@ func (s *ownedScan) add(k *abi.Conn, connection *conn.Connection) {
 		s.visitBatch()
 		return
 	}
-	if s.all, s.err = s.c.findHolders(nil, s.q.PIDs); s.err != nil {
+	if s.all, s.err = s.c.findHolders(nil, s.m.pids); s.err != nil {
 		return
 	}
 	records, batch := s.records, s.batch
@@ -115,7 +112,7 @@ func (s *ownedScan) add(k *abi.Conn, connection *conn.Connection) {
 // fill visits a connection and returns true. If the connection needs a holder and the search
 // of all sockets has found none, fill only returns false.
 func (s *ownedScan) fill(k *abi.Conn, connection *conn.Connection) bool {
-	if needsHolder(connection, s.q.PIDs) && s.all.process(connection.Cookie) == nil {
+	if needsHolder(connection, s.m.pids) && s.all.process(connection.Cookie) == nil {
 		return false
 	}
 	s.c.fillOwner(connection, s.all, s.processes)
@@ -125,7 +122,7 @@ func (s *ownedScan) fill(k *abi.Conn, connection *conn.Connection) bool {
 
 // visitOne visits a connection whose owner is set, if the owner matches.
 func (s *ownedScan) visitOne(k *abi.Conn, connection *conn.Connection) {
-	if s.q.matchesOwner(connection) {
+	if s.m.matchesOwner(connection) {
 		s.visit(k, connection)
 	}
 }
@@ -141,7 +138,7 @@ func (s *ownedScan) visitBatch() {
 // end searches for the owners of the last batch and visits it.
 func (s *ownedScan) end() error {
 	if s.err == nil {
-		s.err = s.c.fillOwners(s.batch, s.q.PIDs)
+		s.err = s.c.fillOwners(s.batch, s.m.pids)
 	}
 	if s.err == nil {
 		s.visitBatch()

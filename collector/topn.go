@@ -26,6 +26,28 @@ type candidate struct {
 	kind     uint8 // see kind
 }
 
+// newCandidate returns the candidate of a connection with its record.
+func newCandidate(k *abi.Conn, connection *conn.Connection) *candidate {
+	r := rank(k.Cookie, connection)
+	r.complete(k, connection)
+	return &r
+}
+
+// rank returns a candidate that can be compared. It has no record and no owner.
+func rank(cookie uint64, connection *conn.Connection) candidate {
+	r := candidate{since: connection.Since, silence: silence(connection), verdict: connection.Verdict, evidence: connection.Evidence, kind: kind(connection)}
+	r.record.Cookie = cookie
+	return r
+}
+
+// complete adds the record, and the owner if it is known.
+func (r *candidate) complete(k *abi.Conn, connection *conn.Connection) {
+	r.record = *k
+	if connection.Process != nil || connection.Cgroup.Path != "" {
+		r.owner = &conn.Ownership{Process: connection.Process, Cgroup: connection.Cgroup}
+	}
+}
+
 // describe returns the description that the candidate was made from, with a forecast.
 func (r *candidate) describe(rules *conn.Rules) conn.Connection {
 	connection := rules.Describe(&r.record, wall(r.record.At))
@@ -45,16 +67,12 @@ type topN struct {
 
 // add adds a connection with its record, or drops it if limit worse ones are kept.
 func (w *topN) add(k *abi.Conn, connection *conn.Connection) {
-	r := candidate{since: connection.Since, silence: silence(connection), verdict: connection.Verdict, evidence: connection.Evidence, kind: kind(connection)}
-	r.record.Cookie = k.Cookie
+	r := rank(k.Cookie, connection)
 	full := w.limit > 0 && len(w.candidates) == w.limit
 	if full && compare(&r, w.candidates[0]) >= 0 {
 		return
 	}
-	r.record = *k
-	if connection.Process != nil || connection.Cgroup.Path != "" {
-		r.owner = &conn.Ownership{Process: connection.Process, Cgroup: connection.Cgroup}
-	}
+	r.complete(k, connection)
 	if full {
 		*w.candidates[0] = r
 		heap.Fix(w, 0)

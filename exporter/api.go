@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
 	"log/slog"
 	"net/http"
@@ -168,7 +169,7 @@ func (a *apiHandler) connections(w http.ResponseWriter, r *http.Request) {
 		a.fail(w, r, err)
 		return
 	}
-	writeList(a, w, r, "connections", total, connections, api.NewConnection)
+	a.writeList(w, r, func(b io.Writer) error { return api.WriteConnections(b, &q, total, connections) })
 }
 
 func (a *apiHandler) groups(w http.ResponseWriter, r *http.Request) {
@@ -182,7 +183,9 @@ func (a *apiHandler) groups(w http.ResponseWriter, r *http.Request) {
 		a.fail(w, r, err)
 		return
 	}
-	writeList(a, w, r, "groups", total, api.Values(counts), func(t *conn.Count) api.Group { return api.NewGroup(t, by) })
+	a.writeList(w, r, func(b io.Writer) error {
+		return api.WriteList(b, "groups", total, api.Values(counts), func(t *conn.Count) api.Group { return api.NewGroup(t, by) })
+	})
 }
 
 func (a *apiHandler) connection(w http.ResponseWriter, r *http.Request) {
@@ -214,7 +217,7 @@ func (a *apiHandler) deaths(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	total, deaths := a.src.Deaths(q.Causes, q.Limit)
-	writeList(a, w, r, "deaths", total, api.Values(deaths), api.NewDeath)
+	a.writeList(w, r, func(b io.Writer) error { return api.WriteList(b, "deaths", total, api.Values(deaths), api.NewDeath) })
 }
 
 // fail answers that the source failed. If the client has gone, it logs nothing.
@@ -225,12 +228,12 @@ func (a *apiHandler) fail(w http.ResponseWriter, r *http.Request, err error) {
 	writeError(w, http.StatusInternalServerError, err)
 }
 
-// writeList answers with an object of the API that has a list. If that fails half-way,
-// it cuts the answer off, so that the client does not take it for complete.
-func writeList[In, Out any](a *apiHandler, w http.ResponseWriter, r *http.Request, name string, total int, items iter.Seq2[*In, error], encode func(*In) Out) {
+// writeList answers with an object of the API that has a list, which write writes. If that
+// fails half-way, it cuts the answer off, so that the client does not take it for complete.
+func (a *apiHandler) writeList(w http.ResponseWriter, r *http.Request, write func(io.Writer) error) {
 	w.Header().Set("Content-Type", "application/json")
 	b := bufio.NewWriter(w)
-	if err := errors.Join(api.WriteList(b, name, total, items, encode), b.Flush()); err != nil {
+	if err := errors.Join(write(b), b.Flush()); err != nil {
 		if r.Context().Err() == nil {
 			a.logger.Error("Answer was cut off", "path", r.URL.Path, "err", oneLine(err.Error()))
 		}

@@ -28,7 +28,7 @@ func FuzzNames(f *testing.F) {
 		wantComm, wantPath := string([]rune(comm)), string([]rune(path)) // as encoding/json says what is no text
 
 		var list bytes.Buffer
-		if err := api.WriteList(&list, "connections", 1, api.Values([]conn.Connection{c}), api.NewConnection); err != nil {
+		if err := api.WriteConnections(&list, new(collector.Query), 1, api.Values([]conn.Connection{c})); err != nil {
 			t.Fatal(err)
 		}
 		embeds(t, list.Bytes(), 3)

@@ -103,11 +103,14 @@ func (a *agent) run(ctx context.Context, _, stderr io.Writer) error {
 			l.Close()
 		}
 	}()
+	limitMemory(0) // to load the programs takes memory, too
 	k, err := a.thresholds.load(a.thresholds.eventsFrom())
 	if err != nil {
 		return err
 	}
 	defer k.Close()
+	maps := k.MapBytes()
+	group, heap := limitMemory(maps)
 	if a.socket != "" && !exporter.HasSocket(listeners) {
 		socket, err := exporter.ListenSocket(a.socket, logger)
 		if err != nil {
@@ -135,6 +138,7 @@ func (a *agent) run(ctx context.Context, _, stderr io.Writer) error {
 	handler := guard.Wrap(exporter.NewHandler(c, live, logger, guard, connections))
 	logger.Info("Starting halfopen", "version", version.Version, "revision", version.GetRevision(),
 		"kernel", kernelRelease(), "address", strings.Join(*a.web.WebListenAddresses, ","))
+	logMemory(logger, maps, group, heap)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return c.Run(ctx) })
 	g.Go(func() error {

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"iter"
 	"net/url"
 	"strings"
 	"time"
@@ -98,7 +97,7 @@ func (l *list) connections(ctx context.Context, stdout, stderr io.Writer) error 
 			fmt.Fprintf(stderr, "halfopen: not all is listed: the hash tables of %s take too long to walk (halfopen doctor names them)\n", plural(n, "network namespace"))
 		}
 		if l.output == "json" {
-			return writeList(stdout, "connections", total, connections, api.NewConnection)
+			return writeJSON(stdout, func(w io.Writer) error { return api.WriteConnections(w, &l.Query, total, connections) })
 		}
 		doc.Total = total
 		for connection, err := range connections {
@@ -147,7 +146,7 @@ func (l *list) groups(ctx context.Context, stdout, stderr io.Writer) error {
 		}
 		encode := func(t *conn.Count) api.Group { return api.NewGroup(t, l.by) }
 		if l.output == "json" {
-			return writeList(stdout, "groups", total, api.Values(counts), encode)
+			return writeJSON(stdout, func(w io.Writer) error { return api.WriteList(w, "groups", total, api.Values(counts), encode) })
 		}
 		doc.Total = total
 		for i := range counts {
@@ -183,10 +182,10 @@ func (l *list) thing() string {
 	return "connection"
 }
 
-// writeList prints items as an agent would answer.
-func writeList[In, Out any](w io.Writer, name string, total int, items iter.Seq2[*In, error], encode func(*In) Out) error {
+// writeJSON prints what write writes, as an agent would answer.
+func writeJSON(w io.Writer, write func(io.Writer) error) error {
 	b := bufio.NewWriter(w)
-	if err := api.WriteList(b, name, total, items, encode); err != nil {
+	if err := write(b); err != nil {
 		return err
 	}
 	return b.Flush()

@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/exporter/api"
 )
@@ -414,7 +416,12 @@ func TestNothingToListIsASentence(t *testing.T) {
 func TestJSONOfALook(t *testing.T) {
 	doc := document()
 	var b bytes.Buffer
-	if err := writeList(&b, "connections", doc.Total, api.Values(conns), api.NewConnection); err != nil {
+	write := func(total int, conns []conn.Connection) error {
+		return writeJSON(&b, func(w io.Writer) error {
+			return api.WriteConnections(w, new(collector.Query), total, api.Values(conns))
+		})
+	}
+	if err := write(doc.Total, conns); err != nil {
 		t.Fatal(err)
 	}
 	var got api.Connections
@@ -427,7 +434,7 @@ func TestJSONOfALook(t *testing.T) {
 		t.Error(diff)
 	}
 	b.Reset()
-	if err := writeList(&b, "connections", 0, api.Values[conn.Connection](nil), api.NewConnection); err != nil || !json.Valid(b.Bytes()) {
+	if err := write(0, nil); err != nil || !json.Valid(b.Bytes()) {
 		t.Errorf("no connections: error %v in\n%s", err, b.String())
 	}
 }

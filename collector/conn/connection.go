@@ -439,18 +439,3 @@ type Death struct {
 	Similar      int
 	SimilarSince time.Time
 }
-
-// OwnedBy reports whether name names the owner of the connection. It can be the name of
-// the process, the unit with or without .service or .scope, or at least the first 8
-// characters of the container's id or the pod's UID; "-" means that no owner is known.
-func (c *Connection) OwnedBy(name string) bool {
-	id := func(s string) bool { return len(name) >= 8 && strings.HasPrefix(s, name) }
-	switch g := &c.Cgroup; {
-	case name == "-":
-		return c.Owner() == ""
-	case c.Process != nil && c.Process.Comm == name, id(g.ContainerID), id(g.PodUID):
-		return true
-	default:
-		return g.Unit != "" && (g.Unit == name || g.Unit == name+".service" || g.Unit == name+".scope")
-	}
-}

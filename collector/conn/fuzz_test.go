@@ -220,7 +220,7 @@ func FuzzParseCgroup(f *testing.F) {
 			t.Fatalf("%q is %+v", s, g)
 		}
 		c := Connection{Cgroup: g}
-		if name := c.Owner(); name != "" && name != "-" && !c.OwnedBy(name) {
+		if name := c.Owner(); name != "" && name != "-" && !NewOwnerSet([]string{name}).Owns(&c) {
 			t.Fatalf("%q is not owned by %q", s, name)
 		}
 	})

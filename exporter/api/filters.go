@@ -22,7 +22,8 @@ type Filter[Q any] struct {
 	Placeholder string // for the value, in the help of the flag
 	Help        string // of the flag, in sentences
 	// A switch is off, or on: its values are false and true, and it is given once. All
-	// other filters can be given several times: any of the values may match.
+	// other filters can be given several times, up to [MaxValues]: any of the values may
+	// match.
 	Switch bool
 
 	add    func(q *Q, value string) error
@@ -36,6 +37,11 @@ func (f *Filter[Q]) Add(q *Q, value string) error { return f.add(q, value) }
 // Values returns the values that Add would make the filter's field of: none if the query
 // is not filtered by it.
 func (f *Filter[Q]) Values(q *Q) []string { return f.values(q) }
+
+// MaxValues is the most values that a filter takes.
+const MaxValues = 64
+
+var errValues = fmt.Errorf("a filter takes at most %d values", MaxValues)
 
 // Filters are the filters of connections. To add one, add an entry here, and to
 // [collector.Query] the field that it sets and the condition on a connection. The flags
@@ -74,11 +80,15 @@ func repeated[Q, T any](name, placeholder, help string, parse func(string) (T, e
 		Name: name, Placeholder: placeholder, Help: help,
 		add: func(q *Q, value string) error {
 			v, err := parse(value)
-			if err == nil {
-				into := field(q)
-				*into = append(*into, v)
+			if err != nil {
+				return err
 			}
-			return err
+			into := field(q)
+			if len(*into) == MaxValues {
+				return errValues
+			}
+			*into = append(*into, v)
+			return nil
 		},
 		values: func(q *Q) (values []string) {
 			for _, v := range *field(q) {

@@ -33,6 +33,33 @@ func TestAFilterThatIsAddedIsUnderstood(t *testing.T) {
 	}
 }
 
+// Who asks for more values than a filter takes learns which filter, and how many it takes.
+func TestAFilterTakesSoManyValues(t *testing.T) {
+	values := map[string]string{
+		"verdict": "zombie", "state": "established", "port": "443", "pid": "812", "owner": "nginx", "remote": "10.0.0.0/8",
+		"risk": "no_keepalive", "netns": "4026531840", "cause": "closed",
+	}
+	check := func(name string, parse func(string) error) {
+		one := "&" + name + "=" + values[name]
+		if err := parse(strings.Repeat(one, MaxValues)[1:]); err != nil {
+			t.Errorf("%d values of %s: %v", MaxValues, name, err)
+		}
+		want := name + ": a filter takes at most 64 values"
+		if err := parse(strings.Repeat(one, MaxValues+1)[1:]); err == nil || err.Error() != want {
+			t.Errorf("%d values of %s: %v, want %s", MaxValues+1, name, err, want)
+		}
+	}
+	for i := range Filters {
+		if f := &Filters[i]; !f.Switch {
+			check(f.Name, func(s string) error { _, err := ParseConnectionQuery(s); return err })
+			check(f.Name, func(s string) error { _, _, err := ParseGroupQuery("by=owner&" + s); return err })
+		}
+	}
+	for i := range DeathFilters {
+		check(DeathFilters[i].Name, func(s string) error { _, err := ParseDeathQuery(s); return err })
+	}
+}
+
 // Each filter is told of where users look for it.
 func TestFiltersAreDocumented(t *testing.T) {
 	for path, pattern := range map[string]string{

@@ -9,14 +9,22 @@ import (
 	"iter"
 	"time"
 
+	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/internal/escape"
 )
 
+// OrderVerdict is the order of a list that has connections with the worst verdict first,
+// and those with one verdict in any order.
+const OrderVerdict = "verdict"
+
 // Connections is the answer of /api/v1/connections. Total is how many there
-// are, whatever the limit.
+// are, whatever the limit. Order is "" if the worst connections come first, and
+// [OrderVerdict] if there are too many to sort (see [collector.Query.Sorted]).
 type Connections struct {
 	GeneratedAt time.Time    `json:"generated_at"`
 	Total       int          `json:"total"`
+	Order       string       `json:"order,omitempty"`
 	Connections []Connection `json:"connections"`
 }
 
@@ -44,11 +52,29 @@ type Error struct {
 	Error string `json:"error"`
 }
 
-// WriteList writes the object of [Connections], [Groups] or [Deaths], an item a line
-// and in a Write of its own. Items are encoded one by one: all of a large node's
-// would be hundreds of MB. Names in it do nothing to a terminal, see [escape.JSON].
+// WriteConnections writes the object of [Connections] as [WriteList] does: the answer of
+// [collector.Collector.Connections] to a query.
+func WriteConnections(w io.Writer, q *collector.Query, total int, connections iter.Seq2[*conn.Connection, error]) error {
+	order := ""
+	if !q.Sorted(total) {
+		order = OrderVerdict
+	}
+	return writeList(w, "connections", total, order, connections, NewConnection)
+}
+
+// WriteList writes the object of [Groups] or [Deaths], an item a line and in a Write of its
+// own. Items are encoded one by one: all of a large node's would be hundreds of MB. Names in
+// them do nothing to a terminal, see [escape.JSON].
 func WriteList[In, Out any](w io.Writer, name string, total int, items iter.Seq2[*In, error], encode func(*In) Out) error {
-	if _, err := fmt.Fprintf(w, "{\"generated_at\":%q,\"total\":%d,%q:[\n", time.Now().UTC().Format(time.RFC3339Nano), total, name); err != nil {
+	return writeList(w, name, total, "", items, encode)
+}
+
+func writeList[In, Out any](w io.Writer, name string, total int, order string, items iter.Seq2[*In, error], encode func(*In) Out) error {
+	head := fmt.Sprintf("{\"generated_at\":%q,\"total\":%d,", time.Now().UTC().Format(time.RFC3339Nano), total)
+	if order != "" {
+		head += fmt.Sprintf("\"order\":%q,", order)
+	}
+	if _, err := fmt.Fprintf(w, "%s%q:[\n", head, name); err != nil {
 		return err
 	}
 	enc, between := json.NewEncoder(escape.Writer{W: w}), ""
