@@ -114,7 +114,7 @@ func (l *Live) history() []byte {
 		var deaths uint64
 		if i > 0 {
 			for c := range m.deaths {
-				if conn.Cause(c) != conn.CauseClosed {
+				if !conn.Cause(c).IsOrderly() {
 					deaths += m.deaths[c] - l.past[i-1].deaths[c]
 				}
 			}

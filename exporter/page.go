@@ -102,7 +102,7 @@ func pageNames() []byte {
 	}
 	var causes []cause
 	for c := range conn.Cause(conn.Causes) {
-		causes = append(causes, cause{c.String(), c.IsTimeout(), c == conn.CauseClosed})
+		causes = append(causes, cause{c.String(), c.IsTimeout(), c.IsOrderly()})
 	}
 	evidence := make(map[string]string)
 	for _, e := range []conn.Evidence{conn.EvidenceKeepalive, conn.EvidenceRetransmit, conn.EvidenceWindowProbe} {

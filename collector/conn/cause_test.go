@@ -42,6 +42,9 @@ func TestEveryCauseIsInItsPlaces(t *testing.T) {
 			t.Errorf("cause %d has the name %q and the meaning %q", c, name, c.Meaning())
 			continue
 		}
+		if causeKinds[c] == 0 {
+			t.Errorf("%s has no kind", name)
+		}
 		if c.IsTimeout() != strings.HasSuffix(name, "_timeout") {
 			t.Errorf("%s is a timeout: %v; queries go by the name", name, c.IsTimeout())
 		}
@@ -52,6 +55,29 @@ func TestEveryCauseIsInItsPlaces(t *testing.T) {
 			if !regexp.MustCompile(`\b` + name + `\b`).MatchString(text) {
 				t.Errorf("%s does not have the cause %s", place, name)
 			}
+		}
+	}
+}
+
+// The dashboards count orderly ends apart from all others.
+func TestDashboardsLeaveOutOrderlyEnds(t *testing.T) {
+	text, err := os.ReadFile("../../internal/dashboards/panels.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want []string
+	for c := range Cause(Causes) {
+		if c.IsOrderly() {
+			want = append(want, c.String())
+		}
+	}
+	for _, operator := range []string{"=", "!="} {
+		var got []string
+		for _, m := range regexp.MustCompile(`cause`+operator+`"([a-z_]*)"`).FindAllStringSubmatch(string(text), -1) {
+			got = append(got, m[1])
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("the dashboards have causes %s %v, the orderly ends are %v", operator, got, want)
 		}
 	}
 }

@@ -90,7 +90,7 @@ func (e Evidence) String() string { return nameOf(evidenceNames[:], uint8(e)) }
 // the metrics, the API, the flags and the live page follow by themselves.
 //
 //   - bpf/halfopen.h: the constant; bpf/deaths.h: the rule that finds it (make generate)
-//   - here: the constant, the name and, if a timer of the kernel is the cause, IsTimeout
+//   - here: the constant, its name, and its kind
 //   - meanings.go: what it means, for docs/metrics.md (make generate)
 //   - docs/architecture/kernel.md: the rule, in the table of "The cause of a death"
 //   - e2e/scenario_test.go: a scenario that reaches it, or a line in docs/kernel.md, "What
@@ -141,15 +141,39 @@ var causeNames = [Causes]string{
 // String returns the cause's name in the contract.
 func (c Cause) String() string { return nameOf(causeNames[:], uint8(c)) }
 
-// IsTimeout reports whether a timer of the kernel ended the connection.
-func (c Cause) IsTimeout() bool {
-	switch c {
-	case CauseKeepaliveTimeout, CauseUserTimeout, CauseRetransmitTimeout, CauseWindowProbeTimeout,
-		CauseConnectTimeout, CauseOrphanTimeout:
-		return true
-	}
-	return false
+// causeKind is what kind of end a cause is.
+type causeKind uint8
+
+const (
+	_       causeKind = iota
+	timeout           // a timer of the kernel ended the connection
+	orderly           // no failure: both applications wanted it
+	failure           // anything else
+)
+
+var causeKinds = [Causes]causeKind{
+	CauseUnknown:            failure,
+	CauseKeepaliveTimeout:   timeout,
+	CauseUserTimeout:        timeout,
+	CauseRetransmitTimeout:  timeout,
+	CauseWindowProbeTimeout: timeout,
+	CauseConnectTimeout:     timeout,
+	CauseOrphanTimeout:      timeout,
+	CauseResetByPeer:        failure,
+	CauseRefused:            failure,
+	CauseUnreachable:        failure,
+	CauseAborted:            failure,
+	CauseDestroyed:          failure,
+	CauseOutOfMemory:        failure,
+	CauseClosed:             orderly,
 }
+
+// IsTimeout reports whether a timer of the kernel ended the connection.
+func (c Cause) IsTimeout() bool { return int(c) < Causes && causeKinds[c] == timeout }
+
+// IsOrderly reports whether the end was no failure: it is counted, and told only of a
+// connection that was in trouble.
+func (c Cause) IsOrderly() bool { return int(c) < Causes && causeKinds[c] == orderly }
 
 // ParseCause is the reverse of String.
 func ParseCause(s string) (Cause, error) {
