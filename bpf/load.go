@@ -122,7 +122,25 @@ func Load(opts Options) (_ *Kernel, err error) {
 			return nil, err
 		}
 	}
+	if err := k.probe(); err != nil {
+		return nil, err
+	}
 	return k, nil
+}
+
+// probe reads a map and runs a program. The library finds out how the kernel does that
+// when it is needed first, by loading programs and making maps of its own. Later this
+// process may not be allowed to.
+func (k *Kernel) probe() error {
+	if err := k.Watch(func(*abi.Conn) {}); err != nil {
+		return err
+	}
+	k.census.Lock()
+	defer k.census.Unlock()
+	if _, err := k.listNetns(k.ctx); err != nil {
+		return fmt.Errorf("list network namespaces: %w", err)
+	}
+	return nil
 }
 
 // prepare reads the object and adapts it to the options and the running kernel. It
