@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -18,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/halfopen/halfopen/bpf"
 	"github.com/halfopen/halfopen/internal/sandbox"
 )
 
@@ -229,5 +231,127 @@ func TestSandboxRefuses(t *testing.T) {
 	}
 	if threads, _, _ := strings.Cut(bound["threads"], " "); len(threads) < 2 { // 16 and those of the runtime
 		t.Errorf("%s threads have tried", bound["threads"])
+	}
+}
+
+// documented is a line of the table of docs/security.md.
+type documented struct {
+	process, linux                   string
+	uid, capEff, noNewPrivs, seccomp string // as /proc/PID/status has them
+}
+
+// documentedPrivileges parses the table.
+func documentedPrivileges(t *testing.T) (lines []documented) {
+	t.Helper()
+	text, err := os.ReadFile("../docs/security.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	bits := make(map[string]int)
+	for _, c := range bpf.Capabilities {
+		bits[c.Name] = c.Bit
+	}
+	_, table, _ := strings.Cut(string(text), "\n| process | Linux | Uid | CapEff | NoNewPrivs | Seccomp |\n|---|---|---|---|---|---|\n")
+	table, _, _ = strings.Cut(table, "\n\n")
+	for line := range strings.Lines(table) {
+		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "| "), " | ")
+		if len(cells) != 6 {
+			t.Fatalf("a line of %d cells: %q", len(cells), line)
+		}
+		var set uint64
+		for name := range strings.SplitSeq(cells[3], ", ") {
+			bit, ok := bits[name]
+			if name != "none" && !ok {
+				t.Fatalf("unknown capability %q", name)
+			}
+			if ok {
+				set |= 1 << bit
+			}
+		}
+		lines = append(lines, documented{cells[0], cells[1], cells[2], fmt.Sprintf("%016x", set), cells[4], cells[5]})
+	}
+	return lines
+}
+
+// statusOf returns the lines of /proc/PID/task/TID/status, or of a process, by their names.
+func statusOf(path string) (map[string]string, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	status := make(map[string]string)
+	for line := range strings.Lines(string(text)) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), ":\t")
+		status[name] = value
+	}
+	return status, nil
+}
+
+// What every thread of an agent and of its helper keeps is what docs/security.md says.
+func TestPrivilegesAreThoseOfTheDocument(t *testing.T) {
+	t.Parallel()
+	a := launchAgent(t)
+	defer a.stop()
+	a.ready()
+	processes := map[string][]int{"agent": {a.cmd.Process.Pid}}
+	all, err := filepath.Glob("/proc/[0-9]*/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range all {
+		status, err := statusOf(path)
+		if err == nil && status["PPid"] == strconv.Itoa(a.cmd.Process.Pid) {
+			pid, err := strconv.Atoi(status["Pid"])
+			if err != nil {
+				t.Fatal(err)
+			}
+			processes["helper"] = append(processes["helper"], pid)
+		}
+	}
+	if len(processes["helper"]) != 1 {
+		t.Fatalf("the agent has the children %v, expected its helper", processes["helper"])
+	}
+	age := "5.19 and newer"
+	if olderThan(t, 5, 19) {
+		age = "before 5.19"
+	}
+	compared := 0
+	for _, d := range documentedPrivileges(t) {
+		if d.linux != "all" && d.linux != age {
+			continue
+		}
+		for _, pid := range processes[d.process] {
+			tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+			if err != nil || len(tasks) < 2 {
+				t.Fatalf("threads %v, %v", tasks, err)
+			}
+			// A thread may have ended, but not all: the helper can still be on its way.
+			eventually(t, d.process+" has dropped its privileges", func() error {
+				for _, path := range tasks {
+					status, err := statusOf(path)
+					if os.IsNotExist(err) || errors.Is(err, unix.ESRCH) {
+						continue
+					}
+					if err != nil {
+						return err
+					}
+					uid, _, _ := strings.Cut(status["Uid"], "\t")
+					if status["Uid"] != strings.Join([]string{uid, uid, uid, uid}, "\t") {
+						return fmt.Errorf("%s has the uids %s", path, status["Uid"])
+					}
+					got := documented{d.process, d.linux, uid, status["CapEff"], status["NoNewPrivs"], status["Seccomp"]}
+					if got != d || status["CapPrm"] != d.capEff || strings.Trim(status["CapInh"]+status["CapAmb"]+status["CapBnd"], "0") != "" {
+						return fmt.Errorf("%s: %+v (permitted %s, inheritable %s, ambient %s, bounding %s), documented is %+v",
+							path, got, status["CapPrm"], status["CapInh"], status["CapAmb"], status["CapBnd"], d)
+					}
+				}
+				return nil
+			})
+			t.Logf("%s: %d threads have uid %s, CapEff %s, NoNewPrivs %s, Seccomp %s", d.process, len(tasks), d.uid, d.capEff, d.noNewPrivs, d.seccomp)
+			compared++
+		}
+	}
+	if compared != 2 {
+		t.Errorf("%d processes were compared, expected the agent and its helper", compared)
 	}
 }

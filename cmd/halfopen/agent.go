@@ -22,6 +22,7 @@ import (
 	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/collector/recording"
 	"github.com/halfopen/halfopen/exporter"
+	"github.com/halfopen/halfopen/internal/helper"
 )
 
 // defaultAddress is where the agent listens by default: reachable from this node only.
@@ -34,6 +35,7 @@ type agent struct {
 	allowedHosts []string
 	socket       string // "": none
 	record       string // a file for the facts; "": none
+	privileges   string
 	log          promslog.Config
 }
 
@@ -51,6 +53,8 @@ func agentFlags(cmd *kingpin.CmdClause) action {
 		Default(exporter.SocketPath).PlaceHolder("PATH").SetValue(&value[string]{flag: "web.socket", parse: parseSocket, into: &a.socket})
 	cmd.Flag("web.allowed-host", "Another host name of this agent that requests may use, such as the name of a proxy, besides its addresses, localhost and the node's name. Repeatable.").
 		PlaceHolder("NAME").SetValue(&values[string]{"web.allowed-host", exporter.ParseHostName, &a.allowedHosts})
+	cmd.Flag("privileges", "What to do with privileges that nothing needs any more once the programs are loaded: drop, or keep.").
+		Default(dropPrivileges).SetValue(&value[string]{flag: "privileges", parse: oneOf(dropPrivileges, keepPrivileges), into: &a.privileges})
 	a.log = promslog.Config{Level: promslog.NewLevel(), Format: promslog.NewFormat()}
 	logFlag := func(name, help, def string, into kingpin.Value) {
 		set := func(s string) (string, error) { return s, into.Set(s) }
@@ -102,13 +106,24 @@ func (a *agent) run(ctx context.Context, _, stderr io.Writer) error {
 			l.Close()
 		}
 	}()
-	k, err := a.thresholds.load(a.thresholds.eventsFrom())
+	var h *helper.Helper
+	if a.privileges == dropPrivileges {
+		if h, err = helper.Start(a.socket); err != nil {
+			return fmt.Errorf("%w, or keep all privileges with --privileges=keep", err)
+		}
+		defer h.Close()
+	}
+	k, err := a.thresholds.load(a.thresholds.eventsFrom(), h)
 	if err != nil {
 		return err
 	}
 	defer k.Close()
 	if a.socket != "" && !exporter.HasSocket(listeners) {
-		socket, err := exporter.ListenSocket(a.socket, logger)
+		var remove func(device, inode uint64) error
+		if h != nil {
+			remove = h.RemoveSocket
+		}
+		socket, err := exporter.ListenSocket(a.socket, remove, logger)
 		if err != nil {
 			logger.Warn("Running without a socket: list, explain, top and trace do not find this agent without --url", "err", err)
 		} else {
@@ -127,6 +142,9 @@ func (a *agent) run(ctx context.Context, _, stderr io.Writer) error {
 		defer recorder.Close()
 		opts.Record = recorder.Record
 	}
+	if h != nil {
+		opts.Privileged = h
+	}
 	c := collector.New(k, opts)
 	live := exporter.NewLive(c, logger)
 	guard := exporter.NewGuard(*a.web.WebListenAddresses, a.allowedHosts)
@@ -135,6 +153,14 @@ func (a *agent) run(ctx context.Context, _, stderr io.Writer) error {
 	logger.Info("Starting halfopen", "version", version.Version, "revision", version.GetRevision(),
 		"kernel", kernelRelease(), "address", strings.Join(*a.web.WebListenAddresses, ","))
 	g, ctx := errgroup.WithContext(ctx)
+	if h != nil {
+		files, err := exporter.WebFiles(a.web)
+		if err != nil {
+			return err
+		}
+		enter(agentPolicy(files), logger)
+		g.Go(func() error { return h.Wait(ctx) })
+	}
 	g.Go(func() error { return c.Run(ctx) })
 	g.Go(func() error {
 		live.Run(ctx)

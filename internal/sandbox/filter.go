@@ -45,8 +45,8 @@ func without(argument int, bits uint64) [][]Condition {
 	return [][]Condition{{{argument, bits, 0}}}
 }
 
-// HasFilter reports whether the kernel can filter system calls for a process.
-func HasFilter() bool {
+// hasFilter reports whether the kernel can filter system calls for a process.
+func hasFilter() bool {
 	action := uint32(unix.SECCOMP_RET_ERRNO)
 	_, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_GET_ACTION_AVAIL, 0, uintptr(unsafe.Pointer(&action)))
 	return errno == 0

@@ -17,6 +17,17 @@ func Agent(others ...string) *Policy {
 	return p
 }
 
+// Helper returns the policy of the helper process. It stays root: the files of network
+// namespaces and the socket are root's. It reads whatever leads to a namespace, so its
+// files are not restricted.
+func Helper() *Policy {
+	return &Policy{
+		Capabilities: []int{unix.CAP_SYS_ADMIN, unix.CAP_SYS_PTRACE, unix.CAP_DAC_READ_SEARCH, unix.CAP_NET_ADMIN},
+		KeepUser:     true,
+		Syscalls:     helperSyscalls(),
+	}
+}
+
 // bpfNeedsCapability reports whether bpf(2) may need CAP_BPF for every command, also for
 // those on descriptors that the process has: before Linux 5.19, where
 // kernel.unprivileged_bpf_disabled is set (kernel/bpf/syscall.c, __sys_bpf). Root can set

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/landlock-lsm/go-landlock/landlock"
@@ -27,8 +28,9 @@ type Policy struct {
 	// has them.
 	Capabilities []int
 	// Files are the directories beneath which the process may still open files, to read
-	// them. A directory that does not exist is left out. The kernel enforces this if it
-	// has Landlock (5.13).
+	// them. A directory that does not exist is left out. nil: all files, and all that the
+	// process may read of other processes. The kernel enforces this if it has Landlock
+	// (5.13).
 	Files []string
 	// KeepUser keeps the user even if it is root. Otherwise root becomes [User].
 	KeepUser bool
@@ -49,25 +51,52 @@ func Enter(p *Policy) error {
 	}
 	_, _ = time.Now().Zone() // reads /etc/localtime, if nothing has yet
 	failed("set no_new_privs", noNewPrivs())
-	failed("restrict files (Landlock)", restrictFiles(p.Files))
+	if p.Files != nil {
+		failed(restrictsFiles, restrictFiles(p.Files))
+	}
 	failed("drop the bounding set", dropBounding())
 	if !p.KeepUser && os.Geteuid() == 0 {
-		failed("change the user", changeUser())
+		failed(changesUser, changeUser())
 	}
 	failed("drop capabilities", keepCapabilities(p.Capabilities))
 	if p.Syscalls != nil {
-		failed("filter system calls (seccomp)", filterSyscalls(p.Syscalls))
+		failed(filtersSyscalls, filterSyscalls(p.Syscalls))
 	}
 	return errors.Join(errs...)
 }
+
+// Missing returns what [Enter] could not do here, without doing anything; nil if it could
+// do all.
+func Missing() error {
+	var errs []error
+	if !hasLandlock() {
+		errs = append(errs, fmt.Errorf("%s: %w", restrictsFiles, errors.ErrUnsupported))
+	}
+	if os.Geteuid() == 0 {
+		if err := mayChangeUser(); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", changesUser, err))
+		}
+	}
+	if !hasFilter() {
+		errs = append(errs, fmt.Errorf("%s: %w", filtersSyscalls, errors.ErrUnsupported))
+	}
+	return errors.Join(errs...)
+}
+
+// Steps of Enter that may not be possible.
+const (
+	restrictsFiles  = "restrict files (Landlock)"
+	changesUser     = "change the user"
+	filtersSyscalls = "filter system calls (seccomp)"
+)
 
 func noNewPrivs() error {
 	_, err := cap.Prctlw(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 	return err
 }
 
-// HasLandlock reports whether the kernel can restrict which files a process opens.
-func HasLandlock() bool {
+// hasLandlock reports whether the kernel can restrict which files a process opens.
+func hasLandlock() bool {
 	abi, err := llsys.LandlockGetABIVersion()
 	return err == nil && abi > 0
 }
@@ -77,7 +106,7 @@ func HasLandlock() bool {
 // threads of a process could then send each other no signals (hook_task_kill), which Go
 // needs.
 func restrictFiles(directories []string) error {
-	if !HasLandlock() {
+	if !hasLandlock() {
 		return errors.ErrUnsupported
 	}
 	const read = llsys.AccessFSReadFile | llsys.AccessFSReadDir
@@ -85,27 +114,26 @@ func restrictFiles(directories []string) error {
 	return landlock.V5.BestEffort().Restrict(paths)
 }
 
-// dropBounding empties the bounding set: no program that the process could run gets a
-// capability from its file.
+// dropBounding empties the bounding set, if the process may: no program that it could run
+// would get a capability from its file. With no_new_privs none would anyway.
 func dropBounding() error {
+	if !permitted(cap.SETPCAP) {
+		return nil
+	}
 	var drop []cap.Value
 	for v := range cap.MaxBits() {
 		if has, err := cap.GetBound(v); err == nil && has {
 			drop = append(drop, v)
 		}
 	}
-	if len(drop) == 0 {
-		return nil
-	}
-	return withEffective(cap.SETPCAP, func() error { return cap.DropBound(drop...) })
+	set := cap.GetProc()
+	return errors.Join(set.SetFlag(cap.Effective, true, cap.SETPCAP), set.SetProc(), cap.DropBound(drop...))
 }
 
 // changeUser makes root [User], in no other group.
 func changeUser() error {
-	for _, v := range []cap.Value{cap.SETGID, cap.SETUID} {
-		if has, err := cap.GetProc().GetFlag(cap.Permitted, v); err != nil || !has {
-			return fmt.Errorf("without %s: %w", v, unix.EPERM)
-		}
+	if err := mayChangeUser(); err != nil {
+		return err
 	}
 	if err := cap.SetGroups(User); err != nil {
 		return err
@@ -113,28 +141,30 @@ func changeUser() error {
 	return cap.SetUID(User)
 }
 
-// withEffective calls f while v is effective. It returns EPERM if v is not permitted.
-func withEffective(v cap.Value, f func() error) error {
-	set := cap.GetProc()
-	if has, err := set.GetFlag(cap.Permitted, v); err != nil || !has {
-		return fmt.Errorf("without %s: %w", v, unix.EPERM)
+func mayChangeUser() error {
+	for _, v := range []cap.Value{cap.SETGID, cap.SETUID} {
+		if !permitted(v) {
+			return fmt.Errorf("without %s: %w", strings.ToUpper(v.String()), unix.EPERM)
+		}
 	}
-	if err := errors.Join(set.SetFlag(cap.Effective, true, v), set.SetProc()); err != nil {
-		return err
-	}
-	return f()
+	return nil
+}
+
+// permitted reports whether the process may use a capability.
+func permitted(v cap.Value) bool {
+	has, err := cap.GetProc().GetFlag(cap.Permitted, v)
+	return err == nil && has
 }
 
 // keepCapabilities drops all capabilities but these from all sets.
 func keepCapabilities(bits []int) error {
-	has, kept := cap.GetProc(), cap.NewSet()
+	kept := cap.NewSet()
 	for _, bit := range bits {
 		v := cap.Value(bit)
-		permitted, err := has.GetFlag(cap.Permitted, v)
-		if err != nil {
-			return err
+		if !permitted(v) {
+			continue
 		}
-		if err := errors.Join(kept.SetFlag(cap.Permitted, permitted, v), kept.SetFlag(cap.Effective, permitted, v)); err != nil {
+		if err := errors.Join(kept.SetFlag(cap.Permitted, true, v), kept.SetFlag(cap.Effective, true, v)); err != nil {
 			return err
 		}
 	}

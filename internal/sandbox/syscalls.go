@@ -21,12 +21,30 @@ var bpfCommands = []uint64{
 const newNamespaces = unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC |
 	unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNET
 
-// agentSyscalls returns what the agent calls once its programs are loaded: with the
-// runtime of Go, measured with strace over the tests of e2e. Arguments are checked where
-// they make a call dangerous.
+// agentSyscalls returns what the agent calls once its programs are loaded.
 func agentSyscalls() []Syscall {
+	return append([]Syscall{{Number: unix.SYS_BPF, Only: oneOf(0, bpfCommands...)}}, commonSyscalls()...)
+}
+
+// helperSyscalls returns what the helper calls.
+func helperSyscalls() []Syscall {
+	return append([]Syscall{
+		{Number: unix.SYS_SETNS, Only: oneOf(1, unix.CLONE_NEWNET)},
+		{Number: unix.SYS_SOCKET, Only: oneOf(0, unix.AF_NETLINK)},
+		{Number: unix.SYS_BIND},
+		{Number: unix.SYS_PIDFD_OPEN},
+		{Number: unix.SYS_PIDFD_GETFD},
+		{Number: unix.SYS_IOCTL, Only: oneOf(1, unix.SIOCGSKNS)},
+		{Number: unix.SYS_NAME_TO_HANDLE_AT},
+		{Number: unix.SYS_OPEN_BY_HANDLE_AT},
+		{Number: unix.SYS_UNLINKAT},
+	}, commonSyscalls()...)
+}
+
+// commonSyscalls returns what both processes call, with the runtime of Go: measured with
+// strace over the tests of e2e. Arguments are checked where they make a call dangerous.
+func commonSyscalls() []Syscall {
 	calls := slices.Concat(archSyscalls, []Syscall{
-		{Number: unix.SYS_BPF, Only: oneOf(0, bpfCommands...)},
 		// Only threads.
 		{Number: unix.SYS_CLONE, Only: [][]Condition{{{0, unix.CLONE_THREAD | newNamespaces, unix.CLONE_THREAD}}}},
 		// Only to read.
