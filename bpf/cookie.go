@@ -181,21 +181,20 @@ func (k *Kernel) assignCookies(ctx context.Context, write uint32) time.Duration 
 	return 0
 }
 
-// searchNoCookie runs one search on a thread of its own, which changes its network
-// namespace, and then closes done.
+// searchNoCookie runs one search, and then closes done.
 func (k *Kernel) searchNoCookie(write uint32, done chan struct{}) {
-	onSpareThread(func() {
-		began := threadCPU()
-		failed, err := k.giveMissingCookies(k.ctx, write)
-		cpu := threadCPU() - began
-		s := &k.cookies
-		s.Lock()
-		defer s.Unlock()
-		s.failed, s.err, s.cpu = failed, err, cpu
-		s.running, s.succeeded = nil, s.succeeded || err == nil
-		s.due = time.Now().Add(max(cookiesInterval, time.Duration(float64(cpu)/cookiesShare)))
-	})
-	close(done)
+	runtime.LockOSThread() // threadCPU is the time of one thread
+	defer runtime.UnlockOSThread()
+	defer close(done)
+	began := threadCPU()
+	failed, elsewhere, err := k.giveMissingCookies(k.ctx, write)
+	cpu := threadCPU() - began + elsewhere
+	s := &k.cookies
+	s.Lock()
+	defer s.Unlock()
+	s.failed, s.err, s.cpu = failed, err, cpu
+	s.running, s.succeeded = nil, s.succeeded || err == nil
+	s.due = time.Now().Add(max(cookiesInterval, time.Duration(float64(cpu)/cookiesShare)))
 }
 
 // onSpareThread runs f on a thread of its own, which ends afterwards, and waits for it.
@@ -218,50 +217,93 @@ func onSpareThread(f func()) {
 
 // giveMissingCookies gives a cookie to each socket that has none: first, by one pass over
 // all descriptors, to those that a process holds; then, by sock_diag in their namespaces,
-// to the others. It returns the namespaces where this failed, and the reason. It leaves
-// the calling thread in one of these namespaces.
-func (k *Kernel) giveMissingCookies(ctx context.Context, write uint32) (failed map[uint32]error, err error) {
+// to the others. It returns the namespaces where this failed, and the reason, and the CPU
+// time that it took elsewhere than on the calling thread.
+func (k *Kernel) giveMissingCookies(ctx context.Context, write uint32) (failed map[uint32]error, elsewhere time.Duration, err error) {
 	failed = make(map[uint32]error)
 	if !k.noCookieHelper {
 		if err := k.pass("cookies", nil, nil); err != nil {
-			return failed, fmt.Errorf("read the sockets of all processes: %w", err)
+			return failed, 0, fmt.Errorf("read the sockets of all processes: %w", err)
 		}
 	}
 	noCookie, err := k.findNoCookie(ctx, write)
 	if err != nil || len(noCookie) == 0 {
-		return failed, err
-	}
-	var own unix.Stat_t
-	if err := unix.Stat("/proc/thread-self/ns/net", &own); err != nil {
-		return failed, err
-	}
-	diag := func(netns, states uint32) {
-		if err := diagCookies(states); err != nil {
-			failed[netns] = diagError{err}
-		}
-	}
-	if states, ok := noCookie[uint32(own.Ino)]; ok { // first, while we are there: that takes no privilege
-		delete(noCookie, uint32(own.Ino))
-		diag(uint32(own.Ino), states)
+		return failed, 0, err
 	}
 	refs, err := k.namespaces()
 	if err != nil {
-		return failed, fmt.Errorf("find network namespaces: %w", err)
+		return failed, 0, fmt.Errorf("find network namespaces: %w", err)
 	}
+	own, err := ownNetns()
+	if err != nil {
+		return failed, 0, err
+	}
+	var targets []CookieTarget
 	for netns, states := range noCookie {
-		if err := ctx.Err(); err != nil {
-			return failed, err
-		}
-		ref, ok := refs[uint64(netns)]
-		if !ok {
-			failed[netns] = errHidden
-		} else if err := ref.enter(uint64(netns)); err != nil {
-			failed[netns] = err
+		if ref, ok := refs[uint64(netns)]; ok || netns == own {
+			targets = append(targets, CookieTarget{Netns: netns, States: states, Path: ref.path, Holder: ref.holder})
 		} else {
-			diag(netns, states)
+			failed[netns] = errHidden
 		}
 	}
-	return failed, nil
+	if len(targets) == 0 {
+		return failed, 0, nil
+	}
+	errs, elsewhere, err := k.giveCookies(ctx, targets)
+	if err != nil {
+		return failed, elsewhere, err
+	}
+	for i, t := range targets {
+		if errs[i] != nil {
+			failed[t.Netns] = errs[i]
+		}
+	}
+	return failed, elsewhere, nil
+}
+
+// CookieTarget are sockets without a cookie in another network namespace.
+type CookieTarget struct {
+	Netns  uint32 // the inode number of the namespace
+	States uint32 // of the sockets, a bit each
+	// Path is a file of the namespace. If it is "", Holder is a process that is in the
+	// namespace, or that has a descriptor of it or of a socket in it.
+	Path   string
+	Holder abi.Holder
+}
+
+// GiveCookies gives cookies to sockets in other network namespaces, which it enters on a
+// thread of its own. It returns an error or nil for each target, and the CPU time that
+// it took; err is not nil if ctx has ended before it was done. It may hang, since it opens
+// files that users choose. It needs CAP_SYS_ADMIN and CAP_SYS_PTRACE, and CAP_NET_ADMIN
+// where only a socket leads to a namespace.
+func GiveCookies(ctx context.Context, targets []CookieTarget) (errs []error, cpu time.Duration, err error) {
+	own, err := ownNetns()
+	if err != nil {
+		return nil, 0, err
+	}
+	errs = make([]error, len(targets))
+	onSpareThread(func() {
+		began := threadCPU()
+		for i, t := range targets { // first, while the thread is there: that takes no privilege
+			if t.Netns == own {
+				errs[i] = diagCookies(t.States)
+			}
+		}
+		for i, t := range targets {
+			if t.Netns == own {
+				continue
+			}
+			if err = ctx.Err(); err != nil {
+				break
+			}
+			ref := netnsRef{path: t.Path, holder: t.Holder}
+			if errs[i] = ref.enter(uint64(t.Netns)); errs[i] == nil {
+				errs[i] = diagCookies(t.States)
+			}
+		}
+		cpu = threadCPU() - began
+	})
+	return errs, cpu, err
 }
 
 // diagError is an error of sock_diag. It does not unwrap, so that gone does not apply to
@@ -334,7 +376,8 @@ const (
 
 // diagCookies gives cookies to the TCP sockets in these states (bits) of the calling
 // thread's network namespace: sock_diag gives one to each socket that it shows. We do not
-// ask it for INET_DIAG_INFO, so that it takes no socket's lock (tcp_diag_get_info).
+// ask it for INET_DIAG_INFO, so that it takes no socket's lock (tcp_diag_get_info). Its
+// error is a diagError.
 func diagCookies(states uint32) error {
 	if states&newSynRecvBit != 0 {
 		states |= synRecvBit
@@ -347,7 +390,7 @@ func diagCookies(states uint32) error {
 		req.AddData(diagRequest{family, states})
 		err := req.ExecuteIter(unix.NETLINK_INET_DIAG, nl.SOCK_DIAG_BY_FAMILY, func([]byte) bool { return true })
 		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return err
+			return diagError{err}
 		}
 	}
 	return nil

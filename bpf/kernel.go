@@ -42,6 +42,7 @@ type Kernel struct {
 	owners   sync.Mutex // one search for owners at a time: they share the map of cookies
 
 	cookies        cookieSearch
+	giveCookies    func(context.Context, []CookieTarget) ([]error, time.Duration, error)
 	noCookieHelper bool  // our programs cannot give cookies (differences.go cookies)
 	cookiesErr     error // why new connections do not get cookies; nil if they do
 

@@ -45,6 +45,9 @@ type Options struct {
 	// EventsBytes is the size of the ring buffer, a power of two and of whole
 	// pages (default 4 MiB). Only tests have a reason to change it.
 	EventsBytes uint32
+	// GiveCookies is called instead of [GiveCookies] if it is not nil, by a process that
+	// has not the privileges for it.
+	GiveCookies func(context.Context, []CookieTarget) ([]error, time.Duration, error)
 	// noCookieHelper makes Load do without the cookie helper, as before Linux 5.12
 	// (cookie.go). For tests.
 	noCookieHelper bool
@@ -61,6 +64,9 @@ func (o *Options) setDefaults() error {
 	}
 	if o.EventsFrom == 0 {
 		o.EventsFrom = 2
+	}
+	if o.GiveCookies == nil {
+		o.GiveCookies = GiveCookies
 	}
 	if len(o.IdleBounds) > abi.IdleBuckets {
 		return fmt.Errorf("%d bounds of idle time, at most %d are possible", len(o.IdleBounds), abi.IdleBuckets)
@@ -83,6 +89,7 @@ func Load(opts Options) (_ *Kernel, err error) {
 	}
 	k := &Kernel{
 		noCookieHelper: noCookieHelper,
+		giveCookies:    opts.GiveCookies,
 		links:          make(map[string][]link.Link),
 		missed:         make(map[string]*monotonic),
 		iters:          make(map[string]*link.Iter),
@@ -122,7 +129,25 @@ func Load(opts Options) (_ *Kernel, err error) {
 			return nil, err
 		}
 	}
+	if err := k.probe(); err != nil {
+		return nil, err
+	}
 	return k, nil
+}
+
+// probe reads a map and runs a program. The library finds out how the kernel does that
+// when it is needed first, by loading programs and making maps of its own. Later this
+// process may not be allowed to.
+func (k *Kernel) probe() error {
+	if err := k.Watch(func(*abi.Conn) {}); err != nil {
+		return err
+	}
+	k.census.Lock()
+	defer k.census.Unlock()
+	if _, err := k.listNetns(k.ctx); err != nil {
+		return fmt.Errorf("list network namespaces: %w", err)
+	}
+	return nil
 }
 
 // prepare reads the object and adapts it to the options and the running kernel. It

@@ -78,8 +78,7 @@ func (k *Kernel) searchNetns(pass string, h *abi.Holder, visit func()) error {
 // namespace of that inode number; "" if the namespace is our own, or if there is no such
 // file.
 func (k *Kernel) NetnsPath(netns uint32) string {
-	var own unix.Stat_t
-	if err := unix.Stat("/proc/thread-self/ns/net", &own); err != nil || own.Ino == uint64(netns) {
+	if own, err := ownNetns(); err != nil || own == netns {
 		return ""
 	}
 	refs, err := k.namespaces()
@@ -88,6 +87,13 @@ func (k *Kernel) NetnsPath(netns uint32) string {
 	}
 	ref := refs[uint64(netns)]
 	return ref.file()
+}
+
+// ownNetns returns the inode number of the calling thread's network namespace.
+func ownNetns() (uint32, error) {
+	var own unix.Stat_t
+	err := unix.Stat("/proc/thread-self/ns/net", &own)
+	return uint32(own.Ino), err
 }
 
 // file returns the path of a file of the namespace, "" if there is none.
@@ -127,12 +133,12 @@ func (r *netnsRef) open() (int, error) {
 	return unix.Open(fmt.Sprintf("/proc/self/fd/%d", file), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOCTTY|unix.O_NONBLOCK, 0)
 }
 
-var errNotSame = errors.New("another namespace by now")
+var errNotSame = fmt.Errorf("another namespace by now (%w)", unix.ESRCH)
 
 // gone reports whether an error says that a reference is no longer valid.
 func gone(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EBADF) ||
-		errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENOTTY) || errors.Is(err, errNotSame)
+		errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENOTTY)
 }
 
 // enter moves the calling thread into a network namespace. It returns errNotSame if the

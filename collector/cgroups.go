@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
@@ -16,31 +17,67 @@ import (
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
+// Privileged is what a collector needs privileges for. [Direct] does it in this process.
+// It is safe for concurrent use.
+type Privileged interface {
+	// CgroupPath returns the path of the group with that id in the cgroup v2 hierarchy.
+	// It needs CAP_DAC_READ_SEARCH.
+	CgroupPath(id uint64) (string, error)
+	// CgroupsRefused returns the error if CgroupPath is not permitted, else nil.
+	CgroupsRefused() error
+	// DescriptorsRefused returns an error if most other processes' descriptors are
+	// refused to this process, else nil. It needs CAP_SYS_PTRACE. Another process can
+	// delay it without limit.
+	DescriptorsRefused() error
+}
+
+// Direct is the [Privileged] of a process that has the privileges itself.
+type Direct struct {
+	mount *os.File // the root of the cgroup v2 hierarchy, always open; nil: not mounted here
+}
+
+// NewDirect opens the cgroup v2 hierarchy, if it is mounted.
+func NewDirect() *Direct {
+	d := &Direct{}
+	mounts, err := bpf.Mounts("cgroup2")
+	if err != nil {
+		return d // treated as not mounted
+	}
+	for _, m := range mounts {
+		if d.mount, err = openHierarchy(m.Point); err == nil {
+			break
+		}
+	}
+	return d
+}
+
 // cgroups finds control groups. It is safe for concurrent use.
 type cgroups struct {
+	from Privileged
+
 	mu    sync.Mutex
-	mount *os.File               // the root of the cgroup v2 hierarchy, always open; nil: not mounted here
 	known map[uint64]conn.Cgroup // by id; the kernel never uses an id again
+	// unknown are the ids that were not found since the time forget. They are tried
+	// again: a group may become visible.
+	unknown map[uint64]struct{}
+	forget  time.Time
 
 	descriptors descriptorCheck
 }
 
-// maxCgroups is the most control groups that are remembered. A node has some thousands at
-// most.
-const maxCgroups = 16384
+const (
+	// maxCgroups is the most control groups that are remembered. A node has some
+	// thousands at most.
+	maxCgroups = 16384
+	// unknownFor is how long an id that was not found is not tried again.
+	unknownFor = time.Second
+)
 
-func newCgroups() *cgroups {
-	g := &cgroups{known: make(map[uint64]conn.Cgroup)}
-	mounts, err := bpf.Mounts("cgroup2")
-	if err != nil {
-		return g // treated as not mounted
+func newCgroups(from Privileged) *cgroups {
+	if from == nil {
+		from = NewDirect()
 	}
-	for _, m := range mounts {
-		if g.mount, err = openHierarchy(m.Point); err == nil {
-			break
-		}
-	}
-	return g
+	return &cgroups{from: from, known: make(map[uint64]conn.Cgroup), unknown: make(map[uint64]struct{})}
 }
 
 // openHierarchy opens the root of a mounted cgroup v2 hierarchy. Something else may have
@@ -68,7 +105,7 @@ func openHierarchy(point string) (*os.File, error) {
 // byID returns the group with that id in the cgroup v2 hierarchy; the zero Cgroup if it
 // does not exist any more, or is not visible from here.
 func (g *cgroups) byID(id uint64) conn.Cgroup {
-	if id == 0 || g.mount == nil {
+	if id == 0 {
 		return conn.Cgroup{}
 	}
 	g.mu.Lock()
@@ -76,9 +113,17 @@ func (g *cgroups) byID(id uint64) conn.Cgroup {
 	if known, ok := g.known[id]; ok {
 		return known
 	}
-	path, err := g.path(id)
+	if now := time.Now(); now.After(g.forget) || len(g.unknown) >= maxCgroups {
+		clear(g.unknown)
+		g.forget = now.Add(unknownFor)
+	}
+	if _, ok := g.unknown[id]; ok {
+		return conn.Cgroup{}
+	}
+	path, err := g.from.CgroupPath(id)
 	if err != nil {
-		return conn.Cgroup{} // not remembered: it may become visible
+		g.unknown[id] = struct{}{}
+		return conn.Cgroup{}
 	}
 	if len(g.known) >= maxCgroups {
 		clear(g.known)
@@ -92,11 +137,14 @@ func (g *cgroups) byID(id uint64) conn.Cgroup {
 // that consists of the id of a struct kernfs_node.
 const fileIDKernfs = 0xfe
 
-// path opens a group by its id and returns its path. This avoids a walk over the
+// CgroupPath opens a group by its id and returns its path. This avoids a walk over the
 // hierarchy, which may have tens of thousands of groups.
-func (g *cgroups) path(id uint64) (string, error) {
+func (d *Direct) CgroupPath(id uint64) (string, error) {
+	if d.mount == nil {
+		return "", os.ErrNotExist
+	}
 	handle := unix.NewFileHandle(fileIDKernfs, binary.NativeEndian.AppendUint64(nil, id))
-	fd, err := unix.OpenByHandleAt(int(g.mount.Fd()), handle, unix.O_PATH|unix.O_CLOEXEC)
+	fd, err := unix.OpenByHandleAt(int(d.mount.Fd()), handle, unix.O_PATH|unix.O_CLOEXEC)
 	if err != nil {
 		return "", err
 	}
@@ -105,7 +153,7 @@ func (g *cgroups) path(id uint64) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	path, ok := strings.CutPrefix(path, strings.TrimSuffix(g.mount.Name(), "/"))
+	path, ok := strings.CutPrefix(path, strings.TrimSuffix(d.mount.Name(), "/"))
 	if !ok || strings.HasSuffix(path, " (deleted)") {
 		return "", os.ErrNotExist // outside of the mounted hierarchy
 	}
@@ -115,17 +163,17 @@ func (g *cgroups) path(id uint64) (string, error) {
 	return path, nil
 }
 
-// refused returns the error if this process may not open groups by their ids, else nil.
-// It tries to open the root group, which exists.
-func (g *cgroups) refused() error {
-	if g.mount == nil {
+// CgroupsRefused returns the error if this process may not open groups by their ids, else
+// nil. It tries to open the root group, which exists.
+func (d *Direct) CgroupsRefused() error {
+	if d.mount == nil {
 		return nil
 	}
-	top, _, err := unix.NameToHandleAt(int(g.mount.Fd()), "", unix.AT_EMPTY_PATH)
+	top, _, err := unix.NameToHandleAt(int(d.mount.Fd()), "", unix.AT_EMPTY_PATH)
 	if err != nil {
 		return nil //nolint:nilerr // the root has no id, so nothing was refused
 	}
-	fd, err := unix.OpenByHandleAt(int(g.mount.Fd()), top, unix.O_PATH|unix.O_CLOEXEC)
+	fd, err := unix.OpenByHandleAt(int(d.mount.Fd()), top, unix.O_PATH|unix.O_CLOEXEC)
 	if err == nil {
 		return unix.Close(fd)
 	}

@@ -62,7 +62,9 @@ type Options struct {
 	// Record, if not nil, is called with every fact, in the order in which the tracker
 	// gets them. It must not wait, and must copy Event and Conn if it keeps them.
 	Record func(*conn.Fact)
-	Logger *slog.Logger
+	// Privileged, if not nil, does what this process has no privileges for.
+	Privileged Privileged
+	Logger     *slog.Logger
 }
 
 func (o *Options) setDefaults() {
@@ -139,7 +141,7 @@ type Collector struct {
 // the sockets once (and bpf.Options.Observe is not needed).
 func New(k Kernel, opts Options) *Collector {
 	opts.setDefaults()
-	c := &Collector{kernel: k, cgroups: newCgroups(), opts: opts, log: opts.Logger, subs: make(map[*Subscription]struct{})}
+	c := &Collector{kernel: k, cgroups: newCgroups(opts.Privileged), opts: opts, log: opts.Logger, subs: make(map[*Subscription]struct{})}
 	c.recheck, c.ownersWanted = make(chan time.Duration, 1), make(chan struct{}, 1)
 	c.censusWanted, c.rowsChanged = make(chan struct{}, 1), make(chan struct{}, 1)
 	c.reader.caughtUpC = sync.NewCond(&c.reader)

@@ -266,7 +266,7 @@ func (s *situation) findings() []Finding {
 // Assess returns why the kernel programs do not see everything. It derives that from the
 // results of successive censuses and from what this process may do.
 func Assess(k Kernel, results ...*bpf.CensusResult) []Finding {
-	s := situation{environment: readEnvironment(k, newCgroups())}
+	s := situation{environment: readEnvironment(k, newCgroups(nil))}
 	for _, res := range results {
 		s.census(res)
 		// No earlier census has walked these tables.

@@ -29,7 +29,7 @@ type environment struct {
 
 // readEnvironment finds out the environment of this process.
 func readEnvironment(k Kernel, g *cgroups) environment {
-	s := environment{cgroupsErr: g.refused(), descriptorsErr: g.descriptors.refused()}
+	s := environment{cgroupsErr: g.from.CgroupsRefused(), descriptorsErr: g.descriptors.refused(g.from)}
 	s.searchHangs, s.cookiesErr = k.CookieStatus()
 	var ns unix.Stat_t
 	if err := unix.Stat("/proc/self/ns/pid", &ns); err == nil && ns.Ino != initialPIDNamespace {
@@ -63,7 +63,7 @@ func threads() (here, all int) {
 	return here, all
 }
 
-// maxTried is the most processes that descriptorsRefused tries.
+// maxTried is the most processes that DescriptorsRefused tries.
 const maxTried = 64
 
 // descriptorCheck checks now and then whether this process may get descriptors of others.
@@ -83,14 +83,14 @@ const (
 )
 
 // refused returns the result of the last check. It begins a new one if that is due.
-func (d *descriptorCheck) refused() error {
+func (d *descriptorCheck) refused(by Privileged) error {
 	d.Lock()
 	if !d.running && !time.Now().Before(d.due) {
 		d.running = true
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			err := descriptorsRefused()
+			err := by.DescriptorsRefused()
 			d.Lock()
 			defer d.Unlock()
 			d.running, d.err, d.due = false, err, time.Now().Add(descriptorsInterval)
@@ -106,10 +106,10 @@ func (d *descriptorCheck) refused() error {
 	return d.err
 }
 
-// descriptorsRefused returns an error if most other processes' descriptors are refused to
+// DescriptorsRefused returns an error if most other processes' descriptors are refused to
 // this process, else nil. It asks for a descriptor number that no process has: the kernel
 // checks the permission first.
-func descriptorsRefused() error {
+func (*Direct) DescriptorsRefused() error {
 	processes, err := procfs.AllProcs()
 	if err != nil {
 		return nil //nolint:nilerr // there is no process to try

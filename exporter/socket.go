@@ -45,9 +45,9 @@ var ErrSocketInUse = errors.New("another agent listens there")
 // ListenSocket makes the Unix socket at an absolute path and listens on it. It makes
 // the directory of the socket, but no other; no directory of the path may be a symbolic
 // link or belong to another user. It replaces a socket that a killed agent left, but
-// not one that answers ([ErrSocketInUse]). Closing the listener removes the file.
-// Errors are one line.
-func ListenSocket(path string, logger *slog.Logger) (net.Listener, error) {
+// not one that answers ([ErrSocketInUse]). Closing the listener removes the file: it
+// calls remove or, if that is nil, [RemoveSocket]. Errors are one line.
+func ListenSocket(path string, remove func(device, inode uint64) error, logger *slog.Logger) (net.Listener, error) {
 	gid := socketGroupID()
 	dir, err := openSocketDir(filepath.Dir(path), gid)
 	if err != nil {
@@ -67,7 +67,10 @@ func ListenSocket(path string, logger *slog.Logger) (net.Listener, error) {
 	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
 		return nil, fmt.Errorf("make the socket %s: %w", path, err)
 	}
-	made := &socketListener{path: path}
+	if remove == nil {
+		remove = func(device, inode uint64) error { return RemoveSocket(path, device, inode) }
+	}
+	made := &socketListener{removeFile: remove}
 	mode := os.FileMode(socketMode)
 	if gid < 0 {
 		mode = rootSocketMode
@@ -94,9 +97,9 @@ func ListenSocket(path string, logger *slog.Logger) (net.Listener, error) {
 // socketListener removes the file of its socket when it is closed.
 type socketListener struct {
 	net.Listener
-	path   string
-	stat   unix.Stat_t
-	closed sync.Once
+	removeFile func(device, inode uint64) error
+	stat       unix.Stat_t
+	closed     sync.Once
 }
 
 // Close ends listening and removes the socket's file.
@@ -105,12 +108,19 @@ func (s *socketListener) Close() error {
 	return s.Listener.Close()
 }
 
-// remove removes the file, unless it is another one now.
-func (s *socketListener) remove() {
+func (s *socketListener) remove() { _ = s.removeFile(s.stat.Dev, s.stat.Ino) }
+
+// RemoveSocket removes the file of a Unix socket, unless another device or inode number
+// shows that it is another one now.
+func RemoveSocket(path string, device, inode uint64) error {
 	var now unix.Stat_t
-	if unix.Lstat(s.path, &now) == nil && now.Dev == s.stat.Dev && now.Ino == s.stat.Ino {
-		_ = os.Remove(s.path)
+	if err := unix.Lstat(path, &now); err != nil {
+		return err
 	}
+	if now.Mode&unix.S_IFMT != unix.S_IFSOCK || now.Dev != device || now.Ino != inode {
+		return nil
+	}
+	return os.Remove(path)
 }
 
 // socketGroupID returns the id of [SocketGroup], -1 if there is no such group.

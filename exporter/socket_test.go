@@ -35,7 +35,7 @@ func TestSocketIsForRootAndItsGroupWhateverTheUmask(t *testing.T) {
 	for _, umask := range []int{0, 0o022, 0o777} {
 		path := filepath.Join(t.TempDir(), "halfopen", "halfopen.sock")
 		before := unix.Umask(umask)
-		l, err := ListenSocket(path, quiet)
+		l, err := ListenSocket(path, nil, quiet)
 		unix.Umask(before)
 		if err != nil {
 			t.Fatal(err)
@@ -75,7 +75,7 @@ func leave(t *testing.T, path string) {
 func TestSocketThatNobodyListensOnIsReplaced(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	leave(t, path)
-	l, err := ListenSocket(path, quiet)
+	l, err := ListenSocket(path, nil, quiet)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,12 +89,12 @@ func TestSocketThatNobodyListensOnIsReplaced(t *testing.T) {
 
 func TestSocketOfAnotherAgentIsLeft(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
-	first, err := ListenSocket(path, quiet)
+	first, err := ListenSocket(path, nil, quiet)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer first.Close()
-	if _, err := ListenSocket(path, quiet); !errors.Is(err, ErrSocketInUse) {
+	if _, err := ListenSocket(path, nil, quiet); !errors.Is(err, ErrSocketInUse) {
 		t.Errorf("error %v", err)
 	}
 	c, err := net.Dial("unix", path)
@@ -106,7 +106,7 @@ func TestSocketOfAnotherAgentIsLeft(t *testing.T) {
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	second, err := ListenSocket(path, quiet)
+	second, err := ListenSocket(path, nil, quiet)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,7 +125,7 @@ func TestOfManyAgentsAtOnceOneHasTheSocket(t *testing.T) {
 	listeners := make(chan net.Listener, 8)
 	for range cap(listeners) {
 		all.Go(func() {
-			l, err := ListenSocket(path, quiet)
+			l, err := ListenSocket(path, nil, quiet)
 			switch {
 			case err == nil:
 				have.Add(1)
@@ -184,7 +184,7 @@ func TestSocketIsNotMadeWhereOthersCanReplaceIt(t *testing.T) {
 		file: "is not a socket",
 		filepath.Join(made("a", 0o755, 0), strings.Repeat("x", 200)): "invalid argument",
 	} {
-		l, err := ListenSocket(path, quiet)
+		l, err := ListenSocket(path, nil, quiet)
 		if err == nil {
 			l.Close()
 		}
@@ -200,7 +200,7 @@ func TestSocketIsNotMadeWhereOthersCanReplaceIt(t *testing.T) {
 func TestWhoAsksOverTheSocketIsKnown(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	path := filepath.Join(t.TempDir(), "s")
-	socket, err := ListenSocket(path, quiet)
+	socket, err := ListenSocket(path, nil, quiet)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -114,6 +114,7 @@ common() {
     program busybox
     program ss
     install scripts/vm/init "$root/init"
+    install -D -m 644 docs/security.md "$root/docs/security.md" # which a test reads
     if [[ $arch == amd64 ]]; then
         install bin/halfopen "$root/bin/halfopen"
     else

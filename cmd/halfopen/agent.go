@@ -23,6 +23,7 @@ import (
 	"github.com/halfopen/halfopen/collector/recording"
 	"github.com/halfopen/halfopen/exporter"
 	"github.com/halfopen/halfopen/internal/escape"
+	"github.com/halfopen/halfopen/internal/helper"
 )
 
 // defaultAddress is where the agent listens by default: reachable from this node only.
@@ -35,6 +36,7 @@ type agent struct {
 	allowedHosts []string
 	socket       string // "": none
 	record       string // a file for the facts; "": none
+	privileges   string
 	log          promslog.Config
 }
 
@@ -52,6 +54,8 @@ func agentFlags(cmd *kingpin.CmdClause) action {
 		Default(exporter.SocketPath).PlaceHolder("PATH").SetValue(&value[string]{flag: "web.socket", parse: parseSocket, into: &a.socket})
 	cmd.Flag("web.allowed-host", "Another host name of this agent that requests may use, such as the name of a proxy, besides its addresses, localhost and the node's name. Repeatable.").
 		PlaceHolder("NAME").SetValue(&values[string]{"web.allowed-host", exporter.ParseHostName, &a.allowedHosts})
+	cmd.Flag("privileges", "What to do with privileges that nothing needs any more once the programs are loaded: drop, or keep.").
+		Default(dropPrivileges).SetValue(&value[string]{flag: "privileges", parse: oneOf(dropPrivileges, keepPrivileges), into: &a.privileges})
 	a.log = promslog.Config{Level: promslog.NewLevel(), Format: promslog.NewFormat()}
 	logFlag := func(name, help, def string, into kingpin.Value) {
 		set := func(s string) (string, error) { return s, into.Set(s) }
@@ -104,7 +108,14 @@ func (a *agent) run(ctx context.Context, _, stderr io.Writer) error {
 		}
 	}()
 	limitMemory(0) // to load the programs takes memory, too
-	k, err := a.thresholds.load(a.thresholds.eventsFrom())
+	var h *helper.Helper
+	if a.privileges == dropPrivileges {
+		if h, err = helper.Start(a.socket); err != nil {
+			return fmt.Errorf("%w, or keep all privileges with --privileges=keep", err)
+		}
+		defer h.Close()
+	}
+	k, err := a.thresholds.load(a.thresholds.eventsFrom(), h)
 	if err != nil {
 		return err
 	}
@@ -112,7 +123,11 @@ func (a *agent) run(ctx context.Context, _, stderr io.Writer) error {
 	maps := k.MapBytes()
 	group, heap := limitMemory(maps)
 	if a.socket != "" && !exporter.HasSocket(listeners) {
-		socket, err := exporter.ListenSocket(a.socket, logger)
+		var remove func(device, inode uint64) error
+		if h != nil {
+			remove = h.RemoveSocket
+		}
+		socket, err := exporter.ListenSocket(a.socket, remove, logger)
 		if err != nil {
 			logger.Warn("Running without a socket: list, explain, top and trace do not find this agent without --url", "err", err)
 		} else {
@@ -131,6 +146,9 @@ func (a *agent) run(ctx context.Context, _, stderr io.Writer) error {
 		defer recorder.Close()
 		opts.Record = recorder.Record
 	}
+	if h != nil {
+		opts.Privileged = h
+	}
 	c := collector.New(k, opts)
 	live := exporter.NewLive(c, logger)
 	guard := exporter.NewGuard(*a.web.WebListenAddresses, a.allowedHosts)
@@ -140,6 +158,14 @@ func (a *agent) run(ctx context.Context, _, stderr io.Writer) error {
 		"kernel", kernelRelease(), "address", strings.Join(*a.web.WebListenAddresses, ","))
 	logMemory(logger, maps, group, heap)
 	g, ctx := errgroup.WithContext(ctx)
+	if h != nil {
+		files, err := exporter.WebFiles(a.web)
+		if err != nil {
+			return err
+		}
+		enter(agentPolicy(files), logger)
+		g.Go(func() error { return h.Wait(ctx) })
+	}
 	g.Go(func() error { return c.Run(ctx) })
 	g.Go(func() error {
 		live.Run(ctx)

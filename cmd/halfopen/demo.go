@@ -68,7 +68,7 @@ type demo struct {
 
 func (d *demo) run(ctx context.Context) (err error) {
 	var t thresholds // the defaults of all flags
-	k, err := t.load(1)
+	k, err := t.load(1, nil)
 	if err != nil {
 		return err
 	}

@@ -26,6 +26,7 @@ import (
 	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/internal/escape"
+	"github.com/halfopen/halfopen/internal/sandbox"
 )
 
 func doctorFlags(*kingpin.CmdClause) action {
@@ -156,6 +157,11 @@ func (r *report) privileges() {
 		r.note("user", "uid %d: what counts are the capabilities", uid)
 	}
 	r.capabilities(effective)
+	if err := sandbox.Missing(); err != nil {
+		r.note("sandbox", "the agent will keep more than it needs, since it cannot %s", oneLine(err))
+	} else {
+		r.ok("sandbox", "once its programs are loaded, the agent drops what it does not need (--privileges)")
+	}
 }
 
 // capabilities prints a line for each capability. Only a capability without which no

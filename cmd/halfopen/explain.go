@@ -112,7 +112,7 @@ func (e *explainCommand) run(ctx context.Context, stdout, _ io.Writer) error {
 	if agent != nil {
 		look = asked{agent}
 	} else {
-		k, err := e.thresholds.load(0)
+		k, err := e.thresholds.load(0, nil)
 		if err != nil {
 			return err
 		}

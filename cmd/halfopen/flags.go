@@ -15,6 +15,7 @@ import (
 
 	"github.com/halfopen/halfopen/bpf"
 	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/internal/helper"
 )
 
 // value is the value of a flag. parse parses it; Set adds the flag to the error.
@@ -157,16 +158,21 @@ func (t *thresholds) own() error {
 }
 
 // load loads the kernel programs. They send an event from that many unanswered
-// solicitations on; 0: they do not observe, and a census is all they can do.
-func (t *thresholds) load(eventsFrom uint32) (*bpf.Kernel, error) {
-	return loadPrograms(bpf.Options{
+// solicitations on; 0: they do not observe, and a census is all they can do. With a helper
+// (it may be nil) this process can give its privileges up afterwards.
+func (t *thresholds) load(eventsFrom uint32, h *helper.Helper) (*bpf.Kernel, error) {
+	opts := bpf.Options{
 		Observe:          eventsFrom > 0,
 		EventsFrom:       eventsFrom,
 		IdleAfter:        t.idleAfter,
 		MiddleboxTimeout: t.middlebox,
 		IdleBounds:       collector.IdleBounds,
 		EventsBytes:      t.eventsBytes,
-	})
+	}
+	if h != nil {
+		opts.GiveCookies = h.GiveCookies
+	}
+	return loadPrograms(opts)
 }
 
 // eventsFrom returns from how many unanswered solicitations on the programs should send

@@ -83,7 +83,7 @@ func (l *list) connections(ctx context.Context, stdout, stderr io.Writer) error 
 		}
 		doc = *answer
 	default:
-		k, err := l.thresholds.load(0)
+		k, err := l.thresholds.load(0, nil)
 		if err != nil {
 			return err
 		}
@@ -135,7 +135,7 @@ func (l *list) groups(ctx context.Context, stdout, stderr io.Writer) error {
 		}
 		doc = *answer
 	default:
-		k, err := l.thresholds.load(0)
+		k, err := l.thresholds.load(0, nil)
 		if err != nil {
 			return err
 		}

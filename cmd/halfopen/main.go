@@ -24,6 +24,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/halfopen/halfopen/internal/escape"
+	"github.com/halfopen/halfopen/internal/helper"
 )
 
 const (
@@ -33,6 +34,9 @@ const (
 )
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == helper.Argument {
+		os.Exit(helper.Main(os.Args[2:]))
+	}
 	// Without this, a write to a pipe that no process reads would end this process: an
 	// agent would die with the reader of its log. With it, the write returns an error.
 	// The channel is never read. Programs that this process runs would inherit SIG_IGN.

@@ -23,6 +23,8 @@ import (
 
 	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/exporter/api"
+	"github.com/halfopen/halfopen/internal/helper"
+	"github.com/halfopen/halfopen/internal/sandbox"
 )
 
 // top has the flags of the command.
@@ -58,16 +60,25 @@ func (t *top) run(ctx context.Context, stdout, stderr io.Writer) error {
 	case agent != nil:
 		return t.show(ctx, asked{agent}, terminal)
 	}
-	k, err := t.thresholds.load(t.thresholds.eventsFrom())
+	h, err := helper.Start("")
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	k, err := t.thresholds.load(t.thresholds.eventsFrom(), h)
 	if err != nil {
 		return err
 	}
 	defer k.Close()
-	c := collector.New(k, t.thresholds.options(nil))
+	opts := t.thresholds.options(nil)
+	opts.Privileged = h
+	c := collector.New(k, opts)
+	_ = sandbox.Enter(sandbox.Terminal(sandbox.Agent())) // as far as possible here: the doctor says what is not
 	src := self{here{c}, time.Now()}
 	ctx, stop := context.WithCancel(ctx)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return c.Run(ctx) })
+	g.Go(func() error { return h.Wait(ctx) })
 	g.Go(func() error {
 		defer stop()
 		return t.show(ctx, src, terminal)

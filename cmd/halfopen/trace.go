@@ -17,6 +17,8 @@ import (
 	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/exporter/api"
 	"github.com/halfopen/halfopen/internal/escape"
+	"github.com/halfopen/halfopen/internal/helper"
+	"github.com/halfopen/halfopen/internal/sandbox"
 )
 
 // traceBuffer is how many events can wait to be printed.
@@ -84,12 +86,20 @@ func (t *trace) here(ctx context.Context, stdout, stderr io.Writer) error {
 	if t.all {
 		from = 1
 	}
-	k, err := t.thresholds.load(from)
+	h, err := helper.Start("")
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	k, err := t.thresholds.load(from, h)
 	if err != nil {
 		return err
 	}
 	defer k.Close()
-	c := collector.New(k, t.thresholds.options(nil))
+	opts := t.thresholds.options(nil)
+	opts.Privileged = h
+	c := collector.New(k, opts)
+	_ = sandbox.Enter(sandbox.Agent()) // as far as possible here: the doctor says what is not
 	sub := c.SubscribeOwned(traceBuffer)
 	defer sub.Close()
 	g, ctx := errgroup.WithContext(ctx)
@@ -98,6 +108,7 @@ func (t *trace) here(ctx context.Context, stdout, stderr io.Writer) error {
 		defer close(ran)
 		return c.Run(ctx)
 	})
+	g.Go(func() error { return h.Wait(ctx) })
 	t.sayWatching(stderr, "")
 	g.Go(func() error {
 		emit := t.printer(stdout)

@@ -1,0 +1,357 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/internal/sandbox"
+)
+
+// sandboxEnv makes the test binary try what a sandbox forbids, instead of running the
+// tests. Its value is "agent", for the agent's sandbox, or "none".
+const sandboxEnv = "HALFOPEN_E2E_SANDBOX"
+
+// attempt is a system call that the sandbox must refuse.
+type attempt struct {
+	name      string
+	number    uintptr
+	arguments [6]uintptr
+}
+
+// attempts prepares what a process tries that has the file to open, the process to trace
+// and the address to connect to in its arguments.
+func attempts(file, process, address string) ([]attempt, error) {
+	namespace, err := unix.Open("/proc/self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	socket, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	to, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return nil, err
+	}
+	server := &unix.RawSockaddrInet4{Family: unix.AF_INET, Addr: to.Addr().As4(), Port: to.Port()<<8 | to.Port()>>8}
+	traced, err := strconv.Atoi(process)
+	if err != nil {
+		return nil, err
+	}
+	path, err := unix.BytePtrFromString(file)
+	if err != nil {
+		return nil, err
+	}
+	// A program that returns 0.
+	program := []uint64{0x00000000000000b7, 0x0000000000000095}
+	license := []byte("GPL\x00")
+	load := &struct { // union bpf_attr, of BPF_PROG_LOAD
+		kind, count           uint32
+		instructions, license uintptr
+		level, size           uint32
+		log                   uint64
+		version, flags        uint32
+	}{kind: 1 /* of a socket */, count: 2, instructions: uintptr(unsafe.Pointer(&program[0])), license: uintptr(unsafe.Pointer(&license[0]))}
+	pinned.Pin(server)
+	pinned.Pin(path)
+	pinned.Pin(&program[0])
+	pinned.Pin(&license[0])
+	pinned.Pin(load)
+	self, err := unix.BytePtrFromString("/proc/self/exe")
+	if err != nil {
+		return nil, err
+	}
+	argv, envv := []*byte{self, nil}, []*byte{nil}
+	executed, err := unix.BytePtrFromString(sandboxEnv + "=executed")
+	if err != nil {
+		return nil, err
+	}
+	envv = append([]*byte{executed}, envv...)
+	for _, p := range []*byte{self, executed} {
+		pinned.Pin(p)
+	}
+	pinned.Pin(&argv[0])
+	pinned.Pin(&envv[0])
+	at := unix.AT_FDCWD
+	pointer := func(p unsafe.Pointer) uintptr { return uintptr(p) }
+	return []attempt{
+		{"setns", unix.SYS_SETNS, [6]uintptr{uintptr(namespace), unix.CLONE_NEWNET}},
+		{"open of a 0600 root file", unix.SYS_OPENAT, [6]uintptr{uintptr(at), pointer(unsafe.Pointer(path)), unix.O_RDONLY}},
+		{"BPF_PROG_LOAD", unix.SYS_BPF, [6]uintptr{unix.BPF_PROG_LOAD, pointer(unsafe.Pointer(load)), unsafe.Sizeof(*load)}},
+		{"ptrace", unix.SYS_PTRACE, [6]uintptr{unix.PTRACE_SEIZE, uintptr(traced)}},
+		{"connect", unix.SYS_CONNECT, [6]uintptr{uintptr(socket), pointer(unsafe.Pointer(server)), unsafe.Sizeof(*server)}},
+		{"execve", unix.SYS_EXECVE, [6]uintptr{pointer(unsafe.Pointer(self)), pointer(unsafe.Pointer(&argv[0])), pointer(unsafe.Pointer(&envv[0]))}},
+	}, nil
+}
+
+var pinned runtime.Pinner
+
+// lockedThreads are threads that make system calls when they are told to.
+type lockedThreads []chan func()
+
+// start starts so many more.
+func (l *lockedThreads) start(count int) {
+	for range count {
+		c := make(chan func())
+		go func() {
+			runtime.LockOSThread()
+			for f := range c {
+				f()
+			}
+		}()
+		*l = append(*l, c)
+	}
+}
+
+// try makes a system call on all threads of the process, and returns what all said. It
+// makes it on the locked ones and, unless this binary has C in it, once more on all
+// threads that there are, where the runtime panics if they do not all say the same.
+func (l lockedThreads) try(a *attempt) string {
+	said := make(map[string]int)
+	say := func(errno syscall.Errno) {
+		if errno == 0 {
+			said["success"]++
+		} else {
+			said[unix.ErrnoName(errno)]++
+		}
+	}
+	arguments := a.arguments
+	for _, thread := range l {
+		done := make(chan syscall.Errno)
+		thread <- func() {
+			_, _, errno := unix.RawSyscall6(a.number, arguments[0], arguments[1], arguments[2], arguments[3], arguments[4], arguments[5])
+			done <- errno
+		}
+		say(<-done)
+	}
+	_, _, errno := syscall.AllThreadsSyscall6(a.number, arguments[0], arguments[1], arguments[2], arguments[3], arguments[4], arguments[5])
+	if errno != syscall.ENOTSUP {
+		say(errno)
+	}
+	if len(said) == 1 {
+		for one := range said {
+			return one
+		}
+	}
+	return fmt.Sprint(said)
+}
+
+// runSandboxed is the main function of the process that tries. It prints the error of
+// each attempt.
+func runSandboxed(how string) int {
+	if how == "executed" {
+		fmt.Println("execve: success")
+		return 0
+	}
+	tried, err := attempts(os.Args[1], os.Args[2], os.Args[3])
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	var threads lockedThreads
+	if how == "agent" {
+		threads.start(8)
+		if err := sandbox.Enter(sandbox.Agent()); err != nil {
+			fmt.Println("not possible:", strings.ReplaceAll(err.Error(), "\n", "; "))
+		}
+		threads.start(8)
+	}
+	for i := range tried {
+		a := &tried[i]
+		said := ""
+		if how == "agent" {
+			said = threads.try(a)
+		} else {
+			_, _, errno := unix.Syscall6(a.number, a.arguments[0], a.arguments[1], a.arguments[2], a.arguments[3], a.arguments[4], a.arguments[5])
+			said = "success"
+			if errno != 0 {
+				said = unix.ErrnoName(errno)
+			}
+		}
+		fmt.Printf("%s: %s\n", a.name, said)
+	}
+	tasks, err := os.ReadDir("/proc/self/task")
+	fmt.Printf("threads: %d %v\n", len(tasks), err)
+	return 0
+}
+
+// What the agent's own sandbox refuses to every thread, and what the same process may do
+// without it.
+func TestSandboxRefuses(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(file, []byte("secret"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	traced := newController(t).start("traced", "")
+	outcome := func(how string) map[string]string {
+		cmd := exec.Command(os.Args[0], file, strconv.Itoa(traced.PID), l.Addr().String())
+		cmd.Env = append(os.Environ(), sandboxEnv+"="+how)
+		output, err := cmd.CombinedOutput()
+		t.Logf("%s:\n%s", how, output)
+		if err != nil {
+			t.Fatalf("%s: %v", how, err)
+		}
+		said := make(map[string]string)
+		for line := range strings.Lines(string(output)) {
+			what, result, _ := strings.Cut(strings.TrimSpace(line), ": ")
+			said[what] = result
+		}
+		return said
+	}
+	free, bound := outcome("none"), outcome("agent")
+	for _, what := range []string{"setns", "open of a 0600 root file", "BPF_PROG_LOAD", "ptrace", "connect", "execve"} {
+		if free[what] != "success" {
+			t.Errorf("%s: %q without the sandbox: the attempt shows nothing", what, free[what])
+		}
+		if bound[what] != "EPERM" && bound[what] != "EACCES" {
+			t.Errorf("%s: %q in the sandbox", what, bound[what])
+		}
+	}
+	if threads, _, _ := strings.Cut(bound["threads"], " "); len(threads) < 2 { // 16 and those of the runtime
+		t.Errorf("%s threads have tried", bound["threads"])
+	}
+}
+
+// documented is a line of the table of docs/security.md.
+type documented struct {
+	process, linux                   string
+	uid, capEff, noNewPrivs, seccomp string // as /proc/PID/status has them
+}
+
+// documentedPrivileges parses the table.
+func documentedPrivileges(t *testing.T) (lines []documented) {
+	t.Helper()
+	text, err := os.ReadFile("../docs/security.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	bits := make(map[string]int)
+	for _, c := range bpf.Capabilities {
+		bits[c.Name] = c.Bit
+	}
+	_, table, _ := strings.Cut(string(text), "\n| process | Linux | Uid | CapEff | NoNewPrivs | Seccomp |\n|---|---|---|---|---|---|\n")
+	table, _, _ = strings.Cut(table, "\n\n")
+	for line := range strings.Lines(table) {
+		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "| "), " | ")
+		if len(cells) != 6 {
+			t.Fatalf("a line of %d cells: %q", len(cells), line)
+		}
+		var set uint64
+		for name := range strings.SplitSeq(cells[3], ", ") {
+			bit, ok := bits[name]
+			if name != "none" && !ok {
+				t.Fatalf("unknown capability %q", name)
+			}
+			if ok {
+				set |= 1 << bit
+			}
+		}
+		lines = append(lines, documented{cells[0], cells[1], cells[2], fmt.Sprintf("%016x", set), cells[4], cells[5]})
+	}
+	return lines
+}
+
+// statusOf returns the lines of /proc/PID/task/TID/status, or of a process, by their names.
+func statusOf(path string) (map[string]string, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	status := make(map[string]string)
+	for line := range strings.Lines(string(text)) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), ":\t")
+		status[name] = value
+	}
+	return status, nil
+}
+
+// What every thread of an agent and of its helper keeps is what docs/security.md says.
+func TestPrivilegesAreThoseOfTheDocument(t *testing.T) {
+	t.Parallel()
+	a := launchAgent(t)
+	defer a.stop()
+	a.ready()
+	processes := map[string][]int{"agent": {a.cmd.Process.Pid}}
+	all, err := filepath.Glob("/proc/[0-9]*/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range all {
+		status, err := statusOf(path)
+		if err == nil && status["PPid"] == strconv.Itoa(a.cmd.Process.Pid) {
+			pid, err := strconv.Atoi(status["Pid"])
+			if err != nil {
+				t.Fatal(err)
+			}
+			processes["helper"] = append(processes["helper"], pid)
+		}
+	}
+	if len(processes["helper"]) != 1 {
+		t.Fatalf("the agent has the children %v, expected its helper", processes["helper"])
+	}
+	age := "5.19 and newer"
+	if olderThan(t, 5, 19) {
+		age = "before 5.19"
+	}
+	compared := 0
+	for _, d := range documentedPrivileges(t) {
+		if d.linux != "all" && d.linux != age {
+			continue
+		}
+		for _, pid := range processes[d.process] {
+			tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+			if err != nil || len(tasks) < 2 {
+				t.Fatalf("threads %v, %v", tasks, err)
+			}
+			// A thread may have ended, but not all: the helper can still be on its way.
+			eventually(t, d.process+" has dropped its privileges", func() error {
+				for _, path := range tasks {
+					status, err := statusOf(path)
+					if os.IsNotExist(err) || errors.Is(err, unix.ESRCH) {
+						continue
+					}
+					if err != nil {
+						return err
+					}
+					uid, _, _ := strings.Cut(status["Uid"], "\t")
+					if status["Uid"] != strings.Join([]string{uid, uid, uid, uid}, "\t") {
+						return fmt.Errorf("%s has the uids %s", path, status["Uid"])
+					}
+					got := documented{d.process, d.linux, uid, status["CapEff"], status["NoNewPrivs"], status["Seccomp"]}
+					if got != d || status["CapPrm"] != d.capEff || strings.Trim(status["CapInh"]+status["CapAmb"]+status["CapBnd"], "0") != "" {
+						return fmt.Errorf("%s: %+v (permitted %s, inheritable %s, ambient %s, bounding %s), documented is %+v",
+							path, got, status["CapPrm"], status["CapInh"], status["CapAmb"], status["CapBnd"], d)
+					}
+				}
+				return nil
+			})
+			t.Logf("%s: %d threads have uid %s, CapEff %s, NoNewPrivs %s, Seccomp %s", d.process, len(tasks), d.uid, d.capEff, d.noNewPrivs, d.seccomp)
+			compared++
+		}
+	}
+	if compared != 2 {
+		t.Errorf("%d processes were compared, expected the agent and its helper", compared)
+	}
+}

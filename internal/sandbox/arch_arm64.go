@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sandbox
+
+import "golang.org/x/sys/unix"
+
+const auditArch = unix.AUDIT_ARCH_AARCH64
+
+// archSyscalls are those of agentSyscalls that only this architecture has.
+var archSyscalls = []Syscall{{Number: unix.SYS_FSTATAT}}
