@@ -353,7 +353,7 @@ func TestOneWarningTellsOfAll(t *testing.T) {
 	for deadline := time.Now().Add(20 * time.Second); !strings.Contains(s.log.String(), "too many") && time.Now().Before(deadline); {
 		time.Sleep(5 * time.Millisecond)
 	}
-	time.Sleep(100 * time.Millisecond)
+	s.wantClosed("idle", 17)
 	if got := s.log.String(); strings.Count(got, "too many HTTP connections") != 1 || !strings.Contains(got, "the limit is 2") {
 		t.Errorf("the log has:\n%s", got)
 	}

@@ -34,7 +34,27 @@ func TestStatusHasWhatTheMetricsHave(t *testing.T) {
 	if got.StartedAt.Before(since) || got.StartedAt.After(got.At) || got.DeathsSince != got.StartedAt {
 		t.Errorf("started at %v, deaths since %v", got.StartedAt, got.DeathsSince)
 	}
-	samples := samplesOf(t, NewMetrics(src))
+	checkCounts(t, &got, samplesOf(t, NewMetrics(src)))
+	if got.NotReady == nil || *got.NotReady != "most of this node is not seen: namespaces_refused (halfopen doctor says what to do)" {
+		t.Errorf("not_ready is %v", got.NotReady)
+	}
+	if diff := cmp.Diff([]api.Degraded{
+		{Reason: "namespaces_refused", Detail: "3 of 4 network namespaces cannot be entered", Most: true},
+		{Reason: "cgroups_refused", Detail: "operation not permitted"},
+	}, got.Degraded); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	if diff := cmp.Diff([]string{"retransmit_skb"}, got.Detached); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	if at := got.Census.At; at == nil || !at.Equal(noon) || got.Census.Sockets != 200003 || got.Settings.MiddleboxTimeoutSeconds != 350 || len(got.Idle.Counts) != 4 {
+		t.Errorf("%+v", got)
+	}
+}
+
+// checkCounts checks the counts of a status against the samples of the metrics.
+func checkCounts(t *testing.T, got *api.Status, samples map[string]float64) {
+	t.Helper()
 	sum := func(prefix, label string) (sum float64) {
 		for name, v := range samples {
 			if strings.HasPrefix(name, "halfopen_"+prefix) && strings.Contains(name, label) {
@@ -60,21 +80,6 @@ func TestStatusHasWhatTheMetricsHave(t *testing.T) {
 	}
 	if want := sum("events_lost_total ", ""); float64(got.Lost()) != want || want == 0 {
 		t.Errorf("%d events lost, the metric has %v", got.Lost(), want)
-	}
-	if got.NotReady == nil || *got.NotReady != "most of this node is not seen: namespaces_refused (halfopen doctor says what to do)" {
-		t.Errorf("not_ready is %v", got.NotReady)
-	}
-	if diff := cmp.Diff([]api.Degraded{
-		{Reason: "namespaces_refused", Detail: "3 of 4 network namespaces cannot be entered", Most: true},
-		{Reason: "cgroups_refused", Detail: "operation not permitted"},
-	}, got.Degraded); diff != "" {
-		t.Errorf("(-want +got)\n%s", diff)
-	}
-	if diff := cmp.Diff([]string{"retransmit_skb"}, got.Detached); diff != "" {
-		t.Errorf("(-want +got)\n%s", diff)
-	}
-	if at := got.Census.At; at == nil || !at.Equal(noon) || got.Census.Sockets != 200003 || got.Settings.MiddleboxTimeoutSeconds != 350 || len(got.Idle.Counts) != 4 {
-		t.Errorf("%+v", got)
 	}
 }
 

@@ -128,11 +128,24 @@ func TestPageShowsHostileNamesAsText(t *testing.T) {
 // The page knows every name of the collector's, and what Go says of it.
 func TestPageHasTheNamesOfTheCollector(t *testing.T) {
 	page := newPage(t)
-	type entry struct {
-		Name, Meaning             string
-		Trouble, Timeout, Orderly bool
+	checkVerdictNames(t, pagetest.Eval[[]nameEntry](page, "names.verdicts"))
+	checkRiskNames(t, pagetest.Eval[[]nameEntry](page, "names.risks"))
+	checkCauseNames(t, pagetest.Eval[[]nameEntry](page, "names.causes"))
+	for _, e := range []conn.Evidence{conn.EvidenceKeepalive, conn.EvidenceRetransmit, conn.EvidenceWindowProbe} {
+		if got, want := pagetest.Eval[string](page, "storytext.solicitation(%s)", e.String()), e.Solicitation(); got != want || want == "solicitation" {
+			t.Errorf("%v is %q, want %q", e, got, want)
+		}
 	}
-	verdicts := pagetest.Eval[[]entry](page, "names.verdicts")
+}
+
+// nameEntry is a verdict, a risk or a cause, as the page knows it.
+type nameEntry struct {
+	Name, Meaning             string
+	Trouble, Timeout, Orderly bool
+}
+
+func checkVerdictNames(t *testing.T, verdicts []nameEntry) {
+	t.Helper()
 	if len(verdicts) != conn.Verdicts || verdicts[0].Name != "zombie" {
 		t.Errorf("verdicts are %v, want %d, the worst first", verdicts, conn.Verdicts)
 	}
@@ -142,7 +155,10 @@ func TestPageHasTheNamesOfTheCollector(t *testing.T) {
 			t.Errorf("%+v: %v", v, err)
 		}
 	}
-	risks := pagetest.Eval[[]entry](page, "names.risks")
+}
+
+func checkRiskNames(t *testing.T, risks []nameEntry) {
+	t.Helper()
 	if len(risks) != conn.Risks {
 		t.Errorf("%d risks, want %d", len(risks), conn.Risks)
 	}
@@ -152,18 +168,16 @@ func TestPageHasTheNamesOfTheCollector(t *testing.T) {
 			t.Errorf("%+v: %v", r, err)
 		}
 	}
-	causes := pagetest.Eval[[]entry](page, "names.causes")
+}
+
+func checkCauseNames(t *testing.T, causes []nameEntry) {
+	t.Helper()
 	if len(causes) != conn.Causes {
 		t.Errorf("%d causes, want %d", len(causes), conn.Causes)
 	}
 	for _, c := range causes {
 		if _, err := conn.ParseCause(c.Name); err != nil || c.Timeout != strings.HasSuffix(c.Name, "_timeout") || c.Orderly != (c.Name == "closed") {
 			t.Errorf("%+v: %v", c, err)
-		}
-	}
-	for _, e := range []conn.Evidence{conn.EvidenceKeepalive, conn.EvidenceRetransmit, conn.EvidenceWindowProbe} {
-		if got, want := pagetest.Eval[string](page, "storytext.solicitation(%s)", e.String()), e.Solicitation(); got != want || want == "solicitation" {
-			t.Errorf("%v is %q, want %q", e, got, want)
 		}
 	}
 }

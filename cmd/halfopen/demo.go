@@ -124,7 +124,7 @@ func (d *demo) show(ctx context.Context) error {
 	defer func() { _ = restore() }() // before disconnect, so that the ends can close in order
 	d.cut = time.Now()
 	d.say(d.cut, bold, "The cable is cut: packets vanish both ways, and neither end notices.")
-	if err := d.watch(ctx, sub); err != nil {
+	if err := d.watch(ctx, sub.C, sub.Dropped); err != nil {
 		return err
 	}
 	d.more("The kernel ended it, after %d probes. The server's end lives on: without keepalive", demoProbes)
@@ -177,17 +177,26 @@ func (d *demo) disconnect() {
 	d.server.Close()
 }
 
-// watch prints what happens to the connection until it ends.
-func (d *demo) watch(ctx context.Context, sub *collector.Subscription) error {
+// watch prints what happens to the connection until it ends. dropped returns how many
+// notices were lost, which watch prints as well.
+func (d *demo) watch(ctx context.Context, notices <-chan conn.Notice, dropped func() uint64) error {
 	timeout := time.NewTimer(demoTimeout)
 	defer timeout.Stop()
+	var told uint64
 	for {
+		if now := dropped(); now > told {
+			d.more("%s of this node not shown: they came faster than they could be.", plural(int(now-told), "event"))
+			told = now
+		}
 		var n conn.Notice
 		select {
-		case n = <-sub.C:
+		case n = <-notices:
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-timeout.C:
+			if told = dropped(); told > 0 {
+				return fmt.Errorf("no end of the connection was seen within %s, but %s of this node were lost, which can have had it: try again when fewer connections of this node are in trouble", demoTimeout, plural(int(told), "event"))
+			}
 			return fmt.Errorf("the connection did not end within %s: please report this with the output of halfopen doctor", demoTimeout)
 		}
 		if n.Connection.Netns != d.lab.Client.Inode() || n.At.Before(d.cut) {

@@ -9,9 +9,9 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
-	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/internal/lab"
 )
@@ -74,7 +74,7 @@ func TestDemoTellsInOrder(t *testing.T) {
 	notice(12*time.Second, conn.Notice{Kind: conn.NoticeSolicitation})
 	notice(20*time.Second, conn.Notice{Kind: conn.NoticeVerdict, Connection: conn.Connection{Verdict: conn.Zombie}})
 	notice(22*time.Second, conn.Notice{Kind: conn.NoticeDeath, Death: &conn.Death{Cause: conn.CauseKeepaliveTimeout}})
-	if err := d.watch(t.Context(), &collector.Subscription{C: notices}); err != nil {
+	if err := d.watch(t.Context(), notices, func() uint64 { return 0 }); err != nil {
 		t.Fatal(err)
 	}
 	var times []string
@@ -116,4 +116,26 @@ func TestDemoCanBeInterrupted(t *testing.T) {
 	if want := "halfopen: interrupted before it was done\n"; status != exitFailed || stderr.String() != want {
 		t.Errorf("status %d, stderr %q, want %q", status, stderr.String(), want)
 	}
+}
+
+func TestDemoSaysThatNoticesWereLost(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: sudo make test")
+	}
+	l, err := lab.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	synctest.Test(t, func(t *testing.T) {
+		var b bytes.Buffer
+		d := &demo{w: &b, lab: l, began: time.Now(), cut: time.Now()}
+		err := d.watch(t.Context(), make(chan conn.Notice), func() uint64 { return 3 })
+		if err == nil || !strings.Contains(err.Error(), "3 events of this node were lost") {
+			t.Errorf("the demo ended with %v", err)
+		}
+		if n := strings.Count(b.String(), "3 events of this node not shown"); n != 1 {
+			t.Errorf("the loss is in %d lines, want one:\n%s", n, b.String())
+		}
+	})
 }

@@ -143,7 +143,10 @@ func (a *agent) awaitZombies(ctx context.Context, want int) error {
 		if n >= want {
 			return nil
 		}
-		if time.Since(began) > 60*time.Second || ctx.Err() != nil {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if time.Since(began) > 60*time.Second {
 			return fmt.Errorf("the agent found only %d of %d zombies", n, want)
 		}
 	}
