@@ -4,10 +4,13 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"iter"
+	"math"
 	"net/url"
 	"strings"
 	"time"
@@ -71,54 +74,107 @@ func (l *list) run(ctx context.Context, stdout, stderr io.Writer) error {
 }
 
 func (l *list) connections(ctx context.Context, stdout, stderr io.Writer) error {
-	doc := api.Connections{GeneratedAt: time.Now().UTC()}
-	query := api.ConnectionParameters(&l.Query)
-	switch {
-	case l.agent != nil && l.output == "json":
-		return l.passOn(ctx, "connections", query, stdout)
-	case l.agent != nil:
-		answer, err := l.agent.Connections(ctx, query)
+	if l.agent != nil {
+		answer, err := l.agent.OpenConnections(ctx, api.ConnectionParameters(&l.Query))
 		if err != nil {
 			return err
 		}
-		doc = *answer
-	default:
-		k, err := l.thresholds.load(0, nil)
-		if err != nil {
-			return err
-		}
-		defer k.Close()
-		c := collector.New(k, l.thresholds.options(nil))
-		total, connections, err := c.Connections(ctx, l.Query)
-		if err != nil {
-			return err
-		}
-		if n := c.Unwalked(); n > 0 {
-			fmt.Fprintf(stderr, "halfopen: not all is listed: the hash tables of %s take too long to walk (halfopen doctor names them)\n", plural(n, "network namespace"))
-		}
+		defer answer.Close()
 		if l.output == "json" {
-			return writeJSON(stdout, func(w io.Writer) error { return api.WriteConnections(w, &l.Query, total, connections) })
+			return passListing(answer, stdout)
 		}
-		doc.Total = total
+		return l.table(&answer.Head, answer.All(), stdout, stderr)
+	}
+	k, err := l.thresholds.load(0, nil)
+	if err != nil {
+		return err
+	}
+	defer k.Close()
+	c := collector.New(k, l.thresholds.options(nil))
+	total, connections, err := c.Connections(ctx, l.Query)
+	if err != nil {
+		return err
+	}
+	if n := c.Unwalked(); n > 0 {
+		fmt.Fprintf(stderr, "halfopen: not all is listed: the hash tables of %s take too long to walk (halfopen doctor names them)\n", plural(n, "network namespace"))
+	}
+	if l.output == "json" {
+		return writeJSON(stdout, func(w io.Writer) error { return api.WriteConnections(w, &l.Query, total, connections) })
+	}
+	head := api.Connections{GeneratedAt: time.Now().UTC(), Total: total}
+	if !l.Sorted(total) {
+		head.Order = api.OrderVerdict
+	}
+	return l.table(&head, func(yield func(*api.Connection, error) bool) {
 		for connection, err := range connections {
 			if err != nil {
-				return err
+				yield(nil, err)
+				return
 			}
-			doc.Connections = append(doc.Connections, api.NewConnection(connection))
+			if !yield(new(api.NewConnection(connection)), nil) {
+				return
+			}
+		}
+	}, stdout, stderr)
+}
+
+// passListing prints the agent's answer as the agent encoded it: the answer as a whole, so
+// that it does not wait for a slow reader, unless it is very large.
+func passListing(answer *api.Listing, stdout io.Writer) error {
+	if answer.Head.Order == api.OrderVerdict {
+		return answer.CopyTo(escape.Writer{W: stdout})
+	}
+	var body bytes.Buffer
+	if err := answer.CopyTo(&body); err != nil {
+		return err
+	}
+	_, err := escape.Writer{W: stdout}.Write(body.Bytes())
+	return err
+}
+
+// tableRows is the most connections in one table of a list that is not sorted: such a list
+// has several tables, so that it takes little memory.
+const tableRows = 2000
+
+// table prints connections as a table. head has all of their answer but the list.
+func (l *list) table(head *api.Connections, connections iter.Seq2[*api.Connection, error], stdout, stderr io.Writer) error {
+	most := math.MaxInt
+	if head.Order == api.OrderVerdict {
+		most = tableRows
+		fmt.Fprintf(stderr, "halfopen: %s are too many to sort: the worst verdict comes first, those with one verdict in any order\n", plural(head.Total, l.thing()))
+	}
+	s := shownCounts{total: head.Total, verdicts: make(map[string]int)}
+	var rows []api.Connection
+	write := func() error {
+		t := connectionTable(rows, head.GeneratedAt, l.output == "wide")
+		if l.output == "table" {
+			t.fit(roomFor(stdout))
+		}
+		s.add(rows)
+		rows = rows[:0]
+		return t.write(stdout, paletteFor(stdout))
+	}
+	for connection, err := range connections {
+		if err != nil {
+			return err
+		}
+		if rows = append(rows, *connection); len(rows) < most {
+			continue
+		}
+		if err := write(); err != nil {
+			return err
 		}
 	}
-	if len(doc.Connections) == 0 {
-		_, err := fmt.Fprintln(stderr, l.selection.nothing(l.thing()))
-		return err
+	if len(rows) > 0 {
+		if err := write(); err != nil {
+			return err
+		}
 	}
-	t := connectionTable(doc.Connections, doc.GeneratedAt, l.output == "wide")
-	if l.output == "table" {
-		t.fit(roomFor(stdout))
+	text := l.selection.nothing(l.thing())
+	if s.shown > 0 {
+		text = s.summary(l.thing())
 	}
-	if err := t.write(stdout, paletteFor(stdout)); err != nil {
-		return err
-	}
-	_, err := fmt.Fprintln(stderr, summary(&doc, l.thing()))
+	_, err := fmt.Fprintln(stderr, text)
 	return err
 }
 
@@ -211,14 +267,24 @@ func (l *list) listDeaths(ctx context.Context, stdout, stderr io.Writer) error {
 	return err
 }
 
-func summary(doc *api.Connections, thing string) string {
-	counts := make(map[string]int)
-	for i := range doc.Connections {
-		if v := doc.Connections[i].Verdict; v != nil {
-			counts[*v]++
+// shownCounts is what the summary of a list counts.
+type shownCounts struct {
+	shown, total int
+	verdicts     map[string]int
+}
+
+// add counts connections that are shown.
+func (s *shownCounts) add(connections []api.Connection) {
+	s.shown += len(connections)
+	for i := range connections {
+		if v := connections[i].Verdict; v != nil {
+			s.verdicts[*v]++
 		}
 	}
-	return shown(len(doc.Connections), doc.Total, thing) + counted(len(doc.Connections), counts)
+}
+
+func (s *shownCounts) summary(thing string) string {
+	return shown(s.shown, s.total, thing) + counted(s.shown, s.verdicts)
 }
 
 func groupSummary(doc *api.Groups, thing string) string {

@@ -293,8 +293,9 @@ func TestTableOfAllSockets(t *testing.T) {
 	if !strings.HasPrefix(b.String(), want) {
 		t.Errorf("\n%s", b.String())
 	}
-	doc := api.Connections{Total: 5, Connections: others()}
-	if got, want := summary(&doc, "socket"), "5 sockets: 1 zombie, 4 without a verdict"; got != want {
+	counts := shownCounts{total: 5, verdicts: make(map[string]int)}
+	counts.add(others())
+	if got, want := counts.summary("socket"), "5 sockets: 1 zombie, 4 without a verdict"; got != want {
 		t.Errorf("%s, want %s", got, want)
 	}
 }

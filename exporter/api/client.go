@@ -108,7 +108,18 @@ func (c *Client) Health(ctx context.Context) (status int, err error) {
 
 // Connections asks for connections, with the query of [ConnectionParameters].
 func (c *Client) Connections(ctx context.Context, query url.Values) (*Connections, error) {
-	return get[Connections](ctx, c, "connections", query)
+	l, err := c.OpenConnections(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	defer l.Close()
+	for connection, err := range l.All() {
+		if err != nil {
+			return nil, err
+		}
+		l.Head.Connections = append(l.Head.Connections, *connection)
+	}
+	return &l.Head, nil
 }
 
 // Groups asks for groups of connections, with the query of [GroupParameters].
@@ -147,7 +158,7 @@ func (c *Client) Detail(ctx context.Context, cookie string) ([]byte, error) {
 	return body, err
 }
 
-// Raw asks for connections, groups or deaths, and returns the answer as the agent encoded
+// Raw asks for groups or deaths, and returns the answer as the agent encoded
 // it, which may have more in it than this version knows.
 func (c *Client) Raw(ctx context.Context, what string, query url.Values) ([]byte, error) {
 	return c.ask(ctx, what, query, func(body []byte) bool { return isList(what, body) })
