@@ -44,7 +44,8 @@ func (c *Collector) takeCensus(ctx context.Context) (time.Duration, error) {
 	began := time.Now()
 	var troubled []conn.Observation
 	classes := []uint8{abi.ClassTrouble}
-	var worst *topN // the connections that get rows; nil: no rows are wanted
+	var worst *topN             // the connections that get rows; nil: no rows are wanted
+	var outline conn.Connection // one for all sockets: it escapes to the heap
 	if c.beginRows() {
 		classes = append(classes, abi.ClassActive, abi.ClassIdle, abi.ClassUnguarded)
 		worst = &topN{limit: conn.MaxRows}
@@ -55,7 +56,8 @@ func (c *Collector) takeCensus(ctx context.Context) (time.Duration, error) {
 			troubled = append(troubled, conn.Observation{Conn: *k, At: wall(k.At)})
 		}
 		if worst != nil {
-			worst.add(k, new(c.rules.Outline(k, wall(k.At))))
+			outline = c.rules.Outline(k, wall(k.At))
+			worst.add(k, &outline)
 		}
 	})
 	if err != nil {

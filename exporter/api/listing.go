@@ -40,7 +40,7 @@ type Listing struct {
 // the answer up to the list. The caller closes the listing.
 func (c *Client) OpenConnections(ctx context.Context, query url.Values) (*Listing, error) {
 	limited, cancel := context.WithTimeout(ctx, answerTimeout)
-	resp, err := c.do(limited, "api/v1/connections", query)
+	resp, err := c.do(limited, "api/v1/connections", query) //nolint:bodyclose // Close does
 	if err != nil {
 		cancel()
 		return nil, c.unreachable(ctx, err)
