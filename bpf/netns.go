@@ -74,19 +74,31 @@ func (k *Kernel) searchNetns(pass string, h *abi.Holder, visit func()) error {
 	return k.pass(pass, bytesOf(h), visit)
 }
 
+// initPidns is the inode number of the machine's own pid namespace
+// (include/linux/proc_ns.h, PROC_PID_INIT_INO, since 3.8).
+const initPidns = 0xEFFFFFFC
+
 // NetnsPath returns the path of a file by which nsenter(1) can enter the network
-// namespace of that inode number; "" if the namespace is our own, or if there is no such
-// file.
-func (k *Kernel) NetnsPath(netns uint32) string {
-	if own, err := ownNetns(); err != nil || own == netns {
-		return ""
+// namespace of that inode number; "" if there is no such file. host reports whether it is
+// the machine's own namespace, which needs no nsenter. In a pid namespace of its own a
+// process knows neither: its /proc is not the one that a shell of the machine has.
+func (k *Kernel) NetnsPath(netns uint32) (path string, host bool) {
+	var pidns, own, first unix.Stat_t
+	if unix.Stat("/proc/self/ns/pid", &pidns) != nil || pidns.Ino != initPidns {
+		return "", false
+	}
+	if unix.Stat("/proc/thread-self/ns/net", &own) == nil && own.Ino == uint64(netns) {
+		// Some sandboxes do not let us see the namespace of process 1.
+		if unix.Stat("/proc/1/ns/net", &first) != nil || first.Ino == own.Ino {
+			return "", true
+		}
 	}
 	refs, err := k.namespaces()
 	if err != nil {
-		return ""
+		return "", false
 	}
 	ref := refs[uint64(netns)]
-	return ref.file()
+	return ref.file(), false
 }
 
 // ownNetns returns the inode number of the calling thread's network namespace.

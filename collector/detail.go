@@ -42,7 +42,9 @@ func (c *Collector) Connection(ctx context.Context, cookie uint64) (*Detail, err
 	if err != nil || d == nil {
 		return nil, err
 	}
-	d.Explanation = explain.Explain(&c.rules, &found, &d.Connection, c.kernel.NetnsPath(found.Netns))
+	var netns explain.Netns
+	netns.Path, netns.Host = c.kernel.NetnsPath(found.Netns)
+	d.Explanation = explain.Explain(&c.rules, &found, &d.Connection, netns)
 	one := []conn.Connection{d.Connection}
 	err = c.fillOwners(one, nil)
 	d.Connection = one[0]

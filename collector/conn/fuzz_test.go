@@ -4,7 +4,6 @@ package conn
 
 import (
 	"encoding/binary"
-	"path"
 	"regexp"
 	"slices"
 	"strings"
@@ -216,8 +215,21 @@ func FuzzParseCgroup(f *testing.F) {
 		if !strings.Contains(s, g.ContainerID) || !strings.Contains(strings.ReplaceAll(s, "_", "-"), g.PodUID) {
 			t.Fatalf("%q is %+v", s, g)
 		}
-		if ext := path.Ext(g.Unit); g.Unit != "" && (ext != ".service" && ext != ".scope" || strings.Contains(g.Unit, "/") || !strings.Contains(s, g.Unit)) {
+		manager, unit, managed := strings.Cut(g.Unit, "/")
+		if managed && !userManager.MatchString(manager) {
 			t.Fatalf("%q is %+v", s, g)
+		} else if !managed {
+			unit = g.Unit
+		}
+		if g.Unit != "" && (!isUnit(unit) || strings.Contains(unit, "/") || !strings.Contains(s, manager) || !strings.Contains(s, unit)) {
+			t.Fatalf("%q is %+v", s, g)
+		}
+		// Groups below that of a pod's container, or of a unit, change nothing.
+		if g.Unit != "" && !userManager.MatchString(g.Unit) && !runtimeUnit.MatchString(g.Unit) || g.ContainerID != "" {
+			below := ParseCgroup(s + "/kubepods/pod01234567-89ab-cdef-0123-456789abcdef/" + id + "/x.service")
+			if below.Path = s; below != g {
+				t.Fatalf("%q is %+v, and below it is %+v", s, g, below)
+			}
 		}
 		c := Connection{Cgroup: g}
 		if name := c.Owner(); name != "" && name != "-" && !NewOwnerSet([]string{name}).Owns(&c) {

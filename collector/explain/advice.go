@@ -69,10 +69,9 @@ func (x *explainer) advise() (assessment string, advice []Advice) {
 		if x.conn.Orphaned { // bac76cf89816 "tcp: fix forever orphan socket caused by tcp_abort"
 			effect = " Kernels before 6.11 may do nothing about a closed socket."
 		}
-		advice = append(advice, Advice{
+		advice = append(advice, x.inside(Advice{
 			Text: "To end this one now, as root in " + x.namespace() + " (where the kernel has CONFIG_INET_DIAG_DESTROY)." + effect,
-			How:  []string{x.inside(fmt.Sprintf("ss -K src %s dst %s", x.conn.Local, x.conn.Remote))},
-		})
+		}, fmt.Sprintf("ss -K src %s dst %s", x.conn.Local, x.conn.Remote)))
 	}
 	return assessment, advice
 }
@@ -119,11 +118,10 @@ func (x *explainer) adviseConnecting() (string, []Advice) {
 		},
 	}
 	if !x.flag(abi.ConnSynRetriesSet) {
-		advice = append(advice, Advice{
+		advice = append(advice, x.inside(Advice{
 			Text: "Or for all sockets of " + x.namespace() + " that have no TCP_SYNCNT of their own; those that are connecting follow at their next retransmission.",
-			How:  []string{x.sysctl("tcp_syn_retries", advisedSynRetries)},
 			Then: x.with(func(c *abi.Conn) { c.Retries = advisedSynRetries }),
-		})
+		}, sysctl("tcp_syn_retries", advisedSynRetries)))
 	}
 	return "A peer that does not answer keeps the application waiting for long, unless it has a timeout of its own.", advice
 }
@@ -142,18 +140,16 @@ func (x *explainer) adviseOrphan() (string, []Advice) {
 				How:  []string{call("IPPROTO_TCP", "TCP_LINGER2", int64(defaultFinTimeout/time.Second))},
 			}}
 		}
-		return nobody, []Advice{{
+		return nobody, []Advice{x.inside(Advice{
 			Text: "For all sockets of " + x.namespace() + " that are closed from then on; this one keeps its time.",
-			How:  []string{x.sysctl("tcp_fin_timeout", int64(defaultFinTimeout/time.Second))},
-		}}
+		}, sysctl("tcp_fin_timeout", int64(defaultFinTimeout/time.Second)))}
 	case c.UserTimeout > 0 || x.t.OrphanRetries(true) <= advisedOrphanTries:
 		return nobody + " No setting needs changing.", nil
 	}
-	return nobody, []Advice{{
+	return nobody, []Advice{x.inside(Advice{
 		Text: "If there are very many of these, for all sockets of " + x.namespace() + " that their applications have closed; they follow at their next retransmission. A TCP_USER_TIMEOUT set before the close bounds it too.",
-		How:  []string{x.sysctl("tcp_orphan_retries", advisedOrphanTries)},
 		Then: x.with(func(c *abi.Conn) { c.Retries = advisedOrphanTries }),
-	}}
+	}, sysctl("tcp_orphan_retries", advisedOrphanTries))}
 }
 
 // adviseUnaccepted advises on a connection that waits in the queue of its listener.

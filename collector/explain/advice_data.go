@@ -57,11 +57,10 @@ func (x *explainer) boundRetransmission() []Advice {
 	}}
 	if x.c.UserTimeout == 0 && x.c.Retries > advisedRetries2 {
 		limit := x.rules.Duration64(conn.RetransmitTime(advisedRetries2, x.t.Hz/5, uint64(x.c.RtoMax)))
-		advice = append(advice, Advice{
+		advice = append(advice, x.inside(Advice{
 			Text: fmt.Sprintf("Or for all sockets of %s that have no TCP_USER_TIMEOUT, existing ones too: about %s instead of %s.", x.namespace(), humanize.Age(limit), humanize.Age(x.retransmitsFor())),
-			How:  []string{x.sysctl("tcp_retries2", advisedRetries2)},
 			Then: x.with(func(c *abi.Conn) { c.Retries = advisedRetries2 }),
-		})
+		}, sysctl("tcp_retries2", advisedRetries2)))
 	}
 	return advice
 }

@@ -255,7 +255,7 @@ func (x *explainer) quicken() []Advice {
 	} {
 		if changed&s.what != 0 && !x.flag(s.own) {
 			bySysctl |= s.what
-			commands = append(commands, x.sysctl(s.key, s.value))
+			commands = append(commands, sysctl(s.key, s.value))
 		}
 	}
 	if bySysctl == changed {
@@ -263,11 +263,10 @@ func (x *explainer) quicken() []Advice {
 		if x.c.KeepaliveExpires != 0 {
 			wait = fmt.Sprintf(", this one in %s", humanize.Age(x.keepaliveFires()))
 		}
-		advice = append(advice, Advice{
+		advice = append(advice, x.inside(Advice{
 			Text: "Or for all sockets of " + x.namespace() + " that have keepalive on and no values of their own. Those that exist keep their running keepalive timer until it fires" + wait + ".",
-			How:  commands,
 			Then: x.with(func(c *abi.Conn) { x.setTiming(c, t) }),
-		})
+		}, commands...))
 	}
 	return advice
 }

@@ -40,18 +40,27 @@ func call(level, name string, value int64) string {
 	return fmt.Sprintf("setsockopt(fd, %s, %s, %d)", level, name, value)
 }
 
-// sysctl returns the command that sets a sysctl of the connection's network namespace. key
-// comes after net.ipv4.
-func (x *explainer) sysctl(key string, value int64) string {
-	return x.inside(fmt.Sprintf("sysctl -w net.ipv4.%s=%d", key, value))
+// sysctl returns the command that sets a sysctl, without its namespace: see
+// [explainer.inside]. key comes after net.ipv4.
+func sysctl(key string, value int64) string {
+	return fmt.Sprintf("sysctl -w net.ipv4.%s=%d", key, value)
 }
 
-// inside returns the command that runs a command in the connection's network namespace.
-func (x *explainer) inside(command string) string {
-	if !plainPath.MatchString(x.netns) {
-		return command
+// inside makes the commands of an advice act on the connection's network namespace. If no
+// way into it is known, the advice gets a sentence in their place: they would act on
+// another namespace, such as the machine's own.
+func (x *explainer) inside(a Advice, commands ...string) Advice {
+	switch {
+	case x.netns.Host:
+		a.How = commands
+	case plainPath.MatchString(x.netns.Path):
+		for _, c := range commands {
+			a.How = append(a.How, "nsenter --net="+x.netns.Path+" "+c)
+		}
+	default:
+		a.Text += " There is no command here, because no path to that namespace is known that is safe to paste, and without one a command would change another namespace. As root on the machine, `lsns -t net` lists namespaces with a process in each, and `nsenter --net=/proc/PID/ns/net` enters that of a process."
 	}
-	return "nsenter --net=" + x.netns + " " + command
+	return a
 }
 
 // plainPath matches a path that needs no quotes in a shell.

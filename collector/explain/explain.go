@@ -23,8 +23,8 @@ type Explanation struct {
 }
 
 // Explain explains the connection whose record is c and whose description is connection.
-// netns is a path to its network namespace; "" if that is the agent's own, or unknown.
-func Explain(r *conn.Rules, c *abi.Conn, connection *conn.Connection, netns string) Explanation {
+// netns is the way into its network namespace.
+func Explain(r *conn.Rules, c *abi.Conn, connection *conn.Connection, netns Netns) Explanation {
 	x := explainer{rules: r, c: c, conn: connection, netns: netns, t: conn.Timers{C: c, Hz: uint64(r.HZ)}}
 	e := Explanation{
 		At:       connection.At,
@@ -37,12 +37,19 @@ func Explain(r *conn.Rules, c *abi.Conn, connection *conn.Connection, netns stri
 	return e
 }
 
+// Netns is the way from a shell of the machine into a network namespace. Its zero value
+// is that none is known.
+type Netns struct {
+	Path string // of a file for nsenter(1); "": none is known
+	Host bool   // it is the machine's own namespace: no way is needed
+}
+
 // explainer explains one connection at one moment.
 type explainer struct {
 	rules *conn.Rules
 	c     *abi.Conn
 	conn  *conn.Connection
-	netns string      // a path, or ""
+	netns Netns
 	t     conn.Timers // a replay with every timer on time
 }
 

@@ -34,7 +34,7 @@ func explained(c *abi.Conn) (conn.Connection, Explanation) {
 	c.Netns = 4026531840
 	connection := testRules.Describe(c, explainedAt)
 	connection.Local, connection.Remote = netip.MustParseAddrPort("10.0.0.1:37024"), netip.MustParseAddrPort("10.0.0.2:5432")
-	return connection, Explain(&testRules, c, &connection, "")
+	return connection, Explain(&testRules, c, &connection, Netns{Host: true})
 }
 
 const (
@@ -410,12 +410,16 @@ func TestExplain(t *testing.T) {
 
 // A pasted command acts on the connection's network namespace.
 func TestCommandsEnterTheNetworkNamespace(t *testing.T) {
-	for name, test := range map[string]struct{ netns, enter string }{
-		"our own":                             {"", ""},
-		"one that a process is in":            {"/proc/812/ns/net", "nsenter --net=/proc/812/ns/net "},
-		"one that is mounted":                 {"/run/netns/blue-1", "nsenter --net=/run/netns/blue-1 "},
-		"one whose name a shell would act on": {"/run/netns/a;reboot", ""},
-		"one whose name is of two words":      {"/run/netns/a b", ""},
+	for name, test := range map[string]struct {
+		netns Netns
+		enter string // "-": there is no command
+	}{
+		"the machine's own":                   {Netns{Host: true}, ""},
+		"one to which no path is known":       {Netns{}, "-"},
+		"one that a process is in":            {Netns{Path: "/proc/812/ns/net"}, "nsenter --net=/proc/812/ns/net "},
+		"one that is mounted":                 {Netns{Path: "/run/netns/blue-1"}, "nsenter --net=/run/netns/blue-1 "},
+		"one whose name a shell would act on": {Netns{Path: "/run/netns/a;reboot"}, "-"},
+		"one whose name is of two words":      {Netns{Path: "/run/netns/a b"}, "-"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := conntest.KeepaliveZombie()
@@ -424,6 +428,14 @@ func TestCommandsEnterTheNetworkNamespace(t *testing.T) {
 			want := []string{
 				test.enter + "sysctl -w net.ipv4.tcp_keepalive_time=60", test.enter + "sysctl -w net.ipv4.tcp_keepalive_intvl=10",
 				test.enter + "sysctl -w net.ipv4.tcp_keepalive_probes=3", test.enter + killNow,
+			}
+			if test.enter == "-" {
+				want = nil
+			}
+			for _, a := range advice[1:] {
+				if (test.enter == "-") != strings.Contains(a.Text, "There is no command here") {
+					t.Error(a.Text)
+				}
 			}
 			if diff := cmp.Diff(want, append(advice[1].How, advice[2].How...)); diff != "" {
 				t.Errorf("(-want +got)\n%s", diff)

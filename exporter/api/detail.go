@@ -57,7 +57,7 @@ type Setting struct {
 // Advice is one thing that would make a dead peer be noticed sooner.
 type Advice struct {
 	Text string   `json:"text"`
-	How  []string `json:"how"` // the exact calls or commands
+	How  []string `json:"how"` // the exact calls or commands; empty: none is safe to paste
 	// GivesUp is when the kernel would give the connection up if that were done
 	// at once, and nothing more were heard; null: it would change nothing now.
 	GivesUp *GivesUp `json:"gives_up"`
@@ -94,7 +94,7 @@ func newExplanation(e *explain.Explanation) Explanation {
 		})
 	}
 	for _, a := range e.Advice {
-		out.Advice = append(out.Advice, Advice{Text: a.Text, How: a.How, GivesUp: givesUp(a.Then, e.At)})
+		out.Advice = append(out.Advice, Advice{Text: a.Text, How: append([]string{}, a.How...), GivesUp: givesUp(a.Then, e.At)})
 	}
 	return out
 }
