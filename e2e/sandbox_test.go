@@ -287,17 +287,14 @@ func statusOf(path string) (map[string]string, error) {
 	return status, nil
 }
 
-// What every thread of an agent and of its helper keeps is what docs/security.md says.
-func TestPrivilegesAreThoseOfTheDocument(t *testing.T) {
-	t.Parallel()
-	a := launchAgent(t)
-	defer a.stop()
-	a.ready()
-	processes := map[string][]int{"agent": {a.cmd.Process.Pid}}
+// helperOf returns the process id of an agent's helper, the only child of the agent.
+func helperOf(t *testing.T, a *agent) int {
+	t.Helper()
 	all, err := filepath.Glob("/proc/[0-9]*/status")
 	if err != nil {
 		t.Fatal(err)
 	}
+	var children []int
 	for _, path := range all {
 		status, err := statusOf(path)
 		if err == nil && status["PPid"] == strconv.Itoa(a.cmd.Process.Pid) {
@@ -305,12 +302,71 @@ func TestPrivilegesAreThoseOfTheDocument(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			processes["helper"] = append(processes["helper"], pid)
+			children = append(children, pid)
 		}
 	}
-	if len(processes["helper"]) != 1 {
-		t.Fatalf("the agent has the children %v, expected its helper", processes["helper"])
+	if len(children) != 1 {
+		t.Fatalf("the agent has the children %v, expected its helper", children)
 	}
+	return children[0]
+}
+
+// The helper ends with an agent that is killed, and an agent ends with its helper, with a
+// line that says why.
+func TestHelperAndAgentEndTogether(t *testing.T) {
+	t.Parallel()
+	a := launchAgent(t)
+	defer a.stop()
+	a.ready()
+	helper, err := unix.PidfdOpen(helperOf(t, a), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(helper)
+	if err := unix.PidfdSendSignal(helper, 0, nil, 0); err != nil {
+		t.Fatalf("the helper of a running agent: %v", err)
+	}
+	if err := a.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	<-a.done
+	eventually(t, "the helper of a killed agent has ended", func() error {
+		poll := []unix.PollFd{{Fd: int32(helper), Events: unix.POLLIN}} // readable once it has ended
+		if n, err := unix.Poll(poll, 0); err != nil || n != 1 {
+			return fmt.Errorf("poll: %d, %v", n, err)
+		}
+		return nil
+	})
+
+	b := launchAgent(t)
+	defer b.stop()
+	b.ready()
+	if err := unix.Kill(helperOf(t, b), unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the agent without its helper has ended", func() error {
+		select {
+		case <-b.done:
+			return nil
+		default:
+			return errors.New("it runs")
+		}
+	})
+	if code := b.cmd.ProcessState.ExitCode(); code != 1 {
+		t.Errorf("exit status %d", code)
+	}
+	if log := b.log.String(); !strings.Contains(log, "the helper process has ended (signal: killed): start the agent again") || strings.Contains(log, "goroutine ") {
+		t.Errorf("it said:\n%s", log)
+	}
+}
+
+// What every thread of an agent and of its helper keeps is what docs/security.md says.
+func TestPrivilegesAreThoseOfTheDocument(t *testing.T) {
+	t.Parallel()
+	a := launchAgent(t)
+	defer a.stop()
+	a.ready()
+	processes := map[string][]int{"agent": {a.cmd.Process.Pid}, "helper": {helperOf(t, a)}}
 	age := "5.19 and newer"
 	if olderThan(t, 5, 19) {
 		age = "before 5.19"
