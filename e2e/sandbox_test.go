@@ -15,16 +15,19 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/internal/sandbox"
 )
 
 // sandboxEnv makes the test binary try what a sandbox forbids, instead of running the
-// tests. Its value is "agent", for the agent's sandbox, or "none".
+// tests. Its value is "agent", for the agent's sandbox, or "none". "attach": it loads
+// programs, enters the agent's sandbox, and attaches them there.
 const sandboxEnv = "HALFOPEN_E2E_SANDBOX"
 
 // attempt is a system call that the sandbox must refuse.
@@ -155,8 +158,15 @@ func (l lockedThreads) try(a *attempt) string {
 // runSandboxed is the main function of the process that tries. It prints the error of
 // each attempt.
 func runSandboxed(how string) int {
-	if how == "executed" {
+	switch how {
+	case "executed":
 		fmt.Println("execve: success")
+		return 0
+	case "attach":
+		if err := attachInSandbox(); err != nil {
+			fmt.Println(err)
+			return 1
+		}
 		return 0
 	}
 	tried, err := attempts(os.Args[1], os.Args[2], os.Args[3])
@@ -189,6 +199,80 @@ func runSandboxed(how string) int {
 	tasks, err := os.ReadDir("/proc/self/task")
 	fmt.Printf("threads: %d %v\n", len(tasks), err)
 	return 0
+}
+
+// attachInSandbox attaches programs, and waits until they count a death.
+func attachInSandbox() error {
+	k, err := bpf.Load(bpf.Options{Observe: true})
+	if err != nil {
+		return err
+	}
+	defer k.Close()
+	if err := sandbox.Enter(sandbox.Agent()); err != nil {
+		fmt.Println("not possible:", strings.ReplaceAll(err.Error(), "\n", "; "))
+	}
+	if err := k.Detach(); err != nil {
+		return err
+	}
+	before, err := k.Counters()
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(k.Attach(), k.CookiesErr()); err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(generous); time.Now().Before(deadline); {
+		now, err := k.Counters()
+		if err != nil {
+			return err
+		}
+		if count := now.Deaths[abi.CauseClosed] - before.Deaths[abi.CauseClosed]; count > 0 {
+			fmt.Println("attached: counted")
+			return nil
+		}
+	}
+	return errors.New("no death was counted")
+}
+
+// Programs that were loaded before the privileges were dropped can be attached afterwards,
+// and work.
+func TestSandboxAttachesWhatWasLoadedBefore(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), sandboxEnv+"=attach")
+	said := &buffer{}
+	cmd.Stdout, cmd.Stderr = said, said
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	for { // deaths until it has counted one
+		select {
+		case err := <-done:
+			if err != nil || !strings.Contains(said.String(), "attached: counted\n") {
+				t.Errorf("%v\n%s", err, said)
+			}
+			return
+		case <-time.After(50 * time.Millisecond):
+		}
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		accepted, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(c.Close(), accepted.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // What the agent's own sandbox refuses to every thread, and what the same process may do
