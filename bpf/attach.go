@@ -52,11 +52,11 @@ func (k *Kernel) observers() map[string]observer {
 }
 
 // Attach attaches the programs to their tracepoints; after [Kernel.Detach], it attaches
-// them again. It is not safe for concurrent use.
+// them again. It loads no program, and needs no privileges. It is not safe for concurrent use.
 func (k *Kernel) Attach() error {
-	if k.noCookieHelper {
+	if k.cookieGiver != nil {
 		var l link.Link
-		if l, k.cookiesErr = giveCookies(); k.cookiesErr == nil {
+		if l, k.cookiesErr = k.cookieGiver.attach(); k.cookiesErr == nil {
 			k.links["cookies"] = append(k.links["cookies"], l)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"sync"
 	"time"
@@ -31,26 +32,20 @@ import (
 // which means that their solicitations are not observed before; nil if they do get one.
 func (k *Kernel) CookiesErr() error { return k.cookiesErr }
 
-// giveCookies attaches a program to the root cgroup. It gives a cookie to every TCP
-// socket that connects or that a listener accepts, until the link is closed.
-func giveCookies() (link.Link, error) {
+// cookieGiver is a program for the root cgroup that gives a cookie to every TCP socket
+// that connects or that a listener accepts. It can be attached without privileges.
+type cookieGiver struct {
+	program *ebpf.Program
+	root    *os.File // the directory of the root cgroup
+}
+
+// newCookieGiver loads the program.
+func newCookieGiver() (*cookieGiver, error) {
 	const initial = 0xeffffffb // PROC_CGROUP_INIT_INO, include/linux/proc_ns.h
 	var ns unix.Stat_t
 	if err := unix.Stat("/proc/self/ns/cgroup", &ns); err == nil && ns.Ino != initial {
 		return nil, errors.New("in a cgroup namespace of our own there is no root of all cgroups: use the host's")
 	}
-	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Type: ebpf.SockOps, AttachType: ebpf.AttachCGroupSockOps, License: "Dual BSD/GPL",
-		Instructions: asm.Instructions{
-			asm.FnGetSocketCookie.Call(),
-			asm.Mov.Imm(asm.R0, 1), // do not change anything else
-			asm.Return(),
-		},
-	})
-	if err != nil {
-		return nil, fmt.Errorf("load: %w", err)
-	}
-	defer program.Close()
 	// This mount is in no mount namespace: the hierarchy may not be mounted anywhere.
 	fs, err := unix.Fsopen("cgroup2", unix.FSOPEN_CLOEXEC)
 	if err != nil {
@@ -64,14 +59,38 @@ func giveCookies() (link.Link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mount cgroup2: %w", err)
 	}
-	defer unix.Close(root)
+	g := &cookieGiver{root: os.NewFile(uintptr(root), "the root cgroup")}
+	if g.program, err = ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.SockOps, AttachType: ebpf.AttachCGroupSockOps, License: "Dual BSD/GPL",
+		Instructions: asm.Instructions{
+			asm.FnGetSocketCookie.Call(),
+			asm.Mov.Imm(asm.R0, 1), // do not change anything else
+			asm.Return(),
+		},
+	}); err != nil {
+		g.root.Close()
+		return nil, fmt.Errorf("load: %w", err)
+	}
+	return g, nil
+}
+
+// attach attaches the program until the link is closed.
+func (g *cookieGiver) attach() (link.Link, error) {
 	l, err := link.AttachCgroup(link.CgroupOptions{
-		Path: fmt.Sprintf("/proc/self/fd/%d", root), Attach: ebpf.AttachCGroupSockOps, Program: program,
+		Path: fmt.Sprintf("/proc/self/fd/%d", g.root.Fd()), Attach: ebpf.AttachCGroupSockOps, Program: g.program,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("attach to the root cgroup: %w", err)
 	}
 	return l, nil
+}
+
+// Close unloads the program once it is not attached. It does nothing if g is nil.
+func (g *cookieGiver) Close() error {
+	if g == nil {
+		return nil
+	}
+	return errors.Join(g.program.Close(), g.root.Close())
 }
 
 const (

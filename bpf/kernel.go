@@ -43,8 +43,9 @@ type Kernel struct {
 
 	cookies        cookieSearch
 	giveCookies    func(context.Context, []CookieTarget) ([]error, time.Duration, error)
-	noCookieHelper bool  // our programs cannot give cookies (differences.go cookies)
-	cookiesErr     error // why new connections do not get cookies; nil if they do
+	noCookieHelper bool         // our programs cannot give cookies (differences.go cookies)
+	cookieGiver    *cookieGiver // nil if it is not needed, or cannot be loaded
+	cookiesErr     error        // why new connections do not get cookies; nil if they do
 
 	closed monotonic             // deaths with CauseClosed
 	missed map[string]*monotonic // by tracepoint
@@ -80,7 +81,7 @@ func (k *Kernel) Close() error {
 		defer k.census.Unlock()
 		k.batching.Lock()
 		defer k.batching.Unlock()
-		errs = append(errs, unmap(k.netnsList), unmap(k.walkBatch), unmap(k.batch), k.objs.Close())
+		errs = append(errs, unmap(k.netnsList), unmap(k.walkBatch), unmap(k.batch), k.objs.Close(), k.cookieGiver.Close())
 		k.netnsList, k.walkBatch, k.batch = nil, nil, nil
 	})
 	return errors.Join(errs...)

@@ -125,6 +125,9 @@ func Load(opts Options) (_ *Kernel, err error) {
 		for name := range k.observers() {
 			k.missed[name] = new(monotonic)
 		}
+		if k.noCookieHelper {
+			k.cookieGiver, k.cookiesErr = newCookieGiver()
+		}
 		if err := k.Attach(); err != nil {
 			return nil, err
 		}

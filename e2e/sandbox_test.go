@@ -15,16 +15,19 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/internal/sandbox"
 )
 
 // sandboxEnv makes the test binary try what a sandbox forbids, instead of running the
-// tests. Its value is "agent", for the agent's sandbox, or "none".
+// tests. Its value is "agent", for the agent's sandbox, or "none". "attach": it loads
+// programs, enters the agent's sandbox, and attaches them there.
 const sandboxEnv = "HALFOPEN_E2E_SANDBOX"
 
 // attempt is a system call that the sandbox must refuse.
@@ -155,8 +158,15 @@ func (l lockedThreads) try(a *attempt) string {
 // runSandboxed is the main function of the process that tries. It prints the error of
 // each attempt.
 func runSandboxed(how string) int {
-	if how == "executed" {
+	switch how {
+	case "executed":
 		fmt.Println("execve: success")
+		return 0
+	case "attach":
+		if err := attachInSandbox(); err != nil {
+			fmt.Println(err)
+			return 1
+		}
 		return 0
 	}
 	tried, err := attempts(os.Args[1], os.Args[2], os.Args[3])
@@ -189,6 +199,80 @@ func runSandboxed(how string) int {
 	tasks, err := os.ReadDir("/proc/self/task")
 	fmt.Printf("threads: %d %v\n", len(tasks), err)
 	return 0
+}
+
+// attachInSandbox attaches programs, and waits until they count a death.
+func attachInSandbox() error {
+	k, err := bpf.Load(bpf.Options{Observe: true})
+	if err != nil {
+		return err
+	}
+	defer k.Close()
+	if err := sandbox.Enter(sandbox.Agent()); err != nil {
+		fmt.Println("not possible:", strings.ReplaceAll(err.Error(), "\n", "; "))
+	}
+	if err := k.Detach(); err != nil {
+		return err
+	}
+	before, err := k.Counters()
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(k.Attach(), k.CookiesErr()); err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(generous); time.Now().Before(deadline); {
+		now, err := k.Counters()
+		if err != nil {
+			return err
+		}
+		if count := now.Deaths[abi.CauseClosed] - before.Deaths[abi.CauseClosed]; count > 0 {
+			fmt.Println("attached: counted")
+			return nil
+		}
+	}
+	return errors.New("no death was counted")
+}
+
+// Programs that were loaded before the privileges were dropped can be attached afterwards,
+// and work.
+func TestSandboxAttachesWhatWasLoadedBefore(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), sandboxEnv+"=attach")
+	said := &buffer{}
+	cmd.Stdout, cmd.Stderr = said, said
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	for { // deaths until it has counted one
+		select {
+		case err := <-done:
+			if err != nil || !strings.Contains(said.String(), "attached: counted\n") {
+				t.Errorf("%v\n%s", err, said)
+			}
+			return
+		case <-time.After(50 * time.Millisecond):
+		}
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		accepted, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(c.Close(), accepted.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // What the agent's own sandbox refuses to every thread, and what the same process may do
@@ -287,17 +371,14 @@ func statusOf(path string) (map[string]string, error) {
 	return status, nil
 }
 
-// What every thread of an agent and of its helper keeps is what docs/security.md says.
-func TestPrivilegesAreThoseOfTheDocument(t *testing.T) {
-	t.Parallel()
-	a := launchAgent(t)
-	defer a.stop()
-	a.ready()
-	processes := map[string][]int{"agent": {a.cmd.Process.Pid}}
+// helperOf returns the process id of an agent's helper, the only child of the agent.
+func helperOf(t *testing.T, a *agent) int {
+	t.Helper()
 	all, err := filepath.Glob("/proc/[0-9]*/status")
 	if err != nil {
 		t.Fatal(err)
 	}
+	var children []int
 	for _, path := range all {
 		status, err := statusOf(path)
 		if err == nil && status["PPid"] == strconv.Itoa(a.cmd.Process.Pid) {
@@ -305,12 +386,71 @@ func TestPrivilegesAreThoseOfTheDocument(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			processes["helper"] = append(processes["helper"], pid)
+			children = append(children, pid)
 		}
 	}
-	if len(processes["helper"]) != 1 {
-		t.Fatalf("the agent has the children %v, expected its helper", processes["helper"])
+	if len(children) != 1 {
+		t.Fatalf("the agent has the children %v, expected its helper", children)
 	}
+	return children[0]
+}
+
+// The helper ends with an agent that is killed, and an agent ends with its helper, with a
+// line that says why.
+func TestHelperAndAgentEndTogether(t *testing.T) {
+	t.Parallel()
+	a := launchAgent(t)
+	defer a.stop()
+	a.ready()
+	helper, err := unix.PidfdOpen(helperOf(t, a), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(helper)
+	if err := unix.PidfdSendSignal(helper, 0, nil, 0); err != nil {
+		t.Fatalf("the helper of a running agent: %v", err)
+	}
+	if err := a.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	<-a.done
+	eventually(t, "the helper of a killed agent has ended", func() error {
+		poll := []unix.PollFd{{Fd: int32(helper), Events: unix.POLLIN}} // readable once it has ended
+		if n, err := unix.Poll(poll, 0); err != nil || n != 1 {
+			return fmt.Errorf("poll: %d, %v", n, err)
+		}
+		return nil
+	})
+
+	b := launchAgent(t)
+	defer b.stop()
+	b.ready()
+	if err := unix.Kill(helperOf(t, b), unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the agent without its helper has ended", func() error {
+		select {
+		case <-b.done:
+			return nil
+		default:
+			return errors.New("it runs")
+		}
+	})
+	if code := b.cmd.ProcessState.ExitCode(); code != 1 {
+		t.Errorf("exit status %d", code)
+	}
+	if log := b.log.String(); !strings.Contains(log, "the helper process has ended (signal: killed): start the agent again") || strings.Contains(log, "goroutine ") {
+		t.Errorf("it said:\n%s", log)
+	}
+}
+
+// What every thread of an agent and of its helper keeps is what docs/security.md says.
+func TestPrivilegesAreThoseOfTheDocument(t *testing.T) {
+	t.Parallel()
+	a := launchAgent(t)
+	defer a.stop()
+	a.ready()
+	processes := map[string][]int{"agent": {a.cmd.Process.Pid}, "helper": {helperOf(t, a)}}
 	age := "5.19 and newer"
 	if olderThan(t, 5, 19) {
 		age = "before 5.19"

@@ -11,6 +11,7 @@ import (
 	"net/rpc/jsonrpc"
 	"os"
 	"os/exec"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -99,10 +100,26 @@ func call[A, R any](h *Helper, method string, argument A) (R, error) {
 	return reply, err
 }
 
-// GiveCookies is [bpf.GiveCookies].
-func (h *Helper) GiveCookies(ctx context.Context, targets []bpf.CookieTarget) ([]error, time.Duration, error) {
+// GiveCookies is [bpf.GiveCookies]. It asks about no more than maxTargets at once.
+func (h *Helper) GiveCookies(ctx context.Context, targets []bpf.CookieTarget) (errs []error, cpu time.Duration, err error) {
+	for some := range slices.Chunk(targets, maxTargets) {
+		answered, took, err := h.giveCookies(ctx, some)
+		cpu += took
+		if err != nil {
+			return nil, cpu, err
+		}
+		errs = append(errs, answered...)
+	}
+	return errs, cpu, nil
+}
+
+func (h *Helper) giveCookies(ctx context.Context, targets []bpf.CookieTarget) ([]error, time.Duration, error) {
+	question := make([]CookieTarget, len(targets))
+	for i, t := range targets {
+		question[i] = CookieTarget{t.Netns, t.States, []byte(t.Path), t.Holder}
+	}
 	var reply CookiesReply
-	asked := h.client.Go(service+".GiveCookies", targets, &reply, make(chan *rpc.Call, 1))
+	asked := h.client.Go(service+".GiveCookies", question, &reply, make(chan *rpc.Call, 1))
 	select {
 	case <-ctx.Done():
 		return nil, 0, ctx.Err()
@@ -126,7 +143,7 @@ func (h *Helper) GiveCookies(ctx context.Context, targets []bpf.CookieTarget) ([
 // CgroupPath implements [collector.Privileged].
 func (h *Helper) CgroupPath(id uint64) (string, error) {
 	reply, err := call[uint64, PathReply](h, "CgroupPath", id)
-	return reply.Path, errors.Join(err, reply.Failed.error())
+	return string(reply.Path), errors.Join(err, reply.Failed.error())
 }
 
 // CgroupsRefused implements [collector.Privileged].

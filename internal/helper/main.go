@@ -6,12 +6,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/rpc"
 	"net/rpc/jsonrpc"
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/halfopen/halfopen/bpf"
 	"github.com/halfopen/halfopen/collector"
@@ -42,46 +46,130 @@ func serve(arguments []string) error {
 	if len(arguments) != 1 {
 		return errors.New("its only argument is the path of the socket")
 	}
+	_ = sandbox.Enter(sandbox.Helper()) // as far as possible here: the doctor says what is not
+	return answer(c, &answers{direct: collector.NewDirect(), socket: arguments[0], giveCookies: bpf.GiveCookies})
+}
+
+// The bounds of what the other process may ask, since an attacker may have taken it over.
+const (
+	// maxQuestion is the longest question in bytes: maxTargets with the longest path.
+	maxQuestion = 2 << 20
+	// maxTargets is the most namespaces in one question, and maxPath the longest path of
+	// one in bytes (PATH_MAX).
+	maxTargets = 256
+	maxPath    = 4096
+	// maxRunning is the most questions without an answer. Further ones wait.
+	maxRunning = 64
+	// maxHanging is the most questions without an answer of those that may hang. Further
+	// ones are refused with EBUSY, so that they never take all of maxRunning.
+	maxHanging = 4
+)
+
+// answer answers questions until the connection ends, or carries something else than
+// questions, which is an error. It does not wait for questions that hang.
+func answer(c io.ReadWriteCloser, a *answers) error {
+	a.hanging = make(chan struct{}, maxHanging)
 	s := rpc.NewServer()
-	if err := s.RegisterName(service, &answers{collector.NewDirect(), arguments[0]}); err != nil {
+	if err := s.RegisterName(service, a); err != nil {
 		return err
 	}
-	_ = sandbox.Enter(sandbox.Helper()) // as far as possible here: the doctor says what is not
-	s.ServeCodec(jsonrpc.NewServerCodec(questions{c}))
+	limited := &limitedReader{ReadWriteCloser: c}
+	ended := make(chan error, 1)
+	go s.ServeCodec(&boundedCodec{jsonrpc.NewServerCodec(limited), limited, make(chan struct{}, maxRunning), ended})
+	if err := <-ended; !errors.Is(err, io.EOF) {
+		return fmt.Errorf("read a question: %w", err)
+	}
 	return nil
 }
 
-// questions ends this process with the other one, even if a question hangs.
-type questions struct{ net.Conn }
+// limitedReader fails after that many more bytes.
+type limitedReader struct {
+	io.ReadWriteCloser
+	left int
+}
 
-func (q questions) Read(b []byte) (int, error) {
-	n, err := q.Conn.Read(b)
-	if err != nil {
-		os.Exit(0)
+var errTooLong = fmt.Errorf("it is longer than %d bytes", maxQuestion)
+
+func (l *limitedReader) Read(b []byte) (int, error) {
+	if l.left == 0 {
+		return 0, errTooLong
 	}
-	return n, nil
+	n, err := l.ReadWriteCloser.Read(b[:min(len(b), l.left)])
+	l.left -= n
+	return n, err
+}
+
+// boundedCodec bounds the length of questions and the number of those without an answer.
+type boundedCodec struct {
+	rpc.ServerCodec
+	limited *limitedReader
+	running chan struct{}
+	ended   chan<- error // gets the error that ends the connection
+}
+
+// ReadRequestHeader implements [rpc.ServerCodec].
+func (c *boundedCodec) ReadRequestHeader(r *rpc.Request) error {
+	c.running <- struct{}{} // until WriteResponse, which follows each question
+	c.limited.left = maxQuestion
+	err := c.ServerCodec.ReadRequestHeader(r)
+	if err != nil {
+		c.ended <- err // package rpc reads no further
+	}
+	return err
+}
+
+// WriteResponse implements [rpc.ServerCodec].
+func (c *boundedCodec) WriteResponse(r *rpc.Response, body any) error {
+	defer func() { <-c.running }()
+	return c.ServerCodec.WriteResponse(r, body)
 }
 
 // answers has a method for each question.
 type answers struct {
-	direct *collector.Direct
-	socket string
+	direct      *collector.Direct
+	socket      string
+	giveCookies func(context.Context, []bpf.CookieTarget) ([]error, time.Duration, error)
+	hanging     chan struct{} // a value for each running question that may hang
+}
+
+// mayHang runs f, or returns EBUSY if too many questions hang.
+func (a *answers) mayHang(f func() error) error {
+	select {
+	case a.hanging <- struct{}{}:
+		defer func() { <-a.hanging }()
+		return f()
+	default:
+		return fmt.Errorf("%d earlier questions hang: %w", maxHanging, unix.EBUSY)
+	}
 }
 
 // GiveCookies answers [Helper.GiveCookies].
-func (a *answers) GiveCookies(targets []bpf.CookieTarget, reply *CookiesReply) error {
-	errs, cpu, err := bpf.GiveCookies(context.Background(), targets)
-	reply.CPU, reply.Failed = cpu, failureOf(err)
-	for _, err := range errs {
-		reply.Errors = append(reply.Errors, failureOf(err))
+func (a *answers) GiveCookies(asked []CookieTarget, reply *CookiesReply) error {
+	if len(asked) > maxTargets {
+		return fmt.Errorf("%d namespaces in one question, at most %d are possible", len(asked), maxTargets)
 	}
+	targets := make([]bpf.CookieTarget, len(asked))
+	for i, t := range asked {
+		if len(t.Path) > maxPath {
+			return fmt.Errorf("a path of %d bytes, at most %d are possible", len(t.Path), maxPath)
+		}
+		targets[i] = bpf.CookieTarget{Netns: t.Netns, States: t.States, Path: string(t.Path), Holder: t.Holder}
+	}
+	reply.Failed = failureOf(a.mayHang(func() error {
+		errs, cpu, err := a.giveCookies(context.Background(), targets)
+		reply.CPU = cpu
+		for _, err := range errs {
+			reply.Errors = append(reply.Errors, failureOf(err))
+		}
+		return err
+	}))
 	return nil
 }
 
 // CgroupPath answers [Helper.CgroupPath].
 func (a *answers) CgroupPath(id uint64, reply *PathReply) error {
 	path, err := a.direct.CgroupPath(id)
-	*reply = PathReply{path, failureOf(err)}
+	*reply = PathReply{[]byte(path), failureOf(err)}
 	return nil
 }
 
@@ -93,7 +181,7 @@ func (a *answers) CgroupsRefused(_ None, reply *Failure) error {
 
 // DescriptorsRefused answers [Helper.DescriptorsRefused].
 func (a *answers) DescriptorsRefused(_ None, reply *Failure) error {
-	*reply = failureOf(a.direct.DescriptorsRefused())
+	*reply = failureOf(a.mayHang(a.direct.DescriptorsRefused))
 	return nil
 }
 

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"syscall"
 	"time"
+
+	"github.com/halfopen/halfopen/bpf/abi"
 )
 
 // service is the name of the questions.
@@ -19,9 +21,17 @@ type File struct {
 	Device, Inode uint64
 }
 
+// CookieTarget is a [bpf.CookieTarget]. A path is bytes, since JSON would change what is
+// not UTF-8 in a string.
+type CookieTarget struct {
+	Netns, States uint32
+	Path          []byte
+	Holder        abi.Holder
+}
+
 // PathReply is a path, or why there is none.
 type PathReply struct {
-	Path   string
+	Path   []byte
 	Failed Failure
 }
 

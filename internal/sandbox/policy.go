@@ -5,14 +5,19 @@ package sandbox
 import (
 	"github.com/cilium/ebpf/features"
 	"golang.org/x/sys/unix"
+	"kernel.org/pub/linux/libs/security/libcap/cap"
 )
 
 // Agent returns the policy of an agent, or of top and trace, that has loaded and attached
 // its programs. It may read files beneath /proc and beneath the other directories.
 func Agent(others ...string) *Policy {
 	p := &Policy{Files: append([]string{"/proc"}, others...), Syscalls: agentSyscalls()}
-	if bpfNeedsCapability() {
+	switch {
+	case !bpfNeedsCapability():
+	case permitted(cap.BPF):
 		p.Capabilities = []int{unix.CAP_BPF}
+	default: // which includes it
+		p.Capabilities = []int{unix.CAP_SYS_ADMIN}
 	}
 	return p
 }
