@@ -402,8 +402,9 @@ func TestGroupsOfOwners(t *testing.T) {
 		a := sharedAgent(t)
 		v2, v1 := hierarchy(t, ""), hierarchy(t, "name=systemd")
 		h := newController(t)
-		// All in one group, so that nothing of the node's own is touched.
-		top := fmt.Sprintf("halfopen-e2e-%d-%s", os.Getpid(), n.family)
+		// All in one group, so that nothing of the node's own is touched. systemd makes its
+		// units in slices.
+		top := fmt.Sprintf("halfopen-e2e-%d-%s.slice", os.Getpid(), n.family)
 		all := ownerCases()
 		n.serve(droppedPort, func(*net.TCPConn) {})
 		for _, r := range all {
@@ -500,7 +501,7 @@ func TestAcceptedConnectionHasItsListenersGroup(t *testing.T) {
 		a := sharedAgent(t)
 		h := newController(t)
 		v2 := hierarchy(t, "")
-		top := fmt.Sprintf("halfopen-e2e-accept-%d-%s", os.Getpid(), n.family)
+		top := fmt.Sprintf("halfopen-e2e-accept-%d-%s.slice", os.Getpid(), n.family)
 		r := &ownerCase{name: "listener", path: top + "/web.service", unit: "web.service"}
 		web, other := group(t, v2, r.path), group(t, v2, top+"/worker.service")
 		server := h.start("master", n.Server.Path())

@@ -207,7 +207,7 @@ func newOlderSockets(t *testing.T) *olderSockets {
 	s.sockets = append(s.sockets, c)
 
 	h, v2 := newController(t), hierarchy(t, "")
-	top := fmt.Sprintf("halfopen-e2e-privileges-%d", os.Getpid())
+	top := fmt.Sprintf("halfopen-e2e-privileges-%d.slice", os.Getpid())
 	web, job := group(t, v2, top+"/web.service"), group(t, v2, top+"/job.service")
 	at := netip.MustParseAddrPort(freeAddr(t))
 	server, client := h.start("web", ""), h.start("client", "")
