@@ -195,6 +195,24 @@ var (
 	anyPod       = regexp.MustCompile(`^([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32})?$`)
 )
 
+// checkUnit fails unless the unit of a control group is empty, or a unit in its path, or a
+// unit with its user's manager before it.
+func checkUnit(t *testing.T, path string, g *Cgroup) {
+	t.Helper()
+	if g.Unit == "" {
+		return
+	}
+	manager, unit, managed := strings.Cut(g.Unit, "/")
+	if !managed {
+		unit = g.Unit
+	} else if !userManager.MatchString(manager) {
+		t.Fatalf("%q is %+v", path, g)
+	}
+	if !isUnit(unit) || strings.Contains(unit, "/") || !strings.Contains(path, manager) || !strings.Contains(path, unit) {
+		t.Fatalf("%q is %+v", path, g)
+	}
+}
+
 // Users choose the names of control groups. All that ParseCgroup returns is in the path,
 // and it returns as an id only what looks like one.
 func FuzzParseCgroup(f *testing.F) {
@@ -209,19 +227,11 @@ func FuzzParseCgroup(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, s string) {
 		g := ParseCgroup(s)
+		checkUnit(t, s, &g)
 		if g.Path != s || !anyContainer.MatchString(g.ContainerID) || !anyPod.MatchString(g.PodUID) {
 			t.Fatalf("%q is %+v", s, g)
 		}
 		if !strings.Contains(s, g.ContainerID) || !strings.Contains(strings.ReplaceAll(s, "_", "-"), g.PodUID) {
-			t.Fatalf("%q is %+v", s, g)
-		}
-		manager, unit, managed := strings.Cut(g.Unit, "/")
-		if managed && !userManager.MatchString(manager) {
-			t.Fatalf("%q is %+v", s, g)
-		} else if !managed {
-			unit = g.Unit
-		}
-		if g.Unit != "" && (!isUnit(unit) || strings.Contains(unit, "/") || !strings.Contains(s, manager) || !strings.Contains(s, unit)) {
 			t.Fatalf("%q is %+v", s, g)
 		}
 		// Groups below that of a pod's container, or of a unit, change nothing.

@@ -114,6 +114,9 @@ func (h *Helper) GiveCookies(ctx context.Context, targets []bpf.CookieTarget) (e
 }
 
 func (h *Helper) giveCookies(ctx context.Context, targets []bpf.CookieTarget) ([]error, time.Duration, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, 0, err
+	}
 	question := make([]CookieTarget, len(targets))
 	for i, t := range targets {
 		question[i] = CookieTarget{t.Netns, t.States, []byte(t.Path), t.Holder}

@@ -76,7 +76,8 @@ func answer(c io.ReadWriteCloser, a *answers) error {
 	limited := &limitedReader{ReadWriteCloser: c}
 	ended := make(chan error, 1)
 	go s.ServeCodec(&boundedCodec{jsonrpc.NewServerCodec(limited), limited, make(chan struct{}, maxRunning), ended})
-	if err := <-ended; !errors.Is(err, io.EOF) {
+	// The kernel resets the connection if the other process ends with an answer unread.
+	if err := <-ended; !errors.Is(err, io.EOF) && !errors.Is(err, unix.ECONNRESET) {
 		return fmt.Errorf("read a question: %w", err)
 	}
 	return nil
