@@ -517,6 +517,7 @@ func TestAcceptedConnectionHasItsListenersGroup(t *testing.T) {
 		if err := client.SetLinger(0); err != nil {
 			t.Fatal(err)
 		}
+		ends := client.LocalAddr().(*net.TCPAddr).AddrPort()
 		client.Close()
 		eventually(t, "its death is told", func() error {
 			var list struct {
@@ -533,6 +534,10 @@ func TestAcceptedConnectionHasItsListenersGroup(t *testing.T) {
 					return errors.New("nobody's")
 				}
 				r.checkOwner(t, "dead", d.connection)
+				return nil
+			}
+			if slices.ContainsFunc(deathTracer.hiddenDeaths(t), func(h hiddenDeath) bool { return h.remote == ends && h.at.After(n.made) }) {
+				t.Log("its death is hidden from every program")
 				return nil
 			}
 			return errors.New("no death")
