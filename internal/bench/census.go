@@ -237,7 +237,7 @@ func (b *bench) lookAtMany(v *view, many int) error {
 	}
 
 	var cookies []uint64
-	if _, err := v.kernel.Census(context.Background(), []uint8{abi.ClassUnguarded}, func(c *abi.Conn) {
+	if _, err := v.kernel.Census(context.Background(), []uint8{abi.ClassIdle}, func(c *abi.Conn) {
 		if len(cookies) < 1000 && c.Netns == v.ns.Inode() {
 			cookies = append(cookies, c.Cookie)
 		}
