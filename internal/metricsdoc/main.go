@@ -85,7 +85,7 @@ func registered() ([]*dto.MetricFamily, error) {
 
 // free are the labels whose values are not ours to list.
 var free = map[string]string{
-	"owner":       "a pod's UID, else 12 digits of a container's id, else a systemd unit, else a process's name, as it was when the owner was first found; escaped as in the table of `halfopen list`; empty if nobody is known; `other` sums up what has no series of its own. At most 49 owners have one. An owner keeps it as long as it has zombies, whoever else has more; then another owner may get its place, at most 49 an hour after the first 49",
+	"owner":       "the owner as it was first found: a pod's UID, else 12 digits of a container's id, else a systemd unit, else a process's name. It is escaped as in the table of `halfopen list`, and empty if nobody is known. At most 49 owners have a series of their own, and an owner keeps it while it has zombies. `other` sums up the owners without one. When another owner needs a series, the agent takes that of an owner without zombies, at most 49 times an hour",
 	"remote_port": "the port of the service that the peer is; empty where the peer is a client",
 	"program":     "the tracepoint, as the kernel names it",
 	"version":     "", "revision": "", "branch": "", "goversion": "", "goos": "", "goarch": "", "tags": "",
