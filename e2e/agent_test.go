@@ -134,6 +134,7 @@ type connection struct {
 	} `json:"retransmits"`
 	UnackedSegments int      `json:"unacked_segments"`
 	SendQueueBytes  int      `json:"send_queue_bytes"`
+	ReceiveQueue    int      `json:"receive_queue_bytes"`
 	SendWindowBytes int      `json:"send_window_bytes"`
 	Risks           []string `json:"risks"`
 	Process         *struct {

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"slices"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/halfopen/halfopen/internal/lab"
+	"golang.org/x/sys/unix"
 )
 
 // ofPort returns what the agent says of the client's only connection to a port.
@@ -232,5 +234,45 @@ func TestHalfClosedConnectionsAreAtRisk(t *testing.T) {
 		if since := time.Since(fin); since < idleAfter {
 			t.Errorf("it is a leak after %v, expected %v", since, idleAfter)
 		}
+	})
+}
+
+// What the application has not read is what SIOCINQ tells it, before and after the peer's
+// FIN, which takes a number of the sequence and no byte.
+func TestReceiveQueueIsWhatTheApplicationCanRead(t *testing.T) {
+	families(t, func(t *testing.T, n *network) {
+		a := sharedAgent(t)
+		finish := make(chan struct{})
+		n.serve(7101, func(c *net.TCPConn) {
+			_, _ = c.Write([]byte("unread"))
+			<-finish
+			_ = c.CloseWrite()
+		})
+		c := n.dial(7101, 1)[0]
+		raw, err := c.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		check := func(state string, want int) {
+			t.Helper()
+			eventually(t, fmt.Sprintf("%d bytes wait in %s", want, state), func() error {
+				var waiting int
+				var err error
+				if err := raw.Control(func(fd uintptr) { waiting, err = unix.IoctlGetInt(int(fd), unix.SIOCINQ) }); err != nil {
+					t.Fatal(err)
+				}
+				if got := a.ofPort(n, 7101); err != nil || waiting != want || got.ReceiveQueue != want || got.State != state {
+					return fmt.Errorf("%d bytes, %v; the agent says %d in %s", waiting, err, got.ReceiveQueue, got.State)
+				}
+				return nil
+			})
+		}
+		check("established", 6)
+		close(finish)
+		check("close_wait", 6)
+		if _, err := io.ReadFull(c, make([]byte, 6)); err != nil {
+			t.Fatal(err)
+		}
+		check("close_wait", 0)
 	})
 }

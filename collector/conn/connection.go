@@ -359,6 +359,7 @@ type Connection struct {
 	RTO                   time.Duration // the retransmission timeout, with its backoff
 	UnackedSegments       uint32
 	SendQueue             uint32 // bytes
+	ReceiveQueue          uint32 // bytes that the application has not read
 	SendWindow            uint32 // bytes
 	SRTT                  time.Duration
 	GivesUp               Forecast // when the kernel gives the connection up by itself

@@ -38,6 +38,7 @@ func (r *Rules) Outline(c *abi.Conn, at time.Time) Connection {
 		RTO:              r.Duration(c.Rto),
 		UnackedSegments:  c.PacketsOut,
 		SendQueue:        c.SendQueue,
+		ReceiveQueue:     c.ReceiveQueue,
 		SendWindow:       c.SendWindow,
 		SRTT:             time.Duration(c.Srtt) * time.Microsecond,
 		Orphaned:         c.Flags&abi.ConnOrphan != 0,

@@ -28,6 +28,7 @@ type Connection struct {
 	Retransmits        Retransmits  `json:"retransmits"`
 	UnackedSegments    uint32       `json:"unacked_segments"`
 	SendQueueBytes     uint32       `json:"send_queue_bytes"`
+	ReceiveQueueBytes  uint32       `json:"receive_queue_bytes"`
 	SendWindowBytes    uint32       `json:"send_window_bytes"`
 	SRTTSeconds        float64      `json:"srtt_seconds"`
 	RTOSeconds         float64      `json:"rto_seconds"` // the retransmission timeout, with its backoff
@@ -132,6 +133,7 @@ func NewConnection(c *conn.Connection) Connection {
 		Retransmits:        Retransmits{Unanswered: c.RetransmitsUnanswered, Total: c.RetransmitsTotal},
 		UnackedSegments:    c.UnackedSegments,
 		SendQueueBytes:     c.SendQueue,
+		ReceiveQueueBytes:  c.ReceiveQueue,
 		SendWindowBytes:    c.SendWindow,
 		SRTTSeconds:        float64(c.SRTT.Microseconds()) / 1e6,
 		RTOSeconds:         seconds(c.RTO),

@@ -33,7 +33,7 @@ const contractJSON = `{"cookie":"1a2b","family":"ipv4","local":{"ip":"10.0.0.1",
 	`"evidence":"keepalive","unanswered":3,"idle_seconds":12.4,"silent_seconds":12.4,` +
 	`"keepalive":{"enabled":true,"time_seconds":7200,"interval_seconds":75,"probes":9,"probes_out":3,"per_socket":false},` +
 	`"user_timeout_seconds":0,"retransmits":{"unanswered":0,"total":5},` +
-	`"unacked_segments":0,"send_queue_bytes":0,"send_window_bytes":64256,"srtt_seconds":0.0004,"rto_seconds":0.204,` +
+	`"unacked_segments":0,"send_queue_bytes":0,"receive_queue_bytes":7,"send_window_bytes":64256,"srtt_seconds":0.0004,"rto_seconds":0.204,` +
 	`"gives_up":{"at":"2025-11-21T12:07:43.123456789Z","in_seconds":450,"latest_in_seconds":460,"by":"keepalive_timeout"},` +
 	`"risks":["keepalive_slower_than_middlebox"],` +
 	`"process":{"pid":812,"comm":"postgres","fd":9},"uid":1000,"cgroup":"/system.slice/x.service","container_id":null,"pod_uid":null,"unit":"x.service"}`

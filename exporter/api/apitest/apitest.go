@@ -29,7 +29,7 @@ func Connection() conn.Connection {
 		Keepalive: conn.Keepalive{
 			Enabled: true, Time: 7200 * time.Second, Interval: 75 * time.Second, Probes: 9, ProbesOut: 3,
 		},
-		RetransmitsTotal: 5, SendWindow: 64256, SRTT: 400 * time.Microsecond, RTO: 204 * time.Millisecond,
+		RetransmitsTotal: 5, ReceiveQueue: 7, SendWindow: 64256, SRTT: 400 * time.Microsecond, RTO: 204 * time.Millisecond,
 		GivesUp: conn.Forecast{
 			At: Noon.Add(463 * time.Second), Latest: Noon.Add(473 * time.Second), By: conn.CauseKeepaliveTimeout,
 		},
