@@ -15,8 +15,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/halfopen/halfopen/internal/lab"
 	"golang.org/x/sys/unix"
+
+	"github.com/halfopen/halfopen/internal/lab"
 )
 
 // ofPort returns what the agent says of the client's only connection to a port.
