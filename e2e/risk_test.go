@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-
 	"syscall"
 	"testing"
 	"time"
