@@ -12,7 +12,7 @@
 //   - [Kernel.Watch] reads the sockets that the programs watch as suspects;
 //   - [Kernel.Census] counts every TCP socket of every network namespace in the kernel,
 //     and returns those of the classes that the caller asks for;
-//   - [Kernel.Owners] finds the descriptors that hold given sockets;
+//   - [Kernel.FDHolders] finds the descriptors that hold given sockets;
 //   - [Kernel.Counters] reads the counters, which are exact even if events were lost.
 //
 // The package knows nothing of verdicts. Its types are in package abi, which is

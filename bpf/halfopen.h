@@ -261,14 +261,14 @@ struct census_counts {
 };
 
 /* A file descriptor of a process that holds a wanted socket. */
-struct owner {
+struct fd_holder {
 	__u64 cookie;
 	__u64 started; /* when the process started, ns of CLOCK_MONOTONIC */
 	__u32 pid;
 	__u32 fd;
 	__u8 comm[16]; /* of the thread group's leader; may have any bytes */
 };
-_Static_assert(sizeof(struct owner) == 40, "struct owner has holes");
+_Static_assert(sizeof(struct fd_holder) == 40, "struct fd_holder has holes");
 
 /* How a network namespace was found. */
 enum holder_kind {
@@ -292,7 +292,7 @@ _Static_assert(sizeof(struct holder) == 16, "struct holder has holes");
  */
 union abi {
 	struct event event;
-	struct owner owner;
+	struct fd_holder fd_holder;
 	struct holder holder;
 	enum event_type event_type;
 	enum evidence evidence;

@@ -46,7 +46,7 @@ func (k *Kernel) pass(name string, record []byte, visit func()) error {
 }
 
 // bytesOf returns the memory of a record.
-func bytesOf[T abi.Owner | abi.Holder](v *T) []byte {
+func bytesOf[T abi.FDHolder | abi.Holder](v *T) []byte {
 	return unsafe.Slice((*byte)(unsafe.Pointer(v)), unsafe.Sizeof(*v))
 }
 

@@ -51,10 +51,10 @@ func FuzzReadRecords(f *testing.F) {
 	f.Fuzz(func(t *testing.T, count uint16, cut uint8) {
 		var stream bytes.Buffer
 		for i := range count {
-			o := abi.Owner{Cookie: uint64(i) + 1, Pid: uint32(i)}
+			o := abi.FDHolder{Cookie: uint64(i) + 1, PID: uint32(i)}
 			stream.Write(bytesOf(&o))
 		}
-		const size = int(unsafe.Sizeof(abi.Owner{}))
+		const size = int(unsafe.Sizeof(abi.FDHolder{}))
 		stream.Truncate(max(0, stream.Len()-int(cut)%size))
 		whole, rest := stream.Len()/size, stream.Len()%size
 		for name, r := range map[string]io.Reader{
@@ -64,11 +64,11 @@ func FuzzReadRecords(f *testing.F) {
 			"end early":  iotest.DataErrReader(bytes.NewReader(stream.Bytes())),
 			"hiccupping": &hiccups{r: bytes.NewReader(stream.Bytes())},
 		} {
-			var o abi.Owner
+			var o abi.FDHolder
 			got := 0
 			err := readRecords(r, bytesOf(&o), func() {
 				got++
-				if o.Cookie != uint64(got) || o.Pid != uint32(got-1) {
+				if o.Cookie != uint64(got) || o.PID != uint32(got-1) {
 					t.Fatalf("%s: record %d is %+v", name, got, o)
 				}
 			})
@@ -175,12 +175,12 @@ func TestWhatAConnectionLooksLike(t *testing.T) {
 		many = append(many, 1<<63+uint64(i))
 	}
 	for name, cookies := range map[string][]uint64{"two": {cookie, 1<<63 + 1}, "many": many, "all": nil} {
-		owners := make(map[uint64][]abi.Owner)
-		if err := k.Owners(cookies, func(o *abi.Owner) { owners[o.Cookie] = append(owners[o.Cookie], *o) }); err != nil {
+		owners := make(map[uint64][]abi.FDHolder)
+		if err := k.FDHolders(cookies, func(o *abi.FDHolder) { owners[o.Cookie] = append(owners[o.Cookie], *o) }); err != nil {
 			t.Fatal(err)
 		}
 		got := owners[cookie]
-		if len(got) != 1 || got[0].Pid != uint32(os.Getpid()) || got[0].Fd != fd || cookies != nil && len(owners) != 1 {
+		if len(got) != 1 || got[0].PID != uint32(os.Getpid()) || got[0].FD != fd || cookies != nil && len(owners) != 1 {
 			t.Errorf("owners of %s are %+v, expected pid %d with descriptor %d", name, owners, os.Getpid(), fd)
 		}
 	}
@@ -477,7 +477,7 @@ func TestWhatAProcessPutsInPlaceOfANamespaceIsNotOpened(t *testing.T) {
 		if _, err := unix.InotifyAddWatch(watch, path, unix.IN_OPEN); err != nil {
 			t.Fatal(err)
 		}
-		if err := unix.Dup3(bait, int(ref.holder.Fd), unix.O_CLOEXEC); err != nil {
+		if err := unix.Dup3(bait, int(ref.holder.FD), unix.O_CLOEXEC); err != nil {
 			t.Fatal(err)
 		}
 		fd, err := ref.open()

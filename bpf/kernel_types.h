@@ -13,7 +13,6 @@
 #define HALFOPEN_KERNEL_TYPES_H
 
 typedef unsigned char __u8;
-typedef signed short __s16;
 typedef unsigned short __u16;
 typedef signed int __s32;
 typedef unsigned int __u32;
@@ -21,9 +20,7 @@ typedef signed long long __s64;
 typedef unsigned long long __u64;
 typedef __u16 __be16;
 typedef __u32 __be32;
-typedef __u64 __be64;
 typedef __u32 __wsum;
-typedef __u16 __sum16;
 typedef _Bool bool;
 
 #define NULL ((void *)0)

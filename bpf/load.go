@@ -29,7 +29,7 @@ var (
 // Options are the options of [Load]. The zero value of a field is its default.
 type Options struct {
 	// Observe attaches the tracepoints. Without it the kernel only answers
-	// requests (Census, Owners).
+	// requests (Census, FDHolders).
 	Observe bool
 	// IdleAfter is how long a connection without data stays active (default 5m).
 	IdleAfter time.Duration

@@ -113,12 +113,12 @@ func (r *netnsRef) file() string {
 	switch h := r.holder; {
 	case r.path != "":
 		return r.path
-	case h.Pid == 0 || h.Kind == abi.HolderSocket:
+	case h.PID == 0 || h.Kind == abi.HolderSocket:
 		return ""
 	case h.Kind == abi.HolderFile:
-		return fmt.Sprintf("/proc/%d/fd/%d", h.Pid, h.Fd)
+		return fmt.Sprintf("/proc/%d/fd/%d", h.PID, h.FD)
 	default:
-		return fmt.Sprintf("/proc/%d/ns/net", h.Pid)
+		return fmt.Sprintf("/proc/%d/ns/net", h.PID)
 	}
 }
 
@@ -128,7 +128,7 @@ func (r *netnsRef) file() string {
 func (r *netnsRef) open() (int, error) {
 	path := r.file()
 	if path == "" {
-		return netnsOfSocket(int(r.holder.Pid), int(r.holder.Fd))
+		return netnsOfSocket(int(r.holder.PID), int(r.holder.FD))
 	}
 	file, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0) // opens nothing
 	if err != nil {

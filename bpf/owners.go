@@ -11,11 +11,11 @@ import (
 	"github.com/halfopen/halfopen/bpf/abi"
 )
 
-// Owners calls visit with each file descriptor, of any process, that holds one of these
+// FDHolders calls visit with each file descriptor, of any process, that holds one of these
 // sockets; with nil for cookies, one of all TCP sockets. It reads all descriptors of the
 // machine once, however many sockets there are: above the size of its map it asks for
 // all sockets and leaves out the others.
-func (k *Kernel) Owners(cookies []uint64, visit func(*abi.Owner)) error {
+func (k *Kernel) FDHolders(cookies []uint64, visit func(*abi.FDHolder)) error {
 	k.owners.Lock()
 	defer k.owners.Unlock()
 	wanted := cookies
@@ -25,9 +25,9 @@ func (k *Kernel) Owners(cookies []uint64, visit func(*abi.Owner)) error {
 			set[c] = struct{}{}
 		}
 		all := visit
-		visit = func(o *abi.Owner) {
-			if _, ok := set[o.Cookie]; ok {
-				all(o)
+		visit = func(h *abi.FDHolder) {
+			if _, ok := set[h.Cookie]; ok {
+				all(h)
 			}
 		}
 		wanted = nil
@@ -45,8 +45,8 @@ func (k *Kernel) Owners(cookies []uint64, visit func(*abi.Owner)) error {
 		asked++
 	}
 	if err == nil {
-		var o abi.Owner
-		err = k.pass("owners", bytesOf(&o), func() { visit(&o) })
+		var h abi.FDHolder
+		err = k.pass("owners", bytesOf(&h), func() { visit(&h) })
 	}
 	for _, c := range wanted[:asked] {
 		if derr := k.objs.Wanted.Delete(c); derr != nil && !errors.Is(derr, ebpf.ErrKeyNotExist) {

@@ -43,12 +43,15 @@ static __always_inline bool owner_wanted(const struct sock *sk, __u64 cookie)
 	return bpf_map_lookup_elem(&wanted, &all) && READ(CAST, sk, sk_protocol) == IPPROTO_TCP;
 }
 
-/* Process context, for every file descriptor of every process: reports its owner. */
+/*
+ * Process context, for every file descriptor of every process: reports it if it holds a
+ * wanted socket.
+ */
 static __always_inline int owner_of(struct bpf_iter__task_file *ctx)
 {
 	struct task_struct *task = ctx->task;
 	struct file *file = ctx->file;
-	struct owner o = {};
+	struct fd_holder h = {};
 	const struct sock *sk;
 
 	if (!task || !file)
@@ -56,15 +59,15 @@ static __always_inline int owner_of(struct bpf_iter__task_file *ctx)
 	sk = file_sock(file);
 	if (!sk)
 		return 0;
-	o.cookie = READ(CAST, sk, __sk_common.skc_cookie.counter);
-	if (!o.cookie || !owner_wanted(sk, o.cookie))
+	h.cookie = READ(CAST, sk, __sk_common.skc_cookie.counter);
+	if (!h.cookie || !owner_wanted(sk, h.cookie))
 		return 0;
-	o.pid = task->tgid;
-	o.fd = ctx->fd;
-	o.started = BPF_CORE_READ(task, group_leader, start_time);
-	BPF_CORE_READ_INTO(&o.comm, task, group_leader, comm);
+	h.pid = task->tgid;
+	h.fd = ctx->fd;
+	h.started = BPF_CORE_READ(task, group_leader, start_time);
+	BPF_CORE_READ_INTO(&h.comm, task, group_leader, comm);
 	/* If the buffer is full, the kernel calls this program for this file once more. */
-	bpf_seq_write(ctx->meta->seq, &o, sizeof(o));
+	bpf_seq_write(ctx->meta->seq, &h, sizeof(h));
 	return 0;
 }
 

@@ -276,11 +276,11 @@ static __always_inline bool write_timer_of(const struct sock *sk, struct deferre
 }
 
 /*
- * Returns whether a deferred tail loss probe is being sent now: the kernel has cleared its
- * bit, icsk_pending still names it, and the timer is not armed. If the probe sent new data
- * instead, there was no event, and the kernel has armed the timer again since.
+ * Returns whether the kernel sends a deferred tail loss probe at this moment: it has cleared
+ * TCP_WRITE_TIMER_DEFERRED, icsk_pending still names the probe, and the timer is not armed.
+ * If it is armed, the probe was sent before: of new data, for which there is no event.
  */
-static __always_inline bool probing_late(const struct tcp_sock *tp)
+static __always_inline bool sending_deferred_probe(const struct tcp_sock *tp)
 {
 	__u8 level;
 
@@ -316,7 +316,8 @@ static __always_inline int retransmitted(const struct sock *sk, int err)
 	} else if (write_timer_of(sk, &d)) {
 		if (d.pending == PENDING_RETRANSMIT && (running || !tp->inet_conn.icsk_pending))
 			type = RETRANSMIT_TIMEOUT;
-		else if (d.pending == PENDING_TAIL_LOSS_PROBE && (running || probing_late(tp)))
+		else if (d.pending == PENDING_TAIL_LOSS_PROBE &&
+			 (running || sending_deferred_probe(tp)))
 			type = RETRANSMIT_TAIL_LOSS_PROBE;
 	}
 	COUNT(retransmits[type & (RETRANSMIT_SLOTS - 1)]);

@@ -33,7 +33,7 @@ type fakeKernel struct {
 	watched []abi.Conn // what the watch pass finds, as it is when it does
 	sockets []abi.Conn // what a census finds, as it is when it does
 	result  bpf.CensusResult
-	held    map[uint64][]abi.Owner
+	held    map[uint64][]abi.FDHolder
 	stats   bpf.Stats
 	cookies struct {
 		err   error
@@ -56,7 +56,7 @@ type fakeKernel struct {
 }
 
 func newFakeKernel() *fakeKernel {
-	k := &fakeKernel{held: make(map[uint64][]abi.Owner)}
+	k := &fakeKernel{held: make(map[uint64][]abi.FDHolder)}
 	k.changed = sync.NewCond(&k.mu)
 	return k
 }
@@ -205,7 +205,7 @@ func (k *fakeKernel) census(ctx context.Context, visit func(*abi.Conn)) (bpf.Cen
 	return res, nil
 }
 
-func (k *fakeKernel) Owners(cookies []uint64, visit func(*abi.Owner)) error {
+func (k *fakeKernel) FDHolders(cookies []uint64, visit func(*abi.FDHolder)) error {
 	k.set(func() {
 		k.searches = append(k.searches, time.Now())
 		k.searched = append(k.searched, len(cookies))
@@ -214,7 +214,7 @@ func (k *fakeKernel) Owners(cookies []uint64, visit func(*abi.Owner)) error {
 	if k.onOwners != nil {
 		hook = func() error { return k.onOwners(cookies) }
 	}
-	held, err := read(k, hook, func() map[uint64][]abi.Owner { return maps.Clone(k.held) })
+	held, err := read(k, hook, func() map[uint64][]abi.FDHolder { return maps.Clone(k.held) })
 	if err != nil {
 		return err
 	}
@@ -272,8 +272,8 @@ func death(cookie uint64, cause uint8) abi.Event {
 	return abi.Event{Type: abi.EventDeath, Cause: cause, Conn: zombie(cookie)}
 }
 
-func heldBy(pid uint32, comm string) abi.Owner {
-	o := abi.Owner{Pid: pid, Fd: 3}
+func heldBy(pid uint32, comm string) abi.FDHolder {
+	o := abi.FDHolder{PID: pid, FD: 3}
 	copy(o.Comm[:], comm)
 	return o
 }

@@ -39,16 +39,16 @@ func newHolders(prefer set[uint32]) *holders {
 // add adds a descriptor of a socket. If several processes hold the socket, add keeps one of
 // them: a process in prefer, else the oldest process. A younger one may be a child that was
 // forked just now and is about to execute another program.
-func (h *holders) add(o *abi.Owner) {
-	i, ok := h.index[o.Pid]
+func (h *holders) add(d *abi.FDHolder) {
+	i, ok := h.index[d.PID]
 	if !ok {
 		i = len(h.processes)
-		h.index[o.Pid] = i
-		h.processes = append(h.processes, process{o.Pid, o.Started, unix.ByteSliceToString(o.Comm[:])})
+		h.index[d.PID] = i
+		h.processes = append(h.processes, process{d.PID, d.Started, unix.ByteSliceToString(d.Comm[:])})
 	}
-	found := descriptor{uint32(i), o.Fd}
-	if known, ok := h.sockets[o.Cookie]; !ok || h.compare(found, known) < 0 {
-		h.sockets[o.Cookie] = found
+	found := descriptor{uint32(i), d.FD}
+	if known, ok := h.sockets[d.Cookie]; !ok || h.compare(found, known) < 0 {
+		h.sockets[d.Cookie] = found
 	}
 }
 
@@ -78,7 +78,7 @@ func (h *holders) process(cookie uint64) *conn.Process {
 // searches for the processes that hold any socket.
 func (c *Collector) findHolders(cookies []uint64, prefer set[uint32]) (*holders, error) {
 	h := newHolders(prefer)
-	if err := c.kernel.Owners(cookies, h.add); err != nil {
+	if err := c.kernel.FDHolders(cookies, h.add); err != nil {
 		return nil, err
 	}
 	return h, nil

@@ -31,9 +31,9 @@ type Kernel interface {
 	PeriodicCensus(ctx context.Context, classes []uint8, ownTables time.Duration, visit func(*abi.Conn)) (bpf.CensusResult, error)
 	// Find is a census that calls visit with the connection of that cookie, if there is one.
 	Find(ctx context.Context, cookie uint64, visit func(*abi.Conn)) (bpf.CensusResult, error)
-	// Owners calls visit with each descriptor that holds one of these sockets; with nil
+	// FDHolders calls visit with each descriptor that holds one of these sockets; with nil
 	// for cookies, one of all TCP sockets.
-	Owners(cookies []uint64, visit func(*abi.Owner)) error
+	FDHolders(cookies []uint64, visit func(*abi.FDHolder)) error
 	// NetnsPath returns a path by which a shell of the machine can enter a network
 	// namespace, "" if there is none; host reports whether it is the machine's own.
 	NetnsPath(netns uint32) (path string, host bool)

@@ -105,7 +105,7 @@ func (l *lister) findHolders(batch []*candidate) error {
 	if len(wanted) == 0 {
 		return nil
 	}
-	return l.c.kernel.Owners(wanted, l.found.add)
+	return l.c.kernel.FDHolders(wanted, l.found.add)
 }
 
 // yieldBatch yields a batch, and reports whether the caller wants more. findHolders must

@@ -140,7 +140,7 @@ func TestLongListHasOwners(t *testing.T) {
 	const many = SortedMost + 23
 	for i := range uint64(many) {
 		k.sockets = append(k.sockets, healthy(i+1))
-		k.held[i+1] = []abi.Owner{heldBy(1<<30, "nginx")}
+		k.held[i+1] = []abi.FDHolder{heldBy(1<<30, "nginx")}
 	}
 	for _, q := range []Query{{}, {Owners: []string{"nginx"}}} {
 		k.searched = nil

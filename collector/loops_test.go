@@ -496,7 +496,7 @@ func TestOwnersAreFoundSoonerOrLater(t *testing.T) {
 			return p.Comm
 		}
 		k.set(func() {
-			k.held[1] = []abi.Owner{heldBy(1<<30, "forked"), heldBy(1<<30-1, "postgres")}
+			k.held[1] = []abi.FDHolder{heldBy(1<<30, "forked"), heldBy(1<<30-1, "postgres")}
 			k.watched = []abi.Conn{zombie(1), zombie(2)}
 		})
 		time.Sleep(2 * time.Second)
@@ -510,7 +510,7 @@ func TestOwnersAreFoundSoonerOrLater(t *testing.T) {
 		// The next search for both is when their time has come, and not before.
 		_, _, searched := k.passes()
 		k.set(func() {
-			k.held[2] = []abi.Owner{heldBy(1<<30-2, "late")}
+			k.held[2] = []abi.FDHolder{heldBy(1<<30-2, "late")}
 			delete(k.held, 1) // it has ended
 		})
 		time.Sleep(conn.OwnersRetry / 2)
@@ -524,7 +524,7 @@ func TestOwnersAreFoundSoonerOrLater(t *testing.T) {
 		}
 
 		// What dies is searched for as well: its process may still hold it.
-		k.set(func() { k.watched, k.held[3] = nil, []abi.Owner{heldBy(1<<30-3, "last")} })
+		k.set(func() { k.watched, k.held[3] = nil, []abi.FDHolder{heldBy(1<<30-3, "last")} })
 		dies := death(3, abi.CauseResetByPeer)
 		k.emit(dies)
 		time.Sleep(conn.OwnersRetry)

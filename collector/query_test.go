@@ -165,7 +165,7 @@ func TestListenersAndStubsHaveOnlyWhatIsKnown(t *testing.T) {
 	got := r.Describe(&abi.Conn{
 		Cookie: 7, Netns: 1, State: abi.StateListen, Class: abi.ClassNone, Family: 2, Lport: 22, AcceptQueue: 3, AcceptLimit: 128,
 		Flags: abi.ConnKeepalive | abi.ConnKeepaliveTimeSet, KeepaliveTime: 250 * 60, KeepaliveIntvl: 250 * 10, KeepaliveProbes: 6,
-		UserTimeout: 1500, Uid: 5, Cgroup: 9, Risks: 0xff, SendQueue: 99, Idle: 250, Unanswered: 3,
+		UserTimeout: 1500, UID: 5, Cgroup: 9, Risks: 0xff, SendQueue: 99, Idle: 250, Unanswered: 3,
 	}, start)
 	want := conn.Connection{
 		Cookie: 7, At: start, Netns: 1, State: conn.Listen, Local: netip.MustParseAddrPort("0.0.0.0:22"), Remote: netip.MustParseAddrPort("0.0.0.0:0"),

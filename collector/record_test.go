@@ -44,7 +44,7 @@ func TestAReplaySaysWhatTheCollectorSaid(t *testing.T) {
 		k.set(func() {
 			k.sockets = []abi.Conn{healthy(1), healthy(2), zombie(3), suspect(4, 2)}
 			k.watched = []abi.Conn{zombie(3), suspect(4, 2)}
-			k.held = map[uint64][]abi.Owner{3: {heldBy(1<<30, "postgres")}, 5: {heldBy(1<<30-1, "nginx")}}
+			k.held = map[uint64][]abi.FDHolder{3: {heldBy(1<<30, "postgres")}, 5: {heldBy(1<<30-1, "nginx")}}
 		})
 		k.emit(solicitation(suspect(5, 2)), abi.Event{Type: abi.EventDeath, Cause: abi.CauseAborted, Conn: healthy(6)})
 		time.Sleep(20 * time.Second)

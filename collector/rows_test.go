@@ -26,7 +26,7 @@ func TestRowsComeWithTheCensus(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newFakeKernel()
 		k.sockets = []abi.Conn{healthy(1), zombie(2)}
-		k.held[1] = []abi.Owner{heldBy(1<<30, "nginx")}
+		k.held[1] = []abi.FDHolder{heldBy(1<<30, "nginx")}
 		c := collect(t, k, Options{CensusInterval: time.Minute})
 		_, censuses, _ := k.passes()
 
@@ -90,7 +90,7 @@ func TestNoticesWaitForTheirOwners(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newFakeKernel()
 		for cookie := range uint64(4) {
-			k.held[cookie] = []abi.Owner{heldBy(1<<30, "nginx")}
+			k.held[cookie] = []abi.FDHolder{heldBy(1<<30, "nginx")}
 		}
 		c := collect(t, k, Options{})
 		usual, owned := c.Subscribe(10), c.SubscribeOwned(10)
@@ -140,7 +140,7 @@ func TestAScanByOwnerSearchesTwice(t *testing.T) {
 	var late []abi.Conn
 	for i := range uint64(many) {
 		k.sockets = append(k.sockets, healthy(i+1))
-		k.held[i+1] = []abi.Owner{heldBy(1<<30, "nginx")}
+		k.held[i+1] = []abi.FDHolder{heldBy(1<<30, "nginx")}
 	}
 	// The last 23 are opened after the search for all.
 	late = k.sockets[many-23:]
@@ -152,7 +152,7 @@ func TestAScanByOwnerSearchesTwice(t *testing.T) {
 			return nil
 		}
 		for i := range late {
-			k.held[late[i].Cookie] = []abi.Owner{heldBy(1<<30-1, "postgres")}
+			k.held[late[i].Cookie] = []abi.FDHolder{heldBy(1<<30-1, "postgres")}
 		}
 		return nil
 	}

@@ -17,7 +17,7 @@ type Conn struct {
 	WriteExpires     uint64
 	Cgroup           uint64
 	Netns            uint32
-	Uid              uint32
+	UID              uint32
 	Laddr            [16]uint8
 	Raddr            [16]uint8
 	Flags            uint32
@@ -76,13 +76,13 @@ type Event struct {
 	Conn   Conn
 }
 
-// Owner is a file descriptor of a process that holds a socket.
-type Owner struct {
+// FDHolder is a file descriptor of a process that holds a socket.
+type FDHolder struct {
 	_       structs.HostLayout
 	Cookie  uint64
 	Started uint64
-	Pid     uint32
-	Fd      uint32
+	PID     uint32
+	FD      uint32
 	Comm    [16]uint8
 }
 
@@ -91,8 +91,8 @@ type Owner struct {
 type Holder struct {
 	_     structs.HostLayout
 	Netns uint32
-	Pid   uint32
-	Fd    uint32
+	PID   uint32
+	FD    uint32
 	Kind  uint32
 }
 

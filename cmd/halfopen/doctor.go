@@ -305,15 +305,15 @@ func (r *report) look(ctx context.Context, k *bpf.Kernel) {
 	}
 
 	began = time.Now()
-	var o *abi.Owner
-	err = k.Owners([]uint64{cookie}, func(found *abi.Owner) { o = new(*found) })
+	var h *abi.FDHolder
+	err = k.FDHolders([]uint64{cookie}, func(found *abi.FDHolder) { h = new(*found) })
 	switch took = time.Since(began); {
 	case err != nil:
 		r.fail("owners", "%s", err)
-	case o == nil:
+	case h == nil:
 		r.fail("owners", "a connection of our own is not found to be ours; please report this kernel")
 	default:
-		r.ok("owners", "found ourselves as %s[%d], in %s", unix.ByteSliceToString(o.Comm[:]), o.Pid, moment(took))
+		r.ok("owners", "found ourselves as %s[%d], in %s", unix.ByteSliceToString(h.Comm[:]), h.PID, moment(took))
 	}
 }
 

@@ -43,7 +43,7 @@ func (r *Rules) Outline(c *abi.Conn, at time.Time) Connection {
 		SRTT:             time.Duration(c.Srtt) * time.Microsecond,
 		Orphaned:         c.Flags&abi.ConnOrphan != 0,
 		Accepted:         c.Flags&abi.ConnUnaccepted == 0,
-		UID:              c.Uid,
+		UID:              c.UID,
 		CgroupID:         c.Cgroup,
 	}
 	if c.PacketsOut > 0 {
@@ -86,7 +86,7 @@ func (r *Rules) describeOther(c *abi.Conn, at time.Time) Connection {
 	connection.Keepalive = r.keepalive(c)
 	connection.UserTimeout = time.Duration(c.UserTimeout) * time.Millisecond
 	connection.AcceptQueue, connection.AcceptLimit = c.AcceptQueue, c.AcceptLimit
-	connection.UID, connection.CgroupID = c.Uid, c.Cgroup
+	connection.UID, connection.CgroupID = c.UID, c.Cgroup
 	return connection
 }
 

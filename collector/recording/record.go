@@ -33,11 +33,12 @@ var fields, field = func() (names []string, index map[string]int) {
 	return names, index
 }()
 
-// snake returns the C name of a field that bpf2go has given a Go name.
+// snake returns the C name of a field that internal/abigen has given a Go name:
+// keepalive_time of KeepaliveTime, and uid of UID.
 func snake(name string) string {
 	var b strings.Builder
 	for i, r := range name {
-		if unicode.IsUpper(r) && i > 0 {
+		if unicode.IsUpper(r) && i > 0 && !unicode.IsUpper(rune(name[i-1])) {
 			b.WriteByte('_')
 		}
 		b.WriteRune(unicode.ToLower(r))

@@ -119,11 +119,19 @@ func complete(types *btf.Spec) error {
 	return nil
 }
 
-// identifier returns the Go name of a C name: walk_batch is WalkBatch.
+// initialisms are the words that Go writes in capitals.
+var initialisms = []string{"fd", "pid", "uid"}
+
+// identifier returns the Go name of a C name: walk_batch is WalkBatch, and fd_holder is
+// FDHolder.
 func identifier(c string) string {
 	var name strings.Builder
 	for word := range strings.SplitSeq(c, "_") {
-		if word != "" {
+		switch {
+		case word == "":
+		case slices.Contains(initialisms, word):
+			name.WriteString(strings.ToUpper(word))
+		default:
 			name.WriteString(strings.ToUpper(word[:1]) + word[1:])
 		}
 	}

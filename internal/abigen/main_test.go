@@ -40,7 +40,7 @@ func TestPackageABIIsGeneratedFromTheObject(t *testing.T) {
 func TestGoStructsHaveTheLayoutOfTheObject(t *testing.T) {
 	types := object(t)
 	all := []any{
-		abi.Conn{}, abi.Event{}, abi.Owner{}, abi.Holder{}, abi.Counters{}, abi.CensusCounts{}, abi.Cursor{},
+		abi.Conn{}, abi.Event{}, abi.FDHolder{}, abi.Holder{}, abi.Counters{}, abi.CensusCounts{}, abi.Cursor{},
 		abi.OwnTable{}, abi.WalkBatch{}, abi.NetnsList{}, abi.Batch{}, abi.Watch{}, abi.PendingDeath{},
 	}
 	if len(all) != len(structs) {
@@ -79,7 +79,7 @@ func TestATypeThatIsInNoTableIsAnError(t *testing.T) {
 
 func TestIdentifier(t *testing.T) {
 	for c, want := range map[string]string{
-		"conn": "Conn", "walk_batch": "WalkBatch", "fin_wait1": "FinWait1", "pad2": "Pad2",
+		"conn": "Conn", "walk_batch": "WalkBatch", "fin_wait1": "FinWait1", "pad2": "Pad2", "fd_holder": "FDHolder",
 	} {
 		if got := identifier(c); got != want {
 			t.Errorf("%s is %s, expected %s", c, got, want)

@@ -16,8 +16,8 @@ the age of something that never happened.`},
 	{"event", `
 Event is a record of the ring buffer: a solicitation that stayed unanswered, or a
 death. Conn is the connection at that moment or, for a death, just before it.`},
-	{"owner", `
-Owner is a file descriptor of a process that holds a socket.`},
+	{"fd_holder", `
+FDHolder is a file descriptor of a process that holds a socket.`},
 	{"holder", `
 Holder is a thread or a file descriptor that keeps a network namespace, or a socket
 in it, open.`},

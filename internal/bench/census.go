@@ -173,7 +173,7 @@ func (v *view) everybody() (int, error) {
 // held counts the sockets that a process holds.
 func (v *view) held(cookies []uint64) (int, error) {
 	held := make(map[uint64]bool)
-	err := v.kernel.Owners(cookies, func(o *abi.Owner) { held[o.Cookie] = true })
+	err := v.kernel.FDHolders(cookies, func(h *abi.FDHolder) { held[h.Cookie] = true })
 	return len(held), err
 }
 

@@ -169,7 +169,7 @@ func TestHelperTakesManyPathsOfAnyBytes(t *testing.T) {
 // FuzzAnswer lets answer read any bytes.
 func FuzzAnswer(f *testing.F) {
 	for _, seed := range []string{
-		`{"method":"Helper.GiveCookies","params":[[{"Netns":1,"States":2,"Path":"Lw==","Holder":{"Pid":1,"Fd":3,"Kind":2}}]],"id":1}`,
+		`{"method":"Helper.GiveCookies","params":[[{"Netns":1,"States":2,"Path":"Lw==","Holder":{"PID":1,"FD":3,"Kind":2}}]],"id":1}`,
 		`{"method":"Helper.CgroupPath","params":[1],"id":2}{"method":"Helper.CgroupsRefused","params":[{}],"id":3}`,
 		`{"method":"Helper.RemoveSocket","params":[{"Device":1,"Inode":2}],"id":{}}`,
 		`{"method":"Helper.Exec","params":null}`, "\x00", `{"method":`,
