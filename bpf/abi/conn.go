@@ -8,6 +8,16 @@ import "net/netip"
 // for. The element after the last bound counts the connections above it.
 const IdleBuckets = len(CensusCounts{}.Idle) - 1
 
+// Total returns how many sockets a census counted.
+func (n *CensusCounts) Total() (sockets uint64) {
+	for _, classes := range n.Sockets {
+		for _, count := range classes {
+			sockets += count
+		}
+	}
+	return sockets
+}
+
 // Local returns the connection's own address and port. For an IPv4 connection of an
 // IPv6 socket the address is the IPv4 address, as on the wire. The result is the zero
 // AddrPort if the address family is unknown.

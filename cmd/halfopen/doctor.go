@@ -279,12 +279,6 @@ func (r *report) look(ctx context.Context, k *bpf.Kernel) {
 		found = found || c.Cookie == cookie
 	})
 	took := time.Since(began)
-	var sockets uint64
-	for _, classes := range res.Counts.Sockets {
-		for _, n := range classes {
-			sockets += n
-		}
-	}
 	var again bpf.CensusResult
 	if err == nil { // the first census gave older sockets their cookies, so the second misses only what stays missed
 		again, err = k.Census(ctx, nil, nil)
@@ -297,7 +291,7 @@ func (r *report) look(ctx context.Context, k *bpf.Kernel) {
 	case !found:
 		r.fail("census", "a connection of our own is not among the sockets found; please report this kernel")
 	default:
-		r.ok("census", "%s in %s, in %s", plural(int(sockets), "socket"), plural(res.Namespaces, "network namespace"), moment(took))
+		r.ok("census", "%s in %s, in %s", plural(int(res.Counts.Total()), "socket"), plural(res.Namespaces, "network namespace"), moment(took))
 		r.ownTables(res.OwnTables)
 	}
 	if err == nil {

@@ -131,16 +131,7 @@ func (s *sample) take(l look, atLeast int) error {
 func (v *view) census() (int, error) {
 	res, err := v.kernel.Census(context.Background(), []uint8{abi.ClassTrouble}, func(*abi.Conn) {})
 	v.namespaces = res.Namespaces
-	return total(&res.Counts), err
-}
-
-func total(counts *abi.CensusCounts) (n int) {
-	for _, classes := range counts.Sockets {
-		for _, sockets := range classes {
-			n += int(sockets)
-		}
-	}
-	return n
+	return int(res.Counts.Total()), err
 }
 
 // pass is a bare one over the same namespaces, that of the crowd and our own; it
