@@ -17,35 +17,41 @@ func (r *Rules) Describe(c *abi.Conn, at time.Time) Connection {
 	return connection
 }
 
-// Outline is Describe without the forecast, which is most of the work.
+// Outline is Describe without the forecast, which is most of the work. A listener and a
+// stub are not connections: nothing was sent or heard on them. The settings of a listener
+// are those that the connections accepted from it begin with.
 func (r *Rules) Outline(c *abi.Conn, at time.Time) Connection {
-	if c.Class == abi.ClassNone {
-		return r.describeOther(c, at)
-	}
 	connection := Connection{
-		Cookie:           c.Cookie,
-		At:               at,
-		Local:            c.Local(),
-		Remote:           c.Remote(),
-		Netns:            c.Netns,
-		State:            StateOf(c.State),
-		Unanswered:       int(c.Unanswered),
-		Idle:             r.Age(c.Idle),
-		Silent:           r.Age(c.Silent),
-		Keepalive:        r.keepalive(c),
-		UserTimeout:      time.Duration(c.UserTimeout) * time.Millisecond,
-		RetransmitsTotal: int(c.TotalRetrans),
-		RTO:              r.Duration(c.Rto),
-		UnackedSegments:  c.PacketsOut,
-		SendQueue:        c.SendQueue,
-		ReceiveQueue:     c.ReceiveQueue,
-		SendWindow:       c.SendWindow,
-		SRTT:             time.Duration(c.Srtt) * time.Microsecond,
-		Orphaned:         c.Flags&abi.ConnOrphan != 0,
-		Accepted:         c.Flags&abi.ConnUnaccepted == 0,
-		UID:              c.UID,
-		CgroupID:         c.Cgroup,
+		Cookie:   c.Cookie,
+		At:       at,
+		Local:    c.Local(),
+		Remote:   c.Remote(),
+		Netns:    c.Netns,
+		State:    StateOf(c.State),
+		Idle:     -1,
+		Silent:   -1,
+		Orphaned: c.Flags&abi.ConnOrphan != 0,
+		Accepted: c.Flags&abi.ConnUnaccepted == 0,
 	}
+	if c.Class == abi.ClassNone && connection.State != Listen {
+		connection.Stub = true
+		return connection
+	}
+	connection.Keepalive = r.keepalive(c)
+	connection.UserTimeout = time.Duration(c.UserTimeout) * time.Millisecond
+	connection.UID, connection.CgroupID = c.UID, c.Cgroup
+	if c.Class == abi.ClassNone {
+		connection.AcceptQueue, connection.AcceptLimit = c.AcceptQueue, c.AcceptLimit
+		return connection
+	}
+	connection.Unanswered = int(c.Unanswered)
+	connection.Idle, connection.Silent = r.Age(c.Idle), r.Age(c.Silent)
+	connection.RetransmitsTotal = int(c.TotalRetrans)
+	connection.RTO = r.Duration(c.Rto)
+	connection.UnackedSegments = c.PacketsOut
+	connection.SendQueue, connection.ReceiveQueue = c.SendQueue, c.ReceiveQueue
+	connection.SendWindow = c.SendWindow
+	connection.SRTT = time.Duration(c.Srtt) * time.Microsecond
 	if c.PacketsOut > 0 {
 		connection.RetransmitsUnanswered = int(c.Retransmits)
 	}
@@ -61,32 +67,6 @@ func (r *Rules) Outline(c *abi.Conn, at time.Time) Connection {
 	if began := r.began(c, connection.Verdict); began >= 0 {
 		connection.Since = at.Add(-began)
 	}
-	return connection
-}
-
-// describeOther describes a socket that is not a connection: a listener or a stub.
-// Nothing was sent or heard on it. The settings of a listener are those that the
-// connections accepted from it begin with.
-func (r *Rules) describeOther(c *abi.Conn, at time.Time) Connection {
-	connection := Connection{
-		Cookie:   c.Cookie,
-		At:       at,
-		Local:    c.Local(),
-		Remote:   c.Remote(),
-		Netns:    c.Netns,
-		State:    StateOf(c.State),
-		Idle:     -1,
-		Silent:   -1,
-		Orphaned: c.Flags&abi.ConnOrphan != 0,
-		Accepted: c.Flags&abi.ConnUnaccepted == 0,
-	}
-	if connection.Stub = connection.State != Listen; connection.Stub {
-		return connection
-	}
-	connection.Keepalive = r.keepalive(c)
-	connection.UserTimeout = time.Duration(c.UserTimeout) * time.Millisecond
-	connection.AcceptQueue, connection.AcceptLimit = c.AcceptQueue, c.AcceptLimit
-	connection.UID, connection.CgroupID = c.UID, c.Cgroup
 	return connection
 }
 
