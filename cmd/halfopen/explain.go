@@ -35,7 +35,7 @@ type explainCommand struct {
 func explainFlags(cmd *kingpin.CmdClause) action {
 	var e explainCommand
 	cmd.Arg("connection", "The socket's cookie (ss -e prints it after sk:), or its local address and port, such as 10.0.0.1:37024, [2001:db8::1]:443 or just :443.").
-		Required().SetValue(&argument[target]{parse: parseTarget, into: &e.target})
+		Required().SetValue(&value[target]{parse: parseTarget, into: &e.target})
 	cmd.Flag("output", "How to print: text or json.").Short('o').Default("text").
 		SetValue(&value[string]{flag: "output", parse: oneOf("text", "json"), into: &e.output})
 	e.peer.flags(cmd, "Ask")

@@ -18,9 +18,10 @@ import (
 	"github.com/halfopen/halfopen/internal/helper"
 )
 
-// value is the value of a flag. parse parses it; Set adds the flag to the error.
+// value is the value of a flag, or of an argument after the flags. parse parses it; Set
+// adds the flag to the error.
 type value[T any] struct {
-	flag  string
+	flag  string // "": an argument
 	parse func(string) (T, error)
 	into  *T
 	text  string
@@ -28,7 +29,10 @@ type value[T any] struct {
 
 func (v *value[T]) Set(s string) error {
 	x, err := v.parse(s)
-	if err != nil {
+	switch {
+	case err != nil && v.flag == "":
+		return err
+	case err != nil:
 		return fmt.Errorf("--%s: %w", v.flag, err)
 	}
 	*v.into, v.text = x, s
@@ -36,21 +40,6 @@ func (v *value[T]) Set(s string) error {
 }
 
 func (v *value[T]) String() string { return v.text }
-
-// argument is the value of an argument after the flags.
-type argument[T any] struct {
-	parse func(string) (T, error)
-	into  *T
-	text  string
-}
-
-func (a *argument[T]) Set(s string) (err error) {
-	*a.into, err = a.parse(s)
-	a.text = s
-	return err
-}
-
-func (a *argument[T]) String() string { return a.text }
 
 // values is the value of a flag that can be given several times.
 type values[T any] struct {

@@ -29,7 +29,7 @@ type replay struct {
 func replayFlags(cmd *kingpin.CmdClause) action {
 	var r replay
 	cmd.Arg("recording", "The file that halfopen agent --debug.record wrote.").Required().
-		SetValue(&argument[string]{parse: parseFile, into: &r.file})
+		SetValue(&value[string]{parse: parseFile, into: &r.file})
 	cmd.Flag("output", "How to print: text, or json with one object a line.").Short('o').Default("text").
 		SetValue(&value[string]{flag: "output", parse: oneOf("text", "json"), into: &r.output})
 	cmd.Flag("mask", "Replay nothing, but write a copy to this file in which addresses, the names of processes and control groups are replaced, to be shown to others.").
