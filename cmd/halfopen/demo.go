@@ -236,20 +236,11 @@ func (d *demo) contrast(zombie *conn.Connection) error {
 }
 
 // readEnds returns the two ends of the connection.
-func (d *demo) readEnds(ctx context.Context) (ends []api.Connection, err error) {
-	_, connections, err := d.collector.Connections(ctx, collector.Query{
+func (d *demo) readEnds(ctx context.Context) ([]api.Connection, error) {
+	_, ends, err := here{d.collector}.connections(ctx, collector.Query{
 		Ports: []uint16{demoPort}, Netns: []uint32{d.lab.Client.Inode(), d.lab.Server.Inode()},
 	})
-	if err != nil {
-		return nil, err
-	}
-	for connection, err := range connections {
-		if err != nil {
-			return nil, err
-		}
-		ends = append(ends, api.NewConnection(connection))
-	}
-	return ends, nil
+	return ends, err
 }
 
 // list prints the table of `halfopen list` without the owner: this process owns both ends.

@@ -160,18 +160,24 @@ type looker interface {
 type here struct{ c *collector.Collector }
 
 func (h here) withPort(ctx context.Context, port uint16) ([]api.Connection, error) {
-	_, found, err := h.c.Connections(ctx, collector.Query{Ports: []uint16{port}})
+	_, connections, err := h.connections(ctx, collector.Query{Ports: []uint16{port}})
+	return connections, err
+}
+
+// connections returns the connections that a query selects, and how many it would select
+// without its limit.
+func (h here) connections(ctx context.Context, q collector.Query) (total int, connections []api.Connection, err error) {
+	total, found, err := h.c.Connections(ctx, q)
 	if err != nil {
-		return nil, err
+		return 0, nil, err
 	}
-	var connections []api.Connection
 	for connection, err := range found {
 		if err != nil {
-			return nil, err
+			return 0, nil, err
 		}
 		connections = append(connections, api.NewConnection(connection))
 	}
-	return connections, nil
+	return total, connections, nil
 }
 
 func (h here) detail(ctx context.Context, cookie string) ([]byte, error) {

@@ -112,17 +112,11 @@ type self struct {
 
 func (s self) look(ctx context.Context, q collector.Query) (*reading, error) {
 	q.Limit = topConnections
-	total, connections, err := s.c.Connections(ctx, q)
+	total, connections, err := s.connections(ctx, q)
 	if err != nil {
 		return nil, err
 	}
-	r := &reading{at: time.Now(), total: total}
-	for connection, err := range connections {
-		if err != nil {
-			return nil, err
-		}
-		r.conns = append(r.conns, api.NewConnection(connection))
-	}
+	r := &reading{at: time.Now(), conns: connections, total: total}
 	_, counts, err := s.c.CountConnections(ctx, collector.Query{}, conn.ByVerdict)
 	if err != nil {
 		return nil, err
