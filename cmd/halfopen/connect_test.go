@@ -62,10 +62,11 @@ func listenAs(t *testing.T, path string, uid int) net.Listener {
 	return r.l
 }
 
+// needRoot skips a test that makes network namespaces, or a socket that is to be believed.
 func needRoot(t *testing.T) {
 	t.Helper()
 	if os.Getuid() != 0 {
-		t.Skip("needs root: sudo make test") // only root's socket is believed
+		t.Skip("needs root: sudo make test")
 	}
 }
 

@@ -5,7 +5,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"os"
 	"regexp"
 	"strings"
 	"testing"
@@ -16,10 +15,19 @@ import (
 	"github.com/halfopen/halfopen/internal/lab"
 )
 
-func TestDemoFindsItsZombie(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: sudo make test")
+func newLab(t *testing.T) *lab.Lab {
+	t.Helper()
+	needRoot(t)
+	l, err := lab.New()
+	if err != nil {
+		t.Fatal(err)
 	}
+	t.Cleanup(func() { l.Close() })
+	return l
+}
+
+func TestDemoFindsItsZombie(t *testing.T) {
+	needRoot(t)
 	t.Parallel()
 	var stdout, stderr bytes.Buffer
 	if status := run(t.Context(), []string{"demo"}, &stdout, &stderr); status != exitDone || stderr.Len() > 0 {
@@ -52,14 +60,7 @@ func TestDemoFindsItsZombie(t *testing.T) {
 // On a busy node a look at all its connections takes seconds, in which the
 // client's probes are answered.
 func TestDemoTellsInOrder(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: sudo make test")
-	}
-	l, err := lab.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
+	l := newLab(t)
 	began := time.Now()
 	var b bytes.Buffer
 	d := &demo{w: &b, lab: l, began: began, cut: began.Add(10 * time.Second)} // it has no collector, and so cannot look
@@ -90,9 +91,7 @@ func TestDemoTellsInOrder(t *testing.T) {
 }
 
 func TestDemoStopsWhenNobodyCanSeeIt(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: sudo make test")
-	}
+	needRoot(t)
 	began := time.Now()
 	var stderr bytes.Buffer
 	status := run(t.Context(), []string{"demo"}, full{}, &stderr)
@@ -105,9 +104,7 @@ func TestDemoStopsWhenNobodyCanSeeIt(t *testing.T) {
 }
 
 func TestDemoCanBeInterrupted(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: sudo make test")
-	}
+	needRoot(t)
 	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(2*time.Second, cancel)
@@ -119,14 +116,7 @@ func TestDemoCanBeInterrupted(t *testing.T) {
 }
 
 func TestDemoSaysThatNoticesWereLost(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: sudo make test")
-	}
-	l, err := lab.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
+	l := newLab(t)
 	synctest.Test(t, func(t *testing.T) {
 		var b bytes.Buffer
 		d := &demo{w: &b, lab: l, began: time.Now(), cut: time.Now()}

@@ -185,19 +185,7 @@ func TestReplayOfHistories(t *testing.T) {
 			if end := ends[history]; end == "" || strings.Count(got, end) != 1 {
 				t.Errorf("it does not end with %q once:\n%s", end, got)
 			}
-			golden := strings.TrimSuffix(name, ".jsonl") + ".golden"
-			if *update {
-				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(golden)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got != string(want) {
-				t.Errorf("%s\nwant (%s)\n%s", got, golden, want)
-			}
+			golden(t, strings.TrimSuffix(name, ".jsonl")+".golden", got)
 		})
 	}
 	for history := range ends {

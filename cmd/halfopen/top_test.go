@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -122,15 +121,15 @@ func TestTopViews(t *testing.T) {
 		} {
 			t.Run(fmt.Sprintf("%s-%dx%d", name, size.width, size.height), func(t *testing.T) {
 				m := make(topScreen(t, size.width, size.height))
-				golden(t, "top-"+name+fmt.Sprintf("-%dx%d", size.width, size.height), ansi.Strip(strings.Join(m.lines(), "\n"))+"\n")
+				golden(t, fmt.Sprintf("testdata/top-%s-%dx%d.golden", name, size.width, size.height), ansi.Strip(strings.Join(m.lines(), "\n"))+"\n")
 			})
 		}
 	}
 }
 
-func golden(t *testing.T, name, got string) {
+// golden compares with a file, which -update writes.
+func golden(t *testing.T, path, got string) {
 	t.Helper()
-	path := filepath.Join("testdata", name+".golden")
 	if *update {
 		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
 			t.Fatal(err)
