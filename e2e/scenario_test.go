@@ -294,7 +294,7 @@ func runnable(t *testing.T) []scenario {
 	}
 	if !hasRTOMax(t) {
 		for _, name := range needRTOMax {
-			leftOut(t, t.Name()+"/"+name, "it lasts minutes without TCP_RTO_MAX_MS")
+			leftOut(t, t.Name()+"/"+name, "the timeout takes minutes without TCP_RTO_MAX_MS")
 		}
 		played = slices.DeleteFunc(played, func(s scenario) bool { return slices.Contains(needRTOMax, s.name) })
 	}
