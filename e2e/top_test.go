@@ -134,7 +134,7 @@ func children(t *testing.T, pid int) (pids []int) {
 	return pids
 }
 
-// tops are the processes of `halfopen top`: the one that was started, and the one
+// tops are the processes of `halfopen top`: the started process, and the one
 // that draws.
 func (m *terminal) tops() (outer, inner int) {
 	m.t.Helper()

@@ -125,7 +125,7 @@ func TestClockNamesAnotherDay(t *testing.T) {
 	}
 }
 
-// An agent may be anybody, and says what it likes.
+// The server at --url may be hostile, and its answer may have any text.
 func FuzzExplanationOfAStranger(f *testing.F) {
 	doc, err := json.Marshal(detail())
 	if err != nil {
