@@ -20,11 +20,11 @@ import (
 
 const (
 	zombies    = 101
-	unanswered = 3 // probes until the verdict; the silence is long enough at the last one
+	unanswered = 3 // probes before the verdict; by the third, the silence exceeds --zombie-silence
 )
 
-// latency measures the time from the departure of the deciding probe until the metrics
-// show the connection as a zombie. A packet socket on the link sees the probes leave.
+// latency measures the time from the probe that decides the verdict until the metrics count
+// the connection as a zombie. A packet socket on the link records when each probe leaves.
 func (b *bench) latency(ctx context.Context) (err error) {
 	l, err := lab.New()
 	if err != nil {
@@ -94,7 +94,7 @@ func (b *bench) latency(ctx context.Context) (err error) {
 		what: "from the deciding probe to the verdict shown", bar: "≤ 100 ms at the median, ≤ 1 s at the worst",
 		measured: fmt.Sprintf("%.0f ms, worst %.0f ms", took.median(), took.quantile(1)),
 		met:      met(took.median() <= 100 && took.quantile(1) <= 1000),
-		how:      fmt.Sprintf("%d connections; a packet socket records when each third probe leaves; /metrics, read every 10 ms, gives the number of zombies (a scrape does not make the agent read connections)", zombies),
+		how:      fmt.Sprintf("%d connections; a packet socket records when each connection's third probe leaves; /metrics, read every 10 ms, gives the number of zombies (a scrape does not make the agent read connections)", zombies),
 	})
 	return nil
 }
@@ -165,7 +165,7 @@ func (t *tap) read(to netip.AddrPort) {
 	}
 }
 
-// nth returns, in order, the times at which the nth packet of each source port since then left.
+// nth returns when each source port sent its nth packet after since, in order of time.
 func (t *tap) nth(n int, since time.Time) ([]time.Time, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
