@@ -401,8 +401,8 @@ func TestNothingToListIsASentence(t *testing.T) {
 		"--cause=aborted":  "no death matches\n",
 		"--cause=aborted --cause=closed": "no death matches: orderly ends (closed) are only counted, unless the connection was in trouble, " +
 			"by the metric halfopen_tcp_deaths_total\n",
-		"--state=close_wait --state=listen": "no connection matches: sockets in listen, syn_recv and time_wait are no connections, " +
-			"and are listed with --all\n",
+		"--state=close_wait --state=listen": "no connection matches: sockets in listen, syn_recv and time_wait are not connections: " +
+			"list them with --all\n",
 		"--all --state=listen": "no socket matches\n",
 		"--all":                "no sockets\n",
 		"--remote=::1":         "no connection matches\n",
