@@ -17,8 +17,8 @@ GOLANGCI_LINT_VERSION := v2.15.0
 export HOME TOOLS GOLANGCI_LINT_VERSION
 export PATH := $(TOOLS):$(if $(GO),$(patsubst %/,%,$(dir $(GO))):)$(PATH):$(or $(GOPATH),$(HOME)/go)/bin
 
-# What `halfopen version` says. No date but the commit's: the same source gives
-# the same binary.
+# The values that `halfopen version` prints. The date is that of the commit, so that the same
+# source gives the same binary.
 VERSION = $(or $(strip $(file <VERSION)),$(patsubst v%,%,$(shell git describe --tags --always --dirty 2>/dev/null)),unknown)
 REVISION = $(or $(shell git rev-parse --verify -q HEAD 2>/dev/null),unknown)
 BRANCH = $(or $(shell git symbolic-ref -q --short HEAD 2>/dev/null),unknown)
@@ -27,14 +27,14 @@ LDFLAGS = $(foreach v,Version=$(VERSION) Revision=$(REVISION) Branch=$(BRANCH) B
 
 UNIT = $$(go list ./... | grep -v '/e2e$$')
 
-# $(call step,what): the banner; $tmp is a directory for the step alone.
+# $(call step,name): print the banner of a step; $tmp is a directory for this step alone.
 define step
 printf '\n==> %s\n' '$(1)'; SECONDS=0; tmp=$$(mktemp -d)
 trap 'code=$$?; rm -rf "$$tmp"; printf "==> %s: %s, %d s\n" "$(1)" "$$( ((code)) && echo FAILED || echo done)" "$$SECONDS"; exit $$code' EXIT
 endef
 
-# $(call format): gofmt, and no file that people write over 500 lines. golangci-lint has
-# that bound for Go; these are the other languages.
+# $(call format): run gofmt, and fail if a hand-written file has more than 500 lines.
+# golangci-lint checks that bound for Go; this checks the other languages.
 define format
 unformatted=$$("$$(go env GOROOT)/bin/gofmt" -l .)
 if [[ -n $$unformatted ]]; then
@@ -46,7 +46,8 @@ find . -type f -regex '.*\.\([ch]\|js\|css\|html\|sh\|md\)\|.*/Makefile' -not -r
 	awk '$$1 > 500 && $$2 != "total" { print $$2 " has " $$1 " lines, more than 500"; long = 1 } END { exit long }' >&2
 endef
 
-# $(call unit-tests,flags): each skipped test, with its reason, is a line of $tmp/skipped.
+# $(call unit-tests,flags): run the unit tests, and write each skipped test with its reason to
+# a line of $tmp/skipped.
 define unit-tests
 if ! go test -v $(1) $(UNIT) >"$$tmp/log" 2>&1; then
 	awk '/^FAIL\t/ { print of_package $$0 } /^(ok  |\?   |FAIL)\t/ { of_package = ""; next } !/^ *(===|--- (PASS|SKIP)) / { of_package = of_package $$0 "\n" }' "$$tmp/log" >&2
@@ -57,7 +58,7 @@ awk '/^=== / { test = $$3 } sub(/^ +[a-z0-9_]+\.go:[0-9]+: /, "") { why[test] = 
 	"$$tmp/log" >"$$tmp/skipped"
 endef
 
-# $(call unit-tests-all,flags): the unit tests, of which none may be skipped.
+# $(call unit-tests-all,flags): run the unit tests, and fail if any is skipped.
 define unit-tests-all
 $(call unit-tests,-count=1 $(1))
 if [[ -s $$tmp/skipped ]]; then
@@ -67,21 +68,21 @@ if [[ -s $$tmp/skipped ]]; then
 fi
 endef
 
-# $(call regenerate,flags): run go generate in a copy, which need not be a git checkout,
-# and fail on any difference.
+# $(call regenerate,flags): run go generate in a copy of this directory, which need not be a
+# git checkout, and fail on any difference.
 define regenerate
 tar --exclude=./.git --exclude=./bin -c . | tar -x -C "$$tmp"
 (cd "$$tmp" && go generate $(1) ./...)
 if ! diff -rq --exclude=.git --exclude=bin . "$$tmp"; then
-	echo 'run make generate and commit what it writes' >&2
+	echo 'run make generate and commit the files that it writes' >&2
 	exit 1
 fi
 endef
 
-# $(call beside-machines,targets): make these, and meanwhile test-kernels. The tests on this
-# kernel mostly wait. What they leave of the processors is enough for emulated ones, which
-# do not mind how slow they are. What test-kernels prints follows when both are done; it
-# ends when a target before e2e fails, and has a process group of its own for that.
+# $(call beside-machines,targets): make the targets and, at the same time, test-kernels. The
+# tests on this kernel mostly wait, so the processors have enough time left for the emulated
+# machines, which can be slow. The output of test-kernels follows when both are done. If a
+# target before e2e fails, test-kernels is killed; for that it has its own process group.
 define beside-machines
 set -m
 QUICK=1 chrt --idle 0 $(MAKE) --no-print-directory test-kernels </dev/null >bin/test-kernels.log 2>&1 &
@@ -101,7 +102,7 @@ cat bin/test-kernels.log
 ((code == 0)) || exit "$$code"
 endef
 
-# All targets but the binary are names of tasks and not of files.
+# All targets with a help text are names of tasks and not of files.
 .PHONY: $(shell sed -n 's/^\([a-z0-9-]*\):.*\#\# .*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 help: ## list the targets
@@ -116,12 +117,12 @@ build: ## build bin/halfopen; the BPF object is committed, so no clang is needed
 	scripts/need.sh go ca-certificates
 	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/halfopen ./cmd/halfopen
 
-generate: ## write again what is generated: the BPF object and its Go bindings, dashboards, the metrics reference, the notices of licences
+generate: ## write the generated files: the BPF object and its Go bindings, dashboards, the metrics reference, the licence notices
 	@$(call step,generate)
 	scripts/need.sh go ca-certificates clang-19 llvm-19
 	go generate ./...
 
-check: ## check a change in two minutes: needs no root, and nothing but Go; skips what make test does not
+check: ## check a change in two minutes; needs only Go, and no root; skips some tests that make test runs
 	@$(call step,check)
 	part() { printf '%3d s  %s\n' "$$SECONDS" "$$1"; }
 	part 'gofmt, length of files'
@@ -137,7 +138,7 @@ check: ## check a change in two minutes: needs no root, and nothing but Go; skip
 	cut -d : -f 2- "$$tmp/skipped" | sort | uniq -c | sed 's/^ */skipped: /'
 	part 'generated files: the BPF object by checksum (gen.go), the others generated again'
 	if ! sha256sum --check --strict --quiet bpf/generated.sha256; then
-		echo 'run make generate, which needs clang-19, and commit what it writes' >&2
+		echo 'run make generate, which needs clang-19, and commit the files that it writes' >&2
 		exit 1
 	fi
 	rm "$$tmp"/*
@@ -146,17 +147,17 @@ check: ## check a change in two minutes: needs no root, and nothing but Go; skip
 		part golangci-lint
 		golangci-lint run ./...
 	else
-		echo 'golangci-lint is not here: make lint builds it, in some minutes'
+		echo 'golangci-lint is not installed: make lint builds it in some minutes'
 	fi
 
-test: root deps build ## everything CI checks, on this kernel and others (root)
+test: root deps build ## run all checks of CI, on this kernel and others (root)
 	@$(call beside-machines,check-generate lint race e2e)
 	printf '\n==> all passed\n'
 
-all-kernels: root build ## e2e on this kernel, and meanwhile a part of it on the others (root)
+all-kernels: root build ## run e2e on this kernel and, at the same time, a part of it on others (root)
 	@$(call beside-machines,e2e)
 
-e2e: root build ## test the built halfopen on this kernel (root; ARGS="-run TestOwners")
+e2e: root build ## run the end-to-end tests on this kernel (root; ARGS="-run TestOwners")
 	@$(call step,end-to-end tests on kernel $(shell uname -r))
 	scripts/need.sh go ca-certificates iproute2 prometheus tmux prometheus-alertmanager chromium fonts-dejavu-core
 	code=0
@@ -169,30 +170,30 @@ e2e: root build ## test the built halfopen on this kernel (root; ARGS="-run Test
 		exit 1
 	fi
 
-e2e-used: root build ## the same while others use the machine: wrk and nginx, fifty network namespaces, a second agent (root)
+e2e-used: root build ## run e2e while wrk and nginx, fifty network namespaces and a second agent use the machine (root)
 	scripts/used-machine.sh $(MAKE) --no-print-directory e2e
 
 SOAK = 10m
 soak: FUZZTIME = $(SOAK)
-soak: root build fuzz ## what takes hours: fuzz each target for ten minutes; for ten watch healthy connections over loss, none may be called dead; for ten ask an agent with 64 MB and 100,000 sockets for everything (root; SOAK=1h)
-	@$(call step,healthy connections and little memory for $(SOAK))
+soak: root build fuzz ## run the long tests, 10 min each: fuzz each target; watch healthy connections with packet loss, of which none may be called dead; query all data of an agent with 64 MB and 100,000 sockets (root; SOAK=1h)
+	@$(call step,healthy connections, and an agent with little memory, for $(SOAK))
 	scripts/need.sh go ca-certificates iproute2
 	HALFOPEN_SOAK='$(SOAK)' HALFOPEN_BIN='$(CURDIR)/bin/halfopen' go test -count=1 -timeout 0 -v -run '^Test(HealthyConnectionsAreNeverCalledDead|AgentKeepsToItsMemory)$$' ./e2e
 
 QEMU = qemu-system-x86 qemu-system-arm busybox-static kmod xz-utils debian-archive-keyring
-test-kernels: build ## test it on Debian's kernels in virtual machines (KERNELS="5.10 6.1", KERNEL_IMAGE=vmlinuz, QUICK=1)
+test-kernels: build ## run the tests on Debian's kernels in virtual machines (KERNELS="5.10 6.1", KERNEL_IMAGE=vmlinuz, QUICK=1)
 	@$(call step,end-to-end tests on other kernels)
 	scripts/need.sh go ca-certificates iproute2 $(QEMU)
 	scripts/test-kernels.sh
 
-lint: check-format ## go vet and golangci-lint, after gofmt and clang-format
+lint: check-format ## run go vet and golangci-lint, after gofmt and clang-format
 	@$(call step,go vet and golangci-lint)
 	scripts/need.sh go ca-certificates golangci-lint
 	go vet ./...
 	golangci-lint run ./...
 
 FUZZTIME = 10s
-fuzz: ## fuzz each target for ten seconds (FUZZTIME=10m); an input that fails is kept, and make test tries it again
+fuzz: ## fuzz each target for ten seconds (FUZZTIME=10m); go keeps an input that fails, and make test runs it again
 	@$(call step,fuzz targets)
 	scripts/need.sh go ca-certificates
 	go test -list '^Fuzz' $(UNIT) >"$$tmp/list"
@@ -208,45 +209,45 @@ fuzz: ## fuzz each target for ten seconds (FUZZTIME=10m); an input that fails is
 	printf '%d targets, %s each\n' "$$n" '$(FUZZTIME)'
 	((n > 0))
 
-bench: root build ## measure against ss and the bare kernel, write docs/benchmarks.md (root; ARGS=-quick to try)
+bench: root build ## measure halfopen against ss and the bare kernel, write docs/benchmarks.md (root; ARGS=-quick for a trial)
 	@$(call step,benchmarks)
 	scripts/need.sh go ca-certificates iproute2 nginx wrk
 	go run ./internal/bench -halfopen bin/halfopen -o docs/benchmarks.md $(ARGS)
 
-screenshots: root build ## take the pictures of the live page that docs/ has (root)
+screenshots: root build ## take the pictures of the live page in docs/ (root)
 	@$(call step,screenshots)
 	scripts/need.sh go ca-certificates iproute2 chromium fonts-dejavu-core
 	HALFOPEN_SCREENSHOTS='$(CURDIR)/docs' HALFOPEN_BIN='$(CURDIR)/bin/halfopen' go test -count=1 -run '^TestPageScreenshots$$' ./e2e
 
-clean: ## remove what was built; generated files are committed and stay
+clean: ## remove the built files; generated files are committed and stay
 	rm -rf bin
 
-root: ## fail unless root runs it
-	@$(if $(filter-out 0,$(shell id -u)),$(error halfopen works with the kernel, which takes root: sudo make $(MAKECMDGOALS)))
+root: ## fail if the user is not root
+	@$(if $(filter-out 0,$(shell id -u)),$(error this target needs root: sudo make $(MAKECMDGOALS)))
 
 deps: ## install what the tests need (root)
-	@$(call step,what the tests need)
+	@$(call step,install what the tests need)
 	scripts/need.sh go ca-certificates clang-19 llvm-19 clang-format-19 gcc libc6-dev iproute2 prometheus tmux prometheus-alertmanager chromium fonts-dejavu-core golangci-lint \
 		$(QEMU)
 	go mod download
 
-unit: ## the unit tests (root)
+unit: ## run the unit tests (root)
 	@$(call step,unit tests)
 	scripts/need.sh go ca-certificates prometheus
 	$(call unit-tests-all)
 
-race: ## the unit tests with the race detector (root)
+race: ## run the unit tests with the race detector (root)
 	@$(call step,unit tests with the race detector)
 	scripts/need.sh go ca-certificates gcc libc6-dev prometheus
 	export CGO_ENABLED=1
 	$(call unit-tests-all,-race)
 
-check-generate: ## generate everything again, elsewhere, and compare
+check-generate: ## generate all files again in a copy, and fail on any difference
 	@$(call step,generated files are up to date)
 	scripts/need.sh go ca-certificates clang-19 llvm-19
 	$(call regenerate)
 
-check-format: ## gofmt, clang-format, and the length of files
+check-format: ## run gofmt and clang-format, and check the length of files
 	@$(call step,gofmt and clang-format)
 	scripts/need.sh go clang-format-19
 	$(call format)

@@ -33,7 +33,7 @@ func contents(t *testing.T, path string) string {
 	return string(b)
 }
 
-// function is one that a walk names.
+// function is a function that a walk names.
 type function struct {
 	dir, file, name string
 	body            string   // its source
@@ -43,7 +43,7 @@ type function struct {
 
 func (f *function) String() string { return f.dir + "/" + f.file + ": " + f.name }
 
-// last returns the name without the type that it is of.
+// last returns the name of a method without its type.
 func (f *function) last() string { return f.name[strings.LastIndexAny(f.name, ".#")+1:] }
 
 // walk is a section of the page: an item for each directory, with `FILE: FUNCTION` or, in

@@ -46,8 +46,8 @@ var reasons = [Reasons]struct {
 }{
 	ReasonNamespacesRefused: {
 		code: "namespaces_refused",
-		lost: "connections of other network namespaces that are older than the agent and that no process holds (before Linux 5.12, whoever holds them) are counted, but not listed or followed",
-		mend: "give the agent CAP_SYS_ADMIN and CAP_SYS_PTRACE, and an AppArmor profile that allows ptrace (Unconfined); and CAP_NET_ADMIN where only a socket leads to one",
+		lost: "connections of other network namespaces that are older than the agent and that no process holds (before Linux 5.12, also those that a process holds) are counted, but not listed or followed",
+		mend: "give the agent CAP_SYS_ADMIN and CAP_SYS_PTRACE, and an AppArmor profile that allows ptrace (Unconfined); and CAP_NET_ADMIN if only a socket leads to a namespace",
 		holds: func(s *situation) (string, bool) {
 			if s.refused == 0 {
 				return "", false
@@ -57,13 +57,13 @@ var reasons = [Reasons]struct {
 	},
 	ReasonNamespacesHidden: {
 		code: "namespaces_hidden",
-		lost: "connections that are older than the agent and that no process in sight holds are counted, but not listed or followed, in network namespaces that no process, mount or descriptor in sight leads to",
-		mend: "run the agent in the host's pid namespace (hostPID: true); what only a mount elsewhere or a closed connection keeps shows nowhere, and ends by itself",
+		lost: "in network namespaces that no visible process, mount or descriptor leads to, connections that are older than the agent and that no visible process holds are counted, but not listed or followed",
+		mend: "run the agent in the host's pid namespace (hostPID: true); a namespace that only a mount elsewhere or a closed connection keeps alive cannot be found, and ends by itself",
 		holds: func(s *situation) (string, bool) {
 			if s.hidden == 0 {
 				return "", false
 			}
-			return fmt.Sprintf("no way leads into %d of %d network namespaces", s.hidden, s.namespaces), s.mostNamespaces()
+			return fmt.Sprintf("nothing visible leads into %d of %d network namespaces", s.hidden, s.namespaces), s.mostNamespaces()
 		},
 	},
 	ReasonProcessesHidden: {
@@ -91,7 +91,7 @@ var reasons = [Reasons]struct {
 	},
 	ReasonCgroupsRefused: {
 		code: "cgroups_refused",
-		lost: "the unit, container and pod of a connection are those of the process that holds it, not of the one that made it, and unknown once the process has ended",
+		lost: "the unit, container and pod of a connection are those of the process that holds it, not of the process that made it; they are unknown after the process has ended",
 		mend: "give the agent CAP_DAC_READ_SEARCH, and a seccomp profile that allows open_by_handle_at",
 		holds: func(s *situation) (string, bool) {
 			if s.cgroupsErr == nil {
@@ -102,7 +102,7 @@ var reasons = [Reasons]struct {
 	},
 	ReasonCookiesMissing: {
 		code: "cookies_missing",
-		lost: "new connections are not known until a census, nor what they ask of their peers before",
+		lost: "new connections are unknown until the next census, and so are the solicitations that they send before it",
 		mend: "before Linux 5.12, give the agent CAP_SYS_ADMIN and the host's cgroup namespace (docker run --cgroupns=host)",
 		holds: func(s *situation) (string, bool) {
 			if s.cookiesErr == nil {
@@ -113,8 +113,8 @@ var reasons = [Reasons]struct {
 	},
 	ReasonPassHangs: {
 		code: "pass_hangs",
-		lost: "what a pass over the sockets tells is as old as the last one that ended: connections, verdicts or owners",
-		mend: "see whether a file system does not answer (a file there may lead to a network namespace), whether the agent gets its share of CPU, then restart the agent",
+		lost: "connections, verdicts or owners are as old as the last pass over the sockets that ended",
+		mend: "check that all file systems answer (a file there may lead to a network namespace) and that the agent gets its share of CPU, then restart the agent",
 		holds: func(s *situation) (string, bool) {
 			for i := range s.passes {
 				if p := &s.passes[i]; !p.began.IsZero() && s.now.Sub(p.began) > max(hangsAfter, hangsTimes*p.took) {
@@ -129,8 +129,8 @@ var reasons = [Reasons]struct {
 	},
 	ReasonPassFails: {
 		code: "pass_fails",
-		lost: "what a pass over the sockets tells is as old as the last one that worked: connections, verdicts or owners",
-		mend: "mend what the error says: the agent may be short of descriptors (LimitNOFILE) or memory",
+		lost: "connections, verdicts or owners are as old as the last pass over the sockets that worked",
+		mend: "repair the cause that the error names: the agent may lack descriptors (LimitNOFILE) or memory",
 		holds: func(s *situation) (string, bool) {
 			for i := range s.passes {
 				if p := &s.passes[i]; p.failed > 0 {
@@ -146,7 +146,7 @@ var reasons = [Reasons]struct {
 	ReasonTablesLate: {
 		code: "tables_late",
 		lost: "connections of network namespaces that have large hash tables of their own (net.ipv4.tcp_child_ehash_entries) are counted as they were minutes ago",
-		mend: "find out who makes such namespaces (halfopen doctor names them), or give censuses more of a core (--census-cpu)",
+		mend: "find the program that makes such namespaces (halfopen doctor names some), or give censuses a larger share of a core (--census-cpu)",
 		holds: func(s *situation) (string, bool) {
 			if s.late == 0 && s.unlisted > 0 && s.now.Sub(s.unlistedAt) < unlistedFor {
 				return fmt.Sprintf("%d hash tables of single network namespaces take too long to be listed", s.unlisted), false

@@ -44,7 +44,7 @@ type fakeKernel struct {
 	slow      time.Duration // how long ReadEvent takes to return an event
 	onWatch   func() error
 	onCensus  func(context.Context) error
-	onVisit   func(*abi.Conn) // after a census that somebody waits for has visited a socket
+	onVisit   func(*abi.Conn) // after the census of a query has visited a socket
 	onOwners  func(cookies []uint64) error
 	onStats   func() error
 

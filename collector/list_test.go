@@ -223,7 +223,7 @@ func TestLongListEndsEarly(t *testing.T) {
 	}
 }
 
-// A reader that takes its time with a connection holds nobody up.
+// A reader that is slow with one connection delays no other query.
 func TestReaderOfALongListHoldsNobodyUp(t *testing.T) {
 	k := newFakeKernel()
 	crowdOf(k, SortedMost)

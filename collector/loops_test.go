@@ -22,7 +22,7 @@ import (
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
-// deadCookies returns the cookies of the deaths that are known, newest first.
+// deadCookies returns the cookies of the deaths that the collector lists, newest first.
 func deadCookies(c *Collector) (cookies []uint64) {
 	_, deaths := c.Deaths(nil, 0)
 	for _, d := range deaths {
@@ -40,7 +40,7 @@ func TestAQueryKnowsEveryEventThatWasSentBefore(t *testing.T) {
 		for i := range uint64(200) {
 			queries.Go(func() {
 				if i%3 == 0 {
-					runtime.Gosched() // they come at any time
+					runtime.Gosched() // so that the queries come at different times
 				}
 				k.emit(death(i, abi.CauseAborted))
 				if dead := deadCookies(c); !slices.Contains(dead, i) {
@@ -50,16 +50,16 @@ func TestAQueryKnowsEveryEventThatWasSentBefore(t *testing.T) {
 		}
 		queries.Wait()
 		if took := time.Since(began); took != 0 {
-			t.Errorf("they waited %v for what was there", took)
+			t.Errorf("the queries waited %v for events that the kernel had already sent", took)
 		}
 		if dead := deadCookies(c); len(dead) != 200 {
-			t.Errorf("%d deaths", len(dead))
+			t.Errorf("%d deaths, want 200", len(dead))
 		}
 	})
 }
 
-// One that comes when the reader has just found that nothing is left is not answered by
-// that.
+// A query may come when the reader has just emptied the ring buffer and is about to end a
+// flush. That flush must not answer the query.
 func TestAQueryWaitsForEventsThatOvertakeAFlush(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newFakeKernel()
@@ -71,12 +71,12 @@ func TestAQueryWaitsForEventsThatOvertakeAFlush(t *testing.T) {
 				k.set(func() { k.onFlushed = nil })
 				k.emit(death(1, abi.CauseAborted))
 				go func() { late <- deadCookies(c) }()
-				synctest.Wait() // until that query waits
+				synctest.Wait() // until the query waits
 			}
 		})
 		deadCookies(c)
 		if dead := <-late; !slices.Equal(dead, []uint64{1}) {
-			t.Errorf("it knows of the deaths %d", dead)
+			t.Errorf("the query returned the deaths %d, want 1", dead)
 		}
 	})
 }
@@ -95,9 +95,9 @@ func TestAQueryWaitsOnlySoLongForAKernelThatDoesNotAnswer(t *testing.T) {
 		k.set(func() { k.deaf = false })
 		began = time.Now()
 		if deadCookies(c); time.Since(began) != 0 {
-			t.Errorf("after %v, though it answers again", time.Since(began))
+			t.Errorf("a query took %v, though the kernel answers again", time.Since(began))
 		}
-		k.set(func() { k.deaf, k.closed = true, true }) // or the end of Run would wait for it
+		k.set(func() { k.deaf, k.closed = true, true }) // so that Run can end
 	})
 }
 
@@ -113,14 +113,14 @@ func TestAQueryDoesNotWaitForAReaderThatHasEnded(t *testing.T) {
 			queries.Go(func() { deadCookies(c) })
 		}
 		time.Sleep(flushTimeout / 2)
-		k.set(func() { k.closed = true }) // while they wait
+		k.set(func() { k.closed = true }) // while the queries wait
 		queries.Wait()
 		if took := time.Since(began); took != flushTimeout/2 {
-			t.Errorf("queries that were waiting when it ended took %v", took)
+			t.Errorf("queries that waited when the reader ended took %v", took)
 		}
 		began = time.Now()
 		if deadCookies(c); time.Since(began) != 0 {
-			t.Errorf("a query after that took %v", time.Since(began))
+			t.Errorf("a query after the end took %v", time.Since(began))
 		}
 	})
 }
@@ -182,17 +182,17 @@ func TestWatchPassesComeWhenTheyAreWorthWhile(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
 		took   time.Duration // each pass
-		finds  []uint16      // each pass: how many are unanswered, the last of them just now
-		events []uint16      // 100 ms after the beginning: how many were unanswered
+		finds  []uint16      // for each pass, the number of unanswered solicitations, the last of them just now
+		events []uint16      // unanswered solicitations in the events at 100 ms
 		want   []time.Duration
 	}{
-		{"nothing happens", 0, nil, nil, []time.Duration{0, conn.WatchInterval, 2 * conn.WatchInterval}},
-		{"a first solicitation is not worth one", 0, nil, []uint16{1}, []time.Duration{0, conn.WatchInterval, 2 * conn.WatchInterval}},
-		{"the second of a row is", 0, nil, []uint16{2}, []time.Duration{0, 100*time.Millisecond + due, 100*time.Millisecond + due + conn.WatchInterval}},
-		{"one is enough for many", 0, nil, []uint16{2, 3, 2, 4}, []time.Duration{0, 100*time.Millisecond + due, 100*time.Millisecond + due + conn.WatchInterval}},
-		{"one that takes long is rarer", 30 * time.Millisecond, nil, []uint16{2}, []time.Duration{0, 400 * time.Millisecond, 900 * time.Millisecond}},
-		{"a pass finds it worth while to come back", 0, []uint16{1, 2}, nil, []time.Duration{0, due, 2 * due, 3 * due}},
-		{"and that takes long", 30 * time.Millisecond, []uint16{2}, nil, []time.Duration{0, 300 * time.Millisecond, 600 * time.Millisecond, 900 * time.Millisecond}},
+		{"no event comes", 0, nil, nil, []time.Duration{0, conn.WatchInterval, 2 * conn.WatchInterval}},
+		{"a first solicitation starts no pass", 0, nil, []uint16{1}, []time.Duration{0, conn.WatchInterval, 2 * conn.WatchInterval}},
+		{"the second unanswered one starts a pass", 0, nil, []uint16{2}, []time.Duration{0, 100*time.Millisecond + due, 100*time.Millisecond + due + conn.WatchInterval}},
+		{"several events start one pass", 0, nil, []uint16{2, 3, 2, 4}, []time.Duration{0, 100*time.Millisecond + due, 100*time.Millisecond + due + conn.WatchInterval}},
+		{"a pass that takes long comes later", 30 * time.Millisecond, nil, []uint16{2}, []time.Duration{0, 400 * time.Millisecond, 900 * time.Millisecond}},
+		{"a pass that finds recent solicitations is followed by another", 0, []uint16{1, 2}, nil, []time.Duration{0, due, 2 * due, 3 * due}},
+		{"each pass finds recent solicitations and takes long", 30 * time.Millisecond, []uint16{2}, nil, []time.Duration{0, 300 * time.Millisecond, 600 * time.Millisecond, 900 * time.Millisecond}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -254,8 +254,8 @@ func TestWatchPassFindsWhatNoEventTold(t *testing.T) {
 		k.set(func() { k.watched = []abi.Conn{zombie(1), zombie(2), zombie(3)} })
 		expect("three are silent", "1 zombie", "2 zombie", "3 zombie")
 
-		// The first answers. The event of the second's death was lost, and so was all of
-		// the third's.
+		// The first peer answers. The event of the second connection's death was lost. No
+		// program saw the third one's death.
 		answered, killed, gone := healthy(1), zombie(2), zombie(3)
 		answered.Flags |= abi.ConnAnswered
 		killed.Flags, killed.Cause = abi.ConnGone, abi.CauseUserTimeout
@@ -263,13 +263,13 @@ func TestWatchPassFindsWhatNoEventTold(t *testing.T) {
 		k.set(func() { k.watched = []abi.Conn{answered, killed, gone} })
 		expect("they end", "1 active", "2 user_timeout")
 		k.set(func() { k.watched = nil })
-		expect("the event of a death may be late")
+		expect("the death of the third waits, since its event may be late")
 		expect("no program saw it", "3 unknown")
 		for range 5 {
-			expect("nothing is told twice")
+			expect("no notice is sent twice")
 		}
 		k.emit(death(3, abi.CauseKeepaliveTimeout))
-		expect("an event that comes after all")
+		expect("an event that comes after the death was recorded")
 		if s, err := c.Stats(); err != nil || s.Unseen != 1 || s.Kernel.Deaths[abi.CauseUnknown] != 1 || s.Watched != 0 {
 			t.Errorf("%d unseen, %d counted as unknown, %d watched, error %v", s.Unseen, s.Kernel.Deaths[abi.CauseUnknown], s.Watched, err)
 		}
@@ -305,7 +305,7 @@ func TestAPassThatFailsOrHangsLeavesTheOthersRunning(t *testing.T) {
 					n[0], n[1], n[2] = k.passes()
 					return n
 				}
-				// expect waits for a minute, and says which of the three passes go on.
+				// expect waits for a minute, and checks the reasons and that the other passes go on.
 				expect := func(when, reasons, detail string) {
 					t.Helper()
 					before := progress()
@@ -343,7 +343,7 @@ func TestAPassThatFailsOrHangsLeavesTheOthersRunning(t *testing.T) {
 
 				hang := make(chan struct{})
 				k.set(func() { tt.fail(k, func() error { <-hang; return nil }) })
-				time.Sleep(time.Minute) // until it does, and for long enough
+				time.Sleep(time.Minute) // until the pass hangs, and has done so for long enough
 				expect("it hangs", "pass_hangs", tt.detail+" has not ended for")
 				close(hang)
 				k.set(func() { tt.fail(k, nil) })
@@ -357,10 +357,10 @@ func TestAPassThatFailsOrHangsLeavesTheOthersRunning(t *testing.T) {
 func TestCensusIntervalFollowsItsCost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newFakeKernel()
-		var spent time.Duration // by the process
+		var spent time.Duration // CPU time of the process
 		opts := Options{CensusInterval: 15 * time.Second, CensusCPU: 0.01}
 		c := New(k, opts)
-		var others time.Duration // what the process does besides, between two censuses
+		var others time.Duration // CPU time of the process's other work between two censuses
 		k.onCensus = func(context.Context) error {
 			spent += others + k.result.CPU
 			return nil
@@ -405,7 +405,7 @@ func TestCensusIntervalFollowsItsCost(t *testing.T) {
 			}
 		}
 
-		// One that fails says nothing about its cost.
+		// A census that fails does not change the interval.
 		k.set(func() { k.onCensus = func(context.Context) error { return unix.ENOMEM } })
 		_, before, _ := k.passes()
 		time.Sleep(10 * 15 * time.Second)
@@ -420,17 +420,17 @@ func TestCensusIntervalFollowsItsCost(t *testing.T) {
 	})
 }
 
-func TestCensusTellsWhatItDoesNotSee(t *testing.T) {
+func TestReasonsFollowFromTheCensus(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
 		result bpf.CensusResult
 		want   string
 	}{
-		{"all", bpf.CensusResult{Namespaces: 7}, ""},
+		{"it sees all namespaces", bpf.CensusResult{Namespaces: 7}, ""},
 		{"some namespaces are refused", bpf.CensusResult{Namespaces: 7, Unvisited: 2, Refused: 2, Err: enterError(unix.EPERM)}, "namespaces_refused"},
-		{"no way leads into some", bpf.CensusResult{Namespaces: 7, Unvisited: 2, Hidden: 2}, "namespaces_hidden"},
-		{"some are on the way", bpf.CensusResult{Namespaces: 7, OwnTables: []uint32{8, 9}, Unwalked: []uint32{9}}, ""},
-		{"some are late", bpf.CensusResult{Namespaces: 7, OwnTables: []uint32{8, 9}, Unwalked: []uint32{9}, Late: 1}, "tables_late"},
+		{"nothing leads into some namespaces", bpf.CensusResult{Namespaces: 7, Unvisited: 2, Hidden: 2}, "namespaces_hidden"},
+		{"some tables are not walked yet", bpf.CensusResult{Namespaces: 7, OwnTables: []uint32{8, 9}, Unwalked: []uint32{9}}, ""},
+		{"some tables are late", bpf.CensusResult{Namespaces: 7, OwnTables: []uint32{8, 9}, Unwalked: []uint32{9}, Late: 1}, "tables_late"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -444,12 +444,12 @@ func TestCensusTellsWhatItDoesNotSee(t *testing.T) {
 				k.set(func() { k.result = bpf.CensusResult{Namespaces: 7} })
 				time.Sleep(time.Minute)
 				if got := reasonsOf(c); len(got) > 0 {
-					t.Errorf("%q hold when it sees all again", got)
+					t.Errorf("%q hold when the census sees all again", got)
 				}
 			})
 		})
 	}
-	t.Run("a list that somebody waited for", func(t *testing.T) {
+	t.Run("a query leaves a table out", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			k := newFakeKernel()
 			c := collect(t, k, Options{})
@@ -467,7 +467,7 @@ func TestCensusTellsWhatItDoesNotSee(t *testing.T) {
 			}
 		})
 	})
-	t.Run("what the search for cookies says", func(t *testing.T) {
+	t.Run("the search for cookies fails and hangs", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			k := newFakeKernel()
 			k.cookies.err, k.cookies.hangs = unix.EPERM, time.Now()
@@ -504,14 +504,14 @@ func TestOwnersAreFoundSoonerOrLater(t *testing.T) {
 			t.Errorf("the process is %q", got)
 		}
 		if got := processOf(2); got != "" {
-			t.Errorf("the process of what nobody holds is %q", got)
+			t.Errorf("the process of a connection that no process holds is %q", got)
 		}
 
-		// The next search for both is when their time has come, and not before.
+		// Both are searched for again after OwnersRetry, and not before.
 		_, _, searched := k.passes()
 		k.set(func() {
 			k.held[2] = []abi.FDHolder{heldBy(1<<30-2, "late")}
-			delete(k.held, 1) // it has ended
+			delete(k.held, 1) // its process has ended
 		})
 		time.Sleep(conn.OwnersRetry / 2)
 		got := processOf(2)
@@ -523,7 +523,7 @@ func TestOwnersAreFoundSoonerOrLater(t *testing.T) {
 			t.Errorf("the processes are %q and %q, want none and late", first, second)
 		}
 
-		// What dies is searched for as well: its process may still hold it.
+		// A dead connection is searched for as well: its process may still hold the socket.
 		k.set(func() { k.watched, k.held[3] = nil, []abi.FDHolder{heldBy(1<<30-3, "last")} })
 		dies := death(3, abi.CauseResetByPeer)
 		k.emit(dies)
@@ -540,7 +540,7 @@ func TestASearchForOwnersThatTakesLongIsRarer(t *testing.T) {
 		k := newFakeKernel()
 		k.onOwners = func([]uint64) error { time.Sleep(200 * time.Millisecond); return nil }
 		collect(t, k, Options{})
-		for i := range uint64(600) { // there is always a new connection
+		for i := range uint64(600) { // so that there is always a new connection
 			k.emit(solicitation(suspect(i, 3)))
 			time.Sleep(100 * time.Millisecond)
 		}
@@ -551,14 +551,14 @@ func TestASearchForOwnersThatTakesLongIsRarer(t *testing.T) {
 				t.Errorf("searches %v apart", between)
 			}
 		}
-		if n := len(k.searches); n < 4 || n > 7 { // 2 % of a core: 10 s apart
+		if n := len(k.searches); n < 4 || n > 7 { // 200 ms are 2 % of 10 s
 			t.Errorf("%d searches within a minute", n)
 		}
 	})
 }
 
-// A query must not change the tracker, nor send notices of connections that are
-// dead by then as if they were alive.
+// A query must not change the tracker. It must not send notices of dead connections as if
+// they were alive.
 func TestAListWhileItsConnectionsChange(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newFakeKernel()
@@ -593,7 +593,7 @@ func TestAListWhileItsConnectionsChange(t *testing.T) {
 			}
 			listed = append(listed, fmt.Sprintf("%d %v", connection.Cookie, connection.Verdict))
 			if connection.Cookie == 4 && !connection.Since.Equal(began) {
-				t.Errorf("4 is said to be a suspect since %v, the event said %v", connection.Since, began)
+				t.Errorf("4 is a suspect since %v, but its event came at %v", connection.Since, began)
 			}
 		}
 		if want := []string{"1 zombie", "3 zombie", "4 suspect", "2 active"}; !slices.Equal(listed, want) {
@@ -604,21 +604,21 @@ func TestAListWhileItsConnectionsChange(t *testing.T) {
 		}
 		for len(sub.C) > 0 {
 			if n := <-sub.C; n.Kind == conn.NoticeVerdict && n.Connection.Cookie%2 != 0 {
-				t.Errorf("the list made it known that %d is %v", n.Connection.Cookie, n.Connection.Verdict)
+				t.Errorf("the query sent a notice that %d is %v", n.Connection.Cookie, n.Connection.Verdict)
 			}
 		}
 		k.onVisit = nil
 		if d, err := c.Connection(t.Context(), 3); err != nil || d == nil {
-			t.Errorf("one that the kernel has still: %v, error %v", d, err)
+			t.Errorf("a connection that the kernel still has: %v, error %v", d, err)
 		}
 		if d, err := c.Connection(t.Context(), 5); err != nil || d != nil {
-			t.Errorf("one that is not there: %v, error %v", d, err)
+			t.Errorf("a connection that does not exist: %v, error %v", d, err)
 		}
 	})
 }
 
-// Whatever has been counted as a death is no longer counted as a connection, whenever the
-// metrics are read.
+// A connection that is counted as a death is not counted as a connection any more, at each
+// reading of the metrics.
 func TestStatsCountADeathOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const n = 50
@@ -639,7 +639,7 @@ func TestStatsCountADeathOnce(t *testing.T) {
 			})
 		}
 		for i := range uint64(n) {
-			k.onStats = func() error { die(i, true); return nil } // in the very moment
+			k.onStats = func() error { die(i, true); return nil } // at the moment of the reading
 			s, err := c.Stats()
 			if err != nil {
 				t.Fatal(err)

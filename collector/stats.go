@@ -19,23 +19,23 @@ var IdleBounds = []time.Duration{
 	24 * time.Hour, 5 * 24 * time.Hour,
 }
 
-// Stats is everything that the metrics need, at one moment.
+// Stats has all values that the metrics need, from one moment.
 type Stats struct {
 	conn.TrackerStats
-	Unjudged   [conn.States]uint64 // sockets in states that are not Judged
+	Unjudged   [conn.States]uint64 // sockets in the states for which [conn.State.Judged] is false
 	AtRisk     [conn.Risks]uint64
 	Idle       conn.Histogram // of the established connections at the last census
 	Census     CensusStats
 	Kernel     abi.Counters
 	Missed     map[string]uint64 // by program: calls that the kernel skipped because the program was running
 	Attached   map[string]bool   // by program
-	EventsLost map[string]uint64 // by type, beyond Kernel.Lost
-	Degraded   []Finding         // why the agent does not see everything
+	EventsLost map[string]uint64 // by type, in addition to Kernel.Lost
+	Degraded   []Finding         // reasons why the agent does not see everything
 }
 
 // CensusStats describes the last census.
 type CensusStats struct {
-	At         time.Time // zero: there was none yet
+	At         time.Time // zero: there was no census yet
 	Duration   time.Duration
 	Interval   time.Duration // from this census to the next
 	Sockets    uint64
@@ -44,9 +44,9 @@ type CensusStats struct {
 	OwnTables  int // namespaces with an own hash table of connections
 }
 
-// Stats reads everything that the metrics need. It reads the kernel's counters first and
-// then applies all events, so that a death that is counted is not among the connections
-// any more.
+// Stats returns the current values for the metrics. Its error is that of reading the kernel's
+// counters. It reads these first and then applies all events, so that no connection whose
+// death is counted still counts as a connection.
 func (c *Collector) Stats() (Stats, error) {
 	counted, err := c.kernel.Stats()
 	if err != nil {
@@ -81,7 +81,7 @@ func (c *Collector) Stats() (Stats, error) {
 	return s, nil
 }
 
-// idleHistogram returns the idle times that a census has counted.
+// idleHistogram returns the histogram of idle times from the counts of a census.
 func idleHistogram(counts *abi.CensusCounts, hz int) conn.Histogram {
 	h := conn.Histogram{Sum: float64(counts.IdleSum) / float64(hz)}
 	for i, bound := range IdleBounds {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package deploy reads what is deployed beside the agent, for the tests that hold
-// it against the agent and a real Prometheus.
+// Package deploy reads the rules and dashboards that are deployed beside the agent. Tests
+// use it to check them against the agent and a real Prometheus.
 package deploy
 
 import (
@@ -20,13 +20,13 @@ import (
 //go:embed prometheus/*.yml grafana/*.json
 var files embed.FS
 
-// RulesFile is the name of the file of rules, in Prometheus.
+// RulesFile is the name of the file with the rules in deploy/prometheus.
 const RulesFile = "halfopen.rules.yml"
 
-// Prometheus returns a file of deploy/prometheus.
+// Prometheus returns the contents of a file of deploy/prometheus.
 func Prometheus(name string) ([]byte, error) { return files.ReadFile(path.Join("prometheus", name)) }
 
-// A Rule records (Record) or alerts (Alert).
+// A Rule is a recording rule, which has Record, or an alert, which has Alert.
 type Rule struct {
 	Record      string            `yaml:"record"`
 	Alert       string            `yaml:"alert"`
@@ -35,7 +35,7 @@ type Rule struct {
 	Annotations map[string]string `yaml:"annotations"`
 }
 
-// Rules returns the rules in their order.
+// Rules returns all rules in the order of the file.
 func Rules() ([]Rule, error) {
 	text, err := Prometheus(RulesFile)
 	if err != nil {
@@ -56,18 +56,18 @@ func Rules() ([]Rule, error) {
 	return rules, nil
 }
 
-// A Dashboard is what concerns the tests of one of Grafana's.
+// A Dashboard has the parts of a Grafana dashboard that the tests use.
 type Dashboard struct {
 	File   string `json:"-"`
 	UID    string `json:"uid"`
 	Panels []Panel
-	// Templating has the variables.
+	// Templating holds the variables.
 	Templating struct{ List []Variable }
-	// Annotations are queries whose results are drawn into every panel.
+	// Annotations holds queries whose results Grafana draws into every panel.
 	Annotations struct{ List []struct{ Name, Expr string } }
 }
 
-// A Panel is a row where it has no Targets.
+// A Panel of a dashboard. Without Targets it is a row, that is, a heading.
 type Panel struct {
 	ID          int
 	Type, Title string
@@ -75,13 +75,13 @@ type Panel struct {
 	Targets     []struct{ RefID, Expr string }
 }
 
-// A Variable of the type "query" has one.
+// A Variable of a dashboard. If its type is "query", it has a Query.
 type Variable struct {
 	Name, Type string
 	Query      any
 }
 
-// Dashboards returns those of deploy/grafana.
+// Dashboards returns the dashboards of deploy/grafana.
 func Dashboards() ([]Dashboard, error) {
 	entries, err := files.ReadDir("grafana")
 	if err != nil {
@@ -102,10 +102,10 @@ func Dashboards() ([]Dashboard, error) {
 	return all, nil
 }
 
-// A Query of a dashboard, and what it is of.
+// A Query is a query of a dashboard, with the name of its panel or annotation.
 type Query struct{ Of, Expr string }
 
-// Queries are those of all panels and annotations.
+// Queries returns the queries of all panels and annotations.
 func (d *Dashboard) Queries() []Query {
 	var all []Query
 	for _, p := range d.Panels {
@@ -114,14 +114,14 @@ func (d *Dashboard) Queries() []Query {
 		}
 	}
 	for _, a := range d.Annotations.List {
-		if a.Expr != "" { // Grafana's own have none
+		if a.Expr != "" { // Grafana's own annotations have no query
 			all = append(all, Query{a.Name, a.Expr})
 		}
 	}
 	return all
 }
 
-// Variables gives Grafana's variables values, in a query.
+// Variables replaces Grafana's variables in a query by values.
 func Variables(query string, values map[string]string) string {
 	return variable.ReplaceAllStringFunc(query, func(v string) string {
 		if value, ok := values[v[1:]]; ok {
@@ -137,7 +137,7 @@ var (
 	quoted   = regexp.MustCompile(`"(\\.|[^"\\])*"`)
 )
 
-// Check has promtool parse queries; the error is what it says.
+// Check has promtool parse the queries. The error contains promtool's output.
 func Check(queries ...string) error {
 	type rule struct {
 		Record string `json:"record"`
@@ -168,7 +168,7 @@ func Check(queries ...string) error {
 	return nil
 }
 
-// Metrics are the names of the metrics that a query is about, sorted.
+// Metrics returns the names of the metrics in a query, sorted.
 func Metrics(query string) []string {
 	names := metric.FindAllString(quoted.ReplaceAllString(query, `""`), -1)
 	slices.Sort(names)

@@ -15,7 +15,7 @@ import (
 	"go.yaml.in/yaml/v2"
 )
 
-// ofGrafana are values for the variables of the dashboards.
+// ofGrafana has a value for each variable of the dashboards.
 var ofGrafana = map[string]string{
 	"cluster": ".*", "node": ".*", "owner": ".*", "__rate_interval": "1m", "__range": "1h", "datasource": "d",
 }
@@ -60,8 +60,8 @@ func TestPromtoolPassesTheRules(t *testing.T) {
 	}
 }
 
-// The tests of the rules are worth something only if each alert is in them, with
-// each severity, and also where it must not fire.
+// The tests of the rules must have each alert with each severity, and also a case in
+// which it must not fire.
 func TestEachAlertIsTestedBothWays(t *testing.T) {
 	fires, silent := map[string]bool{}, map[string]bool{}
 	for _, name := range []string{"rules_test.yml", "growth_test.yml"} {
@@ -153,7 +153,7 @@ func TestEachAlertHasARunbook(t *testing.T) {
 	}
 }
 
-// exported are the names that the exporter has, in its golden scrape, and those
+// exported returns the names of the metrics in the exporter's golden scrape, and those
 // that every Go program, Prometheus and the recording rules add.
 func exported(t *testing.T) map[string]bool {
 	t.Helper()

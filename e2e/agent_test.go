@@ -516,7 +516,7 @@ func leftOut(t testing.TB, what, why string) {
 	t.Logf("left out: %s: %s", strings.ReplaceAll(what, " ", "_"), why)
 }
 
-// fullReceiversAnswer returns whether a receiver whose buffer is full answers.
+// fullReceiversAnswer reports whether a receiver with a full buffer answers.
 func fullReceiversAnswer(t testing.TB) bool {
 	t.Helper()
 	answers, err := bpf.FullReceiversAnswer()

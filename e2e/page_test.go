@@ -127,7 +127,7 @@ func (b *browser) listen(event any) {
 	}
 }
 
-// do carries out what is to be done, within a time.
+// do runs browser actions with a time limit.
 func (b *browser) do(actions ...chromedp.Action[chromedp.Void]) {
 	b.t.Helper()
 	ctx, cancel := context.WithTimeout(b.ctx, generous)
@@ -643,7 +643,7 @@ func scene(t testing.TB, n *network) {
 	stall(t, n)
 }
 
-// stall has a connection whose server does not read.
+// stall makes a connection whose server does not read.
 func stall(t testing.TB, n *network) {
 	t.Helper()
 	n.serve(8080, func(*net.TCPConn) {})

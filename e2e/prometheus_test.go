@@ -131,7 +131,7 @@ func (m metrics) zombiesOfOthers(own ...int) (n int) {
 	return n
 }
 
-// edited is a file of deploy/prometheus with changes, each of which must change
+// edited writes a file of deploy/prometheus with changes, each of which must change
 // something.
 func edited(t *testing.T, file string, changes ...[2]string) string {
 	t.Helper()
@@ -310,7 +310,7 @@ func (p *pager) of(status string, labels map[string]string) error {
 	return nil
 }
 
-// label is one of an alert that has been told of.
+// label is a label of an alert that Alertmanager has sent.
 func (p *pager) label(labels map[string]string, name string) string {
 	return p.find("firing", labels).Labels[name]
 }
@@ -354,7 +354,7 @@ type sample struct {
 	Value  [2]any
 }
 
-// number is NaN where there is no number.
+// number returns a number, or NaN if there is none.
 func (s sample) number() float64 {
 	text, _ := s.Value[1].(string)
 	v, err := strconv.ParseFloat(text, 64)

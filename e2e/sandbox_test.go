@@ -25,9 +25,9 @@ import (
 	"github.com/halfopen/halfopen/internal/sandbox"
 )
 
-// sandboxEnv makes the test binary try what a sandbox forbids, instead of running the
-// tests. Its value is "agent", for the agent's sandbox, or "none". "attach": it loads
-// programs, enters the agent's sandbox, and attaches them there.
+// sandboxEnv makes the test binary try forbidden system calls, instead of running the tests.
+// Its value is "agent" for the agent's sandbox, or "none" for no sandbox. With "attach", the
+// binary loads programs, enters the agent's sandbox, and attaches them there.
 const sandboxEnv = "HALFOPEN_E2E_SANDBOX"
 
 // attempt is a system call that the sandbox must refuse.
@@ -37,8 +37,8 @@ type attempt struct {
 	arguments [6]uintptr
 }
 
-// attempts prepares what a process tries that has the file to open, the process to trace
-// and the address to connect to in its arguments.
+// attempts prepares the attempts of a process. file is the file to open, process the process
+// to trace, and address the address to connect to.
 func attempts(file, process, address string) ([]attempt, error) {
 	namespace, err := unix.Open("/proc/self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -61,7 +61,7 @@ func attempts(file, process, address string) ([]attempt, error) {
 	if err != nil {
 		return nil, err
 	}
-	// A program that returns 0.
+	// A BPF program that returns 0.
 	program := []uint64{0x00000000000000b7, 0x0000000000000095}
 	license := []byte("GPL\x00")
 	load := &struct { // union bpf_attr, of BPF_PROG_LOAD
@@ -105,10 +105,10 @@ func attempts(file, process, address string) ([]attempt, error) {
 
 var pinned runtime.Pinner
 
-// lockedThreads are threads that make system calls when they are told to.
+// lockedThreads are threads that make system calls on request.
 type lockedThreads []chan func()
 
-// start starts so many more.
+// start starts count more threads.
 func (l *lockedThreads) start(count int) {
 	for range count {
 		c := make(chan func())
@@ -122,9 +122,9 @@ func (l *lockedThreads) start(count int) {
 	}
 }
 
-// try makes a system call on all threads of the process, and returns what all said. It
-// makes it on the locked ones and, unless this binary has C in it, once more on all
-// threads that there are, where the runtime panics if they do not all say the same.
+// try makes a system call on all threads of the process, and returns their result. It makes
+// the call on the locked threads and then, unless this binary contains C, once more on all
+// threads by the runtime, which panics if the results differ.
 func (l lockedThreads) try(a *attempt) string {
 	said := make(map[string]int)
 	say := func(errno syscall.Errno) {
@@ -155,8 +155,8 @@ func (l lockedThreads) try(a *attempt) string {
 	return fmt.Sprint(said)
 }
 
-// runSandboxed is the main function of the process that tries. It prints the error of
-// each attempt.
+// runSandboxed is the main function of the process that makes the attempts. It prints the
+// error of each.
 func runSandboxed(how string) int {
 	switch how {
 	case "executed":
@@ -201,7 +201,7 @@ func runSandboxed(how string) int {
 	return 0
 }
 
-// attachInSandbox attaches programs, and waits until they count a death.
+// attachInSandbox attaches programs in the sandbox, and waits until they count a death.
 func attachInSandbox() error {
 	k, err := bpf.Load(bpf.Options{Observe: true})
 	if err != nil {
@@ -234,8 +234,8 @@ func attachInSandbox() error {
 	return errors.New("no death was counted")
 }
 
-// Programs that were loaded before the privileges were dropped can be attached afterwards,
-// and work.
+// Programs that a process has loaded before it drops its privileges can be attached
+// afterwards, and work.
 func TestSandboxAttachesWhatWasLoadedBefore(t *testing.T) {
 	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -252,7 +252,7 @@ func TestSandboxAttachesWhatWasLoadedBefore(t *testing.T) {
 	}
 	done := make(chan error, 1)
 	go func() { done <- cmd.Wait() }()
-	for { // deaths until it has counted one
+	for { // make deaths until the process has counted one
 		select {
 		case err := <-done:
 			if err != nil || !strings.Contains(said.String(), "attached: counted\n") {
@@ -275,8 +275,8 @@ func TestSandboxAttachesWhatWasLoadedBefore(t *testing.T) {
 	}
 }
 
-// What the agent's own sandbox refuses to every thread, and what the same process may do
-// without it.
+// The agent's sandbox refuses each attempt on every thread. Without it, the same attempts
+// succeed.
 func TestSandboxRefuses(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "secret")
@@ -307,24 +307,24 @@ func TestSandboxRefuses(t *testing.T) {
 	free, bound := outcome("none"), outcome("agent")
 	for _, what := range []string{"setns", "open of a 0600 root file", "BPF_PROG_LOAD", "ptrace", "connect", "execve"} {
 		if free[what] != "success" {
-			t.Errorf("%s: %q without the sandbox: the attempt shows nothing", what, free[what])
+			t.Errorf("%s: %q without the sandbox, so the attempt proves nothing", what, free[what])
 		}
 		if bound[what] != "EPERM" && bound[what] != "EACCES" {
-			t.Errorf("%s: %q in the sandbox", what, bound[what])
+			t.Errorf("%s: the result in the sandbox is %q", what, bound[what])
 		}
 	}
-	if threads, _, _ := strings.Cut(bound["threads"], " "); len(threads) < 2 { // 16 and those of the runtime
-		t.Errorf("%s threads have tried", bound["threads"])
+	if threads, _, _ := strings.Cut(bound["threads"], " "); len(threads) < 2 { // 16 threads, and those of the runtime
+		t.Errorf("%s threads made the attempts, want at least the 16 locked ones", bound["threads"])
 	}
 }
 
-// documented is a line of the table of docs/security.md.
+// documented is a line of the table in docs/security.md.
 type documented struct {
 	process, linux                   string
-	uid, capEff, noNewPrivs, seccomp string // as /proc/PID/status has them
+	uid, capEff, noNewPrivs, seccomp string // in the form of /proc/PID/status
 }
 
-// documentedPrivileges parses the table.
+// documentedPrivileges parses the table in docs/security.md.
 func documentedPrivileges(t *testing.T) (lines []documented) {
 	t.Helper()
 	text, err := os.ReadFile("../docs/security.md")
@@ -340,7 +340,7 @@ func documentedPrivileges(t *testing.T) (lines []documented) {
 	for line := range strings.Lines(table) {
 		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "| "), " | ")
 		if len(cells) != 6 {
-			t.Fatalf("a line of %d cells: %q", len(cells), line)
+			t.Fatalf("a line of the table has %d cells: %q", len(cells), line)
 		}
 		var set uint64
 		for name := range strings.SplitSeq(cells[3], ", ") {
@@ -357,7 +357,7 @@ func documentedPrivileges(t *testing.T) (lines []documented) {
 	return lines
 }
 
-// statusOf returns the lines of /proc/PID/task/TID/status, or of a process, by their names.
+// statusOf returns the values of a status file in /proc, of a process or a thread, by name.
 func statusOf(path string) (map[string]string, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -395,8 +395,8 @@ func helperOf(t *testing.T, a *agent) int {
 	return children[0]
 }
 
-// The helper ends with an agent that is killed, and an agent ends with its helper, with a
-// line that says why.
+// If the agent is killed, its helper ends. If the helper is killed, the agent ends with a line
+// that gives the reason.
 func TestHelperAndAgentEndTogether(t *testing.T) {
 	t.Parallel()
 	a := launchAgent(t)
@@ -440,11 +440,11 @@ func TestHelperAndAgentEndTogether(t *testing.T) {
 		t.Errorf("exit status %d", code)
 	}
 	if log := b.log.String(); !strings.Contains(log, "the helper process has ended (signal: killed): start the agent again") || strings.Contains(log, "goroutine ") {
-		t.Errorf("it said:\n%s", log)
+		t.Errorf("the agent logged:\n%s", log)
 	}
 }
 
-// What every thread of an agent and of its helper keeps is what docs/security.md says.
+// Every thread of the agent and of its helper keeps exactly the privileges listed in docs/security.md.
 func TestPrivilegesAreThoseOfTheDocument(t *testing.T) {
 	t.Parallel()
 	a := launchAgent(t)
@@ -465,7 +465,7 @@ func TestPrivilegesAreThoseOfTheDocument(t *testing.T) {
 			if err != nil || len(tasks) < 2 {
 				t.Fatalf("threads %v, %v", tasks, err)
 			}
-			// A thread may have ended, but not all: the helper can still be on its way.
+			// A thread may have ended meanwhile. The helper may not have dropped its privileges yet.
 			eventually(t, d.process+" has dropped its privileges", func() error {
 				for _, path := range tasks {
 					status, err := statusOf(path)
@@ -481,7 +481,7 @@ func TestPrivilegesAreThoseOfTheDocument(t *testing.T) {
 					}
 					got := documented{d.process, d.linux, uid, status["CapEff"], status["NoNewPrivs"], status["Seccomp"]}
 					if got != d || status["CapPrm"] != d.capEff || strings.Trim(status["CapInh"]+status["CapAmb"]+status["CapBnd"], "0") != "" {
-						return fmt.Errorf("%s: %+v (permitted %s, inheritable %s, ambient %s, bounding %s), documented is %+v",
+						return fmt.Errorf("%s: %+v (permitted %s, inheritable %s, ambient %s, bounding %s), but the document has %+v",
 							path, got, status["CapPrm"], status["CapInh"], status["CapAmb"], status["CapBnd"], d)
 					}
 				}
@@ -492,6 +492,6 @@ func TestPrivilegesAreThoseOfTheDocument(t *testing.T) {
 		}
 	}
 	if compared != 2 {
-		t.Errorf("%d processes were compared, expected the agent and its helper", compared)
+		t.Errorf("compared the privileges of %d processes, expected the agent and its helper", compared)
 	}
 }

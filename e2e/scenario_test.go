@@ -26,14 +26,13 @@ import (
 type scenario struct {
 	name string
 	play func(*scenarioRun)
-	// rare: once a run and family. A socket whose lock is held cannot be read, and a
-	// census that waits for it makes no forecasts.
+	// A rare scenario is played once in each run and family. It holds a socket's lock, and
+	// a census that waits for that lock makes no forecasts.
 	rare bool
 }
 
-// scenarios reach every cause of death, by every way that is known. Each knows
-// how its sockets end: from the application's errno, or from sock_diag, or
-// because it did it itself.
+// scenarios reach every cause of death in every known way. Each scenario knows how its
+// sockets end: from the application's errno, from sock_diag, or because it ends them itself.
 var scenarios = []scenario{
 	{"keepalive", keepaliveFails, false},
 	{"keepalive in close_wait", keepaliveFailsInCloseWait, false},
@@ -92,8 +91,8 @@ var scenarios = []scenario{
 	{"TFO child", fastOpenChild, false},
 }
 
-// needRTOMax are the scenarios that need TCP_RTO_MAX_MS, which kernels have since
-// 6.15: without it they last minutes.
+// needRTOMax lists the scenarios that need TCP_RTO_MAX_MS, which kernels have since 6.15.
+// Without it they take minutes.
 var needRTOMax = []string{"window shrunk", "window shrunk while in use", "window shrunk, user timeout", "window shrunk, longer user timeout", "orphan, window closed"}
 
 func hasRTOMax(t *testing.T) bool {
@@ -110,8 +109,8 @@ func hasRTOMax(t *testing.T) bool {
 	return err == nil
 }
 
-// destroysOrphans returns whether SOCK_DESTROY ends a socket that no process holds. It
-// only takes its data away without bac76cf89816 (6.11, and in stable kernels).
+// destroysOrphans reports whether SOCK_DESTROY ends a socket that no process holds. Before
+// bac76cf89816 (6.11, and in stable kernels) it only takes the socket's data away.
 func destroysOrphans(t *testing.T) bool {
 	t.Helper()
 	n, err := lab.NewNamespace()
@@ -137,7 +136,7 @@ func destroysOrphans(t *testing.T) bool {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Nobody reads, so that its FIN has to wait behind what it has written.
+	// The peer does not read, so the FIN has to wait behind the written data.
 	_ = c.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
 	for err = nil; err == nil; {
 		_, err = c.Write(make([]byte, 1<<20))
@@ -160,8 +159,8 @@ const (
 	startWithin = 10 * time.Second
 )
 
-// Each cause is reached by sockets of known fate, mixed and at random times, and
-// each is told as it was.
+// Sockets end by each cause in known ways, mixed and at random times. The agent must report
+// each death as it was.
 func TestEveryCause(t *testing.T) { // not parallel: it reads node-wide counters
 	base, hz, played := seed(t), jiffies(t), runnable(t)
 	a := startAgent(t)
@@ -205,26 +204,26 @@ func TestEveryCause(t *testing.T) { // not parallel: it reads node-wide counters
 	for _, s := range fixtures {
 		s.checkForecasts(g, hz, &f, traced)
 	}
-	t.Logf("%d deaths had a forecast, %d of them missed it by the agent's clock; of %d asked for a second before or more, %d missed, %d had too much room",
+	t.Logf("%d deaths had a forecast, of which %d were wrong by the agent's clock; of %d forecasts read a second or more before, %d were wrong and %d too wide",
 		f.deaths, f.agentMissed, f.asked, f.missed, f.wide)
 	t.Logf("the agent's clock is at most %v ahead of ours", f.ahead)
 	for scenario, n := range f.missedBy {
-		t.Logf("missed: %d of %s", n, scenario)
+		t.Logf("wrong forecasts: %d of %s", n, scenario)
 	}
 	for _, note := range f.notes[:min(len(f.notes), 20)] {
 		t.Log(note)
 	}
-	allowed := 1 // of a hundred
+	allowed := 1 // wrong forecasts in a hundred
 	if !alone {
-		allowed = 3 // the kernel's timers are late when others keep the processors busy
+		allowed = 3 // the kernel's timers are late when other programs keep the processors busy
 	}
 	if 100*f.missed > allowed*f.asked || 100*f.agentMissed > allowed*f.deaths || f.wide > 0 {
-		t.Error("forecasts do not hold")
+		t.Error("too many forecasts are wrong or too wide")
 	}
 }
 
-// checkCounted compares the agent's counters with how all sockets ended. They are of the whole
-// node: connections of others have ended too, of whatever cause.
+// checkCounted compares the agent's counters with the known ends of all sockets. The counters
+// include the whole node, so connections of other programs may have ended too, by any cause.
 func checkCounted(t *testing.T, g *poller, before metrics, fixtures []*fixture, others func() int) {
 	t.Helper()
 	want := map[string]int{}
@@ -235,7 +234,7 @@ func checkCounted(t *testing.T, g *poller, before metrics, fixtures []*fixture, 
 		wrong += s.wrong
 		unknown += s.unknown
 	}
-	t.Logf("%d runs with %d ends of known fate: %d wrong, %d of them unknown", len(fixtures), told, wrong, unknown)
+	t.Logf("%d runs with %d known ends: %d reported wrongly, %d of these as unknown", len(fixtures), told, wrong, unknown)
 	abandoned := 0
 	for _, s := range fixtures {
 		if len(s.failed) > 0 {
@@ -251,7 +250,7 @@ func checkCounted(t *testing.T, g *poller, before metrics, fixtures []*fixture, 
 		}
 	}
 	if len(hidden) > 0 {
-		time.Sleep(3 * time.Second) // the watch pass still finds that some of them have gone
+		time.Sleep(3 * time.Second) // until the watch pass has found that some of these sockets are gone
 	}
 	after := g.a.metrics()
 	foreign := others() + abandoned
@@ -262,7 +261,7 @@ func checkCounted(t *testing.T, g *poller, before metrics, fixtures []*fixture, 
 		}
 	}
 	g.mu.Unlock()
-	t.Logf("%d deaths were hidden from every program, %d of which the agent found out", len(hidden), want["unknown"])
+	t.Logf("%d deaths were hidden from every BPF program, of which the agent found %d", len(hidden), want["unknown"])
 	var counted []string
 	surplus := 0
 	for _, series := range after.families["halfopen_tcp_deaths_total"].Metric {
@@ -271,22 +270,22 @@ func checkCounted(t *testing.T, g *poller, before metrics, fixtures []*fixture, 
 		counted = append(counted, fmt.Sprintf("%d %s", got, cause))
 		surplus += max(got-want[cause], 0)
 		if got < want[cause] || got > want[cause]+foreign {
-			t.Errorf("%d deaths by %s are counted, expected %d, and %d connections of others ended", got, cause, want[cause], foreign)
+			t.Errorf("%d deaths by %s are counted, expected %d, and %d connections of other programs ended", got, cause, want[cause], foreign)
 		}
 	}
 	if surplus > foreign {
-		t.Errorf("%d deaths too many are counted, and only %d connections of others ended", surplus, foreign)
+		t.Errorf("%d deaths too many are counted, and only %d connections of other programs ended", surplus, foreign)
 	}
 	slices.Sort(counted)
-	t.Logf("counted: %s; %d of others, of which %d in scenarios that were played again", strings.Join(counted, ", "), foreign, abandoned)
+	t.Logf("counted: %s; %d of other programs, %d of these in scenarios that were played again", strings.Join(counted, ", "), foreign, abandoned)
 	for _, kind := range []string{"solicitation", "death"} {
 		t.Logf("%s: %v events, %v lost, %v suppressed", kind, after.value("halfopen_events_total", "type", kind),
 			after.value("halfopen_events_lost_total", "type", kind), after.value("halfopen_events_suppressed_total", "type", kind))
 	}
-	t.Logf("%v programs were skipped", after.value("halfopen_events_lost_total", "type", "recursion"))
+	t.Logf("the kernel skipped a program and its fallback %v times", after.value("halfopen_events_lost_total", "type", "recursion"))
 }
 
-// runnable are the scenarios that this kernel allows for.
+// runnable returns the scenarios that are possible on this kernel.
 func runnable(t *testing.T) []scenario {
 	played := slices.Clone(scenarios)
 	if only := os.Getenv("HALFOPEN_SCENARIO"); only != "" {
@@ -294,7 +293,7 @@ func runnable(t *testing.T) []scenario {
 	}
 	if !hasRTOMax(t) {
 		for _, name := range needRTOMax {
-			leftOut(t, t.Name()+"/"+name, "it lasts minutes without TCP_RTO_MAX_MS")
+			leftOut(t, t.Name()+"/"+name, "the timeout takes minutes without TCP_RTO_MAX_MS")
 		}
 		played = slices.DeleteFunc(played, func(s scenario) bool { return slices.Contains(needRTOMax, s.name) })
 	}
@@ -308,7 +307,7 @@ func runnable(t *testing.T) []scenario {
 func everyCause(t *testing.T, g *poller, played []scenario, seed uint64) *fixture {
 	s := newFixture(t)
 	rng := rand.New(rand.NewPCG(seed, 0))
-	// Each once, then those that are not rare in turn.
+	// Each scenario in both families, then the common ones in turn.
 	plan := slices.Concat(played, played)
 	common := slices.DeleteFunc(slices.Clone(played), func(s scenario) bool { return s.rare && len(played) > 1 })
 	for len(plan) < socketsARun {
@@ -325,7 +324,7 @@ func everyCause(t *testing.T, g *poller, played []scenario, seed uint64) *fixtur
 		})
 	}
 	wg.Wait()
-	// What no application was there to be told of, the kernel has counted.
+	// The kernel has counted the timeouts, also those that no application could observe.
 	timeouts := 0
 	for _, f := range s.expected {
 		if strings.HasSuffix(f.cause, "_timeout") {
@@ -333,16 +332,15 @@ func everyCause(t *testing.T, g *poller, played []scenario, seed uint64) *fixtur
 		}
 	}
 	if n := netstat(t, s.Client)["TcpExtTCPAbortOnTimeout"] + netstat(t, s.Server)["TcpExtTCPAbortOnTimeout"]; (n < timeouts || n > timeouts+s.abandonedEnds) && len(s.failed) == 0 {
-		t.Errorf("the kernel counts %d connections that timed out, the scenarios %d", n, timeouts)
+		t.Errorf("the kernel counts %d connections that timed out, and the scenarios count %d", n, timeouts)
 	}
 	s.compare(t, g)
 	s.checkAborted(t)
 	return s
 }
 
-// checkAborted holds the client's aborts by data after close and by SO_LINGER 0 or
-// TCP_LINGER2 -1 against the kernel's count of them (__tcp_close,
-// tcp_rcv_state_process).
+// checkAborted compares the client's aborts by data after close, SO_LINGER 0 and
+// TCP_LINGER2 -1 with the kernel's counters of them (__tcp_close, tcp_rcv_state_process).
 func (s *fixture) checkAborted(t *testing.T) {
 	t.Helper()
 	aborted := 0
@@ -357,11 +355,11 @@ func (s *fixture) checkAborted(t *testing.T) {
 	}
 	n := netstat(t, s.Client)
 	if counted := n["TcpExtTCPAbortOnData"] + n["TcpExtTCPAbortOnLinger"]; (counted < aborted || counted > aborted+s.abandonedEnds) && len(s.failed) == 0 {
-		t.Errorf("the kernel counts %d such aborts, the agent told of %d", counted, aborted)
+		t.Errorf("the kernel counts %d such aborts, and the agent reported %d", counted, aborted)
 	}
 }
 
-// keepalive turns it on: quick, with so many probes.
+// keepalive turns on keepalive with short times and that many probes.
 func (e *endpoint) keepalive(probes int) {
 	e.t.must(lab.SetKeepalive(e, time.Second, time.Second, probes))
 }
@@ -385,8 +383,8 @@ func keepaliveFailsInCloseWait(t *scenarioRun) {
 	p.abort("fin_wait2")
 }
 
-// A probe is outside the window, so TCP takes no notice of the ICMP that it
-// brings (tcp_v4_err, OUTOFWINDOWICMPS).
+// A probe is outside of the window, so TCP ignores the ICMP message that answers it
+// (tcp_v4_err, OUTOFWINDOWICMPS).
 func keepaliveRejected(t *scenarioRun) {
 	c, p := t.pair()
 	c.class(hostUnreachable)
@@ -395,8 +393,8 @@ func keepaliveRejected(t *scenarioRun) {
 	p.abort("established")
 }
 
-// hasClosed closes an end for writing, and waits until the other end knows and
-// has said so.
+// hasClosed closes an end for writing, and waits until the other end has received the FIN
+// and acknowledged it.
 func (e *endpoint) hasClosed(other *endpoint) {
 	e.t.must(e.CloseWrite())
 	other.eof()
@@ -421,7 +419,7 @@ func userTimeoutRetransmit(t *scenarioRun) {
 	p.abort("established")
 }
 
-// refusal is one at random.
+// refusal returns a random class of refused packets.
 func (t *scenarioRun) refusal() uint8 {
 	return netUnreachable + 4*uint8(t.rng.IntN(len(refusals)))
 }
@@ -436,7 +434,7 @@ func userTimeoutRejected(t *scenarioRun) {
 	p.abort("established")
 }
 
-// inUse has the socket held for a time, during which a timer is to find it so.
+// inUse holds the socket's lock for that time, in which a timer should fire.
 func (e *endpoint) inUse(d time.Duration) {
 	release, err := lab.LockSocket(e)
 	e.t.must(err)
@@ -445,8 +443,8 @@ func (e *endpoint) inUse(d time.Duration) {
 	e.unforeseen = true
 }
 
-// soon is long enough before a timer fires to get hold of the socket, late as
-// long after it has fired at the latest.
+// A scenario locks a socket at the time soon before a timer is due, and releases it at the
+// time late after that, when the timer has certainly fired.
 const soon, late = 200 * time.Millisecond, 400 * time.Millisecond
 
 func userTimeoutInUse(t *scenarioRun) {
@@ -455,14 +453,14 @@ func userTimeoutInUse(t *scenarioRun) {
 	c.userTimeout(time.Second)
 	c.write(1)
 	t.until("the last retransmission", func() bool { return c.info().Retransmits == 2 })
-	time.Sleep(600*time.Millisecond - soon) // a second after the first
+	time.Sleep(600*time.Millisecond - soon) // the timer fires one second after the first retransmission
 	c.inUse(soon + late)
 	c.dies("user_timeout", "retransmit", "ETIMEDOUT", "established")
 	p.abort("established")
 }
 
-// pairNarrow is a connection whose server never reads, with a window of little,
-// and data for more.
+// pairNarrow makes a connection whose server never reads and has a small window, and whose
+// client has more data than fits into it.
 func (t *scenarioRun) pairNarrow() (client, server *endpoint) {
 	client, server = t.pairAt(t.narrow[t.family])
 	t.must(client.SetWriteBuffer(1 << 20))
@@ -531,22 +529,22 @@ func retransmitFailsInUse(t *scenarioRun) {
 	p.abort("established")
 }
 
-// lastRetransmission waits for the last that goes out before the connection is
-// given up, and returns after how long that will be.
+// lastRetransmission waits for the last retransmission before the kernel gives up the
+// connection, and returns the timeout that follows it.
 func (e *endpoint) lastRetransmission() (rto time.Duration) {
 	e.t.until("the last retransmission", func() bool {
 		info := e.info()
 		rto = time.Duration(info.Rto) * time.Microsecond
-		// Each is twice as long as the one before. The next expiry is so long
-		// after the first: is that as long as 3 doublings of 200 ms take?
+		// Each timeout is twice the one before. The left side is the time from the write to
+		// the next expiry, the right side the time that 3 doublings of 200 ms take.
 		return info.Retransmits > 1 && 2*rto-2*(rto>>info.Retransmits) >= 15*200*time.Millisecond
 	})
 	return rto
 }
 
-// An ICMP takes back one doubling of the timeout. If the halved one has passed by
-// then, the kernel does at once what the timer was to do (tcp_ld_RTO_revert): it
-// gives up, where no timer runs.
+// An ICMP error takes back one doubling of the timeout. If the halved timeout has passed
+// already, the kernel does the timer's work at once (tcp_ld_RTO_revert). So it gives up the
+// connection outside of any timer.
 func retransmitRevert(t *scenarioRun) {
 	c, p := t.pair()
 	seq := c.sequence()
@@ -564,7 +562,7 @@ func retransmitRevert(t *scenarioRun) {
 	p.abort("established")
 }
 
-// sequence is the sequence number of what is written next (TCP_REPAIR).
+// sequence returns the sequence number of the next byte to be written (TCP_REPAIR).
 func (e *endpoint) sequence() (seq uint32) {
 	e.t.must(onFD(e, func(fd int) error {
 		if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR, unix.TCP_REPAIR_ON); err != nil {
@@ -581,10 +579,10 @@ func (e *endpoint) sequence() (seq uint32) {
 	return seq
 }
 
-// sendUnreachable sends the client an ICMP, network unreachable, about a segment of
-// its own.
+// sendUnreachable sends the client an ICMP error, network unreachable, about one of its own
+// segments.
 func (t *scenarioRun) sendUnreachable(from, to netip.AddrPort, seq uint32) error {
-	var segment []byte // as much of the packet as counts
+	var segment []byte // the part of the packet that the kernel looks at
 	domain, protocol := unix.AF_INET, unix.IPPROTO_ICMP
 	icmp := []byte{3, 0, 0, 0, 0, 0, 0, 0}
 	var sa unix.Sockaddr
@@ -602,7 +600,7 @@ func (t *scenarioRun) sendUnreachable(from, to netip.AddrPort, seq uint32) error
 	segment = encoding.BigEndian.AppendUint16(segment, to.Port())
 	segment = encoding.BigEndian.AppendUint32(segment, seq)
 	icmp = append(icmp, segment...)
-	if domain == unix.AF_INET { // of ICMPv6 the kernel sees to it
+	if domain == unix.AF_INET { // the kernel computes the checksum of ICMPv6
 		var sum uint32
 		for i := 0; i < len(icmp); i += 2 {
 			sum += uint32(encoding.BigEndian.Uint16(icmp[i:]))
@@ -639,9 +637,9 @@ func windowProbeFailsInUse(t *scenarioRun) {
 	p.abort("established")
 }
 
-// windowShrinks is a connection whose peer takes its window back under data in
-// flight, and is gone. Retransmissions are at most a second apart: the kernel
-// gives up after twice that.
+// windowShrinks makes a connection whose peer shrinks its window under data in flight, and
+// then vanishes. Retransmissions are at most a second apart, and the kernel gives up after
+// twice that time.
 func (t *scenarioRun) windowShrinks() (client, server *endpoint) {
 	c, p := t.pair()
 	t.must(onFD(c, func(fd int) error {
@@ -668,7 +666,7 @@ func windowShrunkInUse(t *scenarioRun) {
 	c, p := t.windowShrinks()
 	c.class(vanishes)
 	time.Sleep(1200 * time.Millisecond)
-	c.inUse(1400 * time.Millisecond) // to after twice the second, with a timer every second
+	c.inUse(1400 * time.Millisecond) // until after the limit of 2 s; a timer fires every second
 	c.dies("window_probe_timeout", "", "ETIMEDOUT", "established")
 	p.abort("established")
 }
@@ -681,7 +679,7 @@ func windowShrunkUserTimeout(t *scenarioRun) {
 	p.abort("established")
 }
 
-// The kernel does not wait for as long as the user would have it.
+// The kernel gives up before the long TCP_USER_TIMEOUT has passed.
 func windowShrunkLongUserTimeout(t *scenarioRun) {
 	c, p := t.windowShrinks()
 	c.class(vanishes)
@@ -690,10 +688,10 @@ func windowShrunkLongUserTimeout(t *scenarioRun) {
 	p.abort("established")
 }
 
-// connects tries to connect in vain; set prepares the socket. It waits for the
-// state: SO_ERROR alone may be an error that ends nothing. (An ICMP that arrives
-// while connect() has the socket is one; to the application of an IPv4 socket it
-// looks like the end all the same.)
+// connects makes a connection attempt that must fail; set prepares the socket. It waits for
+// the state to change, because an error in SO_ERROR does not always end the attempt. An ICMP
+// error that arrives while connect() holds an IPv4 socket, for example, looks like the end to
+// the application, but the attempt goes on.
 func (t *scenarioRun) connects(to netip.AddrPort, cause, during, errno string, set func(fd int) error) {
 	fd, cookie := t.connecting(to, set)
 	t.until("its end", func() bool { return stateOf(fd) == stateClose })
@@ -772,8 +770,8 @@ func orphanLastAck(t *scenarioRun) {
 	p.abort("fin_wait2")
 }
 
-// The peer answers every probe; an orphan is given up all the same, once its
-// probes are as far apart as they may be.
+// The peer answers every probe. The kernel gives up the orphan all the same, when the time
+// between its probes has reached the maximum.
 func orphanWindow(t *scenarioRun) {
 	c, p := t.pairNarrow()
 	t.must(onFD(c, func(fd int) error {
@@ -797,7 +795,7 @@ func orphanWindowSilent(t *scenarioRun) {
 func reset(t *scenarioRun) {
 	c, p := t.pair()
 	if t.rng.IntN(2) == 0 {
-		c.class(vanishes) // and data in flight
+		c.class(vanishes) // so that data is in flight
 		c.write(1)
 	}
 	p.abort("established")
@@ -843,7 +841,7 @@ func resetOrphan(t *scenarioRun) {
 	c.disappears("reset_by_peer", "", "*", "fin_wait1")
 }
 
-// aborts checks an end that the socket's own application has just made.
+// aborts checks that the socket's own application has just ended the connection.
 func (e *endpoint) aborts(state string) {
 	e.t.expect(expectedEnd{
 		cookie: fmt.Sprintf("%x", e.cookie), local: e.local, remote: e.remote, cause: "aborted", errno: "*", state: state,
@@ -888,7 +886,7 @@ func abortDisconnectFinWait2(t *scenarioRun) {
 	p.dies("reset_by_peer", "", "EPIPE", "close_wait")
 }
 
-// connecting is a descriptor whose connect() has begun.
+// connecting returns a descriptor whose connect() has begun, and its cookie.
 func (t *scenarioRun) connecting(to netip.AddrPort, set func(fd int) error) (fd int, cookie uint64) {
 	return t.connectingBy(to, set, func(fd int, sa unix.Sockaddr) error {
 		if err := unix.Connect(fd, sa); err != unix.EINPROGRESS {
@@ -920,7 +918,7 @@ func (t *scenarioRun) connectingBy(to netip.AddrPort, set func(fd int) error, co
 	return fd, cookie
 }
 
-// localOf is a socket's own address.
+// localOf returns the local address of a socket.
 func localOf(fd int) (netip.AddrPort, error) {
 	sa, err := unix.Getsockname(fd)
 	switch sa := sa.(type) {
@@ -932,7 +930,7 @@ func localOf(fd int) (netip.AddrPort, error) {
 	return netip.AddrPort{}, err
 }
 
-// inVain has a SYN lost.
+// inVain makes the socket's SYNs get lost.
 func inVain(fd int) error { return lab.SetClassFD(fd, vanishes) }
 
 func (t *scenarioRun) errorIs(fd int, errno syscall.Errno) {
@@ -972,16 +970,15 @@ func dataAfterClose(t *scenarioRun) {
 	began := time.Now()
 	c.Close()
 	p.write(1)
-	if took := time.Since(began); took > time.Second { // its FIN is given up after 1.4 s
+	if took := time.Since(began); took > time.Second { // the kernel gives up the FIN after 1.4 s
 		t.fail("the data came %v after close", took)
 	}
 	c.disappears("aborted", "", "*", "fin_wait1")
-	p.dies("reset_by_peer", "", "ECONNRESET", "established") // that reset is not of the socket's class
+	p.dies("reset_by_peer", "", "ECONNRESET", "established") // the reset does not have the socket's class, so it is not dropped
 }
 
-// The peer's ACK of the FIN is lost, the next one comes with data: unless one of
-// its ACKs alone gets through in between. How often, the kernel's counters say
-// (checkAborted).
+// The peer's ACK of the FIN is lost, and the next ACK comes with data, unless an ACK without
+// data arrives in between. The kernel's counters show how often that happens (checkAborted).
 func dataWithAckAfterClose(t *scenarioRun) {
 	c, p := t.pair()
 	p.class(vanishes)
@@ -994,7 +991,7 @@ func dataWithAckAfterClose(t *scenarioRun) {
 	p.dies("reset_by_peer", "", "EPIPE", "close_wait")
 }
 
-// Here it is the server's end: only there fin_wait2 outlasts close.
+// The server's end closes here, because only there fin_wait2 outlasts close.
 func dataAfterCloseFinWait2(t *scenarioRun) {
 	c, p := t.pair()
 	p.Close()
@@ -1097,8 +1094,8 @@ func closesBoth(t *scenarioRun) {
 	p.closes("*")
 }
 
-// fastOpenChild is a connection that the server has accepted with the SYN, and
-// whose SYN-ACKs are lost. The client needs a cookie first, of an ordinary
+// fastOpenChild makes a connection that the server accepts with the SYN, and whose SYN-ACKs
+// are lost. The client first needs a fast open cookie, which it gets in an ordinary
 // connection.
 func fastOpenChild(t *scenarioRun) {
 	l, err := t.Server.Listen("tcp", netip.AddrPortFrom(t.addr().Addr(), 0))
@@ -1137,9 +1134,9 @@ func fastOpenChild(t *scenarioRun) {
 	t.expect(expectedEnd{cookie: fmt.Sprintf("%x", cookie), cause: "connect_timeout", errno: "ETIMEDOUT", state: "syn_sent"})
 }
 
-// In a second lab, the time that orphans are let be in fin_wait2 changes while
-// they wait: its last minute is spent in a time_wait socket, and an orphan that
-// finds that there is no more to wait than that is reset.
+// finWait2Expires uses its own lab, and changes the time that orphans stay in fin_wait2 while
+// some wait. The last minute of that time is spent in a time_wait socket. The kernel resets an
+// orphan whose remaining time is no longer than that minute.
 func finWait2Expires(t *testing.T, g *poller) *fixture {
 	s := newFixture(t)
 	for _, test := range []struct {
@@ -1189,10 +1186,10 @@ func finWait2Expires(t *testing.T, g *poller) *fixture {
 	return s
 }
 
-// How many orphans there may be is the whole machine's affair: for a moment there
-// may be none. Those that are waiting for their peer are given up when their
-// timers find that out, and who closes meanwhile is given up at once.
-func TestOutOfMemory(t *testing.T) { // not parallel, for that reason
+// The limit on orphans applies to the whole machine. For a moment the test sets it to 0.
+// Then the kernel gives up an orphan that waits for its peer when its next timer fires, and a
+// socket that its application closes meanwhile at once.
+func TestOutOfMemory(t *testing.T) { // not parallel, because it changes the limit of the machine
 	const sysctl = "/proc/sys/net/ipv4/tcp_max_orphans"
 	usual, err := os.ReadFile(sysctl)
 	if err != nil {
@@ -1244,7 +1241,7 @@ func TestOutOfMemory(t *testing.T) { // not parallel, for that reason
 	close(scarce)
 	eventually(t, "all given up", func() error {
 		if n := netstat(t, s.Client)["TcpExtTCPAbortOnMemory"] - before; n != 4*many {
-			return fmt.Errorf("%d of %d", n, 4*many)
+			return fmt.Errorf("%d of %d deaths by out_of_memory", n, 4*many)
 		}
 		return nil
 	})

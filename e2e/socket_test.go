@@ -129,7 +129,7 @@ func (r *mountNamespace) fails(cmd *exec.Cmd, says ...string) {
 	}
 }
 
-// works runs a command that has to work, and returns what it prints.
+// works runs a command that must succeed, and returns its output.
 func (r *mountNamespace) works(cmd *exec.Cmd) (stdout string) {
 	r.t.Helper()
 	stdout, stderr, status := r.run(cmd)
@@ -478,7 +478,7 @@ func TestSocketThatSystemdPasses(t *testing.T) {
 		defer f.Close()
 		files = append(files, f)
 	}
-	// A password of which the socket knows nothing.
+	// A password, which the socket does not ask for.
 	config := filepath.Join(t.TempDir(), "web.yml")
 	if err := os.WriteFile(config, []byte("basic_auth_users:\n  me: $2a$04$y927JXmOaBp0qsUa5VQsAO9OGZySGiPt6Spxe5Z44eQyidQ6xtiPO\n"), 0o600); err != nil {
 		t.Fatal(err)

@@ -134,7 +134,7 @@ func children(t *testing.T, pid int) (pids []int) {
 	return pids
 }
 
-// tops are the processes of `halfopen top`: the one that was started, and the one
+// tops are the processes of `halfopen top`: the started process, and the one
 // that draws.
 func (m *terminal) tops() (outer, inner int) {
 	m.t.Helper()
@@ -336,8 +336,8 @@ func TestTopLeavesTheTerminalAsItWas(t *testing.T) {
 		"terminated, where it draws":     {"--url " + a.url, syscall.SIGTERM, true, nil},
 		"killed":                         {"--url " + a.url, syscall.SIGKILL, true, []string{"halfopen: top was ended: signal: killed"}},
 		"killed, where it does not draw": {"--url " + a.url, syscall.SIGKILL, false, []string{"Killed"}},
-		"crashed":                        {"--url " + a.url, syscall.SIGABRT, true, []string{"SIGABRT: abort", "goroutine ", "halfopen: top was ended: exit status 2; please report what is above"}},
-		"by itself, crashed":             {"--url=none --port " + strconv.Itoa(droppedPort), syscall.SIGSEGV, true, []string{"SIGSEGV", "please report what is above"}},
+		"crashed":                        {"--url " + a.url, syscall.SIGABRT, true, []string{"SIGABRT: abort", "goroutine ", "halfopen: top was ended: exit status 2; please report this and the text above"}},
+		"by itself, crashed":             {"--url=none --port " + strconv.Itoa(droppedPort), syscall.SIGSEGV, true, []string{"SIGSEGV", "please report this and the text above"}},
 		"terminated, and shows no color": {"--url " + a.url, syscall.SIGTERM, false, nil},
 	} {
 		t.Run(name, func(t *testing.T) {

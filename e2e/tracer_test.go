@@ -380,7 +380,7 @@ func (w *referenceTracer) drain() error {
 	}
 }
 
-// A hiddenDeath is one that no program saw.
+// A hiddenDeath is a death that no BPF program saw.
 type hiddenDeath struct {
 	at            time.Time
 	local, remote netip.AddrPort

@@ -427,7 +427,7 @@ func (d discard) Header() http.Header         { return d.h }
 func (d discard) Write(b []byte) (int, error) { return len(b), nil }
 func (d discard) WriteHeader(int)             {}
 
-// endless is a source whose connections come as the reader takes them.
+// endless is a source that makes each connection when the reader takes it.
 type endless struct {
 	fakeSource
 	asked   chan struct{}
@@ -451,7 +451,7 @@ func (e *endless) Connections(context.Context, collector.Query) (int, iter.Seq2[
 	}, nil
 }
 
-// Each takes memory in proportion to the node, and anybody may ask.
+// Each answer takes memory in proportion to the node, and every user may ask.
 func TestLargeAnswersAreMadeOneAtATime(t *testing.T) {
 	src := &endless{asked: make(chan struct{}, 9), proceed: make(chan struct{})}
 	server := httptest.NewServer(newHandler(t, src))

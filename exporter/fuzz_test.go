@@ -25,7 +25,7 @@ func FuzzNames(f *testing.F) {
 	f.Fuzz(func(t *testing.T, comm, path string) {
 		c := contractConnection()
 		c.Process.Comm, c.Cgroup = comm, conn.ParseCgroup(path)
-		wantComm, wantPath := string([]rune(comm)), string([]rune(path)) // as encoding/json says what is no text
+		wantComm, wantPath := string([]rune(comm)), string([]rune(path)) // as encoding/json writes bytes that are not UTF-8
 
 		var list bytes.Buffer
 		if err := api.WriteConnections(&list, new(collector.Query), 1, api.Values([]conn.Connection{c})); err != nil {
@@ -40,7 +40,7 @@ func FuzzNames(f *testing.F) {
 			t.Fatalf("%q in %q is %+v", comm, path, got)
 		}
 
-		// In the stream a run of what is no text is one character.
+		// In the stream, a run of bytes that are not UTF-8 is one character.
 		row := contractRow()
 		row.Comm, row.Cgroup = comm, c.Cgroup
 		var one frame
@@ -73,7 +73,7 @@ func FuzzNames(f *testing.F) {
 	})
 }
 
-// embeds fails unless what was written is text of so many lines, and safe within HTML and on a terminal.
+// embeds fails unless the output is text of that many lines, safe within HTML and on a terminal.
 func embeds(t *testing.T, out []byte, lines int) {
 	t.Helper()
 	invisible := bytes.ContainsFunc(out, func(r rune) bool { return !escape.Visible(r) && r != '\n' })

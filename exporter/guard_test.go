@@ -314,7 +314,7 @@ func TestAUnixSocketIsAskedByItsName(t *testing.T) {
 	}
 }
 
-// The toolkit asks for the password first, and tells who has none nothing of hosts.
+// The toolkit checks the password first: without one, an answer does not depend on the host.
 func TestThePasswordComesBeforeTheGuard(t *testing.T) {
 	h, _ := guarded(t)
 	config := writeConfig(t, "basic_auth_users:\n  prometheus: $2a$04$y927JXmOaBp0qsUa5VQsAO9OGZySGiPt6Spxe5Z44eQyidQ6xtiPO\n")
@@ -371,7 +371,7 @@ func FuzzHost(f *testing.F) {
 	})
 }
 
-// A name that every machine has, or that anybody can guess, names none.
+// A name that every machine has, or that an attacker can guess, does not identify a machine.
 func TestACommonFirstLabelIsNotTheNodes(t *testing.T) {
 	for node, host := range map[string]string{
 		"localhost": "localhost.evil.example", "localhost.localdomain": "localhost.evil.example", "10": "10.evil.example", "": ".evil.example",

@@ -188,7 +188,7 @@ func TestRowsAreAllAndThenWhatChanges(t *testing.T) {
 	}
 }
 
-// The page's clock is the agent's, as the first thing that it is told has it.
+// The page uses the agent's clock, which it learns from its first event.
 func TestWhoJoinsIsToldTheTimeOfNow(t *testing.T) {
 	src := &fakeSource{notices: make(chan conn.Notice)}
 	l := NewLive(src, slog.New(slog.DiscardHandler))
@@ -217,7 +217,7 @@ func TestWhoJoinsIsToldTheTimeOfNow(t *testing.T) {
 	}
 }
 
-// Who does not read is dropped, and nobody else notices.
+// A viewer that does not read is dropped, without an effect on other viewers.
 func TestWhoDoesNotReadIsDropped(t *testing.T) {
 	src := &fakeSource{notices: make(chan conn.Notice, noticeBuffer)}
 	server := broadcast(t.Context(), t, src, func(l *Live) { l.writeTimeout = 300 * time.Millisecond })
@@ -355,7 +355,7 @@ func BenchmarkFrameOfRows(b *testing.B) {
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/zombies, "ns/connection")
 }
 
-// streamWriter is a response whose connection takes everything.
+// streamWriter is a response whose connection accepts all writes.
 type streamWriter struct {
 	bytes.Buffer
 	header http.Header

@@ -21,7 +21,7 @@ func groupOf(g *conn.Cgroup) string {
 	return name
 }
 
-// appendRow writes a row; only what is not as in old, if that is not nil.
+// appendRow writes a row. If old is not nil, it writes only the fields that differ from old.
 func appendRow(b []byte, r, old *conn.Row) []byte {
 	b = append(b, `{"cookie":"`...)
 	b = strconv.AppendUint(b, r.Cookie, 16)
@@ -33,7 +33,7 @@ func appendRow(b []byte, r, old *conn.Row) []byte {
 			b = append(append(append(b, '"'), value...), '"')
 		}
 	}
-	text := func(changed bool, k, value string) { // which anybody may have chosen
+	text := func(changed bool, k, value string) { // text may be hostile: any user can choose it
 		if changed {
 			key(k)
 			quoted, _ := json.Marshal(strings.ToValidUTF8(value, "\uFFFD")) // a string has no way to fail
@@ -47,7 +47,7 @@ func appendRow(b []byte, r, old *conn.Row) []byte {
 		}
 	}
 	whole := old == nil
-	if whole { // what is zero is left out
+	if whole { // leave out fields that are zero
 		old = &conn.Row{}
 		name(true, "local", r.Local.String())
 		name(true, "remote", r.Remote.String())

@@ -41,7 +41,7 @@ func TestSocketIsForRootAndItsGroupWhateverTheUmask(t *testing.T) {
 			t.Fatal(err)
 		}
 		mode := os.FileMode(socketMode)
-		if socketGroupID() < 0 { // nobody but root then
+		if socketGroupID() < 0 { // then only root may connect
 			mode = rootSocketMode
 		}
 		for name, want := range map[string]os.FileMode{filepath.Dir(path): os.ModeDir | 0o755, path: os.ModeSocket | mode} {
@@ -152,7 +152,7 @@ func TestOfManyAgentsAtOnceOneHasTheSocket(t *testing.T) {
 
 func TestSocketIsNotMadeWhereOthersCanReplaceIt(t *testing.T) {
 	if os.Getuid() != 0 {
-		t.Skip("needs root: sudo make test") // to make what is another user's
+		t.Skip("needs root: sudo make test") // to make files of another user
 	}
 	dir := t.TempDir()
 	made := func(name string, mode os.FileMode, uid int) string {

@@ -21,7 +21,7 @@ import (
 	"github.com/halfopen/halfopen/exporter/api/apitest"
 )
 
-// fakeSource answers with what it is given, and notes what it was asked.
+// fakeSource returns the values that a test gives it, and records the queries.
 type fakeSource struct {
 	notReady bool
 	stats    collector.Stats

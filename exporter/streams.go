@@ -13,16 +13,16 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// maxViewers may be served the stream at once, and maxClientViewers of one client (see
-// clientOf).
+// maxViewers is the largest number of viewers at once, and maxClientViewers that of one
+// client (see clientOf).
 const (
 	maxViewers       = 256
 	maxClientViewers = maxViewers / 4
 )
 
-// A refusal is why a viewer is not served.
+// A refusal is the reason why a viewer is not served.
 type refusal struct {
-	reason string // as the metric has it
+	reason string // value of the metric's label
 	status int
 	err    error
 }
@@ -32,7 +32,7 @@ var (
 	refusedAll    = &refusal{"all", http.StatusServiceUnavailable, fmt.Errorf("%d clients have the stream already: close some", maxViewers)}
 )
 
-// streamMetrics are what a Live tells of its viewers.
+// streamMetrics are the metrics about the viewers of a Live.
 type streamMetrics struct {
 	served  prometheus.Gauge
 	refused *prometheus.CounterVec
@@ -67,9 +67,9 @@ func (l *Live) Collect(ch chan<- prometheus.Metric) {
 	l.metrics.refused.Collect(ch)
 }
 
-// makeRoom returns why one more viewer of a client is refused, nil if it is not. Where
-// all are served that may be, the oldest of the client that has most gives way to a
-// client that has fewer.
+// makeRoom makes room for one more viewer of a client, and returns the reason if it must
+// refuse the viewer. If maxViewers are served, it ends the oldest viewer of the client with
+// most viewers, provided that the new viewer's client has fewer.
 func (l *Live) makeRoom(client netip.Prefix) *refusal {
 	all := slices.AppendSeq(slices.Clone(l.waiting), maps.Keys(l.viewers))
 	count := make(map[netip.Prefix]int)
@@ -98,7 +98,7 @@ func (l *Live) refuse(v *viewer, r *refusal) {
 	v.refused = r
 }
 
-// remove ends the service of a viewer, or its wait for it. It may have ended before.
+// remove ends the service of a viewer, or its wait. Both may have ended before.
 func (l *Live) remove(v *viewer) {
 	if l.viewers[v] {
 		l.drop(v)

@@ -81,7 +81,7 @@ func TestPageSaysWhichRowsChanged(t *testing.T) {
 	}
 }
 
-// A row keeps what it is searched and ordered by; a change of the row changes that, too.
+// A row caches the values by which it is searched and ordered; a change of the row updates them.
 func TestPageFindsRowsByWhatTheyAreNow(t *testing.T) {
 	page := newPage(t)
 	page.Run(`const all = new rows.Rows();
@@ -224,7 +224,7 @@ func TestPageKeepsDeaths(t *testing.T) {
 	add(true, death{"1", 100, "refused"}, death{"2", 300, "keepalive_timeout"})
 	add(true, death{"3", 200, "closed"}) // late
 	add(false, death{"1", 100, "refused"})
-	add(true, death{"1", 400, "aborted"}, death{"1", 400, "aborted"}) // connected again, and told twice
+	add(true, death{"1", 400, "aborted"}, death{"1", 400, "aborted"}) // the second one connected again and was reported twice
 	shows("1@400 2@300 1@100", "")
 	shows("3@200", "?cause=closed")
 	shows("2@300", "?cause=timeout")
@@ -232,7 +232,7 @@ func TestPageKeepsDeaths(t *testing.T) {
 		t.Errorf("the last death of 1 is %s", got)
 	}
 
-	// The API's answer replaces what was known when it was asked for.
+	// The API's answer replaces the deaths that the page had when it sent the request.
 	page.Run("const before = kept.snapshot()")
 	add(true, death{"4", 500, "refused"}) // meanwhile
 	page.Run(`kept.replace(before, [{ cookie: '5', at: 450, cause: 'refused' }, { cookie: '4', at: 500, cause: 'refused' }])`)

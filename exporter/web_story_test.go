@@ -23,25 +23,25 @@ func TestPageTellsOfADeath(t *testing.T) {
 	for _, tt := range []struct {
 		name     string
 		change   func(*conn.Death)
-		sentence string // behind the time
+		sentence string // the text after the time
 		facts    []string
 	}{
-		{"a timeout", func(*conn.Death) {}, "refused.", []string{}},
-		{"with an error", func(d *conn.Death) { d.Cause, d.Errno = conn.CauseKeepaliveTimeout, 110 }, "keepalive timeout (ETIMEDOUT).", []string{}},
-		{"of a zombie", func(d *conn.Death) { d.ZombieFor = 95 * time.Second }, "refused, after being a zombie for 1m35s.", []string{"a zombie for 1m35s"}},
-		{"during something", func(d *conn.Death) {
+		{"a death without further facts", func(*conn.Death) {}, "refused.", []string{}},
+		{"a timeout with an errno", func(d *conn.Death) { d.Cause, d.Errno = conn.CauseKeepaliveTimeout, 110 }, "keepalive timeout (ETIMEDOUT).", []string{}},
+		{"the death of a zombie", func(d *conn.Death) { d.ZombieFor = 95 * time.Second }, "refused, after being a zombie for 1m35s.", []string{"a zombie for 1m35s"}},
+		{"a user timeout, with the unanswered solicitation", func(d *conn.Death) {
 			d.Cause, d.During, d.Errno = conn.CauseUserTimeout, conn.EvidenceWindowProbe, 110
 		}, "user timeout during window probe (ETIMEDOUT).", []string{"during window probe"}},
-		{"as forecast", func(d *conn.Death) {
+		{"a death at the forecast time", func(d *conn.Death) {
 			d.Forecast = conn.Forecast{At: noon, Latest: noon, By: conn.CauseKeepaliveTimeout}
 		}, "refused.", []string{"as forecast"}},
-		{"before the forecast", func(d *conn.Death) {
+		{"a death before the forecast", func(d *conn.Death) {
 			d.Forecast, d.ForecastError = conn.Forecast{At: noon, Latest: noon, By: conn.CauseKeepaliveTimeout}, -1200*time.Millisecond
 		}, "refused.", []string{"1.2s before the forecast"}},
-		{"after the forecast", func(d *conn.Death) {
+		{"a death after the forecast", func(d *conn.Death) {
 			d.Forecast, d.ForecastError = conn.Forecast{At: noon, Latest: noon, By: conn.CauseKeepaliveTimeout}, 40*time.Millisecond
 		}, "refused.", []string{"40ms after the forecast"}},
-		{"for others", func(d *conn.Death) {
+		{"a death that stands for others", func(d *conn.Death) {
 			d.Similar, d.SimilarSince = 2, noon.Add(-time.Hour)
 		}, "refused.", []string{"and 2 deaths alike since TIME"}},
 	} {
@@ -59,7 +59,7 @@ func TestPageTellsOfADeath(t *testing.T) {
 	for query, want := range map[string]string{"": "keepalive_timeout:7:timeout refused:2:other", "?cause=closed&cause=destroyed": "closed:50:orderly keepalive_timeout:7:timeout refused:2:other destroyed:0:other"} {
 		got := pagetest.Eval[string](page, "deaths.causeCounts(%s, filters.parseFilters(%s)).map(([cause, n]) => cause + ':' + n + ':' + deaths.severity(cause)).join(' ')", counts, query)
 		if got != want {
-			t.Errorf("%q offers %s, want %s", query, got, want)
+			t.Errorf("the query %q lists the causes %s, want %s", query, got, want)
 		}
 	}
 }
@@ -75,11 +75,11 @@ func TestPageTellsOfAConnection(t *testing.T) {
 		{"a retransmission", encode(conn.HistoryEntry{Kind: conn.HistorySolicitation, Evidence: conn.EvidenceRetransmit, Unanswered: 1}), "retransmission 1 in a row went unanswered"},
 		{"an answer", encode(conn.HistoryEntry{Kind: conn.HistoryAnswer, Took: 2500 * time.Millisecond}), "the peer was heard, 2.5s after the last probe or retransmission"},
 		{"an answer at once", encode(conn.HistoryEntry{Kind: conn.HistoryAnswer}), "the peer was heard, 0s after the last probe or retransmission"},
-		{"an answer to nothing", encode(conn.HistoryEntry{Kind: conn.HistoryAnswer, Took: -1}), "the peer was heard"},
+		{"an answer without an earlier solicitation", encode(conn.HistoryEntry{Kind: conn.HistoryAnswer, Took: -1}), "the peer was heard"},
 		{"a verdict", encode(conn.HistoryEntry{Kind: conn.HistoryVerdict, From: conn.Suspect, To: conn.Zombie}), "the verdict changed from suspect to zombie"},
-		{"one thing unanswered", pagetest.Eval[string](page, "storytext.unansweredText(1, 'window_probe')"), "1 window probe unanswered"},
-		{"several", pagetest.Eval[string](page, "storytext.unansweredText(5, 'keepalive')"), "5 keepalive probes unanswered"},
-		{"an advice", pagetest.Eval[string](page, "storytext.adviceText({ in_seconds: 90, by: 'keepalive_timeout' })"), "If you did this now, the kernel would give up in 1m30s (keepalive timeout)."},
+		{"one unanswered solicitation", pagetest.Eval[string](page, "storytext.unansweredText(1, 'window_probe')"), "1 window probe unanswered"},
+		{"several unanswered solicitations", pagetest.Eval[string](page, "storytext.unansweredText(5, 'keepalive')"), "5 keepalive probes unanswered"},
+		{"the effect of an advice", pagetest.Eval[string](page, "storytext.adviceText({ in_seconds: 90, by: 'keepalive_timeout' })"), "If you did this now, the kernel would give up in 1m30s (keepalive timeout)."},
 	} {
 		if tt.got != tt.want {
 			t.Errorf("%s: %q, want %q", tt.name, tt.got, tt.want)
@@ -100,10 +100,10 @@ func TestPageTellsOfAConnection(t *testing.T) {
 		d := collector.Detail{Connection: contractConnection(), Explanation: explain.Explanation{Settings: []explain.Setting{tt.setting}}}
 		s := api.NewConnectionDetail(&d).Explanation.Settings[0]
 		if got := pagetest.Eval[string](page, "storytext.settingValue(%s)", s); got != tt.value {
-			t.Errorf("%+v is %q, want %q", tt.setting, got, tt.value)
+			t.Errorf("the value of %+v is %q, want %q", tt.setting, got, tt.value)
 		}
 		if got := pagetest.Eval[string](page, "storytext.settingSource(%s)", s); got != tt.source {
-			t.Errorf("%+v is from %q, want %q", tt.setting, got, tt.source)
+			t.Errorf("the source of %+v is %q, want %q", tt.setting, got, tt.source)
 		}
 	}
 }
@@ -143,11 +143,11 @@ func TestPageDrawsATimeline(t *testing.T) {
 		t.Errorf("verdicts (-want +got):\n%s", diff)
 	}
 	if heard := pagetest.Eval[float64](page, "model.heard"); heard != at(12400*time.Millisecond) || heard != first {
-		t.Errorf("the peer was heard at %v, the first moment is %v", heard, first)
+		t.Errorf("the peer was last heard at %v, and the timeline begins at %v: want both at 12.4 s ago", heard, first)
 	}
 	positions := pagetest.Eval[[]float64](page, "model.moments.map(x)")
 	if !slices.IsSorted(positions) || positions[0] != 74 || positions[len(positions)-1] != 700 {
-		t.Errorf("moments are at %v", positions)
+		t.Errorf("the moments have the positions %v, want them sorted from 74 to 700", positions)
 	}
 	if got, want := pagetest.Eval[string](page, "timelinemodel.timelineText(c, model)"),
 		"Timeline. Data moved 12s ago. The peer was last heard 12s ago. Since then 3 keepalive probes went unanswered, of which the timeline shows 2. The kernel gives up in 7m30s, by keepalive timeout."; got != want {
@@ -167,10 +167,10 @@ func TestPageDrawsATimeline(t *testing.T) {
 		}
 	}
 	if got := strings.Join(texts, ", "); !strings.HasPrefix(got, "now, gives up in 7m30s, 12s ago, +5s") {
-		t.Errorf("the axis says %s", got)
+		t.Errorf("the labels of the axis are %s", got)
 	}
 
-	// Where the kernel counts retransmissions, the last data is one of them.
+	// While the kernel counts unanswered retransmissions, the last data moved is a retransmission.
 	d.Connection.RetransmitsUnanswered = 1
 	d.Connection.GivesUp, d.Connection.Silent, d.History, d.Explanation.Timers = conn.Forecast{}, -1, nil, nil
 	load()

@@ -108,7 +108,7 @@ var hostileNames = []struct{ name, shown string }{
 	{"\u200b\ufeff\u00ad", `\u200b\ufeff\u00ad`},      // take no room
 	{"\u3164\u115f\uffa0", `\u3164\u115f\uffa0`},      // letters that are not seen
 	{"\ufe0f\U000e0101", `\ufe0f\U000e0101`},          // choose a variant of the character before
-	{"\u2028\u00a0\ufffd", `\u2028\u00a0` + "\ufffd"}, // separators; what was not UTF-8
+	{"\u2028\u00a0\ufffd", `\u2028\u00a0` + "\ufffd"}, // separators; a byte that was not UTF-8
 	{"\U0001f600", "\U0001f600"},
 }
 

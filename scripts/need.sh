@@ -1,18 +1,17 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# need.sh NAME... makes sure that what the named Debian packages provide is
-# there, and installs only what is missing. It looks for the programs, not for
-# the packages: where they come from does not matter.
+# need.sh NAME... makes sure that the programs of the named Debian packages are there, and
+# installs only those that are missing. It looks for the programs and not for the packages,
+# so programs from elsewhere are good too.
 #
-# Some things do not go into the system but into $TOOLS, which the Makefile has
-# at the front of PATH: golangci-lint (built at $GOLANGCI_LINT_VERSION), and
-# Prometheus with promtool, Alertmanager and nginx, since installing Debian's
-# packages would start servers.
+# Some programs go into $TOOLS, which the Makefile puts at the front of PATH, and not into
+# the system: golangci-lint (built at $GOLANGCI_LINT_VERSION), and Prometheus with promtool,
+# Alertmanager and nginx, because Debian's packages of these start servers.
 set -euo pipefail
 
-# Debian's Alertmanager does not start without its templates, and looks for them
-# nowhere else.
+# Debian's Alertmanager does not start without its templates, and looks for them only in
+# this directory.
 templates=/usr/share/prometheus/alertmanager
 
 say() { printf '    %s\n' "$*"; }
@@ -25,13 +24,13 @@ there() {
     case $1 in
     busybox-static) busybox --help | grep -q poweroff && ! ldd "$(command -v busybox)" ;;
     ca-certificates) [[ -n ${SSL_CERT_FILE:-} || -s /etc/ssl/certs/ca-certificates.crt || -s /etc/pki/tls/certs/ca-bundle.crt ]] ;;
-    chromium) chromium --version ;; # runs, so its libraries are there
+    chromium) chromium --version ;; # if it runs, its libraries are there
     clang-19) command -v clang-19 ;;
     clang-format-19) command -v clang-format-19 ;;
     debian-archive-keyring) [[ -s /usr/share/keyrings/debian-archive-keyring.gpg ]] ;;
     fonts-dejavu-core) [[ -s /usr/share/fonts/truetype/dejavu/DejaVuSans.ttf ]] ;;
     gcc) command -v gcc ;;
-    go) # with an older one that may, go fetches the version of go.mod by itself
+    go) # an older go that is allowed to fetches the version of go.mod by itself
         local have want
         have=$(go env GOVERSION) want=go$(awk '$1 == "go" { print $2 }' go.mod)
         [[ -n $have && "$(printf '%s\n' "$want" "$have" | sort -V | head -n 1)" == "$want" ]]
@@ -41,7 +40,7 @@ there() {
     kmod) PATH=$PATH:/usr/sbin:/sbin command -v depmod modprobe ;;
     libc6-dev) [[ -e /usr/include/stdlib.h ]] ;;
     llvm-19) command -v llvm-strip-19 ;;
-    nginx) nginx -v ;; # runs, so its libraries are there
+    nginx) nginx -v ;; # if it runs, its libraries are there
     prometheus) command -v promtool && command -v prometheus ;;
     prometheus-alertmanager) command -v prometheus-alertmanager && [[ -e $templates/default.tmpl && -e $templates/email.tmpl ]] ;;
     qemu-system-arm) command -v qemu-system-aarch64 ;;
@@ -62,7 +61,7 @@ install_golangci_lint() {
     CGO_ENABLED=0 GOBIN=$TOOLS go install "github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$GOLANGCI_LINT_VERSION"
 }
 
-# take PACKAGE PATH...: programs out of a package, without what they are to be run as.
+# take PACKAGE PATH...: takes programs out of a package without installing its services.
 take() {
     local dir path package=$1
     shift
@@ -85,7 +84,7 @@ packages=() missing=() taken=() linter=false
 for name; do
     there "$name" && continue
     case $name in
-    go) die "Go $(awk '$1 == "go" { print $2 }' go.mod) or newer is needed, and is neither in PATH nor in /usr/local/go/bin: https://go.dev/dl/" ;;
+    go) die "Go $(awk '$1 == "go" { print $2 }' go.mod) or newer is needed, but neither PATH nor /usr/local/go/bin has it: https://go.dev/dl/" ;;
     golangci-lint) linter=true ;;
     nginx) taken+=("nginx /usr/sbin/nginx") missing+=(nginx) ;;
     prometheus) taken+=("prometheus /usr/bin/promtool /usr/bin/prometheus") missing+=(prometheus) ;;
@@ -97,8 +96,8 @@ done
 if ((${#missing[@]})); then
     list=$(printf ', %s' "${missing[@]}")
     list=${list:2}
-    command -v apt-get >/dev/null || die "missing, by the names of Debian's packages: $list; there is no apt-get here, so please install them"
-    ((EUID == 0)) || die "missing: $list; only root can install that: use sudo once"
+    command -v apt-get >/dev/null || die "missing (names of Debian packages): $list; this machine has no apt-get, so please install them yourself"
+    ((EUID == 0)) || die "missing: $list; only root can install them: use sudo once"
     say "installing what is missing: $list"
     apt update
     if ((${#packages[@]})); then
@@ -113,5 +112,5 @@ if $linter; then
     install_golangci_lint
 fi
 for name; do
-    there "$name" || die "$name has been installed, but what it provides is still not found"
+    there "$name" || die "$name has been installed, but its program is still not found"
 done

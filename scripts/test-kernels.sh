@@ -1,31 +1,30 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# test-kernels.sh runs the tests that need a kernel on others than this machine's,
-# each in a virtual machine whose processor QEMU emulates: it works where there is
-# no KVM.
+# test-kernels.sh runs the tests that need a kernel on other kernels than this machine's,
+# each in a virtual machine. QEMU emulates the processor, so no KVM is needed.
 #
 #   KERNELS="5.10 arm64"  only these of Debian's cloud kernels; arm64 (a 6.12) and
-#                         lockdown (a 5.10 whose memory nobody may read) run but the
-#                         tests that show what is otherwise there
-#   KERNEL_IMAGE=vmlinuz  this one instead; with MODULES=/lib/modules/VERSION if
-#                         what scripts/vm/modules names is not built in
-#   TESTS=regexp          only the tests of such a name
-#   QUICK=1               only those that scripts/vm/quick names: some 15 min of two processors, not 100
-#   JOBS=1                so many machines at a time, otherwise one a processor
+#                         lockdown (a 5.10 that lets no program read kernel memory) run
+#                         only the tests that scripts/vm/quick lists for them
+#   KERNEL_IMAGE=vmlinuz  this kernel instead; with MODULES=/lib/modules/VERSION if the
+#                         modules of scripts/vm/modules are not built in
+#   TESTS=regexp          only the tests whose name matches
+#   QUICK=1               only the tests of scripts/vm/quick: about 15 min on two processors, not 100
+#   JOBS=1                number of machines at a time; default: the number of processors
 #
-# scripts/vm/left-out names the tests that run on no kernel, and what a kernel cannot
-# do. There tests leave it out by themselves, with a line that says so. Anything else
-# that does not run is a failure; with KERNEL_IMAGE what has such a line is not. When
-# all kernels have passed all tests, docs/kernel-support.md is written anew.
+# scripts/vm/left-out lists the tests that run on none of these kernels, and the tests that
+# one kernel cannot pass. The latter skip themselves and print the reason. Every other test
+# that does not run is a failure; with KERNEL_IMAGE, a test that prints a reason is not.
+# When all kernels have passed all tests, the script writes docs/kernel-support.md.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 declare -A suites=([5.10]=bullseye [6.1]=bookworm [6.12]=trixie [7]=sid [arm64]=trixie [lockdown]=bullseye)
 tested=(bpf internal/lab e2e) # packages
-limit=${QUICK:+1400}           # seconds, of one machine
+limit=${QUICK:+1400}           # seconds, for one machine
 limit=${limit:-5000}
-whole=$((2 * limit)) # and of all
+whole=$((2 * limit)) # and for all machines
 export PATH=$PATH:/usr/sbin:/sbin
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/halfopen/kernels
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
@@ -36,8 +35,8 @@ die() {
     exit 1
 }
 
-# own COMMAND...: apt-get or apt-cache for $suite alone, with a state of its own in
-# $dir, from the mirror that this machine's sources name.
+# own COMMAND...: runs apt-get or apt-cache for $suite alone, with its own state in $dir and
+# the mirror of this machine's sources.
 own() {
     "$@" -qq -o Dir::State="$dir/apt" -o Dir::State::status=/dev/null \
         -o Dir::Cache="$dir/apt" -o Dir::Cache::pkgcache=pkgcache.bin \
@@ -47,15 +46,16 @@ own() {
         -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false </dev/null
 }
 
-# fetch SUITE sets image and modules to the newest kernel of a suite for $arch. Versions
-# come and go: the package without one leads to those that have the files. For another
-# architecture than this machine's there is in usr, too, what program() takes.
+# fetch SUITE sets image and modules to the newest kernel of a suite for $arch. Packages
+# with a version come and go; the package without a version depends on the current ones,
+# which have the files. For another architecture than this machine's, fetch also sets usr
+# to the directory from which program takes programs.
 fetch() {
     local suite=$1 dir=$cache/$1 mirror packages files
     [[ $arch == amd64 ]] || dir+=-$arch
     # shellcheck disable=SC2016 # apt's, not the shell's
     mirror=$(apt-get indextargets --format '$(REPO_URI) $(LABEL)' 'Created-By: Packages' | awk '$2 == "Debian" { print $1; exit }')
-    [[ -n $mirror ]] || die 'no mirror of Debian in the sources of apt, or no apt-get update yet: use KERNEL_IMAGE'
+    [[ -n $mirror ]] || die "apt's sources have no Debian mirror, or apt-get update has not run yet: use KERNEL_IMAGE"
     mkdir -p "$dir/apt/lists/partial" "$dir/apt/archives/partial"
     echo "deb [arch=$arch signed-by=$keyring] $mirror $suite main" >"$dir/apt/sources.list"
     own apt-get update
@@ -76,7 +76,7 @@ fetch() {
             dpkg-deb --fsys-tarfile "$deb" | tar -x -C "$dir/root"
         done
         rm -r "$dir/debs"
-        # In lib or usr/lib, and kmod looks in either, by how old they are.
+        # Packages have the modules in lib or usr/lib, and kmod reads either, depending on their age.
         [[ -d $dir/root/lib/modules ]] || ln -s ../usr/lib/modules "$dir/root/lib/modules"
         [[ -d $dir/root/usr/lib/modules ]] || ln -s ../../lib/modules "$dir/root/usr/lib/modules"
         depmod -b "$dir/root" "$(ls "$dir/root/lib/modules")"
@@ -87,8 +87,8 @@ fetch() {
     image=$(find "$dir/root" -name 'vmlinuz*' -print -quit)
 }
 
-# program NAME: this machine's, or that of the packages for another architecture, and
-# the libraries that it is linked with.
+# program NAME: installs a program and the libraries that it is linked with, from this
+# machine or, for another architecture, from the packages.
 program() {
     local path lib
     if [[ $arch != amd64 ]]; then
@@ -103,10 +103,10 @@ program() {
     done
 }
 
-# pack DIRECTORY: as an archive that a kernel unpacks. Several may follow each other.
+# pack DIRECTORY: prints an archive that a kernel unpacks. Archives can be concatenated.
 pack() { (cd "$1" && find . | busybox cpio -o -H newc 2>/dev/null); }
 
-# common: the archive of what is the same for all kernels of $arch, once.
+# common: makes, once, the archive of the files that all kernels of $arch share.
 common() {
     local root=$tmp/root.$arch
     [[ ! -e $root ]] || return 0
@@ -114,7 +114,7 @@ common() {
     program busybox
     program ss
     install scripts/vm/init "$root/init"
-    install -D -m 644 docs/security.md "$root/docs/security.md" # which a test reads
+    install -D -m 644 docs/security.md "$root/docs/security.md" # a test reads it
     if [[ $arch == amd64 ]]; then
         install bin/halfopen "$root/bin/halfopen"
     else
@@ -126,15 +126,15 @@ common() {
     pack "$root" >"$tmp/common.$arch"
 }
 
-# own_modules DIRECTORY: puts those there that are to be loaded, in order and
-# unpacked.
+# own_modules DIRECTORY: puts the modules to load there, unpacked and numbered in the order
+# of loading.
 own_modules() {
     local name path n=100
     mkdir -p "$1"
     [[ -n $modules ]] || return 0
     while read -r name _; do
         modprobe -C /dev/null -d "${modules%/lib/modules/*}/" -S "${modules##*/}" --show-depends "$name" 2>/dev/null ||
-            true # it is part of another there; if it is missing, tests fail
+            true # part of another module on that kernel; if it is missing, tests fail
     done <scripts/vm/modules | awk '$1 == "insmod" && !seen[$2]++ { print $2 }' |
         while read -r path; do
             name=$1/$((n++))-$(basename "$path")
@@ -147,10 +147,10 @@ own_modules() {
         done
 }
 
-# left KERNEL: what is left out there, and why; with * what is on all.
+# left KERNEL: prints the lines of left-out for a kernel; with *, the lines for all kernels.
 left() { awk -v kernel=",$1," '!/^#/ && NF && index("," $2 ",", kernel)' scripts/vm/left-out; }
 
-# usual KERNEL: the tests that run there if nothing else is said.
+# usual KERNEL: prints a pattern of the tests that run on a kernel without TESTS.
 usual() {
     local tests
     tests=$(awk -v kernel="$1" '$2 == kernel { print $1 }' scripts/vm/quick)
@@ -158,12 +158,12 @@ usual() {
     echo "${tests:+^(${tests//$'\n'/|})$}"
 }
 
-# boot KERNEL runs the tests on $image, and prints what became of them.
+# boot KERNEL runs the tests on $image, and prints the result.
 #
-# With -icount the machine's clocks count instructions, and jump where it has
-# nothing to do. All else is because QEMU 7.2's emulation is not exact or not quick
-# enough: it spoils the flags after cmpxchg16b, and copies by rep movsb, which erms
-# and fsrm recommend, byte by byte. Two processors do not always come up.
+# With -icount the machine's clocks count instructions, and jump ahead while the machine is
+# idle. The other options work around QEMU 7.2's emulation: it spoils the flags after
+# cmpxchg16b, and executes rep movsb, which erms and fsrm recommend for copies, byte by
+# byte. A machine with two processors does not always come up.
 boot() {
     local out=bin/kernels/$1 own=$tmp/$1 skip version missing failed skipped unlisted alarm why='' code=0 began=$SECONDS seconds
     local run=${TESTS:-$(usual "$1")} console=ttyS0 args='' machine
@@ -172,18 +172,18 @@ boot() {
     skip=$(left '*' | awk '{ print $1 }' | paste -sd '|')
     printf '%s\n' "^(${skip:--})$" >"$own/etc/skip"
     printf '%s\n' "$run" >"$own/etc/tests"
-    grep -E "$run" "$tmp/all" | grep -vxE -e "${skip:--}" >"$own.wanted" || true # none
+    grep -E "$run" "$tmp/all" | grep -vxE -e "${skip:--}" >"$own.wanted" || true # no test matches
     own_modules "$own/modules"
     (cat "$tmp/common.$arch" && pack "$own") >"$own.initramfs"
     machine=(qemu-system-x86_64 -cpu max,-la57,-cx16,-erms,-fsrm -serial "file:$out/console" -serial "file:$out/tests")
-    if [[ $arch == arm64 ]]; then # it has one serial port; and what signs pointers is slow to emulate
+    if [[ $arch == arm64 ]]; then # it has one serial port, and QEMU emulates the default way to sign pointers slowly
         console=ttyAMA0
         machine=(qemu-system-aarch64 -M virt -cpu "max,pauth-impdef=on" -serial "file:$out/console"
             -device virtio-serial-pci -chardev "file,id=tests,path=$out/tests" -device "virtconsole,chardev=tests")
     fi
     [[ $1 != lockdown ]] || args=lockdown=confidentiality
     seconds=$((deadline - SECONDS < limit ? deadline - SECONDS : limit))
-    # oops=panic and panic=-1 make an oops the end of the machine.
+    # oops=panic and panic=-1 make the machine end after an oops.
     timeout --foreground --kill-after=10 "$((seconds > 0 ? seconds : 1))" "${machine[@]}" \
         -accel tcg -icount shift=0,sleep=off -rtc clock=vm -m 2560 \
         -nodefaults -display none -no-reboot -kernel "$image" -initrd "$own.initramfs" \
@@ -207,11 +207,11 @@ boot() {
     skipped=$(sed -n 's/^ *--- SKIP: \([^ ]*\).*/\1/p' "$out/log" | grep -vxF -f <(said) || true)
     unlisted=$([[ -n ${KERNEL_IMAGE:-} ]] || said | grep -vxF -f <(left "$1" | awk '{ print $1 }') || true)
     if [[ -z $version ]]; then
-        why='it does not come up'
+        why='the machine does not come up'
     elif ((code == 124 || code == 137)); then
-        why="it hangs: not done after $seconds s; did not run: $missing"
+        why="the machine hangs: it did not end within $seconds s; did not run: $missing"
     elif ! grep -qx done "$out/log"; then
-        why="it crashed; did not run: $missing"
+        why="the machine crashed; did not run: $missing"
     elif [[ -n $failed ]]; then
         why="failed: $failed"
     elif [[ -n $missing ]]; then
@@ -221,13 +221,13 @@ boot() {
     elif (($(count PASS) == 0)) || [[ -n $skipped ]]; then
         why="a test that does not run is a failure: ${skipped//$'\n'/ }"
     elif [[ -n $unlisted ]]; then
-        why="left out, and not on the list: ${unlisted//$'\n'/ }"
+        why="left out by the test, but not listed in scripts/vm/left-out: ${unlisted//$'\n'/ }"
     fi
     printf '%s: %s: %d passed, %d failed, %d skipped, %d left out, in %d s\n' "$1" "${version:-unknown}" \
         "$(count PASS)" "$(count FAIL)" "$(wc -w <<<"$skipped")" "$(comm -23 "$tmp/all" "$own.wanted" | cat - "$out/left-out" | wc -l)" \
         "$seconds" | tee "$out/result"
     sed 's/^/    left out: /' "$out/left-out"
-    # WARN() begins a line; elsewhere it is said of mitigations, which QEMU's processor may lack.
+    # WARN() begins a line. In the middle of one, WARNING is about a mitigation that QEMU's processor lacks.
     alarm=$(grep -m1 -aE 'BUG[: ]|\] WARNING:|Oops|Kernel panic|rcu.*stall|soft lockup' "$out/console" | tr -d '\r' || true)
     [[ -z $alarm ]] || why+="${why:+; }its console has: $alarm"
     [[ -z $why ]] && return
@@ -235,18 +235,18 @@ boot() {
     return 1
 }
 
-[[ $(uname -m) == x86_64 ]] || die 'only for amd64'
+[[ $(uname -m) == x86_64 ]] || die 'this script runs on amd64 only'
 tmp=$(mktemp -d)
-# However this ends, the machines end with it: boot passes the signal on.
+# When the script ends for any reason, the machines end too: boot passes the signal on.
 # shellcheck disable=SC2046 # one a word
 trap 'kill $(jobs -p) 2>/dev/null || true; wait; rm -rf "$tmp"' EXIT
 trap 'exit 1' INT TERM
 for package in "${tested[@]}"; do
     sed -n 's/^func \(Test[^(]*\)(t \*testing.T).*/\1/p' "$package"/*_test.go
 done | sort >"$tmp/all"
-grep -qE "${TESTS:-.}" "$tmp/all" || die "no test is called $TESTS"
+grep -qE "${TESTS:-.}" "$tmp/all" || die "no test matches $TESTS"
 stale=$(awk -F '[ /]' '!/^#/ && NF { print $1 }' scripts/vm/left-out scripts/vm/quick | grep -vxF -f "$tmp/all" || true)
-[[ -z $stale ]] || die "scripts/vm names what is no test: $stale"
+[[ -z $stale ]] || die "scripts/vm lists tests that do not exist: $stale"
 left '*' | sed 's/^/    left out: /; s/ \* / /' | tr -s ' '
 deadline=$((SECONDS + whole))
 status=0 arch=amd64

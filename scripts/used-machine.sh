@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# used-machine.sh COMMAND... runs a command on a machine that others use too: wrk asks
-# nginx 500 times a second, fifty network namespaces come and go, in each of which a
-# connection is refused, and a second agent runs. All of it ends with the command.
+# used-machine.sh COMMAND... runs a command on a machine that other programs use too: wrk
+# sends nginx 500 requests a second, fifty network namespaces come and go, each with a
+# refused connection, and a second agent runs. All of these end with the command.
 #
 #   sudo scripts/used-machine.sh make e2e
 set -euo pipefail
@@ -12,17 +12,17 @@ export TOOLS=${TOOLS:-${XDG_CACHE_HOME:-$HOME/.cache}/halfopen/tools}
 export PATH=$TOOLS:$PATH:/usr/sbin:/sbin
 
 ((EUID == 0)) || {
-    echo 'used-machine.sh makes network namespaces, which takes root' >&2
+    echo 'used-machine.sh makes network namespaces, so it must run as root' >&2
     exit 1
 }
 [[ -x bin/halfopen ]] || {
-    echo 'used-machine.sh needs bin/halfopen: make build' >&2
+    echo 'used-machine.sh needs bin/halfopen: run make build' >&2
     exit 1
 }
 scripts/need.sh iproute2 nginx wrk
 
 tmp=$(mktemp -d)
-# Its own copy: what is tried may be built anew meanwhile.
+# A copy of the agent, because the command may build bin/halfopen again.
 cp bin/halfopen "$tmp/halfopen"
 mkdir "$tmp/nginx"
 pids=()
@@ -37,7 +37,7 @@ stop() {
 trap stop EXIT
 trap 'exit 130' INT TERM
 
-# background COMMAND...: in a process group of its own, after all others.
+# background COMMAND...: starts a command with low priority in its own process group.
 background() {
     set -m
     nice -n 10 "$@" >>"$tmp/log" 2>&1 &
@@ -69,7 +69,7 @@ http {
     }
 }
 NGINX
-# comes_and_goes has one network namespace after the other, each for some seconds.
+# comes_and_goes makes one network namespace after the other, each for some seconds.
 cat >"$tmp/comes_and_goes" <<'BASH'
 while :; do
     unshare --net bash -c 'ip link set lo up; { : <>/dev/tcp/127.0.0.1/1; } 2>/dev/null; exec sleep $((RANDOM % 15 + 1))' || true

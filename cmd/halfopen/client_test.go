@@ -108,7 +108,7 @@ func TestNobodyListens(t *testing.T) {
 		"list", "--url", "http://"+host)
 }
 
-// Who answers at --url could otherwise have us ask somebody else, with our password.
+// A server at --url could otherwise make us send our password to another server.
 func TestNoRedirectIsFollowed(t *testing.T) {
 	asked := false
 	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked = true }))

@@ -147,5 +147,5 @@ func checkSocketDir(dir string) error {
 	default:
 		return nil
 	}
-	return fmt.Errorf("%s %s, so anybody may listen there: %w: use --url=none, or name the agent with --url", dir, why, errForeignSocket)
+	return fmt.Errorf("%s %s, so any user may listen there: %w: use --url=none, or name the agent with --url", dir, why, errForeignSocket)
 }

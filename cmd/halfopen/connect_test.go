@@ -115,8 +115,8 @@ func TestSocketThatAnotherUserMadeIsNotAsked(t *testing.T) {
 	}
 	const nobody = 65534
 	for name, tt := range map[string]struct{ dir, want string }{
-		"in a directory of that user":        {dir(0o755, nobody), "does not belong to root, so anybody may listen there: not asked: use --url=none, or name the agent with --url"},
-		"in a directory of everybody":        {dir(0o777, 0), "can be written to by others than root, so anybody may listen there: not asked"},
+		"in a directory of that user":        {dir(0o755, nobody), "does not belong to root, so any user may listen there: not asked: use --url=none, or name the agent with --url"},
+		"in a directory of everybody":        {dir(0o777, 0), "can be written to by others than root, so any user may listen there: not asked"},
 		"in a directory with the sticky bit": {dir(os.ModeSticky|0o777, 0), "can be written to by others than root"},
 		"in a directory of root's":           {roots, "is listened on by user 65534, not by root: not asked: use --url=none, or name the agent with --url"},
 	} {

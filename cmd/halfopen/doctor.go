@@ -118,7 +118,7 @@ func (r *report) examine(ctx context.Context) error {
 		r.ok("programs", "loaded, and %d attached, in %s", len(attached), moment(took))
 	}
 	if err := k.CookiesErr(); err != nil {
-		r.note("cookies of new connections", "none until a census, and what they ask before is not seen: %s", err)
+		r.note("cookies of new connections", "new connections get none until a census, so their earlier solicitations are not seen: %s", err)
 	}
 	r.ok("timers", "learned from a socket of our own; %d jiffies a second", k.HZ())
 	r.look(ctx, k)
@@ -136,7 +136,7 @@ func (r *report) kernel() {
 	case "amd64", "arm64", "riscv64":
 		r.ok("kernel", "Linux %s on %s", release, machine)
 	default:
-		r.note("kernel", "Linux %s on %s, which nobody has tried", release, machine)
+		r.note("kernel", "Linux %s on %s, on which halfopen is untested", release, machine)
 	}
 }
 

@@ -245,12 +245,12 @@ func (t *target) nowhere(connections []api.Connection) error {
 				t, endpoint(connections[i].Local), text(&connections[i].Cookie))
 		}
 	}
-	return fmt.Errorf("no connection has %s: it has ended (the stub that stays in time_wait or fin_wait2 has nothing to explain), only listens, or never was: see halfopen list --all", t)
+	return fmt.Errorf("no connection has %s: it has ended (the stub that stays in time_wait or fin_wait2 has nothing to explain), is a listener, or never existed: see halfopen list --all", t)
 }
 
 // unknown returns the error of a cookie that no connection has.
 func (t *target) unknown() error {
-	hint := "it has ended, only listens, or never was: see halfopen list -o wide for those that there are"
+	hint := "it has ended, is a listener, or never existed: halfopen list -o wide lists the current connections"
 	if port, err := collector.ParsePort(t.text); err == nil {
 		hint += fmt.Sprintf(", or write :%d if you mean the port", port)
 	}

@@ -125,7 +125,7 @@ func TestClockNamesAnotherDay(t *testing.T) {
 	}
 }
 
-// An agent may be anybody, and says what it likes.
+// The server at --url may be hostile, and its answer may have any text.
 func FuzzExplanationOfAStranger(f *testing.F) {
 	doc, err := json.Marshal(detail())
 	if err != nil {
@@ -210,7 +210,7 @@ func TestWhichConnectionIsMeant(t *testing.T) {
 		":3000":              "2 connections have the local port 3000; choose one by its cookie: 11 (to 10.0.0.9:1001, in network namespace 4026531840), 12 (to 10.0.0.9:1001, in network namespace 4026532317)",
 		"[2001:db8::1]:2000": "10",
 		"10.0.0.8:5432":      "no connection has the local address 10.0.0.8:5432, but for 10.0.0.1:2000 it is the remote one: explain that by its cookie, f",
-		":80":                "no connection has the local port 80: it has ended (the stub that stays in time_wait or fin_wait2 has nothing to explain), only listens, or never was: see halfopen list --all",
+		":80":                "no connection has the local port 80: it has ended (the stub that stays in time_wait or fin_wait2 has nothing to explain), is a listener, or never existed: see halfopen list --all",
 	} {
 		parsed, err := parseTarget(arg)
 		if err != nil {
@@ -255,7 +255,7 @@ func TestExplainAsksTheAgentWhichOne(t *testing.T) {
 		t.Errorf("asked (-want +got)\n%s", diff)
 	}
 	for arg, want := range map[string]string{
-		":37025": "no connection has the local port 37025: it has ended (the stub that stays in time_wait or fin_wait2 has nothing to explain), only listens, or never was: see halfopen list --all",
+		":37025": "no connection has the local port 37025: it has ended (the stub that stays in time_wait or fin_wait2 has nothing to explain), is a listener, or never existed: see halfopen list --all",
 		":80":    "no connection has the local port 80, but for 10.0.0.1:1 it is the remote one: explain that by its cookie, 4",
 	} {
 		wantFailure(t, want, "explain", "--url", srv.URL, arg)
@@ -275,8 +275,8 @@ func TestExplainWhatAnAgentDoesNot(t *testing.T) {
 
 func TestUnknownCookie(t *testing.T) {
 	for arg, want := range map[string]string{
-		"fffff": "no connection has the cookie fffff: it has ended, only listens, or never was: see halfopen list -o wide for those that there are",
-		"8080":  "no connection has the cookie 8080: it has ended, only listens, or never was: see halfopen list -o wide for those that there are, or write :8080 if you mean the port",
+		"fffff": "no connection has the cookie fffff: it has ended, is a listener, or never existed: halfopen list -o wide lists the current connections",
+		"8080":  "no connection has the cookie 8080: it has ended, is a listener, or never existed: halfopen list -o wide lists the current connections, or write :8080 if you mean the port",
 	} {
 		parsed, err := parseTarget(arg)
 		if err != nil {

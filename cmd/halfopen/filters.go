@@ -83,7 +83,7 @@ func (s *selection) onlyCounted() string {
 	case slices.ContainsFunc(s.deaths.Causes, conn.Cause.IsOrderly):
 		return ": orderly ends (closed) are only counted, unless the connection was in trouble, by the metric halfopen_tcp_deaths_total"
 	case !s.All && slices.ContainsFunc(s.States, func(st conn.State) bool { return !st.Judged() }):
-		return ": sockets in listen, syn_recv and time_wait are no connections, and are listed with --all"
+		return ": sockets in listen, syn_recv and time_wait are not connections: list them with --all"
 	}
 	return ""
 }

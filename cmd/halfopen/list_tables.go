@@ -14,10 +14,10 @@ import (
 	"github.com/halfopen/halfopen/internal/escape"
 )
 
-// field is a column of a table whose rows are each a T.
+// field is a column of a table with one T for each row.
 type field[T any] struct {
 	column
-	wide bool // in the wide table only
+	wide bool // only in the wide table
 	cell func(*T) string
 }
 
@@ -41,21 +41,21 @@ func makeTable[T any](fields []field[T], things []T, wide bool) *table {
 	return &t
 }
 
-// The titles of the columns about the owner.
+// Titles of the columns about the owner.
 const (
 	ownerTitle  = "OWNER"
 	runsInTitle = "RUNS IN"
 )
 
-// connectionTable makes a table of connections, with ages as of now.
+// connectionTable makes a table of connections. Ages in it are relative to now.
 func connectionTable(connections []api.Connection, now time.Time, wide bool) *table {
 	type conn = api.Connection
-	// The state is the most important column of sockets that are not connections.
+	// For sockets that are not connections, the state is the most important column.
 	spareState, spareGivesUp := 5, 6
 	if slices.ContainsFunc(connections, func(c conn) bool { return c.Verdict == nil }) {
 		spareState, spareGivesUp = 0, 5
 	}
-	// of makes a cell that only connections have.
+	// of makes a cell that is empty for sockets that are not connections.
 	of := func(cell func(*conn) string) func(*conn) string {
 		return func(c *conn) string {
 			if c.Verdict == nil {
@@ -64,7 +64,7 @@ func connectionTable(connections []api.Connection, now time.Time, wide bool) *ta
 			return cell(c)
 		}
 	}
-	// set makes a cell that only connections and listeners have: sockets with settings.
+	// set makes a cell that is empty for sockets without settings, that is, for all but connections and listeners.
 	set := func(cell func(*conn) string) func(*conn) string {
 		return func(c *conn) string {
 			if c.Verdict == nil && c.AcceptQueue == nil {

@@ -141,7 +141,7 @@ func TestWideTableHasEverythingKnown(t *testing.T) {
 	}
 }
 
-// An agent may be anybody: whatever it answers, nothing but the table comes out.
+// The server at --url may be hostile: for any answer, the output is only the table.
 func FuzzTablesOfAStrangersAnswer(f *testing.F) {
 	doc, err := json.Marshal(document())
 	if err != nil {
@@ -179,7 +179,7 @@ func FuzzTablesOfAStrangersAnswer(f *testing.F) {
 	})
 }
 
-// agentWith is an agent that answers with this body, and what it was asked.
+// agentWith starts an agent that answers with this body, and records its requests.
 func agentWith(t *testing.T, status int, body string) (url string, asked *string) {
 	asked = new(string)
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -225,7 +225,7 @@ func TestJSONOfAnAgentIsPassedOn(t *testing.T) {
 	}
 }
 
-// What is no connection, after one that is.
+// Sockets that are not connections come after a connection.
 func others() []api.Connection {
 	socket := func(c conn.Connection) api.Connection {
 		c.At, c.Idle, c.Silent = noon, -1, -1
@@ -401,8 +401,8 @@ func TestNothingToListIsASentence(t *testing.T) {
 		"--cause=aborted":  "no death matches\n",
 		"--cause=aborted --cause=closed": "no death matches: orderly ends (closed) are only counted, unless the connection was in trouble, " +
 			"by the metric halfopen_tcp_deaths_total\n",
-		"--state=close_wait --state=listen": "no connection matches: sockets in listen, syn_recv and time_wait are no connections, " +
-			"and are listed with --all\n",
+		"--state=close_wait --state=listen": "no connection matches: sockets in listen, syn_recv and time_wait are not connections: " +
+			"list them with --all\n",
 		"--all --state=listen": "no socket matches\n",
 		"--all":                "no sockets\n",
 		"--remote=::1":         "no connection matches\n",

@@ -14,7 +14,7 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// halfopen runs the command line and returns what it printed.
+// halfopen runs the command line and returns its output.
 func halfopen(t *testing.T, args ...string) (status int, stdout, stderr string) {
 	t.Helper()
 	var out, err bytes.Buffer

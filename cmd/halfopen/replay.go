@@ -57,7 +57,7 @@ func (r *replay) run(ctx context.Context, stdout, stderr io.Writer) error {
 	return err
 }
 
-// copyMasked writes the copy in which nobody is named.
+// copyMasked writes a copy without names and addresses (see recording.Mask).
 func (r *replay) copyMasked(in *os.File, stderr io.Writer) error {
 	if a, err := in.Stat(); err == nil {
 		if b, err := os.Stat(r.mask); err == nil && os.SameFile(a, b) {

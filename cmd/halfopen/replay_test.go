@@ -144,7 +144,7 @@ func TestReplayMasks(t *testing.T) {
 		t.Errorf("status %d, stderr %q", status, stderr)
 	}
 	status, _, stderr = halfopen(t, "replay", name, "--mask=replay_test.go")
-	if status != exitFailed || !strings.Contains(stderr, "replay_test.go already exists, and is not a recording of halfopen") {
+	if status != exitFailed || !strings.Contains(stderr, "replay_test.go exists and is not a recording of halfopen") {
 		t.Errorf("status %d, stderr %q", status, stderr)
 	}
 	if _, again, _ := halfopen(t, "replay", name); again != before {

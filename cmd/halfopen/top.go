@@ -73,7 +73,7 @@ func (t *top) run(ctx context.Context, stdout, stderr io.Writer) error {
 	opts := t.thresholds.options(nil)
 	opts.Privileged = h
 	c := collector.New(k, opts)
-	_ = sandbox.Enter(sandbox.Terminal(sandbox.Agent())) // as far as possible here: the doctor says what is not
+	_ = sandbox.Enter(sandbox.Terminal(sandbox.Agent())) // as far as possible here; halfopen doctor prints the steps that fail
 	src := self{here{c}, time.Now()}
 	ctx, stop := context.WithCancel(ctx)
 	g, ctx := errgroup.WithContext(ctx)
@@ -206,7 +206,7 @@ func guard(ctx context.Context, terminal *os.File, stderr io.Writer) error {
 	_, _ = io.WriteString(terminal, resetTerminal)
 	if output.Len() > 0 {
 		_, _ = output.WriteTo(stderr)
-		err = fmt.Errorf("%w; please report what is above", err)
+		err = fmt.Errorf("%w; please report this and the text above", err)
 	}
 	return fmt.Errorf("top was ended: %w", err)
 }

@@ -65,7 +65,7 @@ func topScreen(t *testing.T, width, height int) screen {
 	return sent(m, tea.WindowSizeMsg{Width: width, Height: height})
 }
 
-// sent is the screen after some messages; what it asks for is not done.
+// sent returns the screen after some messages. It does not run the commands that they cause.
 func sent(m screen, msgs ...tea.Msg) screen {
 	for _, msg := range msgs {
 		next, _ := m.Update(msg)
@@ -74,7 +74,7 @@ func sent(m screen, msgs ...tea.Msg) screen {
 	return m
 }
 
-// keys are what is typed: a name in angle brackets is one key.
+// keys returns the messages of typed keys: a name in angle brackets is one key.
 func keys(s string) (msgs []tea.Msg) {
 	named := map[string]rune{
 		"enter": tea.KeyEnter, "esc": tea.KeyEscape, "up": tea.KeyUp, "down": tea.KeyDown, "pgdown": tea.KeyPgDown,

@@ -99,7 +99,7 @@ func (t *trace) here(ctx context.Context, stdout, stderr io.Writer) error {
 	opts := t.thresholds.options(nil)
 	opts.Privileged = h
 	c := collector.New(k, opts)
-	_ = sandbox.Enter(sandbox.Agent()) // as far as possible here: the doctor says what is not
+	_ = sandbox.Enter(sandbox.Agent()) // as far as possible here; halfopen doctor prints the steps that fail
 	sub := c.SubscribeOwned(traceBuffer)
 	defer sub.Close()
 	g, ctx := errgroup.WithContext(ctx)

@@ -34,7 +34,7 @@ func streaming(t *testing.T, text string, ends bool) (url string, asked *string)
 	return srv.URL, asked
 }
 
-// told is notices as an agent sends them.
+// told has notices in the form in which an agent sends them.
 func told(t *testing.T, notices ...*conn.Notice) string {
 	t.Helper()
 	var b strings.Builder
@@ -80,7 +80,7 @@ func TestTraceThroughAnAgentPrintsWhatItWouldByItself(t *testing.T) {
 		n.At = n.At.Add(2 * time.Second)
 		n.Death = &conn.Death{Cause: conn.CauseKeepaliveTimeout, Errno: 110, ZombieFor: 50 * time.Second, Forecast: conns[0].GivesUp}
 	})
-	// By kind, as the agent does, with what it says besides.
+	// Sorted by kind, as the agent sends them, with the other data of its stream.
 	url, asked := streaming(t, "retry: 2000\n\n:\n\nevent: summary\ndata: {\"at\":\"2026-11-21T12:00:00Z\",\"missed\":3}\n\n"+
 		told(t, zombie, death, probe)+"event: novelty\ndata: {\"event\":\"novelty\"}\n\n"+
 		"event: summary\ndata: {\"at\":\"2026-11-21T12:00:03Z\",\"missed\":5}\n\n", false)

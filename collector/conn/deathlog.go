@@ -9,18 +9,18 @@ import (
 	"time"
 )
 
-// maxDeaths is how many deaths a tracker remembers.
+// maxDeaths is the largest number of deaths that a tracker remembers.
 const maxDeaths = 4096
 
-// deathLog remembers at most maxDeaths deaths. When it is full, the oldest death of the
-// cause that has most of them makes room, so that many deaths of one cause, such as the
-// resets of health checks, do not push out the few of another.
+// deathLog remembers at most maxDeaths deaths. When it is full, it forgets the oldest death
+// of the cause with most deaths, so that many deaths of one cause, such as the resets of
+// health checks, do not push out the few deaths of another cause.
 type deathLog struct {
 	byCause [Causes]list.List // of *loggedDeath, the newest in front
 	len     int
 	added   uint64 // deaths ever added
-	// routine has the newest routine death of each kind. It counts the older ones that
-	// made room.
+	// routine has the newest routine death of each kind. That death counts the older ones
+	// that the log has forgotten.
 	routine map[routineKey]*list.Element
 }
 
@@ -31,8 +31,8 @@ type loggedDeath struct {
 	routine bool
 }
 
-// routineKey is what routine deaths that are counted together have in common: their owner
-// and the address of their peer.
+// routineKey identifies the routine deaths that are counted together: they have the same
+// owner and the same address of the peer.
 type routineKey struct {
 	netns  uint32
 	cgroup uint64
@@ -43,7 +43,7 @@ func (d *Death) routineKey() routineKey {
 	return routineKey{netns: d.Netns, cgroup: d.CgroupID, remote: d.Remote.Addr()}
 }
 
-// add remembers a death. inTrouble says whether its connection was in trouble. A death is
+// add adds a death. inTrouble reports whether its connection was in trouble. A death is
 // routine if the peer reset a connection that was in use and not in trouble.
 func (l *deathLog) add(d Death, inTrouble bool) {
 	if l.len >= maxDeaths {
@@ -132,7 +132,7 @@ func (r *recentCookies) has(cookie uint64) bool {
 	return ok
 }
 
-// add remembers a cookie that it does not have.
+// add adds a cookie that is not remembered yet.
 func (r *recentCookies) add(cookie uint64) {
 	if r.known == nil {
 		r.known = make(map[uint64]struct{})

@@ -235,7 +235,7 @@ func TestDescribe(t *testing.T) {
 }
 
 // parses fails unless parse returns each of the n values from first on for its name, and an
-// error for what is not a name.
+// error for a text that is not a name.
 func parses[T interface {
 	~uint8
 	String() string

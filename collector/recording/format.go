@@ -13,26 +13,26 @@ import (
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
-// Format is the version of the format. A file of another one cannot be read. It is one
-// higher where what a field means has changed; new fields need no new version.
+// Format is the version of the format. A file of another version cannot be read. Raise it
+// by one when the meaning of a field changes; a new field needs no new version.
 const Format = 1
 
-// magic is how a recording begins.
+// magic is the first bytes of each recording.
 const magic = `{"halfopen_recording":`
 
-// Header says by whom and how a recording was made.
+// Header describes the agent, the kernel and the rules that a recording was made with.
 type Header struct {
 	Format   int    `json:"halfopen_recording"` // set by Create
-	Halfopen string `json:"halfopen"`           // the version that recorded
-	Kernel   string `json:"kernel"`             // its release, as of uname -r
-	// MonotonicZero is when the kernel's clock, which the field at of a record is in
-	// nanoseconds of, was 0.
+	Halfopen string `json:"halfopen"`           // version of the agent that recorded
+	Kernel   string `json:"kernel"`             // the kernel's release, as uname -r prints it
+	// MonotonicZero is the time at which the kernel's clock was 0. The field "at" of a
+	// record is in nanoseconds of that clock.
 	MonotonicZero time.Time `json:"monotonic_zero"`
-	Masked        bool      `json:"masked,omitempty"` // by Mask
+	Masked        bool      `json:"masked,omitempty"` // whether Mask has copied it
 	Rules         Rules     `json:"rules"`
 }
 
-// Rules are [conn.Rules].
+// Rules are the [conn.Rules] of a recording, in the units of its header.
 type Rules struct {
 	HZ               int     `json:"hz"`
 	IdleAfter        seconds `json:"idle_after_seconds"`
@@ -47,7 +47,7 @@ type seconds float64
 func secondsOf(d time.Duration) seconds   { return seconds(d.Seconds()) }
 func (s seconds) duration() time.Duration { return time.Duration(float64(s)*1e9 + 0.5) }
 
-// NewRules returns the rules as a header has them.
+// NewRules returns the rules in the form that a header has.
 func NewRules(r *conn.Rules) Rules {
 	return Rules{
 		r.HZ, secondsOf(r.IdleAfter), secondsOf(r.StalledAfter), r.ZombieUnanswered, secondsOf(r.ZombieSilence),
@@ -55,7 +55,7 @@ func NewRules(r *conn.Rules) Rules {
 	}
 }
 
-// Conn is the reverse of NewRules.
+// Conn returns the rules in the form that a tracker needs. It is the reverse of NewRules.
 func (r *Rules) Conn() conn.Rules {
 	return conn.Rules{
 		IdleAfter: r.IdleAfter.duration(), StalledAfter: r.StalledAfter.duration(), ZombieUnanswered: r.ZombieUnanswered,
@@ -63,25 +63,25 @@ func (r *Rules) Conn() conn.Rules {
 	}
 }
 
-// check returns why no kernel and no agent has such rules.
+// check returns an error for rules that no kernel or agent can have.
 func (r *Rules) check() error {
 	const longest = 100 * 365 * 24 * 3600
 	if r.HZ < 1 || r.HZ > 100000 {
-		return fmt.Errorf("its rules have %d jiffies a second", r.HZ)
+		return fmt.Errorf("its rules have %d jiffies per second", r.HZ)
 	}
 	if r.ZombieUnanswered < 1 {
-		return fmt.Errorf("its rules make a zombie of %d unanswered solicitations", r.ZombieUnanswered)
+		return fmt.Errorf("its rules call a connection a zombie after %d unanswered solicitations", r.ZombieUnanswered)
 	}
 	for _, s := range []seconds{r.IdleAfter, r.StalledAfter, r.ZombieSilence, r.MiddleboxTimeout} {
 		if !(s > 0 && s < longest) {
-			return fmt.Errorf("its rules have a time of %v s", float64(s))
+			return fmt.Errorf("its rules have a duration of %v s", float64(s))
 		}
 	}
 	return nil
 }
 
-// entry is one line but the first: a fact, how many facts were lost before the next, or
-// why the recording ends.
+// entry is any line but the first: a fact, the number of facts lost before the next one,
+// or the reason why the recording ends.
 type entry struct {
 	Fact   string    `json:"fact,omitempty"`
 	At     time.Time `json:"at,omitzero"`
@@ -94,7 +94,7 @@ type entry struct {
 	End  string `json:"end,omitempty"`
 }
 
-// kinds are the values of entry.Fact, by [conn.FactKind].
+// kinds has the value of entry.Fact for each [conn.FactKind].
 var kinds = []string{
 	conn.FactEvent: "event", conn.FactWatch: "watch", conn.FactSweep: "sweep", conn.FactCensus: "census",
 	conn.FactOwners: "owners",
@@ -139,7 +139,7 @@ type cgroup struct {
 	Unit        string `json:"unit,omitempty"`
 }
 
-// entryOf writes a fact down.
+// entryOf returns the entry of a fact.
 func entryOf(f *conn.Fact) (*entry, error) {
 	if int(f.Kind) >= len(kinds) {
 		return nil, fmt.Errorf("a fact of kind %d cannot be recorded", f.Kind)
@@ -165,13 +165,13 @@ func entryOf(f *conn.Fact) (*entry, error) {
 	return e, nil
 }
 
-var errNotWhole = errors.New("it lacks what it is about")
+var errNotWhole = errors.New("the object that belongs to its kind is missing")
 
-// fact is the reverse of entryOf.
+// fact returns the fact of an entry. It is the reverse of entryOf.
 func (e *entry) fact() (*conn.Fact, error) {
 	kind := slices.Index(kinds, e.Fact)
 	if kind < 0 {
-		return nil, fmt.Errorf("it is a fact of the unknown kind %q", e.Fact)
+		return nil, fmt.Errorf("the kind %q of the fact is unknown", e.Fact)
 	}
 	if e.At.IsZero() {
 		return nil, errNotWhole

@@ -10,13 +10,15 @@ import (
 	"strings"
 )
 
-// Mask copies a recording, and replaces what could identify anybody: addresses, by others
-// of the same family and kind (loopback, link-local, private, public), the names of
-// processes, and the paths and names of control groups, units, containers and pods. The
-// same one is replaced by the same one everywhere. Ports, process ids, user ids, cookies,
-// inode numbers and times stay. The addresses :: and ::1, and 0.0.0.0, stay as well: they
-// say nothing. It returns how many facts it has copied; where the end of the recording is
-// missing, so it is in the copy, and the error is ErrNoEnd.
+// Mask copies a recording, and replaces the data that could identify a person or a
+// machine: addresses, the names of processes, and the paths and names of control groups,
+// units, containers and pods. An address is replaced by another of the same family and
+// kind (loopback, link-local, private, public), and a value by the same replacement
+// wherever it occurs. Ports, process ids, user ids, cookies, inode numbers and times stay.
+// The addresses ::, ::1 and 0.0.0.0 stay too, because they identify no machine.
+//
+// Mask returns the number of facts that it has copied. If the end of the recording is
+// missing, it is missing in the copy too, and the error is ErrNoEnd.
 func Mask(w io.Writer, r io.Reader) (facts int, err error) {
 	in, err := NewReader(r)
 	if err != nil {
@@ -48,11 +50,11 @@ func Mask(w io.Writer, r io.Reader) (facts int, err error) {
 	}
 }
 
-// masker knows what replaces what.
+// masker holds the replacements made so far.
 type masker struct {
 	addresses map[netip.Addr]netip.Addr
-	names     map[string]string // by kind and name
-	used      map[string]int    // by kind of name or address: how many there are
+	names     map[string]string // replacement of each name, by kind and name
+	used      map[string]int    // number of replacements made, by kind of name or address
 }
 
 func (m *masker) entry(e *entry) error {
@@ -97,7 +99,7 @@ func (m *masker) entry(e *entry) error {
 	return nil
 }
 
-// name returns what replaces a name of a kind, by a format that gets a number; "" stays.
+// name returns the replacement of a name: the format with the name's number. "" stays "".
 func (m *masker) name(kind, name, format string) string {
 	if name == "" {
 		return ""
@@ -112,8 +114,8 @@ func (m *masker) name(kind, name, format string) string {
 	return masked
 }
 
-// prefixes are where addresses of each family and kind go. Nobody uses 240.0.0.0/4, which
-// is reserved, and 2001:db8::/32, which is for documents.
+// prefixes hold the replacements of each family and kind of address. No host uses
+// 240.0.0.0/4, which is reserved, or 2001:db8::/32, which is for documentation.
 var prefixes = map[string]netip.Prefix{
 	"IPv4 loopback":   netip.MustParsePrefix("127.128.0.0/9"),
 	"IPv4 link-local": netip.MustParsePrefix("169.254.128.0/17"),
@@ -124,12 +126,12 @@ var prefixes = map[string]netip.Prefix{
 	"IPv6 public":     netip.MustParsePrefix("2001:db8::/32"),
 }
 
-// shared is the address space of carrier-grade NAT (RFC 6598), which is private enough.
+// shared is the address space of carrier-grade NAT (RFC 6598). Mask treats it as private.
 var shared = netip.MustParsePrefix("100.64.0.0/10")
 
-// address returns what replaces an address.
+// address returns the replacement of an address.
 func (m *masker) address(a netip.Addr) (netip.Addr, error) {
-	if a.Is4In6() { // of an IPv6 socket: the same address
+	if a.Is4In6() { // an IPv6 socket's form of the same address
 		masked, err := m.address(a.Unmap())
 		return netip.AddrFrom16(masked.As16()), err
 	}
@@ -156,13 +158,13 @@ func (m *masker) address(a netip.Addr) (netip.Addr, error) {
 	m.used[kind]++
 	masked, ok := nth(prefixes[kind], m.used[kind])
 	if !ok {
-		return a, fmt.Errorf("it has more %s addresses than there are to replace them", kind)
+		return a, fmt.Errorf("it has more %s addresses than there are replacements", kind)
 	}
 	m.addresses[a] = masked
 	return masked, nil
 }
 
-// nth returns the n-th address of a prefix, if there is one.
+// nth returns the n-th address of a prefix, and whether the prefix has one.
 func nth(p netip.Prefix, n int) (netip.Addr, bool) {
 	b := p.Addr().AsSlice()
 	for i := len(b) - 1; n > 0 && i >= 0; i-- {

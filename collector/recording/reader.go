@@ -13,26 +13,26 @@ import (
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
-// What a [Reader] returns for a file that cannot be read, or not to its end.
+// Errors that a [Reader] returns for a file that is not a recording, or that lacks its end.
 var (
 	ErrNoRecording = errors.New("this is not a recording of halfopen")
 	ErrNoEnd       = errors.New("the end of the recording is missing")
 )
 
-// Reader reads a recording.
+// Reader reads a recording. It is not safe for concurrent use.
 type Reader struct {
 	Header Header
-	// Lost is how many facts were lost until now, since the recorder did not keep up.
+	// Lost is the number of facts lost up to here, because the recorder did not keep up.
 	Lost uint64
-	// End is why the recording ended, once Next has returned io.EOF.
+	// End is the reason why the recording ended. It is set when Next returns io.EOF.
 	End string
 
 	in      *json.Decoder
 	entries int
 }
 
-// NewReader reads the header. The error wraps ErrNoRecording, or says which version can
-// read the recording.
+// NewReader reads the header, and returns a Reader for the facts that follow. Its error
+// wraps ErrNoRecording, or names the version that can read the recording.
 func NewReader(r io.Reader) (*Reader, error) {
 	b := bufio.NewReaderSize(r, 1<<16)
 	if begin, _ := b.Peek(len(magic)); string(begin) != magic {
@@ -53,9 +53,9 @@ func NewReader(r io.Reader) (*Reader, error) {
 	return reader, nil
 }
 
-// Next returns the next fact, which is the caller's. At the end of the recording it
-// returns io.EOF, where the end is missing ErrNoEnd, and an error that says where for what
-// cannot be read.
+// Next returns the next fact, which the caller may keep. At the end of the recording it
+// returns io.EOF, or ErrNoEnd if the end is missing. For a line that it cannot read it
+// returns an error with the line's number.
 func (r *Reader) Next() (*conn.Fact, error) {
 	for {
 		e, f, err := r.next()
@@ -72,7 +72,7 @@ func (r *Reader) Next() (*conn.Fact, error) {
 	}
 }
 
-// next returns the next line, and its fact if it is one.
+// next returns the next line, and its fact if the line is a fact.
 func (r *Reader) next() (e *entry, f *conn.Fact, err error) {
 	e = new(entry)
 	r.entries++
@@ -90,8 +90,8 @@ func (r *Reader) next() (e *entry, f *conn.Fact, err error) {
 	return e, f, nil
 }
 
-// wrong says where an error is, and what to do about a field that a newer version has
-// added.
+// wrong adds the line's number to an error, and the version to use if the error is a field
+// that only newer versions know.
 func (r *Reader) wrong(err error) error {
 	err = fmt.Errorf("line %d of the recording cannot be read: %w", r.entries+1, err)
 	if errors.As(err, new(unknownFieldError)) || strings.Contains(err.Error(), "unknown field") {

@@ -15,12 +15,12 @@ import (
 	"github.com/halfopen/halfopen/bpf/abi"
 )
 
-// record is a [abi.Conn] as a JSON object whose fields have their names in bpf/halfopen.h.
-// Those that are 0 are left out. A field that the file does not have is 0, so that a
-// recording of an older version can be read; one that is not known is an error.
+// record is an [abi.Conn] as a JSON object whose fields have their names in bpf/halfopen.h.
+// Fields that are 0 are left out. A field that is missing in the file is 0, so that
+// recordings of older versions can be read; an unknown field is an error.
 type record abi.Conn
 
-// fields are those of a record, in their order; field finds one by its name.
+// fields are the names of a record's fields in their order; field has the index of each name.
 var fields, field = func() (names []string, index map[string]int) {
 	t := reflect.TypeFor[record]()
 	names, index = make([]string, t.NumField()), make(map[string]int)
@@ -89,14 +89,14 @@ func (r *record) UnmarshalJSON(data []byte) error {
 		if f.Kind() == reflect.Array {
 			var a netip.Addr
 			if err := json.Unmarshal(raw, &a); err != nil || !a.IsValid() || a.Zone() != "" {
-				return fmt.Errorf("%s is no address: %.60s", name, raw)
+				return fmt.Errorf("%s is not an address: %.60s", name, raw)
 			}
 			f.Set(reflect.ValueOf(bytesOf(a)))
 			continue
 		}
 		n, err := strconv.ParseUint(string(raw), 10, f.Type().Bits())
 		if err != nil {
-			return fmt.Errorf("%s is no number of %d bits: %.60s", name, f.Type().Bits(), raw)
+			return fmt.Errorf("%s is not a number of %d bits: %.60s", name, f.Type().Bits(), raw)
 		}
 		f.SetUint(n)
 	}
@@ -107,12 +107,12 @@ func (r *record) UnmarshalJSON(data []byte) error {
 type unknownFieldError string
 
 func (e unknownFieldError) Error() string {
-	return fmt.Sprintf("the field %.60q is not known", string(e))
+	return fmt.Sprintf("the field %.60q is unknown", string(e))
 }
 
 const familyIPv4 = 2 // AF_INET
 
-// addressOf returns an address as a record has it: an IPv4 address is the first 4 bytes.
+// addressOf returns the address in a record's bytes: an IPv4 address is the first 4 of them.
 func addressOf(a [16]uint8, family uint16) netip.Addr {
 	if family == familyIPv4 && [12]uint8(a[4:]) == [12]uint8{} {
 		return netip.AddrFrom4([4]byte(a[:4]))
@@ -120,7 +120,7 @@ func addressOf(a [16]uint8, family uint16) netip.Addr {
 	return netip.AddrFrom16(a)
 }
 
-// bytesOf is the reverse of addressOf.
+// bytesOf returns the bytes of an address in a record. It is the reverse of addressOf.
 func bytesOf(a netip.Addr) (b [16]uint8) {
 	copy(b[:], a.AsSlice())
 	return b

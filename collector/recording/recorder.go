@@ -18,20 +18,21 @@ import (
 )
 
 const (
-	// maxBytes is how large a file may get.
+	// maxBytes is the largest size of a file.
 	maxBytes = 1 << 30
-	// maxQueued is how many facts may wait to be written. More are lost, and counted.
+	// maxQueued is the largest number of facts that wait to be written. More are lost, and counted.
 	maxQueued = 1 << 17
 )
 
-// Ends of a recording, as Reader.End has them.
+// Reasons why a recording ends: the values of Reader.End.
 const (
 	endStopped = "the recorder was stopped"
-	endFull    = "the recording has reached its largest size"
+	endFull    = "the recording has reached the size limit"
 )
 
-// Recorder writes facts to a file, in the background. If that fails, or the file gets too
-// large, the recording ends with one line in the log.
+// Recorder writes facts to a file in the background. If a write fails or the file reaches
+// its size limit, the recording ends and the Recorder logs one line. Its methods are safe
+// for concurrent use.
 type Recorder struct {
 	path string
 	log  *slog.Logger
@@ -40,17 +41,17 @@ type Recorder struct {
 	most int64 // bytes
 	room int   // facts in the queue
 
-	wake chan struct{} // there is something in the queue, or the end
+	wake chan struct{} // the queue has facts, or the recorder was closed
 	done chan struct{}
 
-	mu     sync.Mutex // of all below
+	mu     sync.Mutex // protects the fields below
 	queue  []conn.Fact
-	lost   uint64 // since the queue was taken last
-	closed bool   // nothing is recorded any more
+	lost   uint64 // facts lost since the writer last emptied the queue
+	closed bool   // Record does nothing any more
 }
 
-// Create begins a recording in a new file, which only its owner can read. An earlier
-// recording of the same name is replaced; any other file is left alone, and an error.
+// Create begins a recording in a new file that only its owner can read. It replaces an
+// earlier recording of the same name. Any other file of that name is an error, and stays.
 func Create(path string, header Header, logger *slog.Logger) (*Recorder, error) {
 	file, replaced, err := createFile(path)
 	if err != nil {
@@ -79,8 +80,8 @@ func start(file io.WriteCloser, path string, header Header, logger *slog.Logger,
 	return r, nil
 }
 
-// Record records a fact. It does not wait. It copies what f.Event and f.Conn point to;
-// the rest must not change any more.
+// Record adds a fact to the recording, and never blocks. It copies *f.Event and *f.Conn;
+// the caller must not change the rest of the fact afterwards.
 func (r *Recorder) Record(f *conn.Fact) {
 	recorded := *f
 	if f.Event != nil {
@@ -102,7 +103,7 @@ func (r *Recorder) Record(f *conn.Fact) {
 	r.wakeUp()
 }
 
-// Close writes what is still to be written, and the end.
+// Close writes the waiting facts and the end of the recording, and closes the file.
 func (r *Recorder) Close() {
 	r.mu.Lock()
 	r.closed = true
@@ -111,11 +112,11 @@ func (r *Recorder) Close() {
 	<-r.done
 }
 
-// wakeUp has run look at the queue.
+// wakeUp makes run look at the queue.
 func (r *Recorder) wakeUp() {
 	select {
 	case r.wake <- struct{}{}:
-	default: // it will
+	default: // run has not yet seen the last wake-up
 	}
 }
 
@@ -130,7 +131,8 @@ func (r *Recorder) run() {
 	}
 }
 
-// write writes until the recording is closed or too large (nil), or that fails.
+// write writes facts until the recording is closed or reaches its size limit, and then
+// returns nil; or until a write fails.
 func (r *Recorder) write() error {
 	var facts []conn.Fact
 	for range r.wake {
@@ -148,7 +150,7 @@ func (r *Recorder) write() error {
 				return err
 			}
 		}
-		clear(facts) // what they point to
+		clear(facts) // so that the queue keeps no fact alive
 		if lost > 0 {
 			if err := r.out.entry(&entry{Lost: lost}); err != nil {
 				return err
@@ -184,7 +186,7 @@ func newWriter(w io.Writer, header Header) (*writer, error) {
 	return out, out.Flush()
 }
 
-// Write counts what is written.
+// Write counts the bytes written.
 func (w *writer) Write(p []byte) (int, error) {
 	n, err := w.Writer.Write(p)
 	w.written += int64(n)
@@ -201,7 +203,7 @@ func (w *writer) fact(f *conn.Fact) error {
 
 func (w *writer) entry(e *entry) error { return w.lines.Encode(e) }
 
-// end writes why the recording ends.
+// end writes the reason why the recording ends.
 func (w *writer) end(why string) error {
 	if err := w.entry(&entry{End: why}); err != nil {
 		return err
@@ -209,14 +211,14 @@ func (w *writer) end(why string) error {
 	return w.Flush()
 }
 
-// CreateFile creates a file for a recording, which only its owner can read. One that is
-// there is replaced if it is a recording; any other is an error.
+// CreateFile creates a file for a recording, which only its owner can read. It replaces an
+// existing recording; any other existing file is an error.
 func CreateFile(path string) (*os.File, error) {
 	file, _, err := createFile(path)
 	return file, err
 }
 
-// createFile is CreateFile, and reports whether there was another recording.
+// createFile is CreateFile, and also reports whether it has replaced a recording.
 func createFile(path string) (file *os.File, replaced bool, err error) {
 	const flags = os.O_WRONLY | os.O_CREATE | os.O_EXCL | unix.O_NOFOLLOW
 	file, err = os.OpenFile(path, flags, 0o600)
@@ -228,9 +230,9 @@ func createFile(path string) (file *os.File, replaced bool, err error) {
 		return nil, false, err
 	}
 	if !is {
-		return nil, false, fmt.Errorf("%s already exists, and is not a recording of halfopen: remove it, or choose another name", path)
+		return nil, false, fmt.Errorf("%s exists and is not a recording of halfopen: remove it, or choose another name", path)
 	}
-	// Not written over: others may have it open, and may be its owners.
+	// Remove it instead of writing over it: another process may have it open, or another user own it.
 	if err := os.Remove(path); err != nil {
 		return nil, false, err
 	}
@@ -238,7 +240,7 @@ func createFile(path string) (file *os.File, replaced bool, err error) {
 	return file, true, err
 }
 
-// isRecording reports whether a path is that of a recording, and of no link to one.
+// isRecording reports whether the path is a recording itself, not a link to one.
 func isRecording(path string) (bool, error) {
 	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, unix.ELOOP) {

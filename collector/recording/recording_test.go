@@ -35,7 +35,7 @@ func header() Header {
 	return Header{Halfopen: "v0.2.0", Kernel: "6.12.1", MonotonicZero: noon.Add(-time.Hour), Rules: NewRules(&rules)}
 }
 
-// fill sets everything that v has to another value than 0.
+// fill sets each field that v has, also those of its parts, to a value other than 0.
 func fill(t *testing.T, v reflect.Value) {
 	t.Helper()
 	switch v.Type() {
@@ -83,7 +83,7 @@ func fill(t *testing.T, v reflect.Value) {
 	}
 }
 
-// whole returns one fact of each kind, with everything that it can have.
+// whole returns one fact of each kind, with all fields set that this kind can have.
 func whole(t *testing.T) (facts []*conn.Fact) {
 	t.Helper()
 	var all conn.Fact
@@ -93,7 +93,7 @@ func whole(t *testing.T) (facts []*conn.Fact) {
 			fill(t, v.Field(i))
 		}
 	}
-	all.Census.Rows = nil // a recording leaves them out: no notice, death or count follows from them
+	all.Census.Rows = nil // a recording leaves them out, since no notice, death or count depends on them
 	has := map[conn.FactKind][]string{
 		conn.FactEvent: {"Event"}, conn.FactWatch: {"Conn"}, conn.FactSweep: {}, conn.FactCensus: {"Census"},
 		conn.FactOwners: {"Owners"},
@@ -119,7 +119,7 @@ func whole(t *testing.T) (facts []*conn.Fact) {
 	return facts
 }
 
-// recordingOf returns a recording of these facts, and its end.
+// recordingOf returns a complete recording of these facts.
 func recordingOf(t testing.TB, facts ...*conn.Fact) []byte {
 	t.Helper()
 	var b bytes.Buffer
@@ -138,7 +138,7 @@ func recordingOf(t testing.TB, facts ...*conn.Fact) []byte {
 	return b.Bytes()
 }
 
-// read reads all that a recording has.
+// read reads a recording to its end.
 func read(r io.Reader) (facts []*conn.Fact, reader *Reader, err error) {
 	if reader, err = NewReader(r); err != nil {
 		return nil, nil, err
@@ -200,7 +200,7 @@ func TestARecordingThatBreaksOffIsGoodUntilThere(t *testing.T) {
 	text := recordingOf(t, want...)
 	lines := bytes.SplitAfter(text, []byte("\n"))
 	head := len(lines[0])
-	for n := head - 1; n < len(text)-1; n += 1 + n%101 { // without the last line's end it is whole
+	for n := head - 1; n < len(text)-1; n += 1 + n%101 { // the last line is complete without its newline
 		got, _, err := read(bytes.NewReader(text[:n]))
 		if !errors.Is(err, ErrNoEnd) || len(got) > len(want) {
 			t.Fatalf("%d facts and %v of the first %d bytes\n%s", len(got), err, n, text[:n])
@@ -216,21 +216,21 @@ func TestARecordingThatBreaksOffIsGoodUntilThere(t *testing.T) {
 	}
 }
 
-func TestWhatIsNoRecordingIsAnError(t *testing.T) {
+func TestReaderRejectsOtherFiles(t *testing.T) {
 	const head = `{"halfopen_recording":1,"halfopen":"v9.9","rules":{"hz":250,"idle_after_seconds":300,"stalled_after_seconds":10,"zombie_unanswered":3,"zombie_silence_seconds":10,"middlebox_timeout_seconds":350}}` + "\n"
 	for _, tt := range []struct{ name, text, want string }{
-		{"nothing", "", "this is not a recording of halfopen"},
+		{"an empty file", "", "this is not a recording of halfopen"},
 		{"something else", "root:x:0:0:root:/root:/bin/bash\n", "this is not a recording of halfopen"},
-		{"a later format", `{"halfopen_recording":2,"halfopen":"v9.9","more":1}`, `it is a recording of format 2, and this halfopen reads format 1: use halfopen "v9.9", which wrote it`},
-		{"no jiffies", strings.Replace(head, "250", "0", 1), "its rules have 0 jiffies a second"},
-		{"endless times", strings.Replace(head, "350", "1e300", 1), "its rules have a time of 1e+300 s"},
+		{"a later version of the format", `{"halfopen_recording":2,"halfopen":"v9.9","more":1}`, `it is a recording of format 2, and this halfopen reads format 1: use halfopen "v9.9", which wrote it`},
+		{"no jiffies", strings.Replace(head, "250", "0", 1), "its rules have 0 jiffies per second"},
+		{"an endless duration", strings.Replace(head, "350", "1e300", 1), "its rules have a duration of 1e+300 s"},
 		{"a later field", head + `{"fact":"sweep","at":"2026-11-21T12:00:00Z","moon":"full"}`, `line 2 of the recording cannot be read: json: unknown field "moon": use halfopen "v9.9", which wrote it`},
-		{"a later field of a socket", head + `{"fact":"watch","at":"2026-11-21T12:00:00Z","conn":{"cookie":1,"moon":5}}`, `line 2 of the recording cannot be read: the field "moon" is not known: use halfopen "v9.9", which wrote it`},
-		{"a later kind", head + `{"fact":"moon","at":"2026-11-21T12:00:00Z"}`, `line 2 of the recording cannot be read: it is a fact of the unknown kind "moon"`},
-		{"a fact about nothing", head + `{"fact":"event","at":"2026-11-21T12:00:00Z"}`, "line 2 of the recording cannot be read: it lacks what it is about"},
-		{"a number that is too large", head + `{"fact":"watch","at":"2026-11-21T12:00:00Z","conn":{"state":256}}`, "line 2 of the recording cannot be read: state is no number of 8 bits: 256"},
-		{"no address", head + `{"fact":"watch","at":"2026-11-21T12:00:00Z","conn":{"laddr":"here"}}`, `line 2 of the recording cannot be read: laddr is no address: "here"`},
-		{"a hole", head + `{"fact":"sweep","at":"2026-11-21T12:00:00Z"}` + "\n\x00\x00\x00\n", `line 3 of the recording cannot be read: invalid character '\x00' looking for beginning of value`},
+		{"a later field of a socket", head + `{"fact":"watch","at":"2026-11-21T12:00:00Z","conn":{"cookie":1,"moon":5}}`, `line 2 of the recording cannot be read: the field "moon" is unknown: use halfopen "v9.9", which wrote it`},
+		{"a later kind", head + `{"fact":"moon","at":"2026-11-21T12:00:00Z"}`, `line 2 of the recording cannot be read: the kind "moon" of the fact is unknown`},
+		{"a fact without its object", head + `{"fact":"event","at":"2026-11-21T12:00:00Z"}`, "line 2 of the recording cannot be read: the object that belongs to its kind is missing"},
+		{"a number that is too large", head + `{"fact":"watch","at":"2026-11-21T12:00:00Z","conn":{"state":256}}`, "line 2 of the recording cannot be read: state is not a number of 8 bits: 256"},
+		{"a word for an address", head + `{"fact":"watch","at":"2026-11-21T12:00:00Z","conn":{"laddr":"here"}}`, `line 2 of the recording cannot be read: laddr is not an address: "here"`},
+		{"a hole in the file", head + `{"fact":"sweep","at":"2026-11-21T12:00:00Z"}` + "\n\x00\x00\x00\n", `line 3 of the recording cannot be read: invalid character '\x00' looking for beginning of value`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, _, err := read(strings.NewReader(tt.text))
@@ -239,7 +239,7 @@ func TestWhatIsNoRecordingIsAnError(t *testing.T) {
 			}
 		})
 	}
-	// An older version did not have a field yet.
+	// A recording of an older version lacks fields that were added since.
 	facts, _, err := read(strings.NewReader(head + `{"fact":"watch","at":"2026-11-21T12:00:00Z","conn":{"cookie":18446744073709551615}}`))
 	if err != ErrNoEnd || len(facts) != 1 || facts[0].Conn.Cookie != 1<<64-1 {
 		t.Errorf("%d facts, %v", len(facts), err)
@@ -250,11 +250,11 @@ func sweepAt(i int) *conn.Fact {
 	return &conn.Fact{Kind: conn.FactSweep, At: noon.Add(time.Duration(i) * time.Second)}
 }
 
-// file is where a test writes: it can wait, or be full.
+// file is a file in memory whose writes can wait, or fail because it is full.
 type file struct {
 	bytes.Buffer
 	wait   chan struct{}
-	full   int // bytes; 0: never
+	full   int // limit in bytes; 0: none
 	closed bool
 }
 
@@ -280,8 +280,8 @@ func TestRecorder(t *testing.T) {
 		end   error
 		log   string // one line
 	}{
-		{"it is closed", file{}, maxBytes, 5000, io.EOF, ""},
-		{"the file gets too large", file{}, 10000, 5000, io.EOF, "the recording has reached its largest size"},
+		{"the recorder is closed", file{}, maxBytes, 5000, io.EOF, ""},
+		{"the file reaches its size limit", file{}, 10000, 5000, io.EOF, "the recording has reached the size limit"},
 		{"the disk is full", file{full: 100000}, maxBytes, 5000, ErrNoEnd, "no space left on device"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -315,7 +315,7 @@ func TestRecorder(t *testing.T) {
 }
 
 func TestRecorderNeverWaits(t *testing.T) {
-	// The header is written at once, the rest when there is somebody to take it.
+	// The header is written at once, the facts when the test lets writes go on.
 	const room = 2000
 	slow := &file{wait: make(chan struct{}, 1)}
 	slow.wait <- struct{}{}
@@ -329,7 +329,7 @@ func TestRecorderNeverWaits(t *testing.T) {
 		e.Err = uint16(i)
 		r.Record(&conn.Fact{Kind: conn.FactEvent, At: noon, Event: e})
 	}
-	e.Err = 1 // which is not to change what is recorded
+	e.Err = 1 // Record has copied the event, so this must not change the recording
 	close(slow.wait)
 	r.Close()
 	facts, reader, err := read(&slow.Buffer)
@@ -362,7 +362,7 @@ func TestCreateLeavesOtherFilesAlone(t *testing.T) {
 	for _, name := range []string{"notes", "empty", "directory", "link", "dangling", "pipe"} {
 		before, _ := os.ReadFile(at("notes"))
 		_, err := Create(at(name), header(), slog.New(slog.DiscardHandler))
-		if err == nil || !strings.Contains(err.Error(), at(name)+" already exists, and is not a recording of halfopen") {
+		if err == nil || !strings.Contains(err.Error(), at(name)+" exists and is not a recording of halfopen") {
 			t.Errorf("%s: %v", name, err)
 		}
 		if after, _ := os.ReadFile(at("notes")); !bytes.Equal(before, after) {
@@ -370,7 +370,7 @@ func TestCreateLeavesOtherFilesAlone(t *testing.T) {
 		}
 	}
 	if text, err := os.ReadFile(at("target")); err != nil || string(text) != recorded {
-		t.Error("what a link leads to was written to")
+		t.Error("the target of a link was written to")
 	}
 }
 
@@ -410,7 +410,7 @@ func TestCreateReplacesRecordings(t *testing.T) {
 		t.Errorf("log\n%s", &log)
 	}
 	if text, _ := io.ReadAll(held); string(text) != recorded {
-		t.Error("who had the older one open sees the new one")
+		t.Error("an open file of the older recording shows the new one")
 	}
 }
 
@@ -437,7 +437,7 @@ func TestMask(t *testing.T) {
 		{"10.128.0.1", "240.0.0.2"},
 		{"127.128.0.1", "127.128.0.1"},
 		{"169.254.128.1", "10.128.0.2"},
-		{"10.128.0.1", "10.128.0.1"}, // unmapped
+		{"10.128.0.1", "10.128.0.1"}, // becomes plain IPv4
 		{"fd00:db8::1", "2001:db8::1"},
 		{"fe80::ffff:0:1", "::1"},
 		{"0.0.0.0", "0.0.0.0"},
@@ -486,7 +486,7 @@ func TestMask(t *testing.T) {
 		unmasked := *c
 		unmasked.Laddr, unmasked.Raddr = as.Laddr, as.Raddr
 		if unmasked != *as {
-			t.Errorf("more than its addresses was changed: %+v, want %+v", unmasked, *as)
+			t.Errorf("a record differs in more than its addresses: %+v, want %+v", unmasked, *as)
 		}
 	}
 	for i, c := range conns {
@@ -508,7 +508,7 @@ func TestMask(t *testing.T) {
 	if d := cmp.Diff(wantOwners, owners); d != "" {
 		t.Errorf("owners (-want +got)\n%s", d)
 	}
-	// What has no end has none afterwards.
+	// A recording without an end has no end after masking.
 	out.Reset()
 	if n, err := Mask(&out, bytes.NewReader(text[:len(text)-30])); !errors.Is(err, ErrNoEnd) || n != len(facts) {
 		t.Errorf("%d facts, %v", n, err)
@@ -518,8 +518,8 @@ func TestMask(t *testing.T) {
 	}
 }
 
-// A file of a stranger is read, replayed and masked without a crash, and what could be
-// read is written as it was.
+// FuzzReader reads, replays and masks files from untrusted sources. None may crash the
+// program, and the facts that could be read are written again unchanged.
 func FuzzReader(f *testing.F) {
 	var seeds []*conn.Fact
 	for i, c := range conntest.Seeds() {
@@ -551,10 +551,10 @@ func FuzzReader(f *testing.F) {
 		again := recordingOf(t, facts...)
 		reread, _, err := read(bytes.NewReader(again))
 		if err != io.EOF {
-			t.Fatalf("what was written again: %v\n%s", err, again)
+			t.Fatalf("the facts, written again, cannot be read: %v\n%s", err, again)
 		}
 		if thrice := recordingOf(t, reread...); !bytes.Equal(again, thrice) {
-			t.Fatalf("%s\nwhat was read of it is written as\n%s", again, thrice)
+			t.Fatalf("%s\nread and written once more is\n%s", again, thrice)
 		}
 		for _, fact := range facts {
 			tracker.Apply(fact)

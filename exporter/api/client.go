@@ -24,14 +24,14 @@ import (
 	"github.com/halfopen/halfopen/internal/humanize"
 )
 
-// answerTimeout bounds an answer of an agent, which may have to read very many
-// connections.
+// answerTimeout is the longest time for an answer: the agent may have to read very
+// many connections.
 const answerTimeout = time.Minute
 
-// alertTimeout bounds the second connection that finds out why an agent broke the first.
+// alertTimeout is the longest time of the second connection, which finds out why an agent broke the first.
 const alertTimeout = 5 * time.Second
 
-// What to do when there is no answer, or a wrong one.
+// Advice for errors: no answer, or the answer of another server.
 const (
 	checkURL     = "check the address and port of --url"
 	withoutAgent = "look without it with --url=none"
@@ -42,15 +42,15 @@ const (
 // says what to do and names the flags. It is safe for concurrent use.
 type Client struct {
 	base   *url.URL
-	name   string // of the agent, for messages
-	wrong  string // what to do if what answers is not an agent
-	config string // the file of --web.client-config, "" for none
+	name   string // name of the agent in messages
+	wrong  string // advice if the server is not an agent
+	config string // path of the file of --web.client-config; "": none
 	http   *http.Client
-	tls    *tls.Config // of the file, nil: the default
+	tls    *tls.Config // from that file; nil: the default
 }
 
-// NewClient makes a client of the agent at a URL, http or https. configFile is a file as
-// Prometheus's http_config, "" for none.
+// NewClient makes a client of the agent at an http or https URL. configFile is the path of a
+// file in the format of Prometheus's http_config; "": none.
 func NewClient(u *url.URL, configFile string) (*Client, error) {
 	c := &Client{base: u, name: u.String(), config: configFile, http: &http.Client{CheckRedirect: noRedirect}, wrong: checkURL}
 	if configFile == "" {
@@ -132,7 +132,7 @@ func (c *Client) Deaths(ctx context.Context, query url.Values) (*Deaths, error) 
 	return get[Deaths](ctx, c, "deaths", query)
 }
 
-// Status asks how the node and its agent are.
+// Status asks for the status of the node and its agent.
 func (c *Client) Status(ctx context.Context) (*Status, error) {
 	body, err := c.ask(ctx, "status", nil, func(body []byte) bool {
 		var s Status
@@ -257,7 +257,7 @@ func (c *Client) unreachable(ctx context.Context, err error) error {
 		why = syscall.ECONNREFUSED.Error()
 	case errors.As(err, new(x509.UnknownAuthorityError)):
 		return fmt.Errorf("ask %s: this machine does not trust the signer of its certificate: name its CA in ca_file of tls_config in a file for --web.client-config, or in the environment variable SSL_CERT_FILE", c)
-	case errors.As(err, new(*fs.PathError)): // of a password, or of a certificate that has gone
+	case errors.As(err, new(*fs.PathError)): // a file with the password, or a certificate that no longer exists
 		return fmt.Errorf("ask %s: %s: correct the file of --web.client-config, %s", c, why, c.config)
 	case errors.Is(err, http.ErrSchemeMismatch):
 		return fmt.Errorf("ask %s: it does not speak TLS: use http://%s", c, c.base.Host)

@@ -50,7 +50,7 @@ type Endpoint struct {
 	Port uint16 `json:"port"`
 }
 
-// Keepalive is what applies to a connection, see [collector.Keepalive].
+// Keepalive is the keepalive setting that applies to a connection, see [collector.Keepalive].
 type Keepalive struct {
 	Enabled         bool    `json:"enabled"`
 	TimeSeconds     float64 `json:"time_seconds"`
@@ -60,8 +60,8 @@ type Keepalive struct {
 	PerSocket       bool    `json:"per_socket"`
 }
 
-// GivesUp is when the kernel gives a connection up if nothing more is heard:
-// between At and LatestInSeconds. The seconds count from when it was looked at.
+// GivesUp is the time at which the kernel gives up a connection if the peer sends nothing
+// more: between At and LatestInSeconds. The seconds count from when the agent read it.
 type GivesUp struct {
 	At              time.Time `json:"at"`
 	InSeconds       float64   `json:"in_seconds"`
@@ -75,9 +75,9 @@ type Retransmits struct {
 	Total      int `json:"total"`
 }
 
-// Ownership is who holds a socket. All is null where nothing can: closed by its
-// application, or not yet accepted. Process alone is null where no process was
-// found, or none was looked for.
+// Ownership is the owner of a socket. All fields are null if no process can hold it, because
+// its application has closed it or not accepted it yet. Only Process is null if the agent has
+// not found the process, or has not searched for it.
 type Ownership struct {
 	Accepted    *bool    `json:"accepted,omitempty"` // false, or left out
 	Process     *Process `json:"process"`
@@ -88,7 +88,7 @@ type Ownership struct {
 	Unit        *string  `json:"unit"`         // of systemd; null: none
 }
 
-// Group returns the control group that the socket was made in, as far as it is known.
+// Group returns the known parts of the control group in which the socket was made.
 func (o *Ownership) Group() conn.Cgroup {
 	text := func(s *string) string {
 		if s == nil {
@@ -99,7 +99,7 @@ func (o *Ownership) Group() conn.Cgroup {
 	return conn.Cgroup{Path: text(o.Cgroup), ContainerID: text(o.ContainerID), PodUID: text(o.PodUID), Unit: text(o.Unit)}
 }
 
-// Process is one that holds a socket. A byte of Comm that is not UTF-8 is
+// Process is a process that holds a socket. A byte of Comm that is not UTF-8 is
 // encoded as U+FFFD.
 type Process struct {
 	PID  uint32 `json:"pid"`
@@ -210,12 +210,12 @@ func nonEmpty(s string) *string {
 	return &s
 }
 
-// seconds rounds to the millisecond.
+// seconds returns d in seconds, rounded to a millisecond.
 func seconds(d time.Duration) float64 {
 	return float64(d.Round(time.Millisecond).Milliseconds()) / 1e3 // Duration.Seconds is not the nearest float64
 }
 
-// age is nil for the negative duration of what never happened.
+// age returns d in seconds; nil if d is negative, that is, if the event never happened.
 func age(d time.Duration) *float64 {
 	if d < 0 {
 		return nil

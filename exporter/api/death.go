@@ -29,12 +29,13 @@ type Death struct {
 	Evidence      *string   `json:"evidence"`       // null: none
 	SilentSeconds *float64  `json:"silent_seconds"` // null: never heard
 	Verdict       *string   `json:"verdict"`        // the last one; null: the state has none
-	ZombieSeconds *float64  `json:"zombie_seconds"` // null: it was none
-	// By how much a timeout came before (negative) or after what was forecast when
-	// the peer was last heard; null: no timeout, or nothing was forecast.
+	ZombieSeconds *float64  `json:"zombie_seconds"` // null: it was not a zombie
+	// ForecastErrorSeconds is by how much a timeout came before (negative) or after the
+	// interval forecast when the peer was last heard; null: no timeout, or no forecast.
 	ForecastErrorSeconds *float64 `json:"forecast_error_seconds"`
-	// How many older deaths, no longer remembered, it stands for, and when the first of
-	// them was, see [conn.Death]; 0 and null: none.
+	// Similar is the number of older deaths that this one stands for and that the agent no
+	// longer lists, and SimilarSince the time of the first of them, see [conn.Death]; 0 and
+	// null: none.
 	Similar      int        `json:"similar"`
 	SimilarSince *time.Time `json:"similar_since"`
 }
@@ -71,7 +72,7 @@ func NewDeath(d *conn.Death) Death {
 	return out
 }
 
-// errnoName is "" for no error.
+// errnoName returns the name of an errno; "" for no error.
 func errnoName(errno uint16) string {
 	if errno == 0 {
 		return ""

@@ -9,17 +9,17 @@ import (
 	"github.com/halfopen/halfopen/collector/explain"
 )
 
-// ConnectionDetail is the answer of /api/v1/connections/{cookie}: the
-// connection, its recent events, oldest first, and what `halfopen explain` says.
+// ConnectionDetail is the answer of /api/v1/connections/{cookie}: the connection, its recent
+// events, oldest first, and the explanation that `halfopen explain` prints.
 type ConnectionDetail struct {
 	Connection
 	Events      []Event     `json:"events"`
 	Explanation Explanation `json:"explanation"`
 }
 
-// Explanation is a connection in plain sentences, see [collector.Explanation].
+// Explanation explains a connection in plain sentences, see [collector.Explanation].
 type Explanation struct {
-	At         time.Time `json:"at"` // of the look; what is relative counts from here
+	At         time.Time `json:"at"` // when the agent read the connection; relative times count from here
 	Doing      []string  `json:"doing"`
 	Timers     []Timer   `json:"timers"`
 	Settings   []Setting `json:"settings"`
@@ -33,18 +33,18 @@ type Timer struct {
 	Name    string `json:"name"`
 	Purpose string `json:"purpose"`
 	Fires   *Fires `json:"fires"` // null: it is not running
-	Then    string `json:"then"`  // what it does then, or why it is not running
+	Then    string `json:"then"`  // its effect when it fires, or why it is not running
 }
 
-// Fires is when a timer does: between At and LatestInSeconds. The seconds count
-// from when it was looked at.
+// Fires is the time at which a timer fires: between At and LatestInSeconds. The seconds
+// count from when the agent read the connection.
 type Fires struct {
 	At              time.Time `json:"at"`
 	InSeconds       float64   `json:"in_seconds"`
 	LatestInSeconds float64   `json:"latest_in_seconds"`
 }
 
-// Setting is what a timer is set to, in the setting's own unit.
+// Setting is a setting of a timer, in the setting's own unit.
 type Setting struct {
 	Option *string `json:"option"` // of setsockopt(2); null: there is none
 	Sysctl *string `json:"sysctl"` // of the connection's network namespace; null: there is none
@@ -54,12 +54,12 @@ type Setting struct {
 	Means  string  `json:"means"`
 }
 
-// Advice is one thing that would make a dead peer be noticed sooner.
+// Advice is a change that would make the kernel notice a dead peer sooner.
 type Advice struct {
 	Text string   `json:"text"`
 	How  []string `json:"how"` // the exact calls or commands; empty: none is safe to paste
-	// GivesUp is when the kernel would give the connection up if that were done
-	// at once, and nothing more were heard; null: it would change nothing now.
+	// GivesUp is when the kernel would give up the connection if the change were made at
+	// once and the peer sent nothing more; null: it would change nothing now.
 	GivesUp *GivesUp `json:"gives_up"`
 }
 

@@ -5,8 +5,7 @@
 // [Client] that the command line asks an agent with.
 //
 // The objects ([Connection], [Death], [Event], [Notice], [Status] and the envelopes
-// [Connections], [Groups], [Deaths] and [ConnectionDetail]) are what the agent answers,
-// what the command line prints as JSON, and what it decodes from an agent. Durations are
-// float seconds, times RFC 3339 in UTC. null means that a value is not known or does not
-// apply; it never stands for 0.
+// [Connections], [Groups], [Deaths] and [ConnectionDetail]) are the answers of the agent.
+// The command line decodes them, and prints them as JSON. Durations are float seconds, times
+// RFC 3339 in UTC. null means that a value is unknown or does not apply; it never means 0.
 package api

@@ -8,8 +8,8 @@ import (
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
-// Event is one thing that happened to a connection. From and To are the
-// verdicts before and after, of the kind verdict only.
+// Event is an event in the history of a connection. From and To, the verdicts before and
+// after, are set for the kind verdict only.
 type Event struct {
 	At         time.Time `json:"at"`
 	Kind       string    `json:"kind"` // solicitation, answer, verdict
@@ -17,14 +17,14 @@ type Event struct {
 	Unanswered int       `json:"unanswered,omitempty"`
 	From       string    `json:"from,omitempty"`
 	To         string    `json:"to,omitempty"`
-	// TookSeconds is how long after the last solicitation an answer came.
+	// TookSeconds is the time from the last solicitation to the answer.
 	TookSeconds *float64 `json:"took_seconds,omitempty"`
 }
 
-// Notice is what happened just now, for trace and the stream. A death has
-// Death, the others have Connection as it is after the notice. From and To are
-// the verdicts before and after, of a verdict only. There is no From where the
-// connection was so already when it was first seen.
+// Notice is an event that has just happened, for trace and the stream. A death has Death;
+// other notices have Connection, as it is after the event. A verdict has From and To, the
+// verdicts before and after. From is left out if the connection had the verdict already
+// when the agent first saw it.
 type Notice struct {
 	Event      string      `json:"event"` // solicitation, verdict, death
 	At         time.Time   `json:"at"`
@@ -34,7 +34,7 @@ type Notice struct {
 	To         string      `json:"to,omitempty"`
 }
 
-// NewEvent encodes an event of a connection's story.
+// NewEvent encodes an event of a connection's history.
 func NewEvent(e *conn.HistoryEntry) Event {
 	out := Event{
 		At:         e.At.UTC(),

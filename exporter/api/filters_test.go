@@ -60,7 +60,7 @@ func TestAFilterTakesSoManyValues(t *testing.T) {
 	}
 }
 
-// Each filter is told of where users look for it.
+// Each filter is described in the documents in which users look for it.
 func TestFiltersAreDocumented(t *testing.T) {
 	for path, pattern := range map[string]string{
 		"../../docs/api.md": "(?m)^\\| .*`%s(=true)?`.* \\|",

@@ -4,26 +4,26 @@ package api
 
 import "github.com/halfopen/halfopen/collector/conn"
 
-// Group is connections that have something in common, counted. What it is, is in
-// the field of that name; all are left out where there is none.
+// Group is the number of connections that have an owner, a remote end or a verdict in
+// common. The field of that name has the common value; it is left out if there is none.
 type Group struct {
 	Owner    *Owner         `json:"owner,omitempty"`
 	Remote   *Remote        `json:"remote,omitempty"`
 	Verdict  *string        `json:"verdict,omitempty"`
 	Total    int            `json:"total"`
-	Verdicts map[string]int `json:"verdicts"` // how many have each
+	Verdicts map[string]int `json:"verdicts"` // number of connections by verdict
 }
 
-// Owner is whose a connection is: see [collector.Connection.Owner].
+// Owner is the owner of a connection: see [collector.Connection.Owner].
 type Owner struct {
 	Kind string `json:"kind"` // process, unit, container, pod
 	Name string `json:"name"`
 }
 
-// Remote is where connections go to.
+// Remote is the remote end of connections.
 type Remote struct {
 	IP   string  `json:"ip"`
-	Port *uint16 `json:"port"` // null: not that of a service
+	Port *uint16 `json:"port"` // null: the peer is a client
 }
 
 // NewGroup encodes a group of that grouping.

@@ -44,10 +44,10 @@ type Deaths struct {
 	Deaths      []Death   `json:"deaths"`
 }
 
-// NoConnection is how the [Error] about a cookie that no connection has begins.
+// NoConnection is the beginning of the [Error] about a cookie that no connection has.
 const NoConnection = "no living connection"
 
-// Error is the answer of the API to what it cannot do.
+// Error is the answer of the API to a request that it cannot fulfil.
 type Error struct {
 	Error string `json:"error"`
 }

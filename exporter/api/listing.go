@@ -14,15 +14,15 @@ import (
 	"net/url"
 )
 
-// maxHead is the most bytes of an answer in which a [Listing] looks for its list, and the
-// most of a refusal.
+// maxHead is the largest number of bytes in which a [Listing] looks for the beginning of
+// its list, and the largest size of a refusal.
 const maxHead = 64 << 10
 
 var errHead = errors.New("the list does not begin soon enough")
 
-// A Listing is an answer of /api/v1/connections while it is read, which may be of very many
-// connections. Its errors are as those of [Client]. It has one reader: [Listing.All] or
-// [Listing.CopyTo].
+// A Listing reads an answer of /api/v1/connections, which may have very many connections,
+// piece by piece. Its errors are like those of [Client]. Read it once, with [Listing.All] or
+// with [Listing.CopyTo].
 type Listing struct {
 	Head Connections // without the list
 

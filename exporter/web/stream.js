@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// The stream of events from the agent. When it is lost, the page connects again, after
-// waits that grow, and the stream begins with everything. Needs no DOM.
+// The stream of events from the agent. When the connection is lost, the page connects again,
+// each time after a longer wait, and the agent sends all data anew. This module needs no DOM.
 
-const maxSilence = 35_000; // ms; the agent sends something every ten seconds
+const maxSilence = 35_000; // ms without an event; the agent sends one every ten seconds
 const checkInterval = 5000; // ms
 const maxWait = 15_000; // ms
 
-// The browser, which tests replace.
+// The functions of the browser that the stream needs. Tests replace them.
 const browser = {
   connect: (url) => new EventSource(url),
   now: () => Date.now(),
@@ -21,12 +21,13 @@ export class Stream {
   #handlers;
   #env;
   #source = null; // null: not connected
-  #failures = 0; // since the stream last began
+  #failures = 0; // lost connections since the last successful one
   #lastEvent = 0;
   #retry = 0;
 
-  // handlers has a function for each kind of event, which takes its data; and
-  // state(state, retryAt), with connecting, live, lost or paused.
+  // handlers has a function for each kind of event, which gets the event's data, and the
+  // function state(state, retryAt). state is connecting, live, lost or paused; lost has the
+  // time of the next attempt.
   constructor(kinds, handlers, env = browser) {
     this.#kinds = kinds;
     this.#handlers = handlers;
@@ -34,7 +35,7 @@ export class Stream {
     this.#checkLater();
   }
 
-  // open connects to the agent, at once.
+  // open connects to the agent at once.
   open() {
     this.#close();
     if (this.#failures === 0) this.#handlers.state('connecting');
@@ -46,20 +47,20 @@ export class Stream {
     for (const kind of this.#kinds) source.addEventListener(kind, current((event) => this.#receive(kind, JSON.parse(event.data))));
   }
 
-  // pause disconnects from the agent, until resume.
+  // pause disconnects from the agent until resume is called.
   pause() {
     this.#close();
     this.#handlers.state('paused');
   }
 
-  // resume connects again after a pause, and has no effect on a stream that is open.
+  // resume connects again after a pause. If the stream is open, it does nothing.
   resume() {
     if (this.#source) return;
     this.#failures = 0;
     this.open();
   }
 
-  // retryNow connects again without waiting any longer.
+  // retryNow connects again at once, without the rest of the wait.
   retryNow() {
     this.#handlers.state('lost', this.#env.now());
     this.open();
@@ -67,7 +68,7 @@ export class Stream {
 
   #receive(kind, data) {
     this.#lastEvent = this.#env.now();
-    if (data.all) { // the stream begins: it replaces what was known before
+    if (data.all) { // the first event has all data, which replaces the earlier data
       this.#failures = 0;
       this.#handlers.state('live');
     }

@@ -27,7 +27,7 @@ type agent struct {
 	ready time.Duration // from its start
 }
 
-// startAgent returns once the agent is ready.
+// startAgent starts an agent and returns when it is ready.
 func (b *bench) startAgent(ctx context.Context, flags ...string) (*agent, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -38,7 +38,7 @@ func (b *bench) startAgent(ctx context.Context, flags ...string) (*agent, error)
 	a := &agent{url: "http://" + addr}
 	a.cmd = exec.Command(b.halfopen, append([]string{"agent", "--web.listen-address=" + addr, "--web.socket=none"}, flags...)...)
 	a.cmd.Stdout, a.cmd.Stderr = &a.log, &a.log
-	a.cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true} // Ctrl-C is for us
+	a.cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true} // Ctrl-C must reach only this program
 	began := time.Now()
 	if err := a.cmd.Start(); err != nil {
 		return nil, err
@@ -80,12 +80,12 @@ func (a *agent) getInto(w io.Writer, path string) error {
 	return err
 }
 
-// benchPort is the port of the services whose clients become zombies. Other zombies of
-// the node, which come and go, have other ports. It is below those of clients.
+// benchPort is the remote port of the zombies that this program makes, so that they can
+// be counted apart from other zombies of the node. It is below the range of client ports.
 const benchPort = 15432
 
-// zombies returns how many zombies to benchPort the metrics count. Unlike a query for
-// connections, a scrape makes the agent read none.
+// zombies returns the number of zombies with remote port benchPort, from /metrics. Unlike
+// a query for connections, a scrape does not make the agent read any connection.
 func (a *agent) zombies() (int, error) {
 	body, err := a.get("/metrics")
 	if err != nil {
@@ -104,8 +104,8 @@ func (a *agent) zombies() (int, error) {
 	return total, nil
 }
 
-// cpu is the time that the process has had of a core. What its programs in the
-// kernel take of other processes' time is not in it.
+// cpu returns the CPU time of the agent's process so far. It does not include the time
+// that the agent's BPF programs take from other processes.
 func (a *agent) cpu() (time.Duration, error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", a.cmd.Process.Pid))
 	if err != nil {
@@ -119,7 +119,7 @@ func (a *agent) cpu() (time.Duration, error) {
 	return (user + system) * 10 * time.Millisecond, nil
 }
 
-// peak is the most bytes that were resident so far.
+// peak returns the largest resident size of the process so far, in bytes.
 func (a *agent) peak() (int64, error) {
 	f, err := os.Open(fmt.Sprintf("/proc/%d/status", a.cmd.Process.Pid))
 	if err != nil {
@@ -129,7 +129,7 @@ func (a *agent) peak() (int64, error) {
 	return sumOf(f, "VmHWM:", 1024)
 }
 
-// maps is what the maps of its programs take in the kernel.
+// maps returns the kernel memory of the maps of the agent's BPF programs, in bytes.
 func (a *agent) maps() (total int64, err error) {
 	infos, err := filepath.Glob(fmt.Sprintf("/proc/%d/fdinfo/*", a.cmd.Process.Pid))
 	if err != nil {
@@ -155,7 +155,7 @@ func (a *agent) maps() (total int64, err error) {
 	return total, nil
 }
 
-// sumOf adds up the numbers of the lines that begin with key.
+// sumOf returns the sum of the numbers in the lines that begin with key, each times unit.
 func sumOf(r io.Reader, key string, unit int64) (sum int64, err error) {
 	lines := bufio.NewScanner(r)
 	for lines.Scan() {

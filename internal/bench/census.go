@@ -23,7 +23,7 @@ const (
 	restSeconds  = 120
 )
 
-// A look is one way to look at all sockets; they are counted.
+// A look reads all sockets in one of several ways, and returns how many it has read.
 type look func() (sockets int, err error)
 
 func measure(l look) (seconds float64, sockets int, err error) {
@@ -32,15 +32,15 @@ func measure(l look) (seconds float64, sockets int, err error) {
 	return time.Since(began).Seconds(), sockets, err
 }
 
-// view is the ways to look at a crowd.
+// view has the looks at a crowd as methods.
 type view struct {
 	*crowd
 	kernel     *bpf.Kernel
 	bare       func() error
-	namespaces int // that the last census visited
+	namespaces int // visited by the last census
 }
 
-// census measures what it costs to look at a crowd of idle connections that grows.
+// census measures the cost of reading a growing crowd of idle connections.
 func (b *bench) census(ctx context.Context) (err error) {
 	c, err := newCrowd()
 	if err != nil {
@@ -67,7 +67,7 @@ func (b *bench) census(ctx context.Context) (err error) {
 	if b.quick {
 		many = 20_000
 	}
-	fmt.Fprint(&b.extra, "\n## The census as the node grows\n\n| sockets | census | bare pass | per socket, above that of none |\n|---|---|---|---|\n")
+	fmt.Fprint(&b.extra, "\n## The census as the node grows\n\n| sockets | census | bare pass | census, for each socket |\n|---|---|---|---|\n")
 	var none float64
 	for _, sockets := range []int{0, 2000, 10_000, 20_000, many} {
 		if err := c.grow(ctx, sockets); err != nil {
@@ -79,7 +79,7 @@ func (b *bench) census(ctx context.Context) (err error) {
 			}
 			continue
 		}
-		// The few sockets of the first are less than what rounds differ by.
+		// With few sockets, rounds differ by more than the sockets cost: run more rounds.
 		rounds := max(censusRounds, 201_000/(1000+sockets/10))
 		census, bare, err := v.compare(b.rounds(rounds), v.census, v.pass)
 		if err != nil {
@@ -93,15 +93,15 @@ func (b *bench) census(ctx context.Context) (err error) {
 		}
 		fmt.Fprintf(&b.extra, "| %d | %.2f ms | %.2f ms | %s |\n", sockets, census.median()*1e3, bare.median()*1e3, per)
 	}
-	fmt.Fprintf(&b.extra, "\nThe census goes through all network namespaces (%d in the end) at once; the bare pass\nvisits those of the crowd and of the agent.\n", v.namespaces)
-	time.Sleep(2 * time.Second) // they are to be idle, and not new any more
+	fmt.Fprintf(&b.extra, "\nThe last column excludes the time of a census without the crowd. The census covers all\nnetwork namespaces (%d at the end) in one pass; the bare pass visits two of them, those of\nthe crowd and of the agent.\n", v.namespaces)
+	time.Sleep(2 * time.Second) // until the sockets are idle and no longer new
 	if err := b.lookAtMany(&v, many); err != nil {
 		return err
 	}
 	return b.rest(ctx, &v, many)
 }
 
-// compare takes two looks in turn.
+// compare runs two looks in turn, and returns the seconds that each took in each round.
 func (v *view) compare(rounds int, a, b look) (as, bs sample, err error) {
 	for round := range rounds {
 		for i := range 2 {
@@ -127,18 +127,18 @@ func (s *sample) take(l look, atLeast int) error {
 	return err
 }
 
-// census is what the agent does every 15 s.
+// census is the look that the agent takes every 15 s.
 func (v *view) census() (int, error) {
 	res, err := v.kernel.Census(context.Background(), []uint8{abi.ClassTrouble}, func(*abi.Conn) {})
 	v.namespaces = res.Namespaces
 	return int(res.Counts.Total()), err
 }
 
-// pass is a bare one over the same namespaces, that of the crowd and our own; it
-// cannot count.
+// pass is a bare iterator pass over the namespaces of the crowd and of this program. It
+// does not count the sockets.
 func (v *view) pass() (int, error) { return -1, errors.Join(v.bare(), v.ns.Do(v.bare)) }
 
-// ss takes its flags.
+// ss returns a look that runs ss with the given flags.
 func (v *view) ss(flags string) look {
 	return func() (int, error) {
 		cmd := exec.Command("ss", flags)
@@ -149,7 +149,7 @@ func (v *view) ss(flags string) look {
 	}
 }
 
-// everybody is every connection and who holds it, as `ss -p` would have it.
+// everybody finds every connection and the process that holds it, as `ss -p` does.
 func (v *view) everybody() (int, error) {
 	var cookies []uint64
 	classes := []uint8{abi.ClassTrouble, abi.ClassActive, abi.ClassIdle, abi.ClassUnguarded}
@@ -161,16 +161,16 @@ func (v *view) everybody() (int, error) {
 	return v.held(cookies)
 }
 
-// held counts the sockets that a process holds.
+// held returns the number of sockets that a process holds.
 func (v *view) held(cookies []uint64) (int, error) {
 	held := make(map[uint64]bool)
 	err := v.kernel.FDHolders(cookies, func(h *abi.FDHolder) { held[h.Cookie] = true })
 	return len(held), err
 }
 
-// list is what `halfopen list` and the API do: they judge all connections, and find the
-// owners of the worst 1000. Each of the crowd must have one; the node may have others,
-// such as those that their process has closed, which nobody owns.
+// list does the work of `halfopen list` and of the API: it judges all connections, and
+// finds the owners of the worst 1000. Each connection of the crowd must have an owner.
+// Others on the node may have none, such as those that their process has closed.
 func (v *view) list() (int, error) {
 	n, conns, err := collector.New(v.kernel, collector.Options{IdleAfter: time.Second}).
 		Connections(context.Background(), collector.Query{Limit: 1000})
@@ -182,14 +182,14 @@ func (v *view) list() (int, error) {
 			return 0, err
 		}
 		if conn.Process == nil && conn.Netns == v.ns.Inode() {
-			return 0, fmt.Errorf("%v of the crowd has no owner", conn)
+			return 0, fmt.Errorf("the connection %v of the crowd has no owner", conn)
 		}
 	}
 	return n, nil
 }
 
-// censusAndOwners is the census, and a search for the owners of the given connections,
-// all of which have one.
+// censusAndOwners returns a look that runs the census and then searches for the owners
+// of the given connections, all of which must have one.
 func (v *view) censusAndOwners(cookies []uint64) look {
 	return func() (int, error) {
 		n, err := v.census()
@@ -198,7 +198,7 @@ func (v *view) censusAndOwners(cookies []uint64) look {
 		}
 		held, err := v.held(cookies)
 		if err == nil && held != len(cookies) {
-			err = fmt.Errorf("%d owners of %d", held, len(cookies))
+			err = fmt.Errorf("found the owners of %d connections, not of %d", held, len(cookies))
 		}
 		return n, err
 	}
@@ -212,7 +212,7 @@ func (b *bench) lookAtMany(v *view, many int) error {
 	ratio := census.over(bare)
 	what := fmt.Sprintf("census of %d sockets", many)
 	b.add(row{what, "≤ 1.3 × a bare iter/tcp pass", ratio.String() + " ×",
-		fmt.Sprintf("%d rounds; the pass runs a program that does nothing, in the same network namespaces; %.0f and %.0f ms; slowest round %.2f ×",
+		fmt.Sprintf("%d rounds; the bare pass runs an empty program in the same network namespaces; census %.0f ms, bare pass %.0f ms; slowest round %.2f ×",
 			len(ratio), census.median()*1e3, bare.median()*1e3, ratio.quantile(1)), ratio.atMost(1.3)})
 
 	ss, census, err := v.compare(b.rounds(7), v.ss("-tanoi"), v.census)
@@ -221,7 +221,7 @@ func (b *bench) lookAtMany(v *view, many int) error {
 	}
 	ratio = ss.over(census)
 	b.add(row{what, "≥ 5 × faster than `ss -tanoi`", ratio.String() + " ×",
-		fmt.Sprintf("%d rounds; ss takes %.2f s, and writes to /dev/null", len(ratio), ss.median()), ratio.atLeast(5)})
+		fmt.Sprintf("%d rounds; ss takes %.2f s, with its output to /dev/null", len(ratio), ss.median()), ratio.atLeast(5)})
 
 	if err := b.inManyNamespaces(v); err != nil {
 		return err
@@ -249,16 +249,16 @@ func (b *bench) lookAtMany(v *view, many int) error {
 	how := fmt.Sprintf("%d rounds; ss takes %.1f s", len(all), all.median())
 	ratio = all.over(ours)
 	b.add(row{"…, with the owners of 1000", "≥ 80 × faster than `ss -tanoipe`", ratio.String() + " ×",
-		fmt.Sprintf("%s, this %.0f ms: what the agent does while 1000 are in trouble", how, ours.median()*1e3), ratio.atLeast(80)})
-	b.add(row{"…, every connection judged, and the worst 1000 with owners", "none", all.over(listed).String() + " ×",
-		fmt.Sprintf("%s, this %.0f ms: `halfopen list` and the API", how, listed.median()*1e3), ""})
+		fmt.Sprintf("%s, this %.0f ms; the agent does this while 1000 connections are in trouble", how, ours.median()*1e3), ratio.atLeast(80)})
+	b.add(row{"…, with a verdict for each, and the owners of the worst 1000", "none", all.over(listed).String() + " ×",
+		fmt.Sprintf("%s, this %.0f ms; `halfopen list` and the API do this", how, listed.median()*1e3), ""})
 	b.add(row{"…, with the owners of all", "none", all.over(every).String() + " ×",
-		fmt.Sprintf("%s, this %.2f s, in one pass over the descriptors: `halfopen list --by owner`", how, every.median()), ""})
+		fmt.Sprintf("%s, this %.2f s, in one pass over the descriptors; `halfopen list --by owner` does this", how, every.median()), ""})
 	return nil
 }
 
-// inManyNamespaces measures what it costs that a node has many network namespaces,
-// which the kernel's own iterator pays for in each of them.
+// inManyNamespaces measures the cost of many empty network namespaces. The kernel's own
+// iterator goes through the whole hash table once for each namespace.
 func (b *bench) inManyNamespaces(v *view) error {
 	const many = 100
 	var spaces []*lab.Namespace
@@ -274,7 +274,7 @@ func (b *bench) inManyNamespaces(v *view) error {
 		}
 		spaces = append(spaces, n)
 	}
-	if _, err := v.census(); err != nil { // gets to know them
+	if _, err := v.census(); err != nil { // finds the new namespaces
 		return err
 	}
 	bare := func() (int, error) {
@@ -289,12 +289,12 @@ func (b *bench) inManyNamespaces(v *view) error {
 		return err
 	}
 	ratio := all.over(census)
-	b.add(row{fmt.Sprintf("…, in %d network namespaces more, which are empty", len(spaces)), "none: faster than a bare iter/tcp pass in each", ratio.String() + " ×",
+	b.add(row{fmt.Sprintf("…, with %d more network namespaces, all empty", len(spaces)), "none; compared with a bare iter/tcp pass in each", ratio.String() + " ×",
 		fmt.Sprintf("%d rounds; the passes take %.2f s, this %.0f ms", len(ratio), all.median(), census.median()*1e3), ""})
 	return nil
 }
 
-// startToReady is from the start of the process to its first census.
+// startToReady measures the time from the start of the agent to the end of its first census.
 func (b *bench) startToReady(ctx context.Context, sockets int) error {
 	var took sample
 	for range b.rounds(readyRounds) {
@@ -310,7 +310,7 @@ func (b *bench) startToReady(ctx context.Context, sockets int) error {
 	return nil
 }
 
-// rest measures an agent that has nothing to do.
+// rest measures the memory and CPU time of an agent on a node without traffic.
 func (b *bench) rest(ctx context.Context, v *view, sockets int) error {
 	a, err := b.startAgent(ctx, "--idle-after=1s")
 	if err != nil {
@@ -350,7 +350,7 @@ func (b *bench) rest(ctx context.Context, v *view, sockets int) error {
 	if err != nil {
 		return err
 	}
-	var asked [2]int64 // the most, after these questions
+	var asked [2]int64 // largest resident size after each of the two queries
 	for i, limit := range []int{1000, math.MaxInt32} {
 		if err := a.getInto(io.Discard, fmt.Sprintf("/api/v1/connections?limit=%d", limit)); err != nil {
 			return err
@@ -361,7 +361,7 @@ func (b *bench) rest(ctx context.Context, v *view, sockets int) error {
 	}
 	const mb = 1e6
 	b.add(row{fmt.Sprintf("memory with %d idle sockets", sockets), "≤ 60 MB resident", fmt.Sprintf("%.1f MB", float64(resident)/mb),
-		fmt.Sprintf("most in %.0f s, whole process; after it was asked for the worst 1000 connections %.1f MB, for all of them %.1f MB; its maps in the kernel %.1f MB more",
+		fmt.Sprintf("peak of the whole process in %.0f s; after a query for the worst 1000 connections %.1f MB, after one for all %.1f MB; the BPF maps take another %.1f MB of kernel memory",
 			length.Seconds(), float64(asked[0])/mb, float64(asked[1])/mb, float64(maps)/mb), met(float64(resident)/mb <= 60)})
 
 	ss := exec.Command("ss", "-tanoi")
@@ -373,7 +373,7 @@ func (b *bench) rest(ctx context.Context, v *view, sockets int) error {
 	}
 	once := (ss.ProcessState.UserTime() + ss.ProcessState.SystemTime()).Seconds()
 	b.add(row{fmt.Sprintf("share of a core at rest, with %d idle sockets", sockets), "about 1 % for the census", fmt.Sprintf("%.2f %%", share),
-		fmt.Sprintf("CPU time of the process in %.0f s, with a scrape each %.0f s; `ss -tanoi` as often as the census would be %.1f %%",
+		fmt.Sprintf("CPU time of the process in %.0f s, with a scrape every %.0f s; running `ss -tanoi` at the census interval would take %.1f %%",
 			length.Seconds(), length.Seconds()/3, once/15*100), ""})
 	return nil
 }

@@ -17,21 +17,21 @@ import (
 	"github.com/halfopen/halfopen/internal/lab"
 )
 
-// crowdEnv makes this program a holder of connections.
+// crowdEnv, if set, makes this program a process that only holds connections (a part, as JSON).
 const crowdEnv = "HALFOPEN_BENCH_CROWD"
 
-// A process may have so many descriptors in some places that more pairs than this
-// need a second one.
+// pairsEach is the largest number of connections of one part: some systems limit a process
+// to fewer descriptors than more would need.
 const pairsEach = 9000
 
-// A part is what one process holds: both ends of its connections over loopback.
+// A part describes the connections that one process holds, both ends, over loopback.
 type part struct {
-	Addr  [4]byte // its own, so that each part has all ports to itself
+	Addr  [4]byte // different for each part, so that it has the whole port range
 	Pairs int
 }
 
-// playCrowd is the main function of the child process: it says "ready", and holds
-// its connections until its stdin ends.
+// playCrowd is the main function of the child process: it makes its connections, prints
+// "ready", and holds them until its stdin ends.
 func playCrowd(text string) error {
 	var p part
 	if err := json.Unmarshal([]byte(text), &p); err != nil {
@@ -45,7 +45,7 @@ func playCrowd(text string) error {
 	return err
 }
 
-// connect makes idle connections, with keepalive at the client's end.
+// connect makes idle connections, with keepalive on at the client's end.
 func (p part) connect() error {
 	listener, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -92,7 +92,7 @@ func newCrowd() (*crowd, error) {
 	return &crowd{ns: ns}, nil
 }
 
-// grow makes the crowd that many sockets, two for each connection.
+// grow adds connections until the crowd has this many sockets, two for each connection.
 func (c *crowd) grow(ctx context.Context, sockets int) error {
 	began := len(c.parts)
 	for want := sockets/2 - c.pairs; want > 0; want = sockets/2 - c.pairs {
@@ -105,7 +105,7 @@ func (c *crowd) grow(ctx context.Context, sockets int) error {
 	}
 	for _, h := range c.parts[began:] {
 		if line, err := h.stdout.ReadString('\n'); line != "ready\n" {
-			return fmt.Errorf("a holder of connections said %q: %w", line, errors.Join(err, ctx.Err()))
+			return fmt.Errorf("a process that holds connections printed %q instead of ready: %w", line, errors.Join(err, ctx.Err()))
 		}
 	}
 	return nil

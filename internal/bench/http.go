@@ -26,8 +26,8 @@ const (
 	httpAddr     = "127.0.0.1:8080"
 	httpRounds   = 1001
 	httpWindow   = 40 * time.Millisecond
-	httpSettle   = 20 * time.Millisecond // after something was attached or detached
-	idleEvery    = 10                    // the rounds with the arm that is only for comparison
+	httpSettle   = 20 * time.Millisecond // after programs were attached or detached
+	idleEvery    = 10                    // every so many rounds measure the idle arm, which is only for comparison
 	agentSeconds = 20
 )
 
@@ -46,8 +46,8 @@ http {
 }
 `
 
-// http measures what nginx serves with the agent, without, and with programs in
-// its place that do nothing.
+// http measures the throughput of nginx with the agent's programs, without programs, and
+// with empty programs in their place.
 func (b *bench) http(ctx context.Context) error {
 	ns, err := lab.NewNamespace()
 	if err != nil {
@@ -65,7 +65,7 @@ func (b *bench) http(ctx context.Context) error {
 		return err
 	}
 	defer func() {
-		_ = nginx.Process.Signal(unix.SIGTERM) // to its workers, too
+		_ = nginx.Process.Signal(unix.SIGTERM) // nginx passes it on to its workers
 		_ = nginx.Wait()
 	}()
 	if err := reachable(ns, httpAddr); err != nil {
@@ -105,7 +105,7 @@ func (b *bench) http(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		// What the process takes of the cores, the load does not get.
+		// The load cannot use the CPU time that the agent's process takes.
 		process := share / float64(runtime.NumCPU())
 		kept := rates["on"].over(rates["off"])
 		for i := range kept {
@@ -114,26 +114,26 @@ func (b *bench) http(ctx context.Context) error {
 		b.add(row{
 			what: load.what, bar: fmt.Sprintf("≥ %.2f of the throughput without the agent", load.bar),
 			measured: kept.String(), met: kept.atLeast(load.bar),
-			how: fmt.Sprintf("%d rounds of two pairs of %v, programs attached and not, under one load that leaves no core idle; nginx and wrk on loopback, so that the agent sees both ends; without: %.0f requests/s; "+
-				"less the %.2f %% of the cores that the agent's process takes meanwhile", len(kept), httpWindow, rates["off"].median(), 100*process),
+			how: fmt.Sprintf("%d rounds; each compares two windows of %v with the programs attached to two without, while a load keeps all cores busy; nginx and wrk use loopback, so the agent sees both ends; without the agent: %.0f requests/s; "+
+				"the %.2f %% of the cores that the agent's process takes is deducted", len(kept), httpWindow, rates["off"].median(), 100*process),
 		})
 		b.add(row{
-			what: "…, programs that do nothing instead of the agent", bar: "none: what the kernel charges for any",
+			what: "…, empty programs instead of the agent's", bar: "none; the kernel's cost of any programs",
 			measured: rates["idle"].over(every(rates["off"], idleEvery)).String(),
-			how:      fmt.Sprintf("each %dth of the rounds; one program on each of the agent's tracepoints", idleEvery),
+			how:      fmt.Sprintf("every %dth round; one empty program on each of the agent's tracepoints", idleEvery),
 		})
 	}
 	return nil
 }
 
-// An arm is what is attached while the load goes on, in every so many rounds.
+// An arm is one of the compared cases: the programs that are attached in a window, and how often.
 type arm struct {
 	name  string
 	every int
 	start func() (stop func() error, err error)
 }
 
-// every is each nth, from the first on.
+// every returns each nth sample, from the first on.
 func every(s sample, n int) (some sample) {
 	for i := 0; i < len(s); i += n {
 		some = append(some, s[i])
@@ -141,12 +141,11 @@ func every(s sample, n int) (some sample) {
 	return some
 }
 
-// underLoad returns how many requests a second were answered in each round, by
-// arm. The load never stops: there is nothing to warm up, and what else the machine
-// does changes little from one window to the next. It changes the less the shorter
-// they are: for the same time in all, many short ones tell more than few long ones.
-// Each round goes through the arms forth and back, so that what drifts meanwhile
-// cancels out.
+// underLoad returns the requests answered per second, for each arm in each round. The
+// load never stops, so no window needs a warm-up. Other work of the machine changes
+// little from one window to the next, and the less the shorter the windows are: in the
+// same total time, many short windows give a more exact result than few long ones. Each
+// round visits the arms in order and then in reverse, so that a steady drift cancels out.
 func (b *bench) underLoad(ctx context.Context, ns *lab.Namespace, header string, arms []arm) (rates map[string]sample, err error) {
 	stop, err := wrk(ns, header)
 	if err != nil {
@@ -186,8 +185,8 @@ func (b *bench) underLoad(ctx context.Context, ns *lab.Namespace, header string,
 	return rates, nil
 }
 
-// rate returns how many requests a second are answered: the kernel counts the
-// segments with data, of which each takes two.
+// rate returns the requests answered per second. It derives them from the kernel's counter
+// of sent segments with data: each request takes two.
 func rate(ns *lab.Namespace, window time.Duration) (float64, error) {
 	read := func() (int, time.Time, error) {
 		counters, err := ns.Netstat()
@@ -205,7 +204,7 @@ func rate(ns *lab.Namespace, window time.Duration) (float64, error) {
 	return float64(after-before) / 2 / ended.Sub(began).Seconds(), err
 }
 
-// agentUnderLoad returns how much of a core the agent's process takes.
+// agentUnderLoad returns the share of a core that the agent's process takes under the load.
 func (b *bench) agentUnderLoad(ctx context.Context, ns *lab.Namespace, header string) (share float64, err error) {
 	stop, err := wrk(ns, header)
 	if err != nil {
@@ -246,7 +245,7 @@ func reachable(ns *lab.Namespace, addr string) error {
 
 var wrkErrors = regexp.MustCompile(`Socket errors:.*|Non-2xx.*`)
 
-// wrk loads nginx until it is stopped.
+// wrk puts load on nginx until it is stopped.
 func wrk(ns *lab.Namespace, header string) (stop func() error, err error) {
 	var out bytes.Buffer
 	threads := runtime.NumCPU()
@@ -256,7 +255,7 @@ func wrk(ns *lab.Namespace, header string) (stop func() error, err error) {
 		return nil, err
 	}
 	return func() error {
-		_ = cmd.Process.Signal(unix.SIGINT) // it sums up
+		_ = cmd.Process.Signal(unix.SIGINT) // wrk then prints its summary
 		late := time.AfterFunc(10*time.Second, func() { _ = cmd.Process.Kill() })
 		defer late.Stop()
 		err := cmd.Wait()

@@ -15,7 +15,7 @@ import (
 	"github.com/halfopen/halfopen/bpf"
 )
 
-// doNothing is a program that returns at once: what the kernel charges for any.
+// doNothing loads a program that returns at once. Its cost is the kernel's cost of running any program.
 func doNothing(attach ebpf.AttachType, to string) (*ebpf.Program, error) {
 	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Name:         "do_nothing",
@@ -26,12 +26,12 @@ func doNothing(attach ebpf.AttachType, to string) (*ebpf.Program, error) {
 		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()},
 	})
 	if err != nil {
-		return nil, fmt.Errorf("load a program for %s that does nothing: %w", to, err)
+		return nil, fmt.Errorf("load an empty program for %s: %w", to, err)
 	}
 	return prog, nil
 }
 
-// closers are closed together.
+// closers closes several objects together.
 type closers []io.Closer
 
 func (cs closers) Close() error {
@@ -42,8 +42,8 @@ func (cs closers) Close() error {
 	return errors.Join(errs...)
 }
 
-// observeNothing loads a program that does nothing for each tracepoint that the
-// agent uses, and returns how to attach them.
+// observeNothing loads an empty program for each tracepoint that the agent uses, and
+// returns a function that attaches them.
 func observeNothing() (attach func() (detach func() error, err error), programs closers, err error) {
 	names, err := bpf.Tracepoints()
 	if err != nil {
@@ -70,8 +70,8 @@ func observeNothing() (attach func() (detach func() error, err error), programs 
 	}, programs, nil
 }
 
-// bareIterator returns a pass over all TCP sockets of the caller's namespace that
-// does nothing with them.
+// bareIterator returns a function that passes over all TCP sockets of the caller's network
+// namespace and does nothing with them.
 func bareIterator() (pass func() error, stop func(), err error) {
 	prog, err := doNothing(ebpf.AttachTraceIter, "tcp")
 	if err != nil {

@@ -20,11 +20,11 @@ import (
 
 const (
 	zombies    = 101
-	unanswered = 3 // of them the last decides, since its silence is long enough
+	unanswered = 3 // probes before the verdict; by the third, the silence exceeds --zombie-silence
 )
 
-// latency measures how long after the deciding probe has left a connection is
-// shown as a zombie. When probes leave is seen on the link, by a packet socket.
+// latency measures the time from the probe that decides the verdict until the metrics count
+// the connection as a zombie. A packet socket on the link records when each probe leaves.
 func (b *bench) latency(ctx context.Context) (err error) {
 	l, err := lab.New()
 	if err != nil {
@@ -56,7 +56,7 @@ func (b *bench) latency(ctx context.Context) (err error) {
 		if err := lab.SetKeepalive(c, time.Second, time.Second, 9); err != nil {
 			return err
 		}
-		time.Sleep(9 * time.Millisecond) // not all in the same instant
+		time.Sleep(9 * time.Millisecond) // so that the probes do not leave all at the same time
 	}
 	tap, err := listen(l.Client, addr)
 	if err != nil {
@@ -68,7 +68,7 @@ func (b *bench) latency(ctx context.Context) (err error) {
 	}
 	cut := time.Now()
 
-	var shown []time.Time // when one more zombie was
+	var shown []time.Time // the time at which each zombie first appeared
 	for len(shown) < zombies {
 		n, err := a.zombies()
 		if err != nil {
@@ -94,12 +94,12 @@ func (b *bench) latency(ctx context.Context) (err error) {
 		what: "from the deciding probe to the verdict shown", bar: "≤ 100 ms at the median, ≤ 1 s at the worst",
 		measured: fmt.Sprintf("%.0f ms, worst %.0f ms", took.median(), took.quantile(1)),
 		met:      met(took.median() <= 100 && took.quantile(1) <= 1000),
-		how:      fmt.Sprintf("%d connections; a packet socket says when the third probe left, /metrics every 10 ms (it looks at no connection by itself) how many zombies there are", zombies),
+		how:      fmt.Sprintf("%d connections; a packet socket records when each connection's third probe leaves; /metrics, read every 10 ms, gives the number of zombies (a scrape does not make the agent read connections)", zombies),
 	})
 	return nil
 }
 
-// A tap sees what leaves a namespace's link.
+// A tap records the packets that leave the link of a namespace.
 type tap struct {
 	fd   int
 	done chan struct{}
@@ -108,7 +108,7 @@ type tap struct {
 	err  error
 }
 
-// listen begins to note when packets to that address leave.
+// listen starts to record when packets to that address leave.
 func listen(ns *lab.Namespace, to netip.AddrPort) (*tap, error) {
 	t := &tap{fd: -1, done: make(chan struct{}), seen: make(map[uint16][]time.Time)}
 	err := ns.Do(func() (err error) {
@@ -165,7 +165,7 @@ func (t *tap) read(to netip.AddrPort) {
 	}
 }
 
-// nth is when the nth packet of each source port left since then, in order.
+// nth returns when each source port sent its nth packet after since, in order of time.
 func (t *tap) nth(n int, since time.Time) ([]time.Time, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -177,7 +177,7 @@ func (t *tap) nth(n int, since time.Time) ([]time.Time, error) {
 		}
 	}
 	if len(times) != zombies || t.err != nil {
-		return nil, fmt.Errorf("%d connections have sent %d probes, want %d: %w", len(times), n, zombies, t.err)
+		return nil, fmt.Errorf("only %d connections have sent %d probes, want %d: %w", len(times), n, zombies, t.err)
 	}
 	slices.SortFunc(times, time.Time.Compare)
 	return times, nil

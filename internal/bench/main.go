@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command bench measures what halfopen costs, side by side with what one would
-// use instead, and writes docs/benchmarks.md: `make bench`. A figure is a ratio
-// of two things measured in turn in one run, wherever there is something to
-// compare with: absolute times say more about the machine than about halfopen.
-// It judges nothing: no figure makes it fail.
+// Command bench measures the cost of halfopen beside that of its alternatives, and
+// writes docs/benchmarks.md: `make bench`. Wherever an alternative exists, the figure is
+// a ratio of two measurements taken in turn in one run, because absolute times say more
+// about the machine than about halfopen. No figure makes it fail.
 package main
 
 import (
@@ -26,10 +25,10 @@ import (
 // limit bounds a whole run.
 const limit = 40 * time.Minute
 
-// bench is what all parts of a run share.
+// bench holds the settings and results that all parts of a run share.
 type bench struct {
 	halfopen string // the binary
-	quick    bool   // fewer rounds, fewer sockets: to try the program, not to measure
+	quick    bool   // fewer rounds and sockets: tries the program, gives no reliable figures
 	tmp      string
 	rows     []row
 	extra    bytes.Buffer // below the table
@@ -38,7 +37,7 @@ type bench struct {
 // A row is one line of the table.
 type row struct {
 	what, bar, measured, how string
-	met                      string // empty where there is no bar
+	met                      string // empty if the row has no bar
 }
 
 func (b *bench) add(r row) {
@@ -46,7 +45,7 @@ func (b *bench) add(r row) {
 	fmt.Printf("    %s: %s (%s)\n", r.what, r.measured, r.bar)
 }
 
-// rounds is how often to measure, of which quick needs not all.
+// rounds returns the number of rounds to run: n, or at most 3 in a quick run.
 func (b *bench) rounds(n int) int {
 	if b.quick {
 		return min(n, 3)
@@ -93,13 +92,13 @@ func benchmark(ctx context.Context) error {
 	b := &bench{}
 	flag.StringVar(&b.halfopen, "halfopen", "bin/halfopen", "the agent's binary")
 	flag.BoolVar(&b.quick, "quick", false, "few rounds and few sockets: to try the program")
-	out := flag.String("o", "", "write the table to this file; else it is printed")
+	out := flag.String("o", "", "write the document to this file instead of printing it")
 	only := flag.String("only", strings.Join(names, ","), "parts to run")
 	flag.Parse()
 	wanted := strings.Split(*only, ",")
 	for _, name := range wanted {
 		if !slices.Contains(names, name) {
-			return fmt.Errorf("no part %q: there are %s", name, strings.Join(names, ", "))
+			return fmt.Errorf("there is no part %q; the parts are %s", name, strings.Join(names, ", "))
 		}
 	}
 

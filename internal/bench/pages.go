@@ -75,9 +75,9 @@ func (b *bench) pages(ctx context.Context) (err error) {
 	}
 	perPage := float64(got) / pageCount / seconds.Seconds()
 	b.add(row{
-		what: fmt.Sprintf("%d live pages open, and a scrape each second", pageCount), bar: "< 2 % of a core",
+		what: fmt.Sprintf("%d live pages open, and a scrape every second", pageCount), bar: "< 2 % of a core",
 		measured: fmt.Sprintf("%.2f %%", with-without), met: met(with-without < 2),
-		how: fmt.Sprintf("%d connections, %d of them zombies: half with data in flight, half with a keepalive probe each 10 s; CPU time of the process in %v: %.2f %% of a core, and %.2f %% without pages and scrapes; each page is sent %.1f kB/s; at most %.1f MB resident",
+		how: fmt.Sprintf("%d connections, %d of them zombies: half with data in flight, half with a keepalive probe every 10 s; CPU time of the process in %v: %.2f %% of a core, and %.2f %% without pages and scrapes; each page receives %.1f kB/s; at most %.1f MB resident",
 			pageSockets, pageZombies, seconds, with, without, perPage/1e3, float64(peak)/1e6),
 	})
 	return nil
@@ -113,7 +113,7 @@ func connectPageZombies(ctx context.Context, l *lab.Lab) (conns []*net.TCPConn, 
 			return nil, closeAll, err
 		}
 		conns = append(conns, conn)
-		time.Sleep(4 * time.Millisecond) // not all in the same instant
+		time.Sleep(4 * time.Millisecond) // so that the probes do not leave all at the same time
 	}
 	return conns, closeAll, nil
 }
@@ -152,8 +152,8 @@ func (a *agent) awaitZombies(ctx context.Context, want int) error {
 	}
 }
 
-// cpuPercent measures for that time, and returns the CPU time of the agent's process in
-// percent of a core. It calls meanwhile once a second.
+// cpuPercent measures the agent's process for that time, and returns its CPU time in
+// percent of a core. It calls meanwhile once every second.
 func (a *agent) cpuPercent(ctx context.Context, length time.Duration, meanwhile func() error) (float64, error) {
 	before, err := a.cpu()
 	if err != nil {
@@ -170,8 +170,8 @@ func (a *agent) cpuPercent(ctx context.Context, length time.Duration, meanwhile 
 	return 100 * (after - before).Seconds() / time.Since(began).Seconds(), errors.Join(err, ctx.Err())
 }
 
-// cpuPercentWithPages is cpuPercent with all pages open and a scrape each second. It also
-// returns how many bytes the pages received.
+// cpuPercentWithPages is cpuPercent with all pages open and a scrape every second. It also
+// returns the number of bytes that the pages received.
 func (a *agent) cpuPercentWithPages(ctx context.Context, length time.Duration) (percent float64, bytes int64, err error) {
 	streams, stop := context.WithCancel(ctx)
 	var got atomic.Int64
@@ -200,8 +200,8 @@ func (a *agent) cpuPercentWithPages(ctx context.Context, length time.Duration) (
 	return percent, got.Load() - before, err
 }
 
-// readStream reads the stream with the events of a live page until the context ends, and
-// adds the number of bytes to got.
+// readStream reads the stream of a live page until the context ends, and adds the number
+// of bytes to got.
 func (a *agent) readStream(ctx context.Context, got *atomic.Int64) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, a.url+"/api/v1/stream?event=summary&event=history&event=rows&event=death", nil)
 	if err != nil {
@@ -217,7 +217,7 @@ func (a *agent) readStream(ctx context.Context, got *atomic.Int64) error {
 		n, err := resp.Body.Read(buf)
 		got.Add(int64(n))
 		if errors.Is(err, io.EOF) {
-			return errors.New("the agent ended it")
+			return errors.New("the agent closed the stream")
 		}
 		if err != nil {
 			return err

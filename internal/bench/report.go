@@ -18,7 +18,7 @@ import (
 // sample is one thing measured several times.
 type sample []float64
 
-// median is 0 of nothing.
+// median is 0 for an empty sample.
 func (s sample) median() float64 { return s.quantile(0.5) }
 
 func (s sample) quantile(q float64) float64 {
@@ -32,7 +32,7 @@ func (s sample) quantile(q float64) float64 {
 	return sorted[low] + (at-float64(low))*(sorted[high]-sorted[low])
 }
 
-// over is the ratio of each pair.
+// over returns the ratio of each pair.
 func (s sample) over(t sample) sample {
 	ratios := make(sample, min(len(s), len(t)))
 	for i := range ratios {
@@ -41,9 +41,10 @@ func (s sample) over(t sample) sample {
 	return ratios
 }
 
-// between is where the median of ever more rounds would be, with a confidence of
-// 95 % (of all that there are, where they are fewer than six): so many ranks up and
-// down as heads and tails differ.
+// between returns the 95 % confidence interval of the median, that is, of the median
+// that infinitely many rounds would have. Its bounds are the samples at the ranks
+// (n ± 1.96·√n)/2, as for the number of heads in n tosses of a coin. For fewer than six
+// samples it returns their whole range, whose confidence is lower.
 func (s sample) between() (low, high float64) {
 	sorted := slices.Sorted(slices.Values(s))
 	n := float64(len(s))
@@ -51,7 +52,7 @@ func (s sample) between() (low, high float64) {
 	return sorted[rank], sorted[len(s)-1-rank]
 }
 
-// String is the median and, where there are several, how certain it is.
+// String returns the median and, for three samples or more, its confidence interval.
 func (s sample) String() string {
 	if len(s) < 3 {
 		return significant(s.median())
@@ -60,7 +61,7 @@ func (s sample) String() string {
 	return fmt.Sprintf("%s (%s to %s)", significant(s.median()), significant(low), significant(high))
 }
 
-// significant writes three digits of a ratio.
+// significant formats a ratio with at least three digits.
 func significant(v float64) string {
 	switch {
 	case v < 10:
@@ -71,8 +72,7 @@ func significant(v float64) string {
 	return fmt.Sprintf("%.0f", v)
 }
 
-// What there is to say of a bar. A run that is not certain on which side of it
-// the median is cannot tell.
+// Whether a bar is met. It is unclear if the confidence interval contains the bar.
 const (
 	yes     = "yes"
 	no      = "**no**"
@@ -98,21 +98,21 @@ func (s sample) beside(bar float64, is bool) string {
 	return met(is)
 }
 
-// page is the document.
+// page returns the text of docs/benchmarks.md.
 func (b *bench) page(began time.Time) []byte {
 	var p bytes.Buffer
 	fmt.Fprint(&p, "<!-- Written by `make bench`; do not edit. -->\n\n# Benchmarks\n\n")
 	fmt.Fprintf(&p, "%s: %s, kernel %s. The run took %s.\n", began.UTC().Format("2 January 2006"), machine(), kernel(), time.Since(began).Round(time.Second))
 	if b.quick {
-		fmt.Fprint(&p, "\n**A quick run, to try the program: too few rounds to mean much.**\n")
+		fmt.Fprint(&p, "\n**This was a quick run, to try the program. It has too few rounds for reliable figures.**\n")
 	}
 	fmt.Fprint(&p, `
-Ratios are what lasts: both sides of one are measured in turn, in this run, and
-the figure is the median of the rounds' ratios. The load runs on the same cores,
-and other guests on the same host, so that rounds differ; in brackets is where the
-median of ever more of them would be, with 95 % confidence. A bar is a promise, not
-a test: nothing fails by it. Where it is inside the brackets the run was too noisy
-to tell, and says unclear.
+Most figures are ratios, because ratios depend less on the machine than times do. Each
+round measures both sides of a ratio, one after the other; the figure is the median of
+the rounds' ratios. Rounds differ, because the load uses the same cores and the host has
+other guests. The brackets hold the 95 % confidence interval of the median. A bar is a
+promise, not a test: nothing fails if it is not met. If the bar lies inside the brackets,
+the run was too noisy to decide, and the column "met" says unclear.
 
 | what | bar | measured | met | how |
 |---|---|---|---|---|
@@ -122,9 +122,9 @@ to tell, and says unclear.
 	}
 	p.Write(b.extra.Bytes())
 	fmt.Fprint(&p, `
-What is not here is no matter of speed, and tested instead (`+"`make e2e`"+`): that
-counters stay exact and nothing is lost in silence under a storm, and that the
-kernel's time of death is as forecast.
+Tests (`+"`make e2e`"+`) cover the promises that are not about speed: under a storm of
+events the counters stay exact and every lost event is counted, and the kernel ends a
+connection when the forecast said.
 `)
 	return p.Bytes()
 }

@@ -13,9 +13,9 @@ func TestSample(t *testing.T) {
 	}{
 		{"all above the bar", sample{1.2, 1.1, 1.3, 1.15, 1.25}, "1.200 (1.100 to 1.300)", yes, no},
 		{"all below the bar", sample{0.5, 0.7, 0.6}, "0.600 (0.500 to 0.700)", no, yes},
-		{"on both sides of the bar", sample{0.8, 1.3, 1.1, 0.9}, "1.000 (0.800 to 1.300)", unclear, unclear},
-		{"many, of which some are beyond the bar", sample{1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 0.5}, "1.400 (1.100 to 1.700)", yes, no},
-		{"too few to know how they differ", sample{0.9, 1.3}, "1.100", yes, no},
+		{"samples on both sides of the bar", sample{0.8, 1.3, 1.1, 0.9}, "1.000 (0.800 to 1.300)", unclear, unclear},
+		{"many samples, one beyond the bar", sample{1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 0.5}, "1.400 (1.100 to 1.700)", yes, no},
+		{"too few samples for a confidence interval", sample{0.9, 1.3}, "1.100", yes, no},
 	} {
 		if got := tt.s.String(); got != tt.text {
 			t.Errorf("%s: %s, want %s", tt.name, got, tt.text)

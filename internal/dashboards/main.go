@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Dashboards writes the Grafana dashboards of deploy/grafana, with Grafana's
-// foundation SDK: `make generate` runs it, and the binary that is shipped has
-// nothing of it.
+// Dashboards writes the Grafana dashboards of deploy/grafana with Grafana's foundation
+// SDK. `make generate` runs it. The shipped binary does not contain it.
 package main
 
 import (

@@ -14,43 +14,43 @@ func node() *builder {
 	d.WithRow(dashboard.NewRowBuilder("Now")).
 		WithPanel(number("Zombies", "Connections whose peer is most likely gone.", units.Short,
 			connections(`verdict="zombie"`), steps(green, from(1, orange), from(10, red)))).
-		WithPanel(number("Oldest zombie", "For how long it has been one.", units.Seconds,
+		WithPanel(number("Oldest zombie", "Time since it became a zombie.", units.Seconds,
 			"max("+of("halfopen_tcp_zombie_oldest_seconds")+")", steps(green, from(1, yellow), from(1200, orange), from(3600, red)))).
-		WithPanel(number("Suspects", "Something is unanswered, less than a zombie.", units.Short,
+		WithPanel(number("Suspects", "At least one solicitation is unanswered, but too few for a zombie.", units.Short,
 			connections(`verdict="suspect"`), steps(green, from(10, yellow)))).
 		WithPanel(number("Stalled", "The peer answers, but takes no data.", units.Short,
 			connections(`verdict="stalled"`), steps(green, from(1, yellow)))).
-		WithPanel(number("Unguarded", "Idle without keepalive: a dead peer will not be noticed.", units.Short,
+		WithPanel(number("Unguarded", "Idle without keepalive: the kernel will not notice a dead peer.", units.Short,
 			connections(`verdict="unguarded"`), steps(blue))).
 		WithPanel(number("Timeouts, last hour", "Connections that TCP gave up by itself.", units.Short,
 			"sum(increase("+of("halfopen_tcp_deaths_total", timeouts)+"[1h]))", steps(green, from(5, yellow), from(50, orange))).Decimals(0)).
-		WithPanel(number("Connections", "Of all that have a verdict.", units.Short,
+		WithPanel(number("Connections", "All connections that have a verdict.", units.Short,
 			connections(`verdict!=""`), steps(blue))).
-		WithPanel(number("Alerts firing", "halfopen's, other than info.", units.Short,
+		WithPanel(number("Alerts firing", "Alerts of halfopen, without severity info.", units.Short,
 			"count("+of("ALERTS", `alertname=~"Halfopen.*"`, `alertstate="firing"`, `severity!="info"`)+") or vector(0)",
 			steps(green, from(1, red))))
 
 	d.WithRow(dashboard.NewRowBuilder("Connections")).
 		WithPanel(graph("In trouble", "Zombies, suspects and stalled connections.", units.Short,
 			query("sum by (verdict) ("+of("halfopen_tcp_connections", `verdict=~"zombie|suspect|stalled"`)+")", "{{verdict}}"))).
-		WithPanel(stacked(graph("Zombies by owner", "And the port of the service they talk to, if the peer is one.", units.Short,
+		WithPanel(stacked(graph("Zombies by owner", "With the port of the remote service, if the peer is a service.", units.Short,
 			query("sum by (owner, remote_port) ("+of("halfopen_tcp_zombies_by_owner", `owner=~"$owner"`)+")", "{{owner}} {{remote_port}}")))).
-		WithPanel(stacked(graph("Not in trouble", "Active, idle (keepalive will notice a dead peer) and unguarded (nothing will).", units.Short,
+		WithPanel(stacked(graph("Not in trouble", "Active, idle (keepalive will notice a dead peer) and unguarded (the kernel will not notice one).", units.Short,
 			query("sum by (verdict) ("+of("halfopen_tcp_connections", `verdict=~"active|idle|unguarded"`)+")", "{{verdict}}")))).
-		WithPanel(stacked(graph("Sockets by state", "All TCP sockets, listeners among them.", units.Short,
+		WithPanel(stacked(graph("Sockets by state", "All TCP sockets, including listeners.", units.Short,
 			query("sum by (state) ("+of("halfopen_tcp_connections")+")", "{{state}}")))).
-		WithPanel(graph("At risk", "Connections, healthy ones too, with a setting or a condition that hides a dead peer.", units.Short,
+		WithPanel(graph("At risk", "Connections, also healthy ones, with a setting or a condition that hides a dead peer.", units.Short,
 			query("sum by (risk) ("+of("halfopen_tcp_connections_at_risk")+")", "{{risk}}"))).
 		WithPanel(idleness())
 
 	endings(d)
 
 	d.WithRow(dashboard.NewRowBuilder("The agent")).
-		WithPanel(graph("Events", "That the kernel programs wrote, left out on purpose, or lost, each second.", perSecond,
+		WithPanel(graph("Events", "Events per second that the kernel programs wrote, left out on purpose, or lost.", perSecond,
 			query("sum by (type) (rate("+of("halfopen_events_total")+"[$__rate_interval]))", "{{type}}"),
 			query("sum by (type) (rate("+of("halfopen_events_suppressed_total")+"[$__rate_interval]))", "{{type}}, suppressed"),
 			query("sum by (type) (rate("+of("halfopen_events_lost_total")+"[$__rate_interval])) > 0 or sum(rate("+of("halfopen_events_lost_total")+"[$__rate_interval]))", "{{type}} lost"))).
-		WithPanel(graph("Census", "How old its numbers are, how often it is due, and how long it takes.", units.Seconds,
+		WithPanel(graph("Census", "The age of the last census, the interval between censuses, and the duration of one.", units.Seconds,
 			query("time() - max("+of("halfopen_census_timestamp_seconds")+")", "age"),
 			query("max("+of("halfopen_census_interval_seconds")+")", "interval"),
 			query("max("+of("halfopen_census_duration_seconds")+")", "duration"))).
@@ -59,18 +59,18 @@ func node() *builder {
 			query("sum("+of("halfopen_watched_sockets")+")", "watched"),
 			query("sum("+of("halfopen_census_namespaces")+")", "namespaces"),
 			query("sum("+of("halfopen_census_namespaces_unvisited")+")", "namespaces not entered"))).
-		WithPanel(list("Not seen", "1: why the agent does not see everything; the runbook of HalfopenDegraded says what to do.",
+		WithPanel(list("Not seen", "A reason with 1 holds: the agent does not see everything. The runbook of HalfopenDegraded explains what to do.",
 			[]string{"sum by (reason) (" + of("halfopen_degraded") + ")"},
 			[]column{{field: "reason", name: "Reason"}, {field: "Value", name: "Holds"}}, "Holds", false)).
-		WithPanel(graph("Forecasts", "Share of the last day's deaths that came when they had been forecast.", units.PercentUnit,
+		WithPanel(graph("Forecasts", "Share of the last day's deaths that came at the forecast time.", units.PercentUnit,
 			// OpenMetrics writes the bound as 0.0.
 			query("sum(increase("+of("halfopen_tcp_forecast_error_seconds_bucket", `le=~"0(\\.0)?"`)+"[1d])) / sum(increase("+of("halfopen_tcp_forecast_error_seconds_count")+"[1d]))", "in time")).
 			Max(1)).
-		WithPanel(graph("CPU", "Of one core.", units.PercentUnit,
+		WithPanel(graph("CPU", "Share of one core.", units.PercentUnit,
 			query("sum(rate("+of("process_cpu_seconds_total", `job="halfopen"`)+"[$__rate_interval]))", "agent"))).
-		WithPanel(graph("Memory", "Resident.", units.BytesIEC,
+		WithPanel(graph("Memory", "Resident memory.", units.BytesIEC,
 			query("sum("+of("process_resident_memory_bytes", `job="halfopen"`)+")", "agent"))).
-		WithPanel(list("Kernel programs", "1: attached.",
+		WithPanel(list("Kernel programs", "1: the program is attached.",
 			[]string{"sum by (program) (" + of("halfopen_bpf_program_attached") + ")"},
 			[]column{{field: "program", name: "Program"}, {field: "Value", name: "Attached"}}, "Program", true)).
 		WithPanel(list("Version", "",

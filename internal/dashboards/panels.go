@@ -21,7 +21,7 @@ const (
 	graphHeight, graphWidth = 8, 12
 )
 
-// perSecond is a unit of Grafana that the SDK has no name for.
+// perSecond is a unit of Grafana for which the SDK has no name.
 const perSecond = "cps"
 
 const (
@@ -32,8 +32,8 @@ const (
 	blue   = "blue"
 )
 
-// A model is a dashboard in the schema that every Grafana from 10 on imports. The SDK
-// prefers a newer one, which only the newest Grafana takes.
+// A model is a dashboard in the schema that every Grafana from version 10 on imports. The
+// SDK prefers a newer schema, which only the newest Grafana imports.
 type (
 	model   = dashboard.Dashboard        //nolint:staticcheck // SA1019: see above
 	builder = dashboard.DashboardBuilder //nolint:staticcheck // SA1019: see above
@@ -41,23 +41,23 @@ type (
 
 var source = common.DataSourceRef{Type: cog.ToPtr("prometheus"), Uid: cog.ToPtr("${datasource}")}
 
-// of selects the series of a metric of what is looked at: the nodes of the
-// variables cluster and node. A cluster that is "all" matches where there is none.
+// of returns a selector of a metric's series on the nodes that the variables cluster and
+// node choose. The cluster "all" also matches series without a cluster.
 func of(metric string, matchers ...string) string {
 	return metric + "{" + strings.Join(append([]string{`cluster=~"$cluster"`, `instance=~"$node"`}, matchers...), ", ") + "}"
 }
 
-// timeouts are the causes of deaths that the alert on them counts.
+// timeouts selects the causes of death that the alert HalfopenTimeoutsRising counts.
 const timeouts = `cause=~"keepalive_timeout|user_timeout|retransmit_timeout|window_probe_timeout|connect_timeout"`
 
 func query(expr, legend string) *prometheus.DataqueryBuilder {
 	return prometheus.NewDataqueryBuilder().Expr(expr).LegendFormat(legend).Range().RefId(refID(0))
 }
 
-// refID is the name of a panel's query, by which a table's columns know it.
+// refID returns the name of a panel's query. The columns of a table refer to it.
 func refID(i int) string { return string(rune('A' + i)) }
 
-// steps are colours: the first, and the others from where they begin.
+// steps returns thresholds: the first colour, and other colours from a value on.
 func steps(first string, rest ...dashboard.Threshold) cog.Builder[dashboard.ThresholdsConfig] {
 	return dashboard.NewThresholdsConfigBuilder().Mode(dashboard.ThresholdsModeAbsolute).
 		Steps(append([]dashboard.Threshold{{Color: first}}, rest...))
@@ -67,7 +67,7 @@ func from(value float64, color string) dashboard.Threshold {
 	return dashboard.Threshold{Value: &value, Color: color}
 }
 
-// number is one figure, with what it was in the background.
+// number is a panel with one figure, and its history in the background.
 func number(title, description, unit, expr string, thresholds cog.Builder[dashboard.ThresholdsConfig]) *stat.PanelBuilder {
 	return stat.NewPanelBuilder().Title(title).Description(description).Datasource(source).
 		Height(statHeight).Span(statWidth).Unit(unit).Thresholds(thresholds).
@@ -76,7 +76,7 @@ func number(title, description, unit, expr string, thresholds cog.Builder[dashbo
 		WithTarget(query(expr, ""))
 }
 
-// graph is lines over time.
+// graph is a panel with lines over time.
 func graph(title, description, unit string, queries ...*prometheus.DataqueryBuilder) *timeseries.PanelBuilder {
 	g := timeseries.NewPanelBuilder().Title(title).Description(description).Datasource(source).
 		Height(graphHeight).Span(graphWidth).Unit(unit).Min(0).FillOpacity(10).
@@ -91,21 +91,21 @@ func graph(title, description, unit string, queries ...*prometheus.DataqueryBuil
 	return g
 }
 
-// stacked is a graph whose lines add up.
+// stacked stacks the lines of a graph.
 func stacked(g *timeseries.PanelBuilder) *timeseries.PanelBuilder {
 	return g.FillOpacity(40).Stacking(common.NewStackingConfigBuilder().Mode(common.StackingModeNormal))
 }
 
-// A column of a table: what a query, or a label of it, is called there.
+// A column of a table shows the value or a label of a query under a name.
 type column struct {
 	field, name string
 	unit        string
 	link        string
 }
 
-// list is a table of instant queries, a row for each set of labels that they have in
-// common, with the columns in order; the rows are sorted by one of those, most first
-// unless up is set.
+// list is a table of instant queries. It has a row for each set of labels that the queries
+// have in common, and the columns in their order. One column sorts the rows, in
+// descending order unless up is set.
 func list(title, description string, queries []string, columns []column, sortBy string, up bool) *table.PanelBuilder {
 	t := table.NewPanelBuilder().Title(title).Description(description).Datasource(source).
 		Height(graphHeight).Span(graphWidth).
@@ -141,10 +141,10 @@ func list(title, description string, queries []string, columns []column, sortBy 
 		}})
 }
 
-// idleness is how long connections have been idle, over time.
+// idleness is a heat map of the idle times of connections.
 func idleness() *heatmap.PanelBuilder {
 	return heatmap.NewPanelBuilder().Title("Idle times of established connections").
-		Description("How many connections have been idle for how long, at each moment. 350 s is where many NATs and load balancers forget a flow.").
+		Description("The number of connections by idle time, at each moment. Many NATs and load balancers forget a flow after 350 s.").
 		Datasource(source).Height(graphHeight).Span(graphWidth).
 		YAxis(heatmap.NewYAxisConfigBuilder().Unit("s")).
 		Color(heatmap.NewHeatmapColorOptionsBuilder().Mode(heatmap.HeatmapColorModeScheme).Scheme("Oranges").Steps(64)).
@@ -152,13 +152,13 @@ func idleness() *heatmap.PanelBuilder {
 			Format(prometheus.PromQueryFormatHeatmap))
 }
 
-// choice is a variable of the values of a label.
+// choice is a variable that has the values of a label.
 func choice(name, label, metric, of string, many bool) *dashboard.QueryVariableBuilder {
 	v := dashboard.NewQueryVariableBuilder(name).Label(label).Datasource(source).
 		Query(dashboard.StringOrMap{String: cog.ToPtr("label_values(" + metric + ", " + of + ")")}).
 		Refresh(dashboard.VariableRefreshOnTimeRangeChanged).Sort(dashboard.VariableSortNaturalAsc)
 	if many {
-		// .* rather than all the values: it matches where the label is missing too.
+		// "All" is .* and not the list of values, so that it also matches series without the label.
 		all := dashboard.StringOrArrayOfString{ArrayOfString: []string{"$__all"}}
 		v.Multi(true).IncludeAll(true).AllValue(".*").
 			Current(dashboard.VariableOption{Selected: cog.ToPtr(true), Text: dashboard.StringOrArrayOfString{ArrayOfString: []string{"All"}}, Value: all})
@@ -166,7 +166,7 @@ func choice(name, label, metric, of string, many bool) *dashboard.QueryVariableB
 	return v
 }
 
-// board is what both dashboards have.
+// board returns a dashboard with the parts that both have.
 func board(uid, title, description string, manyNodes bool) *builder {
 	//nolint:staticcheck // SA1019: see model
 	return dashboard.NewDashboardBuilder(title).Uid(uid).Description(description).
@@ -183,7 +183,7 @@ func board(uid, title, description string, manyNodes bool) *builder {
 			TitleFormat("{{alertname}}").TextFormat("{{severity}} on {{instance}}"))
 }
 
-// endings adds the rows of how connections end, and of what their peers are asked.
+// endings adds the rows of panels about deaths and about solicitations.
 func endings(d *builder) {
 	d.WithRow(dashboard.NewRowBuilder("Ends")).
 		WithPanel(stacked(graph("Deaths by cause", "Connections that ended other than by an orderly close, each second.", perSecond,

@@ -20,22 +20,22 @@ import (
 	"github.com/halfopen/halfopen/collector"
 )
 
-// Argument is the first argument of this program when it is to call [Main].
+// Argument is the first argument of this program that makes it call [Main].
 const Argument = "privileged-helper"
 
-// Helper is the other process. It implements [collector.Privileged]. It is safe for
-// concurrent use: a question that hangs delays no other.
+// Helper asks the helper process. It implements [collector.Privileged]. It is safe for
+// concurrent use: a question that hangs does not delay other questions.
 type Helper struct {
 	client *rpc.Client
 	cmd    *exec.Cmd
 	ended  chan struct{}
-	err    error // why it has ended; valid when ended is closed
+	err    error // the reason for the end; valid when ended is closed
 }
 
 var _ collector.Privileged = (*Helper)(nil)
 
-// Start starts the helper. It may remove the file of the Unix socket at that path when
-// it is asked to; "": none. Its stderr is this process's.
+// Start starts the helper. socket is the path of the Unix socket that the helper may
+// remove when asked; "": none. The helper writes to the stderr of this process.
 func Start(socket string) (*Helper, error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -66,7 +66,7 @@ func Start(socket string) (*Helper, error) {
 	return h, nil
 }
 
-// Wait waits until the context ends, and then returns nil, or until the helper does.
+// Wait returns nil when the context ends, and an error if the helper ends before that.
 func (h *Helper) Wait(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
@@ -76,7 +76,7 @@ func (h *Helper) Wait(ctx context.Context) error {
 	}
 }
 
-// closeTimeout is how long to wait for the helper to end.
+// closeTimeout is the time that Close gives the helper to end by itself.
 const closeTimeout = time.Second
 
 // Close ends the helper.
@@ -85,12 +85,12 @@ func (h *Helper) Close() error {
 	select {
 	case <-h.ended:
 		return errors.Join(err, h.err)
-	case <-time.After(closeTimeout): // it hangs in a question, and ends with it
+	case <-time.After(closeTimeout): // the helper hangs in a question, and ends after it
 		return err
 	}
 }
 
-// call asks a question.
+// call asks a question and waits for the answer.
 func call[A, R any](h *Helper, method string, argument A) (R, error) {
 	var reply R
 	err := h.client.Call(service+"."+method, argument, &reply)

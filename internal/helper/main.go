@@ -23,11 +23,12 @@ import (
 	"github.com/halfopen/halfopen/internal/sandbox"
 )
 
-// Main is the main function of the helper: it answers until the other process ends or
-// closes its end. Its arguments are those after [Argument]. It returns the exit status.
+// Main is the main function of the helper: it answers questions until the other process
+// ends or closes its end of the socketpair. Its arguments are those after [Argument]. It
+// returns the exit status.
 func Main(arguments []string) int {
-	// Signals to the process group or the unit are for the other process, with which
-	// this one ends.
+	// Signals to the process group or the unit are for the other process. The helper ends
+	// when that process ends.
 	signal.Ignore(os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGPIPE)
 	if err := serve(arguments); err != nil {
 		fmt.Fprintln(os.Stderr, "halfopen: the helper process:", err)
@@ -46,27 +47,27 @@ func serve(arguments []string) error {
 	if len(arguments) != 1 {
 		return errors.New("its only argument is the path of the socket")
 	}
-	_ = sandbox.Enter(sandbox.Helper()) // as far as possible here: the doctor says what is not
+	_ = sandbox.Enter(sandbox.Helper()) // as far as possible here; halfopen doctor prints the steps that fail
 	return answer(c, &answers{direct: collector.NewDirect(), socket: arguments[0], giveCookies: bpf.GiveCookies})
 }
 
-// The bounds of what the other process may ask, since an attacker may have taken it over.
+// Bounds on questions, because an attacker may control the other process.
 const (
-	// maxQuestion is the longest question in bytes: maxTargets with the longest path.
+	// maxQuestion is the largest size of a question in bytes: maxTargets with the longest path.
 	maxQuestion = 2 << 20
-	// maxTargets is the most namespaces in one question, and maxPath the longest path of
-	// one in bytes (PATH_MAX).
+	// maxTargets is the largest number of namespaces in one question, and maxPath the
+	// largest length of a namespace's path in bytes (PATH_MAX).
 	maxTargets = 256
 	maxPath    = 4096
-	// maxRunning is the most questions without an answer. Further ones wait.
+	// maxRunning is the largest number of questions without an answer. Further ones wait.
 	maxRunning = 64
-	// maxHanging is the most questions without an answer of those that may hang. Further
-	// ones are refused with EBUSY, so that they never take all of maxRunning.
+	// maxHanging is the largest number of running questions that may hang. The helper
+	// refuses further ones with EBUSY, so that they never use up maxRunning.
 	maxHanging = 4
 )
 
-// answer answers questions until the connection ends, or carries something else than
-// questions, which is an error. It does not wait for questions that hang.
+// answer answers questions until the connection ends. Data that is not a question is an
+// error. It does not wait for questions that hang.
 func answer(c io.ReadWriteCloser, a *answers) error {
 	a.hanging = make(chan struct{}, maxHanging)
 	s := rpc.NewServer()
@@ -83,13 +84,13 @@ func answer(c io.ReadWriteCloser, a *answers) error {
 	return nil
 }
 
-// limitedReader fails after that many more bytes.
+// limitedReader fails after left more bytes.
 type limitedReader struct {
 	io.ReadWriteCloser
 	left int
 }
 
-var errTooLong = fmt.Errorf("it is longer than %d bytes", maxQuestion)
+var errTooLong = fmt.Errorf("the question is longer than %d bytes", maxQuestion)
 
 func (l *limitedReader) Read(b []byte) (int, error) {
 	if l.left == 0 {
@@ -114,7 +115,7 @@ func (c *boundedCodec) ReadRequestHeader(r *rpc.Request) error {
 	c.limited.left = maxQuestion
 	err := c.ServerCodec.ReadRequestHeader(r)
 	if err != nil {
-		c.ended <- err // package rpc reads no further
+		c.ended <- err // package rpc stops reading
 	}
 	return err
 }

@@ -10,41 +10,41 @@ import (
 	"github.com/halfopen/halfopen/bpf/abi"
 )
 
-// service is the name of the questions.
+// service is the name under which package rpc knows the questions.
 const service = "Helper"
 
-// None is the argument of a question without one.
+// None is the argument of a question that has no argument.
 type None struct{}
 
-// File is a file by its device and inode number.
+// File identifies a file by its device and inode number.
 type File struct {
 	Device, Inode uint64
 }
 
-// CookieTarget is a [bpf.CookieTarget]. A path is bytes, since JSON would change what is
-// not UTF-8 in a string.
+// CookieTarget is a [bpf.CookieTarget] as JSON. Its path is of type []byte, because JSON
+// would change bytes of a string that are not UTF-8.
 type CookieTarget struct {
 	Netns, States uint32
 	Path          []byte
 	Holder        abi.Holder
 }
 
-// PathReply is a path, or why there is none.
+// PathReply is a path, or the reason why there is none.
 type PathReply struct {
 	Path   []byte
 	Failed Failure
 }
 
-// CookiesReply has a failure for each target, the CPU time that they took, and why the
-// answer is not complete.
+// CookiesReply has a failure for each target, the CPU time that all of them took, and the
+// reason why the answer is incomplete.
 type CookiesReply struct {
 	Errors []Failure
 	CPU    time.Duration
 	Failed Failure
 }
 
-// Failure is an error on its way between the processes: its text, and its errno if it has
-// one. The zero value is nil.
+// Failure is an error in a message: its text, and its errno if it has one. The zero value
+// means no error.
 type Failure struct {
 	Text  string
 	Errno syscall.Errno
@@ -68,7 +68,7 @@ func (f Failure) error() error {
 	return &errnoError{f}
 }
 
-// errnoError is a failure with an errno.
+// errnoError is the error of a Failure that has an errno.
 type errnoError struct{ Failure }
 
 func (e *errnoError) Error() string { return e.Text }

@@ -13,7 +13,7 @@ import (
 	"github.com/halfopen/halfopen/internal/lab"
 )
 
-// ends are the two ends of a connection, in a lab of its own.
+// ends has the two ends of a connection, which has its own lab.
 type ends struct {
 	*lab.Lab
 	collector      *collector.Collector
@@ -21,7 +21,7 @@ type ends struct {
 	client, server *net.TCPConn
 }
 
-// histories are those that are recorded, all at once.
+// histories are recorded all at the same time.
 var histories = []history{
 	{name: "keepalive", held: true, live: func(ctx context.Context, e *ends) error {
 		if err := errors.Join(lab.SetKeepalive(e.client, time.Second, time.Second, 4), e.cut()); err != nil {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command histories records what the running kernel says about connections whose peers go
-// silent, and writes the recordings that are unit tests of the collector, masked, one for
-// each history: collector/testdata/recordings. It makes the connections in private network
-// namespaces, and takes root and some twenty seconds.
+// Command histories makes connections whose peers go silent, in private network namespaces,
+// and records what the running kernel reports about them. It writes one masked recording
+// for each history to collector/testdata/recordings; they are unit tests. It needs root and
+// takes about twenty seconds.
 //
 //	go run ./internal/histories -o collector/testdata/recordings
 //	go test ./cmd/halfopen -run TestReplayOfHistories -update
@@ -35,12 +35,12 @@ import (
 	"github.com/halfopen/halfopen/internal/lab"
 )
 
-// limit bounds the whole run.
+// limit is the longest time that a run may take.
 const limit = 5 * time.Minute
 
 func main() { os.Exit(record()) }
 
-// record is main, and returns the exit status.
+// record is the body of main, and returns the exit status.
 func record() int {
 	out := flag.String("o", "collector/testdata/recordings", "the directory to write to")
 	version := flag.String("version", "unknown", "the version of halfopen that the recordings are said to be of")
@@ -56,13 +56,13 @@ func record() int {
 	return 0
 }
 
-// history is one that is recorded: all that the kernel says of two namespaces.
+// history is a history to record: all that the kernel reports about two namespaces.
 type history struct {
 	name string
-	// live has the connections of a lab live through it, and returns when it is over.
+	// live makes the connections of the history in a lab, and returns at its end.
 	live func(ctx context.Context, l *ends) error
-	// held is whether a process holds the connection at the end, when it is in trouble or
-	// dead: its owner is recorded as well.
+	// held reports whether a process holds the connection at the end, when it is in trouble
+	// or dead. If so, its owner is recorded as well.
 	held bool
 
 	netns   []uint32
@@ -73,7 +73,7 @@ type history struct {
 
 func run(ctx context.Context, dir, version string) (err error) {
 	opts := collector.Options{
-		ZombieSilence: 2 * time.Second, StalledAfter: 2 * time.Second, // or they would take longer
+		ZombieSilence: 2 * time.Second, StalledAfter: 2 * time.Second, // shorter than the defaults, so that the histories take less time
 		CensusInterval: 3 * time.Second, CensusCPU: 1,
 	}
 	k, err := bpf.Load(bpf.Options{Observe: true, IdleBounds: collector.IdleBounds})
@@ -157,10 +157,10 @@ func run(ctx context.Context, dir, version string) (err error) {
 	return nil
 }
 
-// ownersWait is how long to wait for owners: a search that takes long is rare.
+// ownersWait is the longest time to wait for owners. After a long search the next one comes late.
 const ownersWait = 30 * time.Second
 
-// end ends the recording, once the owner is recorded.
+// end waits until the owner is recorded, and ends the recording.
 func (h *history) end(ctx context.Context) error {
 	defer h.file.Close()
 	if !h.held {
@@ -172,11 +172,11 @@ func (h *history) end(ctx context.Context) error {
 	case <-h.owned:
 		return nil
 	case <-time.After(ownersWait):
-		return fmt.Errorf("%s: nobody was found to hold the connection within %s", h.name, ownersWait)
+		return fmt.Errorf("%s: no process that holds the connection was found within %s", h.name, ownersWait)
 	}
 }
 
-// mask writes a recording to where it is to be.
+// mask writes the masked copy of a recording to its place.
 func mask(from, to string) error {
 	in, err := os.Open(from)
 	if err != nil {
@@ -191,7 +191,7 @@ func mask(from, to string) error {
 	return errors.Join(err, out.Chmod(0o644), out.Close())
 }
 
-// record records what a fact says of the history's namespaces.
+// record records the parts of a fact that are about the history's namespaces.
 func (h *history) record(f *conn.Fact) {
 	about := func(c *abi.Conn) bool {
 		if c.Netns != h.netns[0] && c.Netns != h.netns[1] {
@@ -206,7 +206,7 @@ func (h *history) record(f *conn.Fact) {
 			return
 		}
 	case conn.FactWatch:
-		if !about(f.Conn) && !h.cookies[f.Conn.Cookie] { // one that is gone has no namespace
+		if !about(f.Conn) && !h.cookies[f.Conn.Cookie] { // the record of a socket that is gone has no namespace
 			return
 		}
 	case conn.FactCensus:
@@ -238,7 +238,7 @@ func (h *history) record(f *conn.Fact) {
 	h.file.Record(f)
 }
 
-// port is where the server listens.
+// port is the server's port.
 const port = 5432
 
 // cut loses all packets.
@@ -310,7 +310,7 @@ func (e *ends) fill() error {
 	return err
 }
 
-// drain reads all that the server has been sent.
+// drain reads all data that has arrived at the server.
 func (e *ends) drain() *sync.WaitGroup {
 	var reading sync.WaitGroup
 	reading.Go(func() { _, _ = io.Copy(io.Discard, e.server) })

@@ -13,7 +13,7 @@ const day = 24 * time.Hour
 
 // Age is how long something has lasted, in one or two units: 450ms, 2.4s, 12s,
 // 2m30s, 12m, 2h11m, 3d4h, 400d. It rounds down, so that a threshold shown as
-// passed has been passed. What never happened, a negative age, is a dash.
+// passed has been passed. A negative age, of something that never happened, is a dash.
 func Age(d time.Duration) string {
 	switch {
 	case d < 0:
@@ -54,7 +54,7 @@ func Tenths(n time.Duration) string {
 	return fmt.Sprintf("%d.%d", n/10, n%10)
 }
 
-// Setting is a duration that somebody has chosen, exactly, in one unit: 2h, 75s,
+// Setting formats a duration that a user has chosen, exactly and in one unit: 2h, 75s,
 // 1500ms.
 func Setting(d time.Duration) string {
 	switch {

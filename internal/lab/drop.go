@@ -14,12 +14,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tableName is the nftables table of a namespace's rules, of family inet. Each
-// call of Drop has a base chain of its own in it, so that one batch adds a rule
-// and one removes it.
+// tableName is the name of the nftables table, of family inet, with a namespace's rules.
+// Each call of Drop adds its own base chain to it, so that one batch adds a rule and one
+// batch removes it.
 const tableName = "halfopen_lab"
 
-// A Direction says which packets a rule sees, from where the namespace stands.
+// A Direction selects the packets that the namespace sends, receives, or both.
 type Direction int
 
 // The directions.
@@ -29,26 +29,26 @@ const (
 	Out            // packets the namespace sends
 )
 
-// A Rule says which packets are lost.
+// A Rule selects the packets to drop.
 type Rule struct {
-	Port      uint16    // TCP source or destination port; 0 is every TCP packet
-	Class     uint8     // traffic class, as [SetClass] gives it to a socket; 0 is every class
-	Direction Direction // zero is both
-	Percent   int       // share of packets lost at random, 1 to 100
+	Port      uint16    // TCP source or destination port; 0: any port
+	Class     uint8     // traffic class, as [SetClass] gives it to a socket; 0: any class
+	Direction Direction // the zero value means both
+	Percent   int       // probability to drop a packet, 1 to 100 percent
 
-	// Apart never loses two packets of a direction in a row: only every second
-	// one is at risk, so Percent is at most 50. With a port for each connection,
-	// no connection can be unlucky for long.
+	// Apart never drops two packets of a direction in a row: only every second packet can
+	// be dropped, so Percent is at most 50. With one port for each connection, no
+	// connection loses many packets in a row by chance.
 	Apart bool
 }
 
-// Unreachable is a code of an ICMP and of an ICMPv6 message of the type
-// destination unreachable.
+// Unreachable is an ICMP or ICMPv6 message of type destination unreachable, given by its
+// ICMP code and its ICMPv6 code.
 type Unreachable struct{ V4, V6 uint8 }
 
-// What a router may say of a destination. The first two are no reason for TCP to
-// give an established connection up, and make it retransmit faster (RFC 6069);
-// only the first of IPv6's.
+// Messages that a router may send about a destination. TCP does not give up an established
+// connection because of the first two; it retransmits faster (RFC 6069). With IPv6, only
+// the first one makes it faster.
 var (
 	NetUnreachable   = Unreachable{0, 0}
 	HostUnreachable  = Unreachable{1, 3}
@@ -64,34 +64,34 @@ func (r Rule) Validate() error {
 		return fmt.Errorf("unknown direction %d", r.Direction)
 	}
 	if r.Class&3 != 0 {
-		return fmt.Errorf("class %#x has bits that are not TCP's to keep (ECN)", r.Class)
+		return fmt.Errorf("class %#x uses the two bits of ECN, which TCP sets itself", r.Class)
 	}
 	if r.Percent < 1 || r.Percent > 100 {
 		return fmt.Errorf("percent %d is not in 1 to 100", r.Percent)
 	}
 	if r.Apart && r.Percent > 50 {
-		return fmt.Errorf("percent %d cannot be lost without two in a row", r.Percent)
+		return fmt.Errorf("a loss of %d percent needs two packets in a row, which Apart forbids", r.Percent)
 	}
 	return nil
 }
 
-// Drop loses the TCP packets that match r, in silence: no ICMP, no RST, and no
-// error to the sender. The rule is in force when Drop returns; several rules add
-// up. remove takes the rule away again; it may be called twice, and after Close.
+// Drop drops the TCP packets that match r silently: the sender gets no ICMP message, no RST
+// and no error. The rule is in force when Drop returns; several rules add up. remove
+// removes the rule; it may be called twice, and after Close.
 //
-// Packets are lost where they arrive: those In at this namespace's input hook,
-// those Out at its peer's. The output hook would not do. There a drop is no loss
-// on the way but an error to the sender's TCP, -EPERM from ip_queue_xmit: it
-// takes the segment as never sent and polls with the zero-window probe timer
-// (tcp_write_xmit, tcp_check_probe_timer) instead of retransmitting.
+// Drop works where packets arrive: for In at this namespace's input hook, for Out at that
+// of its peer. The output hook would not simulate a loss: a drop there is an error for the
+// sender's TCP, -EPERM from ip_queue_xmit. TCP then treats the segment as never sent, and
+// polls with the zero-window probe timer (tcp_write_xmit, tcp_check_probe_timer) instead of
+// retransmitting.
 //
-// A big segment that no link has cut up counts as one packet.
+// A large segment that no link has split counts as one packet.
 func (n *Namespace) Drop(r Rule) (remove func() error, err error) {
 	return n.refuse(r, nil)
 }
 
-// Reject loses packets as Drop does, and answers each with an ICMP or ICMPv6
-// message, unthrottled.
+// Reject drops packets as Drop does, and answers each with an ICMP or ICMPv6 message,
+// without the kernel's rate limit.
 func (n *Namespace) Reject(r Rule, why Unreachable) (remove func() error, err error) {
 	return n.refuse(r, &why)
 }
@@ -118,11 +118,11 @@ func (n *Namespace) refuse(r Rule, why *Unreachable) (remove func() error, err e
 	return remove, nil
 }
 
-// An arrival is where the packets of a direction come in: a link of a namespace,
+// An arrival is a place where the packets of a direction arrive: one link of a namespace,
 // or all its links.
 type arrival struct {
 	at   *Namespace
-	link string // empty for every link
+	link string // empty: all links
 }
 
 func (n *Namespace) arrivals(d Direction) []arrival {
@@ -138,8 +138,8 @@ func (n *Namespace) arrivals(d Direction) []arrival {
 	return list
 }
 
-// lose puts r at the namespace's input hook, for packets from a link; why is nil
-// where no ICMP message answers.
+// lose adds r to the namespace's input hook, for packets from a link. why is the ICMP
+// answer; nil: none.
 func (n *Namespace) lose(r Rule, why *Unreachable, link string) (undo func() error, err error) {
 	if why != nil {
 		if err := n.unthrottleICMP(); err != nil {
@@ -170,7 +170,7 @@ func (n *Namespace) lose(r Rule, why *Unreachable, link string) (undo func() err
 		return nil, fmt.Errorf("add drop rule: %w", err)
 	}
 	return func() error {
-		err := n.nft(func(conn *nftables.Conn) { conn.DelChain(chain) }) // and its rules
+		err := n.nft(func(conn *nftables.Conn) { conn.DelChain(chain) }) // also deletes its rules
 		if err != nil && !errors.Is(err, ErrClosed) {
 			return fmt.Errorf("remove drop rule: %w", err)
 		}
@@ -178,7 +178,7 @@ func (n *Namespace) lose(r Rule, why *Unreachable, link string) (undo func() err
 	}, nil
 }
 
-// nft sends one batch to the namespace's nftables: all of it holds, or nothing.
+// nft sends one batch to the namespace's nftables, which accepts all of it or nothing.
 func (n *Namespace) nft(batch func(*nftables.Conn)) error {
 	return n.Do(func() error {
 		conn, err := nftables.New()
@@ -190,8 +190,8 @@ func (n *Namespace) nft(batch func(*nftables.Conn)) error {
 	})
 }
 
-// unthrottleICMP has the namespace send every destination unreachable, instead of
-// some a second to each host.
+// unthrottleICMP makes the namespace send every message of type destination unreachable.
+// By default the kernel sends only a few per second to each host.
 func (n *Namespace) unthrottleICMP() error {
 	if err := n.Sysctl("net.ipv4.icmp_ratemask", "0"); err != nil {
 		return err
@@ -202,8 +202,8 @@ func (n *Namespace) unthrottleICMP() error {
 	return n.Sysctl("net.ipv6.icmp.ratemask", "0") // a type that is never sent
 }
 
-// exprs returns the rules of one chain, in the kernel's terms: one for every way
-// in which a packet may match.
+// exprs returns the rules of one chain as nftables expressions: one rule for each way in
+// which a packet may match.
 func (r Rule) exprs(link string, why *Unreachable) [][]expr.Any {
 	match := slices.Concat(matchLink(link), matchTCP())
 	ports := [][]expr.Any{nil}
@@ -223,8 +223,8 @@ func (r Rule) exprs(link string, why *Unreachable) [][]expr.Any {
 	return rules
 }
 
-// matchClass matches a family's packets of a traffic class: the DS field, without
-// the two bits of ECN.
+// matchClass matches the packets of an address family that have a traffic class, that is,
+// the DS field without the two bits of ECN.
 func matchClass(family, class byte) []expr.Any {
 	if family == 0 {
 		return nil
@@ -236,7 +236,7 @@ func matchClass(family, class byte) []expr.Any {
 	if class == 0 {
 		return match
 	}
-	// IPv4 has it in the second byte; IPv6 after the four bits of the version.
+	// IPv4 has the field in the second byte; IPv6 after the four bits of the version.
 	offset, mask, want := uint32(1), []byte{0xfc}, []byte{class}
 	if family == unix.NFPROTO_IPV6 {
 		offset, mask, want = 0, []byte{0x0f, 0xc0}, []byte{class >> 4, class << 4}
@@ -268,8 +268,8 @@ func matchTCP() []expr.Any {
 	}
 }
 
-// matchPort matches the port at an offset of the TCP header: 0 is the source, 2
-// the destination.
+// matchPort matches the port at an offset of the TCP header: 0 for the source port, 2 for
+// the destination port.
 func matchPort(offset uint32, port uint16) []expr.Any {
 	return []expr.Any{
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: 2},
@@ -277,7 +277,7 @@ func matchPort(offset uint32, port uint16) []expr.Any {
 	}
 }
 
-// verdict draws the lot, counts the packet and drops it, or sends it back.
+// verdict chooses packets at random, counts each of them, and drops or rejects it.
 func (r Rule) verdict(family byte, why *Unreachable) []expr.Any {
 	end := []expr.Any{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}}
 	if why != nil {
@@ -301,7 +301,7 @@ func (r Rule) verdict(family byte, why *Unreachable) []expr.Any {
 	return slices.Concat(lot(r.Percent), end)
 }
 
-// lot lets so many packets of 100 pass on to the next expression.
+// lot passes percent of 100 packets on to the next expression, at random.
 func lot(percent int) []expr.Any {
 	return []expr.Any{
 		&expr.Numgen{Register: 1, Type: unix.NFT_NG_RANDOM, Modulus: 100},

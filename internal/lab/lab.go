@@ -18,30 +18,29 @@ import (
 // linkName is the name of the veth in each namespace.
 const linkName = "eth0"
 
-// linkTimeout bounds the wait for the veth to carry packets, which takes
+// linkTimeout is the longest wait until the veth carries packets, which usually takes
 // milliseconds.
 const linkTimeout = 10 * time.Second
 
-// A Lab is two namespaces joined by a veth pair.
+// A Lab has two network namespaces, joined by a veth pair.
 type Lab struct {
-	Client *Namespace // the first address of each subnet
-	Server *Namespace // the second
+	Client *Namespace // has the first address of each subnet
+	Server *Namespace // has the second address of each subnet
 }
 
-// Subnets returns the subnets of the labs with a number: of 0 they are 10.77.0.0/24 and
-// fd77::/64.
+// Subnets returns the IPv4 and IPv6 subnets of the labs with a number: 10.77.0.0/24 and
+// fd77::/64 for number 0.
 func Subnets(number uint8) (ipv4, ipv6 netip.Prefix) {
 	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 77, number, 0}), 24),
 		netip.PrefixFrom(netip.AddrFrom16([16]byte{0: 0xfd, 1: 0x77, 7: number}), 64)
 }
 
-// New makes a lab in the subnets with the number 0. Traffic passes both ways, on IPv4 and
-// IPv6, when it returns. The error is [ErrPrivilege] when the process may not make
-// namespaces.
+// New makes a lab in the subnets with number 0. When it returns, IPv4 and IPv6 traffic
+// passes both ways. The error is [ErrPrivilege] if the process may not make namespaces.
 func New() (*Lab, error) { return NewIn(0) }
 
-// NewIn makes a lab, as New does, in the subnets with this number: for those who tell
-// their packets by address from those of other labs.
+// NewIn makes a lab as New does, in the subnets with this number. Use it if the addresses
+// must differ from those of other labs.
 func NewIn(number uint8) (*Lab, error) {
 	client, err := NewNamespace()
 	if err != nil {
@@ -58,12 +57,12 @@ func NewIn(number uint8) (*Lab, error) {
 	return l, nil
 }
 
-// Close removes both namespaces and everything in them. It may be called again.
+// Close removes both namespaces and everything in them. A second call does nothing.
 func (l *Lab) Close() error {
 	return errors.Join(l.Client.Close(), l.Server.Close())
 }
 
-// join connects the namespaces and gives them their addresses.
+// join connects the namespaces and assigns their addresses.
 func (l *Lab) join(number uint8) error {
 	err := l.Client.Do(func() error {
 		return netlink.LinkAdd(&netlink.Veth{
@@ -77,8 +76,8 @@ func (l *Lab) join(number uint8) error {
 	}
 	l.Client.peer, l.Server.peer = l.Server, l.Client
 
-	// Both ends go up before either is waited for: a veth has no carrier until
-	// its peer is up.
+	// Set both ends up before waiting for either: a veth has no carrier until its peer is
+	// up.
 	for _, n := range []*Namespace{l.Client, l.Server} {
 		if err := n.Do(func() error { return linkUp(linkName) }); err != nil {
 			return err
@@ -95,11 +94,11 @@ func (l *Lab) join(number uint8) error {
 	return nil
 }
 
-// addAddrs waits for the veth to be operational, then gives it its addresses; no
-// IPv6 address on a kernel booted without IPv6.
+// addAddrs waits until the veth is operational, then assigns its addresses. It skips IPv6
+// if the kernel was booted without it.
 func (n *Namespace) addAddrs(addr4, addr6 netip.Prefix) error {
 	prefixes := []netip.Prefix{addr4, addr6}
-	// A host may hand its own disable_ipv6 down to new namespaces
+	// New namespaces may inherit the host's disable_ipv6
 	// (net.core.devconf_inherit_init_net).
 	err := n.Sysctl("net.ipv6.conf.all.disable_ipv6", "0")
 	if errors.Is(err, os.ErrNotExist) {
@@ -118,8 +117,8 @@ func (n *Namespace) addAddrs(addr4, addr6 netip.Prefix) error {
 				Mask: net.CIDRMask(prefix.Bits(), prefix.Addr().BitLen()),
 			}}
 			if prefix.Addr().Is6() {
-				// Without this the address is unusable for the second or so
-				// that duplicate address detection takes.
+				// Otherwise the address is unusable for about a second, until
+				// duplicate address detection ends.
 				addr.Flags = unix.IFA_F_NODAD
 			}
 			if err := netlink.AddrAdd(link, addr); err != nil {
@@ -150,9 +149,8 @@ func linkUp(name string) error {
 	return nil
 }
 
-// waitLink waits until a link of the calling thread's namespace is operational.
-// The kernel gets there by itself, on a work queue, once both ends are up; until
-// then it discards what is sent.
+// waitLink waits until a link of the calling thread's namespace is operational. When both
+// ends are up, the kernel makes it so on a work queue; until then it discards packets.
 func waitLink(name string) (netlink.Link, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), linkTimeout)
 	defer cancel()

@@ -13,18 +13,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lockTimeout bounds the wait for the writer to get stuck, which takes
+// lockTimeout is the longest wait until the writer is stuck, which usually takes
 // microseconds.
 const lockTimeout = 10 * time.Second
 
 // LockSocket holds the lock of a connection's socket until release is called, as a process
-// does that is in the middle of a system call: the socket's write timer defers its work
-// until then, its keepalive timer tries again every 50 ms, and what arrives waits. On
-// release one byte of zero is sent, for which the send buffer needs room.
+// does in the middle of a system call. Until then the socket's write timer defers its work,
+// its keepalive timer tries again every 50 ms, and arriving segments wait. release sends
+// one zero byte, so the send buffer must have room for it.
 //
-// A thread writes from a page that does not exist yet and whose faults user space handles
-// (userfaultfd(2)). tcp_sendmsg() copies with the socket's lock held, so it sleeps with the
-// lock until release provides the page. That takes root, or /dev/userfaultfd.
+// A thread writes from a page that does not exist yet, and whose faults user space handles
+// (userfaultfd(2)). tcp_sendmsg() holds the socket's lock while it copies, so it sleeps with
+// the lock until release provides the page. This needs root, or /dev/userfaultfd.
 func LockSocket(c syscall.Conn) (release func() error, err error) {
 	l := &socketLock{fd: -1, done: make(chan error, 1)}
 	if err := l.prepare(); err != nil {
@@ -66,14 +66,14 @@ func LockSocket(c syscall.Conn) (release func() error, err error) {
 	}), nil
 }
 
-// socketLock is a page that is not there yet, and what handles its faults.
+// socketLock is a page that does not exist yet, and the userfaultfd that handles its faults.
 type socketLock struct {
 	fd   int
 	page uintptr
-	done chan error // of the writer
+	done chan error // gets the writer's error
 }
 
-// The requests of include/uapi/linux/userfaultfd.h, and the one message.
+// Requests and the one message of include/uapi/linux/userfaultfd.h.
 const (
 	uffdAPI         = 0xaa
 	uffdioAPI       = 0xc018aa3f
@@ -122,9 +122,9 @@ func (l *socketLock) stuck() error {
 		case err := <-l.done:
 			l.done <- err
 			if err == nil {
-				err = errors.New("it needed no page")
+				err = errors.New("the write needed no page")
 			}
-			return fmt.Errorf("nothing was held, the write is over: %w", err)
+			return fmt.Errorf("the write has ended without holding the socket: %w", err)
 		default:
 		}
 		if n, err := unix.Poll(fds, 10); err != nil && err != unix.EINTR {
@@ -138,7 +138,7 @@ func (l *socketLock) stuck() error {
 	return fmt.Errorf("no page fault within %s", lockTimeout)
 }
 
-// give makes the page be there, which wakes the writer.
+// give provides the page, which wakes the writer.
 func (l *socketLock) give() error {
 	zero := struct{ start, len, mode, zeropage uint64 }{uint64(l.page), uint64(unix.Getpagesize()), 0, 0}
 	return l.ioctl(uffdioZeropage, unsafe.Pointer(&zero))

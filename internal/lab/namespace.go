@@ -19,17 +19,16 @@ import (
 )
 
 var (
-	// ErrPrivilege is returned where the process may not make namespaces.
+	// ErrPrivilege is the error of a process that may not make namespaces.
 	ErrPrivilege = errors.New("network namespaces need CAP_SYS_ADMIN and CAP_NET_ADMIN: run as root")
 
-	// ErrClosed is returned by every use of a Namespace after its Close.
+	// ErrClosed is the error of every use of a Namespace after its Close.
 	ErrClosed = errors.New("network namespace is closed")
 
 	errExited = errors.New("function ended its goroutine")
 )
 
-// A Namespace is one private network namespace. Its methods may be called from
-// any goroutine.
+// A Namespace is a private network namespace. It is safe for concurrent use.
 type Namespace struct {
 	holder *os.Process
 	inode  uint32
@@ -37,7 +36,7 @@ type Namespace struct {
 	addr6  netip.Addr
 	peer   *Namespace // at the other end of the veth, or nil
 
-	jobs chan func()   // for the keeper's thread
+	jobs chan func()   // functions for the keeper's thread to run
 	quit chan struct{} // closed by Close
 	done chan struct{} // closed by the keeper when nothing is left
 
@@ -48,8 +47,8 @@ type Namespace struct {
 	closeErr error // set before done is closed
 }
 
-// NewNamespace makes a namespace with nothing in it but a loopback link, which
-// is up. The error is [ErrPrivilege] when the process may not.
+// NewNamespace makes a namespace that has only a loopback link, which is up. The error is
+// [ErrPrivilege] if the process may not make namespaces.
 func NewNamespace() (*Namespace, error) {
 	n := &Namespace{
 		ns:   netns.None(),
@@ -65,8 +64,8 @@ func NewNamespace() (*Namespace, error) {
 	return n, nil
 }
 
-// keep is the life of the keeper's thread: it starts the holder, enters the
-// namespace, and forks there what [Namespace.Start] asks for, until Close.
+// keep runs on the keeper's thread until Close: it starts the holder, enters the namespace,
+// and forks the commands of [Namespace.Start] there.
 func (n *Namespace) keep(ready chan<- error) {
 	defer close(n.done)
 	err := n.open()
@@ -113,11 +112,11 @@ func (n *Namespace) open() error {
 	return linkUp("lo")
 }
 
-// release undoes open, however far it got.
+// release undoes open, also after an error of open.
 func (n *Namespace) release() error {
-	// A connection closed while its peer is out of reach is an orphan that holds
-	// the namespace in the kernel for minutes, 8 retransmissions of its FIN. One
-	// is enough here; it does not matter if this fails.
+	// A connection that was closed while its peer was unreachable is an orphan. It keeps
+	// the namespace in the kernel for minutes, until 8 retransmissions of its FIN. Reduce
+	// these to one; an error does not matter.
 	_ = n.Sysctl("net.ipv4.tcp_orphan_retries", "1")
 
 	var errs []error
@@ -139,8 +138,8 @@ func (n *Namespace) release() error {
 	return errors.Join(errs...)
 }
 
-// Close removes the namespace and kills what [Namespace.Start] left running in
-// it. It may be called again, and then returns the same error.
+// Close removes the namespace and kills the commands of [Namespace.Start] that still run in
+// it. A second call returns the same error.
 func (n *Namespace) Close() error {
 	n.mu.Lock()
 	select {
@@ -153,12 +152,12 @@ func (n *Namespace) Close() error {
 	return n.closeErr
 }
 
-// Inode returns the inode of the namespace, which names it in /proc/PID/ns/net
-// and in the kernel.
+// Inode returns the inode number of the namespace, by which /proc/PID/ns/net and the kernel
+// identify it.
 func (n *Namespace) Inode() uint32 { return n.inode }
 
-// Path returns the file of the namespace, /proc/PID/ns/net of its holder, as
-// nsenter --net= takes it. It exists until Close.
+// Path returns the path of the namespace's file, /proc/PID/ns/net of its holder, for
+// nsenter --net=. The file exists until Close.
 func (n *Namespace) Path() string {
 	return fmt.Sprintf("/proc/%d/ns/net", n.holder.Pid)
 }
@@ -169,11 +168,11 @@ func (n *Namespace) Addr4() netip.Addr { return n.addr4 }
 // Addr6 returns the IPv6 address of the veth, or the zero Addr if there is none.
 func (n *Namespace) Addr6() netip.Addr { return n.addr6 }
 
-// Do runs f inside the namespace and returns its error. f has an OS thread to
-// itself, which ends with it; goroutines that f starts are outside again.
+// Do runs f inside the namespace and returns its error. f has its own OS thread, which ends
+// with f; goroutines that f starts run outside the namespace.
 //
-// /proc/net and /proc/self/net are those of the main thread, which is outside:
-// read /proc/thread-self/net. /proc/sys/net is that of the calling thread.
+// /proc/net and /proc/self/net show the namespace of the main thread, which is outside:
+// read /proc/thread-self/net instead. /proc/sys/net shows that of the calling thread.
 func (n *Namespace) Do(f func() error) error {
 	err := errExited // unless f returns
 	done := make(chan struct{})
@@ -189,7 +188,7 @@ func (n *Namespace) Do(f func() error) error {
 	return err
 }
 
-// enter moves the calling thread into the namespace, for good.
+// enter moves the calling thread into the namespace permanently.
 func (n *Namespace) enter() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -202,9 +201,8 @@ func (n *Namespace) enter() error {
 	return nil
 }
 
-// Start starts cmd inside the namespace, as [exec.Cmd.Start] does; the caller
-// must Wait for it. It is killed when the namespace is closed or this process
-// dies.
+// Start starts cmd inside the namespace, as [exec.Cmd.Start] does; the caller must Wait for
+// it. The command is killed when the namespace is closed or this process ends.
 func (n *Namespace) Start(cmd *exec.Cmd) error {
 	var attr syscall.SysProcAttr
 	if cmd.SysProcAttr != nil {
@@ -222,8 +220,8 @@ func (n *Namespace) Start(cmd *exec.Cmd) error {
 	}
 }
 
-// Output runs a command inside the namespace and returns what it wrote to
-// stdout. The error of a command that fails carries its stderr.
+// Output runs a command inside the namespace and returns its stdout. If the command fails,
+// the error contains its stderr.
 func (n *Namespace) Output(name string, args ...string) ([]byte, error) {
 	var stdout, stderr bytes.Buffer
 	cmd := exec.Command(name, args...)
@@ -238,9 +236,9 @@ func (n *Namespace) Output(name string, args ...string) ([]byte, error) {
 	return stdout.Bytes(), nil
 }
 
-// Sysctl sets a sysctl of the namespace. The key is written as for sysctl(8),
-// "net.ipv4.tcp_retries2"; a dot inside a link's name is written as a slash. Keys
-// outside "net." are the whole machine's, and refused.
+// Sysctl sets a sysctl of the namespace. The key has the form of sysctl(8),
+// "net.ipv4.tcp_retries2", with a slash for each dot inside a link's name. It refuses keys
+// outside "net.", because they belong to the whole machine.
 func (n *Namespace) Sysctl(key, value string) error {
 	path := filepath.Join("/proc/sys", strings.Map(func(r rune) rune {
 		switch r {
@@ -252,7 +250,7 @@ func (n *Namespace) Sysctl(key, value string) error {
 		return r
 	}, key))
 	if !strings.HasPrefix(path, "/proc/sys/net/") {
-		return fmt.Errorf("set sysctl %s: not of a network namespace", key)
+		return fmt.Errorf("set sysctl %s: it does not belong to a network namespace", key)
 	}
 	err := n.Do(func() error {
 		f, err := os.OpenFile(path, os.O_WRONLY, 0)

@@ -9,14 +9,14 @@ import (
 	"strings"
 )
 
-// Netstat returns the counters that the kernel keeps of the namespace's network
-// stack, /proc/net/snmp and /proc/net/netstat, under the names that nstat(8)
-// gives them: "TcpRetransSegs", "TcpExtTCPTimeouts".
+// Netstat returns the counters of the namespace's network stack from /proc/net/snmp and
+// /proc/net/netstat, by the names that nstat(8) prints: "TcpRetransSegs",
+// "TcpExtTCPTimeouts".
 func (n *Namespace) Netstat() (map[string]int, error) {
-	return readNetstat(strconv.Itoa(n.holder.Pid)) // which has never been anywhere else
+	return readNetstat(strconv.Itoa(n.holder.Pid)) // the holder is always in this namespace
 }
 
-// Netstat returns the same counters of the namespace that this process is in.
+// Netstat returns the same counters for the namespace of this process.
 func Netstat() (map[string]int, error) { return readNetstat("self") }
 
 func readNetstat(pid string) (map[string]int, error) {
@@ -33,8 +33,8 @@ func readNetstat(pid string) (map[string]int, error) {
 	return counters, nil
 }
 
-// parseNetstat reads pairs of lines: a protocol and its names, then the same
-// protocol and its values.
+// parseNetstat reads pairs of lines: a protocol with the names of its counters, then the
+// same protocol with their values.
 func parseNetstat(body string, into map[string]int) error {
 	var names []string
 	for line := range strings.Lines(body) {

@@ -16,9 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Listen opens a listening socket inside the namespace; network is "tcp", "tcp4"
-// or "tcp6". SO_KEEPALIVE is left off, for the connections it accepts too, and
-// it speaks plain TCP, not Go's default of MPTCP.
+// Listen opens a listening socket inside the namespace; network is "tcp", "tcp4" or "tcp6".
+// SO_KEEPALIVE is off, also for accepted connections. The socket uses plain TCP, not MPTCP,
+// which is Go's default.
 func (n *Namespace) Listen(network string, addr netip.AddrPort) (*net.TCPListener, error) {
 	config := net.ListenConfig{KeepAlive: -1}
 	config.SetMultipathTCP(false)
@@ -33,10 +33,9 @@ func (n *Namespace) Listen(network string, addr netip.AddrPort) (*net.TCPListene
 	return ln.(*net.TCPListener), nil
 }
 
-// Dial connects a socket created inside the namespace. SO_KEEPALIVE is left off.
-// Options change the dialer first, for instance its LocalAddr, or its Control to
-// set socket options before the SYN. The error is that of
-// [net.Dialer.DialContext], or [ErrClosed].
+// Dial connects a socket that it creates inside the namespace. SO_KEEPALIVE is off. The
+// options change the dialer first, for example its LocalAddr, or its Control to set socket
+// options before the SYN. The error is that of [net.Dialer.DialContext], or [ErrClosed].
 func (n *Namespace) Dial(ctx context.Context, addr netip.AddrPort, opts ...func(*net.Dialer)) (*net.TCPConn, error) {
 	dialer := net.Dialer{KeepAlive: -1}
 	dialer.SetMultipathTCP(false)
@@ -56,10 +55,10 @@ func (n *Namespace) Dial(ctx context.Context, addr netip.AddrPort, opts ...func(
 	return conn.(*net.TCPConn), nil
 }
 
-// SetKeepalive turns SO_KEEPALIVE on: the first probe after idle, the next ones
-// every interval, death after count probes without an answer. Durations are
-// rounded up to whole seconds, which is all the kernel knows; what is zero is
-// left to the namespace's sysctl.
+// SetKeepalive turns SO_KEEPALIVE on. The kernel sends the first probe after idle and
+// further ones every interval, and ends the connection after count unanswered probes. It
+// rounds durations up to whole seconds, the kernel's unit. A value of zero leaves the
+// setting to the namespace's sysctl.
 func SetKeepalive(c syscall.Conn, idle, interval time.Duration, count int) error {
 	return setsockopts(c, "set keepalive",
 		sockopt{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, ceil(idle, time.Second), idle == 0},
@@ -90,10 +89,10 @@ func Cookie(c syscall.Conn) (uint64, error) {
 	return cookie, nil
 }
 
-// SetClass gives what the socket sends from now on a traffic class (IP_TOS,
-// IPV6_TCLASS), by which a [Rule] can tell it from what other sockets send: one
-// connection can be cut without a rule of its own. A connection that is accepted
-// has its listener's. The two lowest bits are TCP's own.
+// SetClass gives the packets that the socket sends from now on a traffic class (IP_TOS,
+// IPV6_TCLASS). An existing [Rule] for that class then drops the packets of this connection,
+// which needs no rule of its own. An accepted connection inherits the class of its listener.
+// TCP itself uses the two lowest bits.
 func SetClass(c syscall.Conn, class uint8) error {
 	return control(c, func(fd int) error { return SetClassFD(fd, class) })
 }
@@ -114,8 +113,8 @@ func SetClassFD(fd int, class uint8) error {
 	return nil
 }
 
-// Info returns what the kernel says of a connection (TCP_INFO). Its State is the
-// kernel's number.
+// Info returns the kernel's information about a connection (TCP_INFO). Its State is the
+// kernel's number of the state.
 func Info(c syscall.Conn) (*unix.TCPInfo, error) {
 	var info *unix.TCPInfo
 	err := control(c, func(fd int) (err error) {
@@ -128,8 +127,8 @@ func Info(c syscall.Conn) (*unix.TCPInfo, error) {
 	return info, nil
 }
 
-// Disconnect ends a connection as connect() to nowhere does (AF_UNSPEC): the
-// socket stays, and could be connected again.
+// Disconnect ends a connection with connect() to AF_UNSPEC. The socket stays open, and
+// could be connected again.
 func Disconnect(c syscall.Conn) error {
 	return control(c, DisconnectFD)
 }
@@ -144,13 +143,13 @@ func DisconnectFD(fd int) error {
 	return nil
 }
 
-// Diag looks at the sockets of a namespace from outside, as ss does, and ends
-// them as `ss -K` does (sock_diag(7)). It may be used by several goroutines.
+// Diag finds the sockets of a namespace from outside, as ss does, and ends them as `ss -K`
+// does (sock_diag(7)). It is safe for concurrent use.
 type Diag struct {
 	sockets map[int]*nl.SocketHandle
 }
 
-// Diag opens a view of the namespace's sockets, until its Close.
+// Diag opens sock_diag in the namespace. The caller must Close it.
 func (n *Namespace) Diag() (*Diag, error) {
 	d := &Diag{}
 	err := n.Do(func() error {
@@ -164,18 +163,18 @@ func (n *Namespace) Diag() (*Diag, error) {
 	return d, nil
 }
 
-// Close ends the view.
+// Close closes the sock_diag socket.
 func (d *Diag) Close() { d.sockets[unix.NETLINK_INET_DIAG].Close() }
 
-// A Socket is what is to be seen of one: the kernel's numbers of its state and of
-// the timer that is running, and its cookie.
+// A Socket has the kernel's numbers of a socket's state and running timer, and the socket's
+// cookie.
 type Socket struct {
 	State, Timer uint8
 	Cookie       uint64
 }
 
-// Find looks for the connection between two ends; for any if the cookie is 0. The
-// error is ENOENT where there is none.
+// Find returns the connection between two ends that has this cookie; 0: any cookie. The
+// error is ENOENT if there is none.
 func (d *Diag) Find(local, remote netip.AddrPort, cookie uint64) (Socket, error) {
 	messages, err := d.execute(nl.SOCK_DIAG_BY_FAMILY, 0, diagRequest{local, remote, cookie})
 	if err != nil {
@@ -207,13 +206,13 @@ func (d *Diag) execute(proto, flags int, r diagRequest) ([][]byte, error) {
 // diagRequest is struct inet_diag_req_v2.
 type diagRequest struct {
 	local, remote netip.AddrPort
-	cookie        uint64 // 0 for any
+	cookie        uint64 // 0: any
 }
 
-// Len is that of Serialize.
+// Len returns the length of the bytes that Serialize returns.
 func (diagRequest) Len() int { return 56 }
 
-// Serialize returns the request as the kernel takes it.
+// Serialize returns the request in the kernel's layout.
 func (r diagRequest) Serialize() []byte {
 	b := make([]byte, 0, r.Len())
 	family := byte(unix.AF_INET)
@@ -274,8 +273,8 @@ func control(c syscall.Conn, f func(fd int) error) error {
 	return ferr
 }
 
-// ceil returns d in units, rounded up; what is negative stays so, for the kernel
-// to refuse.
+// ceil returns d in units, rounded up. A negative value stays negative, so that the kernel
+// refuses it.
 func ceil(d, unit time.Duration) int {
 	n := int(d / unit)
 	if d%unit > 0 {

@@ -8,21 +8,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// onThread runs f in a goroutine that has an OS thread to itself. The thread
-// ends with f, so f may leave it in another namespace.
+// onThread runs f in a goroutine that has its own OS thread. The thread ends with f, so f
+// may leave it in another namespace.
 //
-// The main thread is never used. It cannot end before the process: the runtime
-// would park it in f's namespace for ever, and keep that alive, and as
-// /proc/self it would speak for the whole process.
+// onThread never uses the main thread, which cannot end before the process: the runtime
+// would park it in f's namespace, which would keep the namespace alive, and /proc/self
+// would show that namespace for the whole process.
 func onThread(f func()) {
 	go func() {
-		runtime.LockOSThread() // and never unlocked: that is what ends the thread
+		runtime.LockOSThread() // and never unlocks it, so the thread ends with the goroutine
 		if unix.Gettid() != unix.Getpid() {
 			f()
 			return
 		}
-		// Sit on the main thread until another goroutine has locked itself to
-		// a thread, which then must be a different one.
+		// Occupy the main thread until another goroutine has locked itself to a thread,
+		// which must then be a different one.
 		locked := make(chan struct{})
 		go func() {
 			runtime.LockOSThread()

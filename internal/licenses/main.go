@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Licenses writes what `halfopen version --licenses` prints: the licences and
-// notices of everything that is in the binary, of each module its version. `make
-// generate` runs it. A module without a licence is an error.
+// Licenses writes the text that `halfopen version --licenses` prints: the licences and
+// notices of all code in the binary, with the version of each module. `make generate` runs
+// it. It fails if a module has no licence.
 package main
 
 import (
@@ -40,7 +40,7 @@ func run(args []string) error {
 		{name: "halfopen's BPF programs", dirs: []string{"bpf"}},
 		{name: "libbpf", versionIn: "bpf/libbpf/README.md", dirs: []string{"bpf/libbpf"}},
 		{name: "uPlot", versionIn: "exporter/web/uplot/uPlot.esm.js", dirs: []string{"exporter/web/uplot"}},
-		{name: "Go", dirs: []string{strings.TrimSpace(string(goroot))}}, // of the version that built the binary
+		{name: "Go", dirs: []string{strings.TrimSpace(string(goroot))}}, // the version that builds the binary
 	}
 	modules, err := linked("./cmd/halfopen")
 	if err != nil {
@@ -53,20 +53,20 @@ func run(args []string) error {
 	return os.WriteFile(args[0], text, 0o644)
 }
 
-// A part is something of its own in the binary.
+// A part is code in the binary that has its own licence.
 type part struct {
 	name, version string
 	versionIn     string   // the file whose first version number is the version
-	dirs          []string // where its licences are
+	dirs          []string // directories that have its licences
 }
 
-// architectures are those that the binary is built for. The notices are the same
-// for all of them.
+// architectures are the architectures for which the binary is built. One text has the
+// notices for all of them.
 var architectures = []string{"amd64", "arm64", "riscv64"}
 
 // linked returns the modules that a command is linked with, sorted by name.
-// The directories of a module are those of its linked packages and what is above
-// them: a package may have a licence of its own.
+// The directories of a module are those of its linked packages and their parents, because
+// a package may have its own licence.
 func linked(command string) ([]part, error) {
 	modules := make(map[string]*part)
 	for _, arch := range architectures {
@@ -86,9 +86,9 @@ func linked(command string) ([]part, error) {
 			if err := dec.Decode(&p); errors.Is(err, io.EOF) {
 				break
 			} else if err != nil {
-				return nil, fmt.Errorf("decode what go list says: %w", err)
+				return nil, fmt.Errorf("decode the output of go list: %w", err)
 			}
-			if p.Module == nil || p.Module.Main { // the standard library, or ours
+			if p.Module == nil || p.Module.Main { // the standard library, or a package of halfopen
 				continue
 			}
 			m := modules[p.Module.Path]
@@ -121,7 +121,7 @@ var (
 
 const rule = "================================================================================\n"
 
-// notices prints each text once, below the parts that it belongs to.
+// notices prints each licence text once, below the names of its parts.
 func notices(parts []part) ([]byte, error) {
 	type shared struct{ text, of string }
 	var texts []*shared
@@ -132,7 +132,7 @@ func notices(parts []part) ([]byte, error) {
 				return nil, err
 			}
 			if p.version = string(number.Find(body)); p.version == "" {
-				return nil, fmt.Errorf("%s names no version of %s", p.versionIn, p.name)
+				return nil, fmt.Errorf("%s does not name a version of %s", p.versionIn, p.name)
 			}
 		}
 		found := false
@@ -170,7 +170,7 @@ func notices(parts []part) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// output runs a command with more environment and returns what it prints.
+// output runs a command with additional environment variables and returns its output.
 func output(env []string, name string, args ...string) ([]byte, error) {
 	cmd := exec.Command(name, args...)
 	cmd.Env = append(os.Environ(), env...)

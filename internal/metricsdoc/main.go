@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Metricsdoc writes docs/metrics.md from what the exporter registers: `make
-// generate` runs it. What the code cannot say, the query that one would write and
-// what the values of labels mean, is in queries.go and values.go; it fails where
-// those leave something out, or have what is not there.
+// Metricsdoc writes docs/metrics.md from the metrics that the exporter registers. `make
+// generate` runs it. The queries and the meanings of label values are in queries.go and
+// values.go. It fails if these lack a metric or value, or have one that does not exist.
 package main
 
 import (
@@ -48,8 +47,8 @@ func run(args []string) error {
 	return os.WriteFile(args[0], text, 0o644)
 }
 
-// An example has a series of what is otherwise only there when a kernel or a
-// zombie is.
+// An example is a source with a value for each metric, also for those that otherwise need
+// loaded kernel programs or a zombie.
 type example struct{ exporter.Source }
 
 func (example) Stats() (collector.Stats, error) {
@@ -69,7 +68,7 @@ func (example) Stats() (collector.Stats, error) {
 	return s, nil
 }
 
-// registered is everything that is named halfopen_*, sorted by name.
+// registered returns all metrics named halfopen_*, sorted by name.
 func registered() ([]*dto.MetricFamily, error) {
 	r := prometheus.NewPedanticRegistry()
 	for _, c := range []prometheus.Collector{
@@ -83,10 +82,10 @@ func registered() ([]*dto.MetricFamily, error) {
 	return r.Gather()
 }
 
-// free are the labels whose values are not ours to list.
+// free has the labels whose values cannot be listed, each with its meaning.
 var free = map[string]string{
-	"owner":       "the owner as it was first found: a pod's UID, else 12 digits of a container's id, else a systemd unit, else a process's name. It is escaped as in the table of `halfopen list`, and empty if nobody is known. At most 49 owners have a series of their own, and an owner keeps it while it has zombies. `other` sums up the owners without one. When another owner needs a series, the agent takes that of an owner without zombies, at most 49 times an hour",
-	"remote_port": "the port of the service that the peer is; empty where the peer is a client",
+	"owner":       "the first known name of the owner: a pod's UID, else 12 digits of a container's id, else a systemd unit, else a process's name. It is escaped as in the table of `halfopen list`, and empty if no owner is known. At most 49 owners have a series of their own, and an owner keeps it while it has zombies. `other` sums up the owners without one. When another owner needs a series, the agent takes that of an owner without zombies, at most 49 times an hour",
+	"remote_port": "the port of the service that the peer is; empty if the peer is a client",
 	"program":     "the tracepoint, as the kernel names it",
 	"version":     "", "revision": "", "branch": "", "goversion": "", "goos": "", "goarch": "", "tags": "",
 }
@@ -136,10 +135,10 @@ func reference(families []*dto.MetricFamily) ([]byte, error) {
 		fmt.Fprintf(&out, "\n%s\n\n```promql\n%s\n```\n", q.question, q.promql)
 	}
 	for name := range asked {
-		errs = append(errs, fmt.Errorf("queries.go has %s, which nobody exports", name))
+		errs = append(errs, fmt.Errorf("queries.go has %s, which the exporter does not have", name))
 	}
 	for key := range told {
-		errs = append(errs, fmt.Errorf("values.go has %s, which nobody exports", key))
+		errs = append(errs, fmt.Errorf("values.go has %s, which the exporter does not have", key))
 	}
 	return out.Bytes(), errors.Join(errs...)
 }
@@ -153,7 +152,7 @@ func sorted(meanings []meaning) []string {
 	return names
 }
 
-// unit is what Prometheus's names end in, or what the query's entry says.
+// unit returns the unit at the end of the metric's name, or else the unit of its query.
 func unit(name string, q query) string {
 	switch {
 	case q.unit != "":
@@ -171,7 +170,7 @@ type label struct {
 	values map[string]bool
 }
 
-// labels are those of a family, in the order of its series.
+// labels returns the labels of a family, in the order of its series.
 func labels(f *dto.MetricFamily) []label {
 	var all []label
 	for _, m := range f.GetMetric() {

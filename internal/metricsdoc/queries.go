@@ -6,17 +6,17 @@ const preface = `<!-- Written by make generate (internal/metricsdoc) from the ex
 
 # Metrics
 
-What ` + "`halfopen agent`" + ` has at ` + "`/metrics`" + `, as Prometheus's text or OpenMetrics, and with
-each metric the query that one would write first. Besides these there are ` + "`go_*`" + ` and
-` + "`process_*`" + `, of the agent itself, and ` + "`promhttp_*`" + `, of its scrapes. No address, port of a
-client, cookie or pid is ever a label. Every series whose labels are listed here exists
-from the start, at 0.
+` + "`halfopen agent`" + ` serves these metrics at ` + "`/metrics`" + `, in Prometheus's text format or as
+OpenMetrics. Each metric has an example of a query. The agent also serves ` + "`go_*`" + ` and
+` + "`process_*`" + ` about itself, and ` + "`promhttp_*`" + ` about its scrapes. An address, the port of a
+client, a cookie or a pid is never a label. Every series whose label values are listed here
+exists from the start, at 0.
 
-[deploy/prometheus](../deploy/prometheus/README.md) has alerts made of them,
-[deploy/grafana](../deploy/grafana/README.md) dashboards.
+[deploy/prometheus](../deploy/prometheus/README.md) has alerts that use them,
+and [deploy/grafana](../deploy/grafana/README.md) has dashboards.
 `
 
-// A query answers a question, and tells the unit where the metric's name does not.
+// A query is an example for one metric. It has a unit if the metric's name has none.
 type query struct{ question, promql, unit string }
 
 var queries = map[string]query{
@@ -25,7 +25,7 @@ var queries = map[string]query{
 		`halfopen_bpf_program_attached == 0`, "1 or 0",
 	},
 	"halfopen_build_info": {
-		"How many agents run which version:",
+		"The number of agents of each version:",
 		`count by (version) (halfopen_build_info)`, "always 1",
 	},
 	"halfopen_census_duration_seconds": {
@@ -33,7 +33,7 @@ var queries = map[string]query{
 		`topk(10, halfopen_census_duration_seconds)`, "",
 	},
 	"halfopen_census_interval_seconds": {
-		"Where the census is stretched, so as to keep to `--census-cpu`:",
+		"Nodes whose census interval is longer, to stay within `--census-cpu`:",
 		`halfopen_census_interval_seconds > 15`, "",
 	},
 	"halfopen_census_namespaces": {
@@ -41,11 +41,11 @@ var queries = map[string]query{
 		`halfopen_census_namespaces`, "network namespaces",
 	},
 	"halfopen_census_namespaces_own_table": {
-		"Nodes where somebody makes namespaces with hash tables of their own (`net.ipv4.tcp_child_ehash_entries`), which a census may take minutes to walk; `halfopen doctor` names them",
+		"Nodes with namespaces that have hash tables of their own (`net.ipv4.tcp_child_ehash_entries`), which a census may take minutes to walk; `halfopen doctor` names some:",
 		`halfopen_census_namespaces_own_table > 0`, "network namespaces",
 	},
 	"halfopen_census_namespaces_unvisited": {
-		"Nodes where a census left namespaces out (one that went away meanwhile counts, too):",
+		"Nodes whose last census left namespaces out (a namespace that ended meanwhile counts, too):",
 		`halfopen_census_namespaces_unvisited > 0`, "network namespaces",
 	},
 	"halfopen_census_sockets": {
@@ -53,35 +53,35 @@ var queries = map[string]query{
 		`topk(10, halfopen_census_sockets)`, "sockets",
 	},
 	"halfopen_census_timestamp_seconds": {
-		"How old the numbers of a node are:",
+		"The age of the numbers of a node:",
 		`time() - halfopen_census_timestamp_seconds`, "",
 	},
 	"halfopen_degraded": {
-		"Nodes of which not everything is seen, and why:",
+		"Nodes whose agent does not see everything, and why:",
 		`halfopen_degraded == 1`, "1 or 0",
 	},
 	"halfopen_events_lost_total": {
-		"What was lost in the last hour, by type:",
+		"The events lost in the last hour, by type:",
 		`sum by (type) (increase(halfopen_events_lost_total[1h]))`, "events",
 	},
 	"halfopen_events_suppressed_total": {
-		"Nodes with more going on than is told in detail:",
+		"Nodes with more events than the agent reports in detail:",
 		`sum without (type) (rate(halfopen_events_suppressed_total[5m])) > 0`, "events",
 	},
 	"halfopen_events_total": {
-		"Events a second on each node:",
+		"Events per second on each node:",
 		`sum without (type) (rate(halfopen_events_total[5m]))`, "events",
 	},
 	"halfopen_http_connections": {
-		"The agents with most HTTP connections (at 512, or a quarter of the agent's limit on descriptors if that is less, each new one costs an old one):",
+		"The agents with most HTTP connections (from 512 on, or a quarter of the agent's limit on descriptors if that is less, each new one closes an old one):",
 		`topk(10, halfopen_http_connections)`, "connections",
 	},
 	"halfopen_http_connections_closed_total": {
-		"Agents that somebody opens too many connections to:",
+		"Agents to which clients open too many connections:",
 		`sum without (state) (rate(halfopen_http_connections_closed_total[5m])) > 0`, "connections",
 	},
 	"halfopen_http_requests_refused_total": {
-		"Agents that are asked by a name that is not theirs (see `--web.allowed-host`), or by other sites:",
+		"Agents that get requests for another host's name (see `--web.allowed-host`), or from other sites:",
 		`increase(halfopen_http_requests_refused_total[1h]) > 0`, "requests",
 	},
 	"halfopen_http_streams": {
@@ -89,7 +89,7 @@ var queries = map[string]query{
 		`sum(halfopen_http_streams)`, "streams",
 	},
 	"halfopen_http_streams_refused_total": {
-		"Agents whose stream is in too great demand:",
+		"Agents with too many clients of the stream:",
 		`sum without (reason) (increase(halfopen_http_streams_refused_total[1h])) > 0`, "streams",
 	},
 	"halfopen_tcp_connection_idle_seconds": {
@@ -109,19 +109,19 @@ var queries = map[string]query{
 		`sum by (cause) (increase(halfopen_tcp_deaths_total{cause=~".+_timeout"}[1h]))`, "connections",
 	},
 	"halfopen_tcp_forecast_error_seconds": {
-		"The share of deaths that came when they had been forecast (OpenMetrics writes the bound as `0.0`):",
+		"The share of deaths that came at the forecast time (OpenMetrics writes the bound as `0.0`):",
 		`sum(increase(halfopen_tcp_forecast_error_seconds_bucket{le=~"0(\\.0)?"}[1d])) / sum(increase(halfopen_tcp_forecast_error_seconds_count[1d]))`, "",
 	},
 	"halfopen_tcp_keepalive_probes_answered_total": {
-		"Probes that were not answered, each second:",
+		"Unanswered probes per second:",
 		`rate(halfopen_tcp_keepalive_probes_sent_total[5m]) - rate(halfopen_tcp_keepalive_probes_answered_total[5m])`, "probes",
 	},
 	"halfopen_tcp_keepalive_probes_sent_total": {
-		"Probes each second:",
+		"Probes per second:",
 		`rate(halfopen_tcp_keepalive_probes_sent_total[5m])`, "probes",
 	},
 	"halfopen_tcp_retransmits_total": {
-		"Retransmissions because nothing came back at all:",
+		"Retransmissions per second because no answer came at all:",
 		`rate(halfopen_tcp_retransmits_total{type="timeout"}[5m])`, "retransmissions",
 	},
 	"halfopen_tcp_zombie_oldest_seconds": {
@@ -129,15 +129,15 @@ var queries = map[string]query{
 		`halfopen_tcp_zombie_oldest_seconds > 1200`, "",
 	},
 	"halfopen_tcp_zombie_seconds": {
-		"How long 95 % of the zombies of the last day lived at most:",
+		"The longest life of 95 % of the zombies of the last day:",
 		`histogram_quantile(0.95, sum by (le) (rate(halfopen_tcp_zombie_seconds_bucket[1d])))`, "",
 	},
 	"halfopen_tcp_zombies_by_owner": {
-		"Whose connections are zombies, over all nodes:",
+		"The owners with most zombies, over all nodes:",
 		`topk(20, sum by (owner, remote_port) (halfopen_tcp_zombies_by_owner))`, "connections",
 	},
 	"halfopen_watched_sockets": {
-		"Nodes where much is unanswered:",
+		"Nodes with many unanswered solicitations:",
 		`halfopen_watched_sockets > 100`, "sockets",
 	},
 }

@@ -11,7 +11,7 @@ import (
 
 type meaning struct{ value, meaning string }
 
-// verdicts and others are in the order in which one reads them.
+// verdicts and the others have the order in which docs/metrics.md lists them.
 var (
 	verdicts = append(meanings[conn.Verdict](conn.Verdicts), meaning{"", "the state has no verdict"})
 	states   = []meaning{
@@ -23,7 +23,7 @@ var (
 		{"close_wait", "the peer has closed, the application here has not"},
 		{"last_ack", "closed by both, the last acknowledgement is missing"},
 		{"closing", "closed by both at once"},
-		{"time_wait", "what the kernel keeps of an ended connection for a minute; no verdict"},
+		{"time_wait", "a stub that the kernel keeps of an ended connection for a minute; no verdict"},
 		{"close", "sockets that are not connected; no verdict"},
 		{"listen", "listeners; no verdict"},
 	}
@@ -32,18 +32,18 @@ var (
 	retransmits = []meaning{
 		{"timeout", "the retransmission timer fired: nothing came back in time"},
 		{"fast", "the peer's acknowledgements showed a gap"},
-		{"tail_loss_probe", "a look whether the last segment got lost"},
-		{"syn", "a connection attempt, again"},
-		{"synack", "the answer to one, again"},
+		{"tail_loss_probe", "a test whether the last segment was lost"},
+		{"syn", "the SYN of a connection attempt, sent again"},
+		{"synack", "the answer to a SYN, sent again"},
 	}
 	events = []meaning{
 		{"solicitation", "a probe or retransmission, from the second unanswered one in a row on"},
-		{"death", "a connection that ended other than by an orderly close, or was in trouble"},
+		{"death", "a connection that ended without an orderly close, or that was in trouble"},
 	}
 	losses = append(events[:len(events):len(events)],
 		meaning{"watch_full", "no room to watch a socket; the census still sees it"},
 		meaning{"no_cookie", "a timer fired for a socket that has no cookie yet"},
-		meaning{"remember_full", "no room to note a deferred timer, a reset or a death: a cause may be `unknown`"},
+		meaning{"remember_full", "no room to record a deferred timer, a reset or a death: a cause may be `unknown`"},
 		meaning{"census_full", "more network namespaces with sockets that have no cookie, or with a hash table of their own, than a census remembers"},
 		meaning{"recursion", "the kernel skipped a program that was running already"},
 		meaning{"undecodable", "an event that this agent cannot read"},
@@ -52,7 +52,7 @@ var (
 	)
 )
 
-// meanings are those of the model, with the flags as code.
+// meanings returns the meanings that package conn gives the values, with flags as code.
 func meanings[T interface {
 	~uint8
 	String() string
@@ -67,7 +67,7 @@ func meanings[T interface {
 
 var flags = regexp.MustCompile(`--[a-z-]+`)
 
-// reasons are the collector's, with what is lost.
+// reasons returns the collector's reasons, each with its loss.
 func reasons() []meaning {
 	var all []meaning
 	for r := range collector.Reason(collector.Reasons) {
@@ -76,7 +76,7 @@ func reasons() []meaning {
 	return all
 }
 
-// values are what the values of a metric's label mean.
+// values has the meanings of label values, by metric and label.
 var values = map[string][]meaning{
 	"halfopen_tcp_connections state":        states,
 	"halfopen_tcp_connections verdict":      verdicts,
@@ -88,9 +88,9 @@ var values = map[string][]meaning{
 	"halfopen_events_suppressed_total type": events,
 	"halfopen_events_lost_total type":       losses,
 	"halfopen_http_connections_closed_total state": {
-		{"new", "no request has been sent, or not the whole of it"},
-		{"active", "a request was being answered"},
-		{"idle", "between two requests"},
+		{"new", "the client had not sent a whole request"},
+		{"active", "the agent was answering a request"},
+		{"idle", "the connection was between two requests"},
 	},
 	"halfopen_http_requests_refused_total reason": {
 		{"host", "the Host is not a name of this agent (421)"},

@@ -6,7 +6,7 @@ import "golang.org/x/sys/unix"
 
 const auditArch = unix.AUDIT_ARCH_X86_64
 
-// archSyscalls are those of agentSyscalls that only this architecture has.
+// archSyscalls are the system calls of agentSyscalls that only this architecture has.
 var archSyscalls = []Syscall{
 	{Number: unix.SYS_NEWFSTATAT},
 	{Number: unix.SYS_EPOLL_WAIT},

@@ -6,5 +6,5 @@ import "golang.org/x/sys/unix"
 
 const auditArch = unix.AUDIT_ARCH_RISCV64
 
-// archSyscalls are those of agentSyscalls that only this architecture has.
+// archSyscalls are the system calls of agentSyscalls that only this architecture has.
 var archSyscalls = []Syscall{{Number: unix.SYS_FSTATAT}}

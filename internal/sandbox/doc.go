@@ -2,8 +2,7 @@
 
 // Package sandbox ends the privileges of a process that no longer needs them.
 //
-// [Enter] works on all threads of the process, and on those that it will start: it
-// leaves them only the files, the capabilities and the system calls of a [Policy], and
-// another user. None of this can be undone. docs/security.md says what each process of
-// halfopen keeps, and why.
+// [Enter] restricts all threads of the process, and all that it starts later, to the files,
+// capabilities and system calls of a [Policy], and changes their user. No later call can
+// undo this. docs/security.md lists what each process of halfopen keeps, and why.
 package sandbox

@@ -11,28 +11,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Syscall is a system call that a process may make. Several of one number add up.
+// Syscall is a system call that a process may make. Several entries of one number add up.
 type Syscall struct {
 	Number uintptr // unix.SYS_...
-	// Only are the calls that are allowed, by their arguments: each that satisfies all
-	// conditions of one list. All are if there is no list.
+	// Only allows a call if its arguments satisfy all conditions of at least one list. If
+	// there is no list, all calls are allowed.
 	Only [][]Condition
 }
 
-// Condition holds if the argument of that index, without the bits that Mask does not
-// have, is Value.
+// Condition holds if the argument with that index, masked with Mask, equals Value.
 type Condition struct {
 	Argument    int
 	Mask, Value uint64
 }
 
-// equal returns the condition that an argument of 32 bits has that value. The kernel
-// ignores the upper half of such an argument.
+// equal returns the condition that a 32-bit argument has that value. The kernel ignores
+// the upper half of such an argument.
 func equal(argument int, value uint64) Condition {
 	return Condition{argument, 1<<32 - 1, value}
 }
 
-// oneOf returns lists of conditions: that the argument has one of the values.
+// oneOf returns lists of conditions that hold if the argument has one of the values.
 func oneOf(argument int, values ...uint64) (only [][]Condition) {
 	for _, v := range values {
 		only = append(only, []Condition{equal(argument, v)})
@@ -40,7 +39,7 @@ func oneOf(argument int, values ...uint64) (only [][]Condition) {
 	return only
 }
 
-// without returns a list of one condition: that the argument has none of the bits.
+// without returns a list with the condition that the argument has none of the bits.
 func without(argument int, bits uint64) [][]Condition {
 	return [][]Condition{{{argument, bits, 0}}}
 }
@@ -84,13 +83,13 @@ const (
 	dataArguments = 16
 )
 
-// lastKnown is the last number of a system call that package unix knows. A newer one is
-// answered with ENOSYS, as by a kernel that does not have it: its caller then does
-// without. The numbers of x32 are above, too.
+// lastKnown is the highest system call number that package unix knows. A newer call fails
+// with ENOSYS, as on a kernel without it, so its caller can fall back. The numbers of the
+// x32 interface are higher, too.
 const lastKnown = unix.SYS_RSEQ_SLICE_YIELD
 
-// program returns the filter. A call that is not allowed fails with EPERM and does no
-// harm: to end the process for it would let a new version of a library end the agent.
+// program returns the filter. A call that is not allowed fails with EPERM. The filter does
+// not kill the process, because then a new version of a library could end the agent.
 func program(allowed []Syscall) []bpf.Instruction {
 	allow := bpf.RetConstant{Val: unix.SECCOMP_RET_ALLOW}
 	refuse := bpf.RetConstant{Val: unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)}
@@ -98,7 +97,7 @@ func program(allowed []Syscall) []bpf.Instruction {
 	p := []bpf.Instruction{
 		bpf.LoadAbsolute{Off: dataArch, Size: 4},
 		bpf.JumpIf{Cond: bpf.JumpEqual, Val: auditArch, SkipTrue: 1},
-		refuse, // of the 32-bit interface, say, whose numbers mean other calls
+		refuse, // of the 32-bit interface, for example, whose numbers mean other calls
 		bpf.LoadAbsolute{Off: dataNumber, Size: 4},
 		bpf.JumpIf{Cond: bpf.JumpLessOrEqual, Val: lastKnown, SkipTrue: 1},
 		unknown,
@@ -114,7 +113,7 @@ func program(allowed []Syscall) []bpf.Instruction {
 		}
 		if len(call.Only) == 0 {
 			body = append(body, allow)
-		} else { // on to the other rules, of which one may have the same number
+		} else { // go on to the other rules: one of them may have the same number
 			body = append(body, bpf.LoadAbsolute{Off: dataNumber, Size: 4})
 		}
 		p = append(p, bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: uint32(call.Number), SkipTrue: uint8(len(body))})

@@ -42,9 +42,10 @@ func bpfNeedsCapability() bool {
 	return err != nil || code < 5<<16|19<<8
 }
 
-// Terminal returns a policy for a process that besides draws on its terminal. It keeps
-// its user: job control and the parent, which restores the terminal, send it signals, it
-// sends SIGTSTP to its process group, and the kernel would forget PR_SET_PDEATHSIG.
+// Terminal returns the policy p for a process that also draws on its terminal. The process
+// keeps its user, for three reasons: job control and the parent, which restores the
+// terminal, send it signals; it sends SIGTSTP to its process group; and a change of user
+// would make the kernel forget PR_SET_PDEATHSIG.
 func Terminal(p *Policy) *Policy {
 	return &Policy{
 		Capabilities: p.Capabilities,

@@ -17,12 +17,12 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 )
 
-// User is the id of the user, and of the group, that a process of root becomes. No
-// account has it: systemd's list of ids leaves 60706 to 61183 unused. So no process of
-// another program may send signals to ours, as one of the user nobody could.
+// User is the id of the user, and of the group, that a process of root changes to. No
+// account has this id: systemd's list of ids leaves 60706 to 61183 unused. So no process
+// of another program may send signals to ours. As user nobody, another process could.
 const User = 61044
 
-// Policy is what a process keeps.
+// Policy lists the rights that a process keeps.
 type Policy struct {
 	// Capabilities are the capabilities to keep (unix.CAP_...), as far as the process
 	// has them.
@@ -38,10 +38,10 @@ type Policy struct {
 	Syscalls []Syscall
 }
 
-// Enter has all threads of the process keep only what the policy says. It does what the
-// kernel and the privileges of the process permit; the error, of one line for each, is
-// what they did not. It does not return before all threads have answered, so no thread
-// may be in a system call that no signal interrupts.
+// Enter restricts all threads of the process to the policy. It takes every step that the
+// kernel and the privileges of the process permit; the error has a line for each other
+// step. It returns after all threads have answered, so no thread may be in a system call
+// that no signal can interrupt.
 func Enter(p *Policy) error {
 	var errs []error
 	failed := func(what string, err error) {
@@ -49,7 +49,7 @@ func Enter(p *Policy) error {
 			errs = append(errs, fmt.Errorf("%s: %w", what, err))
 		}
 	}
-	_, _ = time.Now().Zone() // reads /etc/localtime, if nothing has yet
+	_, _ = time.Now().Zone() // reads /etc/localtime, unless it has been read already
 	failed("set no_new_privs", noNewPrivs())
 	if p.Files != nil {
 		failed(restrictsFiles, restrictFiles(p.Files))
@@ -65,8 +65,8 @@ func Enter(p *Policy) error {
 	return errors.Join(errs...)
 }
 
-// Missing returns what [Enter] could not do here, without doing anything; nil if it could
-// do all.
+// Missing returns the error of the steps that [Enter] could not take here, nil if it could
+// take all. It changes nothing.
 func Missing() error {
 	var errs []error
 	if !hasLandlock() {
@@ -130,7 +130,7 @@ func dropBounding() error {
 	return errors.Join(set.SetFlag(cap.Effective, true, cap.SETPCAP), set.SetProc(), cap.DropBound(drop...))
 }
 
-// changeUser makes root [User], in no other group.
+// changeUser changes the user from root to [User], without other groups.
 func changeUser() error {
 	if err := mayChangeUser(); err != nil {
 		return err
@@ -156,7 +156,7 @@ func permitted(v cap.Value) bool {
 	return err == nil && has
 }
 
-// keepCapabilities drops all capabilities but these from all sets.
+// keepCapabilities drops all capabilities except these from all sets.
 func keepCapabilities(bits []int) error {
 	kept := cap.NewSet()
 	for _, bit := range bits {
@@ -171,8 +171,8 @@ func keepCapabilities(bits []int) error {
 	return errors.Join(cap.ResetAmbient(), kept.SetProc())
 }
 
-// Readable reports whether [User] can read a file, by its mode and those of the
-// directories that lead to it.
+// Readable reports whether [User] can read a file, judged by its mode and the modes of the
+// directories above it.
 func Readable(path string) bool {
 	path, err := filepath.EvalSymlinks(path)
 	if err != nil {

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Commands of bpf(2) that a loaded agent uses: it reads and writes its maps, runs its
-// programs, and attaches them to what they were loaded for. It can load no other.
+// Commands of bpf(2) that an agent uses after loading: it reads and writes its maps, runs
+// its programs, and attaches each to its own hook. It cannot load other programs.
 var bpfCommands = []uint64{
 	unix.BPF_MAP_LOOKUP_ELEM, unix.BPF_MAP_UPDATE_ELEM, unix.BPF_MAP_DELETE_ELEM, unix.BPF_MAP_GET_NEXT_KEY,
 	unix.BPF_MAP_LOOKUP_BATCH, unix.BPF_PROG_TEST_RUN, unix.BPF_OBJ_GET_INFO_BY_FD, unix.BPF_ITER_CREATE,
@@ -21,12 +21,12 @@ var bpfCommands = []uint64{
 const newNamespaces = unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC |
 	unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNET
 
-// agentSyscalls returns what the agent calls once its programs are loaded.
+// agentSyscalls returns the system calls of the agent after its programs are loaded.
 func agentSyscalls() []Syscall {
 	return append([]Syscall{{Number: unix.SYS_BPF, Only: oneOf(0, bpfCommands...)}}, commonSyscalls()...)
 }
 
-// helperSyscalls returns what the helper calls.
+// helperSyscalls returns the system calls of the helper.
 func helperSyscalls() []Syscall {
 	return append([]Syscall{
 		{Number: unix.SYS_SETNS, Only: oneOf(1, unix.CLONE_NEWNET)},
@@ -41,8 +41,8 @@ func helperSyscalls() []Syscall {
 	}, commonSyscalls()...)
 }
 
-// commonSyscalls returns what both processes call, with the runtime of Go: measured with
-// strace over the tests of e2e. Arguments are checked where they make a call dangerous.
+// commonSyscalls returns the system calls of both processes and of the Go runtime, as strace
+// showed them during the end-to-end tests. It restricts arguments that can be dangerous.
 func commonSyscalls() []Syscall {
 	calls := slices.Concat(archSyscalls, []Syscall{
 		// Only threads.
