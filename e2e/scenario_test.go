@@ -251,7 +251,8 @@ func checkCounted(t *testing.T, g *poller, before metrics, fixtures []*fixture, 
 		}
 	}
 	if len(hidden) > 0 {
-		time.Sleep(3 * time.Second) // the watch pass still finds that some of them have gone
+		// The watch pass still finds that some of them have gone: nothing shows how many.
+		time.Sleep(3 * patience * time.Second)
 	}
 	after := g.a.metrics()
 	foreign := others() + abandoned
@@ -320,7 +321,7 @@ func everyCause(t *testing.T, g *poller, played []scenario, seed uint64) *fixtur
 		own := rand.New(rand.NewPCG(seed, uint64(i)+1))
 		begin := time.Duration(rng.Int64N(int64(startWithin)))
 		wg.Go(func() {
-			time.Sleep(begin)
+			time.Sleep(begin) // of the scenario, at random
 			s.play(scenario.name, family, own, scenario.play)
 		})
 	}
@@ -436,7 +437,8 @@ func userTimeoutRejected(t *scenarioRun) {
 	p.abort("established")
 }
 
-// inUse has the socket held for a time, during which a timer is to find it so.
+// inUse has the socket held for a time, during which a timer is to find it so: the kernel
+// does not show that the timer has fired.
 func (e *endpoint) inUse(d time.Duration) {
 	release, err := lab.LockSocket(e)
 	e.t.must(err)
@@ -525,7 +527,7 @@ func retransmitFailsInUse(t *scenarioRun) {
 	c, p := t.pair()
 	c.class(vanishes)
 	c.write(1)
-	time.Sleep(c.lastRetransmission() - soon)
+	time.Sleep(c.lastRetransmission() - soon) // to just before the timer that gives up
 	c.inUse(soon + late)
 	c.dies("retransmit_timeout", "", "ETIMEDOUT", "established")
 	p.abort("established")
@@ -553,7 +555,7 @@ func retransmitRevert(t *scenarioRun) {
 	c.class(vanishes)
 	c.write(1)
 	rto := c.lastRetransmission()
-	time.Sleep(rto/2 + 100*time.Millisecond)
+	time.Sleep(rto/2 + 100*time.Millisecond) // past the halved timeout
 	c.unforeseen = true
 	sent := time.Now()
 	t.must(t.sendUnreachable(c.local, c.remote, seq))
@@ -633,7 +635,7 @@ func windowProbeFailsInUse(t *scenarioRun) {
 	c.windowCloses()
 	c.class(vanishes)
 	t.until("the last probe", func() bool { return c.info().Probes == 3 })
-	time.Sleep(1600*time.Millisecond - soon)
+	time.Sleep(1600*time.Millisecond - soon) // to just before the timer that gives up
 	c.inUse(soon + late)
 	c.dies("window_probe_timeout", "", "ETIMEDOUT", "established")
 	p.abort("established")
@@ -667,8 +669,8 @@ func windowShrunk(t *scenarioRun) {
 func windowShrunkInUse(t *scenarioRun) {
 	c, p := t.windowShrinks()
 	c.class(vanishes)
-	time.Sleep(1200 * time.Millisecond)
-	c.inUse(1400 * time.Millisecond) // to after twice the second, with a timer every second
+	time.Sleep(1200 * time.Millisecond) // of the two seconds that the kernel waits
+	c.inUse(1400 * time.Millisecond)    // to after twice the second, with a timer every second
 	c.dies("window_probe_timeout", "", "ETIMEDOUT", "established")
 	p.abort("established")
 }
@@ -1237,7 +1239,7 @@ func TestOutOfMemory(t *testing.T) { // not parallel, for that reason
 		}
 	}
 	ready.Wait()
-	time.Sleep(150 * time.Millisecond) // the kernel counts orphans ten times a second
+	time.Sleep(150 * time.Millisecond) // the kernel counts orphans ten times a second, and shows no such count
 	if err := os.WriteFile(sysctl, []byte("0"), 0); err != nil {
 		t.Fatal(err)
 	}
