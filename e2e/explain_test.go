@@ -512,6 +512,18 @@ func TestExplainAdviceForTheNamespaceWorks(t *testing.T) {
 	})
 }
 
+// explainZombie explains a connection once it is a zombie.
+func explainZombie(t *testing.T, c *net.TCPConn, flags ...string) (e explained) {
+	t.Helper()
+	eventually(t, "a zombie", func() error {
+		if e = explainOf(t, cookieOf(t, c), flags...); e.Verdict != "zombie" {
+			return errors.New(e.Verdict)
+		}
+		return nil
+	})
+	return e
+}
+
 func TestExplainHowToEndAZombie(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
 		n.serve(droppedPort, echo)
@@ -519,13 +531,7 @@ func TestExplainHowToEndAZombie(t *testing.T) {
 		n.greet([]*net.TCPConn{c})
 		n.keepalive([]*net.TCPConn{c}, time.Second, time.Second, 60)
 		n.cut(droppedPort)
-		var e explained
-		eventually(t, "a zombie", func() error {
-			if e = explainOf(t, cookieOf(t, c), "--zombie-silence=3s"); e.Verdict != "zombie" {
-				return errors.New(e.Verdict)
-			}
-			return nil
-		})
+		e := explainZombie(t, c, "--zombie-silence=3s")
 		paste(t, e.Explanation.Advice[len(e.Explanation.Advice)-1].How[0])
 		checkErrno(t, syscall.ECONNABORTED, c)
 	})
@@ -542,13 +548,7 @@ func TestExplainAZombieBehindAClosedWindow(t *testing.T) {
 		c := n.dial(droppedPort, 1)[0]
 		fill(c)
 		n.cut(droppedPort)
-		var e explained
-		eventually(t, "a zombie", func() error {
-			if e = explainOf(t, cookieOf(t, c), "--zombie-silence=2s"); e.Verdict != "zombie" {
-				return errors.New(e.Verdict)
-			}
-			return nil
-		})
+		e := explainZombie(t, c, "--zombie-silence=2s")
 		x := &e.Explanation
 		if says := strings.Join(x.Next, " ") + x.Assessment; strings.Contains(says, "peer answers") || !strings.Contains(says, "No setting needs changing: the kernel gives up in ") {
 			t.Errorf("it gives up %+v: %s", e.GivesUp, says)
