@@ -436,7 +436,7 @@ func refuseOut(t *testing.T, n *lab.Namespace, port uint16) (allow func()) {
 // Bulk data both ways over loss: everything there is, one within the other. The
 // writers hold their sockets often enough that some timers are deferred.
 func bulk(t *testing.T, n *network) {
-	const streams, lasting = 5, 8 * time.Second
+	const streams = 5
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
 	pump := func(c *net.TCPConn) {
@@ -464,7 +464,13 @@ func bulk(t *testing.T, n *network) {
 	for _, c := range conns {
 		pump(c)
 	}
-	time.Sleep(lasting) // the traffic is the situation
+	eventually(t, "there are many of each", func() error {
+		r := counted(grown(t, n.Client, nil), grown(t, n.Server, nil))
+		if r["fast"] < 100*many || r["timeout"] < many || r["tail_loss_probe"] < many {
+			return fmt.Errorf("%v", r)
+		}
+		return nil
+	})
 	restore()
 	close(stop)
 	wg.Wait()
