@@ -539,15 +539,23 @@ func eventually(t testing.TB, what string, f func() error) {
 // within waits until f returns nil. It is for tests that are about the time this takes.
 func within(t testing.TB, timeout time.Duration, what string, f func() error) {
 	t.Helper()
-	for deadline := time.Now().Add(timeout); ; time.Sleep(50 * time.Millisecond) {
-		err := f()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("not within %v: %s: %v", timeout, what, err)
+	var err error
+	if !poll(50*time.Millisecond, timeout, func() bool {
+		err = f()
+		return err == nil
+	}) {
+		t.Fatalf("not within %v: %s: %v", timeout, what, err)
+	}
+}
+
+// poll waits until ok returns true, and returns false if it does not within a time.
+func poll(every, timeout time.Duration, ok func() bool) bool {
+	for late := time.Now().Add(timeout); !ok(); time.Sleep(every) {
+		if time.Now().After(late) {
+			return false
 		}
 	}
+	return true
 }
 
 // throughout calls f again and again for a time, five times a second.

@@ -91,14 +91,8 @@ func (c bulkClients) connect() ([]bulkEnd, error) {
 	}
 	listeners := make([]int, len(c.Addrs))
 	for i, addr := range c.Addrs {
-		fd, err := newSocket(addr)
+		fd, err := newListener(addr, 128)
 		if err != nil {
-			return nil, err
-		}
-		if err := unix.Bind(fd, sockaddr(addr)); err != nil {
-			return nil, err
-		}
-		if err := unix.Listen(fd, 128); err != nil {
 			return nil, err
 		}
 		listeners[i] = fd
@@ -107,21 +101,14 @@ func (c bulkClients) connect() ([]bulkEnd, error) {
 		return nil, err
 	}
 	members := make([]bulkEnd, 0, 2*c.Pairs)
-	for pair := range c.Pairs {
-		addr := c.Addrs[pair%len(c.Addrs)]
-		fd, err := newSocket(addr)
+	for i := range c.Pairs {
+		addr := c.Addrs[i%len(c.Addrs)]
+		fd, accepted, err := pair(listeners[i%len(c.Addrs)], addr)
 		if err != nil {
 			return nil, err
 		}
-		if err := unix.Connect(fd, sockaddr(addr)); err != nil {
-			return nil, err
-		}
-		accepted, _, err := unix.Accept4(listeners[pair%len(c.Addrs)], unix.SOCK_CLOEXEC)
-		if err != nil {
-			return nil, err
-		}
-		members = append(members, bulkEnd{fd, pair, false}, bulkEnd{accepted, pair, true})
-		if c.unread(pair) {
+		members = append(members, bulkEnd{fd, i, false}, bulkEnd{accepted, i, true})
+		if c.unread(i) {
 			if _, err := unix.Write(fd, []byte("unread")); err != nil {
 				return nil, err
 			}
@@ -140,6 +127,15 @@ func newSocket(addr netip.AddrPort) (int, error) {
 		family = unix.AF_INET6
 	}
 	return unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+}
+
+// newListener opens a listener whose backlog is of that length.
+func newListener(addr netip.AddrPort, backlog int) (int, error) {
+	fd, err := newSocket(addr)
+	if err != nil {
+		return 0, err
+	}
+	return fd, errors.Join(unix.Bind(fd, sockaddr(addr)), unix.Listen(fd, backlog))
 }
 
 func sockaddr(addr netip.AddrPort) unix.Sockaddr {
@@ -237,8 +233,7 @@ func (c bulkClients) begin(m bulkEnd) (string, error) {
 		if m.pair%4 == 0 {
 			return "", keepalive(m.fd, 1, 60)
 		}
-		_, err := unix.Write(m.fd, []byte("anybody there?"))
-		return "", err
+		return "", writeTo(m.fd)
 	}
 	return "", nil
 }

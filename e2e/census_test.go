@@ -25,16 +25,22 @@ var ssStates = map[string]string{
 	"TIME-WAIT": "time_wait", "UNCONN": "close", "CLOSE-WAIT": "close_wait", "LAST-ACK": "last_ack", "LISTEN": "listen", "CLOSING": "closing",
 }
 
-// ssOfNode counts the TCP sockets of this node with ss, by state, one network
-// namespace of a process after the other: those of the test's own namespaces, and
-// the others.
-func ssOfNode(t *testing.T, own map[string]bool) (ours, others map[string]int, namespaces int) {
+// nodeSockets counts the TCP sockets of this node by state: those of the test's own
+// namespaces, and the others.
+type nodeSockets struct {
+	ours, others map[string]int
+	namespaces   int
+}
+
+// ssOfNode counts them with ss, in one network namespace of a process after the other. own
+// are the test's own namespaces.
+func ssOfNode(t *testing.T, own map[string]bool) nodeSockets {
 	t.Helper()
 	paths, err := filepath.Glob("/proc/[0-9]*/ns/net")
 	if err != nil {
 		t.Fatal(err)
 	}
-	ours, others = make(map[string]int), make(map[string]int)
+	n := nodeSockets{ours: make(map[string]int), others: make(map[string]int)}
 	seen := make(map[string]bool)
 	for _, path := range paths {
 		ns, err := os.Readlink(path)
@@ -46,9 +52,9 @@ func ssOfNode(t *testing.T, own map[string]bool) (ours, others map[string]int, n
 			continue // its process has just ended
 		}
 		seen[ns] = true
-		states := others
+		states := n.others
 		if own[ns] {
-			states = ours
+			states = n.ours
 		}
 		for line := range strings.Lines(string(out)) {
 			state, ok := ssStates[strings.Fields(line)[0]]
@@ -58,7 +64,59 @@ func ssOfNode(t *testing.T, own map[string]bool) (ours, others map[string]int, n
 			states[state]++
 		}
 	}
-	return ours, others, len(seen)
+	n.namespaces = len(seen)
+	return n
+}
+
+// mostOfOthers is how many sockets in a state others may have at any time between two
+// counts: they come and go, and may be where ss does not look.
+func mostOfOthers(before, after nodeSockets, state string) int {
+	return 2*max(before.others[state], after.others[state]) + 500
+}
+
+// compareUnchanged returns an error unless the test's sockets are the same in both counts,
+// but for those whose minute in time_wait is over, and a census has as many as ss.
+func compareUnchanged(before, after nodeSockets, census map[string]int) error {
+	ended := before.ours["time_wait"] - after.ours["time_wait"]
+	later := maps.Clone(after.ours)
+	later["time_wait"] += ended
+	if !maps.Equal(before.ours, later) || alone && ended != 0 {
+		return fmt.Errorf("the sockets change: %v, then %v, and %d in time_wait have ended", before.ours, after.ours, ended)
+	}
+	if alone && !maps.Equal(before.others, after.others) {
+		return fmt.Errorf("the sockets of others change: %v, then %v", before.others, after.others)
+	}
+	for _, state := range ssStates {
+		low := before.ours[state] + before.others[state]
+		high := low
+		if !alone {
+			low, high = before.ours[state], before.ours[state]+mostOfOthers(before, after, state)
+		}
+		if state == "time_wait" {
+			low -= ended
+		}
+		if n := census[state]; n < low || n > high {
+			return fmt.Errorf("the census has %d in %s, ss has %d, and %d to %d of others", n, state, before.ours[state], before.others[state], after.others[state])
+		}
+	}
+	return nil
+}
+
+// checkBetween checks that a census has what ss had before or after it, give or take the
+// sockets that came and went meanwhile.
+func checkBetween(t *testing.T, before, after nodeSockets, came int, census map[string]int) {
+	t.Helper()
+	for _, state := range ssStates {
+		low := min(before.ours[state], after.ours[state])
+		high := max(before.ours[state], after.ours[state]) + mostOfOthers(before, after, state) + came
+		if state == "time_wait" {
+			low = 0 // they end by themselves
+		}
+		if census[state] < low || census[state] > high {
+			t.Errorf("the census has %d in %s, ss had %d before and %d after, and %d came and went",
+				census[state], state, before.ours[state], after.ours[state], came)
+		}
+	}
 }
 
 // sockets are those of the last census by state, as the metrics have them.
@@ -75,22 +133,26 @@ func (m metrics) sockets() map[string]int {
 	return states
 }
 
-// nextCensus waits for a census that has begun since it was called.
+// censusAfter waits for another census than the one that m is of. That no two take equally
+// long, to the nanosecond, is good enough.
+func (a *agent) censusAfter(m metrics) metrics {
+	a.t.Helper()
+	const took = "halfopen_census_duration_seconds"
+	last := m.value(took)
+	eventually(a.t, "a census", func() error {
+		if m = a.metrics(); m.value(took) == last {
+			return errors.New("none")
+		}
+		return nil
+	})
+	return m
+}
+
+// nextCensus waits for a census that has begun since it was called: the first that ends may
+// have been under way already.
 func (a *agent) nextCensus() metrics {
 	a.t.Helper()
-	// That no two take equally long, to the nanosecond, is good enough; the
-	// first may have been under way already.
-	m := a.metrics()
-	for range 2 {
-		last := m.value("halfopen_census_duration_seconds")
-		eventually(a.t, "a census", func() error {
-			if m = a.metrics(); m.value("halfopen_census_duration_seconds") == last {
-				return errors.New("none")
-			}
-			return nil
-		})
-	}
-	return m
+	return a.censusAfter(a.censusAfter(a.metrics()))
 }
 
 // of returns the agent for a subtest: a failure fails that one.
@@ -107,84 +169,174 @@ func total(states map[string]int) (n int) {
 	return n
 }
 
-// Two hundred thousand sockets in 11 processes and 100 namespaces. Not parallel:
-// the census counts every socket of the node.
-func TestCensusOfTwoHundredThousandSockets(t *testing.T) {
-	const (
-		processes = 11
-		pairs     = 91 // of each process in each place
-	)
-	places := scaled(100)
-	began := time.Now()
-	var paths []string
-	var namespaces []*lab.Namespace
-	own := make(map[string]bool)
-	for range places {
+// population is many sockets in many namespaces, which several helper processes hold.
+type population struct {
+	namespaces []*lab.Namespace
+	paths      []string        // of the namespaces
+	own        map[string]bool // the namespaces, as /proc names them
+	populators []*populator
+}
+
+// populator is a helper process that has a listener, and connections to it, in each of the
+// namespaces.
+type populator struct {
+	*helperProcess
+	addr      netip.AddrPort
+	listeners []int
+}
+
+const (
+	populatorCount = 11
+	populatorPairs = 91 // in each namespace
+)
+
+// newPopulation makes so many namespaces and fills them.
+func newPopulation(t *testing.T, namespaces int) *population {
+	t.Helper()
+	p := &population{own: make(map[string]bool)}
+	for range namespaces {
 		n, err := lab.NewNamespace()
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { n.Close() })
-		paths, namespaces = append(paths, n.Path()), append(namespaces, n)
-		own[fmt.Sprintf("net:[%d]", n.Inode())] = true
+		p.namespaces, p.paths = append(p.namespaces, n), append(p.paths, n.Path())
+		p.own[fmt.Sprintf("net:[%d]", n.Inode())] = true
 	}
 	h := newController(t)
-	type populator struct {
-		*helperProcess
-		addr      netip.AddrPort
-		listeners []int
+	for i := range populatorCount {
+		loopback := netip.MustParseAddr([]string{"127.0.0.1", "::1"}[i%2])
+		p.populators = append(p.populators, &populator{
+			helperProcess: h.start("populator", ""), addr: netip.AddrPortFrom(loopback, uint16(7000+i)),
+		})
 	}
-	helpers := make([]*populator, processes)
-	for i := range helpers {
-		loopback := "127.0.0.1"
-		if i%2 > 0 {
-			loopback = "::1"
-		}
-		helpers[i] = &populator{helperProcess: h.start("populator", ""),
-			addr: netip.AddrPortFrom(netip.MustParseAddr(loopback), uint16(7000+i))}
-	}
-	// together has all of them do something at once.
-	together := func(do func(p *populator) error) {
-		t.Helper()
-		var wg sync.WaitGroup
-		errs := make([]error, len(helpers))
-		for i, p := range helpers {
-			wg.Go(func() { errs[i] = do(p) })
-		}
-		wg.Wait()
-		if err := errors.Join(errs...); err != nil {
-			t.Fatal(err)
-		}
-	}
-	together(func(p *populator) error {
-		got, err := p.do(command{Do: "populate", Paths: paths, Addr: p.addr, Count: pairs})
-		p.listeners = got.FDs
+	if err := p.together(func(h *populator) error {
+		got, err := h.do(command{Do: "populate", Paths: p.paths, Addr: h.addr, Count: populatorPairs})
+		h.listeners = got.FDs
 		return err
-	})
-	visit := func(p *populator, count int) error {
-		_, err := p.do(command{Do: "visit", Paths: paths, FDs: p.listeners, Addr: p.addr, Count: count})
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// together has all populators do something at once.
+func (p *population) together(do func(*populator) error) error {
+	var wg sync.WaitGroup
+	errs := make([]error, len(p.populators))
+	for i, h := range p.populators {
+		wg.Go(func() { errs[i] = do(h) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// visit has a populator make a connection in each namespace that ends at once: one end of
+// it is in time_wait for a minute.
+func (p *population) visit(h *populator) error {
+	_, err := h.do(command{Do: "visit", Paths: p.paths, FDs: h.listeners, Addr: h.addr, Count: 1})
+	return err
+}
+
+// sockets returns how many there are at least.
+func (p *population) sockets() int {
+	return 2 * populatorCount * populatorPairs * len(p.namespaces)
+}
+
+// compareCensus returns an error unless a census counts every socket that ss shows. It
+// returns what ss shows.
+func (p *population) compareCensus(t *testing.T, a *agent) (nodeSockets, error) {
+	t.Helper()
+	if err := p.together(p.visit); err != nil {
+		t.Fatal(err)
+	}
+	before := ssOfNode(t, p.own)
+	m := a.nextCensus()
+	after := ssOfNode(t, p.own)
+	got := m.sockets()
+	if err := compareUnchanged(before, after, got); err != nil {
+		return before, err
+	}
+	if all := int(m.value("halfopen_census_sockets")); all != total(got) {
+		t.Errorf("the census has %d sockets, and %d by state", all, total(got))
+	}
+	// There may be more, which only a connection keeps that its application has closed.
+	n, unvisited := int(m.value("halfopen_census_namespaces")), m.value("halfopen_census_namespaces_unvisited")
+	if n < len(p.namespaces) || alone && (n < before.namespaces || unvisited != 0) {
+		t.Errorf("%d namespaces, expected at least %d, and all visited", n, before.namespaces)
+	}
+	t.Logf("%d sockets in %d namespaces: %v; %d are of others", total(got), before.namespaces, got, total(before.others))
+	return before, nil
+}
+
+// compareNamespace returns an error unless the agent lists each socket of a namespace as ss
+// does.
+func (p *population) compareNamespace(t *testing.T, a *agent, n *lab.Namespace) error {
+	t.Helper()
+	var list struct{ Connections []socketObject }
+	if err := a.get(fmt.Sprintf("/api/v1/connections?all=true&limit=100000&netns=%d", n.Inode()), &list); err != nil {
 		return err
 	}
+	got := make(map[string]row)
+	for i := range list.Connections {
+		got[list.Connections[i].Cookie] = rowOf(&list.Connections[i])
+	}
+	if want := ssAll(t, n); len(want) < 2*populatorCount*populatorPairs || !maps.Equal(got, want) {
+		return fmt.Errorf("namespace %d has %d sockets, ss shows %d", n.Inode(), len(got), len(want))
+	}
+	return nil
+}
+
+// visitors are populators that visit all namespaces again and again.
+type visitors struct {
+	visits atomic.Int64
+	stop   chan struct{}
+	done   chan error
+}
+
+func (p *population) comeAndGo() *visitors {
+	v := &visitors{stop: make(chan struct{}), done: make(chan error, 1)}
+	go func() {
+		v.done <- p.together(func(h *populator) error {
+			for {
+				select {
+				case <-v.stop:
+					return nil
+				case <-time.After(time.Second): // few enough for the bounds of checkBetween
+				}
+				if err := p.visit(h); err != nil {
+					return err
+				}
+				v.visits.Add(1)
+			}
+		})
+	}()
+	return v
+}
+
+// end ends the visits.
+func (v *visitors) end() error {
+	close(v.stop)
+	return <-v.done
+}
+
+// Two hundred thousand sockets in 11 processes and 100 namespaces. Not parallel:
+// the census counts every socket of the node.
+func TestCensusOfTwoHundredThousandSockets(t *testing.T) {
+	began := time.Now()
+	p := newPopulation(t, scaled(100))
 	built := time.Since(began)
 
 	t.Run("at rest", func(t *testing.T) {
 		// A census every second would take many times its share.
 		a := startAgent(t, "--census-interval=1s")
-		// The first is for once, as starting is.
-		first := a.metrics().value("halfopen_census_duration_seconds")
-		eventually(t, "a second census", func() error {
-			if a.metrics().value("halfopen_census_duration_seconds") == first {
-				return errors.New("none")
-			}
-			return nil
-		})
-		m := a.metrics()
+		m := a.censusAfter(a.metrics()) // the first is for once, as starting is
 		interval, took := m.value("halfopen_census_interval_seconds"), m.value("halfopen_census_duration_seconds")
 		sockets := m.value("halfopen_census_sockets")
 		t.Logf("%.0f sockets built in %.1f s; a census takes %.3f s, every %.1f s; the agent has %.1f MB",
 			sockets, built.Seconds(), took, interval, m.value("process_resident_memory_bytes")/1e6)
-		if sockets < float64(2*processes*places*pairs) {
-			t.Errorf("%.0f sockets, expected at least %d", sockets, 2*processes*places*pairs)
+		if sockets < float64(p.sockets()) {
+			t.Errorf("%.0f sockets, expected at least %d", sockets, p.sockets())
 		}
 		if interval <= 1 {
 			t.Errorf("%.1f s between two censuses that take %.3f s: not stretched", interval, took)
@@ -194,120 +346,44 @@ func TestCensusOfTwoHundredThousandSockets(t *testing.T) {
 	a := startAgent(t, "--census-interval=100ms", "--census-cpu=100%")
 	t.Run("to the last socket", func(t *testing.T) {
 		a := a.of(t)
-		var before map[string]int
-		eventually(t, "the census and ss agree", func() error {
-			together(func(p *populator) error { return visit(p, 1) }) // some in time_wait, for a minute
-			var others, otherLater map[string]int
-			var count int
-			before, others, count = ssOfNode(t, own)
-			m := a.nextCensus()
-			after, otherLater, _ := ssOfNode(t, own)
-			got := m.sockets()
-			ended := before["time_wait"] - after["time_wait"] // a minute is over
-			after["time_wait"] += ended
-			if !maps.Equal(before, after) || alone && ended != 0 {
-				return fmt.Errorf("the sockets change: %v, then %v, and %d in time_wait have ended", before, after, ended)
-			}
-			if alone && !maps.Equal(others, otherLater) {
-				return fmt.Errorf("the sockets of others change: %v, then %v", others, otherLater)
-			}
-			for _, state := range ssStates {
-				low, high := before[state]+others[state], before[state]+others[state]
-				if !alone { // others come and go at any time, and may be where ss does not look
-					low, high = before[state], before[state]+2*max(others[state], otherLater[state])+500
-				}
-				if state == "time_wait" {
-					low -= ended
-				}
-				if n := got[state]; n < low || n > high {
-					return fmt.Errorf("the census has %d in %s, ss has %d, and %d to %d of others", n, state, before[state], others[state], otherLater[state])
-				}
-			}
-			if all := int(m.value("halfopen_census_sockets")); all != total(got) {
-				t.Errorf("the census has %d sockets, and %d by state", all, total(got))
-			}
-			// There may be more, which only a connection keeps that its application has closed.
-			if n := int(m.value("halfopen_census_namespaces")); n < places || alone && (n < count || m.value("halfopen_census_namespaces_unvisited") != 0) {
-				t.Errorf("%d namespaces, expected at least %d, and all visited", n, count)
-			}
-			t.Logf("%d sockets in %d namespaces: %v; %d are of others", total(got), count, got, total(others))
-			return nil
+		var shown nodeSockets
+		eventually(t, "the census and ss agree", func() (err error) {
+			shown, err = p.compareCensus(t, a)
+			return err
 		})
-		// Of some namespaces each socket.
-		for i := 0; i < len(namespaces); i += max(len(namespaces)/5, 1) {
-			n := namespaces[i]
+		for i := 0; i < len(p.namespaces); i += max(len(p.namespaces)/5, 1) {
 			eventually(t, "the agent and ss agree about one namespace", func() error {
-				var list struct{ Connections []socketObject }
-				if err := a.get(fmt.Sprintf("/api/v1/connections?all=true&limit=100000&netns=%d", n.Inode()), &list); err != nil {
-					return err
-				}
-				got := make(map[string]row)
-				for j := range list.Connections {
-					got[list.Connections[j].Cookie] = rowOf(&list.Connections[j])
-				}
-				if want := ssAll(t, n); len(want) < 2*processes*pairs || !maps.Equal(got, want) {
-					return fmt.Errorf("namespace %d has %d sockets, ss shows %d", n.Inode(), len(got), len(want))
-				}
-				return nil
+				return p.compareNamespace(t, a, p.namespaces[i])
 			})
 		}
 		for _, state := range []string{"established", "listen", "time_wait", "fin_wait2", "close_wait"} {
-			if least := processes * places; before[state] < least && (alone || state != "time_wait" || before[state] == 0) {
-				t.Errorf("ss has %d in %s: too few to tell", before[state], state)
+			least := populatorCount * len(p.namespaces)
+			if n := shown.ours[state]; n < least && (alone || state != "time_wait" || n == 0) {
+				t.Errorf("ss has %d in %s: too few to tell", n, state)
 			}
 		}
 	})
 
 	t.Run("while they come and go", func(t *testing.T) {
 		a := a.of(t)
-		before, others, _ := ssOfNode(t, own)
-		var visits atomic.Int64
-		stop, done := make(chan struct{}), make(chan error)
-		go func() {
-			var wg sync.WaitGroup
-			errs := make([]error, len(helpers))
-			for i, p := range helpers {
-				wg.Go(func() {
-					for errs[i] == nil {
-						select {
-						case <-stop:
-							return
-						case <-time.After(time.Second): // few enough for the bounds below
-						}
-						errs[i] = visit(p, 1)
-						visits.Add(1)
-					}
-				})
-			}
-			wg.Wait()
-			done <- errors.Join(errs...)
-		}()
+		before := ssOfNode(t, p.own)
+		v := p.comeAndGo()
 		var censuses []map[string]int
-		for late := time.Now().Add(generous); visits.Load() < 3*processes && time.Now().Before(late); {
+		for late := time.Now().Add(generous); v.visits.Load() < 3*populatorCount && time.Now().Before(late); {
 			censuses = append(censuses, a.nextCensus().sockets())
 		}
-		// Both ends of each connection.
-		came := 2 * places * (int(visits.Load()) + processes)
-		close(stop)
-		if err := <-done; err != nil {
+		visits := int(v.visits.Load())
+		came := 2 * len(p.namespaces) * (visits + populatorCount) // both ends, and of visits that go on
+		if err := v.end(); err != nil {
 			t.Fatal(err)
 		}
-		after, otherLater, _ := ssOfNode(t, own)
+		after := ssOfNode(t, p.own)
 		t.Logf("%d sockets came, and went, in %d censuses: %v", came, len(censuses), censuses[len(censuses)-1])
-		for _, got := range censuses {
-			for _, name := range ssStates {
-				low := min(before[name], after[name])
-				high := max(before[name], after[name]) + 2*max(others[name], otherLater[name]) + 500 + came
-				if name == "time_wait" {
-					low = 0 // they end by themselves
-				}
-				if got[name] < low || got[name] > high {
-					t.Errorf("the census has %d in %s, ss had %d before and %d after, and %d came and went", got[name], name, before[name], after[name], came)
-				}
-			}
+		for _, census := range censuses {
+			checkBetween(t, before, after, came, census)
 		}
-		if visits.Load() < 2*processes {
-			t.Errorf("only %d visits: nothing came and went", visits.Load())
+		if visits < 2*populatorCount {
+			t.Errorf("only %d visits: nothing came and went", visits)
 		}
 	})
 }

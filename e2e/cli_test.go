@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -52,6 +53,89 @@ func run(t *testing.T, cmd *exec.Cmd) (stdout, stderr string, status int) {
 		t.Fatal(err)
 	}
 	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
+}
+
+// tracing is a running `halfopen trace`.
+type tracing struct {
+	t      *testing.T
+	cmd    *exec.Cmd
+	stdout io.Reader
+	lines  *bufio.Scanner // of stdout
+	stderr *buffer
+}
+
+// startTrace starts one, by start, and waits until it watches. A timer kills it if it does
+// not end.
+func startTrace(t *testing.T, cmd *exec.Cmd, start func() error) *tracing {
+	t.Helper()
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &tracing{t: t, cmd: cmd, stdout: stdout, lines: bufio.NewScanner(stdout), stderr: &buffer{}}
+	cmd.Stderr = r.stderr
+	if err := start(); err != nil {
+		t.Fatal(err)
+	}
+	kill := func() { _ = cmd.Process.Kill() }
+	timer := time.AfterFunc(2*generous, kill)
+	t.Cleanup(func() {
+		timer.Stop()
+		kill()
+	})
+	eventually(t, "trace watches", func() error {
+		if said := r.stderr.String(); !strings.HasSuffix(said, "\n") {
+			return fmt.Errorf("it says %q", said)
+		}
+		return nil
+	})
+	return r
+}
+
+// A traceEvent is what `halfopen trace -o json` prints of a connection.
+type traceEvent struct {
+	Event      string
+	To         string
+	Connection *connection
+	Death      *death
+}
+
+// of returns the connection that an event is of.
+func (e *traceEvent) of() *connection {
+	if e.Death != nil {
+		return &e.Death.connection
+	}
+	return e.Connection
+}
+
+// next waits for the next event of some connections, given by cookie. It returns nil at the
+// end of the output.
+func (r *tracing) next(cookies map[string]socket) *traceEvent {
+	r.t.Helper()
+	for r.lines.Scan() {
+		e := &traceEvent{}
+		if err := json.Unmarshal(r.lines.Bytes(), e); err != nil {
+			r.t.Fatalf("%s: %v", r.lines.Bytes(), err)
+		}
+		if c := e.of(); c != nil {
+			if _, ours := cookies[c.Cookie]; ours {
+				return e
+			}
+		}
+	}
+	return nil
+}
+
+// interrupt ends it as Ctrl-C does.
+func (r *tracing) interrupt() {
+	r.t.Helper()
+	if err := r.cmd.Process.Signal(syscall.SIGINT); err != nil {
+		r.t.Fatal(err)
+	}
+	_, _ = io.Copy(io.Discard, r.stdout)
+	if err := r.cmd.Wait(); err != nil {
+		r.t.Errorf("interrupted trace: %v\n%s", err, r.stderr)
+	}
 }
 
 // asNobody runs the binary without privileges.
@@ -166,23 +250,9 @@ func TestListAndTraceWithoutAnAgent(t *testing.T) {
 	n.greet(conns)
 	n.keepalive(conns, time.Second, time.Second, 5)
 
-	trace := exec.Command(binary, "trace", "--url=none", "-o", "json", "--port", fmt.Sprint(droppedPort))
-	out, err := trace.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	watching := &buffer{}
-	trace.Stderr = watching
-	if err := trace.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = trace.Process.Kill() }()
-	eventually(t, "trace watches", func() error {
-		if watching.String() == "" {
-			return errors.New("it has not said so")
-		}
-		return nil
-	})
+	port := fmt.Sprint(droppedPort)
+	cmd := exec.Command(binary, "trace", "--url=none", "-o", "json", "--port", port)
+	trace := startTrace(t, cmd, cmd.Start)
 	n.cut(droppedPort)
 
 	// By default a solicitation is told of from the second in a row on. Those of all
@@ -192,27 +262,13 @@ func TestListAndTraceWithoutAnAgent(t *testing.T) {
 	kinds := make(map[string]int)
 	unanswered := make(map[string]int)
 	cookies := n.ss(droppedPort)
-	lines := bufio.NewScanner(out)
-	for kinds["death"] < len(conns) && lines.Scan() {
-		var e struct {
-			Event      string
-			Connection *connection
-			Death      *death
-		}
-		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
-			t.Fatalf("%s: %v", lines.Bytes(), err)
-		}
-		cookie := ""
-		switch {
-		case e.Connection != nil:
-			cookie = e.Connection.Cookie
-		case e.Death != nil:
-			cookie = e.Death.Cookie
-		}
-		if _, ours := cookies[cookie]; !ours {
-			continue
+	for kinds["death"] < len(conns) {
+		e := trace.next(cookies)
+		if e == nil {
+			break
 		}
 		kinds[e.Event]++
+		cookie := e.of().Cookie
 		if e.Connection != nil {
 			unanswered[cookie] = max(unanswered[cookie], e.Connection.Unanswered)
 		}
@@ -220,13 +276,10 @@ func TestListAndTraceWithoutAnAgent(t *testing.T) {
 			t.Errorf("%s died of %s", cookie, e.Death.Cause)
 		}
 		if kinds["death"] == 0 && kinds["solicitation"] == len(conns) {
-			stdout, stderr, status := run(t, exec.Command(binary, "list", "--url=none", "-o", "json", "--port", fmt.Sprint(droppedPort), "--pid", fmt.Sprint(os.Getpid())))
-			var list struct {
-				Total       int
-				Connections []connection
-			}
-			if err := json.Unmarshal([]byte(stdout), &list); err != nil || status != 0 || list.Total < len(conns) {
-				t.Errorf("list: exit status %d, %d connections, %v\n%s", status, list.Total, err, stderr)
+			var list struct{ Total int }
+			listInto(t, &list, "--port", port, "--pid", fmt.Sprint(os.Getpid()))
+			if list.Total < len(conns) {
+				t.Errorf("list: %d connections, expected %d", list.Total, len(conns))
 			}
 		}
 	}
@@ -238,13 +291,7 @@ func TestListAndTraceWithoutAnAgent(t *testing.T) {
 			t.Errorf("%s had %d unanswered", cookie, unanswered[cookie])
 		}
 	}
-	if err := trace.Process.Signal(syscall.SIGINT); err != nil {
-		t.Fatal(err)
-	}
-	_, _ = io.Copy(io.Discard, out)
-	if err := trace.Wait(); err != nil {
-		t.Errorf("interrupted trace: %v\n%s", err, watching)
-	}
+	trace.interrupt()
 }
 
 func TestListFromAnAgent(t *testing.T) {
@@ -286,24 +333,60 @@ func TestDemo(t *testing.T) {
 // around it, other than to end a line.
 func doesSomething(r rune) bool { return unicode.In(r, unicode.Cc, unicode.Cf) && r != '\n' }
 
+// harmless returns an error unless a text is UTF-8, does nothing to a terminal, and has a
+// word in it so many times at least.
+func harmless(text, word string, least int) error {
+	if !utf8.ValidString(text) {
+		return errors.New("not UTF-8")
+	}
+	if strings.ContainsFunc(text, doesSomething) {
+		return errors.New("it does something to a terminal")
+	}
+	if n := strings.Count(text, word); n < least {
+		return fmt.Errorf("%q is in it %d times, expected %d", word, n, least)
+	}
+	return nil
+}
+
+// rename gives this process another name until the test ends. Only for tests that are not
+// parallel: all tests share the name.
+func rename(t *testing.T, name string) {
+	t.Helper()
+	const comm = "/proc/self/comm"
+	usual, err := os.ReadFile(comm)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(comm, []byte(name), 0); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.WriteFile(comm, bytes.TrimSpace(usual), 0) })
+}
+
+// zombiesOfOwner is how many an owner has, as a metric says.
+func (m metrics) zombiesOfOwner(owner string) (n int) {
+	m.t.Helper()
+	for _, s := range m.families["halfopen_tcp_zombies_by_owner"].GetMetric() {
+		for _, l := range s.Label {
+			if l.GetName() == "owner" && l.GetValue() == owner {
+				n += int(s.Gauge.GetValue())
+			}
+		}
+	}
+	return n
+}
+
 func TestHostileProcessName(t *testing.T) {
 	const (
 		hostile = "h0x<\"\n\x1b[m\u009b\u202e\xff" // markup, ESC, the CSI of C1, right to left, not UTF-8
 		label   = `h0x<"\n\x1b[m\u009b\u202e\xff`  // in a metric, as in a table
+		zombies = 3
 	)
-	comm, err := os.ReadFile("/proc/self/comm") // not parallel: it is everybody's
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile("/proc/self/comm", []byte(hostile), 0); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = os.WriteFile("/proc/self/comm", bytes.TrimSpace(comm), 0) }()
-
+	rename(t, hostile)
 	n := newNetwork(t, "ipv4")
 	a := startAgent(t, "--zombie-silence=1s", "--zombie-unanswered=2")
 	n.serve(droppedPort, echo)
-	conns := n.dial(droppedPort, 3)
+	conns := n.dial(droppedPort, zombies)
 	n.greet(conns)
 	n.keepalive(conns, time.Second, time.Second, 60)
 	n.cut(droppedPort)
@@ -315,45 +398,39 @@ func TestHostileProcessName(t *testing.T) {
 				return fmt.Errorf("owner is %+v", c.Process)
 			}
 		}
-		f := a.metrics().families["halfopen_tcp_zombies_by_owner"]
-		for _, s := range f.GetMetric() {
-			for _, l := range s.Label {
-				if l.GetName() == "owner" && l.GetValue() == label && s.Gauge.GetValue() >= 3 {
-					return nil
-				}
-			}
+		if m := a.metrics(); m.zombiesOfOwner(label) < zombies {
+			return fmt.Errorf("by owner: %v", m.families["halfopen_tcp_zombies_by_owner"])
 		}
-		return fmt.Errorf("by owner: %v", f)
+		return nil
 	})
-	for _, path := range []string{
-		"/metrics", fmt.Sprintf("/api/v1/connections?port=%d", droppedPort), "/api/v1/connections/" + cookieOf(t, conns[0]),
-	} {
+
+	port, cookie := fmt.Sprint(droppedPort), cookieOf(t, conns[0])
+	for _, path := range []string{"/metrics", "/api/v1/connections?port=" + port, "/api/v1/connections/" + cookie} {
 		status, body, err := a.text(path)
-		if err != nil || status != http.StatusOK || !strings.Contains(body, "h0x") || !utf8.ValidString(body) ||
-			strings.ContainsFunc(body, doesSomething) {
+		if err == nil {
+			err = harmless(body, "h0x", 1)
+		}
+		if err != nil || status != http.StatusOK {
 			t.Errorf("%s: status %d, %v: %q", path, status, err, body)
 		}
 	}
-	for _, args := range [][]string{{"--url=none"}, {"--url=none", "-o", "wide"}, {"--url", a.url}, {"--url=none", "-o", "json"}} {
-		stdout, stderr, status := run(t, exec.Command(binary, append([]string{"list", "--port", fmt.Sprint(droppedPort)}, args...)...))
-		if status != 0 {
-			t.Fatalf("%v: exit status %d: %s", args, status, stderr)
-		}
-		if !utf8.ValidString(stdout) {
-			t.Errorf("%v: not UTF-8: %q", args, stdout)
-		}
-		if strings.ContainsFunc(stdout, doesSomething) {
-			t.Errorf("%v: %q", args, stdout)
-		}
-		if rows := strings.Count(stdout, "h0x"); rows < 3 {
-			t.Errorf("%v: the name is in %d rows:\n%s", args, rows, stdout)
-		}
-	}
-	for _, args := range [][]string{{"--url=none"}, {"--url=none", "-o", "json"}, {"--url", a.url}} {
-		stdout, stderr, status := run(t, exec.Command(binary, append([]string{"explain", cookieOf(t, conns[0])}, args...)...))
-		if status != 0 || !strings.Contains(stdout, "h0x") || !utf8.ValidString(stdout) ||
-			strings.ContainsFunc(stdout, doesSomething) {
-			t.Errorf("explain %v: exit status %d: %s\n%q", args, status, stderr, stdout)
+	list, explain := []string{"list", "--port", port}, []string{"explain", cookie}
+	for _, test := range []struct {
+		command, flags []string
+		rows           int
+	}{
+		{list, []string{"--url=none"}, zombies},
+		{list, []string{"--url=none", "-o", "wide"}, zombies},
+		{list, []string{"--url", a.url}, zombies},
+		{list, []string{"--url=none", "-o", "json"}, zombies},
+		{explain, []string{"--url=none"}, 1},
+		{explain, []string{"--url=none", "-o", "json"}, 1},
+		{explain, []string{"--url", a.url}, 1},
+	} {
+		args := slices.Concat(test.command, test.flags)
+		stdout, stderr, status := run(t, exec.Command(binary, args...))
+		if err := harmless(stdout, "h0x", test.rows); err != nil || status != 0 {
+			t.Errorf("%v: %v, exit status %d: %s\n%q", args, err, status, stderr, stdout)
 		}
 	}
 }

@@ -28,6 +28,16 @@ func readErrno(t *testing.T, c *net.TCPConn) syscall.Errno {
 	return errno
 }
 
+// checkErrno waits for the connections' ends and checks what their application gets.
+func checkErrno(t *testing.T, want syscall.Errno, conns ...*net.TCPConn) {
+	t.Helper()
+	for _, c := range conns {
+		if errno := readErrno(t, c); errno != want {
+			t.Errorf("the application got %v, expected %v", errno, want)
+		}
+	}
+}
+
 // checkDeaths waits for so many deaths at a port and checks each of them.
 func checkDeaths(t *testing.T, a *agent, n *network, port, count int, cause, during, errno string) []death {
 	t.Helper()
@@ -60,11 +70,7 @@ func TestKeepaliveTimeout(t *testing.T) {
 		n.greet(conns)
 		n.keepalive(conns, 2*time.Second, time.Second, 3)
 		n.cut(droppedPort)
-		for _, c := range conns {
-			if errno := readErrno(t, c); errno != syscall.ETIMEDOUT {
-				t.Errorf("the application got %v", errno)
-			}
-		}
+		checkErrno(t, syscall.ETIMEDOUT, conns...)
 		for _, d := range checkDeaths(t, a, n, droppedPort, many, "keepalive_timeout", "", "ETIMEDOUT") {
 			if d.Unanswered != 3 || d.Evidence != "keepalive" || d.State != "established" {
 				t.Errorf("wrong: %+v", d)
@@ -90,15 +96,9 @@ func TestUserTimeoutWithDataInFlight(t *testing.T) {
 			if err := lab.SetUserTimeout(c, 3*time.Second); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := c.Write([]byte("anybody there?")); err != nil {
-				t.Fatal(err)
-			}
+			n.write(c)
 		}
-		for _, c := range conns {
-			if errno := readErrno(t, c); errno != syscall.ETIMEDOUT {
-				t.Errorf("the application got %v", errno)
-			}
-		}
+		checkErrno(t, syscall.ETIMEDOUT, conns...)
 		for _, d := range checkDeaths(t, a, n, droppedPort, many, "user_timeout", "retransmit", "ETIMEDOUT") {
 			if d.Evidence != "retransmit" || d.Unanswered < 3 {
 				t.Errorf("wrong: %+v", d)
@@ -120,11 +120,7 @@ func TestUserTimeoutOverridesKeepaliveProbes(t *testing.T) {
 			}
 		}
 		n.cut(droppedPort)
-		for _, c := range conns {
-			if errno := readErrno(t, c); errno != syscall.ETIMEDOUT {
-				t.Errorf("the application got %v", errno)
-			}
-		}
+		checkErrno(t, syscall.ETIMEDOUT, conns...)
 		for _, d := range checkDeaths(t, a, n, droppedPort, many, "user_timeout", "keepalive", "ETIMEDOUT") {
 			if d.Unanswered < 1 || d.Unanswered > 2 {
 				t.Errorf("%d unanswered probes", d.Unanswered)
@@ -143,16 +139,8 @@ func TestRetransmitTimeout(t *testing.T) {
 		conns := n.dial(droppedPort, many)
 		n.greet(conns)
 		n.cut(droppedPort)
-		for _, c := range conns {
-			if _, err := c.Write([]byte("anybody there?")); err != nil {
-				t.Fatal(err)
-			}
-		}
-		for _, c := range conns {
-			if errno := readErrno(t, c); errno != syscall.ETIMEDOUT {
-				t.Errorf("the application got %v", errno)
-			}
-		}
+		n.write(conns...)
+		checkErrno(t, syscall.ETIMEDOUT, conns...)
 		for _, d := range checkDeaths(t, a, n, droppedPort, many, "retransmit_timeout", "", "ETIMEDOUT") {
 			if d.Evidence != "retransmit" || d.Verdict != "suspect" || d.ZombieSeconds != nil {
 				t.Errorf("wrong: %+v", d)
@@ -173,11 +161,7 @@ func TestResetByPeerAndAborted(t *testing.T) {
 		conns := n.dial(servedPort, many)
 		before := a.metrics()
 		close(release)
-		for _, c := range conns {
-			if errno := readErrno(t, c); errno != syscall.ECONNRESET {
-				t.Errorf("the application got %v", errno)
-			}
-		}
+		checkErrno(t, syscall.ECONNRESET, conns...)
 		checkDeaths(t, a, n, servedPort, many, "reset_by_peer", "", "ECONNRESET")
 		// The other ends were closed with SO_LINGER 0. Other tests run at the
 		// same time, so of node-wide counters only the least is known.
@@ -294,9 +278,7 @@ func TestWindowProbeTimeout(t *testing.T) {
 				}
 				fill(c)
 				n.cut(droppedPort)
-				if errno := readErrno(t, c); errno != syscall.ETIMEDOUT {
-					t.Errorf("the application got %v", errno)
-				}
+				checkErrno(t, syscall.ETIMEDOUT, c)
 				for _, d := range checkDeaths(t, a, n, droppedPort, 1, "window_probe_timeout", "", "ETIMEDOUT") {
 					if d.Evidence != "window_probe" || d.Unanswered != 3 {
 						t.Errorf("wrong: %+v", d)
@@ -316,9 +298,7 @@ func TestUserTimeoutWithAClosedWindow(t *testing.T) {
 			t.Fatal(err)
 		}
 		fill(c)
-		if errno := readErrno(t, c); errno != syscall.ETIMEDOUT {
-			t.Errorf("the application got %v", errno)
-		}
+		checkErrno(t, syscall.ETIMEDOUT, c)
 		checkDeaths(t, a, n, droppedPort, 1, "user_timeout", "window_probe", "ETIMEDOUT")
 	})
 }
@@ -372,9 +352,7 @@ func TestOrphanTimeout(t *testing.T) {
 		n.greet(conns)
 		n.cut(droppedPort)
 		for _, c := range conns {
-			if _, err := c.Write([]byte("anybody there?")); err != nil {
-				t.Fatal(err)
-			}
+			n.write(c)
 			c.Close()
 		}
 		eventually(t, "ss shows none any more", func() error {
@@ -404,16 +382,8 @@ func TestForecastsHold(t *testing.T) {
 		n.greet(sending)
 		n.keepalive(probing, 2*time.Second, time.Second, 7)
 		n.cut(droppedPort)
-		for _, c := range sending {
-			if _, err := c.Write([]byte("anybody there?")); err != nil {
-				t.Fatal(err)
-			}
-		}
-		for _, c := range append(probing, sending...) {
-			if errno := readErrno(t, c); errno != syscall.ETIMEDOUT {
-				t.Errorf("the application got %v", errno)
-			}
-		}
+		n.write(sending...)
+		checkErrno(t, syscall.ETIMEDOUT, append(probing, sending...)...)
 		eventually(t, "all deaths", func() error {
 			if got := len(a.deaths(n, droppedPort)); got != 2*many {
 				return fmt.Errorf("%d deaths", got)

@@ -419,10 +419,8 @@ func TestExplainAdviceWorks(t *testing.T) {
 		"data in flight, and keepalive": {
 			func(t *testing.T, n *network, c *net.TCPConn) {
 				n.keepalive([]*net.TCPConn{c}, time.Second, 3*time.Second, 3)
-				if _, err := c.Write([]byte("anybody there?")); err != nil {
-					t.Fatal(err)
-				}
-				time.Sleep(2500 * time.Millisecond) // retransmissions
+				n.write(c)
+				await(t, n.Client, "TcpRetransSegs", 2)
 			},
 			"setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, 10000)", "retransmit_timeout", "user_timeout",
 		},
@@ -454,9 +452,7 @@ func TestExplainAdviceWorks(t *testing.T) {
 				if after == nil || after.By != test.by {
 					t.Fatalf("after: it gives up %+v", after)
 				}
-				if errno := readErrno(t, c); errno != syscall.ETIMEDOUT {
-					t.Errorf("the application got %v", errno)
-				}
+				checkErrno(t, syscall.ETIMEDOUT, c)
 				punctual(t, time.Now(), after)
 				// A timer that is set anew counts from when it was, and as the wheel has it.
 				if late := time.Since(promised.At); late < -100*time.Millisecond || late > 4*time.Second {
@@ -481,7 +477,7 @@ func TestExplainAdviceForTheNamespaceWorks(t *testing.T) {
 		orphan := cookieOf(t, c)
 		c.Close()
 		connecting := n.connecting(t, 7011)
-		time.Sleep(300 * time.Millisecond) // for a first retransmission; the orphan's limit is 3 s
+		await(t, n.Client, "TcpRetransSegs", 1) // the orphan's first; its limit is 3 s
 		for _, test := range []struct{ cookie, how, by string }{
 			{orphan, "sysctl -w net.ipv4.tcp_orphan_retries=3", "orphan_timeout"},
 			{socketCookie(t, connecting), "sysctl -w net.ipv4.tcp_syn_retries=3", "connect_timeout"},
@@ -516,6 +512,18 @@ func TestExplainAdviceForTheNamespaceWorks(t *testing.T) {
 	})
 }
 
+// explainZombie explains a connection once it is a zombie.
+func explainZombie(t *testing.T, c *net.TCPConn, flags ...string) (e explained) {
+	t.Helper()
+	eventually(t, "a zombie", func() error {
+		if e = explainOf(t, cookieOf(t, c), flags...); e.Verdict != "zombie" {
+			return errors.New(e.Verdict)
+		}
+		return nil
+	})
+	return e
+}
+
 func TestExplainHowToEndAZombie(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
 		n.serve(droppedPort, echo)
@@ -523,17 +531,9 @@ func TestExplainHowToEndAZombie(t *testing.T) {
 		n.greet([]*net.TCPConn{c})
 		n.keepalive([]*net.TCPConn{c}, time.Second, time.Second, 60)
 		n.cut(droppedPort)
-		var e explained
-		eventually(t, "a zombie", func() error {
-			if e = explainOf(t, cookieOf(t, c), "--zombie-silence=3s"); e.Verdict != "zombie" {
-				return errors.New(e.Verdict)
-			}
-			return nil
-		})
+		e := explainZombie(t, c, "--zombie-silence=3s")
 		paste(t, e.Explanation.Advice[len(e.Explanation.Advice)-1].How[0])
-		if errno := readErrno(t, c); errno != syscall.ECONNABORTED {
-			t.Errorf("the application got %v", errno)
-		}
+		checkErrno(t, syscall.ECONNABORTED, c)
 	})
 }
 
@@ -548,13 +548,7 @@ func TestExplainAZombieBehindAClosedWindow(t *testing.T) {
 		c := n.dial(droppedPort, 1)[0]
 		fill(c)
 		n.cut(droppedPort)
-		var e explained
-		eventually(t, "a zombie", func() error {
-			if e = explainOf(t, cookieOf(t, c), "--zombie-silence=2s"); e.Verdict != "zombie" {
-				return errors.New(e.Verdict)
-			}
-			return nil
-		})
+		e := explainZombie(t, c, "--zombie-silence=2s")
 		x := &e.Explanation
 		if says := strings.Join(x.Next, " ") + x.Assessment; strings.Contains(says, "peer answers") || !strings.Contains(says, "No setting needs changing: the kernel gives up in ") {
 			t.Errorf("it gives up %+v: %s", e.GivesUp, says)

@@ -327,10 +327,8 @@ const scenarioTimeout = 2 * time.Minute
 
 // until waits for a condition.
 func (t *scenarioRun) until(what string, ok func() bool) {
-	for late := time.Now().Add(scenarioTimeout); !ok(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(late) {
-			t.fail("never: %s (%s)", what, caller())
-		}
+	if !poll(10*time.Millisecond, scenarioTimeout, ok) {
+		t.fail("never: %s (%s)", what, caller())
 	}
 }
 
@@ -651,70 +649,88 @@ func describe(d death) string {
 // those that were hidden from it, it may say nothing, or that it does not know.
 func (s *fixture) compare(t *testing.T, g *poller) {
 	s.t.Helper()
+	for _, failure := range s.failed {
+		s.report("%s", failure)
+	}
 	hidden := deathTracer.hiddenDeaths(t)
 	isHidden := func(f *expectedEnd) bool {
 		return slices.ContainsFunc(hidden, func(d hiddenDeath) bool { return d.is(f, s.began) })
 	}
-	report := func(format string, args ...any) {
-		s.t.Helper()
-		s.wrong++
-		s.t.Errorf(format, args...)
-	}
-	for _, f := range s.failed {
-		report("%s", f)
-	}
-	// The last deaths may still be on their way.
-	missing := func() (n int) {
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		for i := range s.expected {
-			f := &s.expected[i]
-			if _, ok := g.deaths[f.cookie]; !ok && !f.orderly && !f.maybe && !isHidden(f) {
-				n++
-			}
-		}
-		return n
-	}
-	for late := time.Now().Add(10 * time.Second); missing() > 0 && time.Now().Before(late); {
-		time.Sleep(100 * time.Millisecond)
-	}
+	// The last deaths may still be on their way. What is missing then is reported.
+	poll(100*time.Millisecond, 10*patience*time.Second, func() bool { return s.allTold(g, isHidden) })
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	known := map[string]bool{}
 	for i := range s.expected {
 		f := &s.expected[i]
 		known[f.cookie] = true
-		d, ok := g.deaths[f.cookie]
-		if f.maybe && !ok && !isHidden(f) {
-			f.cause, f.orderly = "closed", true
+		s.compareEnd(g, f, isHidden(f))
+	}
+	s.checkOthers(g, known)
+}
+
+// report fails the test and counts what is wrong.
+func (s *fixture) report(format string, args ...any) {
+	s.t.Helper()
+	s.wrong++
+	s.t.Errorf(format, args...)
+}
+
+// allTold returns whether the agent has told of all deaths that it must tell of.
+func (s *fixture) allTold(g *poller, isHidden func(*expectedEnd) bool) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for i := range s.expected {
+		f := &s.expected[i]
+		if _, told := g.deaths[f.cookie]; !told && !f.orderly && !f.maybe && !isHidden(f) {
+			return false
 		}
-		if f.hidden = (!ok || d.Cause == "unknown") && isHidden(f); f.hidden {
-			continue
-		}
-		if !ok {
-			if !f.orderly {
-				report("%s: the agent told nothing of %s, which ended by %s (%s) in %s", f.scenario, f.cookie, f.cause, f.errno, f.state)
-			}
-			continue
-		}
+	}
+	return true
+}
+
+// compareEnd compares what the agent told of one socket with how it ended.
+func (s *fixture) compareEnd(g *poller, f *expectedEnd, isHidden bool) {
+	s.t.Helper()
+	d, told := g.deaths[f.cookie]
+	if f.maybe && !told && !isHidden {
+		f.cause, f.orderly = "closed", true
+	}
+	f.hidden = isHidden && (!told || d.Cause == "unknown")
+	switch {
+	case f.hidden:
+	case !told && !f.orderly:
+		s.report("%s: the agent told nothing of %s, which ended by %s (%s) in %s", f.scenario, f.cookie, f.cause, f.errno, f.state)
+	case told:
 		if d.Cause == "unknown" {
 			s.unknown++
 		}
-		if d.Cause != f.cause || d.During != f.during || (f.state != "*" && d.State != f.state) || (f.errno != "*" && d.Errno != f.errno) {
-			report("%s: expected of %s %s, during %q, errno %q, in %s; the agent says %s, during %q, errno %q, in %s: %s",
+		if !f.is(&d) {
+			s.report("%s: expected of %s %s, during %q, errno %q, in %s; the agent says %s, during %q, errno %q, in %s: %s",
 				f.scenario, f.cookie, f.cause, f.during, f.errno, f.state, d.Cause, d.During, d.Errno, d.State, describe(d))
 		}
 	}
+}
+
+// is returns whether the agent told of a death as it was expected.
+func (f *expectedEnd) is(d *death) bool {
+	return d.Cause == f.cause && d.During == f.during && (f.state == "*" || d.State == f.state) && (f.errno == "*" || d.Errno == f.errno)
+}
+
+// checkOthers checks that the agent told of no known death twice, and of no death in the
+// fixture's namespaces that is not known. known has the cookies.
+func (s *fixture) checkOthers(g *poller, known map[string]bool) {
+	s.t.Helper()
 	for _, d := range g.again {
 		if known[d.Cookie] {
-			report("the agent told of %s twice: %s", d.Cookie, describe(d))
+			s.report("the agent told of %s twice: %s", d.Cookie, describe(d))
 		}
 	}
 	for _, d := range g.deaths {
 		// The inode of a namespace may have been that of an earlier one.
 		ours := (d.Netns == s.Client.Inode() || d.Netns == s.Server.Inode()) && d.At.After(s.began)
 		if ours && !known[d.Cookie] && len(s.failed) == 0 && !s.abandoned[d.pair()] {
-			report("nobody knows of the death of %s: %s", d.Cookie, describe(d))
+			s.report("nobody knows of the death of %s: %s", d.Cookie, describe(d))
 		}
 	}
 }
@@ -838,7 +854,7 @@ func jiffies(t *testing.T) int {
 		return 0, time.Time{}
 	}
 	n0, t0 := read()
-	time.Sleep(500 * time.Millisecond)
+	time.Sleep(500 * time.Millisecond) // long enough to tell the rates apart
 	n1, t1 := read()
 	measured := float64(n1-n0) / t1.Sub(t0).Seconds()
 	for _, hz := range []int{100, 250, 300, 1000} {

@@ -91,81 +91,103 @@ type runner struct {
 	unix *net.UnixListener // await
 }
 
-func (p *runner) run(o *command) (a answer, err error) {
-	switch o.Do {
-	case "name":
-		return a, os.WriteFile("/proc/self/comm", []byte(o.Name), 0)
-	case "enter":
-		return a, enter(o.Path)
-	case "listen":
-		a.FD, err = open(o)
-		if err != nil {
-			return a, err
-		}
-		return a, errors.Join(unix.SetsockoptInt(a.FD, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
-			unix.Bind(a.FD, sockaddr(o.Addr)), unix.Listen(a.FD, 128))
-	case "connect":
-		if a.FD, err = open(o); err != nil {
-			return a, err
-		}
-		for _, opt := range o.Options {
-			if err := unix.SetsockoptInt(a.FD, opt[0], opt[1], opt[2]); err != nil {
-				return a, err
-			}
-		}
-		if err := unix.Connect(a.FD, sockaddr(o.Addr)); err != nil {
-			return a, err
-		}
-		a.Cookie, err = cookieAt(a.FD)
-		return a, err
-	case "accept":
-		if a.FD, _, err = unix.Accept4(o.FD, unix.SOCK_CLOEXEC); err != nil {
-			return a, err
-		}
-		a.Cookie, err = cookieAt(a.FD)
-		return a, err
-	case "write":
-		_, err := unix.Write(o.FD, []byte("anybody there?"))
-		return a, err
-	case "close":
-		return a, unix.Close(o.FD)
-	case "fork": // a child of this process, which has the descriptor as its 3
-		f := os.NewFile(uintptr(o.FD), "inherited")
-		cmd := exec.Command(os.Args[0])
-		cmd.Env = append(os.Environ(), helperEnv+"="+p.path)
-		cmd.ExtraFiles = []*os.File{f}
-		cmd.Stderr = os.Stderr
-		if err := cmd.Start(); err != nil {
-			return a, err
-		}
-		keep = append(keep, f) // its finalizer would close the descriptor
-		a.PID, a.FD = cmd.Process.Pid, 3
-		return a, nil
-	case "await": // what another helper passes
+// commands are what a helper process can do.
+var commands = map[string]func(p *runner, o *command, a *answer) error{
+	"name": func(_ *runner, o *command, _ *answer) error {
+		return os.WriteFile("/proc/self/comm", []byte(o.Name), 0)
+	},
+	"enter":   func(_ *runner, o *command, _ *answer) error { return enter(o.Path) },
+	"listen":  (*runner).listen,
+	"connect": (*runner).connect,
+	"accept":  (*runner).accept,
+	"write":   func(_ *runner, o *command, _ *answer) error { return writeTo(o.FD) },
+	"close":   func(_ *runner, o *command, _ *answer) error { return unix.Close(o.FD) },
+	"fork":    (*runner).fork,
+	"await": func(p *runner, o *command, _ *answer) (err error) { // what another helper passes
 		p.unix, err = net.ListenUnix("unix", &net.UnixAddr{Name: o.Path, Net: "unix"})
-		return a, err
-	case "pass":
-		return a, pass(o.Path, o.FD)
-	case "take":
+		return err
+	},
+	"pass": func(_ *runner, o *command, _ *answer) error { return pass(o.Path, o.FD) },
+	"take": func(p *runner, _ *command, a *answer) (err error) {
 		a.FD, err = take(p.unix)
-		return a, err
-	case "connect many":
+		return err
+	},
+	"connect many": func(_ *runner, o *command, a *answer) (err error) {
 		a.FDs, err = connectMany(o)
-		return a, err
-	case "write all":
-		for _, fd := range o.FDs {
-			if _, err := unix.Write(fd, []byte("anybody there?")); err != nil {
-				return a, err
-			}
-		}
-		return a, nil
-	case "populate":
+		return err
+	},
+	"write all": func(_ *runner, o *command, _ *answer) error { return writeTo(o.FDs...) },
+	"populate": func(_ *runner, o *command, a *answer) (err error) {
 		a.FDs, err = populate(o)
-		return a, err
-	case "visit":
-		return a, visit(o)
+		return err
+	},
+	"visit": func(_ *runner, o *command, _ *answer) error { return visit(o) },
+}
+
+func (p *runner) run(o *command) (a answer, err error) {
+	do := commands[o.Do]
+	if do == nil {
+		return a, errors.New("unknown command")
 	}
-	return a, errors.New("unknown command")
+	err = do(p, o, &a)
+	return a, err
+}
+
+func (*runner) listen(o *command, a *answer) (err error) {
+	if a.FD, err = open(o); err != nil {
+		return err
+	}
+	return errors.Join(unix.SetsockoptInt(a.FD, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
+		unix.Bind(a.FD, sockaddr(o.Addr)), unix.Listen(a.FD, 128))
+}
+
+func (*runner) connect(o *command, a *answer) (err error) {
+	if a.FD, err = open(o); err != nil {
+		return err
+	}
+	for _, opt := range o.Options {
+		if err := unix.SetsockoptInt(a.FD, opt[0], opt[1], opt[2]); err != nil {
+			return err
+		}
+	}
+	if err := unix.Connect(a.FD, sockaddr(o.Addr)); err != nil {
+		return err
+	}
+	a.Cookie, err = cookieAt(a.FD)
+	return err
+}
+
+func (*runner) accept(o *command, a *answer) (err error) {
+	if a.FD, _, err = unix.Accept4(o.FD, unix.SOCK_CLOEXEC); err != nil {
+		return err
+	}
+	a.Cookie, err = cookieAt(a.FD)
+	return err
+}
+
+// fork starts a child of this process, which has the descriptor as its 3.
+func (p *runner) fork(o *command, a *answer) error {
+	f := os.NewFile(uintptr(o.FD), "inherited")
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), helperEnv+"="+p.path)
+	cmd.ExtraFiles = []*os.File{f}
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	keep = append(keep, f) // its finalizer would close the descriptor
+	a.PID, a.FD = cmd.Process.Pid, 3
+	return nil
+}
+
+// writeTo writes something on each connection.
+func writeTo(fds ...int) error {
+	for _, fd := range fds {
+		if _, err := unix.Write(fd, []byte("anybody there?")); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // keep are descriptors that must stay open.
@@ -354,11 +376,8 @@ func connectMany(o *command) (fds []int, err error) {
 	if err := enter(o.Paths[1]); err != nil {
 		return nil, err
 	}
-	listener, err := newSocket(o.Addr)
+	listener, err := newListener(o.Addr, 8)
 	if err != nil {
-		return nil, err
-	}
-	if err := errors.Join(unix.Bind(listener, sockaddr(o.Addr)), unix.Listen(listener, 8)); err != nil {
 		return nil, err
 	}
 	if err := enter(o.Paths[0]); err != nil {
@@ -381,14 +400,11 @@ func populate(o *command) (listeners []int, err error) {
 		if err := enter(path); err != nil {
 			return nil, err
 		}
-		listener, err := newSocket(o.Addr)
+		listener, err := newListener(o.Addr, 8)
 		if err != nil {
 			return nil, err
 		}
 		listeners = append(listeners, listener)
-		if err := errors.Join(unix.Bind(listener, sockaddr(o.Addr)), unix.Listen(listener, 8)); err != nil {
-			return nil, err
-		}
 		for i := range o.Count {
 			fd, _, err := pair(listener, o.Addr)
 			if err != nil {

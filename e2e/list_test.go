@@ -30,11 +30,6 @@ type row struct {
 	queue         string
 }
 
-var ssStateNames = map[string]string{
-	"ESTAB": "established", "SYN-SENT": "syn_sent", "SYN-RECV": "syn_recv", "FIN-WAIT-1": "fin_wait1", "FIN-WAIT-2": "fin_wait2",
-	"TIME-WAIT": "time_wait", "CLOSE-WAIT": "close_wait", "LAST-ACK": "last_ack", "LISTEN": "listen", "CLOSING": "closing",
-}
-
 // ssAll is every TCP socket that ss shows inside a namespace, by cookie.
 func ssAll(t *testing.T, ns *lab.Namespace) map[string]row {
 	t.Helper()
@@ -54,10 +49,10 @@ func ssAll(t *testing.T, ns *lab.Namespace) map[string]row {
 	rows := make(map[string]row)
 	for line := range strings.Lines(string(out)) {
 		f, cookie := strings.Fields(line), ssCookie.FindStringSubmatch(line)
-		if len(f) < 5 || cookie == nil || ssStateNames[f[0]] == "" {
+		if len(f) < 5 || cookie == nil || ssStates[f[0]] == "" {
 			t.Fatalf("ss: %q", line)
 		}
-		r := row{state: ssStateNames[f[0]], local: end(f[3]), remote: end(f[4])}
+		r := row{state: ssStates[f[0]], local: end(f[3]), remote: end(f[4])}
 		if r.state == "listen" {
 			r.queue = f[1] + "/" + f[2]
 		}
@@ -125,6 +120,51 @@ func rowOf(c *socketObject) row {
 	return r
 }
 
+// incomplete returns whether the socket is a listener, or a connection that is not accepted
+// yet or is over. It has no verdict then.
+func (c *socketObject) incomplete() bool {
+	return c.State == "listen" || c.State == "syn_recv" || c.State == "time_wait"
+}
+
+// listAllAsSS waits until `list --all` shows the sockets of a namespace that ss shows, and
+// returns them.
+func listAllAsSS(t *testing.T, ns *lab.Namespace, args ...string) (shown []socketObject) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("list --all %v", args), func() error {
+		before := ssAll(t, ns)
+		shown = list(t, append([]string{"--all"}, args...)...)
+		after := ssAll(t, ns)
+		if !maps.Equal(before, after) {
+			return fmt.Errorf("they change: %v, then %v", before, after)
+		}
+		shown = slices.DeleteFunc(shown, func(c socketObject) bool { return c.Netns != ns.Inode() })
+		rows := make(map[string]row)
+		for i := range shown {
+			c := &shown[i]
+			rows[c.Cookie] = rowOf(c)
+			if c.incomplete() && c.Verdict != nil {
+				t.Errorf("a socket in %s is %s", c.State, *c.Verdict)
+			}
+		}
+		if !maps.Equal(rows, before) {
+			return fmt.Errorf("\n%v\nss:\n%v", rows, before)
+		}
+		return nil
+	})
+	return shown
+}
+
+// checkListener checks what the agent says of a listener of network.sockets.
+func checkListener(t *testing.T, c *socketObject) {
+	t.Helper()
+	if c.Process == nil || c.Process.PID != syscall.Getpid() {
+		t.Errorf("a listener belongs to %+v, not to us", c.Process)
+	}
+	if k := c.Keepalive; c.Local.Port == unaccepting && (!k.Enabled || k.TimeSeconds != 60 || !k.PerSocket) {
+		t.Errorf("wrong settings of a listener: %+v", c)
+	}
+}
+
 // Every state that can be made to stay, on IPv4, on IPv6, and on IPv4 with the
 // server's sockets of IPv6.
 func TestListAllIsWhatSSShows(t *testing.T) {
@@ -134,66 +174,38 @@ func TestListAllIsWhatSSShows(t *testing.T) {
 	want := []string{"close_wait", "established", "fin_wait2", "listen", "syn_recv", "syn_sent", "time_wait"}
 	a := startAgent(t)
 
-	var shown []socketObject // by the agent, which is asked first: time_wait is soon over
-	for _, args := range [][]string{{"--url", a.url}, nil} {
-		for _, ns := range []*lab.Namespace{n.Client, n.Server} {
-			eventually(t, fmt.Sprintf("list --all %v", args), func() error {
-				before := ssAll(t, ns)
-				conns := list(t, append([]string{"--all"}, args...)...)
-				after := ssAll(t, ns)
-				if !maps.Equal(before, after) {
-					return fmt.Errorf("they change: %v, then %v", before, after)
-				}
-				rows := make(map[string]row)
-				conns = slices.DeleteFunc(conns, func(c socketObject) bool { return c.Netns != ns.Inode() })
-				for i := range conns {
-					c := &conns[i]
-					rows[c.Cookie] = rowOf(c)
-					if stub := c.State == "time_wait" || c.State == "syn_recv" || c.State == "listen"; stub && c.Verdict != nil {
-						t.Errorf("a socket in %s is %s", c.State, *c.Verdict)
-					}
-				}
-				if !maps.Equal(rows, before) {
-					return fmt.Errorf("\n%v\nss:\n%v", rows, before)
-				}
-				if args != nil {
-					shown = append(shown, conns...)
-				}
-				return nil
-			})
-		}
-	}
+	// The agent is asked first: time_wait is soon over.
+	shown := append(listAllAsSS(t, n.Client, "--url", a.url), listAllAsSS(t, n.Server, "--url", a.url)...)
+	listAllAsSS(t, n.Client)
+	listAllAsSS(t, n.Server)
 
 	states := make(map[string]bool)
 	stubs := 0
-	for _, c := range shown {
+	for i := range shown {
+		c := &shown[i]
 		states[c.State] = true
 		if c.State == "fin_wait2" && c.Verdict == nil {
 			stubs++
 		}
-		if c.State == "listen" && (c.Process == nil || c.Process.PID != syscall.Getpid()) {
-			t.Errorf("a listener belongs to %+v, not to us", c.Process)
+		if c.State == "listen" {
+			checkListener(t, c)
 		}
-		if c.State == "listen" && c.Local.Port == unaccepting &&
-			(!c.Keepalive.Enabled || c.Keepalive.TimeSeconds != 60 || !c.Keepalive.PerSocket) {
-			t.Errorf("wrong settings of a listener: %+v", c)
-		}
-		if accepted := c.Accepted == nil || *c.Accepted; accepted == (c.State == "syn_recv") {
-			if c.Local.Port != unaccepting { // there they wait to be accepted
-				t.Errorf("accepted is %v in %s", accepted, c.State)
-			}
+		accepted := c.Accepted == nil || *c.Accepted
+		if waits := c.Local.Port == unaccepting; !waits && accepted == (c.State == "syn_recv") {
+			t.Errorf("accepted is %v in %s", accepted, c.State)
 		}
 	}
 	if got := slices.Sorted(maps.Keys(states)); !slices.Equal(got, want) || stubs != 3 {
 		t.Errorf("states %v, expected %v; %d stubs in fin_wait2, expected 3", got, want, stubs)
 	}
 
-	for _, c := range list(t, "--netns", fmt.Sprint(n.Client.Inode()), "--netns", fmt.Sprint(n.Server.Inode())) {
-		if c.State == "listen" || c.State == "syn_recv" || c.State == "time_wait" || c.Verdict == nil {
+	client, server := fmt.Sprint(n.Client.Inode()), fmt.Sprint(n.Server.Inode())
+	for _, c := range list(t, "--netns", client, "--netns", server) {
+		if c.incomplete() || c.Verdict == nil {
 			t.Errorf("without --all there is %+v", c)
 		}
 	}
-	if got := list(t, "--all", "--state=listen", "--netns", fmt.Sprint(n.Server.Inode()), "--port", fmt.Sprint(unaccepting)); len(got) != 1 {
+	if got := list(t, "--all", "--state=listen", "--netns", server, "--port", fmt.Sprint(unaccepting)); len(got) != 1 {
 		t.Errorf("listeners on port %d: %+v", unaccepting, got)
 	}
 	for _, query := range []string{"verdict=active", "risk=no_keepalive"} {
@@ -202,7 +214,7 @@ func TestListAllIsWhatSSShows(t *testing.T) {
 			t.Errorf("%d that are no connection have %s, error %v", doc.Total, query, err)
 		}
 	}
-	for _, c := range list(t, "--all", "--state=listen", "--netns", fmt.Sprint(n.Server.Inode())) {
+	for _, c := range list(t, "--all", "--state=listen", "--netns", server) {
 		if err := a.get("/api/v1/connections/"+url.PathEscape(c.Cookie), &struct{}{}); err == nil || !strings.Contains(err.Error(), "404") {
 			t.Errorf("a listener is explained: %v", err)
 		}
@@ -285,9 +297,7 @@ func (n *network) sockets() {
 		}
 		silent := unanswering + uint16(i)
 		listen(netip.AddrPortFrom(at.listens, silent), true)
-		if _, err := n.Client.Drop(lab.Rule{Port: silent, Direction: lab.In, Percent: 100}); err != nil {
-			t.Fatal(err)
-		}
+		n.drop(lab.Rule{Port: silent, Direction: lab.In, Percent: 100})
 		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan struct{})
 		t.Cleanup(func() {
@@ -318,98 +328,186 @@ type groupObject struct {
 	Verdicts map[string]int `json:"verdicts"`
 }
 
-func TestListGroupsAndFilters(t *testing.T) {
-	t.Parallel()
-	const zombies, live = 3, 7
-	n := newNetwork(t, "ipv4")
+// name is what the connections of a group have in common, or "".
+func (g *groupObject) name() string {
+	switch {
+	case g.Owner != nil:
+		return g.Owner.Name
+	case g.Remote != nil && g.Remote.Port != nil:
+		return net.JoinHostPort(g.Remote.IP, strconv.Itoa(*g.Remote.Port))
+	case g.Remote != nil:
+		return g.Remote.IP
+	case g.Verdict != nil:
+		return *g.Verdict
+	}
+	return ""
+}
+
+// groupList is the answer of `halfopen list --by`.
+type groupList struct {
+	Total  int
+	Groups []groupObject
+}
+
+// expectedGroup is a group, and how many of its connections have which verdicts, as far as
+// that is known.
+type expectedGroup struct {
+	name     string
+	total    int
+	verdicts map[string]int
+}
+
+// compare returns an error unless there are so many groups in all, and those listed are as
+// expected.
+func (l *groupList) compare(total int, expected []expectedGroup) error {
+	if l.Total != total || len(l.Groups) != len(expected) {
+		return fmt.Errorf("%d groups of %d, expected %d of %d", len(l.Groups), l.Total, len(expected), total)
+	}
+	for i, want := range expected {
+		g := &l.Groups[i]
+		if g.name() != want.name || g.Total != want.total {
+			return fmt.Errorf("group %d is %q of %d connections, expected %q of %d", i, g.name(), g.Total, want.name, want.total)
+		}
+		for verdict, n := range want.verdicts {
+			if g.Verdicts[verdict] != n {
+				return fmt.Errorf("%q has %d that are %s, expected %d", want.name, g.Verdicts[verdict], verdict, n)
+			}
+		}
+	}
+	return nil
+}
+
+// mixedLab is a network with zombies to one port and live connections to another, and an
+// agent. One process owns all connections.
+type mixedLab struct {
+	*network
+	agent              *agent
+	rules              []string // the agent's
+	zombies, live      int
+	clientNS, serverNS string // for --netns
+}
+
+func newMixedLab(t *testing.T) *mixedLab {
+	t.Helper()
 	rules := []string{"--zombie-unanswered=2", "--zombie-silence=2s"}
-	a := startAgent(t, rules...)
+	n := newNetwork(t, "ipv4")
+	m := &mixedLab{
+		network: n, agent: startAgent(t, rules...), rules: rules, zombies: 3, live: 7,
+		clientNS: fmt.Sprint(n.Client.Inode()), serverNS: fmt.Sprint(n.Server.Inode()),
+	}
 	n.serve(droppedPort, echo)
 	n.serve(servedPort, echo)
-	dying, living := n.dial(droppedPort, zombies), n.dial(servedPort, live)
+	dying, living := n.dial(droppedPort, m.zombies), n.dial(servedPort, m.live)
 	n.greet(dying)
 	n.greet(living)
 	n.keepalive(dying, time.Second, time.Second, 127)
 	n.cut(droppedPort)
-	eventually(t, "zombies", func() error { return all(a.connections(n, droppedPort, ""), zombies, "zombie") })
-	client, server := fmt.Sprint(n.Client.Inode()), fmt.Sprint(n.Server.Inode())
+	eventually(t, "zombies", func() error { return all(m.agent.connections(n, droppedPort, ""), m.zombies, "zombie") })
+	return m
+}
 
-	for name, how := range map[string][]string{"alone": rules, "from an agent": {"--url", a.url}} {
-		groups := func(by string, args ...string) (doc struct {
-			Total  int
-			Groups []groupObject
-		}) {
-			listInto(t, &doc, slices.Concat(how, []string{"--by", by}, args)...)
-			return doc
-		}
+// groups runs `halfopen list --by`.
+func (m *mixedLab) groups(t *testing.T, how []string, by, flags string) (doc groupList) {
+	t.Helper()
+	listInto(t, &doc, slices.Concat(how, []string{"--by", by}, strings.Fields(flags))...)
+	return doc
+}
 
-		doc := groups("verdict", "--netns", client)
-		if g := doc.Groups; len(g) != 2 || *g[0].Verdict != "zombie" || g[0].Total != zombies || *g[1].Verdict != "active" || g[1].Total != live {
-			t.Errorf("%s: by verdict: %+v", name, doc)
-		}
-		doc = groups("remote", "--netns", client)
-		if g := doc.Groups; len(g) != 2 || *g[0].Remote.Port != droppedPort || g[0].Verdicts["zombie"] != zombies || g[0].Total != zombies ||
-			*g[1].Remote.Port != servedPort || g[1].Verdicts["active"] != live || g[1].Remote.IP != n.Server.Addr4().String() {
-			t.Errorf("%s: by remote: %+v", name, doc)
-		}
-		doc = groups("remote", "--netns", server)
-		if g := doc.Groups; len(g) != 1 || g[0].Remote == nil || g[0].Remote.Port != nil || g[0].Remote.IP != n.Client.Addr4().String() || g[0].Total != zombies+live {
-			t.Errorf("%s: clients: %+v", name, doc)
-		}
-		doc = groups("remote", "--netns", client, "--limit=1")
-		if doc.Total != 2 || len(doc.Groups) != 1 || *doc.Groups[0].Remote.Port != droppedPort {
-			t.Errorf("%s: the worst group alone: %+v", name, doc)
-		}
-		doc = groups("owner", "--netns", client)
-		if g := doc.Groups; len(g) != 1 || g[0].Owner == nil || g[0].Total != zombies+live || g[0].Verdicts["zombie"] != zombies {
-			t.Fatalf("%s: by owner: %+v", name, doc)
-		}
-		owner := doc.Groups[0].Owner.Name
-		doc = groups("owner", "--netns", server, "--all", "--state=listen")
-		if g := doc.Groups; len(g) != 1 || g[0].Owner == nil || g[0].Owner.Name != owner || g[0].Total != 2 || g[0].Verdicts["active"] != 0 {
-			t.Errorf("%s: owner of listeners: %+v", name, doc)
-		}
+// owner returns the name of the owner of the connections.
+func (m *mixedLab) owner(t *testing.T, how []string) string {
+	t.Helper()
+	doc := m.groups(t, how, "owner", "--netns="+m.clientNS)
+	if len(doc.Groups) != 1 || doc.Groups[0].Owner == nil {
+		t.Fatalf("by owner: %+v", doc)
+	}
+	return doc.Groups[0].Owner.Name
+}
 
-		prefix := netip.PrefixFrom(n.Server.Addr4(), 24).Masked().String()
-		for i, test := range []struct {
-			filter string
-			count  int
-		}{
-			{"", zombies + live},
-			{"--owner=" + owner, zombies + live},
-			{"--owner=" + owner + " --owner=-", zombies + live},
-			{"--owner=-", 0},
-			{"--owner=nobody's.service", 0},
-			{"--owner=" + owner + " --verdict=zombie", zombies},
-			{"--owner=" + owner + " --pid=" + strconv.Itoa(syscall.Getpid()), zombies + live},
-			{"--owner=" + owner + " --pid=1", 0},
-			{"--remote=" + n.Server.Addr4().String(), zombies + live},
-			{"--remote=::ffff:" + n.Server.Addr4().String() + " --port=" + strconv.Itoa(droppedPort), zombies},
-			{"--remote=" + prefix, zombies + live},
-			{"--remote=203.0.113.0/24 --remote=" + n.Server.Addr6().String(), 0},
-			{"--remote=::/0", 0},
-			{"--remote=0.0.0.0/0", zombies + live},
-			{"--risk=no_keepalive", live},
-			{"--risk=no_keepalive --risk=close_wait_leak", live},
-			{"--risk=close_wait_leak", 0},
-			{"--risk=no_keepalive --verdict=zombie", 0},
-			{"--state=established --all", zombies + live},
-			{"--netns=" + server, 2 * (zombies + live)},
-		} {
-			if name == "alone" && i%scale != 0 {
-				continue // it loads the programs each time
-			}
-			args := slices.Concat(how, []string{"--netns", client}, strings.Fields(test.filter))
-			if got := list(t, args...); len(got) != test.count {
-				t.Errorf("%s: %s: %d connections, expected %d", name, test.filter, len(got), test.count)
-			}
-		}
-		worst := list(t, slices.Concat(how, []string{"--netns", client, "--limit=2", "--owner", owner})...)
-		if len(worst) != 2 || *worst[0].Verdict != "zombie" || *worst[1].Verdict != "zombie" || worst[0].Process == nil {
-			t.Errorf("%s: the worst two: %+v", name, worst)
+// checkGroups checks the groups by verdict, by remote and by owner.
+func (m *mixedLab) checkGroups(t *testing.T, how []string, owner string) {
+	t.Helper()
+	dropped := expectedGroup{m.server(droppedPort).String(), m.zombies, map[string]int{"zombie": m.zombies}}
+	served := expectedGroup{m.server(servedPort).String(), m.live, map[string]int{"active": m.live}}
+	for _, test := range []struct {
+		by, flags string
+		total     int // without --limit
+		groups    []expectedGroup
+	}{
+		{"verdict", "--netns=" + m.clientNS, 2, []expectedGroup{{"zombie", m.zombies, nil}, {"active", m.live, nil}}},
+		{"remote", "--netns=" + m.clientNS, 2, []expectedGroup{dropped, served}},
+		{"remote", "--netns=" + m.clientNS + " --limit=1", 2, []expectedGroup{dropped}},
+		{"remote", "--netns=" + m.serverNS, 1, []expectedGroup{{m.Client.Addr4().String(), m.zombies + m.live, nil}}},
+		{"owner", "--netns=" + m.clientNS, 1, []expectedGroup{{owner, m.zombies + m.live, map[string]int{"zombie": m.zombies}}}},
+		{"owner", "--netns=" + m.serverNS + " --all --state=listen", 1, []expectedGroup{{owner, 2, map[string]int{"active": 0}}}},
+	} {
+		doc := m.groups(t, how, test.by, test.flags)
+		if err := doc.compare(test.total, test.groups); err != nil {
+			t.Errorf("--by=%s %s: %v: %+v", test.by, test.flags, err, doc)
 		}
 	}
-	if err := a.get("/api/v1/connections?remote=localhost", &struct{}{}); err == nil || !strings.Contains(err.Error(), "400") {
+}
+
+// checkFilters checks how many connections each filter finds, of one of every so many
+// filters.
+func (m *mixedLab) checkFilters(t *testing.T, how []string, owner string, every int) {
+	t.Helper()
+	everyone, address := m.zombies+m.live, m.Server.Addr4()
+	for i, test := range []struct {
+		filter string
+		count  int
+	}{
+		{"", everyone},
+		{"--owner=" + owner, everyone},
+		{"--owner=" + owner + " --owner=-", everyone},
+		{"--owner=-", 0},
+		{"--owner=nobody's.service", 0},
+		{"--owner=" + owner + " --verdict=zombie", m.zombies},
+		{"--owner=" + owner + " --pid=" + strconv.Itoa(syscall.Getpid()), everyone},
+		{"--owner=" + owner + " --pid=1", 0},
+		{"--remote=" + address.String(), everyone},
+		{"--remote=::ffff:" + address.String() + " --port=" + strconv.Itoa(droppedPort), m.zombies},
+		{"--remote=" + netip.PrefixFrom(address, 24).Masked().String(), everyone},
+		{"--remote=203.0.113.0/24 --remote=" + m.Server.Addr6().String(), 0},
+		{"--remote=::/0", 0},
+		{"--remote=0.0.0.0/0", everyone},
+		{"--risk=no_keepalive", m.live},
+		{"--risk=no_keepalive --risk=close_wait_leak", m.live},
+		{"--risk=close_wait_leak", 0},
+		{"--risk=no_keepalive --verdict=zombie", 0},
+		{"--state=established --all", everyone},
+		{"--netns=" + m.serverNS, 2 * everyone},
+	} {
+		if i%every != 0 {
+			continue
+		}
+		args := slices.Concat(how, []string{"--netns", m.clientNS}, strings.Fields(test.filter))
+		if got := list(t, args...); len(got) != test.count {
+			t.Errorf("%s: %d connections, expected %d", test.filter, len(got), test.count)
+		}
+	}
+}
+
+func TestListGroupsAndFilters(t *testing.T) {
+	t.Parallel()
+	m := newMixedLab(t)
+	for name, test := range map[string]struct {
+		how   []string
+		every int
+	}{
+		"alone":         {m.rules, scale}, // it loads the programs each time
+		"from an agent": {[]string{"--url", m.agent.url}, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			owner := m.owner(t, test.how)
+			m.checkGroups(t, test.how, owner)
+			m.checkFilters(t, test.how, owner, test.every)
+			worst := list(t, slices.Concat(test.how, []string{"--netns", m.clientNS, "--limit=2", "--owner", owner})...)
+			if len(worst) != 2 || *worst[0].Verdict != "zombie" || *worst[1].Verdict != "zombie" || worst[0].Process == nil {
+				t.Errorf("the worst two: %+v", worst)
+			}
+		})
+	}
+	if err := m.agent.get("/api/v1/connections?remote=localhost", &struct{}{}); err == nil || !strings.Contains(err.Error(), "400") {
 		t.Errorf("a remote that is a name: %v", err)
 	}
 }

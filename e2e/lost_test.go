@@ -76,9 +76,7 @@ func TestLostEventsAreCountedAndRepaired(t *testing.T) {
 	before, lostBefore := solicitationEvents(m)
 	probed := probesOfOthers(m)
 	for i, n := range networks {
-		if _, err := n.Client.Drop(lab.Rule{Percent: 100}); err != nil {
-			t.Fatal(err)
-		}
+		n.drop(lab.Rule{Percent: 100})
 		clients[i].must(command{Do: "write all", FDs: victims[i]})
 	}
 
@@ -115,7 +113,7 @@ func TestLostEventsAreCountedAndRepaired(t *testing.T) {
 	eventually(t, "nothing is sent while the counters are read", func() error {
 		sent = timeouts()
 		got, lost = solicitationEvents(a.metrics())
-		time.Sleep(100 * time.Millisecond)
+		time.Sleep(100 * time.Millisecond) // a time in which to see that nothing happens
 		if now := timeouts(); now != sent {
 			return fmt.Errorf("%d retransmissions", now-sent)
 		}

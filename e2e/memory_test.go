@@ -209,6 +209,35 @@ func (a *agent) readSlowly(d time.Duration) error {
 	return nil
 }
 
+// requests are those that several clients make in turn: each path once, and all of them again
+// and again until a time.
+type requests struct {
+	agent                   *agent
+	paths                   []string
+	ends                    time.Time
+	next, answered, refused atomic.Int64
+}
+
+// run makes one client's share of them.
+func (r *requests) run() error {
+	for {
+		i := int(r.next.Add(1)) - 1
+		if i >= len(r.paths) && time.Now().After(r.ends) {
+			return nil
+		}
+		status, _, err := r.agent.requestOf(r.paths[i%len(r.paths)])
+		if err != nil {
+			return err
+		}
+		if status == http.StatusOK {
+			r.answered.Add(1)
+			continue
+		}
+		r.refused.Add(1)
+		time.Sleep(time.Second) // less than it was told to
+	}
+}
+
 // An agent with a memory limit answers or refuses each request, however many connections
 // the node has, and is not killed.
 func TestAgentKeepsToItsMemory(t *testing.T) { // not parallel: it is about the number of connections
@@ -264,35 +293,18 @@ func TestAgentKeepsToItsMemory(t *testing.T) { // not parallel: it is about the 
 		"/api/v1/groups?by=owner&limit=1000000", "/api/v1/groups?by=remote&limit=1000000", "/api/v1/groups?by=verdict", "/api/v1/groups?by=remote&all=true",
 		"/api/v1/deaths?limit=1000000", "/api/v1/status", "/metrics", "/-/ready", "/",
 	}
-	var refused, answered atomic.Int64
+	r := &requests{agent: a, paths: paths, ends: time.Now().Add(lasting)}
 	var clients sync.WaitGroup
-	ends := time.Now().Add(lasting)
-	var next atomic.Int64
 	for range 4 {
 		clients.Go(func() {
-			for {
-				i := int(next.Add(1)) - 1
-				if i >= len(paths) && time.Now().After(ends) {
-					return
-				}
-				path := paths[i%len(paths)]
-				status, _, err := a.requestOf(path)
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				if status == http.StatusOK {
-					answered.Add(1)
-					continue
-				}
-				refused.Add(1)
-				time.Sleep(time.Second) // less than it was told to
+			if err := r.run(); err != nil {
+				t.Error(err)
 			}
 		})
 	}
 	for _, slowly := range []func(time.Duration) error{a.streamFor, a.readSlowly} {
 		clients.Go(func() {
-			for once := true; once || time.Now().Before(ends); once = false {
+			for once := true; once || time.Now().Before(r.ends); once = false {
 				if err := slowly(5 * patience * time.Second); err != nil {
 					t.Error(err)
 					return
@@ -303,7 +315,7 @@ func TestAgentKeepsToItsMemory(t *testing.T) { // not parallel: it is about the 
 	clients.Wait()
 	alive()
 	complete()
-	t.Logf("%d requests were answered, %d refused; the group had %.1f MB", answered.Load(), refused.Load(), float64(group.peak())/1e6)
+	t.Logf("%d requests were answered, %d refused; the group had %.1f MB", r.answered.Load(), r.refused.Load(), float64(group.peak())/1e6)
 	if n := group.kills(); n > 0 || a.cmd.Process.Pid != pid {
 		t.Errorf("%d processes were killed for want of memory", n)
 	}

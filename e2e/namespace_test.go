@@ -332,74 +332,91 @@ func usageOf(t *testing.T, a *agent) usage {
 	return usage{fds(t, pid), len(threads), int(m.value("go_goroutines")), m.value("process_resident_memory_bytes") / 1e6}
 }
 
+// compareUsage returns an error if a process has more than before. One descriptor more may
+// be a scrape's connection, and threads are kept for later.
+func compareUsage(before, now usage) error {
+	if now.fds > before.fds+1 || now.goroutines > before.goroutines+2 || now.threads > before.threads+4 || now.resident > before.resident+8 {
+		return fmt.Errorf("%+v, before %+v", now, before)
+	}
+	return nil
+}
+
+// outliving are descriptors and sockets that keep network namespaces which nothing else is in.
+type outliving []io.Closer
+
+// keep keeps a namespace: by a socket, or by a descriptor.
+func (o *outliving) keep(t *testing.T, n *lab.Namespace, bySocket bool) {
+	t.Helper()
+	var c io.Closer
+	var err error
+	if bySocket {
+		c, err = n.Listen("tcp", netip.MustParseAddrPort("127.0.0.1:7001"))
+	} else {
+		c, err = os.Open(n.Path())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	*o = append(*o, c)
+}
+
+// release lets all of them go.
+func (o *outliving) release(t *testing.T) {
+	t.Helper()
+	for _, c := range *o {
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	*o = nil
+}
+
+// comeAndGo makes a batch of namespaces, waits until the census counts them, and closes
+// them. A descriptor and a socket outlive two of them.
+func (s *testNamespaces) comeAndGo(t *testing.T, kept *outliving, batch int) {
+	t.Helper()
+	made := make([]*lab.Namespace, batch)
+	for i := range made {
+		made[i] = s.add(t)
+	}
+	if counted := int(s.agent.nextCensus().value("halfopen_census_namespaces")); counted <= batch {
+		t.Errorf("%d namespaces, %d of them were made", counted, batch)
+	}
+	kept.release(t) // those of the batch before
+	kept.keep(t, made[0], true)
+	kept.keep(t, made[1], false)
+	for _, n := range made {
+		if err := n.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // A thousand namespaces come and go, some of which nothing but a descriptor or a
 // socket holds. Not parallel: where nothing else uses the machine, they are counted.
 func TestThousandNamespacesLeaveNothing(t *testing.T) {
 	const batch = 25
 	a := startAgent(t, "--census-interval=100ms", "--census-cpu=100%")
 	namespaces := newTestNamespaces(t, a)
-	// round has so many come and go; a descriptor and a socket outlast two of them.
-	var outlast []io.Closer
-	release := func() {
+	var kept outliving
+	t.Cleanup(func() { kept.release(t) })
+	// usageAfter returns the agent's after so many batches have gone.
+	usageAfter := func(batches int) usage {
 		t.Helper()
-		for _, c := range outlast {
-			if err := c.Close(); err != nil {
-				t.Fatal(err)
-			}
+		for range batches {
+			namespaces.comeAndGo(t, &kept, batch)
 		}
-		outlast = nil
-	}
-	t.Cleanup(release)
-	keepBy := func(n *lab.Namespace, socket bool) {
-		t.Helper()
-		var c io.Closer
-		var err error
-		if socket {
-			c, err = n.Listen("tcp", netip.MustParseAddrPort("127.0.0.1:7001"))
-		} else {
-			c, err = os.Open(n.Path())
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		outlast = append(outlast, c)
-	}
-	round := func() {
-		t.Helper()
-		made := make([]*lab.Namespace, batch)
-		for i := range made {
-			made[i] = namespaces.add(t)
-		}
-		if counted := int(a.nextCensus().value("halfopen_census_namespaces")); counted <= batch {
-			t.Errorf("%d namespaces, %d of them were made", counted, batch)
-		}
-		release() // those of the round before
-		keepBy(made[0], true)
-		keepBy(made[1], false)
-		for _, n := range made {
-			if err := n.Close(); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	rounds := func(n int) usage {
-		t.Helper()
-		for range n {
-			round()
-		}
-		release()
+		kept.release(t)
 		namespaces.waitUntilGone(t)
 		a.nextCensus()
 		return usageOf(t, a)
 	}
-	first := rounds(scaled(200 / batch))
-	second := rounds(scaled(800 / batch))
+	first := usageAfter(scaled(200 / batch))
+	second := usageAfter(scaled(800 / batch))
 	t.Logf("after a fifth of the namespaces %+v, after all %+v", first, second)
 	eventually(t, "nothing is held", func() error {
-		now := usageOf(t, a)
-		// One may be a scrape's connection, and threads are kept for later.
-		if now.fds > first.fds+1 || now.goroutines > first.goroutines+2 || now.threads > first.threads+4 || now.resident > first.resident+8 {
-			return fmt.Errorf("%+v, after a fifth %+v", now, first)
+		if err := compareUsage(first, usageOf(t, a)); err != nil {
+			return err
 		}
 		if got := threadsOutside(t, a.cmd.Process.Pid); len(got) > 0 {
 			return fmt.Errorf("threads in other namespaces: %v", got)
@@ -411,7 +428,7 @@ func TestThousandNamespacesLeaveNothing(t *testing.T) {
 		var listening []uint32
 		for i := range 2 * many {
 			n := namespaces.add(t)
-			keepBy(n, i%2 == 0)
+			kept.keep(t, n, i%2 == 0)
 			if i%2 == 0 {
 				listening = append(listening, n.Inode())
 			}
@@ -430,7 +447,7 @@ func TestThousandNamespacesLeaveNothing(t *testing.T) {
 				return err
 			})
 		}
-		release()
+		kept.release(t)
 		namespaces.waitUntilGone(t)
 		a.nextCensus()
 		if now := usageOf(t, a); now.fds > first.fds+1 {
@@ -471,9 +488,7 @@ func TestWhatIsLeftInANamespaceIsFound(t *testing.T) {
 		}
 		defer l.Close()
 		agree("listen")
-		if _, err := n.Client.Drop(lab.Rule{Port: 7000, Direction: lab.In, Percent: 100}); err != nil {
-			t.Fatal(err)
-		}
+		n.drop(lab.Rule{Port: 7000, Direction: lab.In, Percent: 100})
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		go func() {

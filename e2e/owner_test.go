@@ -13,7 +13,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
@@ -309,14 +308,7 @@ func group(t *testing.T, mount, path string) string {
 		}
 		t.Cleanup(func() {
 			// Those who were in it have ended, but the kernel takes its time.
-			var err error
-			for range 100 {
-				if err = os.Remove(at); err == nil {
-					return
-				}
-				time.Sleep(50 * time.Millisecond)
-			}
-			t.Error(err)
+			eventually(t, "the group is removed", func() error { return os.Remove(at) })
 		})
 	}
 	return dir

@@ -401,9 +401,7 @@ func TestPageTellsTheStoryOfAConnection(t *testing.T) {
 	conns := n.dial(droppedPort, 1)
 	n.greet(conns)
 	n.cut(droppedPort)
-	if _, err := conns[0].Write([]byte("anybody there?")); err != nil {
-		t.Fatal(err)
-	}
+	n.write(conns[0])
 	eventually(t, "a zombie", func() error { return all(a.connections(n, droppedPort, ""), 1, "zombie") })
 	cookie := a.connections(n, droppedPort, "")[0].Cookie
 

@@ -387,10 +387,8 @@ func (r *privilege) examine(t *testing.T) {
 // Not parallel, since another agent would give the sockets cookies.
 func TestPrivileges(t *testing.T) {
 	withoutAgents(t)
-	others := false
-	for late := time.Now().Add(10 * time.Second); noAgent() != nil && !others; time.Sleep(50 * time.Millisecond) {
-		others = time.Now().After(late) // and not one of the test before, which has just ended
-	}
+	// One of the test before may have just ended.
+	others := !poll(50*time.Millisecond, 10*patience*time.Second, func() bool { return noAgent() == nil })
 	if others {
 		t.Logf("others run an agent (%v), which gives every socket a cookie: nothing is missed for want of one", noAgent())
 	}

@@ -53,10 +53,7 @@ func TestZombieAlerts(t *testing.T) { // not parallel: other tests have zombies
 	n.keepalive(dying, 2*time.Second, time.Second, 13)
 	// Others may have zombies here, for which the alert on the node fires, too.
 	ofOthers := func() bool { return a.metrics().zombiesOfOthers(pooled, doomed) > 0 }
-	for late := time.Now().Add(time.Minute); ofOthers() && time.Now().Before(late); { // those of earlier tests go
-		time.Sleep(time.Second)
-	}
-	others := ofOthers()
+	others := !poll(time.Second, time.Minute, func() bool { return !ofOthers() }) // those of earlier tests go
 
 	told := newPager(t)
 	am := startAlertmanager(t, told.url)

@@ -97,94 +97,134 @@ type situation struct {
 	holds func(r retransmissions, client map[string]int) bool
 }
 
+// retransmitting is a situation in some networks, with the counters from before it.
+type retransmitting struct {
+	situation
+	networks []*network
+	agent    *agent
+	tracer   *referenceTracer
+	before   retransmissions // the agent's
+	hidden   int             // by the tracer
+	skipped  float64
+	// Those of others are counted as well; of their SYN-ACKs no more is known
+	// than what the host's own network namespace counts.
+	others func() int
+	host   map[string]int
+}
+
+// prepare makes the networks and reads the counters.
+func (s situation) prepare(t *testing.T, a *agent, w *referenceTracer) *retransmitting {
+	t.Helper()
+	a.waitForLeftovers()
+	r := &retransmitting{situation: s, agent: a, tracer: w, skipped: a.settled(t, time.Second).skipped()}
+	for _, family := range []string{"ipv4", "ipv6"} {
+		n := newNetwork(t, family)
+		oneSegmentABuffer(t, n)
+		r.networks = append(r.networks, n)
+	}
+	r.others, r.host = w.countOthers(t), netstat(t, nil)
+	r.before = a.retransmissions()
+	r.hidden, _ = w.hiddenRetransmissions(t)
+	return r
+}
+
+// expected is what the kernel has counted in the networks. An RTO that finds its segment
+// still queued on this host tries nothing, and then the kernel leaves open what it tried:
+// untried is how many those are.
+func (r *retransmitting) expected(t *testing.T) (all retransmissions, untried int, err error) {
+	t.Helper()
+	all = make(retransmissions)
+	for _, n := range r.networks {
+		client, server := grown(t, n.Client, nil), grown(t, n.Server, nil)
+		one := counted(client, server)
+		if !r.holds(one, client) {
+			return nil, 0, fmt.Errorf("%s: it was not so: %v, of %v", n.family, one, client)
+		}
+		untried += client["TcpExtTCPSpuriousRtxHostQueues"] + server["TcpExtTCPSpuriousRtxHostQueues"]
+		for kind := range one {
+			all[kind] += one[kind]
+		}
+	}
+	return all, untried, nil
+}
+
+// forgive takes off what the agent cannot have counted as the kernel has: timeouts that
+// tried nothing, and what no program saw.
+func (r retransmissions) forgive(got retransmissions, untried, hidden int) {
+	if off := r["timeout"] - got["timeout"]; off > 0 && off <= untried {
+		r["timeout"] -= off
+		r["tail_loss_probe"] += off
+	}
+	for kind, n := range r {
+		if off := n - got[kind]; off > 0 && off <= hidden {
+			r[kind] -= off
+			hidden -= off
+		}
+	}
+}
+
+// compare returns an error unless the agent has counted what the kernel has.
+func (r *retransmitting) compare(t *testing.T) error {
+	t.Helper()
+	expected, untried, err := r.expected(t)
+	if err != nil {
+		return err
+	}
+	got := r.agent.retransmissions().since(r.before)
+	hidden, _ := r.tracer.hiddenRetransmissions(t)
+	expected.forgive(got, untried, hidden-r.hidden)
+	foreign := r.others() + grown(t, nil, r.host)["TcpExtTCPSynRetrans"]
+	surplus := 0
+	for kind, n := range expected {
+		surplus += got[kind] - n
+		if got[kind] < n || surplus > foreign {
+			return fmt.Errorf("the agent counted %v, the kernel %v, and %d of others; it skipped %v programs", got, expected, foreign,
+				r.agent.metrics().skipped()-r.skipped)
+		}
+	}
+	t.Logf("%v, and %d of others", expected, foreign)
+	return nil
+}
+
+// situations are the ways to retransmit.
+var situations = []situation{
+	{"SYN lost", synLost, func(r retransmissions, _ map[string]int) bool {
+		return r["syn"] >= many && r["synack"] == 0
+	}},
+	{"SYN-ACK lost", synackLost, func(r retransmissions, _ map[string]int) bool {
+		return r["syn"] >= many && r["synack"] >= many
+	}},
+	{"tail loss probe that retransmits", probeRetransmits, func(r retransmissions, c map[string]int) bool {
+		return r["tail_loss_probe"] > many/2 && c["TcpExtTCPLossProbes"] <= many
+	}},
+	{"tail loss probe of new data", probeOfNewData, func(r retransmissions, c map[string]int) bool {
+		return r["tail_loss_probe"] <= 0 && c["TcpExtTCPLossProbes"] >= many && r["fast"] > 0
+	}},
+	{"timeout", timeout, func(r retransmissions, _ map[string]int) bool {
+		return r["timeout"] >= 3*many && r["tail_loss_probe"] == 0
+	}},
+	{"sending fails", sendingFails, func(r retransmissions, c map[string]int) bool {
+		return r["timeout"] > 0 && c["TcpExtTCPRetransFail"] >= many
+	}},
+	{"bulk data over loss", bulk, func(r retransmissions, _ map[string]int) bool {
+		return r["timeout"] > 0 && r["fast"] > many && r["tail_loss_probe"] > 0
+	}},
+}
+
 // Every type of retransmission, against the kernel's own counters of the
 // namespaces. Not parallel: the agent's counters are of the whole node.
 func TestRetransmissionsAreCountedExactlyByType(t *testing.T) {
 	a := startAgent(t)
 	w := startTracer(t, tcpRetransmissions, labAddress)
-	for _, s := range []situation{
-		{"SYN lost", synLost, func(r retransmissions, _ map[string]int) bool {
-			return r["syn"] >= many && r["synack"] == 0
-		}},
-		{"SYN-ACK lost", synackLost, func(r retransmissions, _ map[string]int) bool {
-			return r["syn"] >= many && r["synack"] >= many
-		}},
-		{"tail loss probe that retransmits", probeRetransmits, func(r retransmissions, c map[string]int) bool {
-			return r["tail_loss_probe"] > many/2 && c["TcpExtTCPLossProbes"] <= many
-		}},
-		{"tail loss probe of new data", probeOfNewData, func(r retransmissions, c map[string]int) bool {
-			return r["tail_loss_probe"] <= 0 && c["TcpExtTCPLossProbes"] >= many && r["fast"] > 0
-		}},
-		{"timeout", timeout, func(r retransmissions, _ map[string]int) bool {
-			return r["timeout"] >= 3*many && r["tail_loss_probe"] == 0
-		}},
-		{"sending fails", sendingFails, func(r retransmissions, c map[string]int) bool {
-			return r["timeout"] > 0 && c["TcpExtTCPRetransFail"] >= many
-		}},
-		{"bulk data over loss", bulk, func(r retransmissions, _ map[string]int) bool {
-			return r["timeout"] > 0 && r["fast"] > many && r["tail_loss_probe"] > 0
-		}},
-	} {
+	for _, s := range situations {
 		t.Run(s.name, func(t *testing.T) {
-			a.of(t).waitForLeftovers()
-			skipped := a.settled(t, time.Second).skipped()
-			var networks []*network
-			for _, family := range []string{"ipv4", "ipv6"} {
-				n := newNetwork(t, family)
-				oneSegmentABuffer(t, n)
-				networks = append(networks, n)
-			}
-			// Those of others are counted as well; of their SYN-ACKs no more is known
-			// than what the host's own network namespace counts.
-			others, host := w.countOthers(t), netstat(t, nil)
-			before := a.retransmissions()
-			hiddenBefore, _ := w.hiddenRetransmissions(t)
+			r := s.prepare(t, a.of(t), w)
 			var wg sync.WaitGroup
-			for _, n := range networks {
+			for _, n := range r.networks {
 				wg.Go(func() { s.run(t, n) })
 			}
 			wg.Wait()
-			eventually(t, "the counters agree", func() error {
-				expected, untried := make(retransmissions), 0
-				for _, n := range networks {
-					client := grown(t, n.Client, nil)
-					r := counted(client, grown(t, n.Server, nil))
-					if !s.holds(r, client) {
-						return fmt.Errorf("%s: it was not so: %v, of %v", n.family, r, client)
-					}
-					untried += client["TcpExtTCPSpuriousRtxHostQueues"] + netstat(t, n.Server)["TcpExtTCPSpuriousRtxHostQueues"]
-					for kind := range r {
-						expected[kind] += r[kind]
-					}
-				}
-				got := a.retransmissions().since(before)
-				// An RTO that finds its segment still queued on this host tries
-				// nothing. Then the kernel leaves open what it tried.
-				if off := expected["timeout"] - got["timeout"]; off > 0 && off <= untried {
-					expected["timeout"] -= off
-					expected["tail_loss_probe"] += off
-				}
-				// Nor can the agent count what no program sees.
-				hidden, _ := w.hiddenRetransmissions(t)
-				hidden -= hiddenBefore
-				for kind, n := range expected {
-					if off := n - got[kind]; off > 0 && off <= hidden {
-						expected[kind] -= off
-						hidden -= off
-					}
-				}
-				foreign := others() + grown(t, nil, host)["TcpExtTCPSynRetrans"]
-				surplus := 0
-				for kind, n := range expected {
-					surplus += got[kind] - n
-					if got[kind] < n || surplus > foreign {
-						return fmt.Errorf("the agent counted %v, the kernel %v, and %d of others; it skipped %v programs", got, expected, foreign,
-							a.metrics().skipped()-skipped)
-					}
-				}
-				t.Logf("%v, and %d of others", expected, foreign)
-				return nil
-			})
+			eventually(t, "the counters agree", func() error { return r.compare(t) })
 		})
 	}
 }
@@ -229,20 +269,6 @@ func await(t *testing.T, n *lab.Namespace, counter string, atLeast int) {
 		}
 		return nil
 	})
-}
-
-func (n *network) drop(r lab.Rule) (restore func()) {
-	n.t.Helper()
-	remove, err := n.Client.Drop(r)
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	return func() {
-		n.t.Helper()
-		if err := remove(); err != nil {
-			n.t.Fatal(err)
-		}
-	}
 }
 
 // connectOver dials while something is lost, until there were so many
@@ -410,7 +436,7 @@ func refuseOut(t *testing.T, n *lab.Namespace, port uint16) (allow func()) {
 // Bulk data both ways over loss: everything there is, one within the other. The
 // writers hold their sockets often enough that some timers are deferred.
 func bulk(t *testing.T, n *network) {
-	const streams, lasting = 5, 8 * time.Second
+	const streams = 5
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
 	pump := func(c *net.TCPConn) {
@@ -438,7 +464,13 @@ func bulk(t *testing.T, n *network) {
 	for _, c := range conns {
 		pump(c)
 	}
-	time.Sleep(lasting)
+	eventually(t, "there are many of each", func() error {
+		r := counted(grown(t, n.Client, nil), grown(t, n.Server, nil))
+		if r["fast"] < 100*many || r["timeout"] < many || r["tail_loss_probe"] < many {
+			return fmt.Errorf("%v", r)
+		}
+		return nil
+	})
 	restore()
 	close(stop)
 	wg.Wait()

@@ -161,9 +161,7 @@ func TestOneLostProbeEndsAConnection(t *testing.T) {
 					t.Fatalf("%d probes were lost, expected 1", lost)
 				}
 				if test.ends {
-					if errno := readErrno(t, conns[0]); errno != syscall.ETIMEDOUT {
-						t.Errorf("the application got %v", errno)
-					}
+					checkErrno(t, syscall.ETIMEDOUT, conns[0])
 					break
 				}
 				eventually(t, "the next probe is answered", func() error {

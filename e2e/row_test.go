@@ -19,21 +19,10 @@ func TestLossyConnectionsAreNotCalledDead(t *testing.T) {
 	t.Parallel()
 	n := newNetwork(t, "ipv4")
 	a := startAgent(t, "--census-interval=2s")
-	chat := func(c *net.TCPConn) {
-		go func() { _, _ = io.Copy(io.Discard, c) }()
-		for {
-			if _, err := c.Write([]byte("what a line")); err != nil {
-				return
-			}
-			time.Sleep(50 * time.Millisecond)
-		}
-	}
 	n.serve(servedPort, chat)
 	conns := n.dial(servedPort, many)
 	for _, d := range []lab.Direction{lab.In, lab.Out} {
-		if _, err := n.Client.Drop(lab.Rule{Port: servedPort, Direction: d, Percent: 40}); err != nil {
-			t.Fatal(err)
-		}
+		n.drop(lab.Rule{Port: servedPort, Direction: d, Percent: 40})
 	}
 	for _, c := range conns {
 		go chat(c)
@@ -78,15 +67,9 @@ func TestOneWayLossNeverMakesAZombieOfWhoIsHeard(t *testing.T) {
 		_, _ = c.Write([]byte("heartbeat"))
 	})
 	conns := n.dial(droppedPort, 3)
-	if _, err := n.Client.Drop(lab.Rule{Port: droppedPort, Direction: lab.Out, Percent: 100}); err != nil {
-		t.Fatal(err)
-	}
+	n.drop(lab.Rule{Port: droppedPort, Direction: lab.Out, Percent: 100})
 	close(begin)
-	for _, c := range conns {
-		if _, err := c.Write([]byte("anybody there?")); err != nil {
-			t.Fatal(err)
-		}
-	}
+	n.write(conns...)
 	counted := 0
 	throughout(t.Context(), 50*time.Second, func() {
 		for _, c := range a.connections(n, droppedPort, "") {

@@ -250,7 +250,8 @@ func checkCounted(t *testing.T, g *poller, before metrics, fixtures []*fixture, 
 		}
 	}
 	if len(hidden) > 0 {
-		time.Sleep(3 * time.Second) // until the watch pass has found that some of these sockets are gone
+		// The watch pass still finds that some of these sockets are gone: nothing shows how many.
+		time.Sleep(3 * patience * time.Second)
 	}
 	after := g.a.metrics()
 	foreign := others() + abandoned
@@ -319,7 +320,7 @@ func everyCause(t *testing.T, g *poller, played []scenario, seed uint64) *fixtur
 		own := rand.New(rand.NewPCG(seed, uint64(i)+1))
 		begin := time.Duration(rng.Int64N(int64(startWithin)))
 		wg.Go(func() {
-			time.Sleep(begin)
+			time.Sleep(begin) // of the scenario, at random
 			s.play(scenario.name, family, own, scenario.play)
 		})
 	}
@@ -434,7 +435,8 @@ func userTimeoutRejected(t *scenarioRun) {
 	p.abort("established")
 }
 
-// inUse holds the socket's lock for that time, in which a timer should fire.
+// inUse holds the socket's lock for that time, in which a timer should fire: the kernel
+// does not show that the timer has fired.
 func (e *endpoint) inUse(d time.Duration) {
 	release, err := lab.LockSocket(e)
 	e.t.must(err)
@@ -523,7 +525,7 @@ func retransmitFailsInUse(t *scenarioRun) {
 	c, p := t.pair()
 	c.class(vanishes)
 	c.write(1)
-	time.Sleep(c.lastRetransmission() - soon)
+	time.Sleep(c.lastRetransmission() - soon) // to just before the timer that gives up
 	c.inUse(soon + late)
 	c.dies("retransmit_timeout", "", "ETIMEDOUT", "established")
 	p.abort("established")
@@ -551,7 +553,7 @@ func retransmitRevert(t *scenarioRun) {
 	c.class(vanishes)
 	c.write(1)
 	rto := c.lastRetransmission()
-	time.Sleep(rto/2 + 100*time.Millisecond)
+	time.Sleep(rto/2 + 100*time.Millisecond) // past the halved timeout
 	c.unforeseen = true
 	sent := time.Now()
 	t.must(t.sendUnreachable(c.local, c.remote, seq))
@@ -631,7 +633,7 @@ func windowProbeFailsInUse(t *scenarioRun) {
 	c.windowCloses()
 	c.class(vanishes)
 	t.until("the last probe", func() bool { return c.info().Probes == 3 })
-	time.Sleep(1600*time.Millisecond - soon)
+	time.Sleep(1600*time.Millisecond - soon) // to just before the timer that gives up
 	c.inUse(soon + late)
 	c.dies("window_probe_timeout", "", "ETIMEDOUT", "established")
 	p.abort("established")
@@ -665,8 +667,8 @@ func windowShrunk(t *scenarioRun) {
 func windowShrunkInUse(t *scenarioRun) {
 	c, p := t.windowShrinks()
 	c.class(vanishes)
-	time.Sleep(1200 * time.Millisecond)
-	c.inUse(1400 * time.Millisecond) // until after the limit of 2 s; a timer fires every second
+	time.Sleep(1200 * time.Millisecond) // of the two seconds that the kernel waits
+	c.inUse(1400 * time.Millisecond)    // until after these two seconds; a timer fires every second
 	c.dies("window_probe_timeout", "", "ETIMEDOUT", "established")
 	p.abort("established")
 }
@@ -1234,7 +1236,7 @@ func TestOutOfMemory(t *testing.T) { // not parallel, because it changes the lim
 		}
 	}
 	ready.Wait()
-	time.Sleep(150 * time.Millisecond) // the kernel counts orphans ten times a second
+	time.Sleep(150 * time.Millisecond) // the kernel counts orphans ten times a second, and shows no such count
 	if err := os.WriteFile(sysctl, []byte("0"), 0); err != nil {
 		t.Fatal(err)
 	}

@@ -3,11 +3,9 @@
 package e2e
 
 import (
-	"bufio"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
@@ -242,44 +240,20 @@ func TestTraceThroughTheAgentOfTheMachine(t *testing.T) {
 	n.keepalive(conns, time.Second, time.Second, 5)
 	r := newMountNamespace(t)
 	r.agent("--zombie-silence=2s")
-	trace := as(nobody, halfopenGroup, "trace", "-o", "json", "--port", fmt.Sprint(droppedPort))
-	out, err := trace.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
+	cmd := as(nobody, halfopenGroup, "trace", "-o", "json", "--port", fmt.Sprint(droppedPort))
+	trace := startTrace(t, cmd, func() error { return r.do(cmd.Start) })
+	if said := trace.stderr.String(); said != "watching through "+machineSocket+"; press Ctrl-C to stop\n" {
+		t.Errorf("it says %q", said)
 	}
-	said := &buffer{}
-	trace.Stderr = said
-	r.must(trace.Start)
-	defer func() { _ = trace.Process.Kill() }()
-	eventually(t, "trace watches", func() error {
-		if want := "watching through " + machineSocket + "; press Ctrl-C to stop\n"; said.String() != want {
-			return fmt.Errorf("it says %q", said.String())
-		}
-		return nil
-	})
 	n.cut(droppedPort)
 	kinds := make(map[string]map[string]bool) // which connections had each
 	cookies := n.ss(droppedPort)
-	timer := time.AfterFunc(generous, func() { _ = trace.Process.Kill() })
-	defer timer.Stop()
-	lines := bufio.NewScanner(out)
-	for len(kinds["death"]) < len(conns) && lines.Scan() {
-		var e struct {
-			Event      string
-			To         string
-			Connection *connection
-			Death      *death
+	for len(kinds["death"]) < len(conns) {
+		e := trace.next(cookies)
+		if e == nil {
+			break
 		}
-		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
-			t.Fatalf("%s: %v", lines.Bytes(), err)
-		}
-		c := e.Connection
-		if e.Death != nil {
-			c = &e.Death.connection
-		}
-		if _, ours := cookies[c.Cookie]; !ours {
-			continue
-		}
+		c := e.of()
 		if e.Death != nil && (e.Death.Cause != "keepalive_timeout" || e.Death.ZombieSeconds == nil) {
 			t.Errorf("%s died of %s", c.Cookie, e.Death.Cause)
 		}
@@ -303,33 +277,18 @@ func TestTraceThroughTheAgentOfTheMachine(t *testing.T) {
 			t.Errorf("%d of %d connections had: %s", len(kinds[kind]), len(conns), kind)
 		}
 	}
-	if err := trace.Process.Signal(syscall.SIGINT); err != nil {
-		t.Fatal(err)
-	}
-	_, _ = io.Copy(io.Discard, out)
-	if err := trace.Wait(); err != nil {
-		t.Errorf("interrupted trace: %v\n%s", err, said)
-	}
+	trace.interrupt()
 }
 
 func TestTraceSaysThatItsAgentHasEnded(t *testing.T) {
 	t.Parallel()
 	r := newMountNamespace(t)
 	a := r.agent()
-	trace := exec.Command(binary, "trace")
-	said := &buffer{}
-	trace.Stderr = said
-	r.must(trace.Start)
-	defer func() { _ = trace.Process.Kill() }()
-	eventually(t, "trace watches", func() error {
-		if said.String() == "" {
-			return errors.New("it has not said so")
-		}
-		return nil
-	})
+	cmd := exec.Command(binary, "trace")
+	trace := startTrace(t, cmd, func() error { return r.do(cmd.Start) })
 	a.stop()
-	err := trace.Wait()
-	if trace.ProcessState.ExitCode() != 1 || !strings.Contains(said.String(), "the stream has ended") || !strings.Contains(said.String(), "--url=none") {
+	err := cmd.Wait()
+	if said := trace.stderr.String(); cmd.ProcessState.ExitCode() != 1 || !strings.Contains(said, "the stream has ended") || !strings.Contains(said, "--url=none") {
 		t.Errorf("%v: %s", err, said)
 	}
 }

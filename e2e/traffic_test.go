@@ -99,6 +99,18 @@ func (n *network) serve(port int, handle func(*net.TCPConn)) {
 
 func echo(c *net.TCPConn) { _, _ = io.Copy(c, c) }
 
+// chat writes a line twenty times a second, and reads whatever comes, until the connection
+// ends.
+func chat(c *net.TCPConn) {
+	go func() { _, _ = io.Copy(io.Discard, c) }()
+	for {
+		if _, err := io.WriteString(c, "what a line"); err != nil {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
 // dial opens connections, each of which has had its first words answered.
 func (n *network) dial(port, count int) []*net.TCPConn {
 	n.t.Helper()
@@ -130,6 +142,16 @@ func (n *network) greet(conns []*net.TCPConn) {
 	}
 }
 
+// write sends something on each connection, and waits for nothing.
+func (n *network) write(conns ...*net.TCPConn) {
+	n.t.Helper()
+	for _, c := range conns {
+		if _, err := io.WriteString(c, "anybody there?"); err != nil {
+			n.t.Fatal(err)
+		}
+	}
+}
+
 func (n *network) keepalive(conns []*net.TCPConn, idle, interval time.Duration, count int) {
 	n.t.Helper()
 	for _, c := range conns {
@@ -142,7 +164,13 @@ func (n *network) keepalive(conns []*net.TCPConn, idle, interval time.Duration, 
 // cut silently loses everything of a port, both ways, until restore.
 func (n *network) cut(port int) (restore func()) {
 	n.t.Helper()
-	remove, err := n.Client.Drop(lab.Rule{Port: uint16(port), Percent: 100})
+	return n.drop(lab.Rule{Port: uint16(port), Percent: 100})
+}
+
+// drop loses packets, until restore.
+func (n *network) drop(r lab.Rule) (restore func()) {
+	n.t.Helper()
+	remove, err := n.Client.Drop(r)
 	if err != nil {
 		n.t.Fatal(err)
 	}

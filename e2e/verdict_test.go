@@ -106,11 +106,7 @@ func TestRetransmitZombies(t *testing.T) {
 		victims := n.dial(droppedPort, many)
 		n.greet(victims)
 		n.cut(droppedPort)
-		for _, c := range victims {
-			if _, err := c.Write([]byte("anybody there?")); err != nil {
-				t.Fatal(err)
-			}
-		}
+		n.write(victims...)
 		eventually(t, "all zombies", func() error {
 			return all(a.connections(n, droppedPort, ""), many, "zombie")
 		})
@@ -254,22 +250,6 @@ func TestPausedPeerThatShrinksItsWindowIsStalledNotZombie(t *testing.T) {
 func TestLossNeverMakesAZombie(t *testing.T) {
 	families(t, func(t *testing.T, n *network) {
 		a := sharedAgent(t)
-		chat := func(c *net.TCPConn) {
-			go func() {
-				buf := make([]byte, 4096)
-				for {
-					if _, err := c.Read(buf); err != nil {
-						return
-					}
-				}
-			}()
-			for {
-				if _, err := c.Write([]byte("what a line")); err != nil {
-					return
-				}
-				time.Sleep(50 * time.Millisecond)
-			}
-		}
 		// Of the same connection and direction no two in a row, so that whatever
 		// the dice say, none is silent for long.
 		var conns []*net.TCPConn
@@ -277,9 +257,7 @@ func TestLossNeverMakesAZombie(t *testing.T) {
 			n.serve(port, chat)
 			conns = append(conns, n.dial(port, 1)...)
 			for _, direction := range []lab.Direction{lab.In, lab.Out} {
-				if _, err := n.Client.Drop(lab.Rule{Port: uint16(port), Direction: direction, Percent: 25, Apart: true}); err != nil {
-					t.Fatal(err)
-				}
+				n.drop(lab.Rule{Port: uint16(port), Direction: direction, Percent: 25, Apart: true})
 			}
 		}
 		all := func() (all []connection) {
