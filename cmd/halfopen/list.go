@@ -74,38 +74,44 @@ func (l *list) run(ctx context.Context, stdout, stderr io.Writer) error {
 }
 
 func (l *list) connections(ctx context.Context, stdout, stderr io.Writer) error {
+	_, err := l.found(ctx, stdout, stderr)
+	return err
+}
+
+// found prints the connections that match, and returns how many there are.
+func (l *list) found(ctx context.Context, stdout, stderr io.Writer) (total int, err error) {
 	if l.agent != nil {
 		answer, err := l.agent.OpenConnections(ctx, api.ConnectionParameters(&l.Query))
 		if err != nil {
-			return err
+			return 0, err
 		}
 		defer answer.Close()
 		if l.output == "json" {
-			return passListing(answer, stdout)
+			return answer.Head.Total, passListing(answer, stdout)
 		}
-		return l.table(&answer.Head, answer.All(), stdout, stderr)
+		return answer.Head.Total, l.table(&answer.Head, answer.All(), stdout, stderr)
 	}
 	k, err := l.thresholds.load(0, nil)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer k.Close()
 	c := collector.New(k, l.thresholds.options(nil))
 	total, connections, err := c.Connections(ctx, l.Query)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if n := c.Unwalked(); n > 0 {
 		fmt.Fprintf(stderr, "halfopen: not all is listed: the hash tables of %s take too long to walk (halfopen doctor names them)\n", plural(n, "network namespace"))
 	}
 	if l.output == "json" {
-		return writeJSON(stdout, func(w io.Writer) error { return api.WriteConnections(w, &l.Query, total, connections) })
+		return total, writeJSON(stdout, func(w io.Writer) error { return api.WriteConnections(w, &l.Query, total, connections) })
 	}
 	head := api.Connections{GeneratedAt: time.Now().UTC(), Total: total}
 	if !l.Sorted(total) {
 		head.Order = api.OrderVerdict
 	}
-	return l.table(&head, func(yield func(*api.Connection, error) bool) {
+	return total, l.table(&head, func(yield func(*api.Connection, error) bool) {
 		for connection, err := range connections {
 			if err != nil {
 				yield(nil, err)

@@ -5,7 +5,8 @@
 //
 // Each command has a file of its own, which adds the flags of the command and returns
 // its action. The exit status is 0 if the command is done, 1 if it failed (one line on
-// stderr says why, and what to do about it), and 2 if it was used wrongly.
+// stderr says why, and what to do about it), 2 if it was used wrongly, and 3 if `check`
+// found what it looks for.
 package main
 
 import (
@@ -31,6 +32,7 @@ const (
 	exitDone   = 0
 	exitFailed = 1
 	exitUsage  = 2
+	exitFound  = 3
 )
 
 func main() {
@@ -56,6 +58,7 @@ var commands = []struct {
 }{
 	{"agent", "Run the node agent: watch every TCP connection, and serve metrics and the API.", agentFlags},
 	{"list", "List the TCP connections of this node, worst first, or count them in groups.", listFlags},
+	{"check", "List the connections that match, and exit with status 3 if there are any, for scripts: did the change of a setting help?", checkFlags},
 	{"explain", "Explain one connection: what it is doing, which timers apply, what is next, and what would make a dead peer be noticed sooner.", explainFlags},
 	{"top", "Watch the connections full-screen, worst first, as they change.", topFlags},
 	{"trace", "Print what happens to connections as it happens.", traceFlags},
@@ -72,8 +75,12 @@ func usagef(format string, args ...any) error {
 	return usageError{fmt.Errorf(format, args...)}
 }
 
-// errReported is an error that the command has printed already.
-var errReported = errors.New("already reported")
+var (
+	// errReported is an error that the command has printed already.
+	errReported = errors.New("already reported")
+	// errFound is the error of a check that found connections. It is not printed.
+	errFound = errors.New("found what it looks for")
+)
 
 // run runs halfopen with these arguments, and returns the exit status.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
@@ -98,6 +105,8 @@ func exitCode(err error, command string, stderr io.Writer) int {
 		return exitDone
 	case errors.Is(err, errReported):
 		return exitFailed
+	case errors.Is(err, errFound):
+		return exitFound
 	case errors.As(err, new(usageError)):
 		fmt.Fprintf(stderr, "halfopen: %s, try '%s --help'\n", oneLine(err), command)
 		return exitUsage
