@@ -15,6 +15,7 @@
 #define WALK_CHAINS 512
 #define WALK_SOCKETS 256
 #define WALK_SKIPS 1024 /* sockets that the walk passed before a restart of the chain */
+#define WALK_PART 16 /* steps of a loop within a loop, so that verifiers check fewer in all */
 _Static_assert((WALK_SOCKETS & (WALK_SOCKETS - 1)) == 0, "an index is masked with it, less 1");
 
 /*
@@ -82,14 +83,25 @@ struct {
 	__type(value, struct census_counts);
 } census_counts SEC(".maps");
 
-static __always_inline void count_idle(struct census_counts *n, __u32 idle)
+/*
+ * Returns the bucket of an idle time. Not inlined, so that the verifier does not check all
+ * that follows once for each bucket.
+ */
+__attribute__((noinline)) int idle_bucket(__u32 idle)
 {
 	__u32 i;
 
-	n->idle_sum += idle;
 	for (i = 0; i < IDLE_BUCKETS - 1; i++)
 		if (idle <= idle_bounds[i])
 			break;
+	return i;
+}
+
+static __always_inline void count_idle(struct census_counts *n, __u32 idle)
+{
+	__u32 i = idle_bucket(idle);
+
+	n->idle_sum += idle;
 	if (i < IDLE_BUCKETS)
 		n->idle[i]++;
 }
@@ -277,6 +289,17 @@ __attribute__((noinline)) int collect_next(__u32 step)
 	return 0;
 }
 
+/* Takes some steps, until one has reached a limit or the end: collect_next() says when. */
+__attribute__((noinline)) int collect_some(__u32 step)
+{
+	__u32 i;
+
+	for (i = 0; i < WALK_PART; i++)
+		if (collect_next(step + i))
+			return 1;
+	return 0;
+}
+
 /*
  * Collects the addresses of the next sockets of the table. This runs under RCU: the kernel
  * does not free the sockets before it ends, and a chain that changes meanwhile has an end.
@@ -307,8 +330,8 @@ static __always_inline void collect(struct walk_batch *s)
 		s->at.restarts = 0;
 	}
 	s->node = next ?: read_ptr(chain_head(s, s->at.chain));
-	for (step = 0; step < WALK_CHAINS + WALK_SOCKETS + WALK_SKIPS; step++)
-		if (collect_next(step))
+	for (step = 0; step < WALK_CHAINS + WALK_SOCKETS + WALK_SKIPS; step += WALK_PART)
+		if (collect_some(step))
 			break;
 	if (s->at.passed)
 		walk_at.cookie = read_ptr(s->at.socket +
@@ -379,6 +402,20 @@ __attribute__((noinline)) int read_socket_at(__u32 i)
 	return read_socket(s, (const void *)sk, (const void *)sk, PROBE);
 }
 
+/* Reads some sockets of the run, of which there are so many. */
+__attribute__((noinline)) int read_some(__u32 first, __u32 sockets)
+{
+	__u32 i;
+
+	for (i = 0; i < WALK_PART; i++) {
+		if (first + i >= sockets)
+			return 1;
+		if (read_socket_at(first + i))
+			read_socket_at(first + i);
+	}
+	return 0;
+}
+
 /*
  * Sets the tables of a run. The kernel frees the table of a single namespace a grace period
  * of RCU after the last reference to the namespace (cleanup_net): if there is a reference
@@ -428,12 +465,9 @@ static __always_inline int walk(void)
 	if (!set_table(s))
 		return 1;
 	collect(s);
-	for (i = 0; i < WALK_SOCKETS; i++) {
-		if (i >= s->sockets)
+	for (i = 0; i < WALK_SOCKETS; i += WALK_PART)
+		if (read_some(i, s->sockets))
 			break;
-		if (read_socket_at(i))
-			read_socket_at(i);
-	}
 	return !chain_head(s, walk_at.chain);
 }
 

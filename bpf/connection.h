@@ -114,8 +114,8 @@ static __always_inline void fill_unanswered(struct conn *c, const struct tcp_soc
 					    const enum access how)
 {
 	__u32 heard = READ(how, tp, rcv_tstamp), now = (__u32)c->jiffies;
-	bool retransmitting, probing, answered;
 	__u32 probes, counted, window_closed, v;
+	bool probing, answered;
 
 	c->probes_out = READ(how, tp, inet_conn.icsk_probes_out);
 	c->retransmits = READ(how, tp, inet_conn.icsk_retransmits);
@@ -166,10 +166,9 @@ static __always_inline void fill_unanswered(struct conn *c, const struct tcp_soc
 		probes = 0; /* tcp_write_xmit() failed on this host, and sent nothing */
 		c->flags |= CONN_BLOCKED;
 	}
-	retransmitting = c->retransmits;
 	if (probes && !seen && !probing)
 		probes = probes_since_heard(c, tp, how);
-	counted = probes + (retransmitting ? c->retransmits : 0);
+	counted = probes + c->retransmits;
 	if (seen && !answered) {
 		if (counted >= seen->baseline)
 			counted -= seen->baseline;
@@ -180,7 +179,7 @@ static __always_inline void fill_unanswered(struct conn *c, const struct tcp_soc
 	c->unanswered = answered ? 0 : counted;
 	if (c->flags & CONN_WINDOW_CLOSED)
 		c->evidence = EVIDENCE_WINDOW_PROBE;
-	else if (c->unanswered && retransmitting)
+	else if (c->unanswered && c->retransmits)
 		c->evidence = EVIDENCE_RETRANSMIT;
 	else if (c->unanswered)
 		c->evidence = probing ? EVIDENCE_WINDOW_PROBE : EVIDENCE_KEEPALIVE;
@@ -189,10 +188,15 @@ static __always_inline void fill_unanswered(struct conn *c, const struct tcp_soc
 }
 
 /*
+ * The next functions are not inlined, so that the verifier checks each once for all that
+ * call it, and not once for each state in which it is called.
+ */
+
+/*
  * Returns by how many jiffies a timer may be late that is armed to expire after so many:
  * the granularity of its level in the timer wheel (kernel/time/timer.c calc_wheel_index).
  */
-static __always_inline __u32 wheel_lateness(__u32 wait)
+__attribute__((noinline)) __u32 wheel_lateness(__u32 wait)
 {
 	__u32 level;
 
@@ -208,13 +212,51 @@ static __always_inline __u32 wheel_lateness(__u32 wait)
  * passed. The timer fires at multiples of the granularity. Where that of the interval is
  * not coarser, it says by how much the second time is late.
  */
-static __always_inline __u64 second_probe(__u32 time, __u32 interval)
+__attribute__((noinline)) __u64 second_probe(__u32 time, __u32 interval)
 {
 	__u32 first = wheel_lateness(time), second = wheel_lateness(interval);
 
 	if (second <= first)
 		second -= interval & (second - 1);
 	return (__u64)time + first + interval + second;
+}
+
+/* Returns whether a middlebox may forget a silent flow before its first keepalive probe. */
+__attribute__((noinline)) int is_slow(__u32 keepalive_time)
+{
+	return keepalive_time + wheel_lateness(keepalive_time) >= middlebox_timeout;
+}
+
+/* Returns the class of a connection that is not in trouble, from fields of struct conn. */
+__attribute__((noinline)) int class_of(__u32 flags, __u32 idle, __u32 send_queue)
+{
+	if (idle == AGE_NONE || idle < idle_after)
+		return CLASS_ACTIVE;
+	if ((flags & (CONN_KEEPALIVE | CONN_ORPHAN | CONN_LOCAL_PEER)) || send_queue)
+		return CLASS_IDLE;
+	return CLASS_UNGUARDED;
+}
+
+/* Returns those risks that follow from these fields of struct conn alone. */
+__attribute__((noinline)) int plain_risks(__u32 flags, __u32 state, __u32 send_queue,
+					  __u32 keepalive_time, __u32 user_timeout)
+{
+	int risks = 0;
+
+	if (flags & CONN_KEEPALIVE) {
+		if (!(flags & CONN_LOCAL_PEER) && is_slow(keepalive_time))
+			risks |= 1 << RISK_KEEPALIVE_SLOWER_THAN_MIDDLEBOX;
+		if (user_timeout)
+			risks |= 1 << RISK_USER_TIMEOUT_OVERRIDES_KEEPCNT;
+		if (send_queue)
+			risks |= 1 << RISK_KEEPALIVE_MASKED_BY_UNACKED_DATA;
+	} else if (!(flags & (CONN_ORPHAN | CONN_LOCAL_PEER))) {
+		if (state == TCP_ESTABLISHED)
+			risks |= 1 << RISK_NO_KEEPALIVE;
+		if (state == TCP_FIN_WAIT2)
+			risks |= 1 << RISK_HALF_CLOSED_UNGUARDED;
+	}
+	return risks;
 }
 
 static __always_inline bool is_loopback(__be32 address)
@@ -231,7 +273,7 @@ static __always_inline bool has_local_peer(const struct tcp_sock *tp, const stru
 					   const enum access how)
 {
 	const struct sock *sk = (const struct sock *)tp;
-	struct in6_addr local, remote;
+	__u64 local[2], remote[2];
 	struct dst_entry *dst;
 	__be32 address;
 
@@ -242,57 +284,36 @@ static __always_inline bool has_local_peer(const struct tcp_sock *tp, const stru
 	} else {
 		BPF_CORE_READ_INTO(&local, sk, __sk_common.skc_v6_rcv_saddr);
 		BPF_CORE_READ_INTO(&remote, sk, __sk_common.skc_v6_daddr);
-		if (!__builtin_memcmp(&local, &remote, sizeof(local)))
+		if (!((local[0] ^ remote[0]) | (local[1] ^ remote[1])))
 			return true;
 	}
 	dst = READ(how, sk, sk_dst_cache);
 	return dst && BPF_CORE_READ(dst, dev) == READ(how, net, loopback_dev);
 }
 
-/*
- * Fills in the risks of a connection, and its class if it is not active. idle says
- * whether no data has moved for idle_after.
- */
+/* Fills in the class of a connection, and its risks. */
 static __always_inline void fill_risks(struct conn *c, const struct tcp_sock *tp,
-				       const struct net *net, bool idle, const enum access how)
+				       const struct net *net, const enum access how)
 {
-	bool keepalive = c->flags & CONN_KEEPALIVE, orphan = c->flags & CONN_ORPHAN;
-	bool slow, unguarded;
-	__u32 late, interval, heard;
+	bool unsafe;
+	__u32 v;
 
-	late = keepalive ? wheel_lateness(c->keepalive_time) : 0;
-	slow = keepalive && c->keepalive_time + late >= middlebox_timeout;
-	unguarded = !keepalive && !orphan;
-	if ((slow || unguarded) && has_local_peer(tp, net, how)) {
+	unsafe = c->flags & CONN_KEEPALIVE ? is_slow(c->keepalive_time) : !(c->flags & CONN_ORPHAN);
+	if (unsafe && has_local_peer(tp, net, how))
 		c->flags |= CONN_LOCAL_PEER;
-		slow = unguarded = false;
-	}
-	if (!idle)
-		c->class = CLASS_ACTIVE;
-	else if (unguarded && !c->send_queue)
-		c->class = CLASS_UNGUARDED;
-	else
-		c->class = CLASS_IDLE;
-
-	if (unguarded && c->state == TCP_ESTABLISHED)
-		c->risks |= 1 << RISK_NO_KEEPALIVE;
-	if (unguarded && c->state == TCP_FIN_WAIT2)
-		c->risks |= 1 << RISK_HALF_CLOSED_UNGUARDED;
-	if (slow)
-		c->risks |= 1 << RISK_KEEPALIVE_SLOWER_THAN_MIDDLEBOX;
-	if (keepalive && c->user_timeout) {
-		c->risks |= 1 << RISK_USER_TIMEOUT_OVERRIDES_KEEPCNT;
-		interval = READ(how, tp, keepalive_intvl) ?:
-				   READ(how, net, ipv4.sysctl_tcp_keepalive_intvl);
-		if ((__u64)c->user_timeout * hz <= second_probe(c->keepalive_time, interval) * 1000)
+	c->class = class_of(c->flags, c->idle, c->send_queue);
+	c->risks = plain_risks(c->flags, c->state, c->send_queue, c->keepalive_time,
+			       c->user_timeout);
+	if (c->risks & (1 << RISK_USER_TIMEOUT_OVERRIDES_KEEPCNT)) {
+		v = READ(how, tp, keepalive_intvl) ?:
+						     READ(how, net, ipv4.sysctl_tcp_keepalive_intvl);
+		if ((__u64)c->user_timeout * hz <= second_probe(c->keepalive_time, v) * 1000)
 			c->risks |= 1 << RISK_ONE_PROBE_ENDS_IT;
 	}
-	if (keepalive && c->send_queue)
-		c->risks |= 1 << RISK_KEEPALIVE_MASKED_BY_UNACKED_DATA;
 	/* The peer's FIN moves rcv_tstamp, and no stamp of data. */
-	if (idle && c->state == TCP_CLOSE_WAIT && !orphan) {
-		heard = READ(how, tp, rcv_tstamp);
-		if (heard && age((__u32)c->jiffies, heard) >= idle_after)
+	if (c->state == TCP_CLOSE_WAIT && c->class != CLASS_ACTIVE && !(c->flags & CONN_ORPHAN)) {
+		v = READ(how, tp, rcv_tstamp);
+		if (v && age((__u32)c->jiffies, v) >= idle_after)
 			c->risks |= 1 << RISK_CLOSE_WAIT_LEAK;
 	}
 }
@@ -310,7 +331,6 @@ static __always_inline void fill_basic(struct conn *c, const struct tcp_sock *tp
 	const struct net *net = READ(how, tp, inet_conn.icsk_inet.sk.__sk_common.skc_net.net);
 	__u32 heard_data, sent, now, v;
 	unsigned long flags;
-	bool idle;
 
 	__builtin_memset(c, 0, sizeof(*c));
 	c->cookie = COOKIE(how, tp);
@@ -338,9 +358,7 @@ static __always_inline void fill_basic(struct conn *c, const struct tcp_sock *tp
 		c->idle = v;
 	if (complete)
 		fill_unanswered(c, tp, seen, heard_data, how);
-
-	idle = c->idle != AGE_NONE && c->idle >= idle_after;
-	fill_risks(c, tp, net, idle, how);
+	fill_risks(c, tp, net, how);
 }
 
 /* Fills in how often the kernel retransmits, which depends on the state. */

@@ -22,7 +22,7 @@ type Difference struct {
 // Differences returns all differences, with the variants that the running kernel has. It
 // requires no privileges.
 func Differences() ([]Difference, error) {
-	kernel, err := kernelTypes()
+	kernel, err := kernelTypes(btf.NewCache())
 	if err != nil {
 		return nil, err
 	}
@@ -180,7 +180,7 @@ var silentReceivers = &difference{
 // FullReceiversAnswer reports whether a receiver on this kernel answers when its buffer
 // is full. It requires no privileges.
 func FullReceiversAnswer() (bool, error) {
-	kernel, err := kernelTypes()
+	kernel, err := kernelTypes(btf.NewCache())
 	if err != nil {
 		return false, err
 	}

@@ -21,7 +21,7 @@ var sources embed.FS
 
 func runningKernel(t *testing.T) *btf.Spec {
 	t.Helper()
-	kernel, err := kernelTypes()
+	kernel, err := kernelTypes(btf.NewCache())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/ringbuf"
@@ -80,7 +81,12 @@ func Load(opts Options) (_ *Kernel, err error) {
 	if err := opts.setDefaults(); err != nil {
 		return nil, err
 	}
-	spec, noCookieHelper, err := prepare(&opts)
+	cache := btf.NewCache()
+	kernel, err := kernelTypes(cache)
+	if err != nil {
+		return nil, err
+	}
+	spec, noCookieHelper, err := prepare(&opts, kernel)
 	if err != nil {
 		return nil, err
 	}
@@ -100,7 +106,9 @@ func Load(opts Options) (_ *Kernel, err error) {
 			k.Close()
 		}
 	}()
-	if err := spec.LoadAndAssign(&k.objs, nil); err != nil {
+	// Otherwise the library reads the kernel's types once more, and those of all modules.
+	types := ebpf.CollectionOptions{Programs: ebpf.ProgramOptions{KernelTypes: kernel}, Cache: cache}
+	if err := spec.LoadAndAssign(&k.objs, &types); err != nil {
 		if errors.Is(err, unix.EPERM) {
 			return nil, fmt.Errorf("%w (%w)", ErrPrivileges, err)
 		}
@@ -156,11 +164,7 @@ func (k *Kernel) probe() error {
 // prepare reads the object and adapts it to the options and the running kernel. It
 // returns an error if the kernel lacks something that the programs need.
 // noCookieHelper reports whether our programs cannot give a socket its cookie.
-func prepare(opts *Options) (spec *ebpf.CollectionSpec, noCookieHelper bool, err error) {
-	kernel, err := kernelTypes()
-	if err != nil {
-		return nil, false, err
-	}
+func prepare(opts *Options, kernel *btf.Spec) (spec *ebpf.CollectionSpec, noCookieHelper bool, err error) {
 	if spec, err = readObject(opts.object); err != nil {
 		return nil, false, err
 	}

@@ -18,12 +18,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// kernelTypes returns the types of the running kernel, not of an image on disk.
-func kernelTypes() (*btf.Spec, error) {
+// kernelTypes returns the types of the running kernel, not of an image on disk, and puts
+// them into the cache.
+func kernelTypes(cache *btf.Cache) (*btf.Spec, error) {
 	if _, err := os.Stat("/sys/kernel/btf/vmlinux"); errors.Is(err, os.ErrNotExist) {
 		return nil, ErrNoBTF
 	}
-	kernel, err := btf.LoadKernelSpec()
+	kernel, err := cache.Kernel()
 	if err != nil {
 		return nil, fmt.Errorf("read the kernel's BTF: %w", err)
 	}

@@ -80,21 +80,34 @@ static __always_inline struct timer_slot *running_timer(const void *sk)
 }
 
 /*
+ * Returns how many solicitations a socket has in a row that are unanswered, as far as it
+ * shows that itself. Not inlined, as solicited() is not.
+ */
+__attribute__((noinline)) int unanswered_of(__u64 sk)
+{
+	struct conn c;
+
+	fill_basic(&c, (const void *)sk, NULL, true, PROBE);
+	return c.unanswered;
+}
+
+/*
  * Handles a solicitation: a socket has just sent something that a live peer must answer.
  * The first of a streak only starts a watch, since nearly always the peer answers it
  * within a round trip. extra: neither icsk_probes_out nor icsk_retransmits includes this
- * solicitation. unsent: one of them does, but this host has not sent it.
+ * solicitation. unsent: one of them does, but this host has not sent it. Not inlined, so
+ * that the verifier does not check it for each kind of solicitation.
  */
-static __always_inline void solicited(const struct tcp_sock *tp, __u8 evidence, bool extra,
-				      bool unsent, const enum access how)
+__attribute__((noinline)) int solicited(__u64 sk, __u32 evidence, __u32 extra, __u32 unsent)
 {
-	__u32 heard = READ(how, tp, rcv_tstamp),
-	      heard_data = READ(how, tp, inet_conn.icsk_ack.lrcvtime);
+	const struct tcp_sock *tp = (const void *)sk;
+	__u32 heard = READ(PROBE, tp, rcv_tstamp),
+	      heard_data = READ(PROBE, tp, inet_conn.icsk_ack.lrcvtime);
 	__u32 jiffies = (__u32)bpf_jiffies64();
-	__u32 counted = (__u32)READ(how, tp, inet_conn.icsk_probes_out) +
-			READ(how, tp, inet_conn.icsk_retransmits);
+	__u32 counted = (__u32)READ(PROBE, tp, inet_conn.icsk_probes_out) +
+			READ(PROBE, tp, inet_conn.icsk_retransmits);
 	struct watch next = {
-		.cookie = COOKIE(how, tp),
+		.cookie = COOKIE(PROBE, tp),
 		.solicited = jiffies,
 		.heard = age(jiffies, heard_data) < age(jiffies, heard) ? heard_data : heard,
 		.sent = 1,
@@ -103,11 +116,11 @@ static __always_inline void solicited(const struct tcp_sock *tp, __u8 evidence, 
 	};
 	struct watch copy, *seen;
 	struct event *e;
-	__u32 streak;
+	__u32 streak, unanswered;
 
 	if (!next.cookie) {
 		COUNT(faults[FAULT_NO_COOKIE]);
-		return;
+		return 0;
 	}
 	seen = watched_as(tp, next.cookie, &copy);
 	if (seen && seen->heard == next.heard) {
@@ -120,11 +133,9 @@ static __always_inline void solicited(const struct tcp_sock *tp, __u8 evidence, 
 		next.baseline = counted - !extra;
 		next.reported = seen->reported;
 	} else if (counted > 1) { /* a streak that began before we did */
-		struct conn c;
-
-		fill_basic(&c, tp, NULL, true, how);
-		if (c.unanswered < counted)
-			next.baseline = counted - c.unanswered;
+		unanswered = unanswered_of(sk);
+		if (unanswered < counted)
+			next.baseline = counted - unanswered;
 	}
 	if (unsent) {
 		next.baseline++;
@@ -133,14 +144,15 @@ static __always_inline void solicited(const struct tcp_sock *tp, __u8 evidence, 
 	}
 	streak = counted - next.baseline + next.extra;
 	next.reported |= streak >= events_from;
-	watch((__u64)tp, &next);
+	watch(sk, &next);
 	if (unsent || streak < events_from || !within_rate(RATE_SOLICITATION, EVENT_SOLICITATION))
-		return;
+		return 0;
 	e = reserve(EVENT_SOLICITATION);
 	if (!e)
-		return;
-	describe(&e->conn, tp, &next, how);
+		return 0;
+	describe(&e->conn, tp, &next, PROBE);
 	bpf_ringbuf_submit(e, 0);
+	return 0;
 }
 
 /* Timer softirq, for every timer of the system: returns at once if it is not TCP's. */
@@ -247,7 +259,7 @@ static __always_inline int timer_exit(struct timer_list *timer)
 			COUNT(faults[FAULT_REMEMBER_FULL]);
 	}
 	if (evidence != EVIDENCE_NONE)
-		solicited(tp, evidence, extra, unsent, PROBE);
+		solicited(slot->sk, evidence, extra, unsent);
 	return 0;
 }
 
@@ -291,6 +303,18 @@ static __always_inline bool sending_deferred_probe(const struct tcp_sock *tp)
 }
 
 /*
+ * Returns an address as a number. To the verifier a converted pointer is still a pointer,
+ * which functions that are not inlined do not take.
+ */
+static __always_inline __u64 number_of(const void *pointer)
+{
+	__u64 number = 0;
+
+	bpf_probe_read_kernel(&number, sizeof(number), &pointer);
+	return number;
+}
+
+/*
  * Softirq and process context. For a retransmission within its timer, timer_exit() does
  * the rest. For a deferred one, this event is the only one, and it happens once. A
  * deferred retransmission by timeout finds icsk_pending cleared
@@ -327,7 +351,7 @@ static __always_inline int retransmitted(const struct sock *sk, int err)
 	if (type != RETRANSMIT_TIMEOUT)
 		return 0;
 	extra = !d.snd_wnd && !tp->inet_conn.icsk_retransmits; /* see timer_exit() */
-	solicited(tp, extra ? EVIDENCE_WINDOW_PROBE : EVIDENCE_RETRANSMIT, extra, false, DIRECT);
+	solicited(number_of(sk), extra ? EVIDENCE_WINDOW_PROBE : EVIDENCE_RETRANSMIT, extra, false);
 	return 0;
 }
 

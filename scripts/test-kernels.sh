@@ -154,7 +154,7 @@ left() { awk -v kernel=",$1," '!/^#/ && NF && index("," $2 ",", kernel)' scripts
 usual() {
     local tests
     tests=$(awk -v kernel="$1" '$2 == kernel { print $1 }' scripts/vm/quick)
-    [[ -n $tests || -z ${QUICK:-} ]] || tests=$(awk '!/^#/ { print $1 }' scripts/vm/quick)
+    [[ -n $tests || -z ${QUICK:-} ]] || tests=$(awk -v kernel=",$1," '!/^#/ && (!sub(/^on:/, "", $2) || index("," $2 ",", kernel)) { print $1 }' scripts/vm/quick)
     echo "${tests:+^(${tests//$'\n'/|})$}"
 }
 
