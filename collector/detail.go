@@ -42,9 +42,8 @@ func (c *Collector) Connection(ctx context.Context, cookie uint64) (*Detail, err
 	if err != nil || d == nil {
 		return nil, err
 	}
-	var netns explain.Netns
-	netns.Path, netns.Host = c.kernel.NetnsPath(found.Netns)
-	d.Explanation = explain.Explain(&c.rules, &found, &d.Connection, netns)
+	ref, host := c.kernel.FindNetns(found.Netns)
+	d.Explanation = explain.Explain(&c.rules, &found, &d.Connection, explain.Netns{Path: ref.ShellPath(), Host: host})
 	one := []conn.Connection{d.Connection}
 	err = c.fillOwners(one, nil)
 	d.Connection = one[0]
