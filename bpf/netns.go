@@ -78,27 +78,74 @@ func (k *Kernel) searchNetns(pass string, h *abi.Holder, visit func()) error {
 // (include/linux/proc_ns.h, PROC_PID_INIT_INO, since 3.8).
 const initPidns = 0xEFFFFFFC
 
-// NetnsPath returns the path of a file by which nsenter(1) can enter the network
-// namespace of that inode number; "" if there is no such file. host reports whether it is
-// the machine's own namespace, which needs no nsenter. In a pid namespace of its own a
-// process knows neither: its /proc is not the one that a shell of the machine has.
-func (k *Kernel) NetnsPath(netns uint32) (path string, host bool) {
-	var pidns, own, first unix.Stat_t
-	if unix.Stat("/proc/self/ns/pid", &pidns) != nil || pidns.Ino != initPidns {
-		return "", false
-	}
-	if unix.Stat("/proc/thread-self/ns/net", &own) == nil && own.Ino == uint64(netns) {
+// NetnsRef is a way into the network namespace of that inode number. Without a path and a
+// holder none is known, but a thread that is in the namespace needs none.
+type NetnsRef struct {
+	Inode  uint32
+	Path   string     // of a file of the namespace, or "": see Holder
+	Holder abi.Holder // a process in it, or with a descriptor of it or of a socket in it
+}
+
+// FindNetns returns a way into a network namespace. host reports whether it is the
+// machine's own, into which a shell needs no way. In a pid namespace of its own a process
+// does not know that.
+func (k *Kernel) FindNetns(inode uint32) (ref NetnsRef, host bool) {
+	ref.Inode = inode
+	var own, first unix.Stat_t
+	if machinePIDs() && unix.Stat("/proc/thread-self/ns/net", &own) == nil && own.Ino == uint64(inode) {
 		// Some sandboxes do not let us see the namespace of process 1.
 		if unix.Stat("/proc/1/ns/net", &first) != nil || first.Ino == own.Ino {
-			return "", true
+			return ref, true
 		}
 	}
-	refs, err := k.namespaces()
-	if err != nil {
-		return "", false
+	if refs, err := k.namespaces(); err == nil {
+		found := refs[uint64(inode)]
+		ref.Path, ref.Holder = found.path, found.holder
 	}
-	ref := refs[uint64(netns)]
-	return ref.file(), false
+	return ref, false
+}
+
+// ShellPath returns the path of a file by which nsenter(1) can enter the namespace, "" if
+// none is known. In a pid namespace of its own a process knows none: its /proc is not the
+// one that a shell of the machine has.
+func (r *NetnsRef) ShellPath() string {
+	if !machinePIDs() {
+		return ""
+	}
+	ref := netnsRef{path: r.Path, holder: r.Holder}
+	return ref.file()
+}
+
+// machinePIDs reports whether this process is in the machine's own pid namespace.
+func machinePIDs() bool {
+	var pidns unix.Stat_t
+	return unix.Stat("/proc/self/ns/pid", &pidns) == nil && pidns.Ino == initPidns
+}
+
+// Do runs f in the namespace, on a thread of its own that ends with f, and waits for it. It
+// returns the error of f, or why the thread could not enter the namespace. It may hang,
+// since it opens a file that a user may have chosen. It needs the privileges that
+// [GiveCookies] needs, and none for the namespace of this process.
+func (r *NetnsRef) Do(f func() error) (err error) {
+	onSpareThread(func() {
+		var own uint32
+		if own, err = ownNetns(); err == nil && own != r.Inode {
+			err = r.enter()
+		}
+		if err == nil {
+			err = f()
+		}
+	})
+	return err
+}
+
+// enter moves the calling thread into the namespace.
+func (r *NetnsRef) enter() error {
+	if r.Path == "" && r.Holder.PID == 0 {
+		return errHidden
+	}
+	ref := netnsRef{path: r.Path, holder: r.Holder}
+	return ref.enter(uint64(r.Inode))
 }
 
 // ownNetns returns the inode number of the calling thread's network namespace.

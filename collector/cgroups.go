@@ -3,6 +3,7 @@
 package collector
 
 import (
+	"context"
 	"encoding/binary"
 	"fmt"
 	"os"
@@ -29,16 +30,21 @@ type Privileged interface {
 	// refused to this process, else nil. It needs CAP_SYS_PTRACE. Another process can
 	// delay it without limit.
 	DescriptorsRefused() error
+	// FlowPath returns how the kernel would send a packet of a connection now. It
+	// returns an error after [FlowPathTimeout] at the latest, and if it is asked too
+	// often. To enter the namespace it needs CAP_SYS_ADMIN and CAP_SYS_PTRACE.
+	FlowPath(ctx context.Context, netns bpf.NetnsRef, flow conn.Flow) (*conn.Path, error)
 }
 
 // Direct is the [Privileged] of a process that has the privileges itself.
 type Direct struct {
 	mount *os.File // the root of the cgroup v2 hierarchy, always open; nil: not mounted here
+	flows flowPathLimits
 }
 
 // NewDirect opens the cgroup v2 hierarchy, if it is mounted.
 func NewDirect() *Direct {
-	d := &Direct{}
+	d := &Direct{flows: newFlowPathLimits()}
 	mounts, err := bpf.Mounts("cgroup2")
 	if err != nil {
 		return d // treated as not mounted

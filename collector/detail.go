@@ -16,6 +16,7 @@ import (
 type Detail struct {
 	conn.Connection
 	History     []conn.HistoryEntry // oldest first
+	Path        *conn.Path          // nil: Explanation.Path says why
 	Explanation explain.Explanation
 }
 
@@ -42,9 +43,12 @@ func (c *Collector) Connection(ctx context.Context, cookie uint64) (*Detail, err
 	if err != nil || d == nil {
 		return nil, err
 	}
-	var netns explain.Netns
-	netns.Path, netns.Host = c.kernel.NetnsPath(found.Netns)
-	d.Explanation = explain.Explain(&c.rules, &found, &d.Connection, netns)
+	ref, host := c.kernel.FindNetns(found.Netns)
+	d.Explanation = explain.Explain(&c.rules, &found, &d.Connection, explain.Netns{Path: ref.ShellPath(), Host: host})
+	flow := conn.Flow{Cookie: cookie, Local: d.Local, Remote: d.Remote}
+	var unknown error
+	d.Path, unknown = c.cgroups.from.FlowPath(ctx, ref, flow)
+	d.Explanation.Path = explain.Path(&flow, d.Path, unknown)
 	one := []conn.Connection{d.Connection}
 	err = c.fillOwners(one, nil)
 	d.Connection = one[0]

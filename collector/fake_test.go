@@ -229,7 +229,9 @@ func (k *fakeKernel) FDHolders(cookies []uint64, visit func(*abi.FDHolder)) erro
 	return nil
 }
 
-func (k *fakeKernel) NetnsPath(uint32) (string, bool) { return "", true }
+func (k *fakeKernel) FindNetns(inode uint32) (bpf.NetnsRef, bool) {
+	return bpf.NetnsRef{Inode: inode}, true
+}
 
 func (k *fakeKernel) Stats() (bpf.Stats, error) {
 	return read(k, k.onStats, func() bpf.Stats { return k.stats })

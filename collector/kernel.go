@@ -34,9 +34,9 @@ type Kernel interface {
 	// FDHolders calls visit with each descriptor that holds one of these sockets; with nil
 	// for cookies, one of all TCP sockets.
 	FDHolders(cookies []uint64, visit func(*abi.FDHolder)) error
-	// NetnsPath returns a path by which a shell of the machine can enter a network
-	// namespace, "" if there is none; host reports whether it is the machine's own.
-	NetnsPath(netns uint32) (path string, host bool)
+	// FindNetns returns a way into a network namespace, and whether it is the machine's
+	// own, into which a shell needs none.
+	FindNetns(inode uint32) (ref bpf.NetnsRef, host bool)
 	// Stats returns what the programs counted.
 	Stats() (bpf.Stats, error)
 	// CookieStatus returns since when the search for sockets without a cookie hangs, the

@@ -276,6 +276,11 @@ func explanation(d *api.ConnectionDetail, room int, p palette) string {
 	w.heading("WHAT IT IS DOING")
 	w.paragraph("  ", "  ", strings.Join(x.Doing, " "))
 
+	if len(x.Path) > 0 { // not of an older agent
+		w.heading("PATH")
+		w.paragraph("  ", "  ", strings.Join(x.Path, " "))
+	}
+
 	w.heading("TIMERS")
 	for _, t := range x.Timers {
 		w.timer(&t, x.At)

@@ -28,6 +28,9 @@ func detail() api.ConnectionDetail {
 			"The connection is established, as far as this kernel knows.",
 			"Nothing has been heard from the peer for 12s.", "Verdict: zombie.",
 		},
+		Path: []string{
+			"Local address 10.0.0.1 is on eth0.", "Route to 10.0.0.2 by gateway 10.0.0.254 on eth0 (up, MTU 1500).", "Neighbour 10.0.0.254 REACHABLE.",
+		},
 		Timers: []explain.Timer{
 			{Name: "keepalive", Purpose: "Asks a silent peer.", At: noon.Add(50 * time.Second), Latest: noon.Add(52 * time.Second), Then: "Sends probe 4 of 9; the next one, or the end, is 75s later."},
 			{Name: "retransmission", Purpose: "Sends again.", Then: "Not running: nothing is in flight."},
@@ -61,6 +64,10 @@ cookie 1a2b, network namespace 4026531840
 WHAT IT IS DOING
   The connection is established, as far as this kernel knows. Nothing has been
   heard from the peer for 12s. Verdict: zombie.
+
+PATH
+  Local address 10.0.0.1 is on eth0. Route to 10.0.0.2 by gateway 10.0.0.254 on
+  eth0 (up, MTU 1500). Neighbour 10.0.0.254 REACHABLE.
 
 TIMERS
   keepalive: fires in 50s, between ` + at(50*time.Second) + ` and ` + at(52*time.Second) + `
@@ -132,7 +139,7 @@ func FuzzExplanationOfAStranger(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(doc)
-	f.Add([]byte(`{"cookie":"\u001b","state":"\n","process":{"comm":"\u202e","pid":1},"explanation":{"doing":["\u001b[2J"],"assessment":"\u009b","settings":[{"option":"\n","sysctl":"\u001b","value":-9223372036854775808,"unit":"seconds"}],"timers":[{"name":"\r","then":"\u001b"}],"advice":[{"text":"\n","how":["\u001b]0;x\u0007"]}]}}`))
+	f.Add([]byte(`{"cookie":"\u001b","state":"\n","process":{"comm":"\u202e","pid":1},"explanation":{"doing":["\u001b[2J"],"path":["\u001b[2J \u202e"],"assessment":"\u009b","settings":[{"option":"\n","sysctl":"\u001b","value":-9223372036854775808,"unit":"seconds"}],"timers":[{"name":"\r","then":"\u001b"}],"advice":[{"text":"\n","how":["\u001b]0;x\u0007"]}]}}`))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		var doc api.ConnectionDetail
 		if json.Unmarshal(body, &doc) != nil {

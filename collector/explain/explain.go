@@ -9,12 +9,14 @@ import (
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
-// Explanation explains one connection in plain sentences. No sentence has a word that a
-// process or a peer has chosen, except the path of a mounted network namespace, and that
-// only if a shell takes it without quotes.
+// Explanation explains one connection in plain sentences. Path has names of devices, which
+// a user may have chosen: escape them where they are shown. No other sentence has a word
+// that a process or a peer has chosen, except the path of a mounted network namespace, and
+// that only if a shell takes it without quotes.
 type Explanation struct {
 	At         time.Time // the time of the record; "in 5s" counts from here
 	Doing      []string  // what the socket is doing
+	Path       []string  // how the kernel would send to the peer: see [Path]
 	Timers     []Timer
 	Settings   []Setting // of these timers
 	Next       []string  // what happens next, and when

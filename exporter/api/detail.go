@@ -13,6 +13,7 @@ import (
 // events, oldest first, and the explanation that `halfopen explain` prints.
 type ConnectionDetail struct {
 	Connection
+	Path        *Path       `json:"path"` // null: not known, and Explanation.Path says why
 	Events      []Event     `json:"events"`
 	Explanation Explanation `json:"explanation"`
 }
@@ -21,6 +22,7 @@ type ConnectionDetail struct {
 type Explanation struct {
 	At         time.Time `json:"at"` // when the agent read the connection; relative times count from here
 	Doing      []string  `json:"doing"`
+	Path       []string  `json:"path"` // nil: of an agent that does not have it yet
 	Timers     []Timer   `json:"timers"`
 	Settings   []Setting `json:"settings"`
 	Next       []string  `json:"next"`
@@ -67,6 +69,7 @@ type Advice struct {
 func NewConnectionDetail(d *collector.Detail) ConnectionDetail {
 	out := ConnectionDetail{
 		Connection:  NewConnection(&d.Connection),
+		Path:        newPath(d.Path),
 		Events:      make([]Event, 0, len(d.History)),
 		Explanation: newExplanation(&d.Explanation),
 	}
@@ -78,7 +81,7 @@ func NewConnectionDetail(d *collector.Detail) ConnectionDetail {
 
 func newExplanation(e *explain.Explanation) Explanation {
 	out := Explanation{
-		At: e.At.UTC(), Doing: e.Doing, Next: e.Next, Assessment: e.Assessment,
+		At: e.At.UTC(), Doing: e.Doing, Path: e.Path, Next: e.Next, Assessment: e.Assessment,
 		Timers: make([]Timer, 0, len(e.Timers)), Settings: make([]Setting, 0, len(e.Settings)), Advice: make([]Advice, 0, len(e.Advice)),
 	}
 	for _, t := range e.Timers {

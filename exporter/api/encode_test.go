@@ -43,7 +43,7 @@ const contractDeathJSON = `{"cookie":"1a2b","family":"ipv4","local":{"ip":"10.0.
 	`"at":"2025-11-21T12:01:00.123456789Z","cause":"user_timeout","during":"keepalive","state":"established","errno":"ETIMEDOUT",` +
 	`"unanswered":3,"evidence":"keepalive","silent_seconds":12.4,"verdict":"zombie","zombie_seconds":60,"forecast_error_seconds":-0.5,"similar":0,"similar_since":null}`
 
-const contractExplanationJSON = `{"at":"2025-11-21T12:00:13.123456789Z","doing":["It is established.","It waits."],` +
+const contractExplanationJSON = `{"at":"2025-11-21T12:00:13.123456789Z","doing":["It is established.","It waits."],"path":["It is on eth0."],` +
 	`"timers":[{"name":"keepalive","purpose":"Asks.","fires":{"at":"2025-11-21T12:01:03.123456789Z","in_seconds":50,"latest_in_seconds":52},"then":"Sends probe 4 of 9."},` +
 	`{"name":"retransmission","purpose":"Sends again.","fires":null,"then":"Not running."}],` +
 	`"settings":[{"option":"TCP_KEEPIDLE","sysctl":"net.ipv4.tcp_keepalive_time","value":7200,"unit":"seconds","source":"default","means":"Silence"},` +
@@ -55,10 +55,24 @@ const contractExplanationJSON = `{"at":"2025-11-21T12:00:13.123456789Z","doing":
 	`{"text":"Or close it.","how":["close(fd)"],"gives_up":null}]}`
 
 func TestDetailIsTheConnectionWithItsEventsAndExplanation(t *testing.T) {
-	d := collector.Detail{Connection: apitest.Connection(), Explanation: apitest.Explanation()}
-	want := strings.TrimSuffix(contractJSON, "}") + `,"events":[],"explanation":` + contractExplanationJSON + "}"
+	eth0 := &conn.Device{Name: "eth0", Up: true, LowerUp: true, OperState: "up", MTU: 1500}
+	d := collector.Detail{Connection: apitest.Connection(), Explanation: apitest.Explanation(), Path: &conn.Path{
+		LocalDevice: eth0, Route: conn.Route{Type: conn.RouteUnicast, Gateway: netip.MustParseAddr("10.0.0.254"), Device: eth0},
+		Neighbour: &conn.Neighbour{Addr: netip.MustParseAddr("10.0.0.254"), State: "reachable"}, Mark: new(uint32(42)),
+	}}
+	const device = `{"name":"eth0","up":true,"lower_up":true,"operstate":"up","mtu":1500}`
+	want := strings.TrimSuffix(contractJSON, "}") + `,"path":{"local_device":` + device + `,"route":{"type":"unicast","errno":null,"gateway":"10.0.0.254","device":` + device +
+		`},"neighbour":{"ip":"10.0.0.254","state":"reachable"},"mark":42},"events":[],"explanation":` + contractExplanationJSON + "}"
 	if diff := cmp.Diff(want, encode(t, NewConnectionDetail(&d))); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
+	}
+	d.Path = &conn.Path{Route: conn.Route{Type: conn.RouteNone, Errno: "ENETUNREACH"}}
+	if got := encode(t, NewConnectionDetail(&d)); !strings.Contains(got, `"path":{"local_device":null,"route":{"type":"none","errno":"ENETUNREACH","gateway":null,"device":null},"neighbour":null,"mark":null}`) {
+		t.Errorf("a path to nowhere: %s", got)
+	}
+	d.Path = nil
+	if got := encode(t, NewConnectionDetail(&d)); !strings.Contains(got, `"path":null,"events"`) {
+		t.Errorf("no path: %s", got)
 	}
 	d.Explanation.Advice, d.Explanation.Timers, d.Explanation.Settings = nil, nil, nil
 	if got := encode(t, NewConnectionDetail(&d)); !strings.Contains(got, `"advice":[]`) || !strings.Contains(got, `"timers":[],"settings":[]`) {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/halfopen/halfopen/bpf"
 	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/collector/conn"
 )
 
 // Argument is the first argument of this program that makes it call [Main].
@@ -92,12 +93,25 @@ func (h *Helper) Close() error {
 
 // call asks a question and waits for the answer.
 func call[A, R any](h *Helper, method string, argument A) (R, error) {
-	var reply R
-	err := h.client.Call(service+"."+method, argument, &reply)
-	if err != nil {
-		err = fmt.Errorf("ask the helper process: %w", err)
+	return callContext[A, R](context.Background(), h, method, argument)
+}
+
+// callContext asks a question, and waits no longer than until the context ends.
+func callContext[A, R any](ctx context.Context, h *Helper, method string, argument A) (reply R, err error) {
+	if err := ctx.Err(); err != nil {
+		return reply, err
 	}
-	return reply, err
+	answer := new(R) // which may come when nobody waits any more
+	asked := h.client.Go(service+"."+method, argument, answer, make(chan *rpc.Call, 1))
+	select {
+	case <-ctx.Done():
+		return reply, context.Cause(ctx)
+	case <-asked.Done:
+	}
+	if asked.Error != nil {
+		return reply, fmt.Errorf("ask the helper process: %w", asked.Error)
+	}
+	return *answer, nil
 }
 
 // GiveCookies is [bpf.GiveCookies]. It asks about no more than maxTargets at once.
@@ -114,23 +128,14 @@ func (h *Helper) GiveCookies(ctx context.Context, targets []bpf.CookieTarget) (e
 }
 
 func (h *Helper) giveCookies(ctx context.Context, targets []bpf.CookieTarget) ([]error, time.Duration, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, 0, err
-	}
 	question := make([]CookieTarget, len(targets))
 	for i, t := range targets {
 		question[i] = CookieTarget{t.Netns, t.States, []byte(t.Path), t.Holder}
 	}
-	var reply CookiesReply
-	asked := h.client.Go(service+".GiveCookies", question, &reply, make(chan *rpc.Call, 1))
-	select {
-	case <-ctx.Done():
-		return nil, 0, ctx.Err()
-	case <-asked.Done:
-	}
+	reply, err := callContext[[]CookieTarget, CookiesReply](ctx, h, "GiveCookies", question)
 	switch {
-	case asked.Error != nil:
-		return nil, 0, fmt.Errorf("ask the helper process: %w", asked.Error)
+	case err != nil:
+		return nil, 0, err
 	case reply.Failed.error() != nil:
 		return nil, reply.CPU, reply.Failed.error()
 	case len(reply.Errors) != len(targets):
@@ -159,6 +164,16 @@ func (h *Helper) CgroupsRefused() error {
 func (h *Helper) DescriptorsRefused() error {
 	reply, err := call[None, Failure](h, "DescriptorsRefused", None{})
 	return errors.Join(err, reply.error())
+}
+
+// FlowPath implements [collector.Privileged].
+func (h *Helper) FlowPath(ctx context.Context, netns bpf.NetnsRef, flow conn.Flow) (*conn.Path, error) {
+	// The helper answers in time, if it runs.
+	ctx, cancel := context.WithTimeoutCause(ctx, 2*collector.FlowPathTimeout, errors.New("the helper process does not answer"))
+	defer cancel()
+	reply, err := callContext[FlowQuestion, FlowReply](ctx, h, "FlowPath",
+		FlowQuestion{netns.Inode, []byte(netns.Path), netns.Holder, flow.Cookie, flow.Local, flow.Remote})
+	return reply.Path, errors.Join(err, reply.Failed.error())
 }
 
 // RemoveSocket removes the file of the Unix socket at the path that the helper was

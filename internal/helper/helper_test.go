@@ -5,16 +5,25 @@ package helper
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/halfopen/halfopen/bpf"
+	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/collector/conn"
+	"github.com/halfopen/halfopen/internal/lab"
 )
 
 func TestMain(m *testing.M) {
@@ -100,6 +109,90 @@ func TestHelperAnswersForEachNamespace(t *testing.T) {
 	cancel()
 	if _, _, err := h.GiveCookies(ended, []bpf.CookieTarget{{Netns: 1, Path: file}}); !errors.Is(err, context.Canceled) {
 		t.Errorf("%v when the context has ended", err)
+	}
+}
+
+// own returns a connection of this process, and the namespace that it is in.
+func own(t *testing.T) (bpf.NetnsRef, conn.Flow) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	cookie, err := lab.Cookie(c.(*net.TCPConn))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat("/proc/self/ns/net", &st); err != nil {
+		t.Fatal(err)
+	}
+	return bpf.NetnsRef{Inode: uint32(st.Ino)}, conn.Flow{
+		Cookie: cookie, Local: c.LocalAddr().(*net.TCPAddr).AddrPort(), Remote: c.RemoteAddr().(*net.TCPAddr).AddrPort(),
+	}
+}
+
+func TestHelperFindsThePathOfAFlow(t *testing.T) {
+	h := start(t, "")
+	netns, flow := own(t)
+	p, err := h.FlowPath(t.Context(), netns, flow)
+	if err != nil || p.LocalDevice == nil || p.LocalDevice.Name != "lo" || !p.LocalDevice.Up || p.LocalDevice.MTU == 0 ||
+		p.Route.Type != conn.RouteLocal || p.Route.Device == nil || p.Neighbour != nil {
+		t.Fatalf("%+v, %v", p, err)
+	}
+	// As without a helper.
+	if want, err := collector.NewDirect().FlowPath(t.Context(), netns, flow); err != nil || !cmp.Equal(p, want, cmpopts.EquateComparable(netip.Addr{})) {
+		t.Errorf("%+v, expected %+v, %v", p, want, err)
+	}
+	flow.Cookie++
+	if p, err := h.FlowPath(t.Context(), netns, flow); p != nil || !errors.Is(err, unix.ENOENT) {
+		t.Errorf("%+v, %v for another socket", p, err)
+	}
+	if p, err := h.FlowPath(t.Context(), bpf.NetnsRef{Inode: 1, Path: strings.Repeat("x", maxPath+1)}, flow); p != nil || err == nil {
+		t.Errorf("%+v, %v for a path that is too long", p, err)
+	}
+}
+
+// A thousand questions at once are answered or refused; they take few threads, and no
+// other question waits for them.
+func TestHelperBoundsQuestionsAboutPaths(t *testing.T) {
+	h := start(t, "")
+	netns, flow := own(t)
+	began := time.Now()
+	var answered, refused atomic.Int64
+	var all errgroup.Group
+	for range 1000 {
+		all.Go(func() error {
+			switch p, err := h.FlowPath(t.Context(), netns, flow); {
+			case err == nil && p != nil:
+				answered.Add(1)
+			case errors.Is(err, unix.EBUSY):
+				refused.Add(1)
+			default:
+				return err
+			}
+			return nil
+		})
+	}
+	if err := all.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	most := int64(50 + 20*(time.Since(began).Seconds()+1))
+	if answered.Load() == 0 || answered.Load() > most || refused.Load() != 1000-answered.Load() {
+		t.Errorf("%d questions were answered, at most %d are possible; %d were refused", answered.Load(), most, refused.Load())
+	}
+	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", h.cmd.Process.Pid))
+	if err != nil || len(threads) > 64 {
+		t.Errorf("the helper has %d threads, %v", len(threads), err)
+	}
+	if err := h.CgroupsRefused(); err != nil {
+		t.Log(err)
 	}
 }
 

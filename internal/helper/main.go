@@ -19,6 +19,7 @@ import (
 
 	"github.com/halfopen/halfopen/bpf"
 	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/exporter"
 	"github.com/halfopen/halfopen/internal/sandbox"
 )
@@ -184,6 +185,19 @@ func (a *answers) CgroupsRefused(_ None, reply *Failure) error {
 // DescriptorsRefused answers [Helper.DescriptorsRefused].
 func (a *answers) DescriptorsRefused(_ None, reply *Failure) error {
 	*reply = failureOf(a.mayHang(a.direct.DescriptorsRefused))
+	return nil
+}
+
+// FlowPath answers [Helper.FlowPath]. It cannot hang, since [collector.Direct.FlowPath] has
+// bounds of its own.
+func (a *answers) FlowPath(asked FlowQuestion, reply *FlowReply) error {
+	if len(asked.Path) > maxPath {
+		return fmt.Errorf("a path of %d bytes, at most %d are possible", len(asked.Path), maxPath)
+	}
+	path, err := a.direct.FlowPath(context.Background(),
+		bpf.NetnsRef{Inode: asked.Netns, Path: string(asked.Path), Holder: asked.Holder},
+		conn.Flow{Cookie: asked.Cookie, Local: asked.Local, Remote: asked.Remote})
+	*reply = FlowReply{path, failureOf(err)}
 	return nil
 }
 

@@ -85,6 +85,11 @@ func TestHelperRefusesWhatIsNotAQuestion(t *testing.T) {
 		`{"method":"Helper.GiveCookies","params":[[{"Path":"` + path + `"}]]}`,
 		`{"method":"Helper.GiveCookies","params":[[{"Netns":-1}]]}`,
 		`{"method":"Helper.CgroupPath","params":["/"]}`,
+		`{"method":"Helper.FlowPath"}`,
+		`{"method":"Helper.FlowPath","params":[{"Path":"` + path + `"}]}`,
+		`{"method":"Helper.FlowPath","params":[{"Local":"127.0.0.1","Remote":"127.0.0.1:1"}]}`,
+		`{"method":"Helper.FlowPath","params":[{"Local":127}]}`,
+		`{"method":"Helper.FlowPath","params":[{"Netns":4294967296}]}`,
 	} {
 		k.write("%s", question)
 		if got := k.answer(t); !strings.Contains(got, `"result":null`) || strings.Contains(got, `"error":null`) {
@@ -172,6 +177,7 @@ func FuzzAnswer(f *testing.F) {
 		`{"method":"Helper.GiveCookies","params":[[{"Netns":1,"States":2,"Path":"Lw==","Holder":{"PID":1,"FD":3,"Kind":2}}]],"id":1}`,
 		`{"method":"Helper.CgroupPath","params":[1],"id":2}{"method":"Helper.CgroupsRefused","params":[{}],"id":3}`,
 		`{"method":"Helper.RemoveSocket","params":[{"Device":1,"Inode":2}],"id":{}}`,
+		`{"method":"Helper.FlowPath","params":[{"Netns":1,"Path":"Lw==","Holder":{"Pid":1},"Cookie":1,"Local":"10.0.0.1:1","Remote":"[::1]:2"}],"id":1}`,
 		`{"method":"Helper.Exec","params":null}`, "\x00", `{"method":`,
 	} {
 		f.Add([]byte(seed))

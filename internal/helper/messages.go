@@ -4,10 +4,12 @@ package helper
 
 import (
 	"errors"
+	"net/netip"
 	"syscall"
 	"time"
 
 	"github.com/halfopen/halfopen/bpf/abi"
+	"github.com/halfopen/halfopen/collector/conn"
 )
 
 // service is the name under which package rpc knows the questions.
@@ -40,6 +42,22 @@ type PathReply struct {
 type CookiesReply struct {
 	Errors []Failure
 	CPU    time.Duration
+	Failed Failure
+}
+
+// FlowQuestion is a [conn.Flow], and the way into its network namespace: a
+// [bpf.NetnsRef], with a path of bytes.
+type FlowQuestion struct {
+	Netns         uint32
+	Path          []byte
+	Holder        abi.Holder
+	Cookie        uint64
+	Local, Remote netip.AddrPort
+}
+
+// FlowReply is how the kernel would send a packet of the flow, or why that is not known.
+type FlowReply struct {
+	Path   *conn.Path
 	Failed Failure
 }
 

@@ -38,6 +38,7 @@ func helperSyscalls() []Syscall {
 		{Number: unix.SYS_NAME_TO_HANDLE_AT},
 		{Number: unix.SYS_OPEN_BY_HANDLE_AT},
 		{Number: unix.SYS_UNLINKAT},
+		{Number: unix.SYS_CAPSET}, // a thread drops all; with no_new_privs none gets more
 	}, commonSyscalls()...)
 }
 

@@ -43,7 +43,7 @@ func Connection() conn.Connection {
 func Explanation() explain.Explanation {
 	at := Noon.Add(13 * time.Second)
 	return explain.Explanation{
-		At: at, Doing: []string{"It is established.", "It waits."},
+		At: at, Doing: []string{"It is established.", "It waits."}, Path: []string{"It is on eth0."},
 		Timers: []explain.Timer{
 			{
 				Name: "keepalive", Purpose: "Asks.", At: at.Add(50 * time.Second), Latest: at.Add(52 * time.Second),
