@@ -54,6 +54,16 @@ type CensusResult struct {
 	CPU, OwnTablesCPU, CookiesCPU time.Duration
 }
 
+// Sockets returns the number of all sockets.
+func (r *CensusResult) Sockets() (n uint64) {
+	for _, classes := range r.Counts.Sockets {
+		for _, sockets := range classes {
+			n += sockets
+		}
+	}
+	return n
+}
+
 // ownTable is the hash table of a network namespace that does not use the shared one.
 type ownTable struct {
 	abi.OwnTable

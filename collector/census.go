@@ -66,12 +66,7 @@ func (c *Collector) takeCensus(ctx context.Context) (time.Duration, error) {
 	ended := time.Now()
 	c.degraded.change(ended, func(s *situation) { s.census(&res) })
 	took := ended.Sub(began)
-	var sockets uint64
-	for _, classes := range res.Counts.Sockets {
-		for _, n := range classes {
-			sockets += n
-		}
-	}
+	sockets := res.Sockets()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.apply(&conn.Fact{Kind: conn.FactCensus, At: ended, Census: &conn.Census{

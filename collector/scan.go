@@ -16,6 +16,7 @@ import (
 type scanQuery struct {
 	Query
 	owners    bool                   // visit needs the owners
+	holders   *holders               // if not nil, the processes that hold sockets, of all sockets
 	listeners map[conn.Listener]bool // if not nil, the scan adds all listeners that it reads
 }
 
@@ -29,7 +30,7 @@ func (q *scanQuery) classes() []uint8 {
 }
 
 // ownersBatch is the greatest number of connections in one search for owners.
-const ownersBatch = 8192
+const ownersBatch = 2048
 
 // scan reads the sockets now. It calls visit for each socket that the query selects, with the
 // record and the description of the socket. The description has the owner if q.owners is set
@@ -38,7 +39,10 @@ const ownersBatch = 8192
 func (c *Collector) scan(ctx context.Context, q *scanQuery, visit func(*abi.Conn, *conn.Connection)) error {
 	c.awaitEvents()
 	m := q.matcher()
-	owned := ownedScan{c: c, m: m, visit: visit, processes: make(processCgroups)}
+	owned := ownedScan{c: c, ctx: ctx, m: m, visit: visit, all: q.holders, processes: make(processCgroups)}
+	if q.holders == nil {
+		defer func() { owned.all.free() }()
+	}
 	var connection conn.Connection // one for all sockets: it escapes to the heap
 	res, err := c.kernel.Census(ctx, q.classes(), func(k *abi.Conn) {
 		if q.listeners != nil && conn.StateOf(k.State) == conn.Listen {
@@ -68,6 +72,7 @@ func (c *Collector) scan(ctx context.Context, q *scanQuery, visit func(*abi.Conn
 // machine, and at the end once more for the sockets that were opened after the first search.
 type ownedScan struct {
 	c       *Collector
+	ctx     context.Context
 	m       *matcher
 	visit   func(*abi.Conn, *conn.Connection)
 	records []abi.Conn        // the records of batch
@@ -97,7 +102,7 @@ func (s *ownedScan) add(k *abi.Conn, connection *conn.Connection) {
 		s.visitBatch()
 		return
 	}
-	if s.all, s.err = s.c.findHolders(nil, s.m.pids); s.err != nil {
+	if s.all, s.err = s.c.findAllHolders(s.ctx, s.m.pids); s.err != nil {
 		return
 	}
 	records, batch := s.records, s.batch
@@ -112,7 +117,7 @@ func (s *ownedScan) add(k *abi.Conn, connection *conn.Connection) {
 // fill visits a connection and returns true. If the connection needs a holder and the search
 // of all sockets has found none, fill only returns false.
 func (s *ownedScan) fill(k *abi.Conn, connection *conn.Connection) bool {
-	if needsHolder(connection, s.m.pids) && s.all.process(connection.Cookie) == nil {
+	if needsHolder(connection, s.m.pids) && !s.all.has(connection.Cookie) {
 		return false
 	}
 	s.c.fillOwner(connection, s.all, s.processes)

@@ -19,18 +19,12 @@ import (
 type candidate struct {
 	record   abi.Conn
 	since    time.Time
-	silence  time.Duration   // see silence
-	owner    *conn.Ownership // nil: unknown
+	silence  time.Duration // see silence
+	process  *conn.Process // nil: unknown
+	cgroup   *conn.Cgroup  // nil: unknown
 	verdict  conn.Verdict
 	evidence conn.Evidence
 	kind     uint8 // see kind
-}
-
-// newCandidate returns the candidate of a connection with its record.
-func newCandidate(k *abi.Conn, connection *conn.Connection) *candidate {
-	r := rank(k.Cookie, connection)
-	r.complete(k, connection)
-	return &r
 }
 
 // rank returns a candidate that can be compared. It has no record and no owner.
@@ -43,8 +37,9 @@ func rank(cookie uint64, connection *conn.Connection) candidate {
 // complete adds the record, and the owner if it is known.
 func (r *candidate) complete(k *abi.Conn, connection *conn.Connection) {
 	r.record = *k
-	if connection.Process != nil || connection.Cgroup.Path != "" {
-		r.owner = &conn.Ownership{Process: connection.Process, Cgroup: connection.Cgroup}
+	r.process = connection.Process
+	if connection.Cgroup.Path != "" {
+		r.cgroup = new(connection.Cgroup)
 	}
 }
 
@@ -52,8 +47,9 @@ func (r *candidate) complete(k *abi.Conn, connection *conn.Connection) {
 func (r *candidate) describe(rules *conn.Rules) conn.Connection {
 	connection := rules.Describe(&r.record, wall(r.record.At))
 	connection.Verdict, connection.Evidence, connection.Since = r.verdict, r.evidence, r.since
-	if r.owner != nil {
-		connection.Process, connection.Cgroup = r.owner.Process, r.owner.Cgroup
+	connection.Process = r.process
+	if r.cgroup != nil {
+		connection.Cgroup = *r.cgroup
 	}
 	return connection
 }
