@@ -98,6 +98,36 @@ func (s sample) beside(bar float64, is bool) string {
 	return met(is)
 }
 
+// rowKey names a row: what it measures, and the number of rows before it that say the same.
+type rowKey struct {
+	what  string
+	above int
+}
+
+func keyOf(above []row, what string) rowKey {
+	k := rowKey{what: what}
+	for _, r := range above {
+		if r.what == what {
+			k.above++
+		}
+	}
+	return k
+}
+
+// measuredIn returns what a document that page has written says was measured.
+func measuredIn(document string) map[rowKey]string {
+	figures := make(map[rowKey]string)
+	var rows []row
+	for line := range strings.Lines(document) {
+		cells := strings.Split(line, " | ")
+		if what, ok := strings.CutPrefix(cells[0], "| "); ok && len(cells) >= 5 {
+			figures[keyOf(rows, what)] = cells[2]
+			rows = append(rows, row{what: what})
+		}
+	}
+	return figures
+}
+
 // page is the document.
 func (b *bench) page(began time.Time) []byte {
 	var p bytes.Buffer
@@ -112,20 +142,15 @@ the figure is the median of the rounds' ratios. The load runs on the same cores,
 and other guests on the same host, so that rounds differ; in brackets is where the
 median of ever more of them would be, with 95 % confidence. A bar is a promise, not
 a test: nothing fails by it. Where it is inside the brackets the run was too noisy
-to tell, and says unclear.
+to tell, and says unclear. Before is what the last run that was kept has measured.
 
-| what | bar | measured | met | how |
-|---|---|---|---|---|
+| what | bar | measured | met | before | how |
+|---|---|---|---|---|---|
 `)
-	for _, r := range b.rows {
-		fmt.Fprintf(&p, "| %s | %s | %s | %s | %s |\n", r.what, r.bar, r.measured, r.met, r.how)
+	for i, r := range b.rows {
+		fmt.Fprintf(&p, "| %s | %s | %s | %s | %s | %s |\n", r.what, r.bar, r.measured, r.met, b.before[keyOf(b.rows[:i], r.what)], r.how)
 	}
 	p.Write(b.extra.Bytes())
-	fmt.Fprint(&p, `
-What is not here is no matter of speed, and tested instead (`+"`make e2e`"+`): that
-counters stay exact and nothing is lost in silence under a storm, and that the
-kernel's time of death is as forecast.
-`)
 	return p.Bytes()
 }
 
