@@ -253,7 +253,7 @@ func TestCookiesThatOurProgramsCannotGive(t *testing.T) {
 		t.Errorf("there are sockets without a cookie in %v, error %v; expected %d", noCookie, err, ino)
 	}
 	found := make(map[uint64]int)
-	res, err := k.Census(context.Background(), []uint8{abi.ClassActive, abi.ClassNone}, func(c *abi.Conn) {
+	res, err := k.Census(context.Background(), Select(abi.ClassActive, abi.ClassNone), func(c *abi.Conn) {
 		if uint64(c.Netns) == ino {
 			found[c.Cookie]++
 		}
@@ -626,7 +626,7 @@ func TestOtherCensusesRunWhileASocketIsVisited(t *testing.T) {
 		}
 	}
 	others, seen := 0, make(map[uint64]bool)
-	res, err := k.Census(ctx, []uint8{abi.ClassNone}, func(c *abi.Conn) {
+	res, err := k.Census(ctx, Select(abi.ClassNone), func(c *abi.Conn) {
 		if c.State != abi.StateListen || c.Lport != port {
 			return
 		}
@@ -635,9 +635,9 @@ func TestOtherCensusesRunWhileASocketIsVisited(t *testing.T) {
 			return
 		}
 		others++
-		res, err := k.Census(ctx, nil, nil)
+		res, err := k.Census(ctx, Select(), nil)
 		counts("another census", res, err)
-		res, err = k.PeriodicCensus(ctx, nil, time.Second, nil)
+		res, err = k.PeriodicCensus(ctx, Select(), time.Second, nil)
 		counts("a periodic census", res, err)
 	})
 	counts("the census", res, err)

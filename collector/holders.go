@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/halfopen/halfopen/bpf"
 	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
 )
@@ -102,7 +103,7 @@ func (c *Collector) findHolders(cookies []uint64, prefer set[uint32]) (*holders,
 
 // findAllHolders searches for the processes that hold any TCP socket.
 func (c *Collector) findAllHolders(ctx context.Context, prefer set[uint32]) (*holders, error) {
-	res, err := c.kernel.Census(ctx, nil, func(*abi.Conn) {})
+	res, err := c.kernel.Census(ctx, bpf.Select(), func(*abi.Conn) {})
 	if err != nil {
 		return nil, err
 	}

@@ -5,7 +5,9 @@ package collector
 import (
 	"context"
 	"iter"
+	"math"
 
+	"github.com/halfopen/halfopen/bpf"
 	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
 )
@@ -36,7 +38,9 @@ func (c *Collector) Connections(ctx context.Context, q Query) (total int, connec
 		worst.limit = min(q.Limit, SortedMost)
 	}
 	var verdicts [conn.Verdicts]int // how many connections have each
-	err = c.scan(ctx, &scanQuery{Query: q}, func(k *abi.Conn, connection *conn.Connection) {
+	read := scanQuery{Query: q}
+	few := q.everyConnection() && q.Sorted(math.MaxInt)
+	res, err := c.scan(ctx, &read, func(k *abi.Conn, connection *conn.Connection) {
 		total++
 		if connection.Judged() {
 			verdicts[connection.Verdict]++
@@ -46,9 +50,15 @@ func (c *Collector) Connections(ctx context.Context, q Query) (total int, connec
 		} else {
 			worst.candidates = nil
 		}
+		if few {
+			worst.narrow(read.selected)
+		}
 	})
 	if err != nil {
 		return 0, nil, err
+	}
+	if *read.selected != (bpf.Selection{Classes: read.classes()}) { // not all have been visited
+		total = int(res.Connections())
 	}
 	l := lister{c: c, ctx: ctx, q: &q}
 	if !q.Sorted(total) {
@@ -144,7 +154,7 @@ func (l *lister) yieldScan(q *Query, found *holders) (more bool) {
 	defer cancel()
 	more = true
 	var failed error
-	err := l.c.scan(ctx, &scanQuery{Query: *q, owners: true, holders: found}, func(k *abi.Conn, connection *conn.Connection) {
+	_, err := l.c.scan(ctx, &scanQuery{Query: *q, owners: true, holders: found}, func(k *abi.Conn, connection *conn.Connection) {
 		if failed != nil || !more {
 			return
 		}

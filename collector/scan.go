@@ -4,7 +4,6 @@ package collector
 
 import (
 	"context"
-	"slices"
 	"time"
 
 	"github.com/halfopen/halfopen/bpf"
@@ -18,13 +17,14 @@ type scanQuery struct {
 	owners    bool                   // visit needs the owners
 	holders   *holders               // if not nil, the processes that hold sockets, of all sockets
 	listeners map[conn.Listener]bool // if not nil, the scan adds all listeners that it reads
+	selected  *bpf.Selection         // what the census writes out: scan sets it, and visit may narrow it
 }
 
 // classes returns the classes of sockets that the census has to write out.
-func (q *scanQuery) classes() []uint8 {
+func (q *scanQuery) classes() bpf.Classes {
 	classes := q.Query.classes()
-	if q.listeners != nil && !slices.Contains(classes, abi.ClassNone) {
-		classes = append(classes, abi.ClassNone)
+	if q.listeners != nil {
+		classes |= bpf.ClassesOf(abi.ClassNone)
 	}
 	return classes
 }
@@ -36,15 +36,16 @@ const ownersBatch = 2048
 // record and the description of the socket. The description has the owner if q.owners is set
 // or the query depends on owners; it has no forecast. The listeners of a network namespace
 // come before its connections. visit must not keep its arguments.
-func (c *Collector) scan(ctx context.Context, q *scanQuery, visit func(*abi.Conn, *conn.Connection)) error {
+func (c *Collector) scan(ctx context.Context, q *scanQuery, visit func(*abi.Conn, *conn.Connection)) (bpf.CensusResult, error) {
 	c.awaitEvents()
+	q.selected = &bpf.Selection{Classes: q.classes()}
 	m := q.matcher()
 	owned := ownedScan{c: c, ctx: ctx, m: m, visit: visit, all: q.holders, processes: make(processCgroups)}
 	if q.holders == nil {
 		defer func() { owned.all.free() }()
 	}
 	var connection conn.Connection // one for all sockets: it escapes to the heap
-	res, err := c.kernel.Census(ctx, q.classes(), func(k *abi.Conn) {
+	res, err := c.kernel.Census(ctx, q.selected, func(k *abi.Conn) {
 		if q.listeners != nil && conn.StateOf(k.State) == conn.Listen {
 			q.listeners[conn.Listener{Netns: k.Netns, Port: k.Lport}] = true
 		}
@@ -61,10 +62,10 @@ func (c *Collector) scan(ctx context.Context, q *scanQuery, visit func(*abi.Conn
 		}
 	})
 	if err != nil {
-		return err
+		return res, err
 	}
 	c.recordUnwalked(&res)
-	return owned.end()
+	return res, owned.end()
 }
 
 // ownedScan is the part of a scan that needs owners. If all connections fit in one batch, it

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/halfopen/halfopen/bpf"
 	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
 )
@@ -75,6 +76,22 @@ func (w *topN) add(k *abi.Conn, connection *conn.Connection) {
 		return
 	}
 	heap.Push(w, new(r))
+}
+
+// narrow leaves out of a selection the connections that add would drop, since limit worse
+// ones are kept. Of connections in trouble it leaves out none.
+func (w *topN) narrow(selection *bpf.Selection) {
+	if w.limit == 0 || len(w.candidates) < w.limit || w.candidates[0].kind > 0 {
+		return
+	}
+	for _, class := range []uint8{abi.ClassActive, abi.ClassIdle, abi.ClassUnguarded} {
+		switch verdict := conn.VerdictOfClass(class); {
+		case verdict < w.candidates[0].verdict:
+			selection.Classes &^= bpf.ClassesOf(class)
+		case verdict == w.candidates[0].verdict:
+			selection.Idle[class] = w.candidates[0].silence
+		}
+	}
 }
 
 // sorted returns the candidates, worst first. The topN is not usable after that.

@@ -129,7 +129,7 @@ func (s *sample) take(l look, atLeast int) error {
 
 // census is what the agent does every 15 s.
 func (v *view) census() (int, error) {
-	res, err := v.kernel.Census(context.Background(), []uint8{abi.ClassTrouble}, func(*abi.Conn) {})
+	res, err := v.kernel.Census(context.Background(), bpf.Select(abi.ClassTrouble), func(*abi.Conn) {})
 	v.namespaces = res.Namespaces
 	return int(res.Sockets()), err
 }
@@ -152,8 +152,8 @@ func (v *view) ss(flags string) look {
 // everybody is every connection and who holds it, as `ss -p` would have it.
 func (v *view) everybody() (int, error) {
 	var cookies []uint64
-	classes := []uint8{abi.ClassTrouble, abi.ClassActive, abi.ClassIdle, abi.ClassUnguarded}
-	if _, err := v.kernel.Census(context.Background(), classes, func(c *abi.Conn) {
+	everything := bpf.Select(abi.ClassTrouble, abi.ClassActive, abi.ClassIdle, abi.ClassUnguarded)
+	if _, err := v.kernel.Census(context.Background(), everything, func(c *abi.Conn) {
 		cookies = append(cookies, c.Cookie)
 	}); err != nil {
 		return 0, err
@@ -228,7 +228,7 @@ func (b *bench) lookAtMany(v *view, many int) error {
 	}
 
 	var cookies []uint64
-	if _, err := v.kernel.Census(context.Background(), []uint8{abi.ClassIdle}, func(c *abi.Conn) {
+	if _, err := v.kernel.Census(context.Background(), bpf.Select(abi.ClassIdle), func(c *abi.Conn) {
 		if len(cookies) < 1000 && c.Netns == v.ns.Inode() {
 			cookies = append(cookies, c.Cookie)
 		}

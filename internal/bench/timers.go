@@ -21,7 +21,7 @@ import (
 )
 
 const (
-	timerThreads = 64
+	timerThreads = 256
 	timerRounds  = 31
 	timerWindow  = 200 * time.Millisecond
 )
