@@ -26,7 +26,7 @@ func (q *Query) Sorted(total int) bool {
 //
 // If q.Sorted(total), connections yields what Connections has read, worst first. Otherwise
 // connections searches for all owners and reads the sockets again while it is ranged over,
-// once for each verdict, so that the list takes little memory: about 20 bytes for each socket
+// once for each verdict, so that the list takes little memory: about 18 bytes for each socket
 // of the machine. Those with the worst verdict come first, and those with one verdict in any
 // order. An error is yielded last, without a connection. connections yields each connection once, as it is then: one whose
 // verdict changes after its turn comes last. connections can yield more or fewer than total,

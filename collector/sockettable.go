@@ -31,7 +31,7 @@ const listedBit = 1 << 31
 // newSocketTable returns a table with room for so many sockets. It grows if there are more.
 func newSocketTable(sockets int) (*socketTable, error) {
 	t := new(socketTable)
-	return t, t.allocate(sockets + sockets/4 + 64)
+	return t, t.allocate(sockets + sockets/8 + 64)
 }
 
 func (t *socketTable) allocate(entries int) error {
@@ -68,7 +68,7 @@ func (t *socketTable) add(cookie uint64) (*socketEntry, error) {
 	if e.cookie != 0 {
 		return e, nil
 	}
-	if t.used >= len(t.entries)/8*7 {
+	if t.used >= len(t.entries)/16*15 {
 		old := *t
 		if err := t.allocate(2 * len(old.entries)); err != nil {
 			return nil, err

@@ -68,7 +68,7 @@ func (b *bench) storm(ctx context.Context) (err error) {
 	}
 	r := row{
 		what: fmt.Sprintf("storm of %d deaths", 2*c.pairs), bar: "counters exact, nothing lost silently", measured: fmt.Sprintf("%d and %d of %d each", counted[0], counted[1], c.pairs),
-		how: fmt.Sprintf("aborted, and reset by the peer, within %.2f s; the agent counts %.0f events as suppressed and %.0f as lost; other connections of the machine may die, too", took.Seconds(), suppressed, events),
+		how: fmt.Sprintf("aborted, and reset by the peer, within %.2f s; there were details of all but %.0f that it counts as suppressed and %.0f as lost; other connections of the machine may die, too", took.Seconds(), suppressed, events),
 		met: met(exact),
 	}
 	if !exact && !fewer {
