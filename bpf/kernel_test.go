@@ -273,6 +273,29 @@ func TestCookiesThatOurProgramsCannotGive(t *testing.T) {
 	}
 }
 
+// A census writes out a connection that has been idle for as long as the selection says,
+// and counts all.
+func TestSelectionByIdleTime(t *testing.T) {
+	k := load(t, Options{})
+	_, server := pair(t)
+	cookie, _ := cookieOf(t, server)
+	for _, tt := range []struct {
+		idle time.Duration
+		want bool
+	}{{0, true}, {time.Hour, false}} {
+		selection := Select(abi.ClassActive)
+		selection.Idle[abi.ClassActive] = tt.idle
+		found := false
+		res, err := k.Census(t.Context(), selection, func(c *abi.Conn) { found = found || c.Cookie == cookie })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if found != tt.want || res.Connections() < 2 {
+			t.Errorf("idle for at least %v: found %v, of %d connections", tt.idle, found, res.Connections())
+		}
+	}
+}
+
 func TestFlushDeliversAndReturns(t *testing.T) {
 	k := load(t, Options{Observe: true})
 	client, server := pair(t)
@@ -574,7 +597,7 @@ func TestLongChainsAreWalkedToTheEnd(t *testing.T) {
 			between()
 			return false
 		}
-		if _, done, err := k.walk(ctx, &censusRequest{}, abi.OwnTable{}, abi.Cursor{}, &counts, stop); err != nil || !done {
+		if _, done, err := k.walk(ctx, &censusRequest{selection: Select()}, abi.OwnTable{}, abi.Cursor{}, &counts, stop); err != nil || !done {
 			t.Fatalf("the walk ends early: %v", err)
 		}
 		return int(counts.Sockets[abi.StateListen][abi.ClassNone])
