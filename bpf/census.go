@@ -54,6 +54,28 @@ type CensusResult struct {
 	CPU, OwnTablesCPU, CookiesCPU time.Duration
 }
 
+// Connections returns the number of all sockets that are connections.
+func (r *CensusResult) Connections() (n uint64) {
+	for _, classes := range r.Counts.Sockets {
+		for class, sockets := range classes {
+			if uint8(class) != abi.ClassNone {
+				n += sockets
+			}
+		}
+	}
+	return n
+}
+
+// Sockets returns the number of all sockets.
+func (r *CensusResult) Sockets() (n uint64) {
+	for _, classes := range r.Counts.Sockets {
+		for _, sockets := range classes {
+			n += sockets
+		}
+	}
+	return n
+}
+
 // ownTable is the hash table of a network namespace that does not use the shared one.
 type ownTable struct {
 	abi.OwnTable
@@ -67,33 +89,56 @@ type ownTable struct {
 	next    abi.Cursor
 }
 
+// Classes is a set of classes of sockets, such as [abi.ClassIdle].
+type Classes uint32
+
+// ClassesOf returns the set of these classes.
+func ClassesOf(classes ...uint8) (set Classes) {
+	for _, c := range classes {
+		set |= 1 << c
+	}
+	return set
+}
+
+// Selection is the sockets of which a census writes out records.
+type Selection struct {
+	// Classes are the classes of the sockets. Those of ClassNone are not connections.
+	Classes Classes
+	// Idle is, for each class, how long a connection must have been without data, unless
+	// it is in trouble.
+	Idle [len(abi.CensusCounts{}.Sockets[0])]time.Duration
+}
+
+// Select returns the selection of all sockets of these classes.
+func Select(classes ...uint8) *Selection { return &Selection{Classes: ClassesOf(classes...)} }
+
 // Census counts the TCP sockets of all network namespaces, and calls visit for each
-// socket whose class is in classes; sockets of ClassNone are not connections. It does
-// not wait for a process that has locked a socket. It walks hash tables of single
-// namespaces for at most a quarter of a second of CPU time, the smallest first. visit may
-// take its time: while it is called, other censuses may go on. It must not keep its
-// argument.
-func (k *Kernel) Census(ctx context.Context, classes []uint8, visit func(*abi.Conn)) (CensusResult, error) {
-	return k.takeCensus(ctx, &censusRequest{write: bits(classes), ownTables: ownTablesCPU, visit: visit, aside: true})
+// socket of the selection. visit may narrow the selection: Census then calls it for few
+// more of the others. Census does not wait for a process that has locked a socket. It
+// walks hash tables of single namespaces for at most a quarter of a second of CPU time,
+// the smallest first. visit may take its time: while it is called, other censuses may go
+// on. It must not keep its argument.
+func (k *Kernel) Census(ctx context.Context, selection *Selection, visit func(*abi.Conn)) (CensusResult, error) {
+	return k.takeCensus(ctx, &censusRequest{selection: selection, ownTables: ownTablesCPU, visit: visit, aside: true})
 }
 
 // Find takes a census that calls visit only for the connection with that cookie.
 func (k *Kernel) Find(ctx context.Context, cookie uint64, visit func(*abi.Conn)) (CensusResult, error) {
-	return k.takeCensus(ctx, &censusRequest{write: ^uint32(1 << abi.ClassNone), cookie: cookie, ownTables: ownTablesCPU, visit: visit, aside: true})
+	return k.takeCensus(ctx, &censusRequest{selection: &Selection{Classes: ^ClassesOf(abi.ClassNone)}, cookie: cookie, ownTables: ownTablesCPU, visit: visit, aside: true})
 }
 
 // PeriodicCensus is [Kernel.Census] for a caller that takes one regularly. It walks hash
 // tables of single namespaces for ownTables of CPU time, the one with the oldest walk
 // first, and the next PeriodicCensus continues where this one stopped. Other censuses wait
 // until it ends.
-func (k *Kernel) PeriodicCensus(ctx context.Context, classes []uint8, ownTables time.Duration, visit func(*abi.Conn)) (CensusResult, error) {
-	return k.takeCensus(ctx, &censusRequest{write: bits(classes), ownTables: ownTables, visit: visit, resume: true})
+func (k *Kernel) PeriodicCensus(ctx context.Context, selection *Selection, ownTables time.Duration, visit func(*abi.Conn)) (CensusResult, error) {
+	return k.takeCensus(ctx, &censusRequest{selection: selection, ownTables: ownTables, visit: visit, resume: true})
 }
 
 // censusRequest says what a census writes out, and how it walks hash tables of single
 // namespaces.
 type censusRequest struct {
-	write     uint32        // bits of the classes of which to write out all sockets
+	selection *Selection    // the sockets to write out
 	cookie    uint64        // if not 0, write out only the connection with this cookie
 	ownTables time.Duration // CPU time for tables of single namespaces
 	resume    bool          // continue unfinished walks of these tables, and leave off where time ends
@@ -103,16 +148,9 @@ type censusRequest struct {
 	visited time.Duration
 }
 
-func bits(classes []uint8) (set uint32) {
-	for _, c := range classes {
-		set |= 1 << c
-	}
-	return set
-}
-
 func (k *Kernel) takeCensus(ctx context.Context, req *censusRequest) (res CensusResult, err error) {
 	if req.cookie == 0 { // else the connection has one
-		res.CookiesCPU = k.assignCookies(ctx, req.write)
+		res.CookiesCPU = k.assignCookies(ctx, req.selection.Classes)
 	}
 	k.census.Lock()
 	defer k.census.Unlock()
@@ -179,8 +217,14 @@ func (k *Kernel) walk(ctx context.Context, req *censusRequest, table abi.OwnTabl
 		done = end != 0
 		records := k.walkBatch.Record[:k.walkBatch.Records]
 		if !req.aside || len(records) == 0 {
+			before := *req.selection
 			for i := range records {
 				req.visit(&records[i])
+			}
+			if *req.selection != before {
+				if err := k.selectSockets(req.selection); err != nil {
+					return from, false, fmt.Errorf("set up walk: %w", err)
+				}
 			}
 			continue
 		}
@@ -206,11 +250,23 @@ func (k *Kernel) beginWalk(req *censusRequest, table abi.OwnTable, from abi.Curs
 	if k.walkBatch == nil {
 		return os.ErrClosed
 	}
-	if err := errors.Join(k.objs.CensusWrite.Set(req.write), k.objs.CensusCookie.Set(req.cookie), k.objs.WalkTable.Set(table),
+	if err := errors.Join(k.selectSockets(req.selection), k.objs.CensusCookie.Set(req.cookie), k.objs.WalkTable.Set(table),
 		k.objs.WalkAt.Set(from), k.objs.CensusCounts.Put(uint32(0), &abi.CensusCounts{})); err != nil {
 		return fmt.Errorf("set up walk: %w", err)
 	}
 	return nil
+}
+
+// selectSockets sets of which sockets the walk writes out records. The caller holds
+// k.census.
+func (k *Kernel) selectSockets(s *Selection) error {
+	var idle [len(s.Idle)]uint32
+	for class, d := range s.Idle {
+		if d > 0 {
+			idle[class] = k.jiffies(d)
+		}
+	}
+	return errors.Join(k.objs.CensusWrite.Set(uint32(s.Classes)), k.objs.CensusIdle.Set(idle))
 }
 
 // endWalk adds what the walk has counted since beginWalk to counts, and returns where it

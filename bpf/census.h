@@ -177,6 +177,8 @@ static __always_inline bool classify(struct conn *c, const struct sock_common *s
 	if (!selected ||
 	    !(census_write & (1 << (c->flags & CONN_TROUBLE ? CLASS_TROUBLE : c->class))))
 		return false;
+	if (!(c->flags & CONN_TROUBLE) && c->idle < census_idle[c->class & (CLASS_SLOTS - 1)])
+		return false;
 	fill_detail(c, tp, how);
 	return true;
 }

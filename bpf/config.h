@@ -28,6 +28,8 @@ volatile __u32 idle_bounds[IDLE_BUCKETS] = {}; /* jiffies, ascending */
 
 /* User space sets these before each census. */
 volatile __u32 census_write = 0; /* 1 << enum class: the classes to write out */
+/* For each class, how long a connection without trouble must be idle to be written out. */
+volatile __u32 census_idle[CLASS_SLOTS] = {};
 volatile __u64 census_cookie = 0; /* if not 0, write out only this socket */
 
 /*

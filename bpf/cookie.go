@@ -165,12 +165,12 @@ func (s *cookieSearch) complete(res *CensusResult, noCookie map[uint32]uint32) {
 }
 
 // assignCookies gives cookies to the sockets that have none, if there may be any, before
-// a census that writes out these classes (bits). It returns the CPU time that this took.
+// a census that writes out these classes. It returns the CPU time that this took.
 // The search opens files of other processes, and may hang: assignCookies does not wait
 // for long, and begins no other search until this one has ended.
-func (k *Kernel) assignCookies(ctx context.Context, write uint32) time.Duration {
+func (k *Kernel) assignCookies(ctx context.Context, classes Classes) time.Duration {
 	s := &k.cookies
-	stubs := write&(1<<abi.ClassNone) != 0
+	stubs := classes&ClassesOf(abi.ClassNone) != 0
 	s.Lock()
 	if s.succeeded && !stubs && (!s.noCookie || time.Now().Before(s.due)) {
 		s.Unlock()
@@ -184,7 +184,7 @@ func (k *Kernel) assignCookies(ctx context.Context, write uint32) time.Duration 
 	if running == nil {
 		running = make(chan struct{})
 		s.running, s.began = running, time.Now()
-		go k.searchNoCookie(write, running)
+		go k.searchNoCookie(classes, running)
 	}
 	s.Unlock()
 	timer := time.NewTimer(wait)
@@ -201,12 +201,12 @@ func (k *Kernel) assignCookies(ctx context.Context, write uint32) time.Duration 
 }
 
 // searchNoCookie runs one search, and then closes done.
-func (k *Kernel) searchNoCookie(write uint32, done chan struct{}) {
+func (k *Kernel) searchNoCookie(classes Classes, done chan struct{}) {
 	runtime.LockOSThread() // threadCPU is the time of one thread
 	defer runtime.UnlockOSThread()
 	defer close(done)
 	began := threadCPU()
-	failed, elsewhere, err := k.giveMissingCookies(k.ctx, write)
+	failed, elsewhere, err := k.giveMissingCookies(k.ctx, classes)
 	cpu := threadCPU() - began + elsewhere
 	s := &k.cookies
 	s.Lock()
@@ -238,14 +238,14 @@ func onSpareThread(f func()) {
 // all descriptors, to those that a process holds; then, by sock_diag in their namespaces,
 // to the others. It returns the namespaces where this failed, and the reason, and the CPU
 // time that it took elsewhere than on the calling thread.
-func (k *Kernel) giveMissingCookies(ctx context.Context, write uint32) (failed map[uint32]error, elsewhere time.Duration, err error) {
+func (k *Kernel) giveMissingCookies(ctx context.Context, classes Classes) (failed map[uint32]error, elsewhere time.Duration, err error) {
 	failed = make(map[uint32]error)
 	if !k.noCookieHelper {
 		if err := k.pass("cookies", nil, nil); err != nil {
 			return failed, 0, fmt.Errorf("read the sockets of all processes: %w", err)
 		}
 	}
-	noCookie, err := k.findNoCookie(ctx, write)
+	noCookie, err := k.findNoCookie(ctx, classes)
 	if err != nil || len(noCookie) == 0 {
 		return failed, 0, err
 	}
@@ -337,14 +337,14 @@ var errHidden = errors.New("nothing leads to it that this process can see")
 
 // findNoCookie walks all hash tables, only to find the namespaces in which sockets have
 // no cookie, and the states of these sockets (bits).
-func (k *Kernel) findNoCookie(ctx context.Context, write uint32) (map[uint32]uint32, error) {
+func (k *Kernel) findNoCookie(ctx context.Context, classes Classes) (map[uint32]uint32, error) {
 	k.census.Lock()
 	defer k.census.Unlock()
 	var counts abi.CensusCounts
 	if err := k.objs.OnlyNoCookie.Set(uint32(1)); err != nil {
 		return nil, err
 	}
-	req := &censusRequest{write: write, ownTables: ownTablesCPU}
+	req := &censusRequest{selection: &Selection{Classes: classes}, ownTables: ownTablesCPU}
 	_, _, err := k.walk(ctx, req, abi.OwnTable{}, abi.Cursor{}, &counts, nil)
 	if err == nil {
 		_, err = k.listNetns(ctx)

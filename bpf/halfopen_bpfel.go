@@ -56,6 +56,7 @@ const (
 	halfopenVarAbi                   = "abi"
 	halfopenVarCasts                 = "casts"
 	halfopenVarCensusCookie          = "census_cookie"
+	halfopenVarCensusIdle            = "census_idle"
 	halfopenVarCensusWrite           = "census_write"
 	halfopenVarCookieHelper          = "cookie_helper"
 	halfopenVarEhash                 = "ehash"
@@ -179,6 +180,7 @@ type halfopenVariableSpecs struct {
 	Abi                *ebpf.VariableSpec `ebpf:"abi"`
 	Casts              *ebpf.VariableSpec `ebpf:"casts"`
 	CensusCookie       *ebpf.VariableSpec `ebpf:"census_cookie"`
+	CensusIdle         *ebpf.VariableSpec `ebpf:"census_idle"`
 	CensusWrite        *ebpf.VariableSpec `ebpf:"census_write"`
 	CookieHelper       *ebpf.VariableSpec `ebpf:"cookie_helper"`
 	Ehash              *ebpf.VariableSpec `ebpf:"ehash"`
@@ -274,6 +276,7 @@ type halfopenVariables struct {
 	Abi                *ebpf.Variable `ebpf:"abi"`
 	Casts              *ebpf.Variable `ebpf:"casts"`
 	CensusCookie       *ebpf.Variable `ebpf:"census_cookie"`
+	CensusIdle         *ebpf.Variable `ebpf:"census_idle"`
 	CensusWrite        *ebpf.Variable `ebpf:"census_write"`
 	CookieHelper       *ebpf.Variable `ebpf:"cookie_helper"`
 	Ehash              *ebpf.Variable `ebpf:"ehash"`

@@ -253,7 +253,7 @@ func TestCookiesThatOurProgramsCannotGive(t *testing.T) {
 		t.Errorf("there are sockets without a cookie in %v, error %v; expected %d", noCookie, err, ino)
 	}
 	found := make(map[uint64]int)
-	res, err := k.Census(context.Background(), []uint8{abi.ClassActive, abi.ClassNone}, func(c *abi.Conn) {
+	res, err := k.Census(context.Background(), Select(abi.ClassActive, abi.ClassNone), func(c *abi.Conn) {
 		if uint64(c.Netns) == ino {
 			found[c.Cookie]++
 		}
@@ -270,6 +270,29 @@ func TestCookiesThatOurProgramsCannotGive(t *testing.T) {
 	}
 	if cookie, _ := cookieOf(t, younger); found[cookie] != 0 {
 		t.Errorf("two connections have the cookie %x", cookie)
+	}
+}
+
+// A census writes out a connection that has been idle for as long as the selection says,
+// and counts all.
+func TestSelectionByIdleTime(t *testing.T) {
+	k := load(t, Options{})
+	_, server := pair(t)
+	cookie, _ := cookieOf(t, server)
+	for _, tt := range []struct {
+		idle time.Duration
+		want bool
+	}{{0, true}, {time.Hour, false}} {
+		selection := Select(abi.ClassActive)
+		selection.Idle[abi.ClassActive] = tt.idle
+		found := false
+		res, err := k.Census(t.Context(), selection, func(c *abi.Conn) { found = found || c.Cookie == cookie })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if found != tt.want || res.Connections() < 2 {
+			t.Errorf("idle for at least %v: found %v, of %d connections", tt.idle, found, res.Connections())
+		}
 	}
 }
 
@@ -574,7 +597,7 @@ func TestLongChainsAreWalkedToTheEnd(t *testing.T) {
 			between()
 			return false
 		}
-		if _, done, err := k.walk(ctx, &censusRequest{}, abi.OwnTable{}, abi.Cursor{}, &counts, stop); err != nil || !done {
+		if _, done, err := k.walk(ctx, &censusRequest{selection: Select()}, abi.OwnTable{}, abi.Cursor{}, &counts, stop); err != nil || !done {
 			t.Fatalf("the walk ends early: %v", err)
 		}
 		return int(counts.Sockets[abi.StateListen][abi.ClassNone])
@@ -626,7 +649,7 @@ func TestOtherCensusesRunWhileASocketIsVisited(t *testing.T) {
 		}
 	}
 	others, seen := 0, make(map[uint64]bool)
-	res, err := k.Census(ctx, []uint8{abi.ClassNone}, func(c *abi.Conn) {
+	res, err := k.Census(ctx, Select(abi.ClassNone), func(c *abi.Conn) {
 		if c.State != abi.StateListen || c.Lport != port {
 			return
 		}
@@ -635,9 +658,9 @@ func TestOtherCensusesRunWhileASocketIsVisited(t *testing.T) {
 			return
 		}
 		others++
-		res, err := k.Census(ctx, nil, nil)
+		res, err := k.Census(ctx, Select(), nil)
 		counts("another census", res, err)
-		res, err = k.PeriodicCensus(ctx, nil, time.Second, nil)
+		res, err = k.PeriodicCensus(ctx, Select(), time.Second, nil)
 		counts("a periodic census", res, err)
 	})
 	counts("the census", res, err)

@@ -6,6 +6,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/halfopen/halfopen/bpf"
 	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
 )
@@ -43,21 +44,22 @@ func (c *Collector) checkEnvironment() {
 func (c *Collector) takeCensus(ctx context.Context) (time.Duration, error) {
 	began := time.Now()
 	var troubled []conn.Observation
-	classes := []uint8{abi.ClassTrouble}
+	selection := bpf.Select(abi.ClassTrouble)
 	var worst *topN             // the connections that get rows; nil: no rows are wanted
 	var outline conn.Connection // one for all sockets: it escapes to the heap
 	if c.beginRows() {
-		classes = append(classes, abi.ClassActive, abi.ClassIdle, abi.ClassUnguarded)
+		selection.Classes |= bpf.ClassesOf(abi.ClassActive, abi.ClassIdle, abi.ClassUnguarded)
 		worst = &topN{limit: conn.MaxRows}
 	}
 	ownTables := time.Duration(ownTablesShare * c.opts.CensusCPU * float64(c.opts.CensusInterval))
-	res, err := c.kernel.PeriodicCensus(ctx, classes, ownTables, func(k *abi.Conn) {
+	res, err := c.kernel.PeriodicCensus(ctx, selection, ownTables, func(k *abi.Conn) {
 		if k.Flags&abi.ConnTrouble != 0 {
 			troubled = append(troubled, conn.Observation{Conn: *k, At: wall(k.At)})
 		}
 		if worst != nil {
 			outline = c.rules.Outline(k, wall(k.At))
 			worst.add(k, &outline)
+			worst.narrow(selection)
 		}
 	})
 	if err != nil {

@@ -63,7 +63,7 @@ func (c *Collector) countPart(ctx context.Context, q *Query, by conn.Grouping, w
 	if by == conn.ByRemote {
 		l.listeners = make(map[conn.Listener]bool)
 	}
-	err = c.scan(ctx, &l, func(_ *abi.Conn, connection *conn.Connection) {
+	_, err = c.scan(ctx, &l, func(_ *abi.Conn, connection *conn.Connection) {
 		k := conn.GroupKeyOf(connection, by, l.listeners)
 		if !wanted(k) {
 			return

@@ -146,18 +146,18 @@ func (k *fakeKernel) Watch(visit func(*abi.Conn)) error {
 	return nil
 }
 
-func (k *fakeKernel) PeriodicCensus(ctx context.Context, classes []uint8, ownTables time.Duration, visit func(*abi.Conn)) (bpf.CensusResult, error) {
+func (k *fakeKernel) PeriodicCensus(ctx context.Context, selection *bpf.Selection, ownTables time.Duration, visit func(*abi.Conn)) (bpf.CensusResult, error) {
 	k.set(func() { k.censuses, k.ownTables = append(k.censuses, time.Now()), ownTables })
 	return k.census(ctx, func(c *abi.Conn) {
-		if slices.Contains(classes, writtenAs(c)) {
+		if selects(selection, c) {
 			visit(c)
 		}
 	})
 }
 
-func (k *fakeKernel) Census(ctx context.Context, classes []uint8, visit func(*abi.Conn)) (bpf.CensusResult, error) {
+func (k *fakeKernel) Census(ctx context.Context, selection *bpf.Selection, visit func(*abi.Conn)) (bpf.CensusResult, error) {
 	return k.census(ctx, func(c *abi.Conn) {
-		if slices.Contains(classes, writtenAs(c)) {
+		if selects(selection, c) {
 			visit(c)
 			if k.onVisit != nil {
 				k.onVisit(c)
@@ -172,6 +172,12 @@ func (k *fakeKernel) Find(ctx context.Context, cookie uint64, visit func(*abi.Co
 			visit(c)
 		}
 	})
+}
+
+// selects reports whether a census writes a socket out.
+func selects(s *bpf.Selection, c *abi.Conn) bool {
+	class := writtenAs(c)
+	return s.Classes&bpf.ClassesOf(class) != 0 && (class == abi.ClassTrouble || time.Duration(c.Idle)*time.Second/conntest.HZ >= s.Idle[class])
 }
 
 // writtenAs is the class that decides whether a census writes a socket out.

@@ -4,20 +4,23 @@ package collector
 
 import (
 	"cmp"
+	"context"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/halfopen/halfopen/bpf"
 	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
 )
 
 // holders has one process for each socket: a process that holds the socket. There may be very
-// many sockets, so the entry of a socket takes few bytes.
+// many sockets, so the entry of a socket takes few bytes. Call free in the end.
 type holders struct {
-	prefer    set[uint32]           // ids of the processes to prefer
-	processes []process             // each process once
-	index     map[uint32]int        // index in processes, by process id
-	sockets   map[uint64]descriptor // by cookie
+	prefer    set[uint32]       // ids of the processes to prefer
+	processes []process         // each process once
+	numbers   map[uint32]uint32 // numbers of processes, from 1, by process id
+	sockets   *socketTable
+	err       error // of add
 }
 
 type process struct {
@@ -26,35 +29,39 @@ type process struct {
 	comm    string
 }
 
-// descriptor is a file descriptor of a process.
-type descriptor struct {
-	process uint32 // index of holders.processes
-	fd      uint32
-}
-
-func newHolders(prefer set[uint32]) *holders {
-	return &holders{prefer: prefer, index: make(map[uint32]int), sockets: make(map[uint64]descriptor)}
+// free frees the memory of the holders. It does nothing if h is nil.
+func (h *holders) free() {
+	if h != nil {
+		h.sockets.free()
+	}
 }
 
 // add adds a descriptor of a socket. If several processes hold the socket, add keeps one of
 // them: a process in prefer, else the oldest process. A younger one may be a child that was
 // forked just now and is about to execute another program.
 func (h *holders) add(d *abi.FDHolder) {
-	i, ok := h.index[d.PID]
-	if !ok {
-		i = len(h.processes)
-		h.index[d.PID] = i
-		h.processes = append(h.processes, process{d.PID, d.Started, unix.ByteSliceToString(d.Comm[:])})
+	if h.err != nil {
+		return
 	}
-	found := descriptor{uint32(i), d.FD}
-	if known, ok := h.sockets[d.Cookie]; !ok || h.compare(found, known) < 0 {
-		h.sockets[d.Cookie] = found
+	number, ok := h.numbers[d.PID]
+	if !ok {
+		h.processes = append(h.processes, process{d.PID, d.Started, unix.ByteSliceToString(d.Comm[:])})
+		number = uint32(len(h.processes))
+		h.numbers[d.PID] = number
+	}
+	var known *socketEntry
+	if known, h.err = h.sockets.add(d.Cookie); h.err != nil {
+		return
+	}
+	found := socketEntry{d.Cookie, number, d.FD}
+	if known.process == 0 || h.compare(&found, known) < 0 {
+		*known = found
 	}
 }
 
 // compare compares two descriptors of one socket. The result is negative if a is better.
-func (h *holders) compare(a, b descriptor) int {
-	p, q := &h.processes[a.process], &h.processes[b.process]
+func (h *holders) compare(a, b *socketEntry) int {
+	p, q := &h.processes[a.process-1], &h.processes[b.process-1]
 	rank := func(p *process) int {
 		if h.prefer.has(p.pid) {
 			return 0
@@ -64,21 +71,60 @@ func (h *holders) compare(a, b descriptor) int {
 	return cmp.Or(cmp.Compare(rank(p), rank(q)), cmp.Compare(p.started, q.started), cmp.Compare(p.pid, q.pid), cmp.Compare(a.fd, b.fd))
 }
 
+// has reports whether process returns a process.
+func (h *holders) has(cookie uint64) bool { return h.sockets.find(cookie).process&^listedBit != 0 }
+
 // process returns the process that holds a socket; nil if h has none.
 func (h *holders) process(cookie uint64) *conn.Process {
-	found, ok := h.sockets[cookie]
-	if !ok {
+	found := h.sockets.find(cookie)
+	number := found.process &^ listedBit
+	if number == 0 {
 		return nil
 	}
-	p := &h.processes[found.process]
+	p := &h.processes[number-1]
 	return &conn.Process{PID: p.pid, Comm: p.comm, FD: found.fd}
 }
 
-// findHolders searches for the processes that hold these sockets. If cookies is nil, it
-// searches for the processes that hold any socket.
+// list marks a socket as listed. It reports whether the socket was not marked before.
+func (h *holders) list(cookie uint64) (first bool, err error) {
+	e, err := h.sockets.add(cookie)
+	if err != nil {
+		return false, err
+	}
+	first = e.process&listedBit == 0
+	e.process |= listedBit
+	return first, nil
+}
+
+// findHolders searches for the processes that hold these sockets.
 func (c *Collector) findHolders(cookies []uint64, prefer set[uint32]) (*holders, error) {
-	h := newHolders(prefer)
-	if err := c.kernel.FDHolders(cookies, h.add); err != nil {
+	return c.searchHolders(cookies, len(cookies), prefer)
+}
+
+// findAllHolders searches for the processes that hold any TCP socket.
+func (c *Collector) findAllHolders(ctx context.Context, prefer set[uint32]) (*holders, error) {
+	res, err := c.kernel.Census(ctx, bpf.Select(), func(*abi.Conn) {})
+	if err != nil {
+		return nil, err
+	}
+	return c.searchHolders(nil, int(res.Counts.Total()), prefer)
+}
+
+// searchHolders reads the descriptors of all processes, unless cookies is empty but not nil.
+// sockets is about how many sockets it will find.
+func (c *Collector) searchHolders(cookies []uint64, sockets int, prefer set[uint32]) (*holders, error) {
+	table, err := newSocketTable(sockets)
+	if err != nil {
+		return nil, err
+	}
+	h := &holders{prefer: prefer, numbers: make(map[uint32]uint32), sockets: table}
+	if cookies == nil || len(cookies) > 0 {
+		if err = c.kernel.FDHolders(cookies, h.add); err == nil {
+			err = h.err
+		}
+	}
+	if err != nil {
+		h.free()
 		return nil, err
 	}
 	return h, nil

@@ -24,11 +24,12 @@ type Kernel interface {
 	Flush() error
 	// Watch calls visit with a record of each watched socket.
 	Watch(visit func(*abi.Conn)) error
-	// Census counts all sockets, and calls visit with a record of each in these classes.
-	Census(ctx context.Context, classes []uint8, visit func(*abi.Conn)) (bpf.CensusResult, error)
+	// Census counts all sockets, and calls visit with a record of each in the selection,
+	// which visit may narrow.
+	Census(ctx context.Context, selection *bpf.Selection, visit func(*abi.Conn)) (bpf.CensusResult, error)
 	// PeriodicCensus is Census for who takes one regularly. Hash tables of single
 	// network namespaces may take ownTables of CPU time.
-	PeriodicCensus(ctx context.Context, classes []uint8, ownTables time.Duration, visit func(*abi.Conn)) (bpf.CensusResult, error)
+	PeriodicCensus(ctx context.Context, selection *bpf.Selection, ownTables time.Duration, visit func(*abi.Conn)) (bpf.CensusResult, error)
 	// Find is a census that calls visit with the connection of that cookie, if there is one.
 	Find(ctx context.Context, cookie uint64, visit func(*abi.Conn)) (bpf.CensusResult, error)
 	// FDHolders calls visit with each descriptor that holds one of these sockets; with nil

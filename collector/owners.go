@@ -52,6 +52,7 @@ func (c *Collector) resolveOwners(now, since time.Time) error {
 	if err != nil {
 		return err
 	}
+	defer found.free()
 	owners := make(map[uint64]conn.Ownership, len(wanted))
 	processes := make(processCgroups)
 	for cookie, cgroup := range wanted {
@@ -98,6 +99,7 @@ func (c *Collector) fillOwners(connections []conn.Connection, pids set[uint32]) 
 	if err != nil {
 		return err
 	}
+	defer found.free()
 	processes := make(processCgroups)
 	for i := range connections {
 		c.fillOwner(&connections[i], found, processes)
@@ -119,7 +121,12 @@ func (c *Collector) fillOwner(connection *conn.Connection, found *holders, proce
 	if p := found.process(connection.Cookie); p != nil {
 		connection.Process = p
 	}
-	if connection.Cgroup.Path == "" {
+	c.fillCgroup(connection, processes)
+}
+
+// fillCgroup sets Cgroup of a connection that a process can hold, unless it is set.
+func (c *Collector) fillCgroup(connection *conn.Connection, processes processCgroups) {
+	if connection.Held() && connection.Cgroup.Path == "" {
 		connection.Cgroup = c.ownershipOf(connection.Process, connection.CgroupID, processes).Cgroup
 	}
 }

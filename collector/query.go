@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 
+	"github.com/halfopen/halfopen/bpf"
 	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
 )
@@ -29,19 +30,24 @@ type Query struct {
 	Limit    int      // 0: no limit
 }
 
+// everyConnection reports whether the query selects every connection, and nothing else.
+func (q *Query) everyConnection() bool {
+	return !q.All && !q.needsOwners() && len(q.Verdicts)+len(q.States)+len(q.Ports)+len(q.Remotes)+len(q.Risks)+len(q.Netns) == 0
+}
+
 // needsOwners reports whether the query depends on the owners of connections.
 func (q *Query) needsOwners() bool { return len(q.PIDs)+len(q.Owners) > 0 }
 
 // classes returns the classes of sockets that the query can select.
-func (q *Query) classes() []uint8 {
-	classes := []uint8{abi.ClassTrouble}
+func (q *Query) classes() bpf.Classes {
+	classes := bpf.ClassesOf(abi.ClassTrouble)
 	for _, class := range []uint8{abi.ClassActive, abi.ClassIdle, abi.ClassUnguarded} {
 		if len(q.Verdicts) == 0 || slices.Contains(q.Verdicts, conn.VerdictOfClass(class)) {
-			classes = append(classes, class)
+			classes |= bpf.ClassesOf(class)
 		}
 	}
 	if q.All && len(q.Verdicts)+len(q.Risks) == 0 { // others have no verdict and no risk
-		classes = append(classes, abi.ClassNone)
+		classes |= bpf.ClassesOf(abi.ClassNone)
 	}
 	return classes
 }
@@ -61,7 +67,7 @@ func (q *Query) matcher() *matcher {
 	m := &matcher{
 		verdicts: bitsOf(q.Verdicts), states: bitsOf(q.States), risks: bitsOf(q.Risks),
 		ports: newSet(q.Ports), netns: newSet(q.Netns), pids: newSet(q.PIDs), remotes: newPrefixes(q.Remotes),
-		others: slices.Contains(q.classes(), abi.ClassNone),
+		others: q.classes()&bpf.ClassesOf(abi.ClassNone) != 0,
 	}
 	if len(q.Owners) > 0 {
 		m.owners = conn.NewOwnerSet(q.Owners)

@@ -4,7 +4,6 @@ package collector
 
 import (
 	"context"
-	"slices"
 	"time"
 
 	"github.com/halfopen/halfopen/bpf"
@@ -16,31 +15,37 @@ import (
 type scanQuery struct {
 	Query
 	owners    bool                   // visit needs the owners
+	holders   *holders               // if not nil, the processes that hold sockets, of all sockets
 	listeners map[conn.Listener]bool // if not nil, the scan adds all listeners that it reads
+	selected  *bpf.Selection         // what the census writes out: scan sets it, and visit may narrow it
 }
 
 // classes returns the classes of sockets that the census has to write out.
-func (q *scanQuery) classes() []uint8 {
+func (q *scanQuery) classes() bpf.Classes {
 	classes := q.Query.classes()
-	if q.listeners != nil && !slices.Contains(classes, abi.ClassNone) {
-		classes = append(classes, abi.ClassNone)
+	if q.listeners != nil {
+		classes |= bpf.ClassesOf(abi.ClassNone)
 	}
 	return classes
 }
 
 // ownersBatch is the greatest number of connections in one search for owners.
-const ownersBatch = 8192
+const ownersBatch = 2048
 
 // scan reads the sockets now. It calls visit for each socket that the query selects, with the
 // record and the description of the socket. The description has the owner if q.owners is set
 // or the query depends on owners; it has no forecast. The listeners of a network namespace
 // come before its connections. visit must not keep its arguments.
-func (c *Collector) scan(ctx context.Context, q *scanQuery, visit func(*abi.Conn, *conn.Connection)) error {
+func (c *Collector) scan(ctx context.Context, q *scanQuery, visit func(*abi.Conn, *conn.Connection)) (bpf.CensusResult, error) {
 	c.awaitEvents()
+	q.selected = &bpf.Selection{Classes: q.classes()}
 	m := q.matcher()
-	owned := ownedScan{c: c, m: m, visit: visit, processes: make(processCgroups)}
+	owned := ownedScan{c: c, ctx: ctx, m: m, visit: visit, all: q.holders, processes: make(processCgroups)}
+	if q.holders == nil {
+		defer func() { owned.all.free() }()
+	}
 	var connection conn.Connection // one for all sockets: it escapes to the heap
-	res, err := c.kernel.Census(ctx, q.classes(), func(k *abi.Conn) {
+	res, err := c.kernel.Census(ctx, q.selected, func(k *abi.Conn) {
 		if q.listeners != nil && conn.StateOf(k.State) == conn.Listen {
 			q.listeners[conn.Listener{Netns: k.Netns, Port: k.Lport}] = true
 		}
@@ -57,10 +62,10 @@ func (c *Collector) scan(ctx context.Context, q *scanQuery, visit func(*abi.Conn
 		}
 	})
 	if err != nil {
-		return err
+		return res, err
 	}
 	c.recordUnwalked(&res)
-	return owned.end()
+	return res, owned.end()
 }
 
 // ownedScan is the part of a scan that needs owners. If all connections fit in one batch, it
@@ -68,6 +73,7 @@ func (c *Collector) scan(ctx context.Context, q *scanQuery, visit func(*abi.Conn
 // machine, and at the end once more for the sockets that were opened after the first search.
 type ownedScan struct {
 	c       *Collector
+	ctx     context.Context
 	m       *matcher
 	visit   func(*abi.Conn, *conn.Connection)
 	records []abi.Conn        // the records of batch
@@ -97,7 +103,7 @@ func (s *ownedScan) add(k *abi.Conn, connection *conn.Connection) {
 		s.visitBatch()
 		return
 	}
-	if s.all, s.err = s.c.findHolders(nil, s.m.pids); s.err != nil {
+	if s.all, s.err = s.c.findAllHolders(s.ctx, s.m.pids); s.err != nil {
 		return
 	}
 	records, batch := s.records, s.batch
@@ -112,7 +118,7 @@ func (s *ownedScan) add(k *abi.Conn, connection *conn.Connection) {
 // fill visits a connection and returns true. If the connection needs a holder and the search
 // of all sockets has found none, fill only returns false.
 func (s *ownedScan) fill(k *abi.Conn, connection *conn.Connection) bool {
-	if needsHolder(connection, s.m.pids) && s.all.process(connection.Cookie) == nil {
+	if needsHolder(connection, s.m.pids) && !s.all.has(connection.Cookie) {
 		return false
 	}
 	s.c.fillOwner(connection, s.all, s.processes)

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/halfopen/halfopen/bpf"
 	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
 )
@@ -19,18 +20,12 @@ import (
 type candidate struct {
 	record   abi.Conn
 	since    time.Time
-	silence  time.Duration   // see silence
-	owner    *conn.Ownership // nil: unknown
+	silence  time.Duration // see silence
+	process  *conn.Process // nil: unknown
+	cgroup   *conn.Cgroup  // nil: unknown
 	verdict  conn.Verdict
 	evidence conn.Evidence
 	kind     uint8 // see kind
-}
-
-// newCandidate returns the candidate of a connection with its record.
-func newCandidate(k *abi.Conn, connection *conn.Connection) *candidate {
-	r := rank(k.Cookie, connection)
-	r.complete(k, connection)
-	return &r
 }
 
 // rank returns a candidate that can be compared. It has no record and no owner.
@@ -43,8 +38,9 @@ func rank(cookie uint64, connection *conn.Connection) candidate {
 // complete adds the record, and the owner if it is known.
 func (r *candidate) complete(k *abi.Conn, connection *conn.Connection) {
 	r.record = *k
-	if connection.Process != nil || connection.Cgroup.Path != "" {
-		r.owner = &conn.Ownership{Process: connection.Process, Cgroup: connection.Cgroup}
+	r.process = connection.Process
+	if connection.Cgroup.Path != "" {
+		r.cgroup = new(connection.Cgroup)
 	}
 }
 
@@ -52,8 +48,9 @@ func (r *candidate) complete(k *abi.Conn, connection *conn.Connection) {
 func (r *candidate) describe(rules *conn.Rules) conn.Connection {
 	connection := rules.Describe(&r.record, wall(r.record.At))
 	connection.Verdict, connection.Evidence, connection.Since = r.verdict, r.evidence, r.since
-	if r.owner != nil {
-		connection.Process, connection.Cgroup = r.owner.Process, r.owner.Cgroup
+	connection.Process = r.process
+	if r.cgroup != nil {
+		connection.Cgroup = *r.cgroup
 	}
 	return connection
 }
@@ -79,6 +76,22 @@ func (w *topN) add(k *abi.Conn, connection *conn.Connection) {
 		return
 	}
 	heap.Push(w, new(r))
+}
+
+// narrow leaves out of a selection the connections that add would drop, since limit worse
+// ones are kept. Of connections in trouble it leaves out none.
+func (w *topN) narrow(selection *bpf.Selection) {
+	if w.limit == 0 || len(w.candidates) < w.limit || w.candidates[0].kind > 0 {
+		return
+	}
+	for _, class := range []uint8{abi.ClassActive, abi.ClassIdle, abi.ClassUnguarded} {
+		switch verdict := conn.VerdictOfClass(class); {
+		case verdict < w.candidates[0].verdict:
+			selection.Classes &^= bpf.ClassesOf(class)
+		case verdict == w.candidates[0].verdict:
+			selection.Idle[class] = w.candidates[0].silence
+		}
+	}
 }
 
 // sorted returns the candidates, worst first. The topN is not usable after that.

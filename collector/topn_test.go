@@ -4,6 +4,7 @@ package collector
 
 import (
 	"cmp"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -121,5 +122,56 @@ func TestDroppedConnectionsAllocateNothing(t *testing.T) {
 	k.Cookie, connection.Cookie = 2, 2
 	if n := testing.AllocsPerRun(100, func() { w.add(&k, &connection) }); n > 0 {
 		t.Errorf("%.0f allocations for a connection that is dropped", n)
+	}
+}
+
+// A scan that has found enough connections reads no more of those that are less bad, and
+// still knows how many there are.
+func TestScanLeavesOutWhatIsNotAmongTheWorst(t *testing.T) {
+	k := newFakeKernel()
+	crowdOf(k, 1000)
+	unguarded := healthy(0)
+	unguarded.Class, unguarded.Idle = abi.ClassUnguarded, 1<<20
+	for i := range 1000 {
+		c := unguarded
+		c.Cookie = uint64(2000 + i)
+		k.sockets = append(k.sockets, c)
+	}
+	rand.Shuffle(len(k.sockets), func(i, j int) { k.sockets[i], k.sockets[j] = k.sockets[j], k.sockets[i] })
+	for _, limit := range []int{0, 2, 10, 1500} {
+		visited := 0
+		k.onVisit = func(*abi.Conn) { visited++ }
+		total, connections, err := New(k, Options{}).Connections(t.Context(), Query{Limit: limit})
+		if err != nil || total != 2002 {
+			t.Fatalf("limit %d: %d connections, error %v", limit, total, err)
+		}
+		verdicts := make(map[conn.Verdict]int)
+		for connection, err := range connections {
+			if err != nil {
+				t.Fatal(err)
+			}
+			verdicts[connection.Verdict]++
+		}
+		most := 2002 // of those that may be visited
+		switch limit {
+		case 2, 10:
+			most = 1900
+		}
+		if visited > most {
+			t.Errorf("limit %d: %d are visited, expected %d at most", limit, visited, most)
+		}
+		if limit == 0 {
+			limit = 2002
+		}
+		want := map[conn.Verdict]int{conn.Zombie: 1, conn.Suspect: 1}
+		if n := min(limit-2, 1000); n > 0 {
+			want[conn.Unguarded] = n
+		}
+		if n := limit - 2 - 1000; n > 0 {
+			want[conn.Active] = n
+		}
+		if !maps.Equal(verdicts, want) {
+			t.Errorf("limit %d: %v, expected %v", limit, verdicts, want)
+		}
 	}
 }

@@ -275,13 +275,13 @@ func (r *report) look(ctx context.Context, k *bpf.Kernel) {
 
 	found := false
 	began := time.Now()
-	res, err := k.Census(ctx, []uint8{abi.ClassActive, abi.ClassTrouble, abi.ClassIdle, abi.ClassUnguarded}, func(c *abi.Conn) {
+	res, err := k.Census(ctx, bpf.Select(abi.ClassActive, abi.ClassTrouble, abi.ClassIdle, abi.ClassUnguarded), func(c *abi.Conn) {
 		found = found || c.Cookie == cookie
 	})
 	took := time.Since(began)
 	var again bpf.CensusResult
 	if err == nil { // the first census gave older sockets their cookies, so the second misses only what stays missed
-		again, err = k.Census(ctx, nil, nil)
+		again, err = k.Census(ctx, bpf.Select(), nil)
 	}
 	switch {
 	case err != nil:

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -26,6 +27,9 @@ type agent struct {
 	log   bytes.Buffer
 	ready time.Duration // from its start
 }
+
+// readyWithin is the longest time that an agent may take to be ready.
+const readyWithin = time.Minute
 
 // startAgent starts an agent and returns when it is ready.
 func (b *bench) startAgent(ctx context.Context, flags ...string) (*agent, error) {
@@ -43,7 +47,7 @@ func (b *bench) startAgent(ctx context.Context, flags ...string) (*agent, error)
 	if err := a.cmd.Start(); err != nil {
 		return nil, err
 	}
-	for time.Since(began) < 20*time.Second && ctx.Err() == nil {
+	for time.Since(began) < readyWithin && ctx.Err() == nil {
 		if _, err := a.get("/-/ready"); err == nil {
 			a.ready = time.Since(began)
 			return a, nil
@@ -87,21 +91,28 @@ const benchPort = 15432
 // zombies returns the number of zombies with remote port benchPort, from /metrics. Unlike
 // a query for connections, a scrape does not make the agent read any connection.
 func (a *agent) zombies() (int, error) {
+	n, err := a.metric("tcp_zombies_by_owner{", fmt.Sprintf("remote_port=%q", fmt.Sprint(benchPort)))
+	return int(n), err
+}
+
+// metric returns the sum of the series whose lines begin with halfopen_ and that name, and
+// have that label.
+func (a *agent) metric(name, label string) (sum float64, err error) {
 	body, err := a.get("/metrics")
 	if err != nil {
 		return 0, err
 	}
-	total := 0
 	for line := range strings.Lines(string(body)) {
-		if strings.HasPrefix(line, "halfopen_tcp_zombies_by_owner{") && strings.Contains(line, fmt.Sprintf("remote_port=%q", fmt.Sprint(benchPort))) {
-			var n int
-			if _, err := fmt.Sscan(line[strings.LastIndex(line, "}")+1:], &n); err != nil {
-				return 0, err
-			}
-			total += n
+		if !strings.HasPrefix(line, "halfopen_"+name) || !strings.Contains(line, label) {
+			continue
 		}
+		value, err := strconv.ParseFloat(strings.TrimSpace(line[strings.LastIndexByte(line, ' '):]), 64)
+		if err != nil {
+			return 0, err
+		}
+		sum += value
 	}
-	return total, nil
+	return sum, nil
 }
 
 // cpu returns the CPU time of the agent's process so far. It does not include the time

@@ -28,6 +28,7 @@ const pairsEach = 9000
 type part struct {
 	Addr  [4]byte // different for each part, so that it has the whole port range
 	Pairs int
+	Abort bool // in the end its connections are aborted, and not closed
 }
 
 // playCrowd is the main function of the child process: it makes its connections, prints
@@ -37,37 +38,50 @@ func playCrowd(text string) error {
 	if err := json.Unmarshal([]byte(text), &p); err != nil {
 		return err
 	}
-	if err := p.connect(); err != nil {
+	clients, err := p.connect()
+	if err != nil {
 		return fmt.Errorf("connect: %w", err)
 	}
 	fmt.Println("ready")
-	_, err := io.Copy(io.Discard, os.Stdin)
+	_, err = io.Copy(io.Discard, os.Stdin)
+	if p.Abort { // the end of the process would close the other ends first
+		for _, fd := range clients {
+			unix.Close(fd)
+		}
+	}
 	return err
 }
 
-// connect makes idle connections, with keepalive on at the client's end.
-func (p part) connect() error {
+// connect makes idle connections, with keepalive on at the client's end, and returns the
+// clients' ends.
+func (p part) connect() (clients []int, err error) {
 	listener, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	addr := &unix.SockaddrInet4{Addr: p.Addr, Port: 5432}
 	if err := errors.Join(unix.Bind(listener, addr), unix.Listen(listener, 128)); err != nil {
-		return err
+		return nil, err
 	}
 	for range p.Pairs {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if err := errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1), unix.Connect(fd, addr)); err != nil {
-			return err
+			return nil, err
 		}
+		if p.Abort {
+			if err := unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}); err != nil {
+				return nil, err
+			}
+		}
+		clients = append(clients, fd)
 		if _, _, err := unix.Accept4(listener, unix.SOCK_CLOEXEC); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	return nil
+	return clients, nil
 }
 
 // A crowd is many idle connections in one namespace, held by several processes.
@@ -75,6 +89,7 @@ type crowd struct {
 	ns    *lab.Namespace
 	parts []holder
 	pairs int
+	abort bool // of the parts that grow makes
 }
 
 type holder struct {
@@ -96,7 +111,7 @@ func newCrowd() (*crowd, error) {
 func (c *crowd) grow(ctx context.Context, sockets int) error {
 	began := len(c.parts)
 	for want := sockets/2 - c.pairs; want > 0; want = sockets/2 - c.pairs {
-		h, err := c.start(part{Addr: [4]byte{127, 0, 1, byte(len(c.parts) + 1)}, Pairs: min(want, pairsEach)})
+		h, err := c.start(part{Addr: [4]byte{127, 0, 1, byte(len(c.parts) + 1)}, Pairs: min(want, pairsEach), Abort: c.abort})
 		if err != nil {
 			return err
 		}

@@ -24,7 +24,7 @@ import (
 
 const (
 	httpAddr     = "127.0.0.1:8080"
-	httpRounds   = 1001
+	httpRounds   = 801
 	httpWindow   = 40 * time.Millisecond
 	httpSettle   = 20 * time.Millisecond // after programs were attached or detached
 	idleEvery    = 10                    // every so many rounds measure the idle arm, which is only for comparison
@@ -94,7 +94,7 @@ func (b *bench) http(ctx context.Context) error {
 		what, header string
 		bar          float64
 	}{
-		{"connection churn: HTTP, a connection for each request", "Connection: close", 0.97},
+		{"connection churn: HTTP, a connection for each request", "Connection: close", 0.98},
 		{"keep-alive HTTP", "Connection: keep-alive", 0.99},
 	} {
 		rates, err := b.underLoad(ctx, ns, load.header, arms)

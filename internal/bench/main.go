@@ -31,7 +31,8 @@ type bench struct {
 	quick    bool   // fewer rounds and sockets: tries the program, gives no reliable figures
 	tmp      string
 	rows     []row
-	extra    bytes.Buffer // below the table
+	before   map[rowKey]string // what the last document says was measured
+	extra    bytes.Buffer      // below the table
 }
 
 // A row is one line of the table.
@@ -81,8 +82,12 @@ func benchmark(ctx context.Context) error {
 	}{
 		{"http", (*bench).http},
 		{"census", (*bench).census},
+		{"million", (*bench).million},
 		{"latency", (*bench).latency},
+		{"forecast", (*bench).forecast},
 		{"events", (*bench).events},
+		{"timers", (*bench).timers},
+		{"storm", (*bench).storm},
 		{"pages", (*bench).pages},
 	}
 	var names []string
@@ -110,6 +115,13 @@ func benchmark(ctx context.Context) error {
 		return err
 	}
 	defer os.RemoveAll(b.tmp)
+	if *out != "" {
+		last, err := os.ReadFile(*out)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		b.before = measuredIn(string(last))
+	}
 	began := time.Now()
 	for _, p := range parts {
 		if !slices.Contains(wanted, p.name) {

@@ -2,7 +2,10 @@
 
 package main
 
-import "testing"
+import (
+	"testing"
+	"time"
+)
 
 func TestSample(t *testing.T) {
 	for _, tt := range []struct {
@@ -25,6 +28,17 @@ func TestSample(t *testing.T) {
 		}
 		if got := tt.s.atMost(1); got != tt.under {
 			t.Errorf("%s: at most 1 is %s, want %s", tt.name, got, tt.under)
+		}
+	}
+}
+
+// A run shows what the run before it has measured, of each row.
+func TestPageShowsTheLastFigures(t *testing.T) {
+	b := &bench{rows: []row{{what: "speed", measured: "1 s"}, {what: "…, of something", measured: "2 s"}, {what: "…, of something", measured: "3 s"}}}
+	first := string(b.page(time.Now()))
+	for key, want := range map[rowKey]string{{"speed", 0}: "1 s", {"…, of something", 0}: "2 s", {"…, of something", 1}: "3 s", {"speed", 1}: ""} {
+		if got := measuredIn(first)[key]; got != want {
+			t.Errorf("%v was %q, want %q", key, got, want)
 		}
 	}
 }
