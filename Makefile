@@ -174,10 +174,10 @@ e2e-used: root build ## the same while others use the machine: wrk and nginx, fi
 
 SOAK = 10m
 soak: FUZZTIME = $(SOAK)
-soak: root build fuzz ## what takes hours: fuzz each target for ten minutes; for ten watch healthy connections over loss, none may be called dead; for ten ask an agent with 64 MB and 100,000 sockets for everything (root; SOAK=1h)
-	@$(call step,healthy connections and little memory for $(SOAK))
+soak: root build fuzz ## what takes hours: fuzz each target for ten minutes; for ten watch healthy connections over loss, none may be called dead; for ten ask an agent with 64 MB and 100,000 sockets for everything; for ten be hostile to one (root; SOAK=1h)
+	@$(call step,healthy connections and little memory and hostile clients for $(SOAK))
 	scripts/need.sh go ca-certificates iproute2
-	HALFOPEN_SOAK='$(SOAK)' HALFOPEN_BIN='$(CURDIR)/bin/halfopen' go test -count=1 -timeout 0 -v -run '^Test(HealthyConnectionsAreNeverCalledDead|AgentKeepsToItsMemory)$$' ./e2e
+	HALFOPEN_SOAK='$(SOAK)' HALFOPEN_BIN='$(CURDIR)/bin/halfopen' go test -count=1 -timeout 0 -v -run '^Test(HealthyConnectionsAreNeverCalledDead|AgentKeepsToItsMemory|HostileRequests)$$' ./e2e
 
 QEMU = qemu-system-x86 qemu-system-arm busybox-static kmod xz-utils debian-archive-keyring
 test-kernels: build ## test it on Debian's kernels in virtual machines (KERNELS="5.10 6.1", KERNEL_IMAGE=vmlinuz, QUICK=1)

@@ -19,8 +19,8 @@ import (
 const (
 	// savedCPU is the time in which the unused share of a CPU adds up, at most.
 	savedCPU = 10 * time.Second
-	// clientPart is the part of the share that one client may take.
-	clientPart = 0.5
+	// tcpPart is the part of the share that one client of TCP may take.
+	tcpPart = 0.5
 	// maxLookupWait is how long a request waits for its look-up to begin.
 	maxLookupWait = 10 * time.Second
 	// At most maxWaiting requests wait for a look-up, and maxClientWaiting of one client.
@@ -30,8 +30,8 @@ const (
 
 // Lookups bounds the CPU time of look-ups: the requests that read connections, groups or
 // deaths. Clients of TCP have a share of one core, and clients of Unix sockets as much
-// again, so that the commands work on a machine whose agent others keep busy. One client,
-// which is an address (see clientOf) or a user of a Unix socket, may take half a share.
+// again, so that the commands work on a machine whose agent others keep busy. A client is an
+// address (see clientOf), which may take half the share, or a user of a Unix socket.
 //
 // A look-up begins while there is CPU time left, and what it takes beyond that is missing
 // to the next ones. It is the turn of the client that has most time left. For each share,
@@ -70,6 +70,7 @@ func NewLookups(share float64) *Lookups {
 	for _, reason := range []string{refusedClient.reason, refusedAll.reason} {
 		l.metrics.refused.WithLabelValues(reason)
 	}
+	l.tcp.part, l.unix.part = tcpPart, 1
 	for _, g := range []*lookupGroup{&l.tcp, &l.unix} {
 		g.share, g.metrics = share, &l.metrics
 		g.all = cpuAccount{g.most(), time.Now()}
@@ -126,6 +127,7 @@ func (a *cpuAccount) wait(share float64) time.Duration {
 // lookupGroup is the look-ups that use one share.
 type lookupGroup struct {
 	share   float64 // of one core
+	part    float64 // of the share: what one client may take
 	metrics *lookupMetrics
 
 	mu       sync.Mutex
@@ -170,19 +172,19 @@ func (g *lookupGroup) most() time.Duration { return time.Duration(g.share * floa
 
 // account returns the account of a client, as it is now.
 func (g *lookupGroup) account(c lookupClient, now time.Time) *cpuAccount {
-	most := time.Duration(clientPart * float64(g.most()))
+	most := time.Duration(g.part * float64(g.most()))
 	a := g.clients[c]
 	if a == nil {
 		return &cpuAccount{balance: most, at: now}
 	}
-	a.settle(now, g.share*clientPart, most)
+	a.settle(now, g.share*g.part, most)
 	return a
 }
 
 // wait returns how long a client has to wait for CPU time, and why.
 func (g *lookupGroup) wait(c lookupClient, now time.Time) (time.Duration, *refusal) {
 	g.all.settle(now, g.share, g.most())
-	client := g.account(c, now).wait(g.share * clientPart)
+	client := g.account(c, now).wait(g.share * g.part)
 	if all := g.all.wait(g.share); all > client {
 		return all, lookupsBusy
 	}
@@ -200,9 +202,9 @@ func (g *lookupGroup) charge(l *lookup, cpu time.Duration) {
 	a := g.account(l.payer, now)
 	a.balance -= cpu
 	g.clients[l.payer] = a
-	most := time.Duration(clientPart * float64(g.most()))
+	most := time.Duration(g.part * float64(g.most()))
 	for c, a := range g.clients {
-		if a.settle(now, g.share*clientPart, most); a.balance == most {
+		if a.settle(now, g.share*g.part, most); a.balance == most {
 			delete(g.clients, c)
 		}
 	}

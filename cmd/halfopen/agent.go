@@ -55,7 +55,7 @@ func agentFlags(cmd *kingpin.CmdClause) action {
 		Default(exporter.SocketPath).PlaceHolder("PATH").SetValue(&value[string]{flag: "web.socket", parse: parseSocket, into: &a.socket})
 	cmd.Flag("web.allowed-host", "Another host name of this agent that requests may use, such as the name of a proxy, besides its addresses, localhost and the node's name. Repeatable.").
 		PlaceHolder("NAME").SetValue(&values[string]{"web.allowed-host", exporter.ParseHostName, &a.allowedHosts})
-	cmd.Flag("web.lookup-cpu", "Share of one core that the look-ups of HTTP clients may take: connections, groups and deaths of the API. One client gets half of it. The clients of --web.socket have as much again. What is beyond has to wait, or is refused.").
+	cmd.Flag("web.lookup-cpu", "Share of one core that the look-ups of HTTP clients may take: connections, groups and deaths of the API. One client gets half of it. The users of --web.socket have as much again. What is beyond has to wait, or is refused.").
 		Default("25%").SetValue(&value[float64]{flag: "web.lookup-cpu", parse: parsePercent, into: &a.lookupCPU})
 	cmd.Flag("privileges", "What to do with privileges that nothing needs any more once the programs are loaded: drop, or keep.").
 		Default(dropPrivileges).SetValue(&value[string]{flag: "privileges", parse: oneOf(dropPrivileges, keepPrivileges), into: &a.privileges})

@@ -93,7 +93,7 @@ var values = map[string][]meaning{
 		{"idle", "between two requests"},
 	},
 	"halfopen_http_lookups_refused_total reason": {
-		{"client", "this client has used up its half of the share, or has too many requests that wait (429)"},
+		{"client", "this client has used up its part of the share, or has too many requests that wait (429)"},
 		{"all", "all clients together have used up the share, or have too many requests that wait (503)"},
 	},
 	"halfopen_http_requests_refused_total reason": {
