@@ -175,10 +175,10 @@ e2e-used: root build ## run e2e while wrk and nginx, fifty network namespaces an
 
 SOAK = 10m
 soak: FUZZTIME = $(SOAK)
-soak: root build fuzz ## run the long tests, 10 min each: fuzz each target; watch healthy connections with packet loss, of which none may be called dead; query all data of an agent with 64 MB and 100,000 sockets; make owners with new hostile names (root; SOAK=1h)
-	@$(call step,healthy connections, an agent with little memory, and hostile names, for $(SOAK))
+soak: root build fuzz ## run the long tests, 10 min each: fuzz each target; watch healthy connections with packet loss, of which none may be called dead; query all data of an agent with 64 MB and 100,000 sockets; make owners with new hostile names; send hostile requests (root; SOAK=1h)
+	@$(call step,healthy connections, an agent with little memory, hostile names and requests, for $(SOAK))
 	scripts/need.sh go ca-certificates iproute2
-	HALFOPEN_SOAK='$(SOAK)' HALFOPEN_BIN='$(CURDIR)/bin/halfopen' go test -count=1 -timeout 0 -v -run '^Test(HealthyConnectionsAreNeverCalledDead|AgentKeepsToItsMemory|HostileNamesMakeFewSeries)$$' ./e2e
+	HALFOPEN_SOAK='$(SOAK)' HALFOPEN_BIN='$(CURDIR)/bin/halfopen' go test -count=1 -timeout 0 -v -run '^Test(HealthyConnectionsAreNeverCalledDead|AgentKeepsToItsMemory|HostileNamesMakeFewSeries|HostileRequests)$$' ./e2e
 
 QEMU = qemu-system-x86 qemu-system-arm busybox-static kmod xz-utils debian-archive-keyring
 test-kernels: build ## run the tests on Debian's kernels in virtual machines (KERNELS="5.10 6.1", KERNEL_IMAGE=vmlinuz, QUICK=1)

@@ -275,7 +275,8 @@ func launchAgentAt(t testing.TB, addr string, flags ...string) *agent {
 	if !slices.ContainsFunc(flags, func(f string) bool { return strings.HasPrefix(f, "--web.socket") }) {
 		flags = append(flags[:len(flags):len(flags)], "--web.socket=none")
 	}
-	return launchCommand(t, addr, exec.Command(binary, append([]string{"agent", "--web.listen-address=" + addr}, flags...)...))
+	// Many tests ask at once, and often.
+	return launchCommand(t, addr, exec.Command(binary, append([]string{"agent", "--web.listen-address=" + addr, "--web.lookup-cpu=100%"}, flags...)...))
 }
 
 // launchCommand starts an agent that listens on that address, as cmd makes it.
@@ -358,21 +359,28 @@ var nextPort atomic.Uint32
 
 func init() { nextPort.Store(uint32(os.Getpid()) * 257) }
 
-// get reads a JSON document of the API.
+// get reads a JSON document of the API. If the agent is busy, it asks again when the agent
+// says.
 func (a *agent) get(path string, into any) error {
-	resp, err := http.Get(a.url + path)
-	if err != nil {
-		return err
+	for ends := time.Now().Add(generous); ; {
+		resp, err := http.Get(a.url + path)
+		if err != nil {
+			return err
+		}
+		body, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil {
+			return err
+		}
+		if resp.StatusCode == http.StatusOK {
+			return json.Unmarshal(body, into)
+		}
+		wait, err := strconv.Atoi(resp.Header.Get("Retry-After"))
+		if err != nil || time.Now().After(ends) {
+			return fmt.Errorf("%s: %s: %s", path, resp.Status, body)
+		}
+		time.Sleep(time.Duration(wait) * time.Second)
 	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return err
-	}
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s: %s: %s", path, resp.Status, body)
-	}
-	return json.Unmarshal(body, into)
 }
 
 // connections asks for the connections of a network's client to a port; query

@@ -29,7 +29,9 @@ type bulkClients struct {
 	ClientNS, ServerNS string // paths of the namespaces
 	Addrs              []netip.AddrPort
 	Pairs              int
-	End                string // reset, close, keepalive_timeout or user_timeout
+	// reset, close, keepalive_timeout or user_timeout; keepalive: not at all, while the
+	// clients ask every second whether the servers are there.
+	End string
 }
 
 // outcomes counts the ends of connections by what their application got: the error of
@@ -108,6 +110,11 @@ func (c bulkClients) connect() ([]bulkEnd, error) {
 			return nil, err
 		}
 		members = append(members, bulkEnd{fd, i, false}, bulkEnd{accepted, i, true})
+		if c.End == "keepalive" {
+			if err := keepalive(fd, 1, 127); err != nil {
+				return nil, err
+			}
+		}
 		if c.unread(i) {
 			if _, err := unix.Write(fd, []byte("unread")); err != nil {
 				return nil, err

@@ -459,3 +459,75 @@ func TestSocketThatSystemdPasses(t *testing.T) {
 	}
 	r.must(func() error { _, err := os.Lstat(machineSocket); return err }) // it is systemd's
 }
+
+// The agent of a socket unit that has the Unix socket alone listens on no TCP port, and the
+// commands work.
+func TestAgentWithTheUnixSocketAlone(t *testing.T) {
+	t.Parallel()
+	r := newMountNamespace(t)
+	var l net.Listener
+	r.must(func() (err error) {
+		if err := os.Mkdir("/run/halfopen", 0o755); err != nil {
+			return err
+		}
+		if l, err = net.Listen("unix", machineSocket); err != nil {
+			return err
+		}
+		return errors.Join(os.Chown(machineSocket, 0, halfopenGroup), os.Chmod(machineSocket, 0o660))
+	})
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	defer l.Close()
+	f, err := l.(*net.UnixListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	cmd := exec.Command("sh", "-c", `export LISTEN_FDS=1 LISTEN_PID=$$; exec "$@"`, "sh", binary, "agent", "--web.systemd-socket")
+	cmd.ExtraFiles = []*os.File{f}
+	a := launch(t, "none", cmd, func() error { return r.do(cmd.Start) })
+	defer a.stop()
+	for _, args := range [][]string{{"list", "--limit=5"}, {"list", "--by=verdict"}, {"list", "--cause=refused"}} {
+		eventually(t, "the agent answers "+strings.Join(args, " "), func() error {
+			if _, stderr, status := r.run(as(nobody, halfopenGroup, args...)); status != 0 {
+				return errors.New(stderr)
+			}
+			return nil
+		})
+	}
+	r.fails(as(nobody, 0, "list"), "permission denied")
+	m := newTerminal(t, 100, 24)
+	m.types(fmt.Sprintf("nsenter -t %d -m -- %s top", a.cmd.Process.Pid, binary))
+	m.presses("Enter")
+	m.shows("top", "halfopen top  "+machineSocket)
+	m.types("q")
+	m.shows("the shell", prompt)
+	if listeners := listenersOf(t, a.cmd.Process.Pid); len(listeners) > 0 {
+		t.Errorf("it listens on TCP: %v", listeners)
+	}
+	own, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	if len(listenersOf(t, os.Getpid())) == 0 {
+		t.Error("ss does not show who listens")
+	}
+	if code := a.stop(); code != 0 || a.warnings() != 0 {
+		t.Errorf("exit status %d:\n%s", code, a.log)
+	}
+}
+
+// listenersOf returns the TCP sockets on which a process listens, as ss shows them.
+func listenersOf(t *testing.T, pid int) (listeners []string) {
+	t.Helper()
+	out, err := exec.Command("ss", "-Htlnp").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(out)) {
+		if strings.Contains(line, fmt.Sprintf("pid=%d,", pid)) {
+			listeners = append(listeners, line)
+		}
+	}
+	return listeners
+}

@@ -3,16 +3,13 @@
 package exporter
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"iter"
 	"log/slog"
 	"net/http"
-	"runtime/debug"
 	"strings"
 	"time"
 
@@ -66,13 +63,18 @@ func notReady(src Source) string {
 }
 
 // NewHandler serves the live page, the API with its stream, the metrics (of the source,
-// the stream and the given collectors), and the health of the agent. It answers every
-// request: wrap it in a [Guard].
-func NewHandler(src Source, live *Live, logger *slog.Logger, metrics ...prometheus.Collector) http.Handler {
-	a := &apiHandler{src: src, logger: logger, started: time.Now(), large: make(chan struct{}, 1), largeLocal: make(chan struct{}, 1)}
+// the stream, the look-ups and the given collectors), and the health of the agent. The
+// lookups bound what the API takes. NewHandler answers every request: wrap it in a
+// [Guard].
+func NewHandler(src Source, live *Live, lookups *Lookups, logger *slog.Logger, metrics ...prometheus.Collector) http.Handler {
+	a := &apiHandler{
+		src: src, logger: logger, started: time.Now(), lookups: lookups,
+		answers: answers{written: make(map[*answer]bool)},
+		slow:    newMinuteLog(logger, "Answers were cut off: their clients read too slowly"),
+	}
 	mux := http.NewServeMux()
 	servePage(mux)
-	mux.Handle("GET /metrics", metricsHandler(logger, append(metrics, NewMetrics(src), live)...))
+	mux.Handle("GET /metrics", metricsHandler(logger, append(metrics, NewMetrics(src), live, lookups)...))
 	mux.HandleFunc("GET /-/healthy", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintln(w, "healthy")
 	})
@@ -136,9 +138,9 @@ type apiHandler struct {
 	src     Source
 	logger  *slog.Logger
 	started time.Time // the agent
-	// Full while a client gets more than api.DefaultLimit connections. largeLocal is
-	// for clients of the machine's own socket, so that other clients cannot delay them.
-	large, largeLocal chan struct{}
+	lookups *Lookups
+	answers answers
+	slow    *minuteLog
 }
 
 func (a *apiHandler) connections(w http.ResponseWriter, r *http.Request) {
@@ -147,29 +149,10 @@ func (a *apiHandler) connections(w http.ResponseWriter, r *http.Request) {
 		writeError(w, http.StatusBadRequest, err)
 		return
 	}
-	if q.Limit > api.DefaultLimit {
-		// Any client may ask, and each such answer takes memory in proportion to the
-		// node.
-		large := a.large
-		if _, ok := RequestPeer(r.Context()); ok {
-			large = a.largeLocal
-		}
-		select {
-		case large <- struct{}{}:
-		case <-r.Context().Done():
-			return
-		}
-		defer func() {
-			debug.FreeOSMemory() // such requests are rare
-			<-large
-		}()
-	}
-	total, connections, err := a.src.Connections(r.Context(), q)
-	if err != nil {
-		a.fail(w, r, err)
-		return
-	}
-	a.writeList(w, r, func(b io.Writer) error { return api.WriteConnections(b, &q, total, connections) })
+	a.list(w, r, q.Limit, func(ctx context.Context) (int, writeFunc, error) {
+		total, connections, err := a.src.Connections(ctx, q)
+		return total, func(b io.Writer) error { return api.WriteConnections(b, &q, total, connections) }, err
+	})
 }
 
 func (a *apiHandler) groups(w http.ResponseWriter, r *http.Request) {
@@ -178,13 +161,25 @@ func (a *apiHandler) groups(w http.ResponseWriter, r *http.Request) {
 		writeError(w, http.StatusBadRequest, err)
 		return
 	}
-	total, counts, err := a.src.CountConnections(r.Context(), q, by)
+	a.list(w, r, q.Limit, func(ctx context.Context) (int, writeFunc, error) {
+		total, counts, err := a.src.CountConnections(ctx, q, by)
+		return total, func(b io.Writer) error {
+			return api.WriteList(b, "groups", total, api.Values(counts), func(t *conn.Count) api.Group { return api.NewGroup(t, by) })
+		}, err
+	})
+}
+
+func (a *apiHandler) deaths(w http.ResponseWriter, r *http.Request) {
+	q, err := api.ParseDeathQuery(r.URL.RawQuery)
 	if err != nil {
-		a.fail(w, r, err)
+		writeError(w, http.StatusBadRequest, err)
 		return
 	}
-	a.writeList(w, r, func(b io.Writer) error {
-		return api.WriteList(b, "groups", total, api.Values(counts), func(t *conn.Count) api.Group { return api.NewGroup(t, by) })
+	a.list(w, r, q.Limit, func(context.Context) (int, writeFunc, error) {
+		total, deaths := a.src.Deaths(q.Causes, q.Limit)
+		return total, func(b io.Writer) error {
+			return api.WriteList(b, "deaths", total, api.Values(deaths), api.NewDeath)
+		}, nil
 	})
 }
 
@@ -198,47 +193,26 @@ func (a *apiHandler) connection(w http.ResponseWriter, r *http.Request) {
 		writeError(w, http.StatusBadRequest, err)
 		return
 	}
-	d, err := a.src.Connection(r.Context(), cookie)
-	switch {
-	case err != nil:
-		a.fail(w, r, err)
-	case d == nil:
-		writeError(w, http.StatusNotFound, fmt.Errorf(
-			api.NoConnection+" has the cookie %s; if it has died, /api/v1/deaths may still know it", conn.FormatCookie(cookie)))
-	default:
-		writeJSON(w, http.StatusOK, api.NewConnectionDetail(d))
-	}
-}
-
-func (a *apiHandler) deaths(w http.ResponseWriter, r *http.Request) {
-	q, err := api.ParseDeathQuery(r.URL.RawQuery)
-	if err != nil {
-		writeError(w, http.StatusBadRequest, err)
-		return
-	}
-	total, deaths := a.src.Deaths(q.Causes, q.Limit)
-	a.writeList(w, r, func(b io.Writer) error { return api.WriteList(b, "deaths", total, api.Values(deaths), api.NewDeath) })
-}
-
-// fail answers that the source failed. If the client has gone, it logs nothing.
-func (a *apiHandler) fail(w http.ResponseWriter, r *http.Request, err error) {
-	if r.Context().Err() == nil {
-		a.logger.Error("Request failed", "path", r.URL.Path, "err", err)
-	}
-	writeError(w, http.StatusInternalServerError, err)
-}
-
-// writeList answers with an object of the API that has a list, which write writes. If that
-// fails half-way, it cuts the answer off, so that the client does not take it for complete.
-func (a *apiHandler) writeList(w http.ResponseWriter, r *http.Request, write func(io.Writer) error) {
-	w.Header().Set("Content-Type", "application/json")
-	b := bufio.NewWriter(w)
-	if err := errors.Join(write(b), b.Flush()); err != nil {
-		if r.Context().Err() == nil {
-			a.logger.Error("Answer was cut off", "path", r.URL.Path, "err", oneLine(err.Error()))
+	a.small(w, r, func(ctx context.Context) *answer {
+		d, err := a.src.Connection(ctx, cookie)
+		switch {
+		case err != nil:
+			return a.failed(ctx, r.URL.Path, err)
+		case d == nil:
+			return jsonAnswer(http.StatusNotFound, api.Error{Error: fmt.Sprintf(
+				api.NoConnection+" has the cookie %s; if it has died, /api/v1/deaths may still know it", conn.FormatCookie(cookie))})
 		}
-		panic(http.ErrAbortHandler)
+		return jsonAnswer(http.StatusOK, api.NewConnectionDetail(d))
+	})
+}
+
+// failed returns the answer that the source failed. If the clients have gone, it logs
+// nothing.
+func (a *apiHandler) failed(ctx context.Context, path string, err error) *answer {
+	if ctx.Err() == nil {
+		a.logger.Error("Request failed", "path", path, "err", err)
 	}
+	return jsonAnswer(http.StatusInternalServerError, api.Error{Error: err.Error()})
 }
 
 func writeError(w http.ResponseWriter, status int, err error) {

@@ -411,7 +411,7 @@ func BenchmarkConnections(b *testing.B) {
 			for i := range src.conns {
 				src.conns[i] = contractConnection()
 			}
-			h := NewHandler(src, NewLive(src, nil), nil)
+			h := NewHandler(src, NewLive(src, nil), NewLookups(1000), nil)
 			r := httptest.NewRequest("GET", "/api/v1/connections", nil)
 			b.ReportAllocs()
 			for b.Loop() {
@@ -433,11 +433,12 @@ type endless struct {
 	asked   chan struct{}
 	proceed chan struct{}
 	fails   error // after the first
+	total   int
 }
 
 func (e *endless) Connections(context.Context, collector.Query) (int, iter.Seq2[*conn.Connection, error], error) {
 	e.asked <- struct{}{}
-	return 2, func(yield func(*conn.Connection, error) bool) {
+	return e.total, func(yield func(*conn.Connection, error) bool) {
 		c := contractConnection()
 		if !yield(&c, nil) {
 			return
@@ -453,7 +454,7 @@ func (e *endless) Connections(context.Context, collector.Query) (int, iter.Seq2[
 
 // Each answer takes memory in proportion to the node, and every user may ask.
 func TestLargeAnswersAreMadeOneAtATime(t *testing.T) {
-	src := &endless{asked: make(chan struct{}, 9), proceed: make(chan struct{})}
+	src := &endless{asked: make(chan struct{}, 9), proceed: make(chan struct{}), total: 1001}
 	server := httptest.NewServer(newHandler(t, src))
 	defer server.Close()
 	proceed := sync.OnceFunc(func() { close(src.proceed) })
@@ -497,12 +498,14 @@ func TestLargeAnswersAreMadeOneAtATime(t *testing.T) {
 	}
 }
 
-func TestAnAnswerThatFailsHalfWayIsCutOff(t *testing.T) {
-	src := &endless{asked: make(chan struct{}, 1), proceed: make(chan struct{}), fails: errors.New("no memory")}
+func TestAnAnswerThatFailsHalfWayIsNotComplete(t *testing.T) {
+	src := &endless{asked: make(chan struct{}, 2), proceed: make(chan struct{}), fails: errors.New("no memory"), total: 1001}
 	close(src.proceed)
-	server := httptest.NewServer(newHandler(t, src))
+	h := newHandler(t, src)
+	wantError(t, request(t, h, "GET", "/api/v1/connections"), http.StatusInternalServerError)
+	server := httptest.NewServer(h)
 	defer server.Close()
-	w, err := http.Get(server.URL + "/api/v1/connections")
+	w, err := http.Get(server.URL + "/api/v1/connections?limit=1001")
 	if err != nil {
 		return // cut off before anything was sent
 	}

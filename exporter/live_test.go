@@ -39,7 +39,7 @@ func broadcast(ctx context.Context, t *testing.T, src Source, change func(*Live)
 		live.Run(ctx)
 		close(done)
 	}()
-	server := httptest.NewServer(NewHandler(src, live, logger))
+	server := httptest.NewServer(NewHandler(src, live, NewLookups(1), logger))
 	t.Cleanup(func() {
 		cancel()
 		<-done

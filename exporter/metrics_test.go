@@ -35,7 +35,7 @@ func scrape(t *testing.T, stats collector.Stats) []byte {
 	reg := prometheus.NewPedanticRegistry()
 	logger := slog.New(slog.DiscardHandler)
 	src := &fakeSource{stats: stats}
-	reg.MustRegister(NewMetrics(src), NewLive(src, logger), NewGuard(nil, nil), NewConnLimit(logger))
+	reg.MustRegister(NewMetrics(src), NewLive(src, logger), NewLookups(1), NewGuard(nil, nil), NewConnLimit(logger))
 	families, err := reg.Gather()
 	if err != nil {
 		t.Fatal(err)
@@ -168,6 +168,9 @@ func TestEverythingIsPresentAtZeroFromTheStart(t *testing.T) {
 	series("halfopen_watched_sockets")
 	series("halfopen_http_connections")
 	series("halfopen_http_connections_closed_total", label("state", "new active idle")...)
+	series("halfopen_http_answers_cut_total")
+	series("halfopen_http_lookups_cpu_seconds_total")
+	series("halfopen_http_lookups_refused_total", label("reason", "client all")...)
 	series("halfopen_http_requests_refused_total", label("reason", "host cross_site")...)
 	series("halfopen_http_streams")
 	series("halfopen_http_streams_refused_total", label("reason", "client all")...)
@@ -288,7 +291,7 @@ func TestFailedStatsCostOnlyTheirOwnMetrics(t *testing.T) {
 	var log bytes.Buffer
 	logger := slog.New(slog.NewTextHandler(&log, nil))
 	src := &fakeSource{err: errors.New("no such map")}
-	h := NewHandler(src, NewLive(src, logger), logger)
+	h := NewHandler(src, NewLive(src, logger), NewLookups(1), logger)
 	request(t, h, "GET", "/metrics")
 	if n := strings.Count(log.String(), "\n"); n != 1 || !strings.Contains(log.String(), "read stats: no such map") {
 		t.Errorf("want one line with the reason, got:\n%s", log.String())

@@ -113,7 +113,7 @@ func newDiscardLogger() *slog.Logger { return slog.New(slog.DiscardHandler) }
 func newHandler(t *testing.T, src Source, metrics ...prometheus.Collector) http.Handler {
 	t.Helper()
 	logger := newDiscardLogger()
-	return NewHandler(src, NewLive(src, logger), logger, metrics...)
+	return NewHandler(src, NewLive(src, logger), NewLookups(1), logger, metrics...)
 }
 
 func request(t *testing.T, h http.Handler, method, target string) *httptest.ResponseRecorder {

@@ -97,7 +97,7 @@ func (a *apiHandler) status(w http.ResponseWriter, r *http.Request) {
 	}
 	s, err := NewStatus(a.src, a.started)
 	if err != nil {
-		a.fail(w, r, err)
+		a.send(w, r, a.failed(r.Context(), r.URL.Path, err))
 		return
 	}
 	writeJSON(w, http.StatusOK, &s)

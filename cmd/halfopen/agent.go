@@ -34,8 +34,9 @@ type agent struct {
 	thresholds
 	web          *web.FlagConfig
 	allowedHosts []string
-	socket       string // "": none
-	record       string // a file for the facts; "": none
+	lookupCPU    float64 // of one core
+	socket       string  // "": none
+	record       string  // a file for the facts; "": none
 	privileges   string
 	log          promslog.Config
 }
@@ -54,6 +55,8 @@ func agentFlags(cmd *kingpin.CmdClause) action {
 		Default(exporter.SocketPath).PlaceHolder("PATH").SetValue(&value[string]{flag: "web.socket", parse: parseSocket, into: &a.socket})
 	cmd.Flag("web.allowed-host", "Another host name of this agent that requests may use, such as the name of a proxy, besides its addresses, localhost and the node's name. Repeatable.").
 		PlaceHolder("NAME").SetValue(&values[string]{"web.allowed-host", exporter.ParseHostName, &a.allowedHosts})
+	cmd.Flag("web.lookup-cpu", "Share of one core that the look-ups of HTTP clients may take: connections, groups and deaths of the API. One client gets half of it. The users of --web.socket have as much again. What is beyond has to wait, or is refused.").
+		Default("25%").SetValue(&value[float64]{flag: "web.lookup-cpu", parse: parsePercent, into: &a.lookupCPU})
 	cmd.Flag("privileges", "What to do with privileges that nothing needs any more once the programs are loaded: drop, or keep.").
 		Default(dropPrivileges).SetValue(&value[string]{flag: "privileges", parse: oneOf(dropPrivileges, keepPrivileges), into: &a.privileges})
 	a.log = promslog.Config{Level: promslog.NewLevel(), Format: promslog.NewFormat()}
@@ -153,7 +156,7 @@ func (a *agent) run(ctx context.Context, _, stderr io.Writer) error {
 	live := exporter.NewLive(c, logger)
 	guard := exporter.NewGuard(*a.web.WebListenAddresses, a.allowedHosts)
 	connections := exporter.NewConnLimit(logger)
-	handler := guard.Wrap(exporter.NewHandler(c, live, logger, guard, connections))
+	handler := guard.Wrap(exporter.NewHandler(c, live, exporter.NewLookups(a.lookupCPU), logger, guard, connections))
 	logger.Info("Starting halfopen", "version", version.Version, "revision", version.GetRevision(),
 		"kernel", kernelRelease(), "address", strings.Join(*a.web.WebListenAddresses, ","))
 	logMemory(logger, maps, group, heap)

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"log"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -42,6 +44,46 @@ func wantFailure(t *testing.T, want string, args ...string) {
 	status, stdout, stderr := halfopen(t, args...)
 	if want = "halfopen: " + want + "\n"; status != exitFailed || stdout != "" || stderr != want {
 		t.Errorf("%q: status %d, stdout %q, stderr\n%s\nwant\n%s", args, status, stdout, stderr, want)
+	}
+}
+
+func TestABusyAgentIsAskedAgain(t *testing.T) {
+	for _, tt := range []struct {
+		name       string
+		busy       int    // how often
+		retryAfter string // in seconds
+		asked      int
+		waits      int
+	}{
+		{"once", 1, "1", 2, 1},
+		{"always", 9, "1", 3, 2},
+		{"for long", 9, "17", 1, 0},
+		{"and does not say for how long", 9, "", 1, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			for _, args := range [][]string{{"list"}, {"list", "--by=verdict"}} {
+				asked := 0
+				server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if asked++; asked > tt.busy {
+						_, list := path.Split(r.URL.Path)
+						fmt.Fprintf(w, `{"generated_at":"2026-11-21T12:00:00Z","total":0,%q:[]}`, list)
+						return
+					}
+					w.Header().Set("Retry-After", tt.retryAfter)
+					w.WriteHeader(http.StatusTooManyRequests)
+					fmt.Fprintln(w, `{"error":"too much"}`)
+				}))
+				status, _, stderr := halfopen(t, append(args, "--url", server.URL)...)
+				server.Close()
+				if waits := strings.Count(stderr, "halfopen: "+server.URL+" is busy: asking again in 1s\n"); asked != tt.asked || waits != tt.waits {
+					t.Errorf("%v: asked %d times, waited %d times, want %d, %d: %s", args, asked, waits, tt.asked, tt.waits, stderr)
+				}
+				if fails := strings.HasSuffix(stderr, "halfopen: ask "+server.URL+": too much\n"); fails != (status != 0) || fails != (tt.busy > tt.asked) {
+					t.Errorf("%v: status %d, %s", args, status, stderr)
+				}
+			}
+		})
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
@@ -57,6 +58,18 @@ func parsePlace(s string) (place, error) {
 		return place{}, fmt.Errorf("%q is neither none nor a URL such as http://127.0.0.1:9839", s)
 	}
 	return place{url: u}, nil
+}
+
+// agentSaying returns the agent as [peer.agent] does. The agent's client writes to stderr
+// when it has to wait because the agent is busy.
+func (p *peer) agentSaying(ctx context.Context, own error, stderr io.Writer) (*api.Client, error) {
+	c, err := p.agent(ctx, own)
+	if c != nil {
+		c.OnBusy = func(wait time.Duration) {
+			fmt.Fprintf(stderr, "halfopen: %s is busy: asking again in %s\n", c, setting(wait))
+		}
+	}
+	return c, err
 }
 
 // agent returns the agent to ask, nil to read the kernel ourselves. own is an error if

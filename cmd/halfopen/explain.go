@@ -103,8 +103,8 @@ func (t *target) String() string {
 	return "the local port " + strconv.Itoa(int(t.port))
 }
 
-func (e *explainCommand) run(ctx context.Context, stdout, _ io.Writer) error {
-	agent, err := e.peer.agent(ctx, e.thresholds.own())
+func (e *explainCommand) run(ctx context.Context, stdout, stderr io.Writer) error {
+	agent, err := e.peer.agentSaying(ctx, e.thresholds.own(), stderr)
 	if err != nil {
 		return err
 	}

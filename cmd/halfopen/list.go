@@ -59,7 +59,7 @@ func (l *list) run(ctx context.Context, stdout, stderr io.Writer) error {
 		return usagef("--cause cannot be combined with filters of connections, --all or --by")
 	}
 	var err error
-	if l.agent, err = l.peer.agent(ctx, l.thresholds.own()); err != nil {
+	if l.agent, err = l.peer.agentSaying(ctx, l.thresholds.own(), stderr); err != nil {
 		return err
 	}
 	switch {

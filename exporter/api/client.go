@@ -15,6 +15,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -27,6 +28,12 @@ import (
 // answerTimeout is the longest time for an answer: the agent may have to read very
 // many connections.
 const answerTimeout = time.Minute
+
+// A request to a busy agent is made at most busyTries times, and not again after busyTimeout.
+const (
+	busyTries   = 3
+	busyTimeout = 10 * time.Second
+)
 
 // alertTimeout is the longest time of the second connection, which finds out why an agent broke the first.
 const alertTimeout = 5 * time.Second
@@ -41,6 +48,10 @@ const (
 // A Client asks an agent. Its errors are for a user of the command line: one line, which
 // says what to do and names the flags. It is safe for concurrent use.
 type Client struct {
+	// OnBusy, if not nil, is called when the agent is busy, before the client waits to ask
+	// again.
+	OnBusy func(wait time.Duration)
+
 	base   *url.URL
 	name   string // name of the agent in messages
 	wrong  string // advice if the server is not an agent
@@ -205,8 +216,44 @@ func (c *Client) ask(ctx context.Context, what string, query url.Values, isAnswe
 	return nil, c.refusal(resp.StatusCode, body)
 }
 
-// do begins a request.
+// do begins a request. If the agent is busy, it asks again when the agent says, within
+// busyTries and busyTimeout.
 func (c *Client) do(ctx context.Context, path string, query url.Values) (*http.Response, error) {
+	for tries, ends := 1, time.Now().Add(busyTimeout); ; tries++ {
+		resp, err := c.doOnce(ctx, path, query)
+		if err != nil {
+			return nil, err
+		}
+		wait := retryAfter(resp)
+		if wait == 0 || tries == busyTries || time.Now().Add(wait).After(ends) {
+			return resp, nil
+		}
+		resp.Body.Close()
+		if c.OnBusy != nil {
+			c.OnBusy(wait)
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// retryAfter returns after how long a busy agent wants to be asked again, 0 if it is not
+// busy.
+func retryAfter(resp *http.Response) time.Duration {
+	if resp.StatusCode != http.StatusTooManyRequests && resp.StatusCode != http.StatusServiceUnavailable {
+		return 0
+	}
+	seconds, err := strconv.ParseUint(resp.Header.Get("Retry-After"), 10, 16)
+	if err != nil {
+		return 0
+	}
+	return time.Duration(seconds) * time.Second
+}
+
+func (c *Client) doOnce(ctx context.Context, path string, query url.Values) (*http.Response, error) {
 	u := c.base.JoinPath(path)
 	u.RawQuery = query.Encode()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)

@@ -40,7 +40,18 @@ export const announce = (text) => setText(byID('announcement'), text);
 // fetchJSON requests a path of the agent's API. It throws where there is no answer, or one
 // that is not JSON. The URL is absolute, because fetch refuses one that inherits a password
 // from the page's address.
+// Where the agent is busy, it asks once more when the agent says, and no sooner for
+// another path.
+let busyUntil = 0;
 export async function fetchJSON(path) {
-  const response = await fetch(new URL(path, location.origin));
+  let response;
+  for (let tries = 2; tries > 0; tries--) {
+    const wait = busyUntil - Date.now();
+    if (wait > 0) await new Promise((resolve) => { setTimeout(resolve, wait); });
+    response = await fetch(new URL(path, location.origin));
+    const seconds = Number(response.headers.get('Retry-After'));
+    if (!seconds) break;
+    busyUntil = Date.now() + 1000 * seconds;
+  }
   return { ok: response.ok, status: response.status, body: await response.json() };
 }

@@ -27,6 +27,7 @@ export class Story {
     this.handlers = handlers;
     this.cookie = ''; // of the connection that is shown; '': none
     this.fetchedAt = 0;
+    this.fetching = 0; // requests under way
     this.resizes = new ResizeObserver(() => this.drawTimeline());
     coversPage.addEventListener('change', () => this.setInert());
   }
@@ -96,7 +97,7 @@ export class Story {
   tick() {
     if (!this.cookie) return;
     const elapsed = Date.now() - this.fetchedAt;
-    if (!this.end && elapsed > (this.changed ? changedInterval : interval)) this.fetch();
+    if (!this.end && !this.fetching && elapsed > (this.changed ? changedInterval : interval)) this.fetch();
     if (this.end && !this.end.death) this.showEnd();
     this.showTime();
   }
@@ -105,6 +106,7 @@ export class Story {
     const cookie = this.cookie;
     this.fetchedAt = Date.now();
     this.changed = false;
+    this.fetching++;
     let error = 'The agent does not answer.';
     try {
       const { ok, status, body } = await fetchJSON(`/api/v1/connections/${cookie}`);
@@ -120,7 +122,7 @@ export class Story {
         this.showEnd();
         return;
       }
-    } catch { /* the agent does not answer, or something else does */ }
+    } catch { /* the agent does not answer, or something else does */ } finally { this.fetching--; }
     if (cookie === this.cookie && !this.connection) this.content.replaceChildren(el('p', { class: 'muted' }, error));
   }
 

@@ -40,7 +40,7 @@ func (b *bench) startAgent(ctx context.Context, flags ...string) (*agent, error)
 	addr := l.Addr().String()
 	l.Close()
 	a := &agent{url: "http://" + addr}
-	a.cmd = exec.Command(b.halfopen, append([]string{"agent", "--web.listen-address=" + addr, "--web.socket=none"}, flags...)...)
+	a.cmd = exec.Command(b.halfopen, append([]string{"agent", "--web.listen-address=" + addr, "--web.socket=none", "--web.lookup-cpu=100%"}, flags...)...)
 	a.cmd.Stdout, a.cmd.Stderr = &a.log, &a.log
 	a.cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true} // Ctrl-C must reach only this program
 	began := time.Now()

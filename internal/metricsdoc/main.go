@@ -72,7 +72,7 @@ func (example) Stats() (collector.Stats, error) {
 func registered() ([]*dto.MetricFamily, error) {
 	r := prometheus.NewPedanticRegistry()
 	for _, c := range []prometheus.Collector{
-		exporter.NewMetrics(example{}), exporter.NewLive(example{}, nil), exporter.NewGuard(nil, nil), exporter.NewConnLimit(nil),
+		exporter.NewMetrics(example{}), exporter.NewLive(example{}, nil), exporter.NewGuard(nil, nil), exporter.NewConnLimit(nil), exporter.NewLookups(1),
 		versioncollector.NewCollector("halfopen"),
 	} {
 		if err := r.Register(c); err != nil {

@@ -72,6 +72,10 @@ var queries = map[string]query{
 		"Events per second on each node:",
 		`sum without (type) (rate(halfopen_events_total[5m]))`, "events",
 	},
+	"halfopen_http_answers_cut_total": {
+		"Agents with clients that read large answers too slowly:",
+		`increase(halfopen_http_answers_cut_total[1h]) > 0`, "answers",
+	},
 	"halfopen_http_connections": {
 		"The agents with most HTTP connections (from 512 on, or a quarter of the agent's limit on descriptors if that is less, each new one closes an old one):",
 		`topk(10, halfopen_http_connections)`, "connections",
@@ -79,6 +83,14 @@ var queries = map[string]query{
 	"halfopen_http_connections_closed_total": {
 		"Agents to which clients open too many connections:",
 		`sum without (state) (rate(halfopen_http_connections_closed_total[5m])) > 0`, "connections",
+	},
+	"halfopen_http_lookups_cpu_seconds_total": {
+		"The share of one core that look-ups take (see `--web.lookup-cpu`):",
+		`rate(halfopen_http_lookups_cpu_seconds_total[5m])`, "seconds",
+	},
+	"halfopen_http_lookups_refused_total": {
+		"Agents that are asked for more than `--web.lookup-cpu` allows:",
+		`sum without (reason) (increase(halfopen_http_lookups_refused_total[1h])) > 0`, "requests",
 	},
 	"halfopen_http_requests_refused_total": {
 		"Agents that get requests for another host's name (see `--web.allowed-host`), or from other sites:",

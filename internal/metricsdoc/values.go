@@ -92,6 +92,10 @@ var values = map[string][]meaning{
 		{"active", "the agent was answering a request"},
 		{"idle", "the connection was between two requests"},
 	},
+	"halfopen_http_lookups_refused_total reason": {
+		{"client", "this client has used up its part of the share, or has too many requests that wait (429)"},
+		{"all", "all clients together have used up the share, or have too many requests that wait (503)"},
+	},
 	"halfopen_http_requests_refused_total reason": {
 		{"host", "the Host is not a name of this agent (421)"},
 		{"cross_site", "a browser sent it for a page of another site (403)"},
