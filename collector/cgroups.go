@@ -15,6 +15,7 @@ import (
 
 	"github.com/halfopen/halfopen/bpf"
 	"github.com/halfopen/halfopen/collector/conn"
+	"github.com/halfopen/halfopen/collector/containers"
 )
 
 // Privileged is what a collector needs privileges for. [Direct] does it in this process.
@@ -29,16 +30,20 @@ type Privileged interface {
 	// refused to this process, else nil. It needs CAP_SYS_PTRACE. Another process can
 	// delay it without limit.
 	DescriptorsRefused() error
+	// ContainerNames returns the names of a container by its id and the UID of its pod, of
+	// which one can be "". See [containers.Reader.Names].
+	ContainerNames(id, podUID string) (containers.Names, error)
 }
 
 // Direct is the [Privileged] of a process that has the privileges itself.
 type Direct struct {
 	mount *os.File // the root of the cgroup v2 hierarchy, always open; nil: not mounted here
+	state *containers.Reader
 }
 
 // NewDirect opens the cgroup v2 hierarchy, if it is mounted.
 func NewDirect() *Direct {
-	d := &Direct{}
+	d := &Direct{state: containers.NewReader()}
 	mounts, err := bpf.Mounts("cgroup2")
 	if err != nil {
 		return d // treated as not mounted
@@ -63,6 +68,7 @@ type cgroups struct {
 	forget  time.Time
 
 	descriptors descriptorCheck
+	containers  *containerNames
 }
 
 const (
@@ -77,7 +83,9 @@ func newCgroups(from Privileged) *cgroups {
 	if from == nil {
 		from = NewDirect()
 	}
-	return &cgroups{from: from, known: make(map[uint64]conn.Cgroup), unknown: make(map[uint64]struct{})}
+	return &cgroups{
+		from: from, known: make(map[uint64]conn.Cgroup), unknown: make(map[uint64]struct{}), containers: newContainerNames(from),
+	}
 }
 
 // openHierarchy opens the root of a mounted cgroup v2 hierarchy. Something else may have
@@ -161,6 +169,11 @@ func (d *Direct) CgroupPath(id uint64) (string, error) {
 		path = "/"
 	}
 	return path, nil
+}
+
+// ContainerNames implements [Privileged].
+func (d *Direct) ContainerNames(id, podUID string) (containers.Names, error) {
+	return d.state.Names(id, podUID)
 }
 
 // CgroupsRefused returns the error if this process may not open groups by their ids, else

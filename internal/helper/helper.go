@@ -18,6 +18,7 @@ import (
 
 	"github.com/halfopen/halfopen/bpf"
 	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/collector/containers"
 )
 
 // Argument is the first argument of this program when it is to call [Main].
@@ -159,6 +160,12 @@ func (h *Helper) CgroupsRefused() error {
 func (h *Helper) DescriptorsRefused() error {
 	reply, err := call[None, Failure](h, "DescriptorsRefused", None{})
 	return errors.Join(err, reply.error())
+}
+
+// ContainerNames implements [collector.Privileged].
+func (h *Helper) ContainerNames(id, podUID string) (containers.Names, error) {
+	reply, err := call[Container, NamesReply](h, "ContainerNames", Container{id, podUID})
+	return reply.Names, errors.Join(err, reply.Failed.error())
 }
 
 // RemoveSocket removes the file of the Unix socket at the path that the helper was
