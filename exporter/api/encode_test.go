@@ -312,6 +312,19 @@ func TestEventsAndNotices(t *testing.T) {
 	}
 }
 
+func TestNamesOfContainersAreEncoded(t *testing.T) {
+	c := apitest.Connection()
+	c.Cgroup = conn.Cgroup{Path: "/x", ContainerID: "aa", PodUID: "u", Namespace: "shop", Pod: apitest.HostileComm, Container: "server"}
+	encoded := NewConnection(&c)
+	out := encode(t, encoded)
+	if want := `"namespace":"shop","pod":"`; !strings.Contains(out, want) || !utf8.ValidString(out) || strings.ContainsAny(out, "<>\n") {
+		t.Errorf("no %s, or not safe to embed: %s", want, out)
+	}
+	if got := encoded.Group(); got != c.Cgroup {
+		t.Errorf("the group is %+v, want %+v", got, c.Cgroup)
+	}
+}
+
 func TestHostileCommStaysValidJSON(t *testing.T) {
 	c := apitest.Connection()
 	c.Process.Comm = apitest.HostileComm

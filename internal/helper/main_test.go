@@ -85,6 +85,7 @@ func TestHelperRefusesWhatIsNotAQuestion(t *testing.T) {
 		`{"method":"Helper.GiveCookies","params":[[{"Path":"` + path + `"}]]}`,
 		`{"method":"Helper.GiveCookies","params":[[{"Netns":-1}]]}`,
 		`{"method":"Helper.CgroupPath","params":["/"]}`,
+		`{"method":"Helper.ContainerNames","params":["/etc/shadow"]}`,
 	} {
 		k.write("%s", question)
 		if got := k.answer(t); !strings.Contains(got, `"result":null`) || strings.Contains(got, `"error":null`) {
@@ -172,6 +173,7 @@ func FuzzAnswer(f *testing.F) {
 		`{"method":"Helper.GiveCookies","params":[[{"Netns":1,"States":2,"Path":"Lw==","Holder":{"Pid":1,"Fd":3,"Kind":2}}]],"id":1}`,
 		`{"method":"Helper.CgroupPath","params":[1],"id":2}{"method":"Helper.CgroupsRefused","params":[{}],"id":3}`,
 		`{"method":"Helper.RemoveSocket","params":[{"Device":1,"Inode":2}],"id":{}}`,
+		`{"method":"Helper.ContainerNames","params":[{"ID":"../../../etc/shadow","PodUID":"x"}],"id":4}`,
 		`{"method":"Helper.Exec","params":null}`, "\x00", `{"method":`,
 	} {
 		f.Add([]byte(seed))

@@ -86,9 +86,9 @@ func registered() ([]*dto.MetricFamily, error) {
 // free are the labels whose values are not ours to list.
 var free = map[string]string{
 	"owner":       "the owner as it was first found: a pod as NAMESPACE/NAME or else its UID, else a container's name or 12 digits of its id, else a systemd unit, else a process's name. It is escaped as in the table of `halfopen list`, and empty if nobody is known. At most 49 owners have a series of their own, and an owner keeps it while it has zombies. `other` sums up the owners without one. When another owner needs a series, the agent takes that of an owner without zombies, at most 49 times an hour",
-	"namespace":   "the namespace of the owner's pod in Kubernetes; empty if there is none, or it is not known, as for the next two",
-	"pod":         "the name of the owner's pod",
-	"container":   "the name of the owner's container",
+	"namespace":   "the namespace of the owner's pod in Kubernetes; empty if there is none, or it is not known",
+	"pod":         "the name of the owner's pod; empty if there is none, or it is not known",
+	"container":   "the name of the owner's container; empty if there is none, or it is not known",
 	"remote_port": "the port of the service that the peer is; empty where the peer is a client",
 	"program":     "the tracepoint, as the kernel names it",
 	"version":     "", "revision": "", "branch": "", "goversion": "", "goos": "", "goarch": "", "tags": "",
