@@ -92,7 +92,9 @@ const initProcess = "/proc/1"
 // NewReader returns a reader of the state files that this process sees, and of those that
 // the first process sees, if that has another mount namespace and this process may enter
 // its root directory (CAP_SYS_PTRACE).
-func NewReader() *Reader {
+func NewReader() *Reader { return newReader(initProcess) }
+
+func newReader(initProcess string) *Reader {
 	r := &Reader{roots: []string{"/"}}
 	own, err := os.Stat("/proc/self/ns/mnt")
 	if err != nil {

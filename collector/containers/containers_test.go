@@ -3,8 +3,11 @@
 package containers
 
 import (
+	"bufio"
 	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -127,6 +130,45 @@ func TestDataOfDockerIsElsewhere(t *testing.T) {
 	}
 	if got, err := r.Names(id, ""); got.Container != "db" || err != nil {
 		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// An agent in a container finds the files of its host by the first process.
+func TestFilesInTheRootOfAnotherProcess(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root makes mount namespaces")
+	}
+	// The files are in the mount namespace of a process, and nowhere else.
+	process := exec.Command("unshare", "--mount", "sh", "-c", `mount -t tmpfs none /var/log && mkdir -p "/var/log/pods/shop_checkout-xhnvf_$1" && echo made && exec cat`, "sh", uid)
+	stdin, err := process.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := process.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := process.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		stdin.Close()
+		if err := process.Wait(); err != nil {
+			t.Error(err)
+		}
+	}()
+	if line, err := bufio.NewReader(stdout).ReadString('\n'); line != "made\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	first := fmt.Sprintf("/proc/%d", process.Process.Pid)
+	if got, err := newReader(first).Names("", uid); got != (Names{Namespace: "shop", Pod: "checkout-xhnvf"}) || err != nil {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if got, err := newReader("/proc/self").Names("", uid); got != (Names{}) || !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%+v, %v in our own", got, err)
+	}
+	if got := newReader("/proc/self").roots; len(got) != 1 {
+		t.Errorf("the same files are read twice, below %v", got)
 	}
 }
 
