@@ -5,6 +5,6 @@
 //
 // [Start] starts this program again, which then calls [Main], and the two speak JSON-RPC
 // over a socketpair. [Helper] has all questions: a list that is closed, and of which none
-// opens a file for the one who asks or runs what it chooses. The helper reads nothing but
+// returns a file to the one who asks or runs what it chooses. The helper reads nothing but
 // these questions, ends when the other process does, and drops what it does not need.
 package helper
