@@ -159,7 +159,7 @@ all-kernels: root build ## run e2e on this kernel and, at the same time, a part 
 
 e2e: root build ## run the end-to-end tests on this kernel (root; ARGS="-run TestOwners")
 	@$(call step,end-to-end tests on kernel $(shell uname -r))
-	scripts/need.sh go ca-certificates iproute2 prometheus tmux prometheus-alertmanager chromium fonts-dejavu-core
+	scripts/need.sh go ca-certificates iproute2 prometheus tmux prometheus-alertmanager chromium fonts-dejavu-core containerd runc busybox-static
 	code=0
 	HALFOPEN_BIN='$(CURDIR)/bin/halfopen' go test -count=1 -timeout 30m -parallel 8 -v $(ARGS) ./e2e/... 2>&1 | tee "$$tmp/log" || code=$$?
 	count() { grep -c "^ *--- $$1: " "$$tmp/log" || true; }
@@ -227,7 +227,7 @@ root: ## fail if the user is not root
 
 deps: ## install what the tests need (root)
 	@$(call step,install what the tests need)
-	scripts/need.sh go ca-certificates clang-19 llvm-19 clang-format-19 gcc libc6-dev iproute2 prometheus tmux prometheus-alertmanager chromium fonts-dejavu-core golangci-lint \
+	scripts/need.sh go ca-certificates clang-19 llvm-19 clang-format-19 gcc libc6-dev iproute2 prometheus tmux prometheus-alertmanager chromium fonts-dejavu-core containerd runc golangci-lint \
 		$(QEMU)
 	go mod download
 

@@ -16,6 +16,7 @@ import (
 
 	"github.com/halfopen/halfopen/bpf"
 	"github.com/halfopen/halfopen/collector/conn"
+	"github.com/halfopen/halfopen/collector/containers"
 )
 
 // Privileged is what a collector needs privileges for. [Direct] does it in this process.
@@ -34,17 +35,21 @@ type Privileged interface {
 	// returns an error after [FlowPathTimeout] at the latest, and if it is asked too
 	// often. To enter the namespace it needs CAP_SYS_ADMIN and CAP_SYS_PTRACE.
 	FlowPath(ctx context.Context, netns bpf.NetnsRef, flow conn.Flow) (*conn.Path, error)
+	// ContainerNames returns the names of a container by its id and the UID of its pod, of
+	// which one can be "". See [containers.Reader.Names].
+	ContainerNames(id, podUID string) (containers.Names, error)
 }
 
 // Direct is the [Privileged] of a process that has the privileges itself.
 type Direct struct {
 	mount *os.File // the root of the cgroup v2 hierarchy, always open; nil: not mounted here
 	flows flowPathLimits
+	state *containers.Reader
 }
 
 // NewDirect opens the cgroup v2 hierarchy, if it is mounted.
 func NewDirect() *Direct {
-	d := &Direct{flows: newFlowPathLimits()}
+	d := &Direct{flows: newFlowPathLimits(), state: containers.NewReader()}
 	mounts, err := bpf.Mounts("cgroup2")
 	if err != nil {
 		return d // treated as not mounted
@@ -69,6 +74,7 @@ type cgroups struct {
 	forget  time.Time
 
 	descriptors descriptorCheck
+	containers  *containerNames
 }
 
 const (
@@ -83,7 +89,9 @@ func newCgroups(from Privileged) *cgroups {
 	if from == nil {
 		from = NewDirect()
 	}
-	return &cgroups{from: from, known: make(map[uint64]conn.Cgroup), unknown: make(map[uint64]struct{})}
+	return &cgroups{
+		from: from, known: make(map[uint64]conn.Cgroup), unknown: make(map[uint64]struct{}), containers: newContainerNames(from),
+	}
 }
 
 // openHierarchy opens the root of a mounted cgroup v2 hierarchy. Something else may have
@@ -167,6 +175,11 @@ func (d *Direct) CgroupPath(id uint64) (string, error) {
 		path = "/"
 	}
 	return path, nil
+}
+
+// ContainerNames implements [Privileged].
+func (d *Direct) ContainerNames(id, podUID string) (containers.Names, error) {
+	return d.state.Names(id, podUID)
 }
 
 // CgroupsRefused returns the error if this process may not open groups by their ids, else

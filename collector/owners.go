@@ -80,6 +80,7 @@ func (c *Collector) ownershipOf(p *conn.Process, cgroup uint64, processes proces
 			group = own
 		}
 	}
+	c.cgroups.containers.fill(&group)
 	return conn.Ownership{Process: p, Cgroup: group}
 }
 

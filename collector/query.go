@@ -18,16 +18,18 @@ import (
 // Query selects connections. A connection has to match one value of each field that is not
 // empty. The zero value selects every connection.
 type Query struct {
-	Verdicts []conn.Verdict
-	States   []conn.State
-	Ports    []uint16 // local or remote
-	PIDs     []uint32
-	Owners   []string // see [conn.OwnerSet]
-	Remotes  []netip.Prefix
-	Risks    []conn.Risk
-	Netns    []uint32 // inode numbers
-	All      bool     // also sockets that are not connections: listeners and stubs
-	Limit    int      // 0: no limit
+	Verdicts   []conn.Verdict
+	States     []conn.State
+	Ports      []uint16 // local or remote
+	PIDs       []uint32
+	Owners     []string // see [conn.OwnerSet]
+	Namespaces []string // of Kubernetes
+	Pods       []string // names, without the namespace
+	Remotes    []netip.Prefix
+	Risks      []conn.Risk
+	Netns      []uint32 // inode numbers
+	All        bool     // also sockets that are not connections: listeners and stubs
+	Limit      int      // 0: no limit
 }
 
 // everyConnection reports whether the query selects every connection, and nothing else.
@@ -36,7 +38,9 @@ func (q *Query) everyConnection() bool {
 }
 
 // needsOwners reports whether the query depends on the owners of connections.
-func (q *Query) needsOwners() bool { return len(q.PIDs)+len(q.Owners) > 0 }
+func (q *Query) needsOwners() bool {
+	return len(q.PIDs)+len(q.Owners)+len(q.Namespaces)+len(q.Pods) > 0
+}
 
 // classes returns the classes of sockets that the query can select.
 func (q *Query) classes() bpf.Classes {
@@ -59,6 +63,7 @@ type matcher struct {
 	ports                   set[uint16]
 	netns, pids             set[uint32]
 	remotes                 prefixes
+	namespaces, pods        set[string]
 	owners                  *conn.OwnerSet // nil: any
 	others                  bool           // also sockets of ClassNone
 }
@@ -67,6 +72,7 @@ func (q *Query) matcher() *matcher {
 	m := &matcher{
 		verdicts: bitsOf(q.Verdicts), states: bitsOf(q.States), risks: bitsOf(q.Risks),
 		ports: newSet(q.Ports), netns: newSet(q.Netns), pids: newSet(q.PIDs), remotes: newPrefixes(q.Remotes),
+		namespaces: newSet(q.Namespaces), pods: newSet(q.Pods),
 		others: q.classes()&bpf.ClassesOf(abi.ClassNone) != 0,
 	}
 	if len(q.Owners) > 0 {
@@ -75,8 +81,8 @@ func (q *Query) matcher() *matcher {
 	return m
 }
 
-// matches reports whether a socket matches all fields but Verdicts, PIDs and Owners, which
-// cannot be decided from its record alone.
+// matches reports whether a socket matches all fields but Verdicts and those of matchesOwner,
+// which cannot be decided from its record alone.
 func (m *matcher) matches(k *abi.Conn) bool {
 	return (k.Class != abi.ClassNone || m.others) &&
 		(m.states == 0 || m.states&(1<<conn.StateOf(k.State)) != 0) &&
@@ -97,6 +103,8 @@ func (m *matcher) matchesVerdict(connection *conn.Connection) bool {
 // matchesOwner reports whether a connection has one of the owners. Its owner must be set.
 func (m *matcher) matchesOwner(connection *conn.Connection) bool {
 	return (m.pids == nil || connection.Process != nil && m.pids.has(connection.Process.PID)) &&
+		(m.namespaces == nil || m.namespaces.has(connection.Cgroup.Namespace)) &&
+		(m.pods == nil || m.pods.has(connection.Cgroup.Pod)) &&
 		(m.owners == nil || m.owners.Owns(connection))
 }
 
@@ -176,6 +184,14 @@ func ParsePID(s string) (uint32, error) {
 func ParseOwner(s string) (string, error) {
 	if s == "" {
 		return "", errors.New("the name is empty; - is for those that have none")
+	}
+	return s, nil
+}
+
+// ParseName checks a name for Query.Namespaces and Query.Pods.
+func ParseName(s string) (string, error) {
+	if s == "" {
+		return "", errors.New("the name is empty")
 	}
 	return s, nil
 }

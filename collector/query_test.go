@@ -140,7 +140,15 @@ func TestOwnedBy(t *testing.T) {
 		},
 		{
 			"a pod's", conn.Connection{Cgroup: conn.Cgroup{ContainerID: container, PodUID: pod}},
-			[]string{container, container[:12], container[:8], pod, "5b3a8f0e"}, []string{"-", container[:7], "5b3a8f0", container + "0"},
+			[]string{container, container[:12], container[:8], pod, "5b3a8f0e"}, []string{"-", container[:7], "5b3a8f0", container + "0", "", "/"},
+		},
+		{
+			"a named pod's", conn.Connection{Cgroup: conn.Cgroup{ContainerID: container, PodUID: pod, Namespace: "shop", Pod: "checkout", Container: "server"}},
+			[]string{container[:8], "5b3a8f0e", "checkout", "shop/checkout", "server"}, []string{"-", "shop", "check", "shop/", "shop/server"},
+		},
+		{
+			"a named container's", conn.Connection{Cgroup: conn.Cgroup{ContainerID: container, Container: "db"}},
+			[]string{container[:8], "db"}, []string{"-", "", "/"},
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -158,6 +166,34 @@ func TestOwnedBy(t *testing.T) {
 				t.Errorf("not owned by %q, the owner that it shows", name)
 			}
 		})
+	}
+}
+
+func TestNamesInKubernetes(t *testing.T) {
+	c := conn.Connection{Cgroup: conn.Cgroup{Namespace: "shop", Pod: "checkout", Container: "server"}}
+	for _, tt := range []struct {
+		name        string
+		q           Query
+		named, none bool
+	}{
+		{"anything", Query{}, true, true},
+		{"its namespace", Query{Namespaces: []string{"x", "shop"}}, true, false},
+		{"another namespace", Query{Namespaces: []string{"checkout"}}, false, false},
+		{"its pod", Query{Pods: []string{"checkout", "x"}}, true, false},
+		{"another pod", Query{Pods: []string{"shop", "server"}}, false, false},
+		{"both", Query{Namespaces: []string{"shop"}, Pods: []string{"checkout"}}, true, false},
+		{"one of two", Query{Namespaces: []string{"default"}, Pods: []string{"checkout"}}, false, false},
+	} {
+		m := tt.q.matcher()
+		if got := m.matchesOwner(&c); got != tt.named {
+			t.Errorf("%s: the connection matches: %v", tt.name, got)
+		}
+		if got := m.matchesOwner(&conn.Connection{}); got != tt.none {
+			t.Errorf("%s: one without names matches: %v", tt.name, got)
+		}
+		if got := tt.q.needsOwners(); got == tt.none {
+			t.Errorf("%s: needs owners: %v", tt.name, got)
+		}
 	}
 }
 

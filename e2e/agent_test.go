@@ -145,6 +145,9 @@ type connection struct {
 	UID         *int    `json:"uid"`
 	Accepted    *bool   `json:"accepted"`
 	Cgroup      *string `json:"cgroup"`
+	Namespace   *string `json:"namespace"`
+	Pod         *string `json:"pod"`
+	Container   *string `json:"container"`
 	ContainerID *string `json:"container_id"`
 	PodUID      *string `json:"pod_uid"`
 	Unit        *string `json:"unit"`

@@ -166,6 +166,9 @@ func TestQueriesReachTheCollector(t *testing.T) {
 			Risks:   []conn.Risk{conn.RiskNoKeepalive, conn.RiskCloseWaitLeak},
 			Netns:   []uint32{4026531840}, All: true, Limit: 1000,
 		},
+		"?namespace=shop&namespace=default&pod=checkout-xhnvf": {
+			Namespaces: []string{"shop", "default"}, Pods: []string{"checkout-xhnvf"}, Limit: 1000,
+		},
 		"?all=false": {Limit: 1000},
 	} {
 		src := &fakeSource{}

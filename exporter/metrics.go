@@ -38,7 +38,7 @@ var (
 	forecastErrorDesc = desc("tcp_forecast_error_seconds",
 		"By how much deaths missed their forecast, before or after it; 0 if within it.")
 	zombiesByOwnerDesc = desc("tcp_zombies_by_owner",
-		"Living zombies, by owner and the service's port; at most 49, the rest as owner other.", "owner", "remote_port")
+		"Living zombies, by owner and the service's port; at most 49, the rest as owner other.", "owner", "remote_port", "namespace", "pod", "container")
 	eventsDesc = desc("events_total",
 		"Events the kernel programs wrote.", "type")
 	eventsLostDesc = desc("events_lost_total",
@@ -122,7 +122,7 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 	ch <- histogram(zombieSecondsDesc, stats.ZombieSeconds)
 	ch <- histogram(forecastErrorDesc, stats.ForecastError)
 	for o, n := range m.places.choose(stats.ZombiesByOwner, time.Now()) {
-		gauge(zombiesByOwnerDesc, float64(n), o.Name, o.RemotePort)
+		gauge(zombiesByOwnerDesc, float64(n), o.Name, o.RemotePort, o.Namespace, o.Pod, o.Container)
 	}
 
 	k := &stats.Kernel

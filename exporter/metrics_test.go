@@ -184,7 +184,7 @@ func TestEverythingIsPresentAtZeroFromTheStart(t *testing.T) {
 func TestHostileOwnerIsAValidLabel(t *testing.T) {
 	h := newHandler(t, &fakeSource{stats: fullStats()})
 	got := parseText(t, request(t, h, "GET", "/metrics").Body.Bytes())
-	name := fmt.Sprintf("halfopen_tcp_zombies_by_owner owner=%q remote_port=%q", `<img src=x>"\n\xff`, "443")
+	name := fmt.Sprintf(`halfopen_tcp_zombies_by_owner container="" namespace="" owner=%q pod="" remote_port=%q`, `<img src=x>"\n\xff`, "443")
 	if got[name] != 1 {
 		t.Errorf("%s is %v, want 1", name, got[name])
 	}

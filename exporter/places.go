@@ -57,7 +57,9 @@ func (p *ownerPlaces) choose(owners map[conn.OwnerLabel]int, now time.Time) map[
 	var waiting []conn.OwnerLabel
 	waitingCounts := make(map[conn.OwnerLabel]int)
 	for o, n := range owners {
-		o.Name = escape.Text(o.Name)
+		for _, name := range []*string{&o.Name, &o.Namespace, &o.Pod, &o.Container} {
+			*name = escape.Text(*name)
+		}
 		if _, placed := p.lastSeen[o]; placed {
 			p.lastSeen[o] = now
 			series[o] = n
@@ -69,7 +71,8 @@ func (p *ownerPlaces) choose(owners map[conn.OwnerLabel]int, now time.Time) map[
 		}
 	}
 	slices.SortFunc(waiting, func(a, b conn.OwnerLabel) int {
-		return cmp.Or(cmp.Compare(waitingCounts[b], waitingCounts[a]), cmp.Compare(a.Name, b.Name), cmp.Compare(a.RemotePort, b.RemotePort))
+		return cmp.Or(cmp.Compare(waitingCounts[b], waitingCounts[a]), cmp.Compare(a.Name, b.Name), cmp.Compare(a.RemotePort, b.RemotePort),
+			cmp.Compare(a.Container, b.Container), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Pod, b.Pod))
 	})
 	for _, o := range waiting {
 		if p.findPlace(series, now) {

@@ -172,6 +172,13 @@ func ownedConnections() map[string]conn.Connection {
 		"a pod": owned(func(c *conn.Connection) {
 			c.Cgroup = conn.Cgroup{Unit: "x", ContainerID: id, PodUID: "6f1c4a5e-0000-4000-8000-1234567890ab"}
 		}),
+		"a named container": owned(func(c *conn.Connection) { c.Cgroup = conn.Cgroup{ContainerID: id, Container: "shop_db_1"} }),
+		"a named pod": owned(func(c *conn.Connection) {
+			c.Cgroup = conn.Cgroup{ContainerID: id, PodUID: "6f1c4a5e-0000-4000-8000-1234567890ab", Namespace: "shop", Pod: "checkout-xhnvf", Container: "server"}
+		}),
+		"a hostile pod": owned(func(c *conn.Connection) {
+			c.Cgroup = conn.Cgroup{PodUID: "6f1c4a5e-0000-4000-8000-1234567890ab", Namespace: "\u202e", Pod: "<b>\n\x1b[2J"}
+		}),
 		"a hostile unit":         owned(func(c *conn.Connection) { c.Cgroup.Unit = "\u202e\n<b>.service" }),
 		"closed by its owner":    owned(func(c *conn.Connection) { c.Orphaned, c.Cgroup.Unit = true, "nginx.service" }),
 		"not accepted":           owned(func(c *conn.Connection) { c.Accepted, c.Cgroup.Unit = false, "nginx.service" }),

@@ -7,7 +7,7 @@
 #
 # Some programs go into $TOOLS, which the Makefile puts at the front of PATH, and not into
 # the system: golangci-lint (built at $GOLANGCI_LINT_VERSION), and Prometheus with promtool,
-# Alertmanager and nginx, because Debian's packages of these start servers.
+# Alertmanager, nginx and containerd, because Debian's packages of these start servers.
 set -euo pipefail
 
 # Debian's Alertmanager does not start without its templates, and looks for them only in
@@ -25,6 +25,7 @@ there() {
     busybox-static) busybox --help | grep -q poweroff && ! ldd "$(command -v busybox)" ;;
     ca-certificates) [[ -n ${SSL_CERT_FILE:-} || -s /etc/ssl/certs/ca-certificates.crt || -s /etc/pki/tls/certs/ca-bundle.crt ]] ;;
     chromium) chromium --version ;; # if it runs, its libraries are there
+    containerd) containerd --version && ctr --version && command -v containerd-shim-runc-v2 ;;
     clang-19) command -v clang-19 ;;
     clang-format-19) command -v clang-format-19 ;;
     debian-archive-keyring) [[ -s /usr/share/keyrings/debian-archive-keyring.gpg ]] ;;
@@ -45,6 +46,7 @@ there() {
     prometheus-alertmanager) command -v prometheus-alertmanager && [[ -e $templates/default.tmpl && -e $templates/email.tmpl ]] ;;
     qemu-system-arm) command -v qemu-system-aarch64 ;;
     qemu-system-x86) command -v qemu-system-x86_64 ;;
+    runc) runc --version ;; # runs, so its libraries are there
     tmux) command -v tmux ;;
     wrk) command -v wrk ;;
     xz-utils) command -v xz ;;
@@ -86,6 +88,7 @@ for name; do
     case $name in
     go) die "Go $(awk '$1 == "go" { print $2 }' go.mod) or newer is needed, but neither PATH nor /usr/local/go/bin has it: https://go.dev/dl/" ;;
     golangci-lint) linter=true ;;
+    containerd) taken+=("containerd /usr/bin/containerd /usr/bin/containerd-shim-runc-v2 /usr/bin/ctr") missing+=(containerd) ;;
     nginx) taken+=("nginx /usr/sbin/nginx") missing+=(nginx) ;;
     prometheus) taken+=("prometheus /usr/bin/promtool /usr/bin/prometheus") missing+=(prometheus) ;;
     prometheus-alertmanager) taken+=("prometheus-alertmanager /usr/bin/prometheus-alertmanager $templates/default.tmpl $templates/email.tmpl") missing+=(prometheus-alertmanager) ;;

@@ -270,7 +270,7 @@ func explanation(d *api.ConnectionDetail, room int, p palette) string {
 		verdict = ", " + p.paint(paintVerdict(*d.Verdict), text(d.Verdict))
 	}
 	w.line(p.paint(bold, endpoint(d.Local)+" → "+endpoint(d.Remote)))
-	w.line(text(&d.State) + verdict + "; " + owner(&d.Ownership))
+	w.line(text(&d.State) + verdict + "; " + ownerIn(&d.Ownership))
 	w.line("cookie " + text(&d.Cookie) + ", network namespace " + strconv.FormatUint(uint64(d.Netns), 10))
 
 	w.heading("WHAT IT IS DOING")

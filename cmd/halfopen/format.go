@@ -7,6 +7,7 @@ import (
 	"math"
 	"net/netip"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/charmbracelet/x/ansi"
@@ -83,11 +84,14 @@ func owner(o *api.Ownership) string {
 	return runsIn(o)
 }
 
-// nameWidth is the width of a unit's name in columns.
-const nameWidth = 30
+// The widths of names in columns: of a unit or a container, and of a pod with its namespace.
+const (
+	nameWidth = 30
+	podWidth  = 60
+)
 
 // runsIn formats the best name of the pod, container or unit that a connection belongs
-// to, short, but enough for --owner.
+// to, enough for --owner.
 func runsIn(o *api.Ownership) string {
 	group := o.Group()
 	kind, name := group.Owner()
@@ -100,29 +104,40 @@ func runsInAll(o *api.Ownership) string {
 	group := o.Group()
 	best := runsIn(o)
 	switch {
-	case group.PodUID != "" && group.ContainerID != "":
-		return best + " " + ownerName(conn.OwnerContainer.String(), group.ContainerID)
+	case strings.HasPrefix(best, conn.OwnerPod.String()+" ") && group.ContainerName() != "":
+		return best + " " + ownerName(conn.OwnerContainer.String(), group.ContainerName())
 	case best == none && group.Path != "" && group.Path != "/":
 		return cut(escape.Text(group.Path), nameWidth)
 	}
 	return best
 }
 
-// The number of digits shown of an id; of a container's as its runtime shows it.
-const (
-	containerDigits = 12
-	podDigits       = 8
-)
+// ownerIn formats the process that holds a connection, as owner does, and the pod or
+// container that it runs in.
+func ownerIn(o *api.Ownership) string {
+	switch group := o.Group(); {
+	case group.PodUID == "" && group.ContainerID == "":
+		return owner(o)
+	case o.Process == nil:
+		return runsInAll(o)
+	}
+	return owner(o) + ", in " + runsInAll(o)
+}
+
+// podDigits is the number of digits shown of a pod's UID, if its name is not known.
+const podDigits = 8
 
 // ownerName formats an owner, given its kind and name as the API has them.
 func ownerName(kind, name string) string {
 	switch {
 	case name == "":
 		return none
+	case kind == conn.OwnerPod.String() && strings.Contains(name, "/"):
+		return "pod " + cut(escape.Text(name), podWidth)
 	case kind == conn.OwnerPod.String():
 		return "pod " + escape.Text(name[:min(len(name), podDigits)])
 	case kind == conn.OwnerContainer.String():
-		return "container " + escape.Text(name[:min(len(name), containerDigits)])
+		return "container " + cut(escape.Text(name), nameWidth)
 	}
 	return cut(escape.Text(name), nameWidth)
 }

@@ -113,3 +113,56 @@ func TestOwner(t *testing.T) {
 		})
 	}
 }
+
+func TestWhatAConnectionRunsIn(t *testing.T) {
+	const uid = "5b3a8f0e-1111-2222-3333-444444444444"
+	id, path := strings.Repeat("3f2a", 16), "/x"
+	in := func(change func(*api.Ownership)) api.Ownership {
+		o := api.Ownership{UID: new(uint32), Process: &api.Process{PID: 812, Comm: "java"}, Cgroup: &path}
+		change(&o)
+		return o
+	}
+	for _, tt := range []struct {
+		name             string
+		o                api.Ownership
+		short, all, with string
+	}{
+		{"nothing", api.Ownership{}, "-", "-", "(orphaned)"},
+		{"a group", in(func(*api.Ownership) {}), "-", "/x", "java[812]"},
+		{"a unit", in(func(o *api.Ownership) { o.Unit = new("x.service") }), "x.service", "x.service", "java[812]"},
+		{
+			"a container", in(func(o *api.Ownership) { o.ContainerID = &id }),
+			"container 3f2a3f2a3f2a", "container 3f2a3f2a3f2a", "java[812], in container 3f2a3f2a3f2a",
+		},
+		{
+			"a named container", in(func(o *api.Ownership) { o.ContainerID, o.Container = &id, new("shop_db_1") }),
+			"container shop_db_1", "container shop_db_1", "java[812], in container shop_db_1",
+		},
+		{
+			"a pod", in(func(o *api.Ownership) { o.ContainerID, o.PodUID = &id, new(uid) }),
+			"pod 5b3a8f0e", "pod 5b3a8f0e container 3f2a3f2a3f2a", "java[812], in pod 5b3a8f0e container 3f2a3f2a3f2a",
+		},
+		{
+			"a named pod", in(func(o *api.Ownership) {
+				o.ContainerID, o.PodUID, o.Namespace, o.Pod, o.Container = &id, new(uid), new("shop"), new("checkout-xhnvf"), new("server")
+			}),
+			"pod shop/checkout-xhnvf", "pod shop/checkout-xhnvf container server", "java[812], in pod shop/checkout-xhnvf container server",
+		},
+		{
+			"hostile names, and no process", in(func(o *api.Ownership) {
+				o.Process, o.PodUID, o.Namespace, o.Pod, o.ContainerID, o.Container = nil, new(uid), new("\x1b[2J"), new("\u202e"), &id, new("a\nb")
+			}),
+			`pod \x1b[2J/\u202e`, `pod \x1b[2J/\u202e container a\nb`, `pod \x1b[2J/\u202e container a\nb`,
+		},
+	} {
+		if got := runsIn(&tt.o); got != tt.short {
+			t.Errorf("%s: %s, want %s", tt.name, got, tt.short)
+		}
+		if got := runsInAll(&tt.o); got != tt.all {
+			t.Errorf("%s: %s, want %s", tt.name, got, tt.all)
+		}
+		if got := ownerIn(&tt.o); got != tt.with {
+			t.Errorf("%s: %s, want %s", tt.name, got, tt.with)
+		}
+	}
+}

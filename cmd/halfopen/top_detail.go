@@ -98,6 +98,7 @@ FILTERS
   Words are looked for in what is shown of a connection: all have to be there.
   These are as for halfopen list: of one any, of different ones all.
     verdict:zombie  owner:nginx  remote:10.0.0.0/8  port:5432  pid:812
+    namespace:shop  pod:checkout-xhnvf
     state:close_wait  risk:no_keepalive  netns:4026531840  owner:"two words"
 COLUMNS
   GIVES UP is when the kernel ends the connection if nothing more is heard.

@@ -252,7 +252,7 @@ func traceLine(n *api.Notice, p palette) string {
 	const widest = len("solicitation")
 	return fmt.Sprintf("%s  %s%*s  %-21s  %-21s  %s  %s\n", n.At.Local().Format("15:04:05.000"),
 		p.paint(s, n.Event), widest-len(n.Event), "",
-		endpoint(id.local), endpoint(id.remote), said, owner(id.owner))
+		endpoint(id.local), endpoint(id.remote), said, ownerIn(id.owner))
 }
 
 // word returns a word that may be nil, as "".

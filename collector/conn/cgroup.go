@@ -3,6 +3,7 @@
 package conn
 
 import (
+	"cmp"
 	"regexp"
 	"strings"
 )
@@ -16,6 +17,10 @@ type Cgroup struct {
 	// of a user's own manager is marked by the manager's unit before it, as in
 	// user@1000.service/app.service: that user chose its name.
 	Unit string
+	// Namespace and Pod are the names of the pod in Kubernetes, and Container is that of the
+	// container. The path does not have them, but the container's runtime. Each can be any
+	// text; "": not known, or there is none.
+	Namespace, Pod, Container string
 }
 
 var (
@@ -97,15 +102,28 @@ func managedUnit(path, manager string) string {
 // containerDigits is how many digits of a container's id its runtime prints.
 const containerDigits = 12
 
-// Owner returns the best name of what runs in the control group: the pod's UID, else the
-// first 12 digits of the container's id, else the unit; NoOwner and "" if the path has
-// none of them.
+// PodName returns the pod as NAMESPACE/NAME; "" if its names are not known.
+func (g *Cgroup) PodName() string {
+	if g.Pod == "" {
+		return ""
+	}
+	return g.Namespace + "/" + g.Pod
+}
+
+// ContainerName returns the name of the container, else the first 12 digits of its id, else "".
+func (g *Cgroup) ContainerName() string {
+	return cmp.Or(g.Container, g.ContainerID[:min(len(g.ContainerID), containerDigits)])
+}
+
+// Owner returns the best name of what runs in the control group: the pod, as PodName
+// returns it or else by its UID; else the container, as ContainerName returns it; else the
+// unit; NoOwner and "" if there is none of them.
 func (g *Cgroup) Owner() (OwnerKind, string) {
 	switch {
-	case g.PodUID != "":
-		return OwnerPod, g.PodUID
+	case g.PodUID != "" || g.Pod != "":
+		return OwnerPod, cmp.Or(g.PodName(), g.PodUID)
 	case g.ContainerID != "":
-		return OwnerContainer, g.ContainerID[:min(len(g.ContainerID), containerDigits)]
+		return OwnerContainer, g.ContainerName()
 	case g.Unit != "":
 		return OwnerUnit, g.Unit
 	}

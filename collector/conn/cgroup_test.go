@@ -7,6 +7,28 @@ import (
 	"testing"
 )
 
+func TestOwnerOfAGroup(t *testing.T) {
+	const uid = "6f1c4a5e-0000-4000-8000-1234567890ab"
+	id := strings.Repeat("0123456789abcdef", 4)
+	for _, c := range []struct {
+		g    Cgroup
+		kind OwnerKind
+		name string
+	}{
+		{Cgroup{}, NoOwner, ""},
+		{Cgroup{Unit: "x.service"}, OwnerUnit, "x.service"},
+		{Cgroup{Unit: "docker.service", ContainerID: id}, OwnerContainer, "0123456789ab"},
+		{Cgroup{ContainerID: id, Container: "shop_db_1"}, OwnerContainer, "shop_db_1"},
+		{Cgroup{ContainerID: id, PodUID: uid, Container: "server"}, OwnerPod, uid},
+		{Cgroup{ContainerID: id, PodUID: uid, Namespace: "shop", Pod: "checkout-xhnvf", Container: "server"}, OwnerPod, "shop/checkout-xhnvf"},
+		{Cgroup{ContainerID: id, Namespace: "shop", Pod: "checkout-xhnvf"}, OwnerPod, "shop/checkout-xhnvf"},
+	} {
+		if kind, name := c.g.Owner(); kind != c.kind || name != c.name {
+			t.Errorf("%+v is of %s %q, want %s %q", c.g, kind, name, c.kind, c.name)
+		}
+	}
+}
+
 func TestParseCgroup(t *testing.T) {
 	const (
 		id  = "4f5e2b0c9a7d13864f5e2b0c9a7d13864f5e2b0c9a7d13864f5e2b0c9a7d1386"

@@ -8,6 +8,8 @@ import "strconv"
 type OwnerLabel struct {
 	Name       string // of the owner, any bytes; "": not known
 	RemotePort string // of a service, decimal; "": the peer is a client
+	// Namespace, Pod and Container are those of the owner's Cgroup.
+	Namespace, Pod, Container string
 }
 
 // ephemeralFrom is the first port of Linux's default ip_local_port_range.

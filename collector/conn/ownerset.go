@@ -11,8 +11,9 @@ import (
 const minOwnerID = 8
 
 // An OwnerSet selects connections by names of their owners. A name can be the name of the
-// process, the unit with or without .service or .scope, or at least the first 8 characters
-// of the container's id or the pod's UID; "-" means that no owner is known.
+// process, the unit with or without .service or .scope, the container, the pod with or without
+// NAMESPACE/, or at least the first 8 characters of the container's id or the pod's UID; "-"
+// means that no owner is known.
 type OwnerSet struct {
 	names map[string]struct{}
 	ids   []string // sorted names that can begin an id, none of which begins another
@@ -50,6 +51,7 @@ func (s *OwnerSet) Owns(c *Connection) bool {
 	}
 	g := &c.Cgroup
 	return c.Process != nil && s.has(c.Process.Comm) || s.beginsID(g.ContainerID) || s.beginsID(g.PodUID) ||
+		g.Container != "" && s.has(g.Container) || g.Pod != "" && (s.has(g.Pod) || s.has(g.PodName())) ||
 		g.Unit != "" && (s.has(g.Unit) || s.hasUnit(g.Unit, ".service") || s.hasUnit(g.Unit, ".scope"))
 }
 

@@ -44,7 +44,9 @@ func (t *Tracker) Stats(now time.Time) TrackerStats {
 			continue
 		}
 		s.ZombieOldest = max(s.ZombieOldest, now.Sub(tc.since))
-		s.ZombiesByOwner[OwnerLabel{Name: tc.ownerLabel, RemotePort: servicePort(tc.conn.Rport)}]++
+		label := tc.label
+		label.RemotePort = servicePort(tc.conn.Rport)
+		s.ZombiesByOwner[label]++
 	}
 	return s
 }

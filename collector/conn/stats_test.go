@@ -33,3 +33,27 @@ func TestOwnerOfAZombieIsCountedUnderOneName(t *testing.T) {
 	found(Ownership{Cgroup: Cgroup{Unit: "x.service"}}, "x.service")
 	found(Ownership{Process: &Process{PID: 7, Comm: "other"}}, "x.service")
 }
+
+// The names of a container may be found later than its id, and then they are kept.
+func TestZombiesAreCountedUnderTheNamesOfTheirContainer(t *testing.T) {
+	r := newReplay(t)
+	zombie := conntest.KeepaliveZombie()
+	zombie.Cookie, zombie.Rport = 1, 443
+	r.solicit(0, zombie)
+	const uid = "6f1c4a5e-0000-4000-8000-1234567890ab"
+	named := OwnerLabel{Name: "shop/checkout-xhnvf", RemotePort: "443", Namespace: "shop", Pod: "checkout-xhnvf", Container: "server"}
+	for _, step := range []struct {
+		found Cgroup
+		want  OwnerLabel
+	}{
+		{Cgroup{PodUID: uid}, OwnerLabel{Name: uid, RemotePort: "443"}},
+		{Cgroup{PodUID: uid, Namespace: "shop", Pod: "checkout-xhnvf", Container: "server"}, named},
+		{Cgroup{PodUID: uid}, named},
+		{Cgroup{PodUID: uid, Namespace: "shop", Pod: "another", Container: "server"}, named},
+	} {
+		r.Apply(&Fact{Kind: FactOwners, At: r.at(time.Minute), Owners: map[uint64]Ownership{1: {Cgroup: step.found}}})
+		if diff := cmp.Diff(map[OwnerLabel]int{step.want: 1}, r.Stats(r.at(time.Minute)).ZombiesByOwner); diff != "" {
+			t.Errorf("%+v (-want +got)\n%s", step.found, diff)
+		}
+	}
+}

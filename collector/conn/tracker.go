@@ -40,19 +40,23 @@ type tracked struct {
 	forecast      Forecast
 	owner         Ownership
 	ownerSearched time.Time // the beginning of the last search for its owner
-	// ownerLabel is the name under which the connection is counted, of labelKind: the
-	// first that was found. A process may rename itself without end, and each name would
-	// be another series. Only an owner of a better kind replaces it.
-	ownerLabel string
-	labelKind  OwnerKind
+	// label names the owner under which the connection is counted, which is of labelKind:
+	// the first that was found. A process may rename itself without end, and each name would
+	// be another series. Only an owner of a better kind replaces it, or a container's name
+	// that was not known. It has no port.
+	label     OwnerLabel
+	labelKind OwnerKind
 }
 
 // setOwner sets the owner that a search found which began at that time.
 func (tc *tracked) setOwner(o *Ownership, at time.Time) {
 	tc.owner, tc.ownerSearched = *o, at
 	owned := Connection{Process: o.Process, Cgroup: o.Cgroup}
-	if kind, name := owned.OwnerName(); kind > tc.labelKind {
-		tc.ownerLabel, tc.labelKind = name, kind
+	kind, name := owned.OwnerName()
+	g := &o.Cgroup
+	if kind > tc.labelKind || kind == tc.labelKind && tc.label.Pod == "" && tc.label.Container == "" && g.Pod+g.Container != "" {
+		tc.label = OwnerLabel{Name: name, Namespace: g.Namespace, Pod: g.Pod, Container: g.Container}
+		tc.labelKind = kind
 	}
 }
 

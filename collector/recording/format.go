@@ -137,6 +137,9 @@ type cgroup struct {
 	ContainerID string `json:"container_id,omitempty"`
 	PodUID      string `json:"pod_uid,omitempty"`
 	Unit        string `json:"unit,omitempty"`
+	Namespace   string `json:"namespace,omitempty"`
+	Pod         string `json:"pod,omitempty"`
+	Container   string `json:"container,omitempty"`
 }
 
 // entryOf returns the entry of a fact.

@@ -95,6 +95,9 @@ func (m *masker) entry(e *entry) error {
 		g.Unit = m.name("unit", g.Unit, unit)
 		g.ContainerID = m.name("container", g.ContainerID, "%064x")
 		g.PodUID = m.name("pod", g.PodUID, "00000000-0000-0000-0000-%012x")
+		g.Namespace = m.name("namespace", g.Namespace, "namespace-%d")
+		g.Pod = m.name("pod name", g.Pod, "pod-%d")
+		g.Container = m.name("container name", g.Container, "container-%d")
 	}
 	return nil
 }

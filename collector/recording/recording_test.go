@@ -460,6 +460,8 @@ func TestMask(t *testing.T) {
 		3: whose("java", "/kubepods.slice/kubepods-pod"+strings.ReplaceAll(pod, "-", "_")+".slice/cri-containerd-"+container+".scope"),
 		4: whose("payroll", "/"),
 		5: {},
+		6: {Cgroup: conn.Cgroup{Path: "/x", ContainerID: container, PodUID: pod, Namespace: "shop", Pod: "checkout-xhnvf", Container: "server"}},
+		7: {Cgroup: conn.Cgroup{Path: "/x", ContainerID: container, PodUID: pod, Namespace: "shop", Pod: "checkout-abcde", Container: "server"}},
 	}})
 	text := recordingOf(t, facts...)
 	var out bytes.Buffer
@@ -504,6 +506,14 @@ func TestMask(t *testing.T) {
 		},
 		4: {Process: &conn.Process{PID: 812, Comm: "process-1", FD: 9}, Cgroup: conn.Cgroup{Path: "/"}},
 		5: {},
+		6: {Cgroup: conn.Cgroup{
+			Path: "/group-4", ContainerID: fmt.Sprintf("%064x", 1), PodUID: "00000000-0000-0000-0000-000000000001",
+			Namespace: "namespace-1", Pod: "pod-1", Container: "container-1",
+		}},
+		7: {Cgroup: conn.Cgroup{
+			Path: "/group-4", ContainerID: fmt.Sprintf("%064x", 1), PodUID: "00000000-0000-0000-0000-000000000001",
+			Namespace: "namespace-1", Pod: "pod-2", Container: "container-1",
+		}},
 	}
 	if d := cmp.Diff(wantOwners, owners); d != "" {
 		t.Errorf("owners (-want +got)\n%s", d)

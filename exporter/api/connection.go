@@ -83,6 +83,9 @@ type Ownership struct {
 	Process     *Process `json:"process"`
 	UID         *uint32  `json:"uid"`
 	Cgroup      *string  `json:"cgroup"`       // null: not known
+	Namespace   *string  `json:"namespace"`    // of Kubernetes; null: none, or not known
+	Pod         *string  `json:"pod"`          // null: none, or not known
+	Container   *string  `json:"container"`    // null: none, or not known
 	ContainerID *string  `json:"container_id"` // null: none
 	PodUID      *string  `json:"pod_uid"`      // null: none
 	Unit        *string  `json:"unit"`         // of systemd; null: none
@@ -96,7 +99,10 @@ func (o *Ownership) Group() conn.Cgroup {
 		}
 		return *s
 	}
-	return conn.Cgroup{Path: text(o.Cgroup), ContainerID: text(o.ContainerID), PodUID: text(o.PodUID), Unit: text(o.Unit)}
+	return conn.Cgroup{
+		Path: text(o.Cgroup), ContainerID: text(o.ContainerID), PodUID: text(o.PodUID), Unit: text(o.Unit),
+		Namespace: text(o.Namespace), Pod: text(o.Pod), Container: text(o.Container),
+	}
 }
 
 // Process is a process that holds a socket. A byte of Comm that is not UTF-8 is
@@ -194,6 +200,7 @@ func ownership(c *conn.Connection) Ownership {
 	}
 	o.UID = new(c.UID)
 	o.Cgroup = nonEmpty(c.Cgroup.Path)
+	o.Namespace, o.Pod, o.Container = nonEmpty(c.Cgroup.Namespace), nonEmpty(c.Cgroup.Pod), nonEmpty(c.Cgroup.Container)
 	o.Unit = nonEmpty(c.Cgroup.Unit)
 	o.ContainerID = nonEmpty(c.Cgroup.ContainerID)
 	o.PodUID = nonEmpty(c.Cgroup.PodUID)

@@ -36,10 +36,10 @@ const contractJSON = `{"cookie":"1a2b","family":"ipv4","local":{"ip":"10.0.0.1",
 	`"unacked_segments":0,"send_queue_bytes":0,"receive_queue_bytes":7,"send_window_bytes":64256,"srtt_seconds":0.0004,"rto_seconds":0.204,` +
 	`"gives_up":{"at":"2025-11-21T12:07:43.123456789Z","in_seconds":450,"latest_in_seconds":460,"by":"keepalive_timeout"},` +
 	`"risks":["keepalive_slower_than_middlebox"],` +
-	`"process":{"pid":812,"comm":"postgres","fd":9},"uid":1000,"cgroup":"/system.slice/x.service","container_id":null,"pod_uid":null,"unit":"x.service"}`
+	`"process":{"pid":812,"comm":"postgres","fd":9},"uid":1000,"cgroup":"/system.slice/x.service","namespace":null,"pod":null,"container":null,"container_id":null,"pod_uid":null,"unit":"x.service"}`
 
 const contractDeathJSON = `{"cookie":"1a2b","family":"ipv4","local":{"ip":"10.0.0.1","port":37024},"remote":{"ip":"10.0.0.2","port":5432},` +
-	`"netns":4026531840,"process":{"pid":812,"comm":"postgres","fd":9},"uid":1000,"cgroup":"/system.slice/x.service","container_id":null,"pod_uid":null,"unit":"x.service",` +
+	`"netns":4026531840,"process":{"pid":812,"comm":"postgres","fd":9},"uid":1000,"cgroup":"/system.slice/x.service","namespace":null,"pod":null,"container":null,"container_id":null,"pod_uid":null,"unit":"x.service",` +
 	`"at":"2025-11-21T12:01:00.123456789Z","cause":"user_timeout","during":"keepalive","state":"established","errno":"ETIMEDOUT",` +
 	`"unanswered":3,"evidence":"keepalive","silent_seconds":12.4,"verdict":"zombie","zombie_seconds":60,"forecast_error_seconds":-0.5,"similar":0,"similar_since":null}`
 
@@ -132,8 +132,8 @@ func TestEncodedObjectsDecodeToThemselves(t *testing.T) {
 }
 
 func TestConnectionFields(t *testing.T) {
-	owned := `"process":{"pid":812,"comm":"postgres","fd":9},"uid":1000,"cgroup":"/system.slice/x.service","container_id":null,"pod_uid":null,"unit":"x.service"}`
-	unowned := `"process":null,"uid":null,"cgroup":null,"container_id":null,"pod_uid":null,"unit":null}`
+	owned := `"process":{"pid":812,"comm":"postgres","fd":9},"uid":1000,"cgroup":"/system.slice/x.service","namespace":null,"pod":null,"container":null,"container_id":null,"pod_uid":null,"unit":"x.service"}`
+	unowned := `"process":null,"uid":null,"cgroup":null,"namespace":null,"pod":null,"container":null,"container_id":null,"pod_uid":null,"unit":null}`
 	risks := `"risks":["keepalive_slower_than_middlebox"],`
 	for name, tc := range map[string]struct {
 		change   func(*conn.Connection)
@@ -263,8 +263,8 @@ func TestDeathFields(t *testing.T) {
 		},
 		"an orphan has no owner": {
 			func(d *conn.Death) { d.Orphaned = true },
-			`"process":{"pid":812,"comm":"postgres","fd":9},"uid":1000,"cgroup":"/system.slice/x.service","container_id":null,"pod_uid":null,"unit":"x.service"`,
-			`"process":null,"uid":null,"cgroup":null,"container_id":null,"pod_uid":null,"unit":null`,
+			`"process":{"pid":812,"comm":"postgres","fd":9},"uid":1000,"cgroup":"/system.slice/x.service","namespace":null,"pod":null,"container":null,"container_id":null,"pod_uid":null,"unit":"x.service"`,
+			`"process":null,"uid":null,"cgroup":null,"namespace":null,"pod":null,"container":null,"container_id":null,"pod_uid":null,"unit":null`,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -323,6 +323,19 @@ func TestEventsAndNotices(t *testing.T) {
 				t.Errorf("(-want +got)\n%s", diff)
 			}
 		})
+	}
+}
+
+func TestNamesOfContainersAreEncoded(t *testing.T) {
+	c := apitest.Connection()
+	c.Cgroup = conn.Cgroup{Path: "/x", ContainerID: "aa", PodUID: "u", Namespace: "shop", Pod: apitest.HostileComm, Container: "server"}
+	encoded := NewConnection(&c)
+	out := encode(t, encoded)
+	if want := `"namespace":"shop","pod":"`; !strings.Contains(out, want) || !utf8.ValidString(out) || strings.ContainsAny(out, "<>\n") {
+		t.Errorf("no %s, or not safe to embed: %s", want, out)
+	}
+	if got := encoded.Group(); got != c.Cgroup {
+		t.Errorf("the group is %+v, want %+v", got, c.Cgroup)
 	}
 }
 

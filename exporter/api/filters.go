@@ -56,8 +56,12 @@ var Filters = []Filter[collector.Query]{
 		collector.ParsePort, decimal[uint16], func(q *collector.Query) *[]uint16 { return &q.Ports }),
 	repeated("pid", "PID", "Only connections of this process.",
 		collector.ParsePID, decimal[uint32], func(q *collector.Query) *[]uint32 { return &q.PIDs }),
-	repeated("owner", "NAME", "Only connections of this owner: a process by its name, a systemd unit, a container or pod by its id or the first 8 digits of it; - for those without.",
-		collector.ParseOwner, func(name string) string { return name }, func(q *collector.Query) *[]string { return &q.Owners }),
+	repeated("owner", "NAME", "Only connections of this owner: a process by its name, a systemd unit, a container or pod by its name, its id or the first 8 digits of it; - for those without.",
+		collector.ParseOwner, asIs, func(q *collector.Query) *[]string { return &q.Owners }),
+	repeated("namespace", "NAME", "Only connections of pods in this namespace of Kubernetes.",
+		collector.ParseName, asIs, func(q *collector.Query) *[]string { return &q.Namespaces }),
+	repeated("pod", "NAME", "Only connections of the pods with this name.",
+		collector.ParseName, asIs, func(q *collector.Query) *[]string { return &q.Pods }),
 	repeated("remote", "ADDRESS", "Only connections to this address, or to an address in this prefix, such as 10.0.0.0/8.",
 		collector.ParseRemote, netip.Prefix.String, func(q *collector.Query) *[]netip.Prefix { return &q.Remotes }),
 	repeated("risk", "RISK", "Only connections at this risk: "+strings.Join(conn.RiskNames(), ", ")+".",
@@ -115,6 +119,8 @@ func onOff[Q any](name string, short rune, help string, field func(*Q) *bool) Fi
 		},
 	}
 }
+
+func asIs(name string) string { return name }
 
 func decimal[T uint16 | uint32](v T) string { return strconv.FormatUint(uint64(v), 10) }
 

@@ -37,6 +37,7 @@ func TestAFilterThatIsAddedIsUnderstood(t *testing.T) {
 func TestAFilterTakesSoManyValues(t *testing.T) {
 	values := map[string]string{
 		"verdict": "zombie", "state": "established", "port": "443", "pid": "812", "owner": "nginx", "remote": "10.0.0.0/8",
+		"namespace": "shop", "pod": "checkout-xhnvf",
 		"risk": "no_keepalive", "netns": "4026531840", "cause": "closed",
 	}
 	check := func(name string, parse func(string) error) {

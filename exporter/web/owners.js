@@ -19,8 +19,9 @@ export function ownership(o) {
 // container, else its unit; '' if it has none of these. The agent sends the same name in a
 // row.
 function groupName(o) {
+  if (o.pod) return `pod ${o.namespace}/${o.pod}`;
   if (o.pod_uid) return `pod ${o.pod_uid}`;
-  if (o.container_id) return `container ${o.container_id.slice(0, 12)}`;
+  if (o.container_id) return `container ${o.container || o.container_id.slice(0, 12)}`;
   return o.unit ?? '';
 }
 

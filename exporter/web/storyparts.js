@@ -5,7 +5,7 @@
 // element to text(now) once a second, and returns the element; now() is the agent's time.
 
 import { el, setText } from '/web/dom.js';
-import { bytes, clock, spaced, wholeAge } from '/web/format.js';
+import { bytes, clock, printable, spaced, wholeAge } from '/web/format.js';
 import { risks } from '/web/names.js';
 import { ownerParts } from '/web/owners.js';
 import { adviceText, eventText, settingSource, settingValue, unansweredText } from '/web/storytext.js';
@@ -15,11 +15,12 @@ const meanings = Object.fromEntries(risks.map((r) => [r.name, r.meaning]));
 // factsOf returns who owns the connection, and its numbers.
 export function factsOf(c, owner, tick, now) {
   const [process, group] = ownerParts(owner), observed = Date.parse(c.explanation.at);
+  const container = c.pod && c.container ? ` container ${printable(c.container)}` : '';
   const figure = (text) => el('span', { class: 'figure' }, text);
   const since = (seconds, never) => (seconds === null ? figure(never) : tick(figure(''), (t) => wholeAge(seconds + (t - observed) / 1000)));
   const fact = (label, value, title) => el('div', { class: 'fact', title }, el('span', { class: 'label' }, label), value);
   return {
-    owner: el('p', { class: 'who' }, el('strong', null, process || 'owner unknown'), group ? el('bdi', null, ` ${group}`) : '',
+    owner: el('p', { class: 'who' }, el('strong', null, process || 'owner unknown'), group ? el('bdi', null, ` ${group}${container}`) : '',
       el('span', { class: 'muted' }, ` · ${c.state} · cookie ${c.cookie} · network namespace ${c.netns}`)),
     facts: el('div', { class: 'facts' },
       fact('Silent', since(c.silent_seconds, 'never heard'), 'Time since the peer was last heard'),

@@ -19,6 +19,7 @@ import (
 	"github.com/halfopen/halfopen/bpf"
 	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/collector/conn"
+	"github.com/halfopen/halfopen/collector/containers"
 )
 
 // Argument is the first argument of this program that makes it call [Main].
@@ -174,6 +175,12 @@ func (h *Helper) FlowPath(ctx context.Context, netns bpf.NetnsRef, flow conn.Flo
 	reply, err := callContext[FlowQuestion, FlowReply](ctx, h, "FlowPath",
 		FlowQuestion{netns.Inode, []byte(netns.Path), netns.Holder, flow.Cookie, flow.Local, flow.Remote})
 	return reply.Path, errors.Join(err, reply.Failed.error())
+}
+
+// ContainerNames implements [collector.Privileged].
+func (h *Helper) ContainerNames(id, podUID string) (containers.Names, error) {
+	reply, err := call[Container, NamesReply](h, "ContainerNames", Container{id, podUID})
+	return reply.Names, errors.Join(err, reply.Failed.error())
 }
 
 // RemoveSocket removes the file of the Unix socket at the path that the helper was

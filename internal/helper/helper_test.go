@@ -196,6 +196,18 @@ func TestHelperBoundsQuestionsAboutPaths(t *testing.T) {
 	}
 }
 
+func TestHelperFindsOnlyContainers(t *testing.T) {
+	h := start(t, "")
+	for _, id := range []string{"../../../../etc/shadow", "/etc/shadow", strings.Repeat("0", 63), strings.Repeat("0", 64) + "/.."} {
+		if names, err := h.ContainerNames(id, ""); !errors.Is(err, unix.EINVAL) || names.Container != "" {
+			t.Errorf("%q is %+v, %v", id, names, err)
+		}
+	}
+	if names, err := h.ContainerNames(strings.Repeat("0", 64), "00000000-0000-0000-0000-000000000000"); err == nil || errors.Is(err, unix.EINVAL) {
+		t.Errorf("a container that is not there is %+v, %v", names, err)
+	}
+}
+
 func TestHelperThatIsKilled(t *testing.T) {
 	h, err := Start("")
 	if err != nil {

@@ -201,6 +201,16 @@ func (a *answers) FlowPath(asked FlowQuestion, reply *FlowReply) error {
 	return nil
 }
 
+// ContainerNames answers [Helper.ContainerNames]. It may hang: the data of Docker and Podman
+// can be on a network.
+func (a *answers) ContainerNames(c Container, reply *NamesReply) error {
+	reply.Failed = failureOf(a.mayHang(func() (err error) {
+		reply.Names, err = a.direct.ContainerNames(c.ID, c.PodUID)
+		return err
+	}))
+	return nil
+}
+
 // RemoveSocket answers [Helper.RemoveSocket].
 func (a *answers) RemoveSocket(f File, reply *Failure) error {
 	if a.socket != "" {

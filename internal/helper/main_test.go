@@ -90,6 +90,7 @@ func TestHelperRefusesWhatIsNotAQuestion(t *testing.T) {
 		`{"method":"Helper.FlowPath","params":[{"Local":"127.0.0.1","Remote":"127.0.0.1:1"}]}`,
 		`{"method":"Helper.FlowPath","params":[{"Local":127}]}`,
 		`{"method":"Helper.FlowPath","params":[{"Netns":4294967296}]}`,
+		`{"method":"Helper.ContainerNames","params":["/etc/shadow"]}`,
 	} {
 		k.write("%s", question)
 		if got := k.answer(t); !strings.Contains(got, `"result":null`) || strings.Contains(got, `"error":null`) {
@@ -177,7 +178,8 @@ func FuzzAnswer(f *testing.F) {
 		`{"method":"Helper.GiveCookies","params":[[{"Netns":1,"States":2,"Path":"Lw==","Holder":{"PID":1,"FD":3,"Kind":2}}]],"id":1}`,
 		`{"method":"Helper.CgroupPath","params":[1],"id":2}{"method":"Helper.CgroupsRefused","params":[{}],"id":3}`,
 		`{"method":"Helper.RemoveSocket","params":[{"Device":1,"Inode":2}],"id":{}}`,
-		`{"method":"Helper.FlowPath","params":[{"Netns":1,"Path":"Lw==","Holder":{"Pid":1},"Cookie":1,"Local":"10.0.0.1:1","Remote":"[::1]:2"}],"id":1}`,
+		`{"method":"Helper.FlowPath","params":[{"Netns":1,"Path":"Lw==","Holder":{"PID":1},"Cookie":1,"Local":"10.0.0.1:1","Remote":"[::1]:2"}],"id":1}`,
+		`{"method":"Helper.ContainerNames","params":[{"ID":"../../../etc/shadow","PodUID":"x"}],"id":4}`,
 		`{"method":"Helper.Exec","params":null}`, "\x00", `{"method":`,
 	} {
 		f.Add([]byte(seed))

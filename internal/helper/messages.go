@@ -10,6 +10,7 @@ import (
 
 	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
+	"github.com/halfopen/halfopen/collector/containers"
 )
 
 // service is the name under which package rpc knows the questions.
@@ -34,6 +35,17 @@ type CookieTarget struct {
 // PathReply is a path, or the reason why there is none.
 type PathReply struct {
 	Path   []byte
+	Failed Failure
+}
+
+// Container is a container by its id and the UID of its pod, of which one can be "".
+type Container struct {
+	ID, PodUID string
+}
+
+// NamesReply has the names of a container, or why there are none.
+type NamesReply struct {
+	Names  containers.Names
 	Failed Failure
 }
 

@@ -84,7 +84,10 @@ func registered() ([]*dto.MetricFamily, error) {
 
 // free has the labels whose values cannot be listed, each with its meaning.
 var free = map[string]string{
-	"owner":       "the first known name of the owner: a pod's UID, else 12 digits of a container's id, else a systemd unit, else a process's name. It is escaped as in the table of `halfopen list`, and empty if no owner is known. At most 49 owners have a series of their own, and an owner keeps it while it has zombies. `other` sums up the owners without one. When another owner needs a series, the agent takes that of an owner without zombies, at most 49 times an hour",
+	"owner":       "the first known name of the owner: a pod as NAMESPACE/NAME or else its UID, else a container's name or 12 digits of its id, else a systemd unit, else a process's name. It is escaped as in the table of `halfopen list`, and empty if no owner is known. At most 49 owners have a series of their own, and an owner keeps it while it has zombies. `other` sums up the owners without one. When another owner needs a series, the agent takes that of an owner without zombies, at most 49 times an hour",
+	"namespace":   "the namespace of the owner's pod in Kubernetes; empty if there is none, or it is not known",
+	"pod":         "the name of the owner's pod; empty if there is none, or it is not known",
+	"container":   "the name of the owner's container; empty if there is none, or it is not known",
 	"remote_port": "the port of the service that the peer is; empty if the peer is a client",
 	"program":     "the tracepoint, as the kernel names it",
 	"version":     "", "revision": "", "branch": "", "goversion": "", "goos": "", "goarch": "", "tags": "",

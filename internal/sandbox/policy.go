@@ -23,8 +23,8 @@ func Agent(others ...string) *Policy {
 }
 
 // Helper returns the policy of the helper process. It stays root: the files of network
-// namespaces and the socket are root's. It reads whatever leads to a namespace, so its
-// files are not restricted.
+// namespaces, the state of containers and the socket are root's. It reads whatever leads to
+// a namespace, so its files are not restricted.
 func Helper() *Policy {
 	return &Policy{
 		Capabilities: []int{unix.CAP_SYS_ADMIN, unix.CAP_SYS_PTRACE, unix.CAP_DAC_READ_SEARCH, unix.CAP_NET_ADMIN},
