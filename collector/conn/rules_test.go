@@ -73,7 +73,7 @@ func TestJudge(t *testing.T) {
 		"a third one went out a long round trip ago, and may still be answered": {
 			func() *abi.Conn {
 				c := conntest.Silent(abi.EvidenceKeepalive, 3, 2*time.Hour)
-				c.Solicited, c.Srtt = conntest.Ago(200*time.Millisecond), 150000
+				c.Solicited, c.Srtt, c.Rto = conntest.Ago(200*time.Millisecond), 150000, conntest.Ago(400*time.Millisecond)
 				return c
 			}(), Suspect, EvidenceKeepalive,
 		},

@@ -53,8 +53,8 @@ func (x *explainer) with(change func(*abi.Conn)) conn.Forecast {
 // does (tcp_sock_set_keepidle_locked).
 func rearm(c *abi.Conn) {
 	var wait uint64
-	if c.KeepaliveTime > c.Silent {
-		wait = uint64(c.KeepaliveTime - c.Silent)
+	if c.KeepaliveTime > conn.Accepted(c) {
+		wait = uint64(c.KeepaliveTime - conn.Accepted(c))
 	}
 	c.KeepaliveExpires = c.Jiffies + wait
 	c.KeepaliveLevel = uint8(conn.WheelLevel(c.Jiffies, c.KeepaliveExpires))

@@ -86,7 +86,7 @@ func (x *explainer) probing() string {
 		return fmt.Sprintf("%s out. If the peer stays silent, the kernel sends one every %s, and %s. An answer sets all of this back.",
 			are(int(c.ProbesOut), "probe"), interval, limit)
 	}
-	first := max(r.Duration(c.KeepaliveTime)-r.Duration(c.Silent), 0)
+	first := max(r.Duration(c.KeepaliveTime)-r.Duration(conn.Accepted(c)), 0)
 	at, _ := x.fires(c.KeepaliveExpires, c.KeepaliveLevel)
 	first = max(first, at.Sub(x.conn.At))
 	return fmt.Sprintf("If the peer stays silent, the first keepalive probe goes out in %s; from then on the kernel sends one every %s, and %s.",
