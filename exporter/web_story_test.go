@@ -158,6 +158,13 @@ func TestPageDrawsATimeline(t *testing.T) {
 		"Timeline. Data moved 12s ago. The peer was last heard 12s ago. Since then 3 keepalive probes went unanswered, of which the timeline shows 2. The kernel gives up in 7m30s, by keepalive timeout."; got != want {
 		t.Errorf("the timeline is %q, want %q", got, want)
 	}
+	d.Connection.Verdict = conn.Stuck
+	load()
+	if got, want := pagetest.Eval[string](page, "timelinemodel.timelineText(c, model)"), " 3 keepalive probes not acknowledged, of which the timeline shows 2."; !strings.Contains(got, want) {
+		t.Errorf("the timeline is %q, which has no %q", got, want)
+	}
+	d.Connection.Verdict = conn.Zombie
+	load()
 	labels := pagetest.Eval[[]struct {
 		Text    string
 		X, Room float64
