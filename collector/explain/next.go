@@ -38,17 +38,7 @@ func (x *explainer) next() []string {
 			says = append(says, "The kernel goes on asking the peer for room. "+x.answering())
 		}
 	case conn.ByRetransmission:
-		if x.conn.Verdict == conn.Blocked {
-			says = append(says, "The kernel goes on trying to send.")
-		} else if x.closedWindow() {
-			says = append(says, "The kernel goes on asking the peer for room. "+x.answering())
-		} else if x.c.Retransmits > 0 {
-			what := "it"
-			if x.conn.State == conn.SynSent {
-				what = "the SYN"
-			}
-			says = append(says, "The kernel sends "+what+" again at growing intervals. "+x.setsBack())
-		}
+		says = append(says, x.retransmitting()...)
 	}
 	says = append(says, x.end(f))
 	if x.t.GiveUpPath() == conn.ByKeepalive && x.canSend() && x.conn.UserTimeout == 0 && x.conn.Unanswered == 0 && x.conn.Verdict != conn.Blocked {
@@ -56,6 +46,24 @@ func (x *explainer) next() []string {
 			humanize.Age(x.retransmitsFor())))
 	}
 	return says
+}
+
+// retransmitting says what the kernel does while data in flight is not acknowledged;
+// nothing if it has not sent it again yet.
+func (x *explainer) retransmitting() []string {
+	what := "it"
+	if x.conn.State == conn.SynSent {
+		what = "the SYN"
+	}
+	switch {
+	case x.conn.Verdict == conn.Blocked:
+		return []string{"The kernel goes on trying to send."}
+	case x.closedWindow():
+		return []string{"The kernel goes on asking the peer for room. " + x.answering()}
+	case x.c.Retransmits > 0:
+		return []string{"The kernel sends " + what + " again at growing intervals. " + x.setsBack()}
+	}
+	return nil
 }
 
 // never says why the kernel will not notice that the peer is gone.
