@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os/exec"
+	"strings"
 	"testing"
 	"time"
 
@@ -19,12 +21,13 @@ type stuckCase struct {
 	loss   lab.Rule // of packets that the client sends
 	bytes  int      // that the client writes then
 	reason string
-	probes bool // the server sends keepalive probes, not data
+	advice string // a command that explain prints
+	probes bool   // the server sends keepalive probes, not data
 }
 
 var stuckCases = map[string]stuckCase{
-	"full-sized segments are lost":                 {lab.Rule{Above: 1000}, 8 << 10, "path_mtu", false},
-	"all segments are lost, the peer's probes not": {lab.Rule{}, 100, "one_way", true},
+	"full-sized segments are lost":                 {lab.Rule{Above: 1000}, 8 << 10, "path_mtu", "net.ipv4.tcp_mtu_probing=1", false},
+	"all segments are lost, the peer's probes not": {lab.Rule{}, 100, "one_way", "tcpdump -ni any", true},
 }
 
 // begin makes a connection to a port and the loss, and writes. It returns the client's
@@ -92,6 +95,10 @@ func TestHeardButNotAcknowledgedIsStuck(t *testing.T) {
 				stuck := first.becomesStuck(n, port, c)
 				if stuck.Reason == nil || stuck.Reason.Code != s.reason {
 					t.Errorf("its reason is %+v, expected %s", stuck.Reason, s.reason)
+				}
+				stdout, stderr, status := run(t, exec.Command(binary, "explain", stuck.Cookie, "--url", first.url))
+				if status != 0 || !strings.Contains(stdout, "WHAT TO DO") || !strings.Contains(stdout, s.advice) {
+					t.Errorf("explain: exit status %d: %s\n%s", status, stderr, stdout)
 				}
 				for _, e := range first.story(stuck.Cookie) {
 					if e.To == "zombie" {
