@@ -37,7 +37,9 @@ struct {
 static __always_inline bool watch_one(struct conn *c, __u64 key)
 {
 	const struct tcp_sock *tp = (const void *)key;
-	struct watch *value, seen;
+	struct watch *value, seen, next;
+	__u32 counted;
+	bool trouble;
 
 	value = bpf_map_lookup_elem(&watched, &key);
 	if (!value)
@@ -50,7 +52,7 @@ static __always_inline bool watch_one(struct conn *c, __u64 key)
 	/* A timer on another CPU may have begun a new streak meanwhile. */
 	value = bpf_map_lookup_elem(&watched, &key);
 	if (!value || value->cookie != seen.cookie || value->solicited != seen.solicited ||
-	    value->dead != seen.dead)
+	    value->looked != seen.looked || value->dead != seen.dead)
 		return false;
 	if (seen.dead || c->cookie != seen.cookie || c->state == TCP_CLOSE) {
 		__builtin_memset(c, 0, sizeof(*c));
@@ -61,25 +63,37 @@ static __always_inline bool watch_one(struct conn *c, __u64 key)
 		bpf_map_delete_elem(&watched, &key);
 		return seen.reported;
 	}
-	if (c->flags & CONN_TROUBLE) {
+	trouble = c->flags & CONN_TROUBLE;
+	if (!trouble) {
+		c->flags |= CONN_ANSWERED;
+		if (seen.evidence == EVIDENCE_KEEPALIVE)
+			COUNT(probes_answered);
+		if (!c->probes_out && !c->retransmits) {
+			bpf_map_delete_elem(&watched, &key);
+			return seen.reported;
+		}
+	} else if (c->segments_in == seen.segments_in &&
+		   stamp_of(c, c->accepted) == seen.accepted) {
 		mark_reported(key, &seen);
 		return true;
 	}
-	c->flags |= CONN_ANSWERED;
-	if (seen.evidence == EVIDENCE_KEEPALIVE)
-		COUNT(probes_answered);
-	if (!c->probes_out && !c->retransmits) {
-		bpf_map_delete_elem(&watched, &key);
-		return seen.reported;
+	/* The peer was heard: what was sent before is answered. */
+	counted = c->probes_out + c->retransmits;
+	next = seen;
+	next.looked = (__u32)c->jiffies;
+	next.heard = stamp_of(c, c->silent);
+	next.accepted = stamp_of(c, c->accepted);
+	next.segments_in = c->segments_in;
+	next.baseline = counted;
+	next.acknowledged = counted - c->unacknowledged;
+	next.extra = 0;
+	next.reported = trouble;
+	if (!trouble) {
+		next.sent = 0;
+		next.evidence = EVIDENCE_NONE;
 	}
-	struct watch next = {
-		.cookie = seen.cookie,
-		.solicited = seen.solicited,
-		.heard = heard_at(c),
-		.baseline = c->probes_out + c->retransmits,
-	};
 	rewatch(key, &next);
-	return seen.reported;
+	return trouble || seen.reported;
 }
 
 /* Handles key i. Not inlined, so that the verifier checks it only once. */

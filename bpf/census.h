@@ -210,10 +210,15 @@ static __always_inline void count_socket(const struct conn *c, __u64 sk, __u64 c
 		counted = (__u32)c->probes_out + c->retransmits;
 		struct watch found = {
 			.cookie = cookie,
-			.heard = heard_at(c),
+			.looked = (__u32)c->jiffies,
+			.heard = stamp_of(c, c->silent),
+			.accepted = stamp_of(c, c->accepted),
+			.segments_in = c->segments_in,
 			.reported = 1,
 			.evidence = c->evidence,
 			.baseline = c->unanswered < counted ? counted - c->unanswered : 0,
+			.acknowledged = c->unacknowledged < counted ? counted - c->unacknowledged :
+								      0,
 		};
 
 		watch(sk, &found);

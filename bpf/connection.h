@@ -5,34 +5,11 @@
 #ifndef HALFOPEN_CONNECTION_H
 #define HALFOPEN_CONNECTION_H
 
-#include "watch.h"
+#include "unanswered.h"
 
 #define COOKIE(how, tp) \
 	((__u64)READ(how, tp, inet_conn.icsk_inet.sk.__sk_common.skc_cookie.counter))
 #define STATE(how, tp) ((__u8)READ(how, tp, inet_conn.icsk_inet.sk.__sk_common.skc_state))
-
-/* Returns the jiffies since the first retransmission of the streak, or AGE_NONE. */
-static __always_inline __u32 retransmitting_for(const struct tcp_sock *tp)
-{
-	__u32 elapsed, second, stamp = BPF_CORE_READ(tp, retrans_stamp);
-	__u64 now = bpf_ktime_get_ns();
-
-	if (!stamp)
-		return AGE_NONE;
-	second = stamps_a_second(tp);
-	elapsed = (__u32)(now / (1000000000 / second)) - stamp;
-	/* The stamp may be a little ahead of now; in us it wraps every 71 minutes. */
-	return elapsed > 0xfff00000 ? 0 : (__u64)elapsed * hz / second;
-}
-
-/* Returns the jiffies from a stamp to now. The stamp has 32 bits, and wraps. */
-static __always_inline __u32 age(__u32 now, __u32 stamp)
-{
-	__s32 d = now - stamp;
-
-	/* Another CPU may have set the stamp after this one read the clock. */
-	return d < 0 && d > -1000 ? 0 : (__u32)d;
-}
 
 /* Returns when jiffy 0 would have begun if the current one began now; ns. */
 static __always_inline __s64 epoch_now(void)
@@ -40,151 +17,6 @@ static __always_inline __s64 epoch_now(void)
 	__u64 jiffies = bpf_jiffies64(); /* before the time, so that the result is not too early */
 
 	return bpf_ktime_get_ns() - jiffies * TICK_NSEC;
-}
-
-/* Returns the stamp of the peer's last sign of life, as solicited() does. */
-static __always_inline __u32 heard_at(const struct conn *c)
-{
-	return c->silent == AGE_NONE ? 0 : (__u32)c->jiffies - c->silent;
-}
-
-/*
- * Returns when a timer of a socket expires, in jiffies, and sets the level of the timer
- * wheel that it is in. Returns 0 if it is not pending.
- */
-static __always_inline __u64 expires_at(const struct tcp_sock *tp, __u32 offset, __u8 *level)
-{
-	const struct timer_list *timer = (const void *)tp + offset;
-
-	if (!BPF_CORE_READ(timer, entry.pprev))
-		return 0;
-	*level = (BPF_CORE_READ(timer, flags) >> TIMER_ARRAYSHIFT) / LVL_SIZE;
-	return BPF_CORE_READ(timer, expires);
-}
-
-/* Returns whether the peer's window keeps a socket from sending. */
-static __always_inline bool window_limited(const struct conn *c, const struct tcp_sock *tp,
-					   const enum access how)
-{
-	return c->send_window < c->send_queue && c->send_window < READ(how, tp, mss_cache);
-}
-
-/*
- * Returns the largest possible number of keepalive probes since the peer's last sign of
- * life. The kernel sends the first after keepalive_time of silence, and the timer is now
- * armed for the one after the last.
- */
-static __always_inline __u32 probes_since_heard(const struct conn *c, const struct tcp_sock *tp,
-						const enum access how)
-{
-	const struct net *net = READ(how, tp, inet_conn.icsk_inet.sk.__sk_common.skc_net.net);
-	__u32 intvl = READ(how, tp, keepalive_intvl) ?:
-			      READ(how, net, ipv4.sysctl_tcp_keepalive_intvl);
-	__u64 first = c->jiffies - c->silent + c->keepalive_time;
-	__u64 next, most;
-	__u8 level;
-
-	next = expires_at(tp, keepalive_timer_offset(), &level);
-	if (!next) /* it is running now, and sets no bound */
-		return c->probes_out;
-	if (!(c->flags & CONN_KEEPALIVE) || c->silent == AGE_NONE || !intvl || next <= first)
-		return 0;
-	most = (next - first) / intvl;
-	return most < c->probes_out ? most : c->probes_out;
-}
-
-/*
- * Returns whether a socket waits for its peer, or may: it has sent a probe or a
- * retransmission, or has a SYN, data or a FIN in its queues that is not acknowledged. If
- * it does not, there is nothing for fill_unanswered().
- */
-static __always_inline bool has_outstanding(const struct tcp_sock *tp, const enum access how)
-{
-	return READ(how, tp, inet_conn.icsk_inet.sk.sk_wmem_queued) ||
-	       READ(how, tp, inet_conn.icsk_probes_out) ||
-	       READ(how, tp, inet_conn.icsk_retransmits);
-}
-
-/*
- * Fills in what is unanswered, and for how long. fill_basic() calls it after its first
- * part, if something may be unanswered (has_outstanding) or the record is written out.
- */
-static __always_inline void fill_unanswered(struct conn *c, const struct tcp_sock *tp,
-					    const struct watch *seen, __u32 heard_data,
-					    const enum access how)
-{
-	__u32 heard = READ(how, tp, rcv_tstamp), now = (__u32)c->jiffies;
-	__u32 probes, counted, window_closed, v;
-	bool probing, answered;
-
-	c->probes_out = READ(how, tp, inet_conn.icsk_probes_out);
-	c->retransmits = READ(how, tp, inet_conn.icsk_retransmits);
-	c->packets_out = READ(how, tp, packets_out);
-	c->send_window = READ(how, tp, snd_wnd);
-	c->send_queue = READ(how, tp, write_seq) - READ(how, tp, snd_una);
-	window_closed = READ(how, tp, inet_conn.icsk_probes_tstamp);
-
-	/* A stamp of 0 has not been set: the connection is not established yet. */
-	c->silent = heard ? age(now, heard) : AGE_NONE;
-	v = heard_data ? age(now, heard_data) : AGE_NONE;
-	if (v < c->silent)
-		c->silent = v;
-	c->solicited = seen && seen->sent ? age(now, seen->solicited) : AGE_NONE;
-	/* Was there a sign of life since the watch began, or since the last solicitation? */
-	answered = seen && c->silent != AGE_NONE && now - c->silent != seen->heard;
-
-	/*
-	 * A window only counts as closed if there is data to send; before the handshake
-	 * there is no window. With data in flight the kernel does not set
-	 * icsk_probes_tstamp, and the first retransmission takes its place, as in
-	 * tcp_rtx_probe0_timed_out().
-	 */
-	c->retransmitting = AGE_NONE;
-	if (c->retransmits || (c->packets_out && !c->send_window))
-		c->retransmitting = retransmitting_for(tp);
-	c->window_closed = AGE_NONE;
-	if (!c->send_window && c->send_queue && c->state != TCP_SYN_SENT &&
-	    c->state != TCP_SYN_RECV) {
-		c->flags |= CONN_WINDOW_CLOSED;
-		if (c->packets_out)
-			c->window_closed = c->retransmitting;
-		else if (window_closed)
-			c->window_closed = age(now, window_closed);
-	}
-
-	/*
-	 * The kernel counts probes (icsk_probes_out, for keepalive and zero-window probes)
-	 * and retransmissions (icsk_retransmits), but these are not exactly the streak since
-	 * the last sign of life. An answer that is only data does not reset the probes (the
-	 * fast path of tcp_rcv_established() skips tcp_ack()), and a duplicate ACK does not
-	 * reset the retransmissions. The watch has the counts from the beginning of the
-	 * streak. Without a watch, the timer limits how many probes can have been sent.
-	 */
-	probing = c->send_queue && !c->packets_out;
-	probes = c->probes_out;
-	if (probes && probing && !window_limited(c, tp, how)) {
-		probes = 0; /* tcp_write_xmit() failed on this host, and sent nothing */
-		c->flags |= CONN_BLOCKED;
-	}
-	if (probes && !seen && !probing)
-		probes = probes_since_heard(c, tp, how);
-	counted = probes + c->retransmits;
-	if (seen && !answered) {
-		if (counted >= seen->baseline)
-			counted -= seen->baseline;
-		/* They were retransmissions of segments that are still in flight. */
-		if (c->packets_out)
-			counted += seen->extra;
-	}
-	c->unanswered = answered ? 0 : counted;
-	if (c->flags & CONN_WINDOW_CLOSED)
-		c->evidence = EVIDENCE_WINDOW_PROBE;
-	else if (c->unanswered && c->retransmits)
-		c->evidence = EVIDENCE_RETRANSMIT;
-	else if (c->unanswered)
-		c->evidence = probing ? EVIDENCE_WINDOW_PROBE : EVIDENCE_KEEPALIVE;
-	if (c->unanswered || (c->flags & CONN_WINDOW_CLOSED))
-		c->flags |= CONN_TROUBLE;
 }
 
 /*
@@ -357,7 +189,7 @@ static __always_inline void fill_basic(struct conn *c, const struct tcp_sock *tp
 	if (v < c->idle)
 		c->idle = v;
 	if (complete)
-		fill_unanswered(c, tp, seen, heard_data, how);
+		fill_unanswered(c, tp, seen, how);
 	fill_risks(c, tp, net, how);
 }
 
@@ -429,6 +261,8 @@ static __always_inline void fill_detail(struct conn *c, const struct tcp_sock *t
 	c->lport = __builtin_bswap16(READ(how, tp, inet_conn.icsk_inet.inet_sport));
 	c->srtt = READ(how, tp, srtt_us) >> 3;
 	c->total_retrans = READ(how, tp, total_retrans);
+	c->segments_in = READ(how, tp, segs_in);
+	c->mss = READ(how, tp, mss_cache);
 	/* tcp_inq(): the peer's FIN counts as one byte */
 	c->receive_queue = READ(how, tp, rcv_nxt) - READ(how, tp, copied_seq);
 	if (c->receive_queue &&

@@ -42,7 +42,7 @@ TP_WITH_FALLBACK(inet_sock_set_state, HOOK_SET_STATE, sk, state_changed(sk, olds
 
 /* Since 4.15. */
 TP_WITH_FALLBACK(tcp_retransmit_skb, HOOK_RETRANSMIT_SKB, sk,
-		 retransmitted(sk, retransmit_error_of(ctx)), const struct sock *sk,
+		 retransmitted(sk, skb, retransmit_error_of(ctx)), const struct sock *sk,
 		 const struct sk_buff *skb)
 
 /* Since 4.15. sk is the listener, or a socket that TCP Fast Open made. */

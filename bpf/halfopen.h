@@ -95,7 +95,8 @@ enum conn_flag {
 	CONN_ORPHAN = 1 << 4, /* the application has closed it */
 	CONN_UNACCEPTED = 1 << 5, /* it waits in the listener's queue */
 	CONN_WINDOW_CLOSED = 1 << 6, /* it has data to send, and the peer's window is 0 */
-	CONN_TROUBLE = 1 << 7, /* a solicitation is unanswered, or the window is closed */
+	CONN_TROUBLE = 1 << 7, /* a solicitation is unanswered, several are unacknowledged, or
+				   the window is closed */
 	CONN_SOFT_ERROR = 1 << 8, /* it received an ICMP error */
 	CONN_ANSWERED = 1 << 9, /* only from watch_run: it was in trouble, and is not now */
 	CONN_GONE = 1 << 10, /* only from watch_run: the socket does not exist any more */
@@ -139,7 +140,8 @@ struct conn {
 	__u16 family; /* AF_INET, AF_INET6 */
 	__u16 lport;
 	__u16 rport;
-	__u16 unanswered; /* solicitations in the current streak */
+	__u16 unanswered; /* solicitations since the peer was last heard */
+	__u16 unacknowledged; /* solicitations since the peer last acknowledged one */
 	__u16 risks; /* 1 << enum risk */
 	__u16 into_jiffy; /* us from the beginning of that jiffy to at */
 	__u8 state; /* enum tcp_state */
@@ -156,9 +158,12 @@ struct conn {
 	__u8 syn_linear; /* SYN retransmissions before their interval doubles */
 	__u8 cause; /* CONN_GONE: enum cause, if known; evidence is that of the death then */
 	__u8 retries2; /* the sysctl tcp_retries2, in any state */
-	__u8 pad2[2];
+	__u8 attempts; /* the newest solicitations, all of which this host failed to send */
+	__u8 pad2[3];
 	__u32 idle; /* jiffies since data was sent or received */
-	__u32 silent; /* jiffies since the last sign of life of the peer */
+	__u32 silent; /* jiffies since any segment of the peer came in */
+	__u32 accepted; /* jiffies since TCP accepted a segment of the peer; at least silent */
+	__u32 segments_in; /* segments of the peer, also those that TCP did not accept */
 	__u32 solicited; /* jiffies since the last solicitation; AGE_NONE: unknown */
 	__u32 window_closed; /* jiffies since the first probe of a closed window */
 	__u32 retransmitting; /* jiffies since the first retransmission of a streak */
@@ -173,12 +178,16 @@ struct conn {
 	__u32 send_queue; /* bytes that are not acknowledged or not sent */
 	__u32 send_window; /* bytes */
 	__u32 receive_queue; /* bytes that the application has not read */
+	__u32 unread; /* jiffies since it last read, if it left some; AGE_NONE: it left none */
+	__u32 failing; /* jiffies since the first of the attempts; AGE_NONE: there are none */
 	__u32 srtt; /* us */
 	__u32 total_retrans;
 	__u32 accept_queue; /* listen: connections that wait to be accepted */
 	__u32 accept_limit; /* listen: the most that may wait */
+	__u16 retransmitted; /* bytes of data in the last retransmission; 0: unknown */
+	__u16 mss; /* the most bytes of data in a segment */
 };
-_Static_assert(sizeof(struct conn) == 200, "struct conn has holes");
+_Static_assert(sizeof(struct conn) == 224, "struct conn has holes");
 
 enum event_type {
 	EVENT_SOLICITATION,
@@ -197,7 +206,7 @@ struct event {
 	__u16 err; /* death: the errno that the application gets; 0: none */
 	struct conn conn; /* at that moment; for a death, just before it */
 };
-_Static_assert(sizeof(struct event) == 208, "struct event has holes");
+_Static_assert(sizeof(struct event) == 232, "struct event has holes");
 
 enum retransmit_type {
 	RETRANSMIT_TIMEOUT,

@@ -293,6 +293,8 @@ struct tcp_sock {
 	__u32 snd_wnd;
 	__u32 lsndtime; /* jiffies: when data was last sent */
 	__u32 rcv_tstamp; /* jiffies: when an ACK was last received */
+	__u32 segs_in; /* segments received, also those that were then dropped */
+	__u32 last_oow_ack_time; /* jiffies: when one of these was last answered; 0: never */
 	__u32 packets_out;
 	__u32 mss_cache;
 	__u32 srtt_us; /* eight times the smoothed round-trip time */
@@ -308,7 +310,10 @@ struct tcp_sock {
 };
 
 struct request_sock;
-struct sk_buff;
+
+struct sk_buff {
+	unsigned int len; /* bytes of data, without headers where TCP keeps it */
+};
 
 struct super_block {
 	unsigned long s_magic;

@@ -28,7 +28,7 @@ struct timer_slot {
 	__u8 dead; /* the socket went to CLOSE while the timer ran */
 	__u8 reset; /* the timer sent a reset */
 	__u8 sent; /* the timer sent a retransmission */
-	__u8 pad[2];
+	__u16 size; /* bytes of data in it */
 	struct conn before; /* cookie 0: nothing was unanswered, and it is not set */
 };
 
@@ -80,67 +80,84 @@ static __always_inline struct timer_slot *running_timer(const void *sk)
 }
 
 /*
- * Returns how many solicitations a socket has in a row that are unanswered, as far as it
- * shows that itself. Not inlined, as solicited() is not.
+ * Returns how many solicitations a socket has in a row that are unanswered and, 1 << 16 for
+ * each, that are unacknowledged, as far as it shows that itself. Not inlined, as solicited()
+ * is not.
  */
-__attribute__((noinline)) int unanswered_of(__u64 sk)
+__attribute__((noinline)) int streaks_of(__u64 sk)
 {
 	struct conn c;
 
 	fill_basic(&c, (const void *)sk, NULL, true, PROBE);
-	return c.unanswered;
+	return c.unanswered | (__u32)c.unacknowledged << 16;
 }
 
 /*
  * Handles a solicitation: a socket has just sent something that a live peer must answer.
  * The first of a streak only starts a watch, since nearly always the peer answers it
- * within a round trip. extra: neither icsk_probes_out nor icsk_retransmits includes this
- * solicitation. unsent: one of them does, but this host has not sent it. Not inlined, so
- * that the verifier does not check it for each kind of solicitation.
+ * within a round trip. size: bytes of data in a retransmission. extra: neither
+ * icsk_probes_out nor icsk_retransmits includes this solicitation. unsent: one of them does,
+ * but this host has not sent it. Not inlined, so that the verifier does not check it for each
+ * kind of solicitation.
  */
-__attribute__((noinline)) int solicited(__u64 sk, __u32 evidence, __u32 extra, __u32 unsent)
+__attribute__((noinline)) int solicited(__u64 sk, __u32 evidence, __u32 size, __u32 extra,
+					__u32 unsent)
 {
 	const struct tcp_sock *tp = (const void *)sk;
-	__u32 heard = READ(PROBE, tp, rcv_tstamp),
-	      heard_data = READ(PROBE, tp, inet_conn.icsk_ack.lrcvtime);
-	__u32 jiffies = (__u32)bpf_jiffies64();
+	__u32 jiffies = (__u32)bpf_jiffies64(), silent, streak, streaks;
 	__u32 counted = (__u32)READ(PROBE, tp, inet_conn.icsk_probes_out) +
 			READ(PROBE, tp, inet_conn.icsk_retransmits);
 	struct watch next = {
 		.cookie = COOKIE(PROBE, tp),
 		.solicited = jiffies,
-		.heard = age(jiffies, heard_data) < age(jiffies, heard) ? heard_data : heard,
+		.looked = jiffies,
+		.accepted = accepted_at(tp, jiffies, PROBE),
+		.segments_in = READ(PROBE, tp, segs_in),
+		.retransmitted = size,
 		.sent = 1,
 		.evidence = evidence,
 		.extra = extra,
 	};
 	struct watch copy, *seen;
 	struct event *e;
-	__u32 streak, unanswered;
 
 	if (!next.cookie) {
 		COUNT(faults[FAULT_NO_COOKIE]);
 		return 0;
 	}
 	seen = watched_as(tp, next.cookie, &copy);
-	if (seen && seen->heard == next.heard) {
-		/* counted is lower if an ACK came in the same jiffy as data before it. */
-		next.baseline = counted < seen->baseline ? 0 : seen->baseline;
+	silent = silent_for(tp, seen, next.accepted, next.segments_in, jiffies, PROBE);
+	next.heard = silent == AGE_NONE ? 0 : jiffies - silent;
+	if (seen) {
 		next.reported = seen->reported;
-		if (seen->extra < 255 - extra)
-			next.extra += seen->extra;
-	} else if (seen) { /* the first of a new streak */
-		next.baseline = counted - !extra;
-		next.reported = seen->reported;
+		if (!size)
+			next.retransmitted = seen->retransmitted;
+		if (evidence == EVIDENCE_RETRANSMIT ? counted > 1 : seen->accepted == next.accepted)
+			/* counted is lower if an ACK came in the same jiffy as data before it. */
+			next.acknowledged = counted < seen->acknowledged ? 0 : seen->acknowledged;
+		else if (evidence != EVIDENCE_RETRANSMIT)
+			next.acknowledged = counted - !extra;
+		if (seen->accepted == next.accepted && seen->segments_in == next.segments_in) {
+			next.baseline = counted < seen->baseline ? 0 : seen->baseline;
+			if (seen->extra < 255 - extra)
+				next.extra += seen->extra;
+		} else { /* the first of a new streak */
+			next.baseline = counted - !extra;
+		}
 	} else if (counted > 1) { /* a streak that began before we did */
-		unanswered = unanswered_of(sk);
-		if (unanswered < counted)
-			next.baseline = counted - unanswered;
+		streaks = streaks_of(sk);
+		if ((streaks & 0xffff) < counted)
+			next.baseline = counted - (streaks & 0xffff);
+		if (streaks >> 16 < counted)
+			next.acknowledged = counted - (streaks >> 16);
 	}
 	if (unsent) {
 		next.baseline++;
+		next.acknowledged++;
 		next.sent = seen && seen->sent;
 		next.solicited = seen ? seen->solicited : 0;
+		next.attempts = seen && seen->attempts < 255 ? seen->attempts + 1 : 1;
+		next.failing = next.attempts > 1 ? seen->failing : jiffies;
 	}
 	streak = counted - next.baseline + next.extra;
 	next.reported |= streak >= events_from;
@@ -195,6 +212,7 @@ static __always_inline int timer_entry(struct timer_list *timer)
 	slot->dead = 0;
 	slot->reset = 0;
 	slot->sent = 0;
+	slot->size = 0;
 	slot->cookie = COOKIE(PROBE, tp);
 	slot->pending = pending;
 	slot->probes_out = READ(PROBE, tp, inet_conn.icsk_probes_out);
@@ -259,7 +277,7 @@ static __always_inline int timer_exit(struct timer_list *timer)
 			COUNT(faults[FAULT_REMEMBER_FULL]);
 	}
 	if (evidence != EVIDENCE_NONE)
-		solicited(slot->sk, evidence, extra, unsent);
+		solicited(slot->sk, evidence, slot->size, extra, unsent);
 	return 0;
 }
 
@@ -320,9 +338,9 @@ static __always_inline __u64 number_of(const void *pointer)
  * deferred retransmission by timeout finds icsk_pending cleared
  * (tcp_write_timer_handler); a fast one that comes in between does not.
  */
-static __always_inline int retransmitted(const struct sock *sk, int err)
+static __always_inline int retransmitted(const struct sock *sk, const struct sk_buff *skb, int err)
 {
-	__u32 type = RETRANSMIT_FAST;
+	__u32 type = RETRANSMIT_FAST, size = skb->len;
 	const struct tcp_sock *tp;
 	struct deferred d = {};
 	__u64 key = (__u64)sk;
@@ -333,8 +351,10 @@ static __always_inline int retransmitted(const struct sock *sk, int err)
 	if (!tp || err)
 		return 0;
 	running = running_timer(sk);
-	if (running)
+	if (running) {
 		running->sent = 1;
+		running->size = size;
+	}
 	if (sk->__sk_common.skc_state == TCP_SYN_SENT) {
 		type = RETRANSMIT_SYN;
 	} else if (write_timer_of(sk, &d)) {
@@ -351,7 +371,8 @@ static __always_inline int retransmitted(const struct sock *sk, int err)
 	if (type != RETRANSMIT_TIMEOUT)
 		return 0;
 	extra = !d.snd_wnd && !tp->inet_conn.icsk_retransmits; /* see timer_exit() */
-	solicited(number_of(sk), extra ? EVIDENCE_WINDOW_PROBE : EVIDENCE_RETRANSMIT, extra, false);
+	solicited(number_of(sk), extra ? EVIDENCE_WINDOW_PROBE : EVIDENCE_RETRANSMIT, size, extra,
+		  false);
 	return 0;
 }
 

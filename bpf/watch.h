@@ -13,15 +13,24 @@
 struct watch {
 	__u64 cookie;
 	__u32 solicited; /* jiffies: when the last solicitation was sent, if sent is set */
-	__u32 heard; /* jiffies: the peer's last sign of life before that solicitation */
+	__u32 looked; /* jiffies: when the next three fields were set */
+	__u32 heard; /* jiffies: when the peer was last heard, accepted or not; 0: never */
+	__u32 accepted; /* jiffies: when TCP last accepted a segment of the peer; 0: never */
+	__u32 segments_in; /* segments of the peer, accepted or not */
+	__u32 failing; /* jiffies: when the first of the attempts failed */
+	__u16 retransmitted; /* bytes of data in the last retransmission; 0: unknown */
 	__u8 sent; /* we saw the kernel send the last solicitation */
 	__u8 reported; /* user space knows of the streak, so it must learn of the answer */
 	__u8 evidence; /* enum evidence of the last solicitation */
 	__u8 baseline; /* value of the socket's own counters before this streak */
+	__u8 acknowledged; /* the part of their value that the peer has acknowledged, or that
+			      never left this host */
+	__u8 attempts; /* the newest solicitations, all of which this host failed to send */
 	__u8 extra; /* solicitations of this streak that these counters do not include */
 	__u8 dead; /* the socket died, and its event could not be sent */
 	__u8 cause; /* of that death */
 	__u8 during; /* of that death */
+	__u8 pad[4];
 };
 
 /*
@@ -69,7 +78,7 @@ static __always_inline void mark_reported(__u64 sk, const struct watch *was)
 		return;
 	now = *value;
 	if (now.cookie != was->cookie || now.solicited != was->solicited ||
-	    now.extra != was->extra || now.dead)
+	    now.looked != was->looked || now.extra != was->extra || now.dead)
 		return;
 	now.reported = 1;
 	rewatch(sk, &now);

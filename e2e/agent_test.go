@@ -111,14 +111,20 @@ type connection struct {
 		IP   string `json:"ip"`
 		Port int    `json:"port"`
 	} `json:"remote"`
-	Netns         uint32     `json:"netns"`
-	State         string     `json:"state"`
-	Verdict       string     `json:"verdict"`
-	Since         *time.Time `json:"since"`
-	Evidence      string     `json:"evidence"`
-	Unanswered    int        `json:"unanswered"`
-	IdleSeconds   float64    `json:"idle_seconds"`
-	SilentSeconds float64    `json:"silent_seconds"`
+	Netns    uint32     `json:"netns"`
+	State    string     `json:"state"`
+	Verdict  string     `json:"verdict"`
+	Since    *time.Time `json:"since"`
+	Evidence string     `json:"evidence"`
+	Reason   *struct {
+		Code   string `json:"code"`
+		Detail string `json:"detail"`
+	} `json:"reason"`
+	Unanswered    int     `json:"unanswered"`
+	Attempts      int     `json:"attempts"`
+	IdleSeconds   float64 `json:"idle_seconds"`
+	SilentSeconds float64 `json:"silent_seconds"`
+	SegmentsIn    int     `json:"segments_in"`
 	Keepalive     struct {
 		Enabled         bool    `json:"enabled"`
 		TimeSeconds     float64 `json:"time_seconds"`

@@ -121,6 +121,8 @@ func (l *Live) history() []byte {
 		}
 		h.At = append(h.At, m.at.Unix())
 		h.Zombie = append(h.Zombie, m.verdicts[conn.Zombie])
+		h.Stuck = append(h.Stuck, m.verdicts[conn.Stuck])
+		h.Blocked = append(h.Blocked, m.verdicts[conn.Blocked])
 		h.Suspect = append(h.Suspect, m.verdicts[conn.Suspect])
 		h.Stalled = append(h.Stalled, m.verdicts[conn.Stalled])
 		h.Unguarded = append(h.Unguarded, m.verdicts[conn.Unguarded])

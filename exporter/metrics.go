@@ -39,6 +39,8 @@ var (
 		"By how much deaths missed their forecast, before or after it; 0 if within it.")
 	zombiesByOwnerDesc = desc("tcp_zombies_by_owner",
 		"Living zombies, by owner and the service's port; at most 49, the rest as owner other.", "owner", "remote_port", "namespace", "pod", "container")
+	troubleByOwnerDesc = desc("tcp_trouble_by_owner",
+		"Stuck and blocked connections, by owner, the service's port and verdict; at most 48, the rest as owner other.", "owner", "remote_port", "namespace", "pod", "container", "verdict")
 	eventsDesc = desc("events_total",
 		"Events the kernel programs wrote.", "type")
 	eventsLostDesc = desc("events_lost_total",
@@ -68,21 +70,23 @@ var (
 
 	descs = []*prometheus.Desc{
 		connectionsDesc, zombieOldestDesc, atRiskDesc, idleDesc, probesSentDesc, probesAnsweredDesc,
-		retransmitsDesc, deathsDesc, zombieSecondsDesc, forecastErrorDesc, zombiesByOwnerDesc, eventsDesc,
+		retransmitsDesc, deathsDesc, zombieSecondsDesc, forecastErrorDesc, zombiesByOwnerDesc, troubleByOwnerDesc, eventsDesc,
 		eventsLostDesc, eventsSuppressedDesc, censusDurationDesc, censusSocketsDesc, censusIntervalDesc,
 		censusTimestampDesc, censusNamespacesDesc, censusUnvisitedDesc, censusOwnTablesDesc, watchedDesc, degradedDesc, attachedDesc,
 	}
 )
 
 type metrics struct {
-	src    Source
-	places *ownerPlaces
+	src              Source
+	zombies, trouble *ownerPlaces
 }
 
 // NewMetrics makes a collector of the halfopen_* metrics in the source's Stats, which
 // it reads at every scrape. If it cannot read them, the scrape has an error and none of
 // these metrics.
-func NewMetrics(src Source) prometheus.Collector { return metrics{src, newOwnerPlaces()} }
+func NewMetrics(src Source) prometheus.Collector {
+	return metrics{src, newOwnerPlaces(1), newOwnerPlaces(2)}
+}
 
 // Describe implements prometheus.Collector.
 func (metrics) Describe(ch chan<- *prometheus.Desc) {
@@ -121,8 +125,12 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 	ch <- histogram(idleDesc, stats.Idle)
 	ch <- histogram(zombieSecondsDesc, stats.ZombieSeconds)
 	ch <- histogram(forecastErrorDesc, stats.ForecastError)
-	for o, n := range m.places.choose(stats.ZombiesByOwner, time.Now()) {
+	now := time.Now()
+	for o, n := range m.zombies.choose(stats.ZombiesByOwner, now) {
 		gauge(zombiesByOwnerDesc, float64(n), o.Name, o.RemotePort, o.Namespace, o.Pod, o.Container)
+	}
+	for o, n := range m.trouble.choose(stats.TroubleByOwner, now) {
+		gauge(troubleByOwnerDesc, float64(n), o.Name, o.RemotePort, o.Namespace, o.Pod, o.Container, o.Verdict)
 	}
 
 	k := &stats.Kernel

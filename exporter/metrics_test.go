@@ -134,7 +134,7 @@ func TestEverythingIsPresentAtZeroFromTheStart(t *testing.T) {
 		return out
 	}
 	for _, state := range label("state", "established syn_sent fin_wait1 fin_wait2 close_wait last_ack closing") {
-		for _, verdict := range label("verdict", "active idle unguarded stalled suspect zombie") {
+		for _, verdict := range label("verdict", "active idle unguarded stalled suspect blocked stuck zombie") {
 			series("halfopen_tcp_connections", state+" "+verdict)
 		}
 	}
@@ -247,7 +247,7 @@ func TestZombiesByOwnerAreBounded(t *testing.T) {
 			for _, n := range tc.in {
 				before += n
 			}
-			got := newOwnerPlaces().choose(tc.in, noon)
+			got := newOwnerPlaces(1).choose(tc.in, noon)
 			for _, n := range got {
 				after += n
 			}

@@ -15,39 +15,45 @@ import (
 )
 
 const (
-	// maxOwners is the largest number of series of halfopen_tcp_zombies_by_owner, with
-	// the one that sums up the rest.
+	// maxOwners is the largest number of series of halfopen_tcp_zombies_by_owner, and of
+	// halfopen_tcp_trouble_by_owner, with those that sum up the rest.
 	maxOwners = 50
-	// maxPlaces is how many owners have a place, which is a series of their own.
-	maxPlaces = maxOwners - 1
-	// placesEvery is the time in which at most maxPlaces owners get a place, beyond the
-	// first maxPlaces.
+	// placesEvery is the time in which at most ownerPlaces.most owners get a place, beyond
+	// the first ones.
 	placesEvery = time.Hour
 )
 
-// restOwner is the owner under which the owners without a place are summed up.
-var restOwner = conn.OwnerLabel{Name: "other"}
+// restOf returns the owner under which the owners without a place are summed up.
+func restOf(o conn.OwnerLabel) conn.OwnerLabel {
+	return conn.OwnerLabel{Name: "other", Verdict: o.Verdict}
+}
 
-// ownerPlaces chooses the owners that have a series of their own. A user chooses the names
-// of processes, and so can make owners without end: they must neither take the series of
-// others away nor make ever new ones, each of which Prometheus keeps. So an owner with a
-// zombie keeps its place. One without keeps its place too until another owner needs it.
+// ownerPlaces chooses the owners that have a place, which is a series of their own, in one
+// metric. A user chooses the names of processes, and so can make owners without end: they
+// must neither take the series of others away nor make ever new ones, each of which
+// Prometheus keeps. So an owner with a connection that counts keeps its place. One without
+// keeps its place too until another owner needs it. An owner counts once for each verdict.
 // It is safe for concurrent use.
 type ownerPlaces struct {
 	mu       sync.Mutex
-	lastSeen map[conn.OwnerLabel]time.Time // of the owners that have a place, at most maxPlaces
+	most     int                           // places that there are
+	lastSeen map[conn.OwnerLabel]time.Time // of the owners that have a place
 	new      *rate.Limiter                 // places given
 }
 
-func newOwnerPlaces() *ownerPlaces {
+// newOwnerPlaces makes the places of a metric in which connections of so many verdicts
+// count, each of which has a series of the rest.
+func newOwnerPlaces(verdicts int) *ownerPlaces {
+	most := maxOwners - verdicts
 	return &ownerPlaces{
+		most:     most,
 		lastSeen: make(map[conn.OwnerLabel]time.Time),
-		new:      rate.NewLimiter(rate.Every(placesEvery/maxPlaces), maxPlaces),
+		new:      rate.NewLimiter(rate.Every(placesEvery/time.Duration(most)), most),
 	}
 }
 
 // choose returns at most maxOwners series with escaped names: those of the owners that
-// have a place, and the sum of the rest under restOwner, with an owner of that name. Of
+// have a place, and the sum of the rest under restOf, with an owner of that name. Of
 // the owners that have no place yet, the largest get the free places; ties go by name and
 // then port.
 func (p *ownerPlaces) choose(owners map[conn.OwnerLabel]int, now time.Time) map[conn.OwnerLabel]int {
@@ -63,7 +69,7 @@ func (p *ownerPlaces) choose(owners map[conn.OwnerLabel]int, now time.Time) map[
 		if _, placed := p.lastSeen[o]; placed {
 			p.lastSeen[o] = now
 			series[o] = n
-		} else if o == restOwner {
+		} else if o == restOf(o) {
 			series[o] = n
 		} else {
 			waiting = append(waiting, o)
@@ -72,14 +78,14 @@ func (p *ownerPlaces) choose(owners map[conn.OwnerLabel]int, now time.Time) map[
 	}
 	slices.SortFunc(waiting, func(a, b conn.OwnerLabel) int {
 		return cmp.Or(cmp.Compare(waitingCounts[b], waitingCounts[a]), cmp.Compare(a.Name, b.Name), cmp.Compare(a.RemotePort, b.RemotePort),
-			cmp.Compare(a.Container, b.Container), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Pod, b.Pod))
+			cmp.Compare(a.Container, b.Container), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Pod, b.Pod), cmp.Compare(a.Verdict, b.Verdict))
 	})
 	for _, o := range waiting {
 		if p.findPlace(series, now) {
 			p.lastSeen[o] = now
 			series[o] = waitingCounts[o]
 		} else {
-			series[restOwner] += waitingCounts[o]
+			series[restOf(o)] += waitingCounts[o]
 		}
 	}
 	return series
@@ -88,7 +94,7 @@ func (p *ownerPlaces) choose(owners map[conn.OwnerLabel]int, now time.Time) map[
 // findPlace reports whether another owner may have a place now. If all are taken, it takes
 // away the place of the owner that has had no series for longest.
 func (p *ownerPlaces) findPlace(series map[conn.OwnerLabel]int, now time.Time) bool {
-	if len(p.lastSeen) < maxPlaces {
+	if len(p.lastSeen) < p.most {
 		return p.new.AllowN(now, 1)
 	}
 	var oldest conn.OwnerLabel

@@ -21,7 +21,7 @@ type scrapes struct {
 }
 
 func newScrapes(t *testing.T) *scrapes {
-	return &scrapes{t, newOwnerPlaces(), noon, make(map[conn.OwnerLabel]bool)}
+	return &scrapes{t, newOwnerPlaces(1), noon, make(map[conn.OwnerLabel]bool)}
 }
 
 // after scrapes once more. No scrape may lose a zombie, or have more than fifty series.
@@ -88,7 +88,7 @@ func TestPlacesBecomeFree(t *testing.T) {
 	if series := s.after(time.Hour, named(1, 50, 1)); series[conn.OwnerLabel{Name: "app00049"}] != 1 {
 		t.Error("the place of an owner that has gone is not given to the next")
 	}
-	if series := s.after(time.Hour, named(0, 49, 1)); series[restOwner] != 0 || len(series) != 49 {
+	if series := s.after(time.Hour, named(0, 49, 1)); series[restOf(conn.OwnerLabel{})] != 0 || len(series) != 49 {
 		t.Errorf("an owner that comes back has no place: %v", series)
 	}
 	s = newScrapes(t)
@@ -97,7 +97,25 @@ func TestPlacesBecomeFree(t *testing.T) {
 		s.after(time.Second, named(0, 1, 1))
 		s.after(time.Second, nil)
 	}
-	if series := s.after(time.Hour, named(100, 149, 1)); len(series) != 49 || series[restOwner] != 0 {
+	if series := s.after(time.Hour, named(100, 149, 1)); len(series) != 49 || series[restOf(conn.OwnerLabel{})] != 0 {
 		t.Errorf("new owners get no places: %v", series)
+	}
+}
+
+// The series of each verdict of an owner is its own, and so is the rest.
+func TestPlacesOfTwoVerdicts(t *testing.T) {
+	s := newScrapes(t)
+	s.places = newOwnerPlaces(2)
+	owners := make(map[conn.OwnerLabel]int)
+	for i := range 30 {
+		name := fmt.Sprintf("app%05d", i)
+		owners[conn.OwnerLabel{Name: name, Verdict: "stuck"}] = 3
+		owners[conn.OwnerLabel{Name: name, Verdict: "blocked"}] = 2
+	}
+	series := s.after(0, owners)
+	rest := [2]int{series[conn.OwnerLabel{Name: "other", Verdict: "stuck"}], series[conn.OwnerLabel{Name: "other", Verdict: "blocked"}]}
+	// 48 places: all 30 that are stuck, and 18 of those that are blocked.
+	if rest != [2]int{0, 24} || len(series) != 49 {
+		t.Errorf("%d series, rest %v, want 49 and [0 24]", len(series), rest)
 	}
 }

@@ -170,6 +170,11 @@ func fullStats() collector.Stats {
 				{Name: "\xff\xfeworker", RemotePort: "1"}:                                                                        6,
 				{Name: "\uFFFDworker", RemotePort: "1"}:                                                                          7,
 			},
+			TroubleByOwner: map[conn.OwnerLabel]int{
+				{Name: "postgres", RemotePort: "5432", Verdict: "stuck"}:   8,
+				{Name: "postgres", RemotePort: "5432", Verdict: "blocked"}: 9,
+				{Name: "other", Verdict: "blocked"}:                        10,
+			},
 			Watched: 19,
 		},
 		Idle: conn.Histogram{Bounds: []float64{1, 60, 350}, Counts: []uint64{2, 3, 5, 7}, Sum: 9876.5},

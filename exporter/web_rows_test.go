@@ -75,8 +75,9 @@ func TestPageSaysWhichRowsChanged(t *testing.T) {
 	type change struct{ Changed, Suspected []string }
 	got := pagetest.Eval[change](page, `all.apply({ rows: [
 		{ cookie: '1', verdict: 'suspect' }, { cookie: '2', unanswered: 9 }, { cookie: '3', verdict: 'zombie' },
-		{ cookie: '4', local: 'a:4', remote: 'b:4', verdict: 'zombie' }], gone: [] })`)
-	if diff := cmp.Diff(change{[]string{"1", "2", "4"}, []string{"1", "4"}}, got); diff != "" {
+		{ cookie: '4', local: 'a:4', remote: 'b:4', verdict: 'zombie' }, { cookie: '5', local: 'a:5', remote: 'b:5', verdict: 'stuck' },
+		{ cookie: '6', local: 'a:6', remote: 'b:6', verdict: 'blocked' }, { cookie: '7', local: 'a:7', remote: 'b:7', verdict: 'stalled' }], gone: [] })`)
+	if diff := cmp.Diff(change{[]string{"1", "2", "4", "5", "6", "7"}, []string{"1", "4", "5", "6"}}, got); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}
 }

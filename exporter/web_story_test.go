@@ -77,9 +77,14 @@ func TestPageTellsOfAConnection(t *testing.T) {
 		{"an answer at once", encode(conn.HistoryEntry{Kind: conn.HistoryAnswer}), "the peer was heard, 0s after the last probe or retransmission"},
 		{"an answer without an earlier solicitation", encode(conn.HistoryEntry{Kind: conn.HistoryAnswer, Took: -1}), "the peer was heard"},
 		{"a verdict", encode(conn.HistoryEntry{Kind: conn.HistoryVerdict, From: conn.Suspect, To: conn.Zombie}), "the verdict changed from suspect to zombie"},
-		{"one unanswered solicitation", pagetest.Eval[string](page, "storytext.unansweredText(1, 'window_probe')"), "1 window probe unanswered"},
-		{"several unanswered solicitations", pagetest.Eval[string](page, "storytext.unansweredText(5, 'keepalive')"), "5 keepalive probes unanswered"},
-		{"the effect of an advice", pagetest.Eval[string](page, "storytext.adviceText({ in_seconds: 90, by: 'keepalive_timeout' })"), "If you did this now, the kernel would give up in 1m30s (keepalive timeout)."},
+		{"one thing unanswered", pagetest.Eval[string](page, "storytext.unansweredText({ verdict: 'suspect', evidence: 'window_probe', unanswered: 1 })"), "1 window probe unanswered"},
+		{"several", pagetest.Eval[string](page, "storytext.unansweredText({ verdict: 'zombie', evidence: 'keepalive', unanswered: 5 })"), "5 keepalive probes unanswered"},
+		{"a peer that is heard", pagetest.Eval[string](page, "storytext.unansweredText({ verdict: 'stuck', evidence: 'retransmit', unanswered: 5 })"), "5 retransmissions not acknowledged"},
+		{"what this host did not send", pagetest.Eval[string](page, "storytext.unansweredText({ verdict: 'blocked', evidence: 'keepalive', unanswered: 0, attempts: 4 })"), "4 keepalive probes that this host failed to send"},
+		{"nothing", pagetest.Eval[string](page, "storytext.unansweredText({ verdict: 'active', evidence: null, unanswered: 0 })"), ""},
+		{"the title of the advice for a zombie", pagetest.Eval[string](page, "storytext.adviceTitle('zombie')"), "How to notice a dead peer sooner"},
+		{"the title of the advice for what is stuck", pagetest.Eval[string](page, "storytext.adviceTitle('stuck')"), "What to do"},
+		{"an advice", pagetest.Eval[string](page, "storytext.adviceText({ in_seconds: 90, by: 'keepalive_timeout' })"), "If you did this now, the kernel would give up in 1m30s (keepalive timeout)."},
 	} {
 		if tt.got != tt.want {
 			t.Errorf("%s: %q, want %q", tt.name, tt.got, tt.want)
@@ -153,6 +158,13 @@ func TestPageDrawsATimeline(t *testing.T) {
 		"Timeline. Data moved 12s ago. The peer was last heard 12s ago. Since then 3 keepalive probes went unanswered, of which the timeline shows 2. The kernel gives up in 7m30s, by keepalive timeout."; got != want {
 		t.Errorf("the timeline is %q, want %q", got, want)
 	}
+	d.Connection.Verdict = conn.Stuck
+	load()
+	if got, want := pagetest.Eval[string](page, "timelinemodel.timelineText(c, model)"), " 3 keepalive probes not acknowledged, of which the timeline shows 2."; !strings.Contains(got, want) {
+		t.Errorf("the timeline is %q, which has no %q", got, want)
+	}
+	d.Connection.Verdict = conn.Zombie
+	load()
 	labels := pagetest.Eval[[]struct {
 		Text    string
 		X, Room float64

@@ -25,6 +25,7 @@ type Conn struct {
 	Lport            uint16
 	Rport            uint16
 	Unanswered       uint16
+	Unacknowledged   uint16
 	Risks            uint16
 	IntoJiffy        uint16
 	State            uint8
@@ -41,9 +42,12 @@ type Conn struct {
 	SynLinear        uint8
 	Cause            uint8
 	Retries2         uint8
-	Pad2             [2]uint8
+	Attempts         uint8
+	Pad2             [3]uint8
 	Idle             uint32
 	Silent           uint32
+	Accepted         uint32
+	SegmentsIn       uint32
 	Solicited        uint32
 	WindowClosed     uint32
 	Retransmitting   uint32
@@ -58,10 +62,14 @@ type Conn struct {
 	SendQueue        uint32
 	SendWindow       uint32
 	ReceiveQueue     uint32
+	Unread           uint32
+	Failing          uint32
 	Srtt             uint32
 	TotalRetrans     uint32
 	AcceptQueue      uint32
 	AcceptLimit      uint32
+	Retransmitted    uint16
+	Mss              uint16
 }
 
 // Event is a record of the ring buffer: a solicitation that stayed unanswered, or a
@@ -180,18 +188,26 @@ type Batch struct {
 
 // Watch is what the programs remember of a socket that they watch.
 type Watch struct {
-	_         structs.HostLayout
-	Cookie    uint64
-	Solicited uint32
-	Heard     uint32
-	Sent      uint8
-	Reported  uint8
-	Evidence  uint8
-	Baseline  uint8
-	Extra     uint8
-	Dead      uint8
-	Cause     uint8
-	During    uint8
+	_             structs.HostLayout
+	Cookie        uint64
+	Solicited     uint32
+	Looked        uint32
+	Heard         uint32
+	Accepted      uint32
+	SegmentsIn    uint32
+	Failing       uint32
+	Retransmitted uint16
+	Sent          uint8
+	Reported      uint8
+	Evidence      uint8
+	Baseline      uint8
+	Acknowledged  uint8
+	Attempts      uint8
+	Extra         uint8
+	Dead          uint8
+	Cause         uint8
+	During        uint8
+	Pad           [4]uint8
 }
 
 // PendingDeath is a death whose cause is not certain yet.

@@ -295,12 +295,20 @@ func explanation(d *api.ConnectionDetail, room int, p palette) string {
 		w.paragraph("  ", "  ", fmt.Sprintf("That would be %s.", span(g.At, x.At, g.LatestInSeconds-g.InSeconds)))
 	}
 
-	w.heading("NOTICING SOONER")
+	w.heading(adviceTitle(word(d.Verdict)))
 	w.paragraph("  ", "  ", x.Assessment)
 	for i, a := range x.Advice {
 		w.advice(i+1, &a)
 	}
 	return w.b.String()
+}
+
+// adviceTitle is the title of the advice for a connection with a verdict.
+func adviceTitle(verdict string) string {
+	if verdict == conn.Stuck.String() || verdict == conn.Blocked.String() {
+		return "WHAT TO DO"
+	}
+	return "NOTICING SOONER"
 }
 
 // writer writes text. It makes all text printable, except that of line.

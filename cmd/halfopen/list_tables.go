@@ -116,6 +116,13 @@ func connectionTable(connections []api.Connection, now time.Time, wide bool) *ta
 		at("KEEPALIVE").cell = set(func(c *conn) string { return keepaliveOf(&c.Keepalive) })
 		at(runsInTitle).cell = func(c *conn) string { return runsInAll(&c.Ownership) }
 		fields = append(fields, []field[conn]{
+			{column{title: "ATTEMPTS", right: true, rare: true}, true, of(func(c *conn) string { return some(c.Attempts) })},
+			{column{title: "REASON", rare: true}, true, of(func(c *conn) string {
+				if c.Reason == nil {
+					return none
+				}
+				return text(&c.Reason.Code)
+			})},
 			{column{title: "FD", right: true, rare: true}, true, func(c *conn) string {
 				if c.Process == nil {
 					return none

@@ -45,7 +45,7 @@ func TestWrongUsageIsOneLineAndStatusTwo(t *testing.T) {
 		{"an address without a port", "agent --web.listen-address=foo", `halfopen: --web.listen-address: "foo" is not an address and a port, such as :9839 or [::1]:9839, try 'halfopen agent --help'`},
 		{"a port that no service has", "agent --web.listen-address=:foo", `halfopen: --web.listen-address: ":foo" is not an address and a port, such as :9839 or [::1]:9839, try 'halfopen agent --help'`},
 		{"an unknown output", "list -o yaml", `halfopen: --output: "yaml" is none of table, wide, json, try 'halfopen list --help'`},
-		{"an unknown verdict", "list --verdict=dead", `halfopen: --verdict: unknown verdict "dead" (there are zombie, suspect, stalled, unguarded, idle, active), try 'halfopen list --help'`},
+		{"an unknown verdict", "list --verdict=dead", `halfopen: --verdict: unknown verdict "dead" (there are zombie, stuck, blocked, suspect, stalled, unguarded, idle, active), try 'halfopen list --help'`},
 		{"an unknown state", "list --state=open", `halfopen: --state: unknown state "open" (there are established, syn_sent, syn_recv, fin_wait1, fin_wait2, time_wait, close, close_wait, last_ack, listen, closing), try 'halfopen list --help'`},
 		{"port 0", "list --port=0", `halfopen: --port: "0" is not a port from 1 to 65535, try 'halfopen list --help'`},
 		{"process 0", "list --pid=0", `halfopen: --pid: "0" is not a process id, try 'halfopen list --help'`},

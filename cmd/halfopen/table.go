@@ -141,6 +141,7 @@ const (
 	green  style = "32"
 	yellow style = "33"
 	purple style = "35"
+	orange style = "1;33"
 )
 
 // palette is whether to write with styles.
@@ -166,6 +167,8 @@ func paintVerdict(verdict string) style {
 		return red
 	case "suspect":
 		return yellow
+	case "stuck", "blocked":
+		return orange
 	case "stalled":
 		return purple
 	case "idle", "active":

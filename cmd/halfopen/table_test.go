@@ -43,7 +43,7 @@ func TestColourChangesNothingButColour(t *testing.T) {
 		t.Errorf("the zombie is not red:\n%q", with.String())
 	}
 	stripped := with.String()
-	for _, s := range []style{bold, faint, red, green, yellow, purple, "0"} {
+	for _, s := range []style{bold, faint, red, green, yellow, purple, orange, "0"} {
 		stripped = strings.ReplaceAll(stripped, "\x1b["+string(s)+"m", "")
 	}
 	if stripped != without.String() {

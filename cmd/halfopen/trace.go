@@ -327,18 +327,34 @@ func why(c *api.Connection, from string) string {
 		v, err := conn.ParseVerdict(verdict)
 		return verdict != "" && (err != nil || v >= conn.Suspect)
 	}
-	stalled := conn.Stalled.String()
+	stuck, blocked, stalled := conn.Stuck.String(), conn.Blocked.String(), conn.Stalled.String()
 	switch {
+	case word(c.Verdict) == stuck:
+		return plural(c.Unanswered, solicitation(word(c.Evidence))) + " not acknowledged, the peer last heard " + ageOf(c.SilentSeconds) + " ago" + inBrackets(c.Reason)
+	case word(c.Verdict) == blocked:
+		return "this host failed to send " + plural(c.Attempts, solicitation(word(c.Evidence))) + " in a row" + inBrackets(c.Reason)
 	case troubled(word(c.Verdict)):
 		return plural(c.Unanswered, solicitation(word(c.Evidence))) + " unanswered" + silent(c)
 	case word(c.Verdict) == stalled:
 		return "the peer answers, but its window is closed"
+	case from == stuck:
+		return "the peer has acknowledged something"
+	case from == blocked:
+		return "this host sends again"
 	case troubled(from):
 		return "the peer has answered"
 	case from == stalled:
 		return "the peer's window is open again"
 	}
 	return "no data for " + ageOf(c.IdleSeconds)
+}
+
+// inBrackets returns the code of a reason, in brackets; "" if it is not known.
+func inBrackets(r *api.Reason) string {
+	if r == nil {
+		return ""
+	}
+	return " (" + text(&r.Code) + ")"
 }
 
 // deathWords returns how a connection ended: the cause, what the application gets, and

@@ -68,6 +68,19 @@ func TestWords(t *testing.T) {
 		{"a window open again", notice(conn.NoticeVerdict, func(n *conn.Notice) {
 			n.From, n.Connection.Verdict = conn.Stalled, conn.Active
 		}), "active, was stalled: the peer's window is open again"},
+		{"stuck", notice(conn.NoticeVerdict, func(n *conn.Notice) {
+			n.From, n.Connection.Verdict, n.Connection.Evidence = conn.Suspect, conn.Stuck, conn.EvidenceRetransmit
+			n.Connection.Unanswered, n.Connection.Silent, n.Connection.Reason = 5, 400*time.Millisecond, conn.Reason{Code: conn.ReasonPathMTU, Detail: "…"}
+		}), "stuck, was suspect: 5 retransmissions not acknowledged, the peer last heard 400ms ago (path_mtu)"},
+		{"no longer stuck", notice(conn.NoticeVerdict, func(n *conn.Notice) { n.From, n.Connection.Verdict = conn.Stuck, conn.Active }),
+			"active, was stuck: the peer has acknowledged something"},
+		{"a stuck connection whose peer falls silent", notice(conn.NoticeVerdict, func(n *conn.Notice) { n.From = conn.Stuck }),
+			"zombie, was stuck: 3 keepalive probes unanswered, silent for 12s"},
+		{"blocked", notice(conn.NoticeVerdict, func(n *conn.Notice) {
+			n.Connection.Verdict, n.Connection.Unanswered, n.Connection.Attempts = conn.Blocked, 0, 4
+		}), "blocked, was active: this host failed to send 4 keepalive probes in a row"},
+		{"no longer blocked", notice(conn.NoticeVerdict, func(n *conn.Notice) { n.From, n.Connection.Verdict = conn.Blocked, conn.Active }),
+			"active, was blocked: this host sends again"},
 		{"a zombie's death", notice(conn.NoticeDeath, func(n *conn.Notice) {
 			n.Death = &conn.Death{Cause: conn.CauseKeepaliveTimeout, Errno: uint16(unix.ETIMEDOUT), ZombieFor: 50 * time.Second}
 		}), "died: keepalive_timeout (ETIMEDOUT) after being a zombie for 50s"},

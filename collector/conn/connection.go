@@ -31,8 +31,14 @@ const (
 	Stalled
 	// Suspect: at least one solicitation is unanswered, which is not enough for a zombie.
 	Suspect
+	// Blocked: this host failed to send Rules.ZombieUnanswered solicitations in a row, for
+	// Rules.ZombieSilence, and none left meanwhile. It says nothing about the peer.
+	Blocked
+	// Stuck: Rules.ZombieUnanswered solicitations in a row are not acknowledged, for
+	// Rules.ZombieSilence, although the peer was heard since the first of them.
+	Stuck
 	// Zombie: the state is synchronized, Rules.ZombieUnanswered solicitations in a row
-	// are unanswered, and the peer has been silent for Rules.ZombieSilence.
+	// are unanswered, and nothing at all came from the peer for Rules.ZombieSilence.
 	Zombie
 
 	Verdicts = int(Zombie) + 1
@@ -44,6 +50,8 @@ var verdictNames = [Verdicts]string{
 	Unguarded: "unguarded",
 	Stalled:   "stalled",
 	Suspect:   "suspect",
+	Blocked:   "blocked",
+	Stuck:     "stuck",
 	Zombie:    "zombie",
 }
 
@@ -341,17 +349,23 @@ type Process struct {
 // (syn_recv) and after its end (time_wait, fin_wait2). Idle and Silent are -1 if no data
 // ever moved, or if the peer was never heard.
 type Connection struct {
-	Cookie                uint64
-	At                    time.Time // the moment
-	Local, Remote         netip.AddrPort
-	Netns                 uint32 // inode number
-	State                 State
-	Verdict               Verdict
-	Since                 time.Time // when this verdict began; zero: unknown
-	Evidence              Evidence  // of Suspect, Zombie and Stalled
-	Unanswered            int       // solicitations in a row
+	Cookie        uint64
+	At            time.Time // the moment
+	Local, Remote netip.AddrPort
+	Netns         uint32 // inode number
+	State         State
+	Verdict       Verdict
+	Since         time.Time // when this verdict began; zero: unknown
+	Evidence      Evidence  // of Stalled, Suspect, Blocked, Stuck and Zombie
+	Reason        Reason    // of the verdict; zero: unknown
+	// Unanswered is how many solicitations in a row the peer has not answered or, if the
+	// connection is stuck, not acknowledged.
+	Unanswered int
+	// Attempts is how many of the newest solicitations this host failed to send, in a row.
+	Attempts              int
 	Idle                  time.Duration
-	Silent                time.Duration
+	Silent                time.Duration // since any segment of the peer came in
+	SegmentsIn            uint32        // segments of the peer, also those that TCP did not accept
 	Keepalive             Keepalive
 	UserTimeout           time.Duration // 0: off
 	RetransmitsUnanswered int

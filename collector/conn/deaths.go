@@ -21,14 +21,14 @@ func (t *Tracker) death(e *abi.Event, at time.Time) {
 	}
 	tc := t.tracked[cookie]
 	connection := t.rules.Outline(&e.Conn, at) // a dead connection has no forecast
-	t.complete(&connection, tc)
+	t.complete(&connection, &e.Conn, tc)
 	if tc != nil && connection.Unanswered == 0 {
 		// Either the peer was heard, or the kernel cleared the count as it ended the
 		// connection.
 		if heardSince(&tc.conn, &e.Conn) {
 			connection.Evidence = NoEvidence
 		} else {
-			connection.Unanswered = int(tc.conn.Unanswered)
+			t.rules.giveReason(&connection, &tc.conn)
 		}
 	}
 	t.recordDeath(cookie, tc, Death{

@@ -44,7 +44,7 @@ func (r *Rules) Outline(c *abi.Conn, at time.Time) Connection {
 		connection.AcceptQueue, connection.AcceptLimit = c.AcceptQueue, c.AcceptLimit
 		return connection
 	}
-	connection.Unanswered = int(c.Unanswered)
+	connection.SegmentsIn, connection.Attempts = c.SegmentsIn, int(c.Attempts)
 	connection.Idle, connection.Silent = r.Age(c.Idle), r.Age(c.Silent)
 	connection.RetransmitsTotal = int(c.TotalRetrans)
 	connection.RTO = r.Duration(c.Rto)
@@ -64,10 +64,20 @@ func (r *Rules) Outline(c *abi.Conn, at time.Time) Connection {
 		}
 	}
 	connection.Verdict, connection.Evidence = r.Judge(c)
+	r.giveReason(&connection, c)
 	if began := r.began(c, connection.Verdict); began >= 0 {
 		connection.Since = at.Add(-began)
 	}
 	return connection
+}
+
+// giveReason sets the fields that depend on the verdict, of which the record is c.
+func (r *Rules) giveReason(connection *Connection, c *abi.Conn) {
+	connection.Reason = r.reason(c, connection.Verdict)
+	connection.Unanswered = int(c.Unanswered)
+	if connection.Verdict == Stuck {
+		connection.Unanswered = int(c.Unacknowledged)
+	}
 }
 
 func (r *Rules) keepalive(c *abi.Conn) Keepalive {

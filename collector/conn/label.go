@@ -4,12 +4,13 @@ package conn
 
 import "strconv"
 
-// OwnerLabel has the labels of one series of TrackerStats.ZombiesByOwner.
+// OwnerLabel has the labels of one series of TrackerStats.ZombiesByOwner or TroubleByOwner.
 type OwnerLabel struct {
 	Name       string // of the owner, any bytes; "": not known
 	RemotePort string // of a service, decimal; "": the peer is a client
 	// Namespace, Pod and Container are those of the owner's Cgroup.
 	Namespace, Pod, Container string
+	Verdict                   string // in TroubleByOwner, else ""
 }
 
 // ephemeralFrom is the first port of Linux's default ip_local_port_range.

@@ -11,7 +11,9 @@ var (
 		Unguarded: "No data has moved for long (--idle-after), and keepalive is off: a dead peer is not noticed until the application sends.",
 		Stalled:   "The peer answers, but its receive window has been closed for long (--stalled-after).",
 		Suspect:   "A probe or a retransmission is unanswered, which is not enough for a zombie.",
-		Zombie:    "Several probes or retransmissions in a row are unanswered (--zombie-unanswered), and the peer has been silent for long (--zombie-silence): it is most likely gone.",
+		Blocked:   "This host fails to send: several probes or retransmissions in a row (--zombie-unanswered), for long (--zombie-silence), never left it. That says nothing about the peer.",
+		Stuck:     "Several probes or retransmissions in a row (--zombie-unanswered) are not acknowledged, for long (--zombie-silence), although something comes from the peer: the way loses them, or its kernel does not accept them.",
+		Zombie:    "Several probes or retransmissions in a row are unanswered (--zombie-unanswered), and nothing at all has come from the peer for long (--zombie-silence): it is most likely gone.",
 	}
 	riskMeanings = [Risks]string{
 		RiskNoKeepalive:                  "The connection is established, its peer is not in the same network namespace, and keepalive is off: while nothing is sent, a dead peer is not noticed.",
@@ -49,8 +51,8 @@ var (
 // Meaning returns what the verdict says about a connection, in one or two sentences.
 func (v Verdict) Meaning() string { return verdictMeanings[v] }
 
-// InTrouble reports whether a connection with the verdict is in trouble: stalled, suspect
-// or zombie. The tracker follows these one by one.
+// InTrouble reports whether a connection with the verdict is in trouble: stalled, suspect,
+// blocked, stuck or zombie. The tracker follows these one by one.
 func (v Verdict) InTrouble() bool { return v > Unguarded }
 
 // Meaning returns what the risk is, in one or two sentences.

@@ -99,7 +99,7 @@ func (r *retransmission) gaveUp(now uint64) Cause {
 
 // windowProbeGaveUp replays tcp_rtx_probe0_timed_out().
 func (r *retransmission) windowProbeGaveUp(now, lasting uint64) Cause {
-	silent, limit := uint64(r.C.Silent)+now-r.C.Jiffies, 2*r.rtoMax
+	silent, limit := uint64(Accepted(r.C))+now-r.C.Jiffies, 2*r.rtoMax
 	switch {
 	case r.timeout > 0 && lasting > r.timeout:
 		return CauseUserTimeout

@@ -54,34 +54,57 @@ func synchronized(c *abi.Conn) bool {
 
 // Judge returns the verdict of a connection and the evidence for it.
 func (r *Rules) Judge(c *abi.Conn) (Verdict, Evidence) {
-	if due := r.due(c); due > 0 {
-		if synchronized(c) && due >= r.ZombieUnanswered &&
-			c.Silent != abi.AgeNone && r.Duration(c.Silent) >= r.ZombieSilence {
-			return Zombie, Evidence(c.Evidence)
-		}
-		return Suspect, Evidence(c.Evidence)
-	}
-	if c.Flags&abi.ConnWindowClosed != 0 && c.WindowClosed != abi.AgeNone &&
-		r.Duration(c.WindowClosed) >= r.StalledAfter {
+	due := r.due(c)
+	switch {
+	case synchronized(c) && due >= r.ZombieUnanswered && r.Age(c.Silent) >= r.ZombieSilence:
+		return Zombie, Evidence(c.Evidence)
+	case int(c.Attempts) >= r.ZombieUnanswered && r.Age(c.Failing) >= r.ZombieSilence:
+		return Blocked, Evidence(c.Evidence)
+	case due == 0 && c.Flags&abi.ConnWindowClosed != 0 && r.Age(c.WindowClosed) >= r.StalledAfter:
 		return Stalled, EvidenceWindowProbe
+	case r.stuck(c):
+		return Stuck, Evidence(c.Evidence)
+	case due > 0:
+		return Suspect, Evidence(c.Evidence)
 	}
 	return VerdictOfClass(c.Class), NoEvidence
 }
 
-// due returns how many of the unanswered solicitations a live peer would have answered by
-// now. The newest one is due after a round trip, a single one after answerGrace.
-func (r *Rules) due(c *abi.Conn) int {
-	n := int(c.Unanswered)
-	if n == 0 {
-		return 0
+// stuck reports whether a connection is stuck, unless it is a zombie: enough
+// solicitations are not acknowledged for long enough, although the peer was heard since
+// the first of them.
+func (r *Rules) stuck(c *abi.Conn) bool {
+	if !synchronized(c) || int(c.Unacknowledged) < r.ZombieUnanswered || c.Silent == abi.AgeNone {
+		return false
+	}
+	since := r.UnacknowledgedFor(c)
+	return since >= r.ZombieSilence && r.Age(c.Silent) < since
+}
+
+// UnacknowledgedFor returns how long ago the first of the solicitations was sent that the
+// peer has not acknowledged, or -1 if unknown.
+func (r *Rules) UnacknowledgedFor(c *abi.Conn) time.Duration {
+	if Evidence(c.Evidence) == EvidenceRetransmit {
+		return r.Age(c.Retransmitting)
 	}
 	age := r.solicited(c)
-	if age < 0 {
+	for i := 1; age >= 0 && i < int(c.Unacknowledged); i++ {
+		age += r.waited(c, i)
+	}
+	return age
+}
+
+// due returns how many of the unanswered solicitations a live peer would have answered by
+// now. Each is due after a round trip, a single one after answerGrace.
+func (r *Rules) due(c *abi.Conn) int {
+	n := int(c.Unanswered)
+	age := r.solicited(c)
+	if n == 0 || age < 0 {
 		return n
 	}
-	if age < roundTrip(c) {
+	for i, wait := 1, r.roundTrip(c); n > 0 && age < wait; i++ {
 		n--
-		age = r.waited(c, 1)
+		age += r.waited(c, i)
 	}
 	if n == 1 && age < answerGrace {
 		return 0
@@ -89,26 +112,31 @@ func (r *Rules) due(c *abi.Conn) int {
 	return n
 }
 
-// recheckAfter returns the time until the answer to the newest solicitation is due, when
-// the verdict may change; 0 if it is due already.
+// recheckAfter returns the time until the answer to another solicitation is due, when the
+// verdict may change; 0 if all are due already.
 func (r *Rules) recheckAfter(c *abi.Conn) time.Duration {
-	age := r.solicited(c)
-	if wait := roundTrip(c) - age; c.Unanswered > 1 && age >= 0 && wait > 0 {
-		return wait + r.Duration(1)
+	age, wait := r.solicited(c), r.roundTrip(c)
+	if c.Unanswered < 2 || age < 0 || age >= wait {
+		return 0
 	}
-	return 0
+	for i := 1; i < int(c.Unanswered) && age+r.waited(c, i) < wait; i++ {
+		age += r.waited(c, i)
+	}
+	return wait - age + r.Duration(1)
 }
 
-// Bounds of roundTrip.
-const (
-	roundTripLeast = 50 * time.Millisecond
-	roundTripMost  = 500 * time.Millisecond
-)
+// roundTripLeast is the least time that roundTrip returns.
+const roundTripLeast = 50 * time.Millisecond
 
-// roundTrip returns how long an answer may take: twice the smoothed round-trip time,
-// within the bounds.
-func roundTrip(c *abi.Conn) time.Duration {
-	return min(max(2*time.Duration(c.Srtt)*time.Microsecond, roundTripLeast), roundTripMost)
+// roundTrip returns how long an answer may take: twice the smoothed round-trip time, but
+// not longer than the retransmission timeout without its backoff, since a peer can make
+// the former as long as it likes.
+func (r *Rules) roundTrip(c *abi.Conn) time.Duration {
+	timeout := r.Duration(c.Rto)
+	if Evidence(c.Evidence) == EvidenceRetransmit { // the others do not back off icsk_rto
+		timeout >>= min(c.Backoff, 31)
+	}
+	return max(min(2*time.Duration(c.Srtt)*time.Microsecond, timeout), roundTripLeast)
 }
 
 // solicited returns how long ago the last solicitation was sent, or -1 if unknown. If we
@@ -168,11 +196,20 @@ func (r *Rules) began(c *abi.Conn, v Verdict) time.Duration {
 		return max(r.Duration(c.WindowClosed)-r.StalledAfter, 0)
 	case Suspect:
 		return max(nth(1)-answerGrace, nth(2))
+	case Blocked:
+		return max(r.Age(c.Failing)-r.ZombieSilence, 0)
+	case Stuck:
+		return max(r.UnacknowledgedFor(c)-r.ZombieSilence, 0)
 	case Zombie:
 		return min(r.Duration(c.Silent)-r.ZombieSilence, nth(r.ZombieUnanswered))
 	}
 	return -1
 }
+
+// Accepted returns how many jiffies ago TCP last accepted a segment of the peer. The
+// kernel's keepalive and window probes wait for that; out-of-window segments do not count.
+// A recording of an older version does not have it.
+func Accepted(c *abi.Conn) uint32 { return max(c.Accepted, c.Silent) }
 
 // VerdictOfClass returns the verdict of a connection that is not in trouble, from the
 // class that the kernel programs gave it.

@@ -19,6 +19,35 @@ var testRules = Rules{
 	HZ:               conntest.HZ,
 }
 
+// stuckFor returns the record of a connection of which that many solicitations are not
+// acknowledged, the first of them that long ago; the peer was last heard at silent. Keepalive
+// probes are a second apart.
+func stuckFor(evidence uint8, unacknowledged uint16, since, silent time.Duration) *abi.Conn {
+	c := conntest.Silent(evidence, 0, silent)
+	c.Unacknowledged, c.Retransmitting = unacknowledged, conntest.Ago(since)
+	c.KeepaliveIntvl, c.Solicited = conntest.Ago(time.Second), 0
+	c.Accepted = conntest.Ago(since + time.Second)
+	return c
+}
+
+// blockedFor returns the record of a connection of which this host failed to send that many
+// keepalive probes, the first of them that long ago.
+func blockedFor(attempts uint8, failing time.Duration) *abi.Conn {
+	c := conntest.Silent(abi.EvidenceKeepalive, 0, failing+time.Minute)
+	c.Attempts, c.Failing = attempts, conntest.Ago(failing)
+	return c
+}
+
+// satellite returns the record of a connection with that many unanswered keepalive probes, a
+// second apart, the last of them just now, a smoothed round trip, and a timeout without
+// backoff.
+func satellite(silent time.Duration, unanswered uint16, srtt, rto time.Duration) *abi.Conn {
+	c := conntest.Silent(abi.EvidenceKeepalive, unanswered, silent)
+	c.Solicited, c.KeepaliveIntvl = 0, conntest.Ago(time.Second)
+	c.Srtt, c.Rto = uint32(srtt.Microseconds()), conntest.Ago(rto)
+	return c
+}
+
 func TestJudge(t *testing.T) {
 	for name, test := range map[string]struct {
 		conn     *abi.Conn
@@ -73,7 +102,7 @@ func TestJudge(t *testing.T) {
 		"a third one went out a long round trip ago, and may still be answered": {
 			func() *abi.Conn {
 				c := conntest.Silent(abi.EvidenceKeepalive, 3, 2*time.Hour)
-				c.Solicited, c.Srtt = conntest.Ago(200*time.Millisecond), 150000
+				c.Solicited, c.Srtt, c.Rto = conntest.Ago(200*time.Millisecond), 150000, conntest.Ago(400*time.Millisecond)
 				return c
 			}(), Suspect, EvidenceKeepalive,
 		},
@@ -153,6 +182,109 @@ func TestJudge(t *testing.T) {
 				return c
 			}(), Suspect, EvidenceWindowProbe,
 		},
+		"three retransmissions are not acknowledged in ten seconds, though the peer was heard since": {
+			stuckFor(abi.EvidenceRetransmit, 3, 10*time.Second, 2*time.Second), Stuck, EvidenceRetransmit,
+		},
+		"two retransmissions are not acknowledged": {
+			stuckFor(abi.EvidenceRetransmit, 2, time.Minute, 2*time.Second), Active, NoEvidence,
+		},
+		"three, for less than ten seconds": {
+			stuckFor(abi.EvidenceRetransmit, 3, 9900*time.Millisecond, 2*time.Second), Active, NoEvidence,
+		},
+		"the peer was last heard before the first of them": {
+			stuckFor(abi.EvidenceRetransmit, 5, 20*time.Second, 21*time.Second), Active, NoEvidence,
+		},
+		"three more are unanswered since it was heard, for less than ten seconds": {
+			func() *abi.Conn {
+				c := stuckFor(abi.EvidenceRetransmit, 8, time.Minute, 9*time.Second)
+				c.Unanswered, c.Solicited = 3, conntest.Ago(time.Second)
+				return c
+			}(), Stuck, EvidenceRetransmit,
+		},
+		"three more, for ten seconds": {
+			func() *abi.Conn {
+				c := stuckFor(abi.EvidenceRetransmit, 8, time.Minute, 10*time.Second)
+				c.Unanswered, c.Solicited = 3, conntest.Ago(time.Second)
+				return c
+			}(), Zombie, EvidenceRetransmit,
+		},
+		"keepalive probes of a second each are not acknowledged, the first ten seconds ago": {
+			stuckFor(abi.EvidenceKeepalive, 11, 10*time.Second, time.Second), Stuck, EvidenceKeepalive,
+		},
+		"the first nine seconds ago": {
+			stuckFor(abi.EvidenceKeepalive, 10, 9*time.Second, time.Second), Active, NoEvidence,
+		},
+		"stuck, but the window is closed, and the peer answers": {
+			func() *abi.Conn {
+				c := stuckFor(abi.EvidenceWindowProbe, 5, time.Minute, time.Second)
+				c.Flags |= abi.ConnWindowClosed
+				c.WindowClosed = conntest.Ago(time.Minute)
+				return c
+			}(), Stalled, EvidenceWindowProbe,
+		},
+		"a connection that is still being made is not stuck": {
+			func() *abi.Conn {
+				c := stuckFor(abi.EvidenceRetransmit, 5, time.Minute, time.Second)
+				c.State = abi.StateSynSent
+				return c
+			}(), Active, NoEvidence,
+		},
+		"this host failed to send three for ten seconds": {
+			blockedFor(3, 10*time.Second), Blocked, EvidenceKeepalive,
+		},
+		"it failed to send two": {
+			blockedFor(2, time.Minute), Active, NoEvidence,
+		},
+		"it failed to send three for less than ten seconds": {
+			blockedFor(3, 9900*time.Millisecond), Active, NoEvidence,
+		},
+		"it fails to send SYNs": {
+			func() *abi.Conn {
+				c := blockedFor(3, 10*time.Second)
+				c.State, c.Evidence, c.Silent = abi.StateSynSent, abi.EvidenceRetransmit, abi.AgeNone
+				return c
+			}(), Blocked, EvidenceRetransmit,
+		},
+		"it failed to send after two that the peer did not answer": {
+			func() *abi.Conn {
+				c := blockedFor(5, time.Minute)
+				c.Unanswered = 2
+				return c
+			}(), Blocked, EvidenceKeepalive,
+		},
+		"a zombie stays one when this host fails to send": {
+			func() *abi.Conn {
+				c := blockedFor(5, time.Minute)
+				c.Unanswered = 3
+				return c
+			}(), Zombie, EvidenceKeepalive,
+		},
+		"this host fails to send, and the window is closed": {
+			func() *abi.Conn {
+				c := blockedFor(3, 10*time.Second)
+				c.Flags |= abi.ConnWindowClosed
+				c.WindowClosed = conntest.Ago(time.Minute)
+				return c
+			}(), Blocked, EvidenceKeepalive,
+		},
+		"keepalive probes each second, and a round trip of three and a half": {
+			satellite(12*time.Second, 3, 1750*time.Millisecond, 4*time.Second), Active, NoEvidence,
+		},
+		"four of them: none is due": {
+			satellite(12*time.Second, 4, 1750*time.Millisecond, 4*time.Second), Active, NoEvidence,
+		},
+		"one is due": {
+			satellite(12*time.Second, 5, 1750*time.Millisecond, 4*time.Second), Suspect, EvidenceKeepalive,
+		},
+		"two are due": {
+			satellite(12*time.Second, 6, 1750*time.Millisecond, 4*time.Second), Suspect, EvidenceKeepalive,
+		},
+		"three are due": {
+			satellite(12*time.Second, 7, 1750*time.Millisecond, 4*time.Second), Zombie, EvidenceKeepalive,
+		},
+		"the peer makes the round trip an hour: the retransmission timeout bounds it": {
+			satellite(12*time.Second, 7, 30*time.Minute, 3500*time.Millisecond), Zombie, EvidenceKeepalive,
+		},
 		"never heard at all": {
 			func() *abi.Conn {
 				c := conntest.Silent(abi.EvidenceRetransmit, 4, 0)
@@ -167,6 +299,51 @@ func TestJudge(t *testing.T) {
 				t.Errorf("%v with evidence %q, expected %v with %q", verdict, evidence, test.verdict, test.evidence)
 			}
 		})
+	}
+}
+
+func TestReason(t *testing.T) {
+	// retransmitted returns a stuck connection whose retransmissions have that many bytes of
+	// data. The newest sign of life was accepted.
+	retransmitted := func(bytes uint16) *abi.Conn {
+		c := stuckFor(abi.EvidenceRetransmit, 5, time.Minute, 2*time.Second)
+		c.Accepted, c.Mss, c.Retransmitted = c.Silent, 1448, bytes
+		return c
+	}
+	for name, test := range map[string]struct {
+		conn *abi.Conn
+		want ReasonCode
+	}{
+		"full-sized segments":                    {retransmitted(1448), ReasonPathMTU},
+		"full-sized but for TCP's options":       {retransmitted(1408), ReasonPathMTU},
+		"smaller segments":                       {retransmitted(1407), ReasonOneWay},
+		"it is not known how large they were":    {retransmitted(0), ""},
+		"keepalive probes, which are small":      {stuckFor(abi.EvidenceKeepalive, 20, time.Minute, time.Second), ReasonOneWay},
+		"a zombie needs no reason":               {conntest.Silent(abi.EvidenceRetransmit, 5, time.Minute), ""},
+		"a blocked connection's is not searched": {blockedFor(5, time.Minute), ""},
+		"full-sized, and the peer sends again what it did not get acknowledged": {
+			func() *abi.Conn {
+				c := retransmitted(1448)
+				c.Accepted++
+				return c
+			}(), ReasonOneWay,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := testRules.Describe(test.conn, time.Now())
+			if got.Reason.Code != test.want || (got.Reason.Detail == "") != (test.want == "") {
+				t.Errorf("a %v connection has reason %+v, expected %q", got.Verdict, got.Reason, test.want)
+			}
+		})
+	}
+}
+
+// What unanswered counts depends on the verdict.
+func TestUnansweredOfStuckAndBlocked(t *testing.T) {
+	stuck := testRules.Describe(stuckFor(abi.EvidenceRetransmit, 5, time.Minute, time.Second), time.Now())
+	blocked := testRules.Describe(blockedFor(4, time.Minute), time.Now())
+	if stuck.Unanswered != 5 || stuck.Attempts != 0 || blocked.Unanswered != 0 || blocked.Attempts != 4 {
+		t.Errorf("stuck has %d and %d, blocked %d and %d", stuck.Unanswered, stuck.Attempts, blocked.Unanswered, blocked.Attempts)
 	}
 }
 
@@ -201,6 +378,16 @@ func TestDescribe(t *testing.T) {
 			c.WindowClosed = conntest.Ago(25 * time.Second)
 		})
 		if got := at.Sub(testRules.Describe(c, at).Since); got != 15*time.Second {
+			t.Errorf("since %v", got)
+		}
+	})
+	t.Run("the verdict stuck began zombie-silence after the first retransmission", func(t *testing.T) {
+		if got := at.Sub(testRules.Describe(stuckFor(abi.EvidenceRetransmit, 5, 25*time.Second, time.Second), at).Since); got != 15*time.Second {
+			t.Errorf("since %v", got)
+		}
+	})
+	t.Run("the verdict blocked began zombie-silence after the first failure", func(t *testing.T) {
+		if got := at.Sub(testRules.Describe(blockedFor(5, 25*time.Second), at).Since); got != 15*time.Second {
 			t.Errorf("since %v", got)
 		}
 	})

@@ -17,17 +17,19 @@ type TrackerStats struct {
 	Connections    [States][Verdicts]uint64 // in states that are Judged
 	ZombieOldest   time.Duration            // age of the oldest zombie; 0: there is none
 	ZombiesByOwner map[OwnerLabel]int
-	ZombieSeconds  Histogram // lives of the zombies that died or recovered
-	ForecastError  Histogram // absolute errors of the deaths that had a forecast
-	Watched        int       // connections in trouble
-	Overflowed     uint64    // connections, histories and recoveries that there was no room for
-	Unseen         uint64    // deaths of connections in trouble that no program saw
+	TroubleByOwner map[OwnerLabel]int // of the verdicts blocked and stuck
+	ZombieSeconds  Histogram          // lives of the zombies that died or recovered
+	ForecastError  Histogram          // absolute errors of the deaths that had a forecast
+	Watched        int                // connections in trouble
+	Overflowed     uint64             // connections, histories and recoveries that there was no room for
+	Unseen         uint64             // deaths of connections in trouble that no program saw
 }
 
 // Stats returns the numbers at that time. They share no memory with the tracker.
 func (t *Tracker) Stats(now time.Time) TrackerStats {
 	s := TrackerStats{
 		ZombiesByOwner: make(map[OwnerLabel]int),
+		TroubleByOwner: make(map[OwnerLabel]int),
 		ZombieSeconds:  t.zombieSeconds.clone(),
 		ForecastError:  t.forecastError.clone(),
 		Watched:        len(t.tracked),
@@ -40,13 +42,16 @@ func (t *Tracker) Stats(now time.Time) TrackerStats {
 		}
 	}
 	for _, tc := range t.tracked {
-		if tc.verdict != Zombie {
-			continue
-		}
-		s.ZombieOldest = max(s.ZombieOldest, now.Sub(tc.since))
 		label := tc.label
 		label.RemotePort = servicePort(tc.conn.Rport)
-		s.ZombiesByOwner[label]++
+		switch tc.verdict {
+		case Zombie:
+			s.ZombieOldest = max(s.ZombieOldest, now.Sub(tc.since))
+			s.ZombiesByOwner[label]++
+		case Stuck, Blocked:
+			label.Verdict = tc.verdict.String()
+			s.TroubleByOwner[label]++
+		}
 	}
 	return s
 }

@@ -72,7 +72,7 @@ func (t *Timers) keepalive() (jiffy uint64, by Cause) {
 	probes := int(c.ProbesOut)
 	now := t.FiresAt(c.KeepaliveExpires, c.KeepaliveLevel)
 	for range maxSteps {
-		silent := uint64(c.Silent) + now - c.Jiffies
+		silent := uint64(Accepted(c)) + now - c.Jiffies
 		if silent < idle {
 			now = t.arm(now, idle-silent)
 			continue

@@ -34,7 +34,10 @@ type tracked struct {
 	verdict  Verdict
 	evidence Evidence
 	since    time.Time // when the verdict began
-	gone     time.Time // when a watch pass did not find its socket; zero: it did
+	// gap is the longest time between two signs of life of the peer since the tracker
+	// follows the connection.
+	gap  time.Duration
+	gone time.Time // when a watch pass did not find its socket; zero: it did
 	// forecast is the first one since the peer was last heard, with this cause and
 	// these settings. A death is compared with it.
 	forecast      Forecast
@@ -145,7 +148,10 @@ func (t *Tracker) observe(c *abi.Conn, at time.Time) {
 	answer, answered := t.answer(tc, c, at)
 	oldKey, oldVerdict, oldSince := tc.countKey(), tc.verdict, tc.since
 	tc.forecast = t.forecast(tc, c, at)
-	tc.verdict, tc.evidence = t.rules.Judge(c)
+	if heardSince(&tc.conn, c) && tc.conn.Silent != abi.AgeNone {
+		tc.gap = max(tc.gap, t.rules.Duration(heardAt(c)-heardAt(&tc.conn)))
+	}
+	tc.verdict, tc.evidence = t.judge(tc, c)
 	tc.conn, tc.at, tc.gone = *c, at, time.Time{}
 	t.move(oldKey, tc.countKey())
 	if answered {
@@ -161,6 +167,17 @@ func (t *Tracker) observe(c *abi.Conn, at time.Time) {
 	if c.Flags&abi.ConnTrouble == 0 {
 		t.endTrouble(c)
 	}
+}
+
+// judge returns the verdict and evidence of a connection with the record c. A connection
+// that is stuck becomes a zombie only when its peer has been silent for twice as long as
+// between any two signs of life before: between them nothing has changed.
+func (t *Tracker) judge(tc *tracked, c *abi.Conn) (Verdict, Evidence) {
+	v, evidence := t.rules.Judge(c)
+	if v == Zombie && tc.verdict == Stuck && t.rules.Age(c.Silent) < 2*tc.gap {
+		v = Stuck
+	}
+	return v, evidence
 }
 
 // changedVerdict records and reports that the verdict of a connection has changed.
@@ -243,8 +260,12 @@ func heardSince(old, now *abi.Conn) bool {
 	if now.Silent == abi.AgeNone {
 		return false
 	}
-	return uint32(now.Jiffies)-now.Silent-(uint32(old.Jiffies)-old.Silent) > 1
+	return old.Silent == abi.AgeNone || int32(heardAt(now)-heardAt(old)) > 1
 }
+
+// heardAt returns the jiffy, of which it has the low 32 bits, in which the peer was last
+// heard. It must have been heard.
+func heardAt(c *abi.Conn) uint32 { return uint32(c.Jiffies) - c.Silent }
 
 // emit updates the row of a connection, unless the connection has died, and calls notify.
 func (t *Tracker) emit(n Notice) {

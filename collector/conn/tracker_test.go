@@ -476,3 +476,37 @@ func BenchmarkEvent(b *testing.B) {
 		tracker.Apply(&Fact{Kind: FactEvent, At: start.Add(time.Duration(e.Conn.At)), Event: &e})
 	}
 }
+
+// Between two heartbeats of a peer that acknowledges nothing the connection stays stuck.
+func TestTrackerStuckBetweenHeartbeats(t *testing.T) {
+	r := newReplay(t)
+	r.census(&Census{Counts: census(1, 0, 0), Began: r.at(0)}, r.at(0))
+	// look shows the connection as a watch pass at that time finds it, with the peer last
+	// heard at that time. The retransmissions began at 10 s, one each second.
+	const began = 10 * time.Second
+	look := func(after, heard time.Duration) {
+		unanswered := uint16((after - max(heard, began)) / time.Second)
+		c := conntest.Silent(abi.EvidenceRetransmit, unanswered, after-heard) // the last 100 ms ago
+		c.Jiffies = conntest.Jiffies + uint64(conntest.Ago(after))
+		c.Unacknowledged, c.Retransmitting = uint16((after-began)/time.Second), conntest.Ago(after-began)
+		c.Accepted = conntest.Ago(after)
+		r.Apply(&Fact{Kind: FactWatch, At: r.at(after), Conn: stamp(c, after)})
+	}
+	for after := 11 * time.Second; after < 50*time.Second; after += time.Second {
+		look(after, after.Truncate(12*time.Second)) // a heartbeat every 12 s
+	}
+	r.expect("14s active to suspect", "20s suspect to stuck")
+	// The last heartbeat was at 48 s. Twice the time between two of them may pass.
+	for after := 50 * time.Second; after < 72*time.Second; after += time.Second {
+		look(after, 48*time.Second)
+	}
+	r.expect()
+	look(72*time.Second, 48*time.Second)
+	r.expect("1m12s stuck to zombie")
+	look(73*time.Second, 73*time.Second)
+	r.expect("1m13s zombie to stuck")
+	recovered := conntest.With(func(c *abi.Conn) { c.Jiffies = conntest.Jiffies + uint64(conntest.Ago(74*time.Second)) })
+	r.Apply(&Fact{Kind: FactWatch, At: r.at(74 * time.Second), Conn: stamp(recovered, 74*time.Second)})
+	r.expect("1m14s stuck to active")
+	r.counted(map[Verdict]int64{Active: 1})
+}

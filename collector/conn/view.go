@@ -23,15 +23,15 @@ func (t *Tracker) Outline(c *abi.Conn, at time.Time) Connection {
 	connection := t.rules.Outline(c, at)
 	tc := t.tracked[c.Cookie]
 	if tc == nil || c.At < tc.conn.At {
-		t.complete(&connection, tc)
+		t.complete(&connection, c, tc)
 		return connection
 	}
 	fresh := *tc
-	fresh.verdict, fresh.evidence = connection.Verdict, connection.Evidence
+	fresh.verdict, fresh.evidence = t.judge(tc, c)
 	if fresh.verdict != tc.verdict {
 		fresh.since = at
 	}
-	t.complete(&connection, &fresh)
+	t.complete(&connection, c, &fresh)
 	return connection
 }
 
@@ -39,7 +39,7 @@ func (t *Tracker) Outline(c *abi.Conn, at time.Time) Connection {
 // verdict of tc. tc is nil if the connection is not in trouble.
 func (t *Tracker) describeTracked(c *abi.Conn, at time.Time, tc *tracked) Connection {
 	connection := t.rules.Describe(c, at)
-	t.complete(&connection, tc)
+	t.complete(&connection, c, tc)
 	return connection
 }
 
@@ -51,11 +51,12 @@ func (t *Tracker) describeRow(o *Observation) (c Connection, ok bool) {
 	return t.Describe(&o.Conn, o.At), true
 }
 
-// complete adds to a description what the tracker knows of the connection. tc is nil if
-// the connection is not in trouble.
-func (t *Tracker) complete(c *Connection, tc *tracked) {
+// complete adds to the description of a record what the tracker knows of the connection.
+// tc is nil if the connection is not in trouble.
+func (t *Tracker) complete(c *Connection, record *abi.Conn, tc *tracked) {
 	if tc != nil {
 		c.Verdict, c.Evidence, c.Since = tc.verdict, tc.evidence, Earlier(tc.since, c.At)
+		t.rules.giveReason(c, record)
 		c.setOwner(tc.owner)
 	} else if h := t.histories[c.Cookie]; h != nil {
 		// It has been in trouble: its history has the time of the recovery.

@@ -11,7 +11,8 @@ import (
 	"github.com/halfopen/halfopen/internal/humanize"
 )
 
-// Advice is one thing to do so that the kernel notices a dead peer sooner.
+// Advice is one thing to do so that the kernel notices a dead peer sooner or, if the
+// connection is stuck or blocked, to find and mend what holds it up.
 type Advice struct {
 	Text string   // what to do, by whom, and what comes of it
 	How  []string // the exact calls or commands
@@ -53,8 +54,8 @@ func (x *explainer) with(change func(*abi.Conn)) conn.Forecast {
 // does (tcp_sock_set_keepidle_locked).
 func rearm(c *abi.Conn) {
 	var wait uint64
-	if c.KeepaliveTime > c.Silent {
-		wait = uint64(c.KeepaliveTime - c.Silent)
+	if c.KeepaliveTime > conn.Accepted(c) {
+		wait = uint64(c.KeepaliveTime - conn.Accepted(c))
 	}
 	c.KeepaliveExpires = c.Jiffies + wait
 	c.KeepaliveLevel = uint8(conn.WheelLevel(c.Jiffies, c.KeepaliveExpires))
@@ -79,6 +80,10 @@ func (x *explainer) advise() (assessment string, advice []Advice) {
 // assess is advise without the advice to end a zombie.
 func (x *explainer) assess() (assessment string, advice []Advice) {
 	switch {
+	case x.conn.Verdict == conn.Stuck && !x.conn.Orphaned:
+		return x.adviseStuck()
+	case x.conn.Verdict == conn.Blocked && !x.conn.Orphaned:
+		return x.adviseBlocked()
 	case x.conn.State == conn.SynSent:
 		return x.adviseConnecting()
 	case x.conn.State == conn.SynRecv:

@@ -58,7 +58,7 @@ func (x *explainer) inside(a Advice, commands ...string) Advice {
 			a.How = append(a.How, "nsenter --net="+x.netns.Path+" "+c)
 		}
 	default:
-		a.Text += " There is no command here, because no path to that namespace is known that is safe to paste, and without one a command would change another namespace. As root on the machine, `lsns -t net` lists namespaces with a process in each, and `nsenter --net=/proc/PID/ns/net` enters that of a process."
+		a.Text += " There is no command here, because no path to that namespace is known that is safe to paste, and without one a command would act on another namespace. As root on the machine, `lsns -t net` lists namespaces with a process in each, and `nsenter --net=/proc/PID/ns/net` enters that of a process."
 	}
 	return a
 }

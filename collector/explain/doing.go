@@ -83,6 +83,9 @@ func times(n int) string {
 func (x *explainer) traffic() string {
 	idle, silent := x.conn.Idle, x.conn.Silent
 	// The kernel stamps a retransmission as data sent.
+	if x.conn.Verdict == conn.Stuck {
+		return fmt.Sprintf("The peer was last heard %s, but has not acknowledged what we sent for %s.", since(silent), humanize.Age(x.rules.UnacknowledgedFor(x.c)))
+	}
 	if x.conn.Verdict >= conn.Suspect || idle < 0 {
 		return "Nothing has been heard from the peer for " + humanize.Age(silent) + "."
 	}
@@ -137,6 +140,14 @@ func are(n int, thing string) string {
 	return humanize.Plural(n, thing) + " are"
 }
 
+// because says the reason of the verdict, after a space; "" if it is unknown.
+func (x *explainer) because() string {
+	if x.conn.Reason.Detail == "" {
+		return ""
+	}
+	return " " + x.conn.Reason.Detail
+}
+
 // judged says why the connection has its verdict; "" if it has none.
 func (x *explainer) judged() string {
 	if !x.conn.State.Judged() {
@@ -146,6 +157,10 @@ func (x *explainer) judged() string {
 	switch x.conn.Verdict {
 	case conn.Zombie:
 		return fmt.Sprintf("Verdict: zombie. %s in a row went unanswered: the peer is most likely gone, and the kernel still waits.", unanswered)
+	case conn.Stuck:
+		return fmt.Sprintf("Verdict: stuck. %s in a row are not acknowledged, although the peer is heard: it is there, and something on the way, or its kernel, does not let these through.", unanswered) + x.because()
+	case conn.Blocked:
+		return fmt.Sprintf("Verdict: blocked. This host has failed to send %s in a row: nothing was asked, so this says nothing about the peer.", humanize.Plural(x.conn.Attempts, x.conn.Evidence.Solicitation())) + x.because()
 	case conn.Suspect:
 		if x.conn.State == conn.SynSent {
 			return fmt.Sprintf("Verdict: suspect. %s in a row went unanswered: there may be nobody at that address, or something on the way drops the packets.", unanswered)

@@ -680,6 +680,114 @@ func TestWhatRetries2Means(t *testing.T) {
 	}
 }
 
+// A stuck connection: data in flight, and a peer that is heard and does not acknowledge it.
+func stuck(reason func(*abi.Conn)) *abi.Conn {
+	return conntest.Unacknowledged(func(c *abi.Conn) {
+		c.Silent, c.Accepted, c.Mss, c.Retransmitted = conntest.Ago(2*time.Second), conntest.Ago(2*time.Second), 1448, 1448
+		c.Unacknowledged = 6
+		reason(c)
+	})
+}
+
+func TestExplainStuckAndBlocked(t *testing.T) {
+	const (
+		getRoute  = "ip route get 10.0.0.2"
+		tracepath = "tracepath -n 10.0.0.2"
+		probing   = "sysctl -w net.ipv4.tcp_mtu_probing=1"
+		clamp     = "nft add rule inet filter forward tcp flags syn tcp option maxseg size set rt mtu"
+		tcpdump   = "tcpdump -ni any host 10.0.0.1 and tcp port 37024"
+	)
+	unanswered := func(c *abi.Conn) *abi.Conn { // nothing since the peer was heard
+		c.Unanswered = 0
+		return c
+	}
+	blocked := func(c *abi.Conn) *abi.Conn {
+		c.Flags |= abi.ConnTrouble
+		c.Attempts, c.Failing, c.Unanswered = 4, conntest.Ago(20*time.Second), 0
+		return c
+	}
+	for name, test := range map[string]struct {
+		conn              *abi.Conn
+		doing, next, says string   // parts of the texts
+		how               []string // each advice's
+	}{
+		"full-sized segments are lost": {
+			unanswered(stuck(func(*abi.Conn) {})),
+			"The peer was last heard 2s ago, but has not acknowledged what we sent for 15s. 1 segment is not acknowledged, and has been sent again 6 times (14 bytes in the send queue). Verdict: stuck. 6 retransmissions in a row are not acknowledged, although the peer is heard: it is there, and something on the way, or its kernel, does not let these through. Full-sized segments (1448 bytes of data) are not acknowledged, and smaller ones pass",
+			"The kernel sends it again at growing intervals. An acknowledgement sets all of this back; other segments of the peer do not. If the peer acknowledges nothing, the kernel gives up in 15m (retransmit_timeout): the application gets ETIMEDOUT.",
+			"The peer is there, so keepalive would change nothing: look at the path to it.",
+			[]string{getRoute + "; " + tracepath, probing, clamp, userTimeout90},
+		},
+		"what this host sends is lost": {
+			unanswered(stuck(func(c *abi.Conn) { c.Retransmitted = 14 })),
+			"The segments of the peer arrive here, but nothing that this host sends is acknowledged.", "An acknowledgement sets all of this back",
+			"look at the path to it.", []string{tcpdump, getRoute + "; nft list ruleset", userTimeout90},
+		},
+		"the reason is not known": {
+			unanswered(stuck(func(c *abi.Conn) { c.Retransmitted = 0 })),
+			"does not let these through.", "An acknowledgement sets all of this back",
+			"look at the path to it.", []string{getRoute + "; " + tracepath, probing, clamp, tcpdump, getRoute + "; nft list ruleset", userTimeout90},
+		},
+		"keepalive probes are not acknowledged": {
+			func() *abi.Conn {
+				c := conntest.KeepaliveZombie()
+				c.Silent, c.Accepted, c.Unacknowledged = conntest.Ago(time.Second), conntest.Ago(7430*time.Second), 4
+				return unanswered(c)
+			}(),
+			"Verdict: stuck. 4 keepalive probes in a row are not acknowledged",
+			"4 probes are out. If the peer acknowledges none, the kernel sends one every 75s, and gives up when all 9 probes are unanswered. An acknowledgement sets all of this back",
+			"keepalive would change nothing", []string{tcpdump, getRoute + "; nft list ruleset"},
+		},
+		"this host fails to send probes": {
+			func() *abi.Conn {
+				c := blocked(conntest.KeepaliveZombie())
+				c.Evidence = abi.EvidenceKeepalive
+				return c
+			}(),
+			"Verdict: blocked. This host has failed to send 4 keepalive probes in a row: nothing was asked, so this says nothing about the peer.",
+			"The kernel goes on trying to send keepalive probes. It counts 4 as unanswered, although this host failed to send the newest 4, and gives up when all 9 probes are unanswered. If this host sends nothing until then, the kernel gives up in",
+			"This host sends nothing, so no setting of the connection changes anything",
+			[]string{"ip route get 10.0.0.2 from 10.0.0.1; ip addr; ip -s link", "nft list ruleset; tc -s qdisc"},
+		},
+		"this host fails to send data": {
+			blocked(conntest.Unacknowledged(func(*abi.Conn) {})),
+			"Verdict: blocked. This host has failed to send 4 retransmissions in a row",
+			"The kernel goes on trying to send. If this host sends nothing until then, the kernel gives up in 15m (retransmit_timeout)",
+			"find what keeps the segments back here",
+			[]string{"ip route get 10.0.0.2 from 10.0.0.1; ip addr; ip -s link", "nft list ruleset; tc -s qdisc"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, e := explained(test.conn)
+			for _, part := range []struct{ has, want string }{
+				{strings.Join(e.Doing, " "), test.doing}, {strings.Join(e.Next, " "), test.next}, {e.Assessment, test.says},
+			} {
+				if !strings.Contains(part.has, part.want) {
+					t.Errorf("%q\nhas no\n%q", part.has, part.want)
+				}
+			}
+			var how []string
+			for _, a := range e.Advice {
+				how = append(how, strings.Join(a.How, "; "))
+			}
+			if diff := cmp.Diff(test.how, how); diff != "" {
+				t.Errorf("advice (-want +got)\n%s", diff)
+			}
+		})
+	}
+}
+
+// The commands enter the namespace of the connection, but for those of other hosts.
+func TestStuckAdviceEntersTheNamespace(t *testing.T) {
+	c := stuck(func(c *abi.Conn) { c.Unanswered = 0 })
+	connection := testRules.Describe(c, explainedAt)
+	connection.Verdict, connection.Local, connection.Remote = conn.Stuck, netip.MustParseAddrPort("[fd77::1]:1"), netip.MustParseAddrPort("[fd77::2]:2")
+	e := Explain(&testRules, c, &connection, Netns{Path: "/proc/7/ns/net"})
+	if want := "nsenter --net=/proc/7/ns/net ip route get fd77::2"; e.Advice[0].How[0] != want {
+		t.Errorf("%q, want %q", e.Advice[0].How[0], want)
+	}
+}
+
 // Every record has an explanation, and its sentences are printable and not empty.
 func FuzzExplain(f *testing.F) {
 	f.Add(uint8(1), uint32(1), uint8(1), uint32(1), uint32(100), uint32(0), uint32(250), uint8(3), uint64(5000))

@@ -38,22 +38,32 @@ func (x *explainer) next() []string {
 			says = append(says, "The kernel goes on asking the peer for room. "+x.answering())
 		}
 	case conn.ByRetransmission:
-		if x.closedWindow() {
-			says = append(says, "The kernel goes on asking the peer for room. "+x.answering())
-		} else if x.c.Retransmits > 0 {
-			what := "it"
-			if x.conn.State == conn.SynSent {
-				what = "the SYN"
-			}
-			says = append(says, "The kernel sends "+what+" again at growing intervals. An answer sets all of this back.")
-		}
+		says = append(says, x.retransmitting()...)
 	}
 	says = append(says, x.end(f))
-	if x.t.GiveUpPath() == conn.ByKeepalive && x.canSend() && x.conn.UserTimeout == 0 && x.conn.Unanswered == 0 {
+	if x.t.GiveUpPath() == conn.ByKeepalive && x.canSend() && x.conn.UserTimeout == 0 && x.conn.Unanswered == 0 && x.conn.Verdict != conn.Blocked {
 		says = append(says, fmt.Sprintf("Should the application send meanwhile, keepalive waits, and only retransmission can end the connection: after about %s.",
 			humanize.Age(x.retransmitsFor())))
 	}
 	return says
+}
+
+// retransmitting says what the kernel does while data in flight is not acknowledged;
+// nothing if it has not sent it again yet.
+func (x *explainer) retransmitting() []string {
+	what := "it"
+	if x.conn.State == conn.SynSent {
+		what = "the SYN"
+	}
+	switch {
+	case x.conn.Verdict == conn.Blocked:
+		return []string{"The kernel goes on trying to send."}
+	case x.closedWindow():
+		return []string{"The kernel goes on asking the peer for room. " + x.answering()}
+	case x.c.Retransmits > 0:
+		return []string{"The kernel sends " + what + " again at growing intervals. " + x.setsBack()}
+	}
+	return nil
 }
 
 // never says why the kernel will not notice that the peer is gone.
@@ -82,15 +92,31 @@ func (x *explainer) probing() string {
 		limit = fmt.Sprintf("gives up once a probe is out and the peer has been silent for %s (TCP_USER_TIMEOUT; TCP_KEEPCNT then means nothing)",
 			humanize.Setting(x.conn.UserTimeout))
 	}
-	if c.ProbesOut > 0 {
-		return fmt.Sprintf("%s out. If the peer stays silent, the kernel sends one every %s, and %s. An answer sets all of this back.",
-			are(int(c.ProbesOut), "probe"), interval, limit)
+	switch {
+	case x.conn.Verdict == conn.Blocked:
+		return fmt.Sprintf("The kernel goes on trying to send keepalive probes. It counts %d as unanswered, although this host failed to send the newest %d, and %s.",
+			c.ProbesOut, c.Attempts, limit)
+	case c.ProbesOut > 0:
+		silent := "stays silent"
+		if x.conn.Verdict == conn.Stuck {
+			silent = "acknowledges none"
+		}
+		return fmt.Sprintf("%s out. If the peer %s, the kernel sends one every %s, and %s. %s",
+			are(int(c.ProbesOut), "probe"), silent, interval, limit, x.setsBack())
 	}
-	first := max(r.Duration(c.KeepaliveTime)-r.Duration(c.Silent), 0)
+	first := max(r.Duration(c.KeepaliveTime)-r.Duration(conn.Accepted(c)), 0)
 	at, _ := x.fires(c.KeepaliveExpires, c.KeepaliveLevel)
 	first = max(first, at.Sub(x.conn.At))
 	return fmt.Sprintf("If the peer stays silent, the first keepalive probe goes out in %s; from then on the kernel sends one every %s, and %s.",
 		humanize.Age(first), interval, limit)
+}
+
+// setsBack says what ends the trouble of a connection that is asking.
+func (x *explainer) setsBack() string {
+	if x.conn.Verdict == conn.Stuck {
+		return "An acknowledgement sets all of this back; other segments of the peer do not."
+	}
+	return "An answer sets all of this back."
 }
 
 // answering says what happens if the peer answers and keeps its window closed.
@@ -101,7 +127,7 @@ func (x *explainer) answering() string {
 	case x.conn.UserTimeout > 0:
 		return "TCP_USER_TIMEOUT ends it even if the peer answers."
 	case x.conn.Verdict >= conn.Suspect:
-		return "An answer sets all of this back."
+		return x.setsBack()
 	}
 	return "As long as the peer answers and its window stays closed, it never gives up."
 }
@@ -131,5 +157,12 @@ func (x *explainer) end(f conn.Forecast) string {
 	if x.orphanedFinWait2() {
 		return fmt.Sprintf("If the peer does not close its side, the kernel gives up %s (%s): %s.", x.in(f), f.By, then)
 	}
-	return fmt.Sprintf("If nothing is heard from the peer, the kernel gives up %s (%s): %s.", x.in(f), f.By, then)
+	unless := "If nothing is heard from the peer"
+	switch x.conn.Verdict {
+	case conn.Stuck:
+		unless = "If the peer acknowledges nothing"
+	case conn.Blocked:
+		unless = "If this host sends nothing until then"
+	}
+	return fmt.Sprintf("%s, the kernel gives up %s (%s): %s.", unless, x.in(f), f.By, then)
 }

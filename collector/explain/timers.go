@@ -76,7 +76,7 @@ func (x *explainer) keepaliveTimer() Timer {
 func (x *explainer) keepaliveThen() string {
 	c, r := x.c, x.rules
 	now := x.t.FiresAt(c.KeepaliveExpires, c.KeepaliveLevel)
-	silent := uint64(c.Silent) + now - c.Jiffies
+	silent := uint64(conn.Accepted(c)) + now - c.Jiffies
 	timeout := x.t.MsecsToJiffies(c.UserTimeout)
 	idle := humanize.Setting(r.Duration(c.KeepaliveTime))
 	switch {

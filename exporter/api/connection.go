@@ -20,9 +20,12 @@ type Connection struct {
 	Verdict            *string      `json:"verdict"`  // null: the state has none
 	Since              *time.Time   `json:"since"`    // null: not known
 	Evidence           *string      `json:"evidence"` // null: none
+	Reason             *Reason      `json:"reason"`   // null: not known
 	Unanswered         int          `json:"unanswered"`
+	Attempts           int          `json:"attempts"`       // that this host failed to send
 	IdleSeconds        *float64     `json:"idle_seconds"`   // null: no data ever
 	SilentSeconds      *float64     `json:"silent_seconds"` // null: never heard
+	SegmentsIn         uint32       `json:"segments_in"`
 	Keepalive          Keepalive    `json:"keepalive"`
 	UserTimeoutSeconds float64      `json:"user_timeout_seconds"` // 0: off
 	Retransmits        Retransmits  `json:"retransmits"`
@@ -42,6 +45,13 @@ type Connection struct {
 type AcceptQueue struct {
 	Length uint32 `json:"length"`
 	Limit  uint32 `json:"limit"`
+}
+
+// Reason is why a connection has its verdict. A client shows a code that it does not know
+// as text.
+type Reason struct {
+	Code   string `json:"code"`
+	Detail string `json:"detail"`
 }
 
 // Endpoint is one end of a connection.
@@ -124,9 +134,12 @@ func NewConnection(c *conn.Connection) Connection {
 		State:         c.State.String(),
 		Verdict:       verdict(c),
 		Evidence:      nonEmpty(c.Evidence.String()),
+		Reason:        reason(c),
 		Unanswered:    c.Unanswered,
+		Attempts:      c.Attempts,
 		IdleSeconds:   age(c.Idle),
 		SilentSeconds: age(c.Silent),
+		SegmentsIn:    c.SegmentsIn,
 		Keepalive: Keepalive{
 			Enabled:         c.Keepalive.Enabled,
 			TimeSeconds:     seconds(c.Keepalive.Time),
@@ -157,6 +170,14 @@ func NewConnection(c *conn.Connection) Connection {
 		out.Risks = append(out.Risks, r.String())
 	}
 	return out
+}
+
+// reason encodes the reason of a connection's verdict; nil: not known.
+func reason(c *conn.Connection) *Reason {
+	if c.Reason.Code == "" {
+		return nil
+	}
+	return &Reason{Code: string(c.Reason.Code), Detail: c.Reason.Detail}
 }
 
 // givesUp encodes a forecast made at that time; nil: never.

@@ -30,7 +30,7 @@ func encode(t *testing.T, v any) string {
 // The contract's example, but for the container, in the contract's order.
 const contractJSON = `{"cookie":"1a2b","family":"ipv4","local":{"ip":"10.0.0.1","port":37024},"remote":{"ip":"10.0.0.2","port":5432},` +
 	`"netns":4026531840,"state":"established","verdict":"zombie","since":"2025-11-21T12:00:00.123456789Z",` +
-	`"evidence":"keepalive","unanswered":3,"idle_seconds":12.4,"silent_seconds":12.4,` +
+	`"evidence":"keepalive","reason":null,"unanswered":3,"attempts":0,"idle_seconds":12.4,"silent_seconds":12.4,"segments_in":33,` +
 	`"keepalive":{"enabled":true,"time_seconds":7200,"interval_seconds":75,"probes":9,"probes_out":3,"per_socket":false},` +
 	`"user_timeout_seconds":0,"retransmits":{"unanswered":0,"total":5},` +
 	`"unacked_segments":0,"send_queue_bytes":0,"receive_queue_bytes":7,"send_window_bytes":64256,"srtt_seconds":0.0004,"rto_seconds":0.204,` +
@@ -199,8 +199,15 @@ func TestConnectionFields(t *testing.T) {
 			func(c *conn.Connection) {
 				c.Idle, c.Keepalive.Time, c.UserTimeout = 3564363263, 1_000_400_000, 3_333_333_333
 			},
-			`"idle_seconds":12.4,"silent_seconds":12.4,"keepalive":{"enabled":true,"time_seconds":7200,"interval_seconds":75,"probes":9,"probes_out":3,"per_socket":false},"user_timeout_seconds":0`,
-			`"idle_seconds":3.564,"silent_seconds":12.4,"keepalive":{"enabled":true,"time_seconds":1,"interval_seconds":75,"probes":9,"probes_out":3,"per_socket":false},"user_timeout_seconds":3.333`,
+			`"idle_seconds":12.4,"silent_seconds":12.4,"segments_in":33,"keepalive":{"enabled":true,"time_seconds":7200,"interval_seconds":75,"probes":9,"probes_out":3,"per_socket":false},"user_timeout_seconds":0`,
+			`"idle_seconds":3.564,"silent_seconds":12.4,"segments_in":33,"keepalive":{"enabled":true,"time_seconds":1,"interval_seconds":75,"probes":9,"probes_out":3,"per_socket":false},"user_timeout_seconds":3.333`,
+		},
+		"a reason is an object": {
+			func(c *conn.Connection) { c.Reason = conn.Reason{Code: conn.ReasonPathMTU, Detail: "It is <small>."} },
+			`"reason":null`, `"reason":{"code":"path_mtu","detail":"It is \u003csmall\u003e."}`,
+		},
+		"attempts that this host failed to send": {
+			func(c *conn.Connection) { c.Unanswered, c.Attempts = 0, 4 }, `"unanswered":3,"attempts":0`, `"unanswered":0,"attempts":4`,
 		},
 		"a round trip is to the microsecond": {
 			func(c *conn.Connection) { c.SRTT = 1234567 * time.Microsecond }, `"srtt_seconds":0.0004`, `"srtt_seconds":1.234567`,

@@ -92,6 +92,8 @@ type Settings struct {
 type History struct {
 	At        []int64  `json:"at"` // seconds since 1970, ascending
 	Zombie    []uint64 `json:"zombie"`
+	Stuck     []uint64 `json:"stuck"`
+	Blocked   []uint64 `json:"blocked"`
 	Suspect   []uint64 `json:"suspect"`
 	Stalled   []uint64 `json:"stalled"`
 	Unguarded []uint64 `json:"unguarded"`

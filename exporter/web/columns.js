@@ -24,7 +24,7 @@ export const columns = {
 };
 
 // waitingSince is what `halfopen list` orders by within a verdict, the longest first:
-// the silence of zombies and suspects, else the idle time.
+// the silence of suspects and of what is worse, else the idle time.
 const waitingSince = (row) => (rank[row.verdict] <= rank.suspect ? row.heard_at : row.data_at) ?? 0;
 
 // Ten thousand rows take a hundred thousand comparisons: localeCompare needs seconds.

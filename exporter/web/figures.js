@@ -27,7 +27,7 @@ export function tileFigures(rows, summary, now) {
   const complete = rows.size < maxRows;
   const counts = Object.fromEntries(verdicts.map((v) => [v.name, 0]));
   const suspectEvidence = {}, riskCounts = {};
-  const earliest = { zombie: Infinity, stalled: Infinity, unguarded: Infinity };
+  const earliest = { zombie: Infinity, stuck: Infinity, blocked: Infinity, stalled: Infinity, unguarded: Infinity };
   let atRisk = 0;
   for (const row of rows.values()) {
     counts[row.verdict]++;
@@ -44,6 +44,8 @@ export function tileFigures(rows, summary, now) {
   const [commonest] = Object.entries(riskCounts).sort(byCount);
   return {
     zombie: { number: number('zombie'), text: lasting('oldest', earliest.zombie) },
+    stuck: { number: number('stuck'), text: lasting('oldest', earliest.stuck) },
+    blocked: { number: number('blocked'), text: lasting('oldest', earliest.blocked) },
     suspect: { number: number('suspect'), text: Object.entries(suspectEvidence).map(([evidence, n]) => `${n} ${spaced(evidence)}`).join(', ') },
     stalled: { number: number('stalled'), text: lasting('longest', earliest.stalled) },
     unguarded: { number: number('unguarded'), text: lasting('idle up to', earliest.unguarded) },

@@ -5,6 +5,8 @@
 import { comparator } from '/web/columns.js';
 import { rowFilter } from '/web/filters.js';
 
+const worse = new Set(['zombie', 'stuck', 'blocked', 'suspect']);
+
 export class Rows {
   #byCookie = new Map();
   // All rows in the order that they were last shown in, then the new ones: to sort again
@@ -20,7 +22,7 @@ export class Rows {
   // apply takes an event of kind rows. An event with `all` replaces all rows; the others
   // have new rows whole, changes of known rows, and the cookies of those that are gone.
   // Returns the cookies of the rows that changed, and of those whose change says that
-  // they are zombies or suspects. A change of a row that is not known (any more) has no
+  // they are suspects, or worse. A change of a row that is not known (any more) has no
   // effect, since a row is never shown in part.
   apply({ all, rows, gone }) {
     if (all) {
@@ -34,7 +36,7 @@ export class Rows {
       else if (row) Object.assign(row, change, { searchText: undefined, ownerKey: undefined });
       else continue;
       changed.push(change.cookie);
-      if (change.verdict === 'zombie' || change.verdict === 'suspect') suspected.push(change.cookie);
+      if (worse.has(change.verdict)) suspected.push(change.cookie);
     }
     for (const cookie of gone) this.#byCookie.delete(cookie);
     return { changed, suspected };

@@ -8,7 +8,7 @@ import { el, setText } from '/web/dom.js';
 import { bytes, clock, printable, spaced, wholeAge } from '/web/format.js';
 import { risks } from '/web/names.js';
 import { ownerParts } from '/web/owners.js';
-import { adviceText, eventText, settingSource, settingValue, unansweredText } from '/web/storytext.js';
+import { adviceText, adviceTitle, eventText, settingSource, settingValue, unansweredText } from '/web/storytext.js';
 
 const meanings = Object.fromEntries(risks.map((r) => [r.name, r.meaning]));
 
@@ -25,7 +25,7 @@ export function factsOf(c, owner, tick, now) {
     facts: el('div', { class: 'facts' },
       fact('Silent', since(c.silent_seconds, 'never heard'), 'Time since the peer was last heard'),
       fact('Idle', since(c.idle_seconds, '–'), 'Time since data last moved, in either direction'),
-      fact('Unanswered', figure(c.unanswered ? String(c.unanswered) : '–'), c.evidence ? unansweredText(c.unanswered, c.evidence) : ''),
+      fact('Unanswered', figure(c.unanswered ? String(c.unanswered) : '–'), unansweredText(c)),
       c.gives_up
         ? fact('Kernel gives up', tick(figure(''), () => givesUpText(c.gives_up, now())), spaced(c.gives_up.by))
         : fact('Kernel gives up', figure('never'), 'No timer of the kernel will end this connection'),
@@ -43,9 +43,10 @@ export function sections(c, tick, now) {
   const x = c.explanation;
   return {
     risks: c.risks.length ? section('Risks', el('ul', { class: 'risks' }, ...c.risks.map((r) => el('li', null, el('strong', null, spaced(r)), ` ${meanings[r] ?? ''}`)))) : null,
+    reason: c.reason ? section('Reason', el('p', null, el('strong', null, spaced(c.reason.code)), ` ${c.reason.detail}`)) : null,
     doing: section('What the connection is doing', el('p', null, x.doing.join(' '))),
     next: section('What happens next', el('p', null, x.next.join(' '))),
-    advice: section('How to notice a dead peer sooner', el('p', null, x.assessment), adviceList(x.advice)),
+    advice: section(adviceTitle(c.verdict), el('p', null, x.assessment), adviceList(x.advice)),
     timers: section('Timers', el('dl', { class: 'timers' }, ...x.timers.flatMap((t) => timer(t, tick, now)))),
     settings: section('Settings', settingsTable(x.settings)),
     events: c.events.length ? section('Recent events', el('ol', { class: 'events' }, ...[...c.events].reverse().map(eventItem))) : null,

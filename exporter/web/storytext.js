@@ -48,6 +48,12 @@ export function eventText(e) {
   }
 }
 
-// unansweredText says how many solicitations the peer has not answered: 3 keepalive
-// probes unanswered.
-export const unansweredText = (n, evidence) => `${plural(n, solicitation(evidence))} unanswered`;
+// unansweredText says of a connection or row how many solicitations the peer has not
+// answered, or not acknowledged: 3 keepalive probes unanswered. '' if there are none.
+export function unansweredText({ verdict, evidence, unanswered: n, attempts }) {
+  if (verdict === 'blocked' && attempts) return `${plural(attempts, solicitation(evidence))} that this host failed to send`;
+  return evidence && n ? `${plural(n, solicitation(evidence))} ${verdict === 'stuck' ? 'not acknowledged' : 'unanswered'}` : '';
+}
+
+// adviceTitle is the title of the advice for a connection with a verdict.
+export const adviceTitle = (verdict) => (verdict === 'stuck' || verdict === 'blocked' ? 'What to do' : 'How to notice a dead peer sooner');

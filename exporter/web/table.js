@@ -17,7 +17,7 @@ export class Table {
     this.handlers = handlers;
     this.view = []; // the rows, in order
     this.elements = new Map(); // of the rows in sight, by cookie: see makeRow
-    this.recent = new Map(); // when a row became a suspect or zombie, by cookie
+    this.recent = new Map(); // when a row became a suspect, or worse, by cookie
     this.now = Date.now();
     this.tabStop = null; // the cookie of the row that the Tab key goes to
     this.heads = {};

@@ -45,7 +45,7 @@ export function fillRow(elements, row, now) {
   }
   const ago = (at) => wholeAge((now - at) / 1000);
   setText(cells.unanswered, row.unanswered ? String(row.unanswered) : '–');
-  setTitle(cells.unanswered, inTrouble.has(row.verdict) && row.evidence && row.unanswered ? unansweredText(row.unanswered, row.evidence) : '');
+  setTitle(cells.unanswered, inTrouble.has(row.verdict) ? unansweredText(row) : '');
   setText(cells.silent, row.heard_at ? ago(row.heard_at) : 'never heard');
   setText(cells.idle, row.data_at ? ago(row.data_at) : '–');
   fillCountdown(elements, row, now);

@@ -3,7 +3,7 @@
 // What the timeline of a connection shows, and where along it. Needs no DOM.
 
 import { age, plural, spaced, wholeAge } from '/web/format.js';
-import { solicitation } from '/web/storytext.js';
+import { solicitation, unansweredText } from '/web/storytext.js';
 
 // timelineModel returns, for a connection of the API with its events and explanation, at
 // the agent's time now; times are in ms since 1970:
@@ -80,7 +80,7 @@ export function timelineText(c, { now, heard, data, ends, events }) {
     'Timeline.',
     data !== null ? `Data moved ${since(data)} ago.` : '',
     heard !== null ? `The peer was last heard ${since(heard)} ago.` : 'The peer was never heard.',
-    c.unanswered ? `Since then ${plural(c.unanswered, solicitation(c.evidence))} went unanswered, of which the timeline shows ${drawn}.` : '',
+    c.unanswered ? `${c.verdict === 'stuck' ? unansweredText(c) : `Since then ${plural(c.unanswered, solicitation(c.evidence))} went unanswered`}, of which the timeline shows ${drawn}.` : '',
     ends ? `The kernel gives up in ${age((ends.at - now) / 1000)}, by ${spaced(ends.by)}.` : 'The kernel never gives up.',
   ].filter(Boolean).join(' ');
 }

@@ -16,6 +16,10 @@ func node() *builder {
 			connections(`verdict="zombie"`), steps(green, from(1, orange), from(10, red)))).
 		WithPanel(number("Oldest zombie", "Time since it became a zombie.", units.Seconds,
 			"max("+of("halfopen_tcp_zombie_oldest_seconds")+")", steps(green, from(1, yellow), from(1200, orange), from(3600, red)))).
+		WithPanel(number("Stuck", "The peer is heard, but acknowledges nothing.", units.Short,
+			connections(`verdict="stuck"`), steps(green, from(1, orange)))).
+		WithPanel(number("Blocked", "This host fails to send.", units.Short,
+			connections(`verdict="blocked"`), steps(green, from(1, orange)))).
 		WithPanel(number("Suspects", "At least one solicitation is unanswered, but too few for a zombie.", units.Short,
 			connections(`verdict="suspect"`), steps(green, from(10, yellow)))).
 		WithPanel(number("Stalled", "The peer answers, but takes no data.", units.Short,
@@ -31,10 +35,12 @@ func node() *builder {
 			steps(green, from(1, red))))
 
 	d.WithRow(dashboard.NewRowBuilder("Connections")).
-		WithPanel(graph("In trouble", "Zombies, suspects and stalled connections.", units.Short,
-			query("sum by (verdict) ("+of("halfopen_tcp_connections", `verdict=~"zombie|suspect|stalled"`)+")", "{{verdict}}"))).
+		WithPanel(graph("In trouble", "Zombies, stuck and blocked connections, suspects and stalled ones.", units.Short,
+			query("sum by (verdict) ("+of("halfopen_tcp_connections", `verdict=~"zombie|stuck|blocked|suspect|stalled"`)+")", "{{verdict}}"))).
 		WithPanel(stacked(graph("Zombies by owner", "With the port of the remote service, if the peer is a service.", units.Short,
 			query("sum by (owner, remote_port) ("+of("halfopen_tcp_zombies_by_owner", `owner=~"$owner"`)+")", "{{owner}} {{remote_port}}")))).
+		WithPanel(stacked(graph("Stuck and blocked by owner", "With the port of the remote service, if the peer is a service.", units.Short,
+			query("sum by (owner, remote_port, verdict) ("+of("halfopen_tcp_trouble_by_owner", `owner=~"$owner"`)+")", "{{verdict}}: {{owner}} {{remote_port}}")))).
 		WithPanel(stacked(graph("Not in trouble", "Active, idle (keepalive will notice a dead peer) and unguarded (the kernel will not notice one).", units.Short,
 			query("sum by (verdict) ("+of("halfopen_tcp_connections", `verdict=~"active|idle|unguarded"`)+")", "{{verdict}}")))).
 		WithPanel(stacked(graph("Sockets by state", "All TCP sockets, including listeners.", units.Short,

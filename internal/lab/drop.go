@@ -35,6 +35,7 @@ type Rule struct {
 	Class     uint8     // traffic class, as [SetClass] gives it to a socket; 0: any class
 	Direction Direction // the zero value means both
 	Percent   int       // probability to drop a packet, 1 to 100 percent
+	Above     uint32    // only packets of more bytes than this, IP header included; 0: any packet
 
 	// Apart never drops two packets of a direction in a row: only every second packet can
 	// be dropped, so Percent is at most 50. With one port for each connection, no
@@ -205,7 +206,7 @@ func (n *Namespace) unthrottleICMP() error {
 // exprs returns the rules of one chain as nftables expressions: one rule for each way in
 // which a packet may match.
 func (r Rule) exprs(link string, why *Unreachable) [][]expr.Any {
-	match := slices.Concat(matchLink(link), matchTCP())
+	match := slices.Concat(matchLink(link), matchTCP(), matchAbove(r.Above))
 	ports := [][]expr.Any{nil}
 	if r.Port != 0 {
 		ports = [][]expr.Any{matchPort(0, r.Port), matchPort(2, r.Port)}
@@ -265,6 +266,19 @@ func matchTCP() []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
+	}
+}
+
+// matchAbove matches packets of more than so many bytes.
+func matchAbove(bytes uint32) []expr.Any {
+	if bytes == 0 {
+		return nil
+	}
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyLEN, Register: 1},
+		// cmp orders registers as bytes, most significant first.
+		&expr.Byteorder{SourceRegister: 1, DestRegister: 1, Op: expr.ByteorderHton, Len: 4, Size: 4},
+		&expr.Cmp{Op: expr.CmpOpGt, Register: 1, Data: binaryutil.BigEndian.PutUint32(bytes)},
 	}
 }
 

@@ -170,6 +170,23 @@ func TestDropByClass(t *testing.T) {
 	})
 }
 
+func TestDropAbove(t *testing.T) {
+	l := newLab(t)
+	families(t, l, func(t *testing.T, server netip.Addr) {
+		client, accepted := connect(t, l, netip.AddrPortFrom(server, 5432))
+		remove := mustDrop(t, l.Client, Rule{Port: 5432, Direction: Out, Percent: 100, Above: 572})
+		send(t, client, "small")
+		receive(t, accepted, "small")
+		large := strings.Repeat("large", 200)
+		send(t, client, large)
+		receiveNothing(t, accepted)
+		send(t, accepted, "answer")
+		receive(t, client, "answer")
+		remove()
+		receive(t, accepted, large)
+	})
+}
+
 func TestReject(t *testing.T) {
 	l := newLab(t)
 	for i, tt := range []struct {

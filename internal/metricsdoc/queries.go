@@ -136,6 +136,10 @@ var queries = map[string]query{
 		"Retransmissions per second because no answer came at all:",
 		`rate(halfopen_tcp_retransmits_total{type="timeout"}[5m])`, "retransmissions",
 	},
+	"halfopen_tcp_trouble_by_owner": {
+		"Whose connections are stuck, and the port of the service, over all nodes:",
+		`topk(20, sum by (owner, remote_port) (halfopen_tcp_trouble_by_owner{verdict="stuck"}))`, "connections",
+	},
 	"halfopen_tcp_zombie_oldest_seconds": {
 		"Nodes where a zombie is older than 20 minutes:",
 		`halfopen_tcp_zombie_oldest_seconds > 1200`, "",

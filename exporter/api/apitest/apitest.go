@@ -25,7 +25,7 @@ func Connection() conn.Connection {
 		Remote: netip.MustParseAddrPort("10.0.0.2:5432"),
 		Netns:  4026531840, State: conn.Established, Verdict: conn.Zombie, Since: Noon,
 		Evidence: conn.EvidenceKeepalive, Unanswered: 3,
-		Idle: 12400 * time.Millisecond, Silent: 12400 * time.Millisecond,
+		Idle: 12400 * time.Millisecond, Silent: 12400 * time.Millisecond, SegmentsIn: 33,
 		Keepalive: conn.Keepalive{
 			Enabled: true, Time: 7200 * time.Second, Interval: 75 * time.Second, Probes: 9, ProbesOut: 3,
 		},

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package conn
+
+import (
+	"fmt"
+
+	"github.com/halfopen/halfopen/bpf/abi"
+)
+
+// ReasonCode is the kind of a [Reason]. Its value is the name in the contract.
+type ReasonCode string
+
+// The reasons. Each is seen, or follows from something seen.
+const (
+	// ReasonPathMTU: segments of full size are lost, and smaller ones pass.
+	ReasonPathMTU ReasonCode = "path_mtu"
+	// ReasonOneWay: what this host sends is lost, and what the peer sends arrives.
+	ReasonOneWay ReasonCode = "one_way"
+)
+
+// mostOptions is how many bytes of a segment TCP options can take, which c.Mss may not
+// leave out.
+const mostOptions = 40
+
+// Reason says why a connection has its verdict.
+type Reason struct {
+	Code   ReasonCode // "": unknown
+	Detail string     // one sentence
+}
+
+// reason returns the reason for a verdict on a connection with the record c.
+//
+// If full-sized segments are not acknowledged, the way loses either these, or everything
+// that this host sends. In the latter case the peer does not get the acknowledgements of
+// what it sends, and sends it again: that is out of the window, so the newest sign of life
+// is a segment that TCP did not accept.
+func (r *Rules) reason(c *abi.Conn, v Verdict) Reason {
+	if v != Stuck {
+		return Reason{}
+	}
+	oneWay := Reason{ReasonOneWay, "The segments of the peer arrive here, but nothing that this host sends is acknowledged."}
+	switch {
+	case Evidence(c.Evidence) != EvidenceRetransmit:
+		return oneWay
+	case c.Retransmitted == 0 || c.Mss == 0:
+		return Reason{}
+	case c.Retransmitted+mostOptions < c.Mss || c.Silent < Accepted(c):
+		return oneWay
+	}
+	return Reason{ReasonPathMTU, fmt.Sprintf("Full-sized segments (%d bytes of data) are not acknowledged, and smaller ones pass: the MTU of the path may be smaller than that of the route.", c.Mss)}
+}
