@@ -409,20 +409,6 @@ __attribute__((noinline)) int read_socket_at(__u32 i)
 	return read_socket(s, (const void *)sk, (const void *)sk, PROBE);
 }
 
-/* Reads some sockets of the run, of which there are so many. */
-__attribute__((noinline)) int read_some(__u32 first, __u32 sockets)
-{
-	__u32 i;
-
-	for (i = 0; i < WALK_PART; i++) {
-		if (first + i >= sockets)
-			return 1;
-		if (read_socket_at(first + i))
-			read_socket_at(first + i);
-	}
-	return 0;
-}
-
 /*
  * Sets the tables of a run. The kernel frees the table of a single namespace a grace period
  * of RCU after the last reference to the namespace (cleanup_net): if there is a reference
@@ -472,9 +458,12 @@ static __always_inline int walk(void)
 	if (!set_table(s))
 		return 1;
 	collect(s);
-	for (i = 0; i < WALK_SOCKETS; i += WALK_PART)
-		if (read_some(i, s->sockets))
+	for (i = 0; i < WALK_SOCKETS; i++) {
+		if (i >= s->sockets)
 			break;
+		if (read_socket_at(i))
+			read_socket_at(i);
+	}
 	return !chain_head(s, walk_at.chain);
 }
 

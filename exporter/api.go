@@ -151,7 +151,7 @@ func (a *apiHandler) connections(w http.ResponseWriter, r *http.Request) {
 	}
 	a.list(w, r, q.Limit, func(ctx context.Context) (int, writeFunc, error) {
 		total, connections, err := a.src.Connections(ctx, q)
-		return total, func(b io.Writer) error { return api.WriteConnections(b, &q, total, connections) }, err
+		return total, func(b io.Writer) error { return api.WriteList(b, "connections", total, api.OrderOf(&q, total), connections, api.NewConnection) }, err
 	})
 }
 
@@ -164,7 +164,7 @@ func (a *apiHandler) groups(w http.ResponseWriter, r *http.Request) {
 	a.list(w, r, q.Limit, func(ctx context.Context) (int, writeFunc, error) {
 		total, counts, err := a.src.CountConnections(ctx, q, by)
 		return total, func(b io.Writer) error {
-			return api.WriteList(b, "groups", total, api.Values(counts), func(t *conn.Count) api.Group { return api.NewGroup(t, by) })
+			return api.WriteList(b, "groups", total, "", api.Values(counts), func(t *conn.Count) api.Group { return api.NewGroup(t, by) })
 		}, err
 	})
 }
@@ -178,7 +178,7 @@ func (a *apiHandler) deaths(w http.ResponseWriter, r *http.Request) {
 	a.list(w, r, q.Limit, func(context.Context) (int, writeFunc, error) {
 		total, deaths := a.src.Deaths(q.Causes, q.Limit)
 		return total, func(b io.Writer) error {
-			return api.WriteList(b, "deaths", total, api.Values(deaths), api.NewDeath)
+			return api.WriteList(b, "deaths", total, "", api.Values(deaths), api.NewDeath)
 		}, nil
 	})
 }

@@ -28,7 +28,7 @@ func FuzzNames(f *testing.F) {
 		wantComm, wantPath := string([]rune(comm)), string([]rune(path)) // as encoding/json writes bytes that are not UTF-8
 
 		var list bytes.Buffer
-		if err := api.WriteConnections(&list, new(collector.Query), 1, api.Values([]conn.Connection{c})); err != nil {
+		if err := api.WriteList(&list, "connections", 1, "", api.Values([]conn.Connection{c}), api.NewConnection); err != nil {
 			t.Fatal(err)
 		}
 		embeds(t, list.Bytes(), 3)

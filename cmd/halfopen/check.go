@@ -32,7 +32,7 @@ func (l *list) check(ctx context.Context, stdout, stderr io.Writer) error {
 	if l.agent, err = l.peer.agent(ctx, l.thresholds.own()); err != nil {
 		return err
 	}
-	total, err := l.found(ctx, stdout, stderr)
+	total, err := l.connections(ctx, stdout, stderr)
 	switch {
 	case err != nil:
 		return err

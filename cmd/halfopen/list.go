@@ -70,16 +70,12 @@ func (l *list) run(ctx context.Context, stdout, stderr io.Writer) error {
 	case l.grouped:
 		return l.groups(ctx, stdout, stderr)
 	}
-	return l.connections(ctx, stdout, stderr)
-}
-
-func (l *list) connections(ctx context.Context, stdout, stderr io.Writer) error {
-	_, err := l.found(ctx, stdout, stderr)
+	_, err = l.connections(ctx, stdout, stderr)
 	return err
 }
 
-// found prints the connections that match, and returns how many there are.
-func (l *list) found(ctx context.Context, stdout, stderr io.Writer) (total int, err error) {
+// connections prints the connections that match, and returns how many there are.
+func (l *list) connections(ctx context.Context, stdout, stderr io.Writer) (total int, err error) {
 	if l.agent != nil {
 		answer, err := l.agent.OpenConnections(ctx, api.ConnectionParameters(&l.Query))
 		if err != nil {
@@ -104,13 +100,13 @@ func (l *list) found(ctx context.Context, stdout, stderr io.Writer) (total int, 
 	if n := c.Unwalked(); n > 0 {
 		fmt.Fprintf(stderr, "halfopen: not all is listed: the hash tables of %s take too long to walk (halfopen doctor names them)\n", plural(n, "network namespace"))
 	}
+	order := api.OrderOf(&l.Query, total)
 	if l.output == "json" {
-		return total, writeJSON(stdout, func(w io.Writer) error { return api.WriteConnections(w, &l.Query, total, connections) })
+		return total, writeJSON(stdout, func(w io.Writer) error {
+			return api.WriteList(w, "connections", total, order, connections, api.NewConnection)
+		})
 	}
-	head := api.Connections{GeneratedAt: time.Now().UTC(), Total: total}
-	if !l.Sorted(total) {
-		head.Order = api.OrderVerdict
-	}
+	head := api.Connections{GeneratedAt: time.Now().UTC(), Total: total, Order: order}
 	return total, l.table(&head, func(yield func(*api.Connection, error) bool) {
 		for connection, err := range connections {
 			if err != nil {
@@ -208,7 +204,7 @@ func (l *list) groups(ctx context.Context, stdout, stderr io.Writer) error {
 		}
 		encode := func(t *conn.Count) api.Group { return api.NewGroup(t, l.by) }
 		if l.output == "json" {
-			return writeJSON(stdout, func(w io.Writer) error { return api.WriteList(w, "groups", total, api.Values(counts), encode) })
+			return writeJSON(stdout, func(w io.Writer) error { return api.WriteList(w, "groups", total, "", api.Values(counts), encode) })
 		}
 		doc.Total = total
 		for i := range counts {

@@ -16,7 +16,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/halfopen/halfopen/collector"
 	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/exporter/api"
 )
@@ -419,7 +418,7 @@ func TestJSONOfALook(t *testing.T) {
 	var b bytes.Buffer
 	write := func(total int, conns []conn.Connection) error {
 		return writeJSON(&b, func(w io.Writer) error {
-			return api.WriteConnections(w, new(collector.Query), total, api.Values(conns))
+			return api.WriteList(w, "connections", total, "", api.Values(conns), api.NewConnection)
 		})
 	}
 	if err := write(doc.Total, conns); err != nil {

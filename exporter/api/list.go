@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/halfopen/halfopen/collector"
-	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/internal/escape"
 )
 
@@ -52,24 +51,20 @@ type Error struct {
 	Error string `json:"error"`
 }
 
-// WriteConnections writes the object of [Connections] as [WriteList] does: the answer of
-// [collector.Collector.Connections] to a query.
-func WriteConnections(w io.Writer, q *collector.Query, total int, connections iter.Seq2[*conn.Connection, error]) error {
-	order := ""
-	if !q.Sorted(total) {
-		order = OrderVerdict
+// OrderOf returns the order of the answer of [collector.Collector.Connections] to a query that
+// total connections match.
+func OrderOf(q *collector.Query, total int) string {
+	if q.Sorted(total) {
+		return ""
 	}
-	return writeList(w, "connections", total, order, connections, NewConnection)
+	return OrderVerdict
 }
 
-// WriteList writes the object of [Groups] or [Deaths], an item a line and in a Write of its
-// own. Items are encoded one by one: all of a large node's would be hundreds of MB. Names in
-// them do nothing to a terminal, see [escape.JSON].
-func WriteList[In, Out any](w io.Writer, name string, total int, items iter.Seq2[*In, error], encode func(*In) Out) error {
-	return writeList(w, name, total, "", items, encode)
-}
-
-func writeList[In, Out any](w io.Writer, name string, total int, order string, items iter.Seq2[*In, error], encode func(*In) Out) error {
+// WriteList writes the object of [Connections], [Groups] or [Deaths], an item a line and in a
+// Write of its own. order is that of connections, else "". Items are encoded one by one: all of
+// a large node's would be hundreds of MB. Names in them do nothing to a terminal, see
+// [escape.JSON].
+func WriteList[In, Out any](w io.Writer, name string, total int, order string, items iter.Seq2[*In, error], encode func(*In) Out) error {
 	head := fmt.Sprintf("{\"generated_at\":%q,\"total\":%d,", time.Now().UTC().Format(time.RFC3339Nano), total)
 	if order != "" {
 		head += fmt.Sprintf("\"order\":%q,", order)

@@ -27,7 +27,7 @@ func TestListSaysItsOrder(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			var b strings.Builder
 			connections := []conn.Connection{apitest.Connection()}
-			if err := WriteConnections(&b, &collector.Query{Limit: tc.limit}, tc.total, Values(connections)); err != nil {
+			if err := WriteList(&b, "connections", tc.total, OrderOf(&collector.Query{Limit: tc.limit}, tc.total), Values(connections), NewConnection); err != nil {
 				t.Fatal(err)
 			}
 			var doc Connections
