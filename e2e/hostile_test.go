@@ -456,17 +456,9 @@ func quantile(of []time.Duration, q float64) time.Duration {
 	return of[int(q*float64(len(of)-1))]
 }
 
-// Ten thousand hostile requests of all kinds neither delay a scrape nor a verdict, nor cost
-// the agent more than it may take. Times are judged only in make soak.
-func TestHostileRequests(t *testing.T) { // not parallel: it is about the CPU and the memory
-	soaks, lasting := os.Getenv("HALFOPEN_SOAK") != "", time.Duration(0) // each request once
-	if soaks {
-		lasting = soakTime(t)
-	}
-	pairs := scaled(hostileZombies)
-	g := startBulkClients(t, "keepalive", pairs, 7650)
-	g.ready()
-
+// startAttacked starts an agent that listens with TLS and on a Unix socket.
+func startAttacked(t *testing.T) *attackedAgent {
+	t.Helper()
 	dir := t.TempDir()
 	ca, key := certify(t, dir, "ca", nil, nil)
 	certify(t, dir, "server", ca, key)
@@ -489,23 +481,51 @@ func TestHostileRequests(t *testing.T) { // not parallel: it is about the CPU an
 			t.Logf("the agent said:\n%s", h.log)
 		}
 	})
-	awaitZombies := func(what string, least, most int) time.Duration {
-		t.Helper()
-		began := time.Now()
-		eventually(t, what, func() error {
-			select {
-			case <-h.done:
-				t.Fatalf("the agent has ended: %v", h.err)
-			default:
-			}
-			if n, err := h.zombies(g); err != nil || n < least || n > most {
-				return fmt.Errorf("%d zombies, error %v", n, err)
-			}
-			return nil
-		})
-		return time.Since(began)
+	return h
+}
+
+// awaitZombies waits until the agent counts that many zombies, and returns how long it took.
+func (h *attackedAgent) awaitZombies(g *bulkProcess, what string, want int) time.Duration {
+	h.t.Helper()
+	began := time.Now()
+	eventually(h.t, what, func() error {
+		select {
+		case <-h.done:
+			h.t.Fatalf("the agent has ended: %v", h.err)
+		default:
+		}
+		if n, err := h.zombies(g); err != nil || n != want {
+			return fmt.Errorf("%d zombies, error %v", n, err)
+		}
+		return nil
+	})
+	return time.Since(began)
+}
+
+// reportKinds logs the outcomes of each kind of request, and checks those that it must have.
+func (h *attackedAgent) reportKinds() {
+	h.t.Helper()
+	for _, kind := range hostileKinds {
+		h.t.Logf("%s: %v", kind.name, h.outcomes[kind.name])
+		if kind.some != "" && h.outcomes[kind.name][kind.some] == 0 {
+			h.t.Errorf("%s: none has the outcome %s", kind.name, kind.some)
+		}
 	}
-	awaitZombies("no zombie", 0, 0)
+}
+
+// Ten thousand hostile requests of all kinds neither delay a scrape nor a verdict, nor cost
+// the agent more than it may take. Times are judged only in make soak.
+func TestHostileRequests(t *testing.T) { // not parallel: it is about the CPU and the memory
+	soaks, lasting := os.Getenv("HALFOPEN_SOAK") != "", time.Duration(0) // each request once
+	if soaks {
+		lasting = soakTime(t)
+	}
+	pairs := scaled(hostileZombies)
+	g := startBulkClients(t, "keepalive", pairs, 7650)
+	g.ready()
+
+	h := startAttacked(t)
+	h.awaitZombies(g, "no zombie", 0)
 
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -522,9 +542,9 @@ func TestHostileRequests(t *testing.T) { // not parallel: it is about the CPU an
 	requests := -1
 	for requests < 0 {
 		restore := g.drop(lab.Rule{Percent: 100})
-		came = append(came, awaitZombies("all are zombies", pairs, pairs))
+		came = append(came, h.awaitZombies(g, "all are zombies", pairs))
 		restore()
-		awaitZombies("none is a zombie", 0, 0)
+		h.awaitZombies(g, "none is a zombie", 0)
 		select {
 		case requests = <-attacked:
 		default:
@@ -535,12 +555,7 @@ func TestHostileRequests(t *testing.T) { // not parallel: it is about the CPU an
 	cancel()
 	watchers.Wait()
 
-	for _, kind := range hostileKinds {
-		t.Logf("%s: %v", kind.name, h.outcomes[kind.name])
-		if kind.some != "" && h.outcomes[kind.name][kind.some] == 0 {
-			t.Errorf("%s: none has the outcome %s", kind.name, kind.some)
-		}
-	}
+	h.reportKinds()
 	requests += (resetStreams - 1) * (requests * scaled(1000/resetStreams) / max(1, countHostile()))
 	t.Logf("%d hostile requests in %v; %d scrapes took %v at the median, %v at the 99th percentile; %d lists over the Unix socket",
 		requests, took.Round(time.Second), len(scrapes), quantile(scrapes, 0.5), quantile(scrapes, 0.99), lists)

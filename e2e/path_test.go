@@ -183,65 +183,85 @@ func TestPathOfAConnection(t *testing.T) {
 			if tt.family != "" && tt.family != family {
 				continue
 			}
-			t.Run(family+"/"+tt.name, func(t *testing.T) {
-				n := newNetwork(t, family)
-				n.serve(servedPort, echo)
-				c := tt.connect(n)
-				cookie := cookieOf(t, c)
-				if tt.change != nil {
-					if err := n.Client.Do(func() error {
-						eth0, err := netlink.LinkByName("eth0")
-						return errors.Join(err, tt.change(n, eth0))
-					}); err != nil {
-						t.Fatal(err)
-					}
-				}
-				says := strings.NewReplacer(" L ", " "+n.client().String()+" ", " R ", " "+n.server(0).Addr().String()+" ",
-					" G ", " "+n.server(0).Addr().Next().String()+" ")
-				var got withPath
-				eventually(t, "the path as it is now", func() error {
-					if err := a.get("/api/v1/connections/"+cookie, &got); err != nil {
-						return err
-					}
-					if got.Path == nil {
-						return errors.New(strings.Join(got.Explanation.Path, " "))
-					}
-					text := " " + strings.Join(got.Explanation.Path, " ") + " "
-					for _, want := range tt.says {
-						if want = says.Replace(" " + want + " "); !strings.Contains(text, want) {
-							return fmt.Errorf("expected %q: %s", want, text)
-						}
-					}
-					if is := strings.TrimSpace(got.Path.Route.Type + " " + got.Path.Route.Errno); tt.route != "" && is != tt.route {
-						return fmt.Errorf("route %q, expected %q", is, tt.route)
-					}
-					return n.pathAsIP(got.Path, tt.mark)
-				})
-				if m := got.Path.Mark; m == nil || *m != uint32(tt.mark) {
-					t.Errorf("its mark is %v, expected %d", m, tt.mark)
-				}
-				if tt.name == "all is well" { // without an agent, too
-					var here withPath
-					stdout, stderr, status := run(t, exec.Command(binary, "explain", "-o", "json", "--url=none", cookie))
-					if err := json.Unmarshal([]byte(stdout), &here); err != nil || status != 0 {
-						t.Fatalf("exit status %d, %v: %s", status, err, stderr)
-					}
-					got.Path.Neighbour.State, here.Path.Neighbour.State = "", "" // which changes by itself
-					if diff := cmp.Diff(got.Path, here.Path); diff != "" {
-						t.Errorf("explain --url=none has another path (-agent +here)\n%s", diff)
-					}
-				}
-				if tt.name == "a hostile name" {
-					stdout, _, status := run(t, exec.Command(binary, "explain", "--url", a.url, cookie))
-					if want := `is on e\x1b[31m\u202e` + "\ufffd."; status != 0 || !strings.Contains(stdout, want) || strings.ContainsAny(stdout, "\x1b\u202e") {
-						t.Errorf("exit status %d, expected %s\n%q", status, want, stdout)
-					}
-					if _, body, err := a.text("/api/v1/connections/" + cookie); err != nil || strings.ContainsAny(body, "\x1b\u202e") || !utf8.ValidString(body) {
-						t.Errorf("%v %q", err, body)
-					}
-				}
-			})
+			t.Run(family+"/"+tt.name, func(t *testing.T) { tt.run(t, a, newNetwork(t, family)) })
 		}
+	}
+}
+
+// run makes the connection and the change, and compares the agent's path.
+func (tt *pathCase) run(t *testing.T, a *agent, n *network) {
+	n.serve(servedPort, echo)
+	c := tt.connect(n)
+	cookie := cookieOf(t, c)
+	if tt.change != nil {
+		if err := n.Client.Do(func() error {
+			eth0, err := netlink.LinkByName("eth0")
+			return errors.Join(err, tt.change(n, eth0))
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := tt.path(t, a, n, cookie)
+	if m := got.Path.Mark; m == nil || *m != uint32(tt.mark) {
+		t.Errorf("its mark is %v, expected %d", m, tt.mark)
+	}
+	switch tt.name {
+	case "all is well": // without an agent, too
+		checkPathHere(t, cookie, &got)
+	case "a hostile name":
+		checkHostileDevice(t, a, cookie)
+	}
+}
+
+// path waits until the path of the connection is as expected.
+func (tt *pathCase) path(t *testing.T, a *agent, n *network, cookie string) (got withPath) {
+	t.Helper()
+	says := strings.NewReplacer(" L ", " "+n.client().String()+" ", " R ", " "+n.server(0).Addr().String()+" ",
+		" G ", " "+n.server(0).Addr().Next().String()+" ")
+	eventually(t, "the path as it is now", func() error {
+		if err := a.get("/api/v1/connections/"+cookie, &got); err != nil {
+			return err
+		}
+		if got.Path == nil {
+			return errors.New(strings.Join(got.Explanation.Path, " "))
+		}
+		text := " " + strings.Join(got.Explanation.Path, " ") + " "
+		for _, want := range tt.says {
+			if want = says.Replace(" " + want + " "); !strings.Contains(text, want) {
+				return fmt.Errorf("expected %q: %s", want, text)
+			}
+		}
+		if is := strings.TrimSpace(got.Path.Route.Type + " " + got.Path.Route.Errno); tt.route != "" && is != tt.route {
+			return fmt.Errorf("route %q, expected %q", is, tt.route)
+		}
+		return n.pathAsIP(got.Path, tt.mark)
+	})
+	return got
+}
+
+// checkPathHere compares the agent's path with the one that explain finds by itself.
+func checkPathHere(t *testing.T, cookie string, got *withPath) {
+	t.Helper()
+	var here withPath
+	stdout, stderr, status := run(t, exec.Command(binary, "explain", "-o", "json", "--url=none", cookie))
+	if err := json.Unmarshal([]byte(stdout), &here); err != nil || status != 0 {
+		t.Fatalf("exit status %d, %v: %s", status, err, stderr)
+	}
+	got.Path.Neighbour.State, here.Path.Neighbour.State = "", "" // which changes by itself
+	if diff := cmp.Diff(got.Path, here.Path); diff != "" {
+		t.Errorf("explain --url=none has another path (-agent +here)\n%s", diff)
+	}
+}
+
+// checkHostileDevice checks that the name of the device does nothing to its reader.
+func checkHostileDevice(t *testing.T, a *agent, cookie string) {
+	t.Helper()
+	stdout, _, status := run(t, exec.Command(binary, "explain", "--url", a.url, cookie))
+	if want := `is on e\x1b[31m\u202e` + "\ufffd."; status != 0 || !strings.Contains(stdout, want) || strings.ContainsAny(stdout, "\x1b\u202e") {
+		t.Errorf("exit status %d, expected %s\n%q", status, want, stdout)
+	}
+	if _, body, err := a.text("/api/v1/connections/" + cookie); err != nil || strings.ContainsAny(body, "\x1b\u202e") || !utf8.ValidString(body) {
+		t.Errorf("%v %q", err, body)
 	}
 }
 
@@ -302,20 +322,10 @@ func (n *network) pathAsIP(p *pathObject, mark int) error {
 	if d := p.LocalDevice; d != nil && d.Name != "eth0" && d.Name != "lo" {
 		return nil // ip does not escape the name, and prints no JSON
 	}
-	local, remote := n.client().String(), n.server(0).Addr().String()
-	var addrs []struct {
-		Ifname string `json:"ifname"`
-	}
-	has, err := n.ipJSON(&addrs, "addr", "show", "to", local)
-	if !has || err != nil {
+	if has, err := n.localAsIP(p); !has || err != nil {
 		return err
 	}
-	if p.LocalDevice == nil && len(addrs) > 0 && addrs[0].Ifname != "" {
-		return fmt.Errorf("ip says that %s is on %s", local, addrs[0].Ifname)
-	}
-	if d := p.LocalDevice; d != nil && d.Name != "lo" && (len(addrs) != 1 || addrs[0].Ifname != d.Name) {
-		return fmt.Errorf("ip says that %s is on %v, not on %s", local, addrs, d.Name)
-	}
+	local, remote := n.client().String(), n.server(0).Addr().String()
 	args := []string{"route", "get", remote, "mark", fmt.Sprint(mark)}
 	if p.LocalDevice != nil {
 		args = append(args, "from", local)
@@ -335,6 +345,26 @@ func (n *network) pathAsIP(p *pathObject, mark int) error {
 		return fmt.Errorf("route %+v, but ip: %+v", p.Route, routes)
 	}
 	return n.linkAsIP(p)
+}
+
+// localAsIP compares the device of the local address with what ip(8) says. has is false
+// where ip prints no JSON.
+func (n *network) localAsIP(p *pathObject) (has bool, err error) {
+	local := n.client().String()
+	var addrs []struct {
+		Ifname string `json:"ifname"`
+	}
+	has, err = n.ipJSON(&addrs, "addr", "show", "to", local)
+	if !has || err != nil {
+		return has, err
+	}
+	if p.LocalDevice == nil && len(addrs) > 0 && addrs[0].Ifname != "" {
+		return has, fmt.Errorf("ip says that %s is on %s", local, addrs[0].Ifname)
+	}
+	if d := p.LocalDevice; d != nil && d.Name != "lo" && (len(addrs) != 1 || addrs[0].Ifname != d.Name) {
+		return has, fmt.Errorf("ip says that %s is on %v, not on %s", local, addrs, d.Name)
+	}
+	return true, nil
 }
 
 // linkAsIP compares the device of the route, and the neighbour, with what ip(8) says.

@@ -151,7 +151,9 @@ func (a *apiHandler) connections(w http.ResponseWriter, r *http.Request) {
 	}
 	a.list(w, r, q.Limit, func(ctx context.Context) (int, writeFunc, error) {
 		total, connections, err := a.src.Connections(ctx, q)
-		return total, func(b io.Writer) error { return api.WriteList(b, "connections", total, api.OrderOf(&q, total), connections, api.NewConnection) }, err
+		return total, func(b io.Writer) error {
+			return api.WriteList(b, "connections", total, api.OrderOf(&q, total), connections, api.NewConnection)
+		}, err
 	})
 }
 
