@@ -214,9 +214,12 @@ func TestFewRequestsWait(t *testing.T) {
 		defer close(proceed)
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
+		var mu sync.Mutex
 		refused := make(map[lookupClient][]*refusal)
 		ask := func(client lookupClient, key string) {
 			_, why, _ := g.join(ctx, client, lookupOf(g, key, 0, func() { <-proceed }))
+			mu.Lock()
+			defer mu.Unlock()
 			if why != nil {
 				refused[client] = append(refused[client], why)
 			}
@@ -229,9 +232,15 @@ func TestFewRequestsWait(t *testing.T) {
 				synctest.Wait()
 			}
 		}
-		if len(g.requests) != maxWaiting {
-			t.Errorf("%d requests wait", len(g.requests))
+		waiting := func() int {
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			return len(g.requests)
 		}
+		if n := waiting(); n != maxWaiting {
+			t.Errorf("%d requests wait", n)
+		}
+		mu.Lock()
 		sum := 0
 		for i := range 4 {
 			for _, why := range refused[clientAt("10.0.0."+strconv.Itoa(i))] {
@@ -246,8 +255,9 @@ func TestFewRequestsWait(t *testing.T) {
 		if sum+len(last) != 4+maxClientWaiting+1 || len(last) == 0 || last[0] != lookupsBusy {
 			t.Errorf("%d were refused, and of the last client %v", sum, last)
 		}
+		mu.Unlock()
 		begun := time.Now()
-		for len(g.requests) > 0 && time.Since(begun) < time.Minute {
+		for waiting() > 0 && time.Since(begun) < time.Minute {
 			time.Sleep(time.Second)
 		}
 		if took := time.Since(begun); took > maxLookupWait+time.Second {
