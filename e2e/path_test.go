@@ -116,11 +116,7 @@ var pathCases = []pathCase{
 			netlink.NeighSet(&netlink.Neigh{LinkIndex: eth0.Attrs().Index, IP: gateway.AsSlice(), State: netlink.NUD_PERMANENT, HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 9}}),
 		)
 	}, says: []string{"Local address L is on eth0.", "Route to R by gateway G on eth0 (up, MTU 1500).", "Neighbour G PERMANENT."}},
-	{name: "no local address", change: func(n *network, eth0 netlink.Link) error {
-		net := n.subnet()
-		net.IP = n.client().AsSlice()
-		return errors.Join(netlink.AddrDel(eth0, &netlink.Addr{IPNet: net}), netlink.RouteReplace(&netlink.Route{LinkIndex: eth0.Attrs().Index, Dst: n.subnet()}))
-	}, route: "unicast", says: []string{
+	{name: "no local address", change: deleteAddress, route: "unicast", says: []string{
 		"Local address L is on no device of its network namespace.", "Route to R on eth0 (up, MTU 1500)."}},
 	{name: "a local route", change: func(n *network, eth0 netlink.Link) error {
 		net := n.subnet()

@@ -25,6 +25,8 @@ const (
 	FactCensus
 	// FactOwners is the result of a search for owners.
 	FactOwners
+	// FactObstacles is what looks at the paths of connections in trouble found.
+	FactObstacles
 )
 
 // Fact is one input of a [Tracker]. Facts may come late, twice, or not at all. Besides
@@ -32,7 +34,7 @@ const (
 type Fact struct {
 	Kind FactKind
 	// At is the time of the record (FactEvent, FactWatch), the end of the pass
-	// (FactSweep, FactCensus), or the beginning of the search (FactOwners).
+	// (FactSweep, FactCensus), or the beginning of the search (FactOwners, FactObstacles).
 	At time.Time
 	// Event is set for FactEvent. The tracker reads it only during the call.
 	Event *abi.Event
@@ -42,6 +44,9 @@ type Fact struct {
 	// Owners is the result of FactOwners: one entry, by cookie, for each connection that
 	// was searched for. Its Process is nil if the search found none.
 	Owners map[uint64]Ownership
+	// Obstacles is the result of FactObstacles: one entry, by cookie, for each connection whose
+	// path was looked at, zero if it showed nothing.
+	Obstacles map[uint64]Reason
 }
 
 // Observation is the record of a connection and the time at which the kernel wrote it.
@@ -83,6 +88,8 @@ func (t *Tracker) Apply(f *Fact) (recheckAfter time.Duration) {
 		t.census(f.Census, f.At)
 	case FactOwners:
 		t.setOwners(f.Owners, f.At)
+	case FactObstacles:
+		t.setObstacles(f.Obstacles, f.At)
 	}
 	return 0
 }

@@ -17,6 +17,14 @@ const (
 	ReasonPathMTU ReasonCode = "path_mtu"
 	// ReasonOneWay: what this host sends is lost, and what the peer sends arrives.
 	ReasonOneWay ReasonCode = "one_way"
+	// ReasonLocalAddressGone: no device of the network namespace has the local address.
+	ReasonLocalAddressGone ReasonCode = "local_address_gone"
+	// ReasonNoRoute: the network namespace has no route to the peer, or one that refuses.
+	ReasonNoRoute ReasonCode = "no_route"
+	// ReasonInterfaceDown: the device of the route is switched off, or has no carrier.
+	ReasonInterfaceDown ReasonCode = "interface_down"
+	// ReasonNeighbourFailed: the next hop does not answer ARP or neighbour discovery.
+	ReasonNeighbourFailed ReasonCode = "neighbour_failed"
 )
 
 // mostOptions is how many bytes of a segment TCP options can take, which c.Mss may not

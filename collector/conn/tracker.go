@@ -36,8 +36,14 @@ type tracked struct {
 	since    time.Time // when the verdict began
 	// gap is the longest time between two signs of life of the peer since the tracker
 	// follows the connection.
-	gap  time.Duration
-	gone time.Time // when a watch pass did not find its socket; zero: it did
+	gap time.Duration
+	// obstacle is what its path showed at the last look, which began at pathSearched; zero:
+	// nothing, or nobody has looked. asked is true if a look showed no obstacle while a
+	// solicitation was unanswered: then the silence is the peer's.
+	obstacle     Reason
+	pathSearched time.Time
+	asked        bool
+	gone         time.Time // when a watch pass did not find its socket; zero: it did
 	// forecast is the first one since the peer was last heard, with this cause and
 	// these settings. A death is compared with it.
 	forecast      Forecast
@@ -148,8 +154,11 @@ func (t *Tracker) observe(c *abi.Conn, at time.Time) {
 	answer, answered := t.answer(tc, c, at)
 	oldKey, oldVerdict, oldSince := tc.countKey(), tc.verdict, tc.since
 	tc.forecast = t.forecast(tc, c, at)
-	if heardSince(&tc.conn, c) && tc.conn.Silent != abi.AgeNone {
-		tc.gap = max(tc.gap, t.rules.Duration(heardAt(c)-heardAt(&tc.conn)))
+	if heardSince(&tc.conn, c) {
+		tc.asked = false
+		if tc.conn.Silent != abi.AgeNone {
+			tc.gap = max(tc.gap, t.rules.Duration(heardAt(c)-heardAt(&tc.conn)))
+		}
 	}
 	tc.verdict, tc.evidence = t.judge(tc, c)
 	tc.conn, tc.at, tc.gone = *c, at, time.Time{}
@@ -177,7 +186,7 @@ func (t *Tracker) judge(tc *tracked, c *abi.Conn) (Verdict, Evidence) {
 	if v == Zombie && tc.verdict == Stuck && t.rules.Age(c.Silent) < 2*tc.gap {
 		v = Stuck
 	}
-	return v, evidence
+	return tc.withObstacle(v), evidence
 }
 
 // changedVerdict records and reports that the verdict of a connection has changed.

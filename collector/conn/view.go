@@ -57,6 +57,7 @@ func (t *Tracker) complete(c *Connection, record *abi.Conn, tc *tracked) {
 	if tc != nil {
 		c.Verdict, c.Evidence, c.Since = tc.verdict, tc.evidence, Earlier(tc.since, c.At)
 		t.rules.giveReason(c, record)
+		tc.blame(c, record)
 		c.setOwner(tc.owner)
 	} else if h := t.histories[c.Cookie]; h != nil {
 		// It has been in trouble: its history has the time of the recovery.

@@ -83,12 +83,13 @@ func (r *Rules) check() error {
 // entry is any line but the first: a fact, the number of facts lost before the next one,
 // or the reason why the recording ends.
 type entry struct {
-	Fact   string    `json:"fact,omitempty"`
-	At     time.Time `json:"at,omitzero"`
-	Event  *event    `json:"event,omitempty"`
-	Conn   *record   `json:"conn,omitempty"`
-	Census *census   `json:"census,omitempty"`
-	Owners []owner   `json:"owners,omitempty"`
+	Fact      string     `json:"fact,omitempty"`
+	At        time.Time  `json:"at,omitzero"`
+	Event     *event     `json:"event,omitempty"`
+	Conn      *record    `json:"conn,omitempty"`
+	Census    *census    `json:"census,omitempty"`
+	Owners    []owner    `json:"owners,omitempty"`
+	Obstacles []obstacle `json:"obstacles,omitempty"`
 
 	Lost uint64 `json:"lost,omitempty"`
 	End  string `json:"end,omitempty"`
@@ -97,7 +98,7 @@ type entry struct {
 // kinds has the value of entry.Fact for each [conn.FactKind].
 var kinds = []string{
 	conn.FactEvent: "event", conn.FactWatch: "watch", conn.FactSweep: "sweep", conn.FactCensus: "census",
-	conn.FactOwners: "owners",
+	conn.FactOwners: "owners", conn.FactObstacles: "obstacles",
 }
 
 type event struct {
@@ -124,6 +125,12 @@ type owner struct {
 	Cookie  uint64   `json:"cookie"`
 	Process *process `json:"process,omitempty"`
 	Cgroup  cgroup   `json:"cgroup,omitzero"`
+}
+
+type obstacle struct {
+	Cookie uint64 `json:"cookie"`
+	Code   string `json:"code,omitempty"`
+	Detail string `json:"detail,omitempty"`
 }
 
 type process struct {
@@ -164,6 +171,11 @@ func entryOf(f *conn.Fact) (*entry, error) {
 			e.Owners = append(e.Owners, owner{cookie, (*process)(o.Process), cgroup(o.Cgroup)})
 		}
 		slices.SortFunc(e.Owners, func(a, b owner) int { return cmp.Compare(a.Cookie, b.Cookie) })
+	case conn.FactObstacles:
+		for cookie, o := range f.Obstacles {
+			e.Obstacles = append(e.Obstacles, obstacle{cookie, string(o.Code), o.Detail})
+		}
+		slices.SortFunc(e.Obstacles, func(a, b obstacle) int { return cmp.Compare(a.Cookie, b.Cookie) })
 	}
 	return e, nil
 }
@@ -204,6 +216,11 @@ func (e *entry) fact() (*conn.Fact, error) {
 		f.Owners = make(map[uint64]conn.Ownership, len(e.Owners))
 		for _, o := range e.Owners {
 			f.Owners[o.Cookie] = conn.Ownership{Process: (*conn.Process)(o.Process), Cgroup: conn.Cgroup(o.Cgroup)}
+		}
+	case conn.FactObstacles:
+		f.Obstacles = make(map[uint64]conn.Reason, len(e.Obstacles))
+		for _, o := range e.Obstacles {
+			f.Obstacles[o.Cookie] = conn.Reason{Code: conn.ReasonCode(o.Code), Detail: o.Detail}
 		}
 	}
 	return f, nil

@@ -12,7 +12,7 @@ import (
 
 // Mask copies a recording, and replaces the data that could identify a person or a
 // machine: addresses, the names of processes, and the paths and names of control groups,
-// units, containers and pods. An address is replaced by another of the same family and
+// units, containers and pods. It leaves out the details of obstacles. An address is replaced by another of the same family and
 // kind (loopback, link-local, private, public), and a value by the same replacement
 // wherever it occurs. Ports, process ids, user ids, cookies, inode numbers and times stay.
 // The addresses ::, ::1 and 0.0.0.0 stay too, because they identify no machine.
@@ -98,6 +98,9 @@ func (m *masker) entry(e *entry) error {
 		g.Namespace = m.name("namespace", g.Namespace, "namespace-%d")
 		g.Pod = m.name("pod name", g.Pod, "pod-%d")
 		g.Container = m.name("container name", g.Container, "container-%d")
+	}
+	for i := range e.Obstacles {
+		e.Obstacles[i].Detail = "" // it has addresses, and names of devices
 	}
 	return nil
 }

@@ -96,7 +96,7 @@ func whole(t *testing.T) (facts []*conn.Fact) {
 	all.Census.Rows = nil // a recording leaves them out, since no notice, death or count depends on them
 	has := map[conn.FactKind][]string{
 		conn.FactEvent: {"Event"}, conn.FactWatch: {"Conn"}, conn.FactSweep: {}, conn.FactCensus: {"Census"},
-		conn.FactOwners: {"Owners"},
+		conn.FactOwners: {"Owners"}, conn.FactObstacles: {"Obstacles"},
 	}
 	used := []string{"Kind", "At"}
 	for kind := range conn.FactKind(len(has)) {
@@ -454,7 +454,9 @@ func TestMask(t *testing.T) {
 		return conn.Ownership{Process: &conn.Process{PID: 812, Comm: comm, FD: 9}, Cgroup: conn.ParseCgroup(path)}
 	}
 	const container, pod = "3f2a9c8d7e6f0123456789abcdef0123456789abcdef0123456789abcdef0123", "5b3a8f0e-1111-2222-3333-444444444444"
-	facts = append(facts, &conn.Fact{Kind: conn.FactOwners, At: noon, Owners: map[uint64]conn.Ownership{
+	facts = append(facts, &conn.Fact{Kind: conn.FactObstacles, At: noon, Obstacles: map[uint64]conn.Reason{
+		1: {Code: conn.ReasonNoRoute, Detail: "There is no route to 203.0.113.7 on payroll0."},
+	}}, &conn.Fact{Kind: conn.FactOwners, At: noon, Owners: map[uint64]conn.Ownership{
 		1: whose("payroll", "/system.slice/payroll.service"),
 		2: whose("payroll", "/user.slice/payroll.scope"),
 		3: whose("java", "/kubepods.slice/kubepods-pod"+strings.ReplaceAll(pod, "-", "_")+".slice/cri-containerd-"+container+".scope"),
@@ -468,7 +470,7 @@ func TestMask(t *testing.T) {
 	if n, err := Mask(&out, bytes.NewReader(text)); err != nil || n != len(facts) {
 		t.Fatalf("%d facts, %v", n, err)
 	}
-	for _, secret := range []string{"192.168", "93.184", "8.8.8.8", "127.0.0.1", "169.254.7", "100.64", "fd12", "2606", "fe80::42", "payroll", "java", "slice", container[:12], pod[:8]} {
+	for _, secret := range []string{"192.168", "93.184", "8.8.8.8", "127.0.0.1", "169.254.7", "100.64", "fd12", "2606", "fe80::42", "203.0.113", "payroll", "java", "slice", container[:12], pod[:8]} {
 		if !bytes.Contains(text, []byte(secret)) && secret != "8.8.8.8" {
 			t.Fatalf("the test has no %s to mask\n%s", secret, text)
 		}
