@@ -106,10 +106,11 @@ type Collector struct {
 	// processCPU returns the CPU time that this process has used.
 	processCPU func() time.Duration
 
-	recheck      chan time.Duration // the time after which a watch pass is useful
-	ownersWanted chan struct{}      // a search for owners is useful
-	censusWanted chan struct{}      // a census is due now: the first one with rows
-	rowsChanged  chan struct{}      // see RowsChanged
+	recheck         chan time.Duration // the time after which a watch pass is useful
+	ownersWanted    chan struct{}      // a search for owners is useful
+	obstaclesWanted chan struct{}      // a look at the paths of connections in trouble is useful
+	censusWanted    chan struct{}      // a census is due now: the first one with rows
+	rowsChanged     chan struct{}      // see RowsChanged
 
 	mu      sync.Mutex // of the fields below, up to rowsTried
 	tracker *conn.Tracker
@@ -142,7 +143,7 @@ type Collector struct {
 func New(k Kernel, opts Options) *Collector {
 	opts.setDefaults()
 	c := &Collector{kernel: k, cgroups: newCgroups(opts.Privileged), opts: opts, log: opts.Logger, subs: make(map[*Subscription]struct{})}
-	c.recheck, c.ownersWanted = make(chan time.Duration, 1), make(chan struct{}, 1)
+	c.recheck, c.ownersWanted, c.obstaclesWanted = make(chan time.Duration, 1), make(chan struct{}, 1), make(chan struct{}, 1)
 	c.censusWanted, c.rowsChanged = make(chan struct{}, 1), make(chan struct{}, 1)
 	c.reader.caughtUpC = sync.NewCond(&c.reader)
 	c.degraded.log = c.log
@@ -185,6 +186,9 @@ func (c *Collector) apply(f *conn.Fact) (recheckAfter time.Duration) {
 		c.opts.Record(&recorded)
 	}
 	recheckAfter = c.tracker.Apply(f)
+	if f.Kind == conn.FactEvent || f.Kind == conn.FactCensus {
+		wake(c.obstaclesWanted)
+	}
 	if c.tracker.RowsChanged() {
 		wake(c.rowsChanged)
 	}

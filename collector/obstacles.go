@@ -11,20 +11,26 @@ import (
 
 const (
 	obstaclesInterval = time.Second
+	obstaclesSpacing  = 200 * time.Millisecond
 	// obstaclesAtOnce leaves room for other questions of [Privileged.FlowPath].
-	obstaclesAtOnce = flowPathsPerSecond / 2
+	obstaclesAtOnce = flowPathsPerSecond / 10
 )
 
-// obstaclesLoop looks at the paths of connections in trouble: can this host send at all?
+// obstaclesLoop looks at the paths of connections in trouble: can this host send at all? It
+// does so soon after a solicitation was sent, or before it could make a zombie.
 func (c *Collector) obstaclesLoop(ctx context.Context) error {
-	tick := time.NewTicker(obstaclesInterval)
-	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-tick.C:
-			c.findObstacles(ctx, time.Now())
+		case <-c.obstaclesWanted:
+		case <-time.After(obstaclesInterval):
+		}
+		c.findObstacles(ctx, time.Now())
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(obstaclesSpacing):
 		}
 	}
 }
@@ -34,16 +40,16 @@ func (c *Collector) findObstacles(ctx context.Context, now time.Time) {
 	c.mu.Lock()
 	flows := c.tracker.FlowsInDoubt(now, obstaclesAtOnce)
 	c.mu.Unlock()
-	obstacles := make(map[uint64]conn.Reason)
+	obstacles := make(map[uint64]*conn.Reason)
 	for i := range flows {
 		f := &flows[i]
 		ref, _ := c.kernel.FindNetns(f.Netns)
-		path, err := c.cgroups.from.FlowPath(ctx, ref, f.Flow)
-		if err != nil {
-			continue // asked again at the next tick: the socket or its namespace may be gone
+		var obstacle *conn.Reason // nil: the socket or its namespace may be gone
+		if path, err := c.cgroups.from.FlowPath(ctx, ref, f.Flow); err == nil {
+			obstacle = new(path.Obstacle(&f.Flow))
 		}
 		for _, cookie := range f.Cookies {
-			obstacles[cookie] = path.Obstacle(&f.Flow)
+			obstacles[cookie] = obstacle
 		}
 	}
 	if len(obstacles) == 0 {

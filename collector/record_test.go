@@ -107,7 +107,7 @@ func TestAReplaySaysWhatTheCollectorSaid(t *testing.T) {
 	if d := cmp.Diff(stats, tracker.Stats(last)); d != "" {
 		t.Errorf("stats (-known +replayed)\n%s", d)
 	}
-	if len(kinds) != 5 {
+	if len(kinds) != 6 {
 		t.Errorf("facts of each kind: %v", kinds)
 	}
 }

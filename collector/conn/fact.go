@@ -45,8 +45,9 @@ type Fact struct {
 	// was searched for. Its Process is nil if the search found none.
 	Owners map[uint64]Ownership
 	// Obstacles is the result of FactObstacles: one entry, by cookie, for each connection whose
-	// path was looked at, zero if it showed nothing.
-	Obstacles map[uint64]Reason
+	// path was looked at. It is the zero value if the path showed no obstacle, and nil if the
+	// look failed.
+	Obstacles map[uint64]*Reason
 }
 
 // Observation is the record of a connection and the time at which the kernel wrote it.

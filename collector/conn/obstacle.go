@@ -14,7 +14,7 @@ import (
 const obstacleRetry = 5 * time.Second
 
 // Obstacle returns what keeps this host from sending on the path, or the peer's answer from
-// coming back; zero if the path shows nothing. IPv6 packets leave with a local address that
+// coming back; the zero value if the path shows nothing. IPv6 packets leave with a local address that
 // is gone, but no answer to them can arrive.
 func (p *Path) Obstacle(f *Flow) Reason {
 	local, d := p.LocalDevice, p.Route.Device
@@ -76,13 +76,17 @@ func (t *Tracker) FlowsInDoubt(now time.Time, limit int) []FlowInDoubt {
 }
 
 // setObstacles applies what looks at paths found, that began at that time.
-func (t *Tracker) setObstacles(obstacles map[uint64]Reason, at time.Time) {
+func (t *Tracker) setObstacles(obstacles map[uint64]*Reason, at time.Time) {
 	for cookie, o := range obstacles {
 		tc := t.tracked[cookie]
 		if tc == nil {
 			continue
 		}
-		tc.pathSearched, tc.obstacle = at, o
+		tc.pathSearched = at
+		if o == nil {
+			continue
+		}
+		tc.obstacle = *o
 		if o.Code == "" && tc.conn.Unanswered > 0 {
 			tc.asked = true
 		}

@@ -55,10 +55,10 @@ func TestObstacleDecidesWhoIsToBlame(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := newReplay(t)
 			r.solicit(2*time.Second, silent(2, 2*time.Second))
-			r.Apply(&Fact{Kind: FactObstacles, At: r.at(2 * time.Second), Obstacles: map[uint64]Reason{0x1a2b: tt.first, 7: gone}})
+			r.Apply(&Fact{Kind: FactObstacles, At: r.at(2 * time.Second), Obstacles: map[uint64]*Reason{0x1a2b: &tt.first, 7: &gone}})
 			r.solicit(10*time.Second, silent(9, 10*time.Second))
-			r.Apply(&Fact{Kind: FactObstacles, At: r.at(11 * time.Second), Obstacles: map[uint64]Reason{0x1a2b: tt.second}})
-			c := silent(11, 12*time.Second)
+			r.Apply(&Fact{Kind: FactObstacles, At: r.at(11 * time.Second), Obstacles: map[uint64]*Reason{0x1a2b: &tt.second}})
+			c := stamp(silent(11, 12*time.Second), 12*time.Second)
 			r.watched(c, r.at(12*time.Second))
 			got := r.Describe(c, r.at(12*time.Second))
 			if got.Verdict != tt.want || got.Reason.Code != tt.code {
@@ -90,7 +90,7 @@ func TestFlowsInDoubt(t *testing.T) {
 	if one := r.FlowsInDoubt(now, 1); len(one) != 1 || len(one[0].Cookies) != 2 {
 		t.Errorf("%+v with a limit of one flow", one)
 	}
-	r.Apply(&Fact{Kind: FactObstacles, At: now, Obstacles: map[uint64]Reason{flows[0].Cookies[0]: {}, flows[0].Cookies[1]: {}}})
+	r.Apply(&Fact{Kind: FactObstacles, At: now, Obstacles: map[uint64]*Reason{flows[0].Cookies[0]: nil, flows[0].Cookies[1]: {}}})
 	if left := r.FlowsInDoubt(now.Add(time.Second), 10); len(left) != 1 || left[0].Remote != flows[1].Remote {
 		t.Errorf("%+v after a look at one of two", left)
 	}

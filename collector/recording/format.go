@@ -131,6 +131,7 @@ type obstacle struct {
 	Cookie uint64 `json:"cookie"`
 	Code   string `json:"code,omitempty"`
 	Detail string `json:"detail,omitempty"`
+	Failed bool   `json:"failed,omitempty"` // the look
 }
 
 type process struct {
@@ -173,7 +174,11 @@ func entryOf(f *conn.Fact) (*entry, error) {
 		slices.SortFunc(e.Owners, func(a, b owner) int { return cmp.Compare(a.Cookie, b.Cookie) })
 	case conn.FactObstacles:
 		for cookie, o := range f.Obstacles {
-			e.Obstacles = append(e.Obstacles, obstacle{cookie, string(o.Code), o.Detail})
+			recorded := obstacle{Cookie: cookie, Failed: o == nil}
+			if o != nil {
+				recorded.Code, recorded.Detail = string(o.Code), o.Detail
+			}
+			e.Obstacles = append(e.Obstacles, recorded)
 		}
 		slices.SortFunc(e.Obstacles, func(a, b obstacle) int { return cmp.Compare(a.Cookie, b.Cookie) })
 	}
@@ -218,9 +223,12 @@ func (e *entry) fact() (*conn.Fact, error) {
 			f.Owners[o.Cookie] = conn.Ownership{Process: (*conn.Process)(o.Process), Cgroup: conn.Cgroup(o.Cgroup)}
 		}
 	case conn.FactObstacles:
-		f.Obstacles = make(map[uint64]conn.Reason, len(e.Obstacles))
+		f.Obstacles = make(map[uint64]*conn.Reason, len(e.Obstacles))
 		for _, o := range e.Obstacles {
-			f.Obstacles[o.Cookie] = conn.Reason{Code: conn.ReasonCode(o.Code), Detail: o.Detail}
+			f.Obstacles[o.Cookie] = nil
+			if !o.Failed {
+				f.Obstacles[o.Cookie] = &conn.Reason{Code: conn.ReasonCode(o.Code), Detail: o.Detail}
+			}
 		}
 	}
 	return f, nil

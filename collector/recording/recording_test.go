@@ -454,7 +454,7 @@ func TestMask(t *testing.T) {
 		return conn.Ownership{Process: &conn.Process{PID: 812, Comm: comm, FD: 9}, Cgroup: conn.ParseCgroup(path)}
 	}
 	const container, pod = "3f2a9c8d7e6f0123456789abcdef0123456789abcdef0123456789abcdef0123", "5b3a8f0e-1111-2222-3333-444444444444"
-	facts = append(facts, &conn.Fact{Kind: conn.FactObstacles, At: noon, Obstacles: map[uint64]conn.Reason{
+	facts = append(facts, &conn.Fact{Kind: conn.FactObstacles, At: noon, Obstacles: map[uint64]*conn.Reason{
 		1: {Code: conn.ReasonNoRoute, Detail: "There is no route to 203.0.113.7 on payroll0."},
 	}}, &conn.Fact{Kind: conn.FactOwners, At: noon, Owners: map[uint64]conn.Ownership{
 		1: whose("payroll", "/system.slice/payroll.service"),
