@@ -5,6 +5,7 @@ package collector
 import (
 	"math/rand/v2"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -66,6 +67,39 @@ func TestQueryMatches(t *testing.T) {
 				t.Errorf("the listener matches: %v", got)
 			}
 		})
+	}
+}
+
+// Each field with values leaves out the connections that have none of them.
+func TestEveryFieldOfAQuerySelects(t *testing.T) {
+	record := &abi.Conn{Class: abi.ClassActive, State: abi.StateSynSent, Family: 2}
+	connection := &conn.Connection{State: conn.SynSent}
+	for field := range reflect.TypeFor[Query]().Fields() {
+		if field.Name == "All" || field.Name == "Limit" {
+			continue
+		}
+		var value reflect.Value // one that the connection does not have
+		switch kind := field.Type.Elem(); {
+		case kind == reflect.TypeFor[netip.Prefix]():
+			value = reflect.ValueOf(netip.MustParsePrefix("192.0.2.1/32"))
+		case kind.Kind() == reflect.String:
+			value = reflect.ValueOf("none")
+		default:
+			value = reflect.ValueOf(1).Convert(kind)
+		}
+		var q Query
+		values := reflect.ValueOf(&q).Elem().FieldByIndex(field.Index)
+		values.Set(reflect.Append(values, value))
+		m := q.matcher()
+		if m.matches(record) && m.matchesVerdict(connection) && m.matchesOwner(connection) {
+			t.Errorf("query.go: neither matches nor matchesOwner has a condition for Query.%s", field.Name)
+		}
+		if q.everyConnection() {
+			t.Errorf("query.go: everyConnection is true although Query.%s has a value", field.Name)
+		}
+		if !m.matchesOwner(connection) && !q.needsOwners() {
+			t.Errorf("query.go: matchesOwner has a condition for Query.%s, and needsOwners is false", field.Name)
+		}
 	}
 }
 

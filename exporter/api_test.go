@@ -152,6 +152,7 @@ func TestConnectionHasItsEventsAndExplanation(t *testing.T) {
 var comparePrefixes = cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
 
 func TestQueriesReachTheCollector(t *testing.T) {
+	asked := ""
 	for query, want := range map[string]collector.Query{
 		"":         {Limit: 1000},
 		"?limit=7": {Limit: 7},
@@ -171,6 +172,7 @@ func TestQueriesReachTheCollector(t *testing.T) {
 		},
 		"?all=false": {Limit: 1000},
 	} {
+		asked += strings.Replace(query, "?", "&", 1)
 		src := &fakeSource{}
 		if w := request(t, newHandler(t, src), "GET", "/api/v1/connections"+query); w.Code != http.StatusOK {
 			t.Errorf("%q: status %d", query, w.Code)
@@ -185,6 +187,11 @@ func TestQueriesReachTheCollector(t *testing.T) {
 		}
 		if diff := cmp.Diff(want, *src.query, comparePrefixes); diff != "" {
 			t.Errorf("groups of %q (-want +got)\n%s", query, diff)
+		}
+	}
+	for i := range api.Filters {
+		if name := api.Filters[i].Name; !strings.Contains(asked, "&"+name+"=") {
+			t.Errorf("add the filter %s to a query of this test", name)
 		}
 	}
 	src := &fakeSource{}

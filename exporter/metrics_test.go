@@ -177,7 +177,7 @@ func TestEverythingIsPresentAtZeroFromTheStart(t *testing.T) {
 	series("halfopen_degraded", label("reason", `namespaces_refused namespaces_hidden processes_hidden
 		descriptors_refused cgroups_refused cookies_missing pass_hangs pass_fails tables_late`)...)
 	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("(-want +got)\n%s", diff)
+		t.Errorf("the scrape does not have the series that this test lists (-list +scrape)\n%s", diff)
 	}
 }
 

@@ -49,7 +49,7 @@ func FuzzFilter(f *testing.F) {
 func TestHelpOfTopHasEveryFilter(t *testing.T) {
 	for _, f := range api.Filters {
 		if f.Name != "all" && !strings.Contains(helpText, " "+f.Name+":") {
-			t.Errorf("the help of top does not have the filter %s", f.Name)
+			t.Errorf("helpText (top_detail.go) does not have the filter %s, as in %[1]s:VALUE", f.Name)
 		}
 	}
 }

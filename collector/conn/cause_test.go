@@ -30,26 +30,25 @@ func TestEveryCauseIsInItsPlaces(t *testing.T) {
 	scenarios := read("e2e/scenario_test.go")
 	_, unreached, _ := strings.Cut(read("docs/kernel.md"), "## What no test reaches")
 	places := map[string]string{
-		"docs/metrics.md":          section("docs/metrics.md", "## halfopen_tcp_deaths_total", "```promql"),
-		"docs/architecture":        section("docs/architecture/kernel.md", "## The cause of a death", "\n## "),
-		"e2e/exact_test.go":        section("e2e/exact_test.go", "var causes =", ")"),
-		"exporter/metrics_test.go": section("exporter/metrics_test.go", "func TestEverythingIsPresentAtZeroFromTheStart", "\n}"),
-		"the golden scrape":        read("exporter/testdata/metrics.golden"),
+		"docs/metrics.md (make generate)":                                       section("docs/metrics.md", "## halfopen_tcp_deaths_total", "```promql"),
+		`docs/architecture/kernel.md, "The cause of a death",`:                  section("docs/architecture/kernel.md", "## The cause of a death", "\n## "),
+		"the list causes of e2e/exact_test.go":                                  section("e2e/exact_test.go", "var causes =", ")"),
+		"TestEverythingIsPresentAtZeroFromTheStart in exporter/metrics_test.go": section("exporter/metrics_test.go", "func TestEverythingIsPresentAtZeroFromTheStart", "\n}"),
+		"the golden scrape (go test ./exporter -update)":                        read("exporter/testdata/metrics.golden"),
 	}
 	for c := range Cause(Causes) {
 		name := c.String()
 		if name == "" || c.Meaning() == "" {
-			t.Errorf("cause %d has the name %q and the meaning %q", c, name, c.Meaning())
+			t.Errorf("cause %d of bpf/halfopen.h has the name %q in causeNames (connection.go), and the meaning %q in causeMeanings (meanings.go)", c, name, c.Meaning())
 			continue
 		}
 		if causeKinds[c] == 0 {
-			t.Errorf("%s has no kind", name)
-		}
-		if c.IsTimeout() != strings.HasSuffix(name, "_timeout") {
-			t.Errorf("%s is a timeout: %v; queries go by the name", name, c.IsTimeout())
+			t.Errorf("%s has no kind in causeKinds (connection.go)", name)
+		} else if c.IsTimeout() != strings.HasSuffix(name, "_timeout") {
+			t.Errorf("the names of timeouts, and no others, end in _timeout, because queries select them by that: rename %s, or correct its kind in causeKinds (connection.go)", name)
 		}
 		if !strings.Contains(scenarios, `"`+name+`"`) && !strings.Contains(unreached, "`"+name+"`") {
-			t.Errorf("e2e/scenario_test.go has no scenario of %s, and docs/kernel.md no line on it", name)
+			t.Errorf("e2e/scenario_test.go has no scenario of %s, and docs/kernel.md, \"What no test reaches\", has no line on it", name)
 		}
 		for place, text := range places {
 			if !regexp.MustCompile(`\b` + name + `\b`).MatchString(text) {
@@ -77,7 +76,7 @@ func TestDashboardsLeaveOutOrderlyEnds(t *testing.T) {
 			got = append(got, m[1])
 		}
 		if !slices.Equal(got, want) {
-			t.Errorf("the dashboards have causes %s %v, the orderly ends are %v", operator, got, want)
+			t.Errorf("internal/dashboards/panels.go has queries with cause%s of %v, the orderly ends are %v: correct it, then make generate", operator, got, want)
 		}
 	}
 }
@@ -107,7 +106,7 @@ func TestAlertCountsEveryTimeout(t *testing.T) {
 		}
 		slices.Sort(got)
 		if got = slices.Compact(got); !slices.Equal(got, want) {
-			t.Errorf("%s is about %v, the timeouts are %v", path, got, want)
+			t.Errorf("%s has the timeouts %v, and causeKinds has %v besides orphan_timeout: correct one of them, then make generate", path, got, want)
 		}
 	}
 }

@@ -94,19 +94,8 @@ func (e Evidence) String() string { return nameOf(evidenceNames[:], uint8(e)) }
 
 // Cause is what ended a connection.
 //
-// To add a cause, change these places. A test fails for each one that is forgotten, and
-// the metrics, the API, the flags and the live page follow by themselves.
-//
-//   - bpf/halfopen.h: the constant; bpf/deaths.h: the rule that finds it (make generate)
-//   - here: the constant, its name, and its kind
-//   - meanings.go: what it means, for docs/metrics.md (make generate)
-//   - docs/architecture/kernel.md: the rule, in the table of "The cause of a death"
-//   - e2e/scenario_test.go: a scenario that reaches it, or a line in docs/kernel.md, "What
-//     no test reaches"; e2e/exact_test.go: the list of causes
-//   - exporter/metrics_test.go: the list of causes, and the golden scrape (-update)
-//   - a timeout: what the application gets, in endings of explain/next.go; and
-//     deploy/prometheus/halfopen.rules.yml, internal/dashboards/panels.go and
-//     docs/runbooks/HalfopenTimeoutsRising.md, if an alert should count it
+// "Add a cause of death" in CONTRIBUTING.md lists the places that a new cause needs, and the
+// tests that fail for each one that is forgotten.
 type Cause uint8
 
 // The causes. CauseUnknown means that none of the others could be shown.

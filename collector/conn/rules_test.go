@@ -430,6 +430,10 @@ func parses[T interface {
 	t.Helper()
 	for i := range n {
 		v := first + T(i)
+		if v.String() == "" {
+			t.Errorf("%T %d has no name", v, v)
+			continue
+		}
 		if got, err := parse(v.String()); err != nil || got != v {
 			t.Errorf("%q is parsed as %v, error %v", v.String(), got, err)
 		}

@@ -821,7 +821,7 @@ func FuzzExplain(f *testing.F) {
 func TestEveryTimeoutHasItsEnding(t *testing.T) {
 	for c := range conn.Cause(conn.Causes) {
 		if (endings[c] != "") != c.IsTimeout() {
-			t.Errorf("the ending of %v is %q", c, endings[c])
+			t.Errorf("%v has the ending %q in endings (next.go); a timeout needs one, and no other cause has one", c, endings[c])
 		}
 	}
 }

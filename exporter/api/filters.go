@@ -43,10 +43,9 @@ const MaxValues = 64
 
 var errValues = fmt.Errorf("a filter takes at most %d values", MaxValues)
 
-// Filters are the filters of connections. To add one, add an entry here, and to
-// [collector.Query] the field that it sets and the condition on a connection. The flags
-// of list and top, the filter line of top, the client and the API follow; a test asks for
-// its line in docs/api.md and in the README.
+// Filters are the filters of connections. The flags of list, check and top, the filter line
+// of top, the client and the API follow from an entry here. "Add a filter" in CONTRIBUTING.md
+// lists the other places that a new filter needs.
 var Filters = []Filter[collector.Query]{
 	repeated("verdict", "VERDICT", "Only connections of this verdict: "+strings.Join(conn.VerdictNames(), ", ")+".",
 		conn.ParseVerdict, conn.Verdict.String, func(q *collector.Query) *[]conn.Verdict { return &q.Verdicts }),
