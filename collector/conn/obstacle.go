@@ -95,12 +95,13 @@ func (t *Tracker) setObstacles(obstacles map[uint64]*Reason, at time.Time) {
 
 // withObstacle returns the verdict of a connection whose path has an obstacle, where the
 // rules have v. Solicitations that could not leave, or whose answers cannot arrive, say
-// nothing about the peer. But a zombie stays one: it was asked before.
+// nothing about the peer. But a zombie stays one: it was asked before. And a neighbour that
+// does not answer may be the peer itself.
 func (tc *tracked) withObstacle(v Verdict) Verdict {
-	if v == Zombie && tc.obstacle.Code != "" && !tc.asked {
-		return Blocked
+	if v != Zombie || tc.asked || tc.obstacle.Code == "" || tc.obstacle.Code == ReasonNeighbourFailed {
+		return v
 	}
-	return v
+	return Blocked
 }
 
 // blame completes the description of a connection, whose record is c, by the obstacle on its

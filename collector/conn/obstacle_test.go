@@ -36,7 +36,7 @@ func TestObstacle(t *testing.T) {
 
 // A silence is the peer's if the host could send when it began.
 func TestObstacleDecidesWhoIsToBlame(t *testing.T) {
-	gone := Reason{Code: ReasonLocalAddressGone, Detail: "x"}
+	gone, failed := Reason{Code: ReasonLocalAddressGone, Detail: "x"}, Reason{Code: ReasonNeighbourFailed, Detail: "x"}
 	silent := func(n uint16, d time.Duration) *abi.Conn {
 		c := conntest.Silent(abi.EvidenceKeepalive, n, d)
 		c.Jiffies = uint64(conntest.Ago(time.Hour + d))
@@ -47,10 +47,11 @@ func TestObstacleDecidesWhoIsToBlame(t *testing.T) {
 		want          Verdict
 		code          ReasonCode
 	}{
-		"no obstacle":           {want: Zombie},
-		"from the beginning":    {gone, gone, Blocked, gone.Code},
-		"only later":            {Reason{}, gone, Zombie, gone.Code},
-		"only in the beginning": {first: gone, want: Zombie},
+		"no obstacle":                   {want: Zombie},
+		"from the beginning":            {gone, gone, Blocked, gone.Code},
+		"only later":                    {Reason{}, gone, Zombie, gone.Code},
+		"only in the beginning":         {first: gone, want: Zombie},
+		"the neighbour may be the peer": {failed, failed, Zombie, failed.Code},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newReplay(t)
