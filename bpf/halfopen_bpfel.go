@@ -28,6 +28,7 @@ const (
 	halfopenMapPrimaryMarks          = "primary_marks"
 	halfopenMapRates                 = "rates"
 	halfopenMapResets                = "resets"
+	halfopenMapStreaksRecord         = "streaks_record"
 	halfopenMapTimerSlots            = "timer_slots"
 	halfopenMapWalkBatch             = "walk_batch"
 	halfopenMapWanted                = "wanted"
@@ -167,6 +168,7 @@ type halfopenMapSpecs struct {
 	PrimaryMarks  *ebpf.MapSpec `ebpf:"primary_marks"`
 	Rates         *ebpf.MapSpec `ebpf:"rates"`
 	Resets        *ebpf.MapSpec `ebpf:"resets"`
+	StreaksRecord *ebpf.MapSpec `ebpf:"streaks_record"`
 	TimerSlots    *ebpf.MapSpec `ebpf:"timer_slots"`
 	WalkBatch     *ebpf.MapSpec `ebpf:"walk_batch"`
 	Wanted        *ebpf.MapSpec `ebpf:"wanted"`
@@ -242,6 +244,7 @@ type halfopenMaps struct {
 	PrimaryMarks  *ebpf.Map `ebpf:"primary_marks"`
 	Rates         *ebpf.Map `ebpf:"rates"`
 	Resets        *ebpf.Map `ebpf:"resets"`
+	StreaksRecord *ebpf.Map `ebpf:"streaks_record"`
 	TimerSlots    *ebpf.Map `ebpf:"timer_slots"`
 	WalkBatch     *ebpf.Map `ebpf:"walk_batch"`
 	Wanted        *ebpf.Map `ebpf:"wanted"`
@@ -262,6 +265,7 @@ func (m *halfopenMaps) Close() error {
 		m.PrimaryMarks,
 		m.Rates,
 		m.Resets,
+		m.StreaksRecord,
 		m.TimerSlots,
 		m.WalkBatch,
 		m.Wanted,

@@ -80,16 +80,33 @@ static __always_inline struct timer_slot *running_timer(const void *sk)
 }
 
 /*
+ * Room for the record that streaks_of() fills in, which the stack does not have. Softirqs are
+ * off, or this is one, so that nothing else uses it meanwhile on this CPU.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct conn);
+} streaks_record SEC(".maps");
+
+/*
  * Returns how many solicitations a socket has in a row that are unanswered and, 1 << 16 for
  * each, that are unacknowledged, as far as it shows that itself. Not inlined, as solicited()
  * is not.
  */
 __attribute__((noinline)) int streaks_of(__u64 sk)
 {
-	struct conn c;
+	__u32 zero = 0;
+	struct conn *c = bpf_map_lookup_elem(&streaks_record, &zero);
+	const struct tcp_sock *tp = (const void *)sk;
 
-	fill_basic(&c, (const void *)sk, NULL, true, PROBE);
-	return c.unanswered | (__u32)c.unacknowledged << 16;
+	if (!c)
+		return 0;
+	fill_state(c, tp, READ(PROBE, tp, inet_conn.icsk_inet.sk.__sk_common.skc_net.net), true,
+		   PROBE);
+	fill_unanswered(c, tp, NULL, PROBE);
+	return c->unanswered | (__u32)c->unacknowledged << 16;
 }
 
 /*
