@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 
 	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
@@ -99,10 +100,13 @@ func (o Options) Rules(hz int) conn.Rules {
 type Collector struct {
 	kernel  Kernel
 	cgroups *cgroups
-	opts    Options
-	rules   conn.Rules
-	log     *slog.Logger
-	ready   atomic.Bool
+	// detailPaths leaves half of the questions about paths to obstaclesLoop, however many
+	// connections are asked for.
+	detailPaths *rate.Limiter
+	opts        Options
+	rules       conn.Rules
+	log         *slog.Logger
+	ready       atomic.Bool
 	// processCPU returns the CPU time that this process has used.
 	processCPU func() time.Duration
 
@@ -143,6 +147,7 @@ type Collector struct {
 func New(k Kernel, opts Options) *Collector {
 	opts.setDefaults()
 	c := &Collector{kernel: k, cgroups: newCgroups(opts.Privileged), opts: opts, log: opts.Logger, subs: make(map[*Subscription]struct{})}
+	c.detailPaths = rate.NewLimiter(flowPathsPerSecond/2, flowPathsAtOnce/2)
 	c.recheck, c.ownersWanted, c.obstaclesWanted = make(chan time.Duration, 1), make(chan struct{}, 1), make(chan struct{}, 1)
 	c.censusWanted, c.rowsChanged = make(chan struct{}, 1), make(chan struct{}, 1)
 	c.reader.caughtUpC = sync.NewCond(&c.reader)

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"slices"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/collector/explain"
@@ -47,7 +49,11 @@ func (c *Collector) Connection(ctx context.Context, cookie uint64) (*Detail, err
 	d.Explanation = explain.Explain(&c.rules, &found, &d.Connection, explain.Netns{Path: ref.ShellPath(), Host: host})
 	flow := conn.Flow{Cookie: cookie, Local: d.Local, Remote: d.Remote}
 	var unknown error
-	d.Path, unknown = c.cgroups.from.FlowPath(ctx, ref, flow)
+	if c.detailPaths.Allow() {
+		d.Path, unknown = c.cgroups.from.FlowPath(ctx, ref, flow)
+	} else {
+		unknown = fmt.Errorf("more than %d such questions a second: %w", flowPathsPerSecond/2, unix.EBUSY)
+	}
 	d.Explanation.Path = explain.Path(&flow, d.Path, unknown)
 	one := []conn.Connection{d.Connection}
 	err = c.fillOwners(one, nil)

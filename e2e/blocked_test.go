@@ -43,8 +43,7 @@ func deleteAddress(n *network, eth0 netlink.Link) error {
 }
 
 // A host that cannot send, or cannot be answered, is to blame and not its peer: with data
-// in flight and with keepalive. Until the agent has looked at the path, which the kernel can
-// delay while namespaces are made and removed, the connection may be called a zombie.
+// in flight and with keepalive.
 func TestBlockedHostIsToBlame(t *testing.T) { // not parallel: the agent looks at few paths a second
 	a := startAgent(t, "--zombie-silence=6s")
 	for name, o := range obstacles {
@@ -75,7 +74,13 @@ func TestBlockedHostIsToBlame(t *testing.T) { // not parallel: the agent looks a
 							t.Fatal(err)
 						}
 					}
+					a := a.of(t)
 					a.becomesBlocked(cookie, reason)
+					for _, e := range a.story(cookie) {
+						if e.To == "zombie" {
+							t.Errorf("it was a zombie at %v", e.At)
+						}
+					}
 				})
 			}
 		}
