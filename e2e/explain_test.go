@@ -573,7 +573,7 @@ func TestExplainByAddress(t *testing.T) {
 			}
 			for target, word := range map[string]string{
 				n.server(crowded).String():                             "5 connections have the local address " + n.server(crowded).String(),
-				n.server(deserted).String():                            "only listens",
+				n.server(deserted).String():                            "is a listener",
 				"ffffffffffff":                                         "ffffffffffff",
 				fmt.Sprintf(":%d", 7014):                               "no connection has the local port 7014",
 				netip.AddrPortFrom(n.Client.Addr4(), crowded).String(): "no connection has the local address",

@@ -274,7 +274,7 @@ func TestPageFiltersAreInItsAddress(t *testing.T) {
 	h := newController(t)
 	zombies, others := h.start("zombies", n.Client.Path()), h.start("others", n.Client.Path())
 	for range many {
-		zombies.must(command{Do: "connect", Addr: n.server(droppedPort), Options: keepaliveEach(2, 1, 100)})
+		zombies.must(command{Do: "connect", Addr: n.server(droppedPort), Options: keepaliveEach(2, 3, 120)})
 	}
 	n.serve(servedPort, echo)
 	for range many {
