@@ -20,9 +20,11 @@ die() {
     exit 1
 }
 
+# there NAME: whether the programs of a package are there. No program of a pipe may end
+# before it has read all: the writer would fail, if it is the slower one.
 there() {
     case $1 in
-    busybox-static) busybox --help | grep -q poweroff && ! ldd "$(command -v busybox)" ;;
+    busybox-static) busybox --list | grep -x poweroff && ! ldd "$(command -v busybox)" ;;
     ca-certificates) [[ -n ${SSL_CERT_FILE:-} || -s /etc/ssl/certs/ca-certificates.crt || -s /etc/pki/tls/certs/ca-bundle.crt ]] ;;
     chromium) chromium --version ;; # if it runs, its libraries are there
     containerd) containerd --version && ctr --version && command -v containerd-shim-runc-v2 ;;
@@ -34,7 +36,7 @@ there() {
     go) # an older go that is allowed to fetches the version of go.mod by itself
         local have want
         have=$(go env GOVERSION) want=go$(awk '$1 == "go" { print $2 }' go.mod)
-        [[ -n $have && "$(printf '%s\n' "$want" "$have" | sort -V | head -n 1)" == "$want" ]]
+        [[ -n $have && "$(printf '%s\n' "$want" "$have" | sort -V | sed '$d')" == "$want" ]]
         ;;
     golangci-lint) [[ "$(golangci-lint version --short 2>&1)" == "${GOLANGCI_LINT_VERSION#v}" ]] ;;
     iproute2) command -v ss && command -v ip ;;

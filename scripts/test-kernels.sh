@@ -54,7 +54,7 @@ fetch() {
     local suite=$1 dir=$cache/$1 mirror packages files
     [[ $arch == amd64 ]] || dir+=-$arch
     # shellcheck disable=SC2016 # apt's, not the shell's
-    mirror=$(apt-get indextargets --format '$(REPO_URI) $(LABEL)' 'Created-By: Packages' | awk '$2 == "Debian" { print $1; exit }')
+    mirror=$(apt-get indextargets --format '$(REPO_URI) $(LABEL)' 'Created-By: Packages' | awk '$2 == "Debian" && !n++ { print $1 }')
     [[ -n $mirror ]] || die "apt's sources have no Debian mirror, or apt-get update has not run yet: use KERNEL_IMAGE"
     mkdir -p "$dir/apt/lists/partial" "$dir/apt/archives/partial"
     echo "deb [arch=$arch signed-by=$keyring] $mirror $suite main" >"$dir/apt/sources.list"
