@@ -406,7 +406,24 @@ func TestAgentOfTheMachineThatHangs(t *testing.T) {
 	r.works(exec.Command(binary, "list", "--url=none"))
 }
 
-// As systemd does for a socket unit.
+// socketUnit listens on the machine's socket, as systemd does for a socket unit.
+func (r *mountNamespace) socketUnit() *net.UnixListener {
+	r.t.Helper()
+	var l *net.UnixListener
+	r.must(func() (err error) {
+		if err := os.Mkdir("/run/halfopen", 0o755); err != nil {
+			return err
+		}
+		if l, err = net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: machineSocket}); err != nil {
+			return err
+		}
+		return errors.Join(os.Chown(machineSocket, 0, halfopenGroup), os.Chmod(machineSocket, 0o660))
+	})
+	l.SetUnlinkOnClose(false)
+	r.t.Cleanup(func() { _ = l.Close() })
+	return l
+}
+
 func TestSocketThatSystemdPasses(t *testing.T) {
 	t.Parallel()
 	r := newMountNamespace(t)
@@ -416,20 +433,9 @@ func TestSocketThatSystemdPasses(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer tcp.Close()
-	var l net.Listener
-	r.must(func() (err error) {
-		if err := os.Mkdir("/run/halfopen", 0o755); err != nil {
-			return err
-		}
-		if l, err = net.Listen("unix", machineSocket); err != nil {
-			return err
-		}
-		return errors.Join(os.Chown(machineSocket, 0, halfopenGroup), os.Chmod(machineSocket, 0o660))
-	})
-	l.(*net.UnixListener).SetUnlinkOnClose(false)
-	defer l.Close()
+	l := r.socketUnit()
 	var files []*os.File
-	for _, l := range []interface{ File() (*os.File, error) }{l.(*net.UnixListener), tcp.(*net.TCPListener)} {
+	for _, l := range []interface{ File() (*os.File, error) }{l, tcp.(*net.TCPListener)} {
 		f, err := l.File()
 		if err != nil {
 			t.Fatal(err)
@@ -465,19 +471,7 @@ func TestSocketThatSystemdPasses(t *testing.T) {
 func TestAgentWithTheUnixSocketAlone(t *testing.T) {
 	t.Parallel()
 	r := newMountNamespace(t)
-	var l net.Listener
-	r.must(func() (err error) {
-		if err := os.Mkdir("/run/halfopen", 0o755); err != nil {
-			return err
-		}
-		if l, err = net.Listen("unix", machineSocket); err != nil {
-			return err
-		}
-		return errors.Join(os.Chown(machineSocket, 0, halfopenGroup), os.Chmod(machineSocket, 0o660))
-	})
-	l.(*net.UnixListener).SetUnlinkOnClose(false)
-	defer l.Close()
-	f, err := l.(*net.UnixListener).File()
+	f, err := r.socketUnit().File()
 	if err != nil {
 		t.Fatal(err)
 	}
