@@ -116,51 +116,21 @@ static __always_inline void count_risks(struct census_counts *n, __u16 risks)
 }
 
 /*
- * Fills in the record of a stub: what the kernel keeps before a connection is established,
- * and after its end. Of a stub, only struct sock_common may be read.
- */
-static __always_inline void fill_stub(struct conn *c, const struct sock_common *skc,
-				      const enum access how)
-{
-	__builtin_memset(c, 0, sizeof(*c));
-	c->class = CLASS_NONE;
-	c->cookie = READ(how, skc, skc_cookie.counter);
-	fill_identity(c, skc, how);
-	c->lport = READ(how, skc, skc_num);
-	c->state = READ(how, skc, skc_state);
-	if (c->state == TCP_TIME_WAIT) {
-		/* A stub may be in FIN_WAIT2, too; ss also shows that. */
-		c->state = BPF_CORE_READ((const struct inet_timewait_sock *)skc, tw_substate);
-		c->flags = CONN_ORPHAN;
-	} else {
-		c->flags = CONN_UNACCEPTED;
-	}
-}
-
-/* Fills in the record of a listener. Its connections inherit some of the fields. */
-static __always_inline void fill_listener(struct conn *c, const struct tcp_sock *tp,
-					  const enum access how)
-{
-	describe(c, tp, NULL, how);
-	c->class = CLASS_NONE;
-	c->flags &= ~CONN_TROUBLE;
-	c->accept_queue = READ(how, tp, inet_conn.icsk_inet.sk.sk_ack_backlog);
-	c->accept_limit = READ(how, tp, inet_conn.icsk_inet.sk.sk_max_ack_backlog);
-}
-
-/*
  * Reads a socket into c, and sets its class. tp is NULL for a stub. Returns whether user
- * space wants the record; it is complete then. *seen is room for a watch entry, and becomes
- * the entry of the socket, or NULL.
+ * space wants the record; it is complete then. Sets *again if it can only tell after it has
+ * read all, for which it has to be called again with complete. *seen is room for a watch
+ * entry, and becomes the entry of the socket, or NULL.
  */
 static __always_inline bool classify(struct conn *c, const struct sock_common *skc,
 				     const struct tcp_sock *tp, __u64 cookie, __u8 state,
-				     struct watch **seen, const enum access how)
+				     struct watch **seen, bool complete, bool *again,
+				     const enum access how)
 {
-	bool selected = !census_cookie || census_cookie == cookie, complete;
+	bool selected = !census_cookie || census_cookie == cookie, written, trouble;
 	struct watch *copy = *seen;
 
 	*seen = NULL;
+	*again = false;
 	if (!tp || state == TCP_LISTEN || state == TCP_CLOSE) {
 		selected = selected && (census_write & (1 << CLASS_NONE)) && state != TCP_CLOSE;
 		if (selected && tp)
@@ -170,17 +140,19 @@ static __always_inline bool classify(struct conn *c, const struct sock_common *s
 		c->class = CLASS_NONE;
 		return selected;
 	}
-	complete = has_outstanding(tp, how) || (selected && (census_write & ~(1 << CLASS_TROUBLE)));
+	complete = complete || has_outstanding(tp, how);
 	if (complete)
 		*seen = watched_as(tp, cookie, copy);
 	fill_basic(c, tp, *seen, complete, how);
-	if (!selected ||
-	    !(census_write & (1 << (c->flags & CONN_TROUBLE ? CLASS_TROUBLE : c->class))))
+	trouble = c->flags & CONN_TROUBLE;
+	written = selected && (census_write & (1 << (trouble ? CLASS_TROUBLE : c->class))) &&
+		  (trouble || c->idle >= census_idle[c->class & (CLASS_SLOTS - 1)]);
+	*again = !complete && (written || probe_is_overdue(c, tp, how));
+	if (*again)
 		return false;
-	if (!(c->flags & CONN_TROUBLE) && c->idle < census_idle[c->class & (CLASS_SLOTS - 1)])
-		return false;
-	fill_detail(c, tp, how);
-	return true;
+	if (written)
+		fill_detail(c, tp, how);
+	return written;
 }
 
 /*
@@ -313,6 +285,8 @@ __attribute__((noinline)) int collect_some(__u32 step)
  */
 static __always_inline void collect(struct walk_batch *s)
 {
+	/* Most chains are empty where the last run has found few sockets. */
+	bool dense = s->sockets >= WALK_SOCKETS / 4;
 	__u64 next = 0;
 	__u32 step;
 
@@ -336,6 +310,8 @@ static __always_inline void collect(struct walk_batch *s)
 		s->at.skip = 0;
 		s->at.restarts = 0;
 	}
+	if (casts && dense && s->at.chain < s->ehash_chains)
+		fetch_chains(chain_head(s, s->at.chain), s->ehash_chains - s->at.chain);
 	s->node = next ?: read_ptr(chain_head(s, s->at.chain));
 	for (step = 0; step < WALK_CHAINS + WALK_SOCKETS + WALK_SKIPS; step += WALK_PART)
 		if (collect_some(step))
@@ -350,7 +326,27 @@ static __always_inline void collect(struct walk_batch *s)
 	walk_at.restarts = s->at.restarts;
 }
 
-/* Returns whether to read the socket again, since its state has changed meanwhile. */
+/* Fetches some of the sockets of the run. Not inlined, so that the verifier checks it once. */
+__attribute__((noinline)) int fetch_sockets(__u32 first)
+{
+	__u32 zero = 0, i;
+	struct walk_batch *s = bpf_map_lookup_elem(&walk_batch, &zero);
+
+	if (!s || !casts)
+		return 0;
+	for (i = 0; i < FETCH_PART; i++)
+		if (first + i < s->sockets)
+			fetch_socket(s->socket[(first + i) & (WALK_SOCKETS - 1)]);
+	return 0;
+}
+
+/* The walk reads the socket a second time, in full. */
+volatile __u32 read_in_full = 0;
+
+/*
+ * Returns whether to read the socket again: since it has to be read in full, or its state has
+ * changed meanwhile.
+ */
 static __always_inline bool read_socket(struct walk_batch *s, const struct sock_common *skc,
 					const struct tcp_sock *tp, const enum access how)
 {
@@ -360,7 +356,7 @@ static __always_inline bool read_socket(struct walk_batch *s, const struct sock_
 	__u32 netns, states, *before, n = s->records;
 	struct conn *c;
 	const struct net *net;
-	bool write;
+	bool write, again;
 
 	/* There is a record for each socket; the mask is for verifiers that lose the bound. */
 	c = &s->record[n & (WALK_SOCKETS - 1)];
@@ -378,14 +374,16 @@ static __always_inline bool read_socket(struct walk_batch *s, const struct sock_
 	}
 	if (only_no_cookie)
 		return false;
-	write = classify(c, skc, tp, cookie, state, &seen, how) && cookie;
+	write = classify(c, skc, tp, cookie, state, &seen, read_in_full, &again, how) && cookie;
 	/*
 	 * RCU keeps the memory, but it may be another socket's by now
 	 * (SLAB_TYPESAFE_BY_RCU). The walk counts that socket in its own chain.
 	 */
 	if ((__u64)READ(how, skc, skc_cookie.counter) != cookie)
 		return false;
-	if ((READ(how, skc, skc_state) & (TCP_MAX_STATES - 1)) != state)
+	if (again)
+		read_in_full = 1;
+	if (again || (READ(how, skc, skc_state) & (TCP_MAX_STATES - 1)) != state)
 		return true;
 	count_socket(c, (__u64)skc, cookie, state, seen, write);
 	if (write)
@@ -458,10 +456,16 @@ static __always_inline int walk(void)
 	if (!set_table(s))
 		return 1;
 	collect(s);
+	for (i = 0; casts && i < WALK_SOCKETS; i += FETCH_PART) {
+		if (i >= s->sockets)
+			break;
+		fetch_sockets(i);
+	}
 	for (i = 0; i < WALK_SOCKETS; i++) {
 		if (i >= s->sockets)
 			break;
-		if (read_socket_at(i))
+		read_in_full = 0;
+		if (read_socket_at(i) && read_socket_at(i))
 			read_socket_at(i);
 	}
 	return !chain_head(s, walk_at.chain);

@@ -324,4 +324,37 @@ static __always_inline void describe(struct conn *c, const struct tcp_sock *tp,
 	fill_detail(c, tp, how);
 }
 
+/*
+ * Fills in the record of a stub: what the kernel keeps before a connection is established,
+ * and after its end. Of a stub, only struct sock_common may be read.
+ */
+static __always_inline void fill_stub(struct conn *c, const struct sock_common *skc,
+				      const enum access how)
+{
+	__builtin_memset(c, 0, sizeof(*c));
+	c->class = CLASS_NONE;
+	c->cookie = READ(how, skc, skc_cookie.counter);
+	fill_identity(c, skc, how);
+	c->lport = READ(how, skc, skc_num);
+	c->state = READ(how, skc, skc_state);
+	if (c->state == TCP_TIME_WAIT) {
+		/* A stub may be in FIN_WAIT2, too; ss also shows that. */
+		c->state = BPF_CORE_READ((const struct inet_timewait_sock *)skc, tw_substate);
+		c->flags = CONN_ORPHAN;
+	} else {
+		c->flags = CONN_UNACCEPTED;
+	}
+}
+
+/* Fills in the record of a listener. Its connections inherit some of the fields. */
+static __always_inline void fill_listener(struct conn *c, const struct tcp_sock *tp,
+					  const enum access how)
+{
+	describe(c, tp, NULL, how);
+	c->class = CLASS_NONE;
+	c->flags &= ~CONN_TROUBLE;
+	c->accept_queue = READ(how, tp, inet_conn.icsk_inet.sk.sk_ack_backlog);
+	c->accept_limit = READ(how, tp, inet_conn.icsk_inet.sk.sk_max_ack_backlog);
+}
+
 #endif /* HALFOPEN_CONNECTION_H */

@@ -31,6 +31,7 @@
 #include "timers.h"
 #include "deaths.h"
 #include "batch.h"
+#include "fetch.h"
 #include "owners.h"
 #include "netns.h"
 #include "census.h"

@@ -21,6 +21,7 @@ const (
 	halfopenMapCounts                = "counts"
 	halfopenMapDeferred              = "deferred"
 	halfopenMapEvents                = "events"
+	halfopenMapFetch                 = "fetch"
 	halfopenMapFound                 = "found"
 	halfopenMapNetnsList             = "netns_list"
 	halfopenMapNoCookie              = "no_cookie"
@@ -55,6 +56,7 @@ const (
 	halfopenProgWalkRun              = "walk_run"
 	halfopenProgWatchRun             = "watch_run"
 	halfopenVarAbi                   = "abi"
+	halfopenVarAllWanted             = "all_wanted"
 	halfopenVarCasts                 = "casts"
 	halfopenVarCensusCookie          = "census_cookie"
 	halfopenVarCensusIdle            = "census_idle"
@@ -63,6 +65,8 @@ const (
 	halfopenVarEhash                 = "ehash"
 	halfopenVarEhashChains           = "ehash_chains"
 	halfopenVarEventsFrom            = "events_from"
+	halfopenVarFetchedFds            = "fetched_fds"
+	halfopenVarFetchedFiles          = "fetched_files"
 	halfopenVarFirstNet              = "first_net"
 	halfopenVarHz                    = "hz"
 	halfopenVarIdleAfter             = "idle_after"
@@ -78,12 +82,14 @@ const (
 	halfopenVarNetnsCount            = "netns_count"
 	halfopenVarNetnsRestarts         = "netns_restarts"
 	halfopenVarOnlyNoCookie          = "only_no_cookie"
+	halfopenVarReadInFull            = "read_in_full"
 	halfopenVarRetransmitError       = "retransmit_error"
 	halfopenVarSearch                = "search"
 	halfopenVarSharedInfo            = "shared_info"
 	halfopenVarSocketOps             = "socket_ops"
 	halfopenVarWalkAt                = "walk_at"
 	halfopenVarWalkTable             = "walk_table"
+	halfopenVarWantedBits            = "wanted_bits"
 	halfopenVarWriteTimerFn          = "write_timer_fn"
 )
 
@@ -161,6 +167,7 @@ type halfopenMapSpecs struct {
 	Counts        *ebpf.MapSpec `ebpf:"counts"`
 	Deferred      *ebpf.MapSpec `ebpf:"deferred"`
 	Events        *ebpf.MapSpec `ebpf:"events"`
+	Fetch         *ebpf.MapSpec `ebpf:"fetch"`
 	Found         *ebpf.MapSpec `ebpf:"found"`
 	NetnsList     *ebpf.MapSpec `ebpf:"netns_list"`
 	NoCookie      *ebpf.MapSpec `ebpf:"no_cookie"`
@@ -180,6 +187,7 @@ type halfopenMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type halfopenVariableSpecs struct {
 	Abi                *ebpf.VariableSpec `ebpf:"abi"`
+	AllWanted          *ebpf.VariableSpec `ebpf:"all_wanted"`
 	Casts              *ebpf.VariableSpec `ebpf:"casts"`
 	CensusCookie       *ebpf.VariableSpec `ebpf:"census_cookie"`
 	CensusIdle         *ebpf.VariableSpec `ebpf:"census_idle"`
@@ -188,6 +196,8 @@ type halfopenVariableSpecs struct {
 	Ehash              *ebpf.VariableSpec `ebpf:"ehash"`
 	EhashChains        *ebpf.VariableSpec `ebpf:"ehash_chains"`
 	EventsFrom         *ebpf.VariableSpec `ebpf:"events_from"`
+	FetchedFds         *ebpf.VariableSpec `ebpf:"fetched_fds"`
+	FetchedFiles       *ebpf.VariableSpec `ebpf:"fetched_files"`
 	FirstNet           *ebpf.VariableSpec `ebpf:"first_net"`
 	Hz                 *ebpf.VariableSpec `ebpf:"hz"`
 	IdleAfter          *ebpf.VariableSpec `ebpf:"idle_after"`
@@ -203,12 +213,14 @@ type halfopenVariableSpecs struct {
 	NetnsCount         *ebpf.VariableSpec `ebpf:"netns_count"`
 	NetnsRestarts      *ebpf.VariableSpec `ebpf:"netns_restarts"`
 	OnlyNoCookie       *ebpf.VariableSpec `ebpf:"only_no_cookie"`
+	ReadInFull         *ebpf.VariableSpec `ebpf:"read_in_full"`
 	RetransmitError    *ebpf.VariableSpec `ebpf:"retransmit_error"`
 	Search             *ebpf.VariableSpec `ebpf:"search"`
 	SharedInfo         *ebpf.VariableSpec `ebpf:"shared_info"`
 	SocketOps          *ebpf.VariableSpec `ebpf:"socket_ops"`
 	WalkAt             *ebpf.VariableSpec `ebpf:"walk_at"`
 	WalkTable          *ebpf.VariableSpec `ebpf:"walk_table"`
+	WantedBits         *ebpf.VariableSpec `ebpf:"wanted_bits"`
 	WriteTimerFn       *ebpf.VariableSpec `ebpf:"write_timer_fn"`
 }
 
@@ -237,6 +249,7 @@ type halfopenMaps struct {
 	Counts        *ebpf.Map `ebpf:"counts"`
 	Deferred      *ebpf.Map `ebpf:"deferred"`
 	Events        *ebpf.Map `ebpf:"events"`
+	Fetch         *ebpf.Map `ebpf:"fetch"`
 	Found         *ebpf.Map `ebpf:"found"`
 	NetnsList     *ebpf.Map `ebpf:"netns_list"`
 	NoCookie      *ebpf.Map `ebpf:"no_cookie"`
@@ -258,6 +271,7 @@ func (m *halfopenMaps) Close() error {
 		m.Counts,
 		m.Deferred,
 		m.Events,
+		m.Fetch,
 		m.Found,
 		m.NetnsList,
 		m.NoCookie,
@@ -278,6 +292,7 @@ func (m *halfopenMaps) Close() error {
 // It can be passed to loadHalfopenObjects or ebpf.CollectionSpec.LoadAndAssign.
 type halfopenVariables struct {
 	Abi                *ebpf.Variable `ebpf:"abi"`
+	AllWanted          *ebpf.Variable `ebpf:"all_wanted"`
 	Casts              *ebpf.Variable `ebpf:"casts"`
 	CensusCookie       *ebpf.Variable `ebpf:"census_cookie"`
 	CensusIdle         *ebpf.Variable `ebpf:"census_idle"`
@@ -286,6 +301,8 @@ type halfopenVariables struct {
 	Ehash              *ebpf.Variable `ebpf:"ehash"`
 	EhashChains        *ebpf.Variable `ebpf:"ehash_chains"`
 	EventsFrom         *ebpf.Variable `ebpf:"events_from"`
+	FetchedFds         *ebpf.Variable `ebpf:"fetched_fds"`
+	FetchedFiles       *ebpf.Variable `ebpf:"fetched_files"`
 	FirstNet           *ebpf.Variable `ebpf:"first_net"`
 	Hz                 *ebpf.Variable `ebpf:"hz"`
 	IdleAfter          *ebpf.Variable `ebpf:"idle_after"`
@@ -301,12 +318,14 @@ type halfopenVariables struct {
 	NetnsCount         *ebpf.Variable `ebpf:"netns_count"`
 	NetnsRestarts      *ebpf.Variable `ebpf:"netns_restarts"`
 	OnlyNoCookie       *ebpf.Variable `ebpf:"only_no_cookie"`
+	ReadInFull         *ebpf.Variable `ebpf:"read_in_full"`
 	RetransmitError    *ebpf.Variable `ebpf:"retransmit_error"`
 	Search             *ebpf.Variable `ebpf:"search"`
 	SharedInfo         *ebpf.Variable `ebpf:"shared_info"`
 	SocketOps          *ebpf.Variable `ebpf:"socket_ops"`
 	WalkAt             *ebpf.Variable `ebpf:"walk_at"`
 	WalkTable          *ebpf.Variable `ebpf:"walk_table"`
+	WantedBits         *ebpf.Variable `ebpf:"wanted_bits"`
 	WriteTimerFn       *ebpf.Variable `ebpf:"write_timer_fn"`
 }
 

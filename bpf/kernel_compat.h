@@ -280,4 +280,14 @@ enum access {
 	 (how) == CAST && casts ? AS(__typeof_unqual__(*(p)), p)->f : \
 				  BPF_CORE_READ(p, f))
 
+/* Returns the pointer that is stored at an address, 0 if it cannot be read. */
+static __always_inline __u64 read_ptr(__u64 address)
+{
+	__u64 value;
+
+	if (casts)
+		return AS(struct rb_node, address)->__rb_parent_color;
+	return bpf_probe_read_kernel(&value, sizeof(value), (void *)address) ? 0 : value;
+}
+
 #endif /* HALFOPEN_KERNEL_COMPAT_H */

@@ -343,6 +343,16 @@ struct socket {
 	struct sock *sk;
 };
 
+/* The descriptors of a process. */
+struct fdtable {
+	unsigned int max_fds;
+	struct file **fd;
+};
+
+struct files_struct {
+	struct fdtable *fdt;
+};
+
 struct nsproxy {
 	struct net *net_ns;
 };
@@ -353,6 +363,7 @@ struct task_struct {
 	struct nsproxy *nsproxy; /* NULL: the thread has ended */
 	struct task_struct *group_leader;
 	struct task_struct *real_parent;
+	struct files_struct *files; /* NULL: the thread has ended */
 	char comm[16];
 	__u64 start_time; /* ns of CLOCK_MONOTONIC */
 };

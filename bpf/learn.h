@@ -46,7 +46,8 @@ static __always_inline int learn_from(struct bpf_iter__task_file *ctx)
 	struct tcp_sock *tp;
 	void *fn = NULL;
 
-	if (!task || !file)
+	/* The process that reads this is the agent. */
+	if (!task || !file || (__u32)task->tgid != bpf_get_current_pid_tgid() >> 32)
 		return 0;
 	if ((file->f_inode->i_mode & S_IFMT) != S_IFSOCK)
 		return 0;

@@ -45,16 +45,6 @@ volatile __u64 netns_at = 0; /* the next of the list; 0: begin with the first */
 volatile __u32 netns_count = 0; /* namespaces that the runs have passed */
 volatile __u32 netns_restarts = 0; /* how often a run has begun the list again */
 
-/* Returns the pointer that is stored at an address, 0 if it cannot be read. */
-static __always_inline __u64 read_ptr(__u64 address)
-{
-	__u64 value;
-
-	if (casts)
-		return AS(struct rb_node, address)->__rb_parent_color;
-	return bpf_probe_read_kernel(&value, sizeof(value), (void *)address) ? 0 : value;
-}
-
 /*
  * Counts a network namespace of the list, and writes its table if it has one of its own.
  * Not inlined, so that the verifier checks it only once.

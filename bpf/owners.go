@@ -11,6 +11,10 @@ import (
 	"github.com/halfopen/halfopen/bpf/abi"
 )
 
+// wantedBits is WANTED_BITS of the programs. If it differs, their variable has another size,
+// and cannot be set.
+const wantedBits = 65536
+
 // FDHolders calls visit with each file descriptor, of any process, that holds one of these
 // sockets; with nil for cookies, one of all TCP sockets. It reads all descriptors of the
 // machine once, however many sockets there are: above the size of its map it asks for
@@ -24,25 +28,34 @@ func (k *Kernel) FDHolders(cookies []uint64, visit func(*abi.FDHolder)) error {
 		for _, c := range cookies {
 			set[c] = struct{}{}
 		}
-		all := visit
+		given := visit
 		visit = func(h *abi.FDHolder) {
 			if _, ok := set[h.Cookie]; ok {
-				all(h)
+				given(h)
 			}
 		}
 		wanted = nil
 	}
+	all := uint32(0)
 	if wanted == nil {
-		wanted = []uint64{0} // every TCP socket
+		all = 1
 	}
-	var asked int
-	var err error
+	var bits [wantedBits / 64]uint64
 	for _, c := range wanted {
-		if err = k.objs.Wanted.Put(c, uint8(1)); err != nil {
-			err = fmt.Errorf("ask for owners: %w", err)
+		bits[c/64%uint64(len(bits))] |= 1 << (c % 64)
+	}
+	err := errors.Join(k.objs.AllWanted.Set(all), k.objs.WantedBits.Set(bits))
+	var asked int
+	for _, c := range wanted {
+		if err != nil {
 			break
 		}
-		asked++
+		if err = k.objs.Wanted.Put(c, uint8(1)); err == nil {
+			asked++
+		}
+	}
+	if err != nil {
+		err = fmt.Errorf("ask for owners: %w", err)
 	}
 	if err == nil {
 		var h abi.FDHolder

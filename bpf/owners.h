@@ -6,21 +6,30 @@
 #ifndef HALFOPEN_OWNERS_H
 #define HALFOPEN_OWNERS_H
 
-#include "config.h"
+#include "fetch.h"
 
 #define WANTED_MAX 16384
 
-/*
- * The cookies of the sockets whose owners user space wants. It inserts and deletes them.
- * 0, which no socket has, stands for every TCP socket: a pass over all descriptors takes
- * as long for all sockets as for one.
- */
+/* The cookies of the sockets whose owners user space wants. It inserts and deletes them. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, WANTED_MAX);
 	__type(key, __u64);
 	__type(value, __u8);
 } wanted SEC(".maps");
+
+/*
+ * A bit for each of the low bits of a cookie: whether a wanted cookie has these. Most sockets
+ * are not wanted, and a look at a bit takes far less time than one into the map.
+ */
+#define WANTED_BITS 65536
+volatile __u64 wanted_bits[WANTED_BITS / 64] = {};
+
+/*
+ * User space wants the owners of all TCP sockets. A pass over all descriptors takes as long
+ * for all sockets as for one.
+ */
+volatile __u32 all_wanted = 0;
 
 /*
  * Returns the socket of a file, or NULL. bpf_sock_from_file() is not in all kernels that
@@ -36,11 +45,11 @@ static __always_inline const struct sock *file_sock(struct file *file)
 
 static __always_inline bool owner_wanted(const struct sock *sk, __u64 cookie)
 {
-	__u64 all = 0;
-
-	if (bpf_map_lookup_elem(&wanted, &cookie))
-		return true;
-	return bpf_map_lookup_elem(&wanted, &all) && READ(CAST, sk, sk_protocol) == IPPROTO_TCP;
+	if (all_wanted)
+		return READ(CAST, sk, sk_protocol) == IPPROTO_TCP;
+	if (!(wanted_bits[cookie / 64 % (WANTED_BITS / 64)] & 1ULL << cookie % 64))
+		return false;
+	return bpf_map_lookup_elem(&wanted, &cookie);
 }
 
 /*
@@ -56,6 +65,7 @@ static __always_inline int owner_of(struct bpf_iter__task_file *ctx)
 
 	if (!task || !file)
 		return 0;
+	fetch_ahead(task, ctx->fd);
 	sk = file_sock(file);
 	if (!sk)
 		return 0;
@@ -77,12 +87,14 @@ static __always_inline int owner_of(struct bpf_iter__task_file *ctx)
  */
 static __always_inline int assign_cookie(struct bpf_iter__task_file *ctx)
 {
+	struct task_struct *task = ctx->task;
 	struct file *file = ctx->file;
 	const struct sock *sk;
 	struct socket *socket;
 
-	if (!cookie_helper || !file)
+	if (!cookie_helper || !task || !file)
 		return 0;
+	fetch_ahead(task, ctx->fd);
 	sk = file_sock(file);
 	if (!sk || READ(CAST, sk, __sk_common.skc_cookie.counter) ||
 	    READ(CAST, sk, sk_protocol) != IPPROTO_TCP)

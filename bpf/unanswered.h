@@ -160,6 +160,19 @@ static __always_inline bool has_outstanding(const struct tcp_sock *tp, const enu
 }
 
 /*
+ * Returns whether the kernel should have sent a keepalive probe (keepalive_time_elapsed()). A
+ * host that fails to send it tries again for ever, and counts nothing.
+ */
+static __always_inline bool probe_is_overdue(const struct conn *c, const struct tcp_sock *tp,
+					     const enum access how)
+{
+	__u32 now = (__u32)c->jiffies;
+
+	return (c->flags & CONN_KEEPALIVE) && c->idle != AGE_NONE && c->idle >= c->keepalive_time &&
+	       age(now, READ(how, tp, rcv_tstamp)) >= c->keepalive_time;
+}
+
+/*
  * Returns how many solicitations the peer has not answered, of those that the socket's
  * counters include, where no watch entry tells: it has been silent for c->silent.
  */
