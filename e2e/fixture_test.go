@@ -529,10 +529,12 @@ type poller struct {
 // polledForecast is the `gives_up` of a connection, and when it was asked for.
 type polledForecast struct {
 	asked    time.Time
-	At       time.Time `json:"at"`
-	In       float64   `json:"in_seconds"`
-	LatestIn float64   `json:"latest_in_seconds"`
-	By       string    `json:"by"`
+	answered time.Time
+	of       json.RawMessage // the connection
+	At       time.Time       `json:"at"`
+	In       float64         `json:"in_seconds"`
+	LatestIn float64         `json:"latest_in_seconds"`
+	By       string          `json:"by"`
 }
 
 func (f *polledForecast) latest() time.Time {
@@ -616,20 +618,25 @@ func (g *poller) askDeaths() error {
 
 func (g *poller) askForecasts() error {
 	var list struct {
-		Connections []struct {
-			connection
-			GivesUp *polledForecast `json:"gives_up"`
-		} `json:"connections"`
+		Connections []json.RawMessage `json:"connections"`
 	}
 	asked := time.Now()
 	if err := g.get("/api/v1/connections?verdict=suspect&verdict=zombie&verdict=stalled&limit=100000", &list); err != nil {
 		return err
 	}
+	answered := time.Now()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for _, c := range list.Connections {
+	for _, of := range list.Connections {
+		var c struct {
+			Cookie  string          `json:"cookie"`
+			GivesUp *polledForecast `json:"gives_up"`
+		}
+		if err := json.Unmarshal(of, &c); err != nil {
+			return err
+		}
 		if c.GivesUp != nil {
-			c.GivesUp.asked = asked
+			c.GivesUp.asked, c.GivesUp.answered, c.GivesUp.of = asked, answered, of
 			g.forecasts[c.Cookie] = append(g.forecasts[c.Cookie], *c.GivesUp)
 		}
 	}
@@ -826,8 +833,8 @@ func (s *fixture) checkForecasts(g *poller, hz int, f *forecastStats, traced tra
 		if last.At.After(end.dead.Add(clockSkew)) || last.latest().Before(end.alive) {
 			f.missed++
 			f.missedBy[end.scenario]++
-			f.notes = append(f.notes, fmt.Sprintf("%s: forecast %v before for %v to %v later, died after %v to %v: %s", end.scenario,
-				end.dead.Sub(last.asked), last.At.Sub(last.asked), last.latest().Sub(last.asked), end.alive.Sub(last.asked), end.dead.Sub(last.asked), describe(d)))
+			f.notes = append(f.notes, fmt.Sprintf("%s: forecast %v before for %v to %v later, died after %v to %v, answered after %v: %s was %s", end.scenario,
+				end.dead.Sub(last.asked), last.At.Sub(last.asked), last.latest().Sub(last.asked), end.alive.Sub(last.asked), end.dead.Sub(last.asked), last.answered.Sub(last.asked), describe(d), last.of))
 		}
 		in := time.Duration(last.In * float64(time.Second))
 		// Both ends are rounded to milliseconds.

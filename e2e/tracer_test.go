@@ -441,16 +441,22 @@ func (ends tracedEnds) add(e tracedEvent) error {
 }
 
 // sharpen puts the time that the kernel traced in place of the bounds that are known
-// from outside, which are as wide as the machine is busy.
+// from outside, which are as wide as the machine is busy. The trace does not name the network
+// namespace, and a socket of another one may have had the same addresses and ports: then
+// the bounds stay.
 func (ends tracedEnds) sharpen(f *expectedEnd) {
-	for _, at := range ends[[2]netip.AddrPort{f.local, f.remote}] {
-		if at.After(f.alive.Add(-hiddenFor)) && at.Before(f.dead.Add(latency)) {
-			f.alive, f.dead = at.Add(-2*time.Millisecond), at.Add(time.Millisecond)
-			if strings.Contains(f.scenario, "ICMP") { // a message that came since may have put its timer off
-				f.alive = at.Add(-latency)
-			}
-			return
+	var at []time.Time
+	for _, end := range ends[[2]netip.AddrPort{f.local, f.remote}] {
+		if end.After(f.alive.Add(-hiddenFor)) && end.Before(f.dead.Add(latency)) {
+			at = append(at, end)
 		}
+	}
+	if len(at) != 1 {
+		return
+	}
+	f.alive, f.dead = at[0].Add(-2*time.Millisecond), at[0].Add(time.Millisecond)
+	if strings.Contains(f.scenario, "ICMP") { // a message that came since may have put its timer off
+		f.alive = at[0].Add(-latency)
 	}
 }
 
