@@ -565,12 +565,19 @@ func within(t testing.TB, timeout time.Duration, what string, f func() error) {
 	}
 }
 
-// poll waits until ok returns true, and returns false if it does not within a time.
+// seldom is the longest time between two questions of poll.
+var seldom = 250 * patience * time.Millisecond
+
+// poll waits until ok returns true, and returns false if it does not within a time. The longer
+// it has waited, the less often it asks: the questions of all tests together take much of the
+// processors' time.
 func poll(every, timeout time.Duration, ok func() bool) bool {
-	for late := time.Now().Add(timeout); !ok(); time.Sleep(every) {
-		if time.Now().After(late) {
+	for began := time.Now(); !ok(); {
+		waited := time.Since(began)
+		if waited > timeout {
 			return false
 		}
+		time.Sleep(max(every, min(waited/16, seldom)))
 	}
 	return true
 }
