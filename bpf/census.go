@@ -107,6 +107,10 @@ type Selection struct {
 	// Idle is, for each class, how long a connection must have been without data, unless
 	// it is in trouble.
 	Idle [len(abi.CensusCounts{}.Sockets[0])]time.Duration
+	// Netns are inode numbers of network namespaces. If there are any, a census walks no
+	// hash table of another single namespace. The table that namespaces share is walked
+	// whole, so visit still gets sockets of others.
+	Netns []uint32
 }
 
 // Select returns the selection of all sockets of these classes.
@@ -217,11 +221,11 @@ func (k *Kernel) walk(ctx context.Context, req *censusRequest, table abi.OwnTabl
 		done = end != 0
 		records := k.walkBatch.Record[:k.walkBatch.Records]
 		if !req.aside || len(records) == 0 {
-			before := *req.selection
+			classes, idle := req.selection.Classes, req.selection.Idle
 			for i := range records {
 				req.visit(&records[i])
 			}
-			if *req.selection != before {
+			if req.selection.Classes != classes || req.selection.Idle != idle {
 				if err := k.selectSockets(req.selection); err != nil {
 					return from, false, fmt.Errorf("set up walk: %w", err)
 				}
@@ -336,8 +340,9 @@ func (k *Kernel) listNetns(ctx context.Context) (namespaces int, err error) {
 
 // walkOwnTables walks the hash tables of single namespaces: the smallest first and each
 // from its beginning or, if the request says resume, the one with the oldest walk first
-// and each from where its last walk stopped. It returns the inode numbers of those that
-// it had no CPU time to complete. The caller holds k.census.
+// and each from where its last walk stopped. It leaves out those that the selection does
+// not want. It returns the inode numbers of those that it had no CPU time to complete. The
+// caller holds k.census.
 func (k *Kernel) walkOwnTables(ctx context.Context, req *censusRequest) (unwalked []uint32, err error) {
 	stop := req.cpuLimit()
 	tables := slices.SortedFunc(maps.Values(k.ownTables), func(a, b *ownTable) int {
@@ -350,6 +355,9 @@ func (k *Kernel) walkOwnTables(ctx context.Context, req *censusRequest) (unwalke
 	for _, t := range tables {
 		if err := ctx.Err(); err != nil {
 			return unwalked, err
+		}
+		if wanted := req.selection.Netns; len(wanted) > 0 && !slices.Contains(wanted, t.Netns) {
+			continue
 		}
 		var counts abi.CensusCounts
 		var from abi.Cursor

@@ -57,7 +57,7 @@ func (c *Collector) Connections(ctx context.Context, q Query) (total int, connec
 	if err != nil {
 		return 0, nil, err
 	}
-	if *read.selected != (bpf.Selection{Classes: read.classes()}) { // not all have been visited
+	if s := read.selected; s.Classes != read.classes() || s.Idle != (bpf.Selection{}).Idle { // not all have been visited
 		total = int(res.Connections())
 	}
 	l := lister{c: c, ctx: ctx, q: &q}

@@ -38,7 +38,7 @@ const ownersBatch = 2048
 // come before its connections. visit must not keep its arguments.
 func (c *Collector) scan(ctx context.Context, q *scanQuery, visit func(*abi.Conn, *conn.Connection)) (bpf.CensusResult, error) {
 	c.awaitEvents()
-	q.selected = &bpf.Selection{Classes: q.classes()}
+	q.selected = &bpf.Selection{Classes: q.classes(), Netns: q.Netns}
 	m := q.matcher()
 	owned := ownedScan{c: c, ctx: ctx, m: m, visit: visit, all: q.holders, processes: make(processCgroups)}
 	if q.holders == nil {
