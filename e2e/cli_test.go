@@ -388,7 +388,7 @@ func TestHostileProcessName(t *testing.T) {
 	n.serve(droppedPort, echo)
 	conns := n.dial(droppedPort, zombies)
 	n.greet(conns)
-	n.keepalive(conns, time.Second, time.Second, 60)
+	n.keepalive(conns, time.Second, time.Second, 120)
 	n.cut(droppedPort)
 	// What cannot be said in UTF-8 is replaced.
 	said := strings.ToValidUTF8(hostile, "\uFFFD")

@@ -529,7 +529,7 @@ func TestExplainHowToEndAZombie(t *testing.T) {
 		n.serve(droppedPort, echo)
 		c := n.dial(droppedPort, 1)[0]
 		n.greet([]*net.TCPConn{c})
-		n.keepalive([]*net.TCPConn{c}, time.Second, time.Second, 60)
+		n.keepalive([]*net.TCPConn{c}, time.Second, time.Second, 120)
 		n.cut(droppedPort)
 		e := explainZombie(t, c, "--zombie-silence=3s")
 		paste(t, e.Explanation.Advice[len(e.Explanation.Advice)-1].How[0])

@@ -138,7 +138,7 @@ func TestManyRecoverAtOnce(t *testing.T) {
 	n.serve(droppedPort, echo)
 	conns := n.dial(droppedPort, count)
 	n.greet(conns)
-	n.keepalive(conns, 2*time.Second, time.Second, 60)
+	n.keepalive(conns, 2*time.Second, time.Second, 120)
 	restore := n.cut(droppedPort)
 	eventually(t, "all zombies", func() error {
 		return all(a.connections(n, droppedPort, "verdict=zombie"), count, "zombie")
@@ -166,7 +166,7 @@ func TestManyAreDestroyedAtOnce(t *testing.T) {
 	n.serve(droppedPort, echo)
 	conns := n.dial(droppedPort, count)
 	n.greet(conns)
-	n.keepalive(conns, time.Second, time.Second, 60)
+	n.keepalive(conns, time.Second, time.Second, 120)
 	n.cut(droppedPort)
 	eventually(t, "all zombies", func() error {
 		return all(a.connections(n, droppedPort, "verdict=zombie"), count, "zombie")

@@ -46,8 +46,8 @@ func TestKeepaliveZombies(t *testing.T) {
 		victims, neighbours := n.dial(droppedPort, many), n.dial(servedPort, many)
 		n.greet(victims)
 		n.greet(neighbours)
-		n.keepalive(victims, 2*time.Second, time.Second, 60)
-		n.keepalive(neighbours, 2*time.Second, time.Second, 60)
+		n.keepalive(victims, 2*time.Second, time.Second, 120)
+		n.keepalive(neighbours, 2*time.Second, time.Second, 120)
 		n.cut(droppedPort)
 
 		checkNeighbours := func() {
@@ -82,7 +82,7 @@ func TestKeepaliveZombies(t *testing.T) {
 				t.Errorf("%s: evidence is %q", c.Cookie, c.Evidence)
 			}
 			if c.State != "established" || c.Family != n.family || !c.Keepalive.Enabled ||
-				c.Keepalive.TimeSeconds != 2 || c.Keepalive.IntervalSeconds != 1 || c.Keepalive.Probes != 60 ||
+				c.Keepalive.TimeSeconds != 2 || c.Keepalive.IntervalSeconds != 1 || c.Keepalive.Probes != 120 ||
 				!c.Keepalive.PerSocket || c.Keepalive.ProbesOut != c.Unanswered {
 				t.Errorf("wrong settings: %+v", c)
 			}
@@ -128,7 +128,7 @@ func TestPeerComesBack(t *testing.T) {
 		n.serve(droppedPort, echo)
 		conns := n.dial(droppedPort, many)
 		n.greet(conns)
-		n.keepalive(conns, 2*time.Second, time.Second, 60)
+		n.keepalive(conns, 2*time.Second, time.Second, 120)
 		restore := n.cut(droppedPort)
 		eventually(t, "all zombies", func() error {
 			return all(a.connections(n, droppedPort, ""), many, "zombie")
