@@ -33,6 +33,10 @@ type CensusResult struct {
 	// of each table of a single namespace, as it was at its last complete walk.
 	Counts     abi.CensusCounts
 	Namespaces int // the number of network namespaces
+	// CgroupRisks are, if the selection asks for them, the connections at risk in the shared
+	// table by the id of the control group of their socket, 0 for none. Groups that the kernel
+	// programs have no room for are missing.
+	CgroupRisks map[uint64]abi.RiskCounts
 	// Unvisited is the number of namespaces with connections that have no cookie and
 	// could not be given one: these connections are counted, but neither listed nor
 	// followed. Of these namespaces, Refused is the number of those that we had no
@@ -111,6 +115,9 @@ type Selection struct {
 	// hash table of another single namespace. The table that namespaces share is walked
 	// whole, so visit still gets sockets of others.
 	Netns []uint32
+	// CgroupRisks says to count the connections at risk by control groups. Only a
+	// PeriodicCensus does.
+	CgroupRisks bool
 }
 
 // Select returns the selection of all sockets of these classes.
@@ -164,11 +171,11 @@ func (k *Kernel) takeCensus(ctx context.Context, req *censusRequest) (res Census
 	runtime.LockOSThread() // threadCPU is the time of one thread
 	defer runtime.UnlockOSThread()
 	began := req.cpu()
-	if res.Namespaces, err = k.listNetns(ctx); err != nil {
+	if res.Namespaces, err = k.listNetns(ctx, nil); err != nil {
 		return res, fmt.Errorf("list network namespaces: %w", err)
 	}
 	res.OwnTables = slices.Sorted(maps.Keys(k.ownTables))
-	if _, _, err := k.walk(ctx, req, abi.OwnTable{}, abi.Cursor{}, &res.Counts, nil); err != nil {
+	if err := k.walkSharedTable(ctx, req, &res); err != nil {
 		return res, fmt.Errorf("census: %w", err)
 	}
 	res.CPU = req.cpu() - began
@@ -190,6 +197,25 @@ func (k *Kernel) takeCensus(ctx context.Context, req *censusRequest) (res Census
 	}
 	k.cookies.complete(&res, noCookie)
 	return res, nil
+}
+
+// walkSharedTable walks the table that namespaces share. The caller holds k.census.
+func (k *Kernel) walkSharedTable(ctx context.Context, req *censusRequest, res *CensusResult) error {
+	var cgroups uint32
+	if req.selection.CgroupRisks && !req.aside { // else a walk ends at each record, and another may begin
+		cgroups = 1
+	}
+	if err := k.objs.CensusCgroups.Set(cgroups); err != nil {
+		return err
+	}
+	_, _, err := k.walk(ctx, req, abi.OwnTable{}, abi.Cursor{}, &res.Counts, nil)
+	if cgroups == 0 {
+		return err
+	}
+	err = errors.Join(err, k.objs.CensusCgroups.Set(uint32(0)))
+	var taken error
+	res.CgroupRisks, taken = k.takeCgroupRisks()
+	return errors.Join(err, taken)
 }
 
 // threadCPU returns the CPU time that the calling thread has used.
@@ -300,13 +326,17 @@ func (k *Kernel) visitAside(req *censusRequest, records []abi.Conn) {
 // where a run stopped has left the list meanwhile.
 const maxRestarts = 16
 
-// listNetns returns the number of network namespaces, and updates k.ownTables. The
-// caller holds k.census.
-func (k *Kernel) listNetns(ctx context.Context) (namespaces int, err error) {
+// listNetns returns the number of network namespaces, and updates k.ownTables. If sysctls is
+// not nil, it stores those of each namespace there. The caller holds k.census.
+func (k *Kernel) listNetns(ctx context.Context, sysctls map[uint32]abi.NetnsSysctls) (namespaces int, err error) {
 	if k.netnsList == nil {
 		return 0, os.ErrClosed
 	}
-	if err := errors.Join(k.objs.NetnsAt.Set(uint64(0)), k.objs.NetnsCount.Set(uint32(0)), k.objs.NetnsRestarts.Set(uint32(0))); err != nil {
+	var withSysctls uint32
+	if sysctls != nil {
+		withSysctls = 1
+	}
+	if err := errors.Join(k.objs.NetnsWithSysctls.Set(withSysctls), k.objs.NetnsAt.Set(uint64(0)), k.objs.NetnsCount.Set(uint32(0)), k.objs.NetnsRestarts.Set(uint32(0))); err != nil {
 		return 0, err
 	}
 	found := make(map[uint32]*ownTable)
@@ -324,6 +354,10 @@ func (k *Kernel) listNetns(ctx context.Context) (namespaces int, err error) {
 			} else {
 				found[table.Netns] = &ownTable{OwnTable: table, walked: time.Now()}
 			}
+		}
+		for i := range k.netnsList.Namespaces {
+			s := &k.netnsList.Sysctls[i]
+			sysctls[s.Netns] = *s
 		}
 		if err := k.objs.NetnsRestarts.Get(&restarts); err != nil {
 			return 0, err

@@ -5,7 +5,7 @@
 #ifndef HALFOPEN_CENSUS_H
 #define HALFOPEN_CENSUS_H
 
-#include "connection.h"
+#include "cgroups.h"
 #include "netns.h"
 
 /*
@@ -176,6 +176,8 @@ static __always_inline void count_socket(const struct conn *c, __u64 sk, __u64 c
 	if (state == TCP_ESTABLISHED && c->idle != AGE_NONE)
 		count_idle(n, c->idle);
 	count_risks(n, c->risks);
+	if (c->risks && census_cgroups)
+		count_cgroup(cgroup_of((const void *)sk), c->risks);
 	if (seen && written) {
 		mark_reported(sk, seen);
 	} else if (trouble && !seen && cookie) {

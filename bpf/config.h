@@ -22,15 +22,40 @@ volatile __u64 write_timer_fn = 0; /* the function of a socket's write timer */
 /* User space sets these before it attaches the programs. */
 volatile __u32 hz = 0; /* jiffies a second */
 volatile __u32 idle_after = 0; /* jiffies */
-volatile __u32 middlebox_timeout = 0; /* jiffies */
+/* The shortest and the longest time for which a middlebox remembers a silent flow; jiffies. */
+volatile __u32 middlebox_least = 0;
+volatile __u32 middlebox_most = 0;
 volatile __u32 events_from = 0; /* unanswered solicitations from which each is an event */
 volatile __u32 idle_bounds[IDLE_BUCKETS] = {}; /* jiffies, ascending */
+
+#define MIDDLEBOXES_MAX 1024
+
+/* A prefix of the address of a destination; that of an IPv4 address as ::ffff:a.b.c.d. */
+struct destination {
+	__u32 bits;
+	__u32 address[4]; /* network byte order */
+};
+
+/*
+ * For how many jiffies a middlebox on the way to a destination remembers a silent flow. User
+ * space inserts all before it attaches the programs, ::/0 and ::ffff:0:0/96 among them, so
+ * that each address has an entry. Read: of connections whose keepalive is neither quicker
+ * than the least nor slower than the most.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MIDDLEBOXES_MAX + 2);
+	__type(key, struct destination);
+	__type(value, __u32);
+} middleboxes SEC(".maps");
 
 /* User space sets these before each census. */
 volatile __u32 census_write = 0; /* 1 << enum class: the classes to write out */
 /* For each class, how long a connection without trouble must be idle to be written out. */
 volatile __u32 census_idle[CLASS_SLOTS] = {};
 volatile __u64 census_cookie = 0; /* if not 0, write out only this socket */
+volatile __u32 census_cgroups = 0; /* count the connections at risk by their control groups */
 
 /*
  * When jiffy 0 would have begun, in ns of CLOCK_MONOTONIC. A jiffy is never early

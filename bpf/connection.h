@@ -53,10 +53,20 @@ __attribute__((noinline)) __u64 second_probe(__u32 time, __u32 interval)
 	return (__u64)time + first + interval + second;
 }
 
-/* Returns whether a middlebox may forget a silent flow before its first keepalive probe. */
-__attribute__((noinline)) int is_slow(__u32 keepalive_time)
+/*
+ * Returns whether a middlebox on the way to an address, of two parts in network byte order,
+ * may forget a silent flow before its first keepalive probe, which is sent after at most so
+ * many jiffies.
+ */
+__attribute__((noinline)) int is_slow(__u32 first_probe, __u64 high, __u64 low)
 {
-	return keepalive_time + wheel_lateness(keepalive_time) >= middlebox_timeout;
+	struct destination to = { 128, { high, high >> 32, low, low >> 32 } };
+	__u32 *timeout;
+
+	if (first_probe >= middlebox_most)
+		return 1;
+	timeout = bpf_map_lookup_elem(&middleboxes, &to);
+	return !timeout || first_probe >= *timeout;
 }
 
 /* Returns the class of a connection that is not in trouble, from fields of struct conn. */
@@ -71,13 +81,11 @@ __attribute__((noinline)) int class_of(__u32 flags, __u32 idle, __u32 send_queue
 
 /* Returns those risks that follow from these fields of struct conn alone. */
 __attribute__((noinline)) int plain_risks(__u32 flags, __u32 state, __u32 send_queue,
-					  __u32 keepalive_time, __u32 user_timeout)
+					  __u32 user_timeout)
 {
 	int risks = 0;
 
 	if (flags & CONN_KEEPALIVE) {
-		if (!(flags & CONN_LOCAL_PEER) && is_slow(keepalive_time))
-			risks |= 1 << RISK_KEEPALIVE_SLOWER_THAN_MIDDLEBOX;
 		if (user_timeout)
 			risks |= 1 << RISK_USER_TIMEOUT_OVERRIDES_KEEPCNT;
 		if (send_queue)
@@ -123,19 +131,42 @@ static __always_inline bool has_local_peer(const struct tcp_sock *tp, const stru
 	return dst && BPF_CORE_READ(dst, dev) == READ(how, net, loopback_dev);
 }
 
+/*
+ * Returns whether a middlebox on the way to the peer may forget the connection before its
+ * first keepalive probe, which is sent after at most so many jiffies of silence.
+ */
+static __always_inline bool may_be_forgotten(const struct tcp_sock *tp, __u32 first_probe,
+					     const enum access how)
+{
+	const struct sock *sk = (const struct sock *)tp;
+	__u64 remote[2];
+	__be32 address;
+
+	address = READ(how, sk, __sk_common.skc_daddr);
+	if (address) /* IPv4, also on an IPv6 socket */
+		return is_slow(first_probe, 0, 0xffff0000ULL | (__u64)address << 32);
+	BPF_CORE_READ_INTO(&remote, sk, __sk_common.skc_v6_daddr);
+	return is_slow(first_probe, remote[0], remote[1]);
+}
+
 /* Fills in the class of a connection, and its risks. */
 static __always_inline void fill_risks(struct conn *c, const struct tcp_sock *tp,
 				       const struct net *net, const enum access how)
 {
-	bool unsafe;
-	__u32 v;
+	bool slow = false, unsafe;
+	__u32 first_probe = 0, v;
 
-	unsafe = c->flags & CONN_KEEPALIVE ? is_slow(c->keepalive_time) : !(c->flags & CONN_ORPHAN);
+	if (c->flags & CONN_KEEPALIVE) {
+		first_probe = c->keepalive_time + wheel_lateness(c->keepalive_time);
+		slow = first_probe >= middlebox_least;
+	}
+	unsafe = slow || !(c->flags & (CONN_KEEPALIVE | CONN_ORPHAN));
 	if (unsafe && has_local_peer(tp, net, how))
 		c->flags |= CONN_LOCAL_PEER;
 	c->class = class_of(c->flags, c->idle, c->send_queue);
-	c->risks = plain_risks(c->flags, c->state, c->send_queue, c->keepalive_time,
-			       c->user_timeout);
+	c->risks = plain_risks(c->flags, c->state, c->send_queue, c->user_timeout);
+	if (slow && !(c->flags & CONN_LOCAL_PEER) && may_be_forgotten(tp, first_probe, how))
+		c->risks |= 1 << RISK_KEEPALIVE_SLOWER_THAN_MIDDLEBOX;
 	if (c->risks & (1 << RISK_USER_TIMEOUT_OVERRIDES_KEEPCNT)) {
 		v = READ(how, tp, keepalive_intvl) ?:
 						     READ(how, net, ipv4.sysctl_tcp_keepalive_intvl);

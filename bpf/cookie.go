@@ -347,7 +347,7 @@ func (k *Kernel) findNoCookie(ctx context.Context, classes Classes) (map[uint32]
 	req := &censusRequest{selection: &Selection{Classes: classes}, ownTables: ownTablesCPU}
 	_, _, err := k.walk(ctx, req, abi.OwnTable{}, abi.Cursor{}, &counts, nil)
 	if err == nil {
-		_, err = k.listNetns(ctx)
+		_, err = k.listNetns(ctx, nil)
 	}
 	stop := req.cpuLimit()
 	for _, t := range k.ownTables {

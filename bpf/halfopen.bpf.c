@@ -34,6 +34,7 @@
 #include "fetch.h"
 #include "owners.h"
 #include "netns.h"
+#include "cgroups.h"
 #include "census.h"
 #include "learn.h"
 

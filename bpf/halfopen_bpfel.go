@@ -18,11 +18,13 @@ import (
 const (
 	halfopenMapBatch                 = "batch"
 	halfopenMapCensusCounts          = "census_counts"
+	halfopenMapCgroupRisks           = "cgroup_risks"
 	halfopenMapCounts                = "counts"
 	halfopenMapDeferred              = "deferred"
 	halfopenMapEvents                = "events"
 	halfopenMapFetch                 = "fetch"
 	halfopenMapFound                 = "found"
+	halfopenMapMiddleboxes           = "middleboxes"
 	halfopenMapNetnsList             = "netns_list"
 	halfopenMapNoCookie              = "no_cookie"
 	halfopenMapPendingDeaths         = "pending_deaths"
@@ -58,6 +60,7 @@ const (
 	halfopenVarAbi                   = "abi"
 	halfopenVarAllWanted             = "all_wanted"
 	halfopenVarCasts                 = "casts"
+	halfopenVarCensusCgroups         = "census_cgroups"
 	halfopenVarCensusCookie          = "census_cookie"
 	halfopenVarCensusIdle            = "census_idle"
 	halfopenVarCensusWrite           = "census_write"
@@ -77,10 +80,12 @@ const (
 	halfopenVarLearnKeepaliveTime    = "learn_keepalive_time"
 	halfopenVarLhash                 = "lhash"
 	halfopenVarLhashChains           = "lhash_chains"
-	halfopenVarMiddleboxTimeout      = "middlebox_timeout"
+	halfopenVarMiddleboxLeast        = "middlebox_least"
+	halfopenVarMiddleboxMost         = "middlebox_most"
 	halfopenVarNetnsAt               = "netns_at"
 	halfopenVarNetnsCount            = "netns_count"
 	halfopenVarNetnsRestarts         = "netns_restarts"
+	halfopenVarNetnsWithSysctls      = "netns_with_sysctls"
 	halfopenVarOnlyNoCookie          = "only_no_cookie"
 	halfopenVarReadInFull            = "read_in_full"
 	halfopenVarRetransmitError       = "retransmit_error"
@@ -164,11 +169,13 @@ type halfopenProgramSpecs struct {
 type halfopenMapSpecs struct {
 	Batch         *ebpf.MapSpec `ebpf:"batch"`
 	CensusCounts  *ebpf.MapSpec `ebpf:"census_counts"`
+	CgroupRisks   *ebpf.MapSpec `ebpf:"cgroup_risks"`
 	Counts        *ebpf.MapSpec `ebpf:"counts"`
 	Deferred      *ebpf.MapSpec `ebpf:"deferred"`
 	Events        *ebpf.MapSpec `ebpf:"events"`
 	Fetch         *ebpf.MapSpec `ebpf:"fetch"`
 	Found         *ebpf.MapSpec `ebpf:"found"`
+	Middleboxes   *ebpf.MapSpec `ebpf:"middleboxes"`
 	NetnsList     *ebpf.MapSpec `ebpf:"netns_list"`
 	NoCookie      *ebpf.MapSpec `ebpf:"no_cookie"`
 	PendingDeaths *ebpf.MapSpec `ebpf:"pending_deaths"`
@@ -189,6 +196,7 @@ type halfopenVariableSpecs struct {
 	Abi                *ebpf.VariableSpec `ebpf:"abi"`
 	AllWanted          *ebpf.VariableSpec `ebpf:"all_wanted"`
 	Casts              *ebpf.VariableSpec `ebpf:"casts"`
+	CensusCgroups      *ebpf.VariableSpec `ebpf:"census_cgroups"`
 	CensusCookie       *ebpf.VariableSpec `ebpf:"census_cookie"`
 	CensusIdle         *ebpf.VariableSpec `ebpf:"census_idle"`
 	CensusWrite        *ebpf.VariableSpec `ebpf:"census_write"`
@@ -208,10 +216,12 @@ type halfopenVariableSpecs struct {
 	LearnKeepaliveTime *ebpf.VariableSpec `ebpf:"learn_keepalive_time"`
 	Lhash              *ebpf.VariableSpec `ebpf:"lhash"`
 	LhashChains        *ebpf.VariableSpec `ebpf:"lhash_chains"`
-	MiddleboxTimeout   *ebpf.VariableSpec `ebpf:"middlebox_timeout"`
+	MiddleboxLeast     *ebpf.VariableSpec `ebpf:"middlebox_least"`
+	MiddleboxMost      *ebpf.VariableSpec `ebpf:"middlebox_most"`
 	NetnsAt            *ebpf.VariableSpec `ebpf:"netns_at"`
 	NetnsCount         *ebpf.VariableSpec `ebpf:"netns_count"`
 	NetnsRestarts      *ebpf.VariableSpec `ebpf:"netns_restarts"`
+	NetnsWithSysctls   *ebpf.VariableSpec `ebpf:"netns_with_sysctls"`
 	OnlyNoCookie       *ebpf.VariableSpec `ebpf:"only_no_cookie"`
 	ReadInFull         *ebpf.VariableSpec `ebpf:"read_in_full"`
 	RetransmitError    *ebpf.VariableSpec `ebpf:"retransmit_error"`
@@ -246,11 +256,13 @@ func (o *halfopenObjects) Close() error {
 type halfopenMaps struct {
 	Batch         *ebpf.Map `ebpf:"batch"`
 	CensusCounts  *ebpf.Map `ebpf:"census_counts"`
+	CgroupRisks   *ebpf.Map `ebpf:"cgroup_risks"`
 	Counts        *ebpf.Map `ebpf:"counts"`
 	Deferred      *ebpf.Map `ebpf:"deferred"`
 	Events        *ebpf.Map `ebpf:"events"`
 	Fetch         *ebpf.Map `ebpf:"fetch"`
 	Found         *ebpf.Map `ebpf:"found"`
+	Middleboxes   *ebpf.Map `ebpf:"middleboxes"`
 	NetnsList     *ebpf.Map `ebpf:"netns_list"`
 	NoCookie      *ebpf.Map `ebpf:"no_cookie"`
 	PendingDeaths *ebpf.Map `ebpf:"pending_deaths"`
@@ -268,11 +280,13 @@ func (m *halfopenMaps) Close() error {
 	return _HalfopenClose(
 		m.Batch,
 		m.CensusCounts,
+		m.CgroupRisks,
 		m.Counts,
 		m.Deferred,
 		m.Events,
 		m.Fetch,
 		m.Found,
+		m.Middleboxes,
 		m.NetnsList,
 		m.NoCookie,
 		m.PendingDeaths,
@@ -294,6 +308,7 @@ type halfopenVariables struct {
 	Abi                *ebpf.Variable `ebpf:"abi"`
 	AllWanted          *ebpf.Variable `ebpf:"all_wanted"`
 	Casts              *ebpf.Variable `ebpf:"casts"`
+	CensusCgroups      *ebpf.Variable `ebpf:"census_cgroups"`
 	CensusCookie       *ebpf.Variable `ebpf:"census_cookie"`
 	CensusIdle         *ebpf.Variable `ebpf:"census_idle"`
 	CensusWrite        *ebpf.Variable `ebpf:"census_write"`
@@ -313,10 +328,12 @@ type halfopenVariables struct {
 	LearnKeepaliveTime *ebpf.Variable `ebpf:"learn_keepalive_time"`
 	Lhash              *ebpf.Variable `ebpf:"lhash"`
 	LhashChains        *ebpf.Variable `ebpf:"lhash_chains"`
-	MiddleboxTimeout   *ebpf.Variable `ebpf:"middlebox_timeout"`
+	MiddleboxLeast     *ebpf.Variable `ebpf:"middlebox_least"`
+	MiddleboxMost      *ebpf.Variable `ebpf:"middlebox_most"`
 	NetnsAt            *ebpf.Variable `ebpf:"netns_at"`
 	NetnsCount         *ebpf.Variable `ebpf:"netns_count"`
 	NetnsRestarts      *ebpf.Variable `ebpf:"netns_restarts"`
+	NetnsWithSysctls   *ebpf.Variable `ebpf:"netns_with_sysctls"`
 	OnlyNoCookie       *ebpf.Variable `ebpf:"only_no_cookie"`
 	ReadInFull         *ebpf.Variable `ebpf:"read_in_full"`
 	RetransmitError    *ebpf.Variable `ebpf:"retransmit_error"`

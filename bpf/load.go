@@ -7,6 +7,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"net/netip"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -35,8 +37,10 @@ type Options struct {
 	// IdleAfter is how long a connection without data stays active (default 5m).
 	IdleAfter time.Duration
 	// MiddleboxTimeout is how long a NAT or load balancer remembers a silent
-	// flow (default 350s).
-	MiddleboxTimeout time.Duration
+	// flow (default 350s). MiddleboxTimeouts are exceptions by destination, at most
+	// [MostMiddleboxes]: the longest prefix of a remote address counts.
+	MiddleboxTimeout  time.Duration
+	MiddleboxTimeouts map[netip.Prefix]time.Duration
 	// EventsFrom is the number of unanswered solicitations in a row from which each
 	// of them is an event (default 2: nearly always the first is answered).
 	EventsFrom uint32
@@ -68,6 +72,9 @@ func (o *Options) setDefaults() error {
 	}
 	if o.GiveCookies == nil {
 		o.GiveCookies = GiveCookies
+	}
+	if len(o.MiddleboxTimeouts) > MostMiddleboxes {
+		return fmt.Errorf("%d middlebox timeouts, at most %d are possible", len(o.MiddleboxTimeouts), MostMiddleboxes)
 	}
 	if len(o.IdleBounds) > abi.IdleBuckets {
 		return fmt.Errorf("%d bounds of idle time, at most %d are possible", len(o.IdleBounds), abi.IdleBuckets)
@@ -155,7 +162,7 @@ func (k *Kernel) probe() error {
 	}
 	k.census.Lock()
 	defer k.census.Unlock()
-	if _, err := k.listNetns(k.ctx); err != nil {
+	if _, err := k.listNetns(k.ctx, nil); err != nil {
 		return fmt.Errorf("list network namespaces: %w", err)
 	}
 	return nil
@@ -258,9 +265,34 @@ func (k *Kernel) configure(opts Options) error {
 	}
 	return errors.Join(
 		k.objs.IdleAfter.Set(k.jiffies(opts.IdleAfter)),
-		k.objs.MiddleboxTimeout.Set(k.jiffies(opts.MiddleboxTimeout)),
+		k.setMiddleboxes(&opts),
 		k.objs.EventsFrom.Set(opts.EventsFrom),
 		k.objs.IdleBounds.Set(bounds),
 		k.objs.Hz.Set(k.hz),
 	)
+}
+
+// MostMiddleboxes is the most entries of Options.MiddleboxTimeouts (bpf/config.h).
+const MostMiddleboxes = 1024
+
+// setMiddleboxes tells the programs how long middleboxes remember a silent flow.
+func (k *Kernel) setMiddleboxes(opts *Options) error {
+	timeouts := map[netip.Prefix]time.Duration{ // the default, for each family
+		netip.MustParsePrefix("0.0.0.0/0"): opts.MiddleboxTimeout,
+		netip.MustParsePrefix("::/0"):      opts.MiddleboxTimeout,
+	}
+	maps.Copy(timeouts, opts.MiddleboxTimeouts)
+	least, most := k.jiffies(opts.MiddleboxTimeout), k.jiffies(opts.MiddleboxTimeout)
+	for prefix, timeout := range timeouts {
+		jiffies := k.jiffies(timeout)
+		least, most = min(least, jiffies), max(most, jiffies)
+		to := abi.Destination{Bits: uint32(prefix.Bits() + 128 - prefix.Addr().BitLen())}
+		for i, b := range prefix.Addr().As16() {
+			to.Address[i/4] |= uint32(b) << (i % 4 * 8) // network byte order in memory
+		}
+		if err := k.objs.Middleboxes.Put(&to, jiffies); err != nil {
+			return fmt.Errorf("set the middlebox timeout of %v: %w", prefix, err)
+		}
+	}
+	return errors.Join(k.objs.MiddleboxLeast.Set(least), k.objs.MiddleboxMost.Set(most))
 }

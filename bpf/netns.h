@@ -25,11 +25,25 @@ struct own_table {
 	__u32 netns; /* inode number */
 };
 
-/* The tables that one run of list_netns() finds, for user space. */
+/* The sysctls of a network namespace, for sockets that have no values of their own. */
+struct netns_sysctls {
+	__u32 netns; /* inode number */
+	__u32 keepalive_time; /* jiffies */
+	__u32 keepalive_intvl; /* jiffies */
+	__u32 fin_timeout; /* jiffies */
+	__u8 keepalive_probes;
+	__u8 retries2;
+	__u8 syn_retries;
+	__u8 orphan_retries;
+};
+_Static_assert(sizeof(struct netns_sysctls) == 20, "struct netns_sysctls has holes");
+
+/* What one run of list_netns() finds, for user space. */
 struct netns_list {
 	__u32 tables;
-	__u32 pad;
+	__u32 namespaces; /* with sysctls */
 	struct own_table table[NETNS_STEP];
+	struct netns_sysctls sysctls[NETNS_STEP];
 };
 
 struct {
@@ -44,6 +58,27 @@ struct {
 volatile __u64 netns_at = 0; /* the next of the list; 0: begin with the first */
 volatile __u32 netns_count = 0; /* namespaces that the runs have passed */
 volatile __u32 netns_restarts = 0; /* how often a run has begun the list again */
+volatile __u32 netns_with_sysctls = 0; /* write the sysctls of each, set by user space */
+
+/* Writes the sysctls of a network namespace. */
+static __always_inline void add_sysctls(struct netns_list *l, const struct net *net)
+{
+	__u32 n = l->namespaces;
+	struct netns_sysctls *s;
+
+	if (n >= NETNS_STEP)
+		return;
+	s = &l->sysctls[n & (NETNS_STEP - 1)]; /* for verifiers that lose the bound */
+	s->netns = BPF_CORE_READ(net, ns.inum);
+	s->keepalive_time = BPF_CORE_READ(net, ipv4.sysctl_tcp_keepalive_time);
+	s->keepalive_intvl = BPF_CORE_READ(net, ipv4.sysctl_tcp_keepalive_intvl);
+	s->fin_timeout = BPF_CORE_READ(net, ipv4.sysctl_tcp_fin_timeout);
+	s->keepalive_probes = BPF_CORE_READ(net, ipv4.sysctl_tcp_keepalive_probes);
+	s->retries2 = BPF_CORE_READ(net, ipv4.sysctl_tcp_retries2);
+	s->syn_retries = BPF_CORE_READ(net, ipv4.sysctl_tcp_syn_retries);
+	s->orphan_retries = BPF_CORE_READ(net, ipv4.sysctl_tcp_orphan_retries);
+	l->namespaces = n + 1;
+}
 
 /*
  * Counts a network namespace of the list, and writes its table if it has one of its own.
@@ -59,6 +94,8 @@ __attribute__((noinline)) int add_netns(__u64 address)
 	if (!l || is_going(net))
 		return 0;
 	netns_count++;
+	if (netns_with_sysctls)
+		add_sysctls(l, net);
 	info = hashinfo_of(net);
 	n = l->tables;
 	if ((__u64)info == shared_info || n >= NETNS_STEP)
@@ -88,6 +125,7 @@ static __always_inline int list_netns(void)
 	if (!l)
 		return 1;
 	l->tables = 0;
+	l->namespaces = 0;
 	/* The first namespace is the first of the list, and never leaves it. */
 	head = read_ptr(first_net + offset + sizeof(__u64));
 	if (node && node != head && read_ptr(read_ptr(node + sizeof(__u64))) != node) {

@@ -129,6 +129,19 @@ type CensusCounts struct {
 	IdleSum uint64
 }
 
+// Destination is a prefix of an address: the first Bits bits of Address.
+type Destination struct {
+	_       structs.HostLayout
+	Bits    uint32
+	Address [4]uint32
+}
+
+// RiskCounts are the numbers of connections at each risk, of one control group.
+type RiskCounts struct {
+	_     structs.HostLayout
+	Risks [16]uint32
+}
+
 // Cursor is a position in a hash table of sockets. The address in it is for the programs
 // only.
 type Cursor struct {
@@ -167,13 +180,27 @@ type WalkBatch struct {
 	Record      [256]Conn
 }
 
+// NetnsSysctls are the TCP sysctls of a network namespace. Times are in jiffies.
+type NetnsSysctls struct {
+	_               structs.HostLayout
+	Netns           uint32
+	KeepaliveTime   uint32
+	KeepaliveIntvl  uint32
+	FinTimeout      uint32
+	KeepaliveProbes uint8
+	Retries2        uint8
+	SynRetries      uint8
+	OrphanRetries   uint8
+}
+
 // NetnsList is what one run of the list of network namespaces writes: Tables entries of
-// Table.
+// Table, and Namespaces entries of Sysctls.
 type NetnsList struct {
-	_      structs.HostLayout
-	Tables uint32
-	Pad    uint32
-	Table  [512]OwnTable
+	_          structs.HostLayout
+	Tables     uint32
+	Namespaces uint32
+	Table      [512]OwnTable
+	Sysctls    [512]NetnsSysctls
 }
 
 // Batch is the input and output of one run over watched sockets or pending deaths: Keys

@@ -40,8 +40,8 @@ func TestPackageABIIsGeneratedFromTheObject(t *testing.T) {
 func TestGoStructsHaveTheLayoutOfTheObject(t *testing.T) {
 	types := object(t)
 	all := []any{
-		abi.Conn{}, abi.Event{}, abi.FDHolder{}, abi.Holder{}, abi.Counters{}, abi.CensusCounts{}, abi.Cursor{},
-		abi.OwnTable{}, abi.WalkBatch{}, abi.NetnsList{}, abi.Batch{}, abi.Watch{}, abi.PendingDeath{},
+		abi.Conn{}, abi.Event{}, abi.FDHolder{}, abi.Holder{}, abi.Counters{}, abi.CensusCounts{}, abi.Destination{}, abi.RiskCounts{},
+		abi.Cursor{}, abi.OwnTable{}, abi.WalkBatch{}, abi.NetnsSysctls{}, abi.NetnsList{}, abi.Batch{}, abi.Watch{}, abi.PendingDeath{},
 	}
 	if len(all) != len(structs) {
 		t.Fatalf("%d structs are compared, %d are generated", len(all), len(structs))

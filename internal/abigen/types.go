@@ -26,6 +26,10 @@ Counters are counters that only grow. The kernel has them for each CPU.`},
 	{"census_counts", `
 CensusCounts are the results of one census: sockets by state and class, risks, and the
 idle times of established connections. IdleSum is in jiffies.`},
+	{"destination", `
+Destination is a prefix of an address: the first Bits bits of Address.`},
+	{"risk_counts", `
+RiskCounts are the numbers of connections at each risk, of one control group.`},
 	{"cursor", `
 Cursor is a position in a hash table of sockets. The address in it is for the programs
 only.`},
@@ -34,9 +38,11 @@ OwnTable is the hash table of connections of a network namespace that does not u
 shared one. The addresses in it are for the programs only.`},
 	{"walk_batch", `
 WalkBatch is what one run of the census writes: Records entries of Record.`},
+	{"netns_sysctls", `
+NetnsSysctls are the TCP sysctls of a network namespace. Times are in jiffies.`},
 	{"netns_list", `
 NetnsList is what one run of the list of network namespaces writes: Tables entries of
-Table.`},
+Table, and Namespaces entries of Sysctls.`},
 	{"batch", `
 Batch is the input and output of one run over watched sockets or pending deaths: Keys
 entries of Key, and Records entries of Record.`},
