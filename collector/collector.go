@@ -51,10 +51,10 @@ type Options struct {
 	// make a connection a zombie (default 3 and 10s).
 	ZombieUnanswered int
 	ZombieSilence    time.Duration
-	// MiddleboxTimeout is how long a NAT or load balancer remembers a silent flow
-	// (default 350s). The kernel programs find the connections at risk: give bpf.Options
-	// the same value.
-	MiddleboxTimeout time.Duration
+	// Middleboxes are how long NATs and load balancers remember a silent flow (default
+	// [conn.DefaultMiddleboxTimeout]). The kernel programs find the connections at risk: give
+	// bpf.Options the same values.
+	Middleboxes conn.Middleboxes
 	// CensusInterval is the time between two censuses (default 15s).
 	CensusInterval time.Duration
 	// CensusCPU is the share of one core for the censuses and all else that the agent does
@@ -73,7 +73,7 @@ func (o *Options) setDefaults() {
 	o.StalledAfter = cmp.Or(o.StalledAfter, 10*time.Second)
 	o.ZombieUnanswered = cmp.Or(o.ZombieUnanswered, 3)
 	o.ZombieSilence = cmp.Or(o.ZombieSilence, 10*time.Second)
-	o.MiddleboxTimeout = cmp.Or(o.MiddleboxTimeout, 350*time.Second)
+	o.Middleboxes.Default = cmp.Or(o.Middleboxes.Default, conn.DefaultMiddleboxTimeout)
 	o.CensusInterval = cmp.Or(o.CensusInterval, 15*time.Second)
 	o.CensusCPU = cmp.Or(o.CensusCPU, 0.01)
 	if o.Logger == nil {
@@ -90,7 +90,7 @@ func (o Options) Rules(hz int) conn.Rules {
 		StalledAfter:     o.StalledAfter,
 		ZombieUnanswered: o.ZombieUnanswered,
 		ZombieSilence:    o.ZombieSilence,
-		MiddleboxTimeout: o.MiddleboxTimeout,
+		Middleboxes:      o.Middleboxes,
 		HZ:               hz,
 	}
 }

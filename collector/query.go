@@ -196,22 +196,6 @@ func ParseName(s string) (string, error) {
 	return s, nil
 }
 
-// ParseRemote parses an address, or a prefix in CIDR notation.
-func ParseRemote(s string) (netip.Prefix, error) {
-	if addr, err := netip.ParseAddr(s); err == nil && addr.Zone() == "" {
-		addr = addr.Unmap()
-		return netip.PrefixFrom(addr, addr.BitLen()), nil
-	}
-	p, err := netip.ParsePrefix(s)
-	if err != nil {
-		return p, fmt.Errorf("%q is neither an address such as 10.0.0.2 nor a prefix such as 10.0.0.0/8", s)
-	}
-	if bits := p.Bits() - 96; p.Addr().Is4In6() && bits >= 0 {
-		p = netip.PrefixFrom(p.Addr().Unmap(), bits)
-	}
-	return p.Masked(), nil
-}
-
 // ParseNetns parses the inode number of a network namespace.
 func ParseNetns(s string) (uint32, error) {
 	v, err := strconv.ParseUint(s, 10, 32)

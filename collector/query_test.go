@@ -26,7 +26,7 @@ func TestQueryMatches(t *testing.T) {
 	listens := &abi.Conn{Netns: 4026531840, State: abi.StateListen, Family: 2, Lport: 5432}
 	remotes := func(s ...string) (p []netip.Prefix) {
 		for _, s := range s {
-			one, err := ParseRemote(s)
+			one, err := conn.ParsePrefix(s)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -145,7 +145,7 @@ func TestParseRemote(t *testing.T) {
 		"10.0.0.2\t":           "",
 		"::ffff:10.0.0.0/-104": "",
 	} {
-		p, err := ParseRemote(s)
+		p, err := conn.ParsePrefix(s)
 		if want == "" {
 			if err == nil {
 				t.Errorf("%q is parsed as %s", s, p)

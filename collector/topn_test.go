@@ -19,7 +19,7 @@ var testRules = conn.Rules{
 	StalledAfter:     10 * time.Second,
 	ZombieUnanswered: 3,
 	ZombieSilence:    10 * time.Second,
-	MiddleboxTimeout: 350 * time.Second,
+	Middleboxes:      conn.Middleboxes{Default: 350 * time.Second},
 	HZ:               250,
 }
 

@@ -105,7 +105,9 @@ func (f *fakeSource) change(changes ...conn.RowChange) {
 }
 
 func (f *fakeSource) Options() collector.Options {
-	return collector.Options{IdleAfter: 5 * time.Minute, MiddleboxTimeout: 350 * time.Second}
+	return collector.Options{IdleAfter: 5 * time.Minute, Middleboxes: conn.Middleboxes{
+		Default: 350 * time.Second, To: map[netip.Prefix]time.Duration{netip.MustParsePrefix("10.0.0.0/8"): 240 * time.Second, netip.MustParsePrefix("fd00::/8"): time.Hour},
+	}}
 }
 
 func newDiscardLogger() *slog.Logger { return slog.New(slog.DiscardHandler) }

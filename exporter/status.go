@@ -28,8 +28,14 @@ func newSummary(src Source, stats *collector.Stats, node string) api.Summary {
 		Settings: api.Settings{
 			IdleAfterSeconds: opts.IdleAfter.Seconds(), StalledAfterSeconds: opts.StalledAfter.Seconds(),
 			ZombieUnanswered: opts.ZombieUnanswered, ZombieSilenceSeconds: opts.ZombieSilence.Seconds(),
-			MiddleboxTimeoutSeconds: opts.MiddleboxTimeout.Seconds(),
+			MiddleboxTimeoutSeconds: opts.Middleboxes.Default.Seconds(),
 		},
+	}
+	for prefix, timeout := range opts.Middleboxes.To {
+		if s.Settings.MiddleboxTimeoutsSeconds == nil {
+			s.Settings.MiddleboxTimeoutsSeconds = make(map[string]float64)
+		}
+		s.Settings.MiddleboxTimeoutsSeconds[prefix.String()] = timeout.Seconds()
 	}
 	if !stats.Census.At.IsZero() {
 		s.Census.At = new(stats.Census.At.UTC())

@@ -50,6 +50,9 @@ func TestStatusHasWhatTheMetricsHave(t *testing.T) {
 	if at := got.Census.At; at == nil || !at.Equal(noon) || got.Census.Sockets != 200003 || got.Settings.MiddleboxTimeoutSeconds != 350 || len(got.Idle.Counts) != 4 {
 		t.Errorf("%+v", got)
 	}
+	if diff := cmp.Diff(map[string]float64{"10.0.0.0/8": 240, "fd00::/8": 3600}, got.Settings.MiddleboxTimeoutsSeconds); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
 }
 
 // checkCounts checks the counts of a status against the samples of the metrics.

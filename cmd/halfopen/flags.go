@@ -15,6 +15,7 @@ import (
 
 	"github.com/halfopen/halfopen/bpf"
 	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/internal/helper"
 )
 
@@ -107,12 +108,13 @@ func oneOf(words ...string) func(string) (string, error) {
 
 // thresholds are the flags that define the verdicts and the census.
 type thresholds struct {
-	idleAfter, stalledAfter, zombieSilence, middlebox, census time.Duration
-	zombieUnanswered                                          int
-	censusCPU                                                 float64 // of one core
-	eventsBytes                                               uint32  // 0: the default
-	set                                                       [5]bool // by the user: which of verdictFlags
-	censusSet                                                 [2]bool // by the user: which of censusFlags
+	idleAfter, stalledAfter, zombieSilence, census time.Duration
+	zombieUnanswered                               int
+	middleboxes                                    conn.Middleboxes
+	censusCPU                                      float64 // of one core
+	eventsBytes                                    uint32  // 0: the default
+	set                                            [5]bool // by the user: which of verdictFlags
+	censusSet                                      [2]bool // by the user: which of censusFlags
 }
 
 // verdictFlags adds the flags that a single census needs.
@@ -125,7 +127,10 @@ func (t *thresholds) verdictFlags(cmd *kingpin.CmdClause) {
 	cmd.Flag("zombie-unanswered", "How many probes or retransmissions in a row must be unanswered to make a connection a zombie ...").
 		Default("3").IsSetByUser(&t.set[2]).SetValue(&value[int]{flag: "zombie-unanswered", parse: atLeast(1), into: &t.zombieUnanswered})
 	duration(3, "zombie-silence", "10s", "... and for how long the peer must have been silent.", &t.zombieSilence)
-	duration(4, "middlebox-timeout", "350s", "After how long a NAT or load balancer on the way forgets a silent connection.", &t.middlebox)
+	cmd.Flag("middlebox-timeout", "After how long a NAT or load balancer on the way forgets a silent connection: a time, the name of a well-known one ("+
+		strings.Join(conn.MiddleboxPresets(), ", ")+"), or a list by destination such as 10.0.0.0/8=350s,default=azure-lb.").
+		Default("350s").IsSetByUser(&t.set[4]).
+		SetValue(&value[conn.Middleboxes]{flag: "middlebox-timeout", parse: conn.ParseMiddleboxes, into: &t.middleboxes})
 }
 
 // censusFlags adds the flags of commands that take censuses again and again.
@@ -151,12 +156,13 @@ func (t *thresholds) own() error {
 // (it may be nil) this process can give its privileges up afterwards.
 func (t *thresholds) load(eventsFrom uint32, h *helper.Helper) (*bpf.Kernel, error) {
 	opts := bpf.Options{
-		Observe:          eventsFrom > 0,
-		EventsFrom:       eventsFrom,
-		IdleAfter:        t.idleAfter,
-		MiddleboxTimeout: t.middlebox,
-		IdleBounds:       collector.IdleBounds,
-		EventsBytes:      t.eventsBytes,
+		Observe:           eventsFrom > 0,
+		EventsFrom:        eventsFrom,
+		IdleAfter:         t.idleAfter,
+		MiddleboxTimeout:  t.middleboxes.Default,
+		MiddleboxTimeouts: t.middleboxes.To,
+		IdleBounds:        collector.IdleBounds,
+		EventsBytes:       t.eventsBytes,
 	}
 	if h != nil {
 		opts.GiveCookies = h.GiveCookies
@@ -189,7 +195,7 @@ func (t *thresholds) options(logger *slog.Logger) collector.Options {
 		StalledAfter:     t.stalledAfter,
 		ZombieUnanswered: t.zombieUnanswered,
 		ZombieSilence:    t.zombieSilence,
-		MiddleboxTimeout: t.middlebox,
+		Middleboxes:      t.middleboxes,
 		CensusInterval:   t.census,
 		CensusCPU:        t.censusCPU,
 		Logger:           logger,

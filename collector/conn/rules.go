@@ -22,8 +22,8 @@ type Rules struct {
 	StalledAfter     time.Duration
 	ZombieUnanswered int
 	ZombieSilence    time.Duration
-	MiddleboxTimeout time.Duration // as configured in the kernel
-	HZ               int           // jiffies a second
+	Middleboxes      Middleboxes // as configured in the kernel
+	HZ               int         // jiffies a second
 }
 
 // Duration returns how long a number of jiffies is.

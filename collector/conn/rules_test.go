@@ -15,7 +15,7 @@ var testRules = Rules{
 	StalledAfter:     10 * time.Second,
 	ZombieUnanswered: 3,
 	ZombieSilence:    10 * time.Second,
-	MiddleboxTimeout: 350 * time.Second,
+	Middleboxes:      Middleboxes{Default: 350 * time.Second},
 	HZ:               conntest.HZ,
 }
 

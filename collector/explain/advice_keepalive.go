@@ -27,16 +27,22 @@ func (x *explainer) inForce() timing {
 	return timing{x.conn.Keepalive.Time, x.conn.Keepalive.Interval, x.conn.Keepalive.Probes}
 }
 
+// middlebox returns for how long a NAT or load balancer on the way to the peer remembers a
+// silent connection.
+func (x *explainer) middlebox() time.Duration {
+	return x.rules.Middleboxes.Timeout(x.conn.Remote.Addr())
+}
+
 // forgotten reports whether a NAT or load balancer on the way may forget the connection
 // before keepalive with that timing sends its first probe.
 func (x *explainer) forgotten(t timing) bool {
-	return !x.flag(abi.ConnLocalPeer) && x.rules.FiresWithin(t.idle) >= x.rules.MiddleboxTimeout
+	return !x.flag(abi.ConnLocalPeer) && x.rules.FiresWithin(t.idle) >= x.middlebox()
 }
 
 // orLate says how much later than set the first probe may come, where that makes the
 // difference.
 func (x *explainer) orLate(t timing) string {
-	if t.idle > x.rules.MiddleboxTimeout {
+	if t.idle > x.middlebox() {
 		return ""
 	}
 	return ", or up to " + humanize.Age(x.rules.FiresWithin(t.idle)) + ", since the kernel's timers may be late"
@@ -51,7 +57,7 @@ func (x *explainer) suggested() timing {
 	}
 	t.interval, t.probes = min(t.interval, advisedIntvl), min(t.probes, advisedProbes)
 	if x.forgotten(t) || t.notices() > soon {
-		t.idle = min(advisedIdle, max(x.rules.MiddleboxTimeout/2, time.Second).Truncate(time.Second))
+		t.idle = min(advisedIdle, max(x.middlebox()/2, time.Second).Truncate(time.Second))
 		t.interval = min(t.interval, t.idle)
 	}
 	return t
@@ -156,7 +162,7 @@ func (x *explainer) keepaliveSlow() (assessment string, advice []Advice) {
 	switch {
 	case x.forgotten(t):
 		return fmt.Sprintf("The first probe comes after %s of silence%s. A NAT or load balancer on the way may have forgotten the connection after %s, and a dead peer is noticed after %s.",
-			humanize.Setting(t.idle), x.orLate(t), humanize.Setting(x.rules.MiddleboxTimeout), humanize.Age(x.notices())), x.quicken()
+			humanize.Setting(t.idle), x.orLate(t), humanize.Setting(x.middlebox()), humanize.Age(x.notices())), x.quicken()
 	case x.conn.UserTimeout > t.notices():
 		return fmt.Sprintf("TCP_USER_TIMEOUT overrides the number of probes: a dead peer is noticed after %s, and would be after %s without it.",
 			humanize.Age(x.notices()), humanize.Age(t.notices())), []Advice{x.lowerTimeout()}

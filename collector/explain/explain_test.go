@@ -23,7 +23,7 @@ var testRules = conn.Rules{
 	StalledAfter:     10 * time.Second,
 	ZombieUnanswered: 3,
 	ZombieSilence:    10 * time.Second,
-	MiddleboxTimeout: 350 * time.Second,
+	Middleboxes:      conn.Middleboxes{Default: 350 * time.Second},
 	HZ:               conntest.HZ,
 }
 
@@ -823,5 +823,33 @@ func TestEveryTimeoutHasItsEnding(t *testing.T) {
 		if (endings[c] != "") != c.IsTimeout() {
 			t.Errorf("%v has the ending %q in endings (next.go); a timeout needs one, and no other cause has one", c, endings[c])
 		}
+	}
+}
+
+func TestTheMiddleboxIsThatOfTheDestination(t *testing.T) {
+	c := conntest.Guarded(time.Minute, 10*time.Second, 3, 0)
+	connection, _ := explained(c)
+	for name, test := range map[string]struct {
+		to        time.Duration // of 10.0.0.0/8, in which the peer is
+		others    time.Duration
+		forgotten bool
+	}{
+		"only the one to the peer forgets early": {40 * time.Second, 900 * time.Second, true},
+		"all but the one to the peer do":         {900 * time.Second, 40 * time.Second, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			rules := testRules
+			rules.Middleboxes = conn.Middleboxes{Default: test.others, To: map[netip.Prefix]time.Duration{netip.MustParsePrefix("10.0.0.0/8"): test.to}}
+			e := Explain(&rules, c, &connection, Netns{Host: true})
+			if says := strings.Contains(e.Assessment, "A NAT or load balancer on the way may have forgotten the connection after 40s"); says != test.forgotten {
+				t.Errorf("it says %s", e.Assessment)
+			}
+			half := slices.ContainsFunc(e.Advice, func(a Advice) bool {
+				return slices.ContainsFunc(a.How, func(how string) bool { return strings.HasSuffix(how, "TCP_KEEPIDLE, 20)") })
+			})
+			if half != test.forgotten {
+				t.Errorf("advised: %+v", e.Advice)
+			}
+		})
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -40,6 +42,8 @@ type Rules struct {
 	ZombieUnanswered int     `json:"zombie_unanswered"`
 	ZombieSilence    seconds `json:"zombie_silence_seconds"`
 	MiddleboxTimeout seconds `json:"middlebox_timeout_seconds"`
+	// MiddleboxTimeouts are exceptions by destination. A masked recording has none.
+	MiddleboxTimeouts map[netip.Prefix]seconds `json:"middlebox_timeouts_seconds,omitempty"`
 }
 
 type seconds float64
@@ -49,18 +53,32 @@ func (s seconds) duration() time.Duration { return time.Duration(float64(s)*1e9 
 
 // NewRules returns the rules in the form that a header has.
 func NewRules(r *conn.Rules) Rules {
-	return Rules{
-		r.HZ, secondsOf(r.IdleAfter), secondsOf(r.StalledAfter), r.ZombieUnanswered, secondsOf(r.ZombieSilence),
-		secondsOf(r.MiddleboxTimeout),
+	rules := Rules{
+		HZ: r.HZ, IdleAfter: secondsOf(r.IdleAfter), StalledAfter: secondsOf(r.StalledAfter), ZombieUnanswered: r.ZombieUnanswered,
+		ZombieSilence: secondsOf(r.ZombieSilence), MiddleboxTimeout: secondsOf(r.Middleboxes.Default),
 	}
+	for prefix, timeout := range r.Middleboxes.To {
+		if rules.MiddleboxTimeouts == nil {
+			rules.MiddleboxTimeouts = make(map[netip.Prefix]seconds)
+		}
+		rules.MiddleboxTimeouts[prefix] = secondsOf(timeout)
+	}
+	return rules
 }
 
 // Conn returns the rules in the form that a tracker needs. It is the reverse of NewRules.
 func (r *Rules) Conn() conn.Rules {
-	return conn.Rules{
+	rules := conn.Rules{
 		IdleAfter: r.IdleAfter.duration(), StalledAfter: r.StalledAfter.duration(), ZombieUnanswered: r.ZombieUnanswered,
-		ZombieSilence: r.ZombieSilence.duration(), MiddleboxTimeout: r.MiddleboxTimeout.duration(), HZ: r.HZ,
+		ZombieSilence: r.ZombieSilence.duration(), Middleboxes: conn.Middleboxes{Default: r.MiddleboxTimeout.duration()}, HZ: r.HZ,
 	}
+	for prefix, timeout := range r.MiddleboxTimeouts {
+		if rules.Middleboxes.To == nil {
+			rules.Middleboxes.To = make(map[netip.Prefix]time.Duration)
+		}
+		rules.Middleboxes.To[prefix] = timeout.duration()
+	}
+	return rules
 }
 
 // check returns an error for rules that no kernel or agent can have.
@@ -72,7 +90,8 @@ func (r *Rules) check() error {
 	if r.ZombieUnanswered < 1 {
 		return fmt.Errorf("its rules call a connection a zombie after %d unanswered solicitations", r.ZombieUnanswered)
 	}
-	for _, s := range []seconds{r.IdleAfter, r.StalledAfter, r.ZombieSilence, r.MiddleboxTimeout} {
+	durations := []seconds{r.IdleAfter, r.StalledAfter, r.ZombieSilence, r.MiddleboxTimeout}
+	for _, s := range slices.AppendSeq(durations, maps.Values(r.MiddleboxTimeouts)) {
 		if !(s > 0 && s < longest) {
 			return fmt.Errorf("its rules have a duration of %v s", float64(s))
 		}

@@ -12,7 +12,8 @@ import (
 
 // Mask copies a recording, and replaces the data that could identify a person or a
 // machine: addresses, the names of processes, and the paths and names of control groups,
-// units, containers and pods. It leaves out the details of obstacles. An address is replaced by another of the same family and
+// units, containers and pods. It leaves out the details of obstacles, and the destinations of
+// --middlebox-timeout. An address is replaced by another of the same family and
 // kind (loopback, link-local, private, public), and a value by the same replacement
 // wherever it occurs. Ports, process ids, user ids, cookies, inode numbers and times stay.
 // The addresses ::, ::1 and 0.0.0.0 stay too, because they identify no machine.
@@ -25,6 +26,7 @@ func Mask(w io.Writer, r io.Reader) (facts int, err error) {
 		return 0, err
 	}
 	in.Header.Masked = true
+	in.Header.Rules.MiddleboxTimeouts = nil // they name networks, and no fact depends on them
 	out, err := newWriter(w, in.Header)
 	if err != nil {
 		return 0, err

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -28,7 +29,10 @@ var noon = time.Date(2026, 11, 21, 12, 0, 0, 123456789, time.UTC)
 
 var rules = conn.Rules{
 	IdleAfter: 5 * time.Minute, StalledAfter: 1500 * time.Millisecond, ZombieUnanswered: 3,
-	ZombieSilence: 10*time.Second + time.Nanosecond, MiddleboxTimeout: 350 * time.Second, HZ: conntest.HZ,
+	ZombieSilence: 10*time.Second + time.Nanosecond, Middleboxes: conn.Middleboxes{
+		Default: 350 * time.Second,
+		To:      map[netip.Prefix]time.Duration{netip.MustParsePrefix("10.0.0.0/8"): time.Minute, netip.MustParsePrefix("2001:db8::/32"): time.Hour},
+	}, HZ: conntest.HZ,
 }
 
 func header() Header {
@@ -167,7 +171,7 @@ func TestEverythingOfAFactIsRecorded(t *testing.T) {
 	if d := cmp.Diff(wantHeader, r.Header); d != "" {
 		t.Errorf("header (-recorded +read)\n%s", d)
 	}
-	if got := r.Header.Rules.Conn(); got != rules {
+	if got := r.Header.Rules.Conn(); !reflect.DeepEqual(got, rules) {
 		t.Errorf("rules %+v, want %+v", got, rules)
 	}
 }

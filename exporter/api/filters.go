@@ -62,7 +62,7 @@ var Filters = []Filter[collector.Query]{
 	repeated("pod", "NAME", "Only connections of the pods with this name.",
 		collector.ParseName, asIs, func(q *collector.Query) *[]string { return &q.Pods }),
 	repeated("remote", "ADDRESS", "Only connections to this address, or to an address in this prefix, such as 10.0.0.0/8.",
-		collector.ParseRemote, netip.Prefix.String, func(q *collector.Query) *[]netip.Prefix { return &q.Remotes }),
+		conn.ParsePrefix, netip.Prefix.String, func(q *collector.Query) *[]netip.Prefix { return &q.Remotes }),
 	repeated("risk", "RISK", "Only connections at this risk: "+strings.Join(conn.RiskNames(), ", ")+".",
 		conn.ParseRisk, conn.Risk.String, func(q *collector.Query) *[]conn.Risk { return &q.Risks }),
 	repeated("netns", "INODE", "Only connections in the network namespace of this inode number.",

@@ -84,6 +84,8 @@ type Settings struct {
 	ZombieUnanswered        int     `json:"zombie_unanswered"`
 	ZombieSilenceSeconds    float64 `json:"zombie_silence_seconds"`
 	MiddleboxTimeoutSeconds float64 `json:"middlebox_timeout_seconds"`
+	// MiddleboxTimeoutsSeconds are exceptions by prefix of the remote address.
+	MiddleboxTimeoutsSeconds map[string]float64 `json:"middlebox_timeouts_seconds,omitempty"`
 }
 
 // History is the data of the stream's event history: the counts of the last hour. All

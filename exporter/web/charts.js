@@ -70,7 +70,7 @@ export function sparkline(parent, name, bars) {
 }
 
 // histogram makes a chart of idle times, a bar for each bucket, and returns a function that
-// draws it, with a line at the middlebox timeout, in seconds. The counts differ by orders
+// draws it, with a line at the shortest middlebox timeout, in seconds. The counts differ by orders
 // of magnitude, so the height of a bar is their logarithm.
 export function histogram(parent) {
   let bounds = [], timeout = 0;

@@ -86,12 +86,21 @@ export const censusText = ({ at, sockets, namespaces }, now) => (at
   ? `${plural(sockets, 'socket')} in ${plural(namespaces, 'network namespace')}, census ${wholeAge((now - Date.parse(at)) / 1000)} ago`
   : 'the first census is running');
 
+// middleboxTimeouts returns the shortest and the longest time for which a middlebox remembers
+// a connection, in seconds. The agent's settings have them by destination.
+export function middleboxTimeouts(settings) {
+  const all = [settings.middlebox_timeout_seconds, ...Object.values(settings.middlebox_timeouts_seconds ?? {})];
+  return [Math.min(...all), Math.max(...all)];
+}
+
 // idleText says how many connections a middlebox may have forgotten. counts[i] is of
 // connections idle for up to bounds[i] seconds, the last of those idle for longer.
-export function idleText({ bounds, counts }, timeout) {
-  const sum = (list) => list.reduce((a, b) => a + b, 0);
-  const all = counts ?? [], longer = all.filter((_, i) => (bounds[i - 1] ?? 0) >= timeout);
-  return `${count(sum(longer))} of ${count(sum(all))} have been idle for longer than a NAT or load balancer may remember (${wholeAge(timeout)}).`;
+export function idleText({ bounds, counts }, [least, most]) {
+  const sum = (list) => list.reduce((a, b) => a + b, 0), all = counts ?? [];
+  const longer = (timeout) => count(sum(all.filter((_, i) => (bounds[i - 1] ?? 0) >= timeout)));
+  const text = `${longer(least)} of ${count(sum(all))} have been idle for longer than`;
+  if (least === most) return `${text} a NAT or load balancer may remember (${wholeAge(least)}).`;
+  return `${text} some NAT or load balancer may remember (${wholeAge(least)}), and ${longer(most)} for longer than any (${wholeAge(most)}).`;
 }
 
 // retryText says when the page will connect to the agent again.

@@ -9,7 +9,7 @@ import { showChips } from '/web/chips.js';
 import { Deaths, deathFromAPI, maxDeaths } from '/web/deaths.js';
 import { announce, byID, el, fetchJSON, setText } from '/web/dom.js';
 import { showCauses, showDeaths } from '/web/feed.js';
-import { censusText, idleText, pageTitle, retryText, shownText, tileFigures, zombieCount, ZombieAnnouncer } from '/web/figures.js';
+import { censusText, idleText, middleboxTimeouts, pageTitle, retryText, shownText, tileFigures, zombieCount, ZombieAnnouncer } from '/web/figures.js';
 import { filtersRows, formatFilters, parseFilters, showsCause } from '/web/filters.js';
 import { followPage } from '/web/lifecycle.js';
 import { maxRows } from '/web/names.js';
@@ -139,10 +139,10 @@ const handlers = {
     const missed = summary && event.missed > summary.missed;
     summary = event;
     if (missed) fetchDeaths(); // the stream may have left some out
-    const timeout = event.settings.middlebox_timeout_seconds;
+    const timeouts = middleboxTimeouts(event.settings);
     setText(byID('node'), event.node);
-    drawIdle(event.idle, timeout);
-    setText(byID('idletext'), idleText(event.idle, timeout));
+    drawIdle(event.idle, timeouts[0]);
+    setText(byID('idletext'), idleText(event.idle, timeouts));
     showCensus();
     requestDraw('tiles', 'table', 'causes');
   },
