@@ -13,12 +13,13 @@ import (
 
 // censusLoop takes a census every interval, and when rows are wanted.
 func (c *Collector) censusLoop(ctx context.Context) error {
+	owners := 0 // censuses since the last that counted the connections at risk by owner; 0: it is due
 	for {
 		interval := c.opts.CensusInterval
 		c.runPass(ctx, passCensus, func() error {
-			next, err := c.takeCensus(ctx)
+			next, err := c.takeCensus(ctx, owners == 0)
 			if err == nil {
-				interval = next
+				interval, owners = next, (owners+1)%riskOwnersEvery
 			}
 			return err
 		})
@@ -40,11 +41,13 @@ func (c *Collector) checkEnvironment() {
 	c.degraded.change(time.Now(), func(s *situation) { s.environment = e })
 }
 
-// takeCensus takes one census and returns the time until the next one.
-func (c *Collector) takeCensus(ctx context.Context) (time.Duration, error) {
+// takeCensus takes one census, which counts the connections at risk by owner if owners is set,
+// and returns the time until the next one.
+func (c *Collector) takeCensus(ctx context.Context, owners bool) (time.Duration, error) {
 	began := time.Now()
 	var troubled []conn.Observation
 	selection := bpf.Select(abi.ClassTrouble)
+	selection.CgroupRisks = owners
 	var worst *topN             // the connections that get rows; nil: no rows are wanted
 	var outline conn.Connection // one for all sockets: it escapes to the heap
 	if c.beginRows() {
@@ -69,8 +72,15 @@ func (c *Collector) takeCensus(ctx context.Context) (time.Duration, error) {
 	c.degraded.change(ended, func(s *situation) { s.census(&res) })
 	took := ended.Sub(began)
 	sockets := res.Counts.Total()
+	var atRisk map[conn.OwnerLabel]int
+	if owners {
+		atRisk = c.riskOwners(&res)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if owners {
+		c.atRiskByOwner = atRisk
+	}
 	c.apply(&conn.Fact{Kind: conn.FactCensus, At: ended, Census: &conn.Census{
 		Began: began, Counts: &res.Counts, Troubled: troubled, Unwalked: res.Unwalked, Rows: worst.observations(),
 	}})

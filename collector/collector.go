@@ -121,7 +121,9 @@ type Collector struct {
 	census  CensusStats
 	budget  budget
 	counts  abi.CensusCounts
-	subs    map[*Subscription]struct{}
+	// atRiskByOwner is what riskOwners returned last. It is replaced, never changed.
+	atRiskByOwner map[conn.OwnerLabel]int
+	subs          map[*Subscription]struct{}
 	// awaiting are the notices that wait for their owners, oldest first.
 	awaiting      []awaiting
 	awaitingEnded bool // Run has ended: no search for owners will follow

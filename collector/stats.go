@@ -22,15 +22,18 @@ var IdleBounds = []time.Duration{
 // Stats has all values that the metrics need, from one moment.
 type Stats struct {
 	conn.TrackerStats
-	Unjudged   [conn.States]uint64 // sockets in the states for which [conn.State.Judged] is false
-	AtRisk     [conn.Risks]uint64
-	Idle       conn.Histogram // of the established connections at the last census
-	Census     CensusStats
-	Kernel     abi.Counters
-	Missed     map[string]uint64 // by program: calls that the kernel skipped because the program was running
-	Attached   map[string]bool   // by program
-	EventsLost map[string]uint64 // by type, in addition to Kernel.Lost
-	Degraded   []Finding         // reasons why the agent does not see everything
+	Unjudged [conn.States]uint64 // sockets in the states for which [conn.State.Judged] is false
+	AtRisk   [conn.Risks]uint64
+	// AtRiskByOwner has only the names of owners and risks. It is up to a few censuses old,
+	// and must not be changed.
+	AtRiskByOwner map[conn.OwnerLabel]int
+	Idle          conn.Histogram // of the established connections at the last census
+	Census        CensusStats
+	Kernel        abi.Counters
+	Missed        map[string]uint64 // by program: calls that the kernel skipped because the program was running
+	Attached      map[string]bool   // by program
+	EventsLost    map[string]uint64 // by type, in addition to Kernel.Lost
+	Degraded      []Finding         // reasons why the agent does not see everything
 }
 
 // CensusStats describes the last census.
@@ -78,6 +81,7 @@ func (c *Collector) Stats() (Stats, error) {
 		}
 	}
 	copy(s.AtRisk[:], c.counts.Risks[:])
+	s.AtRiskByOwner = c.atRiskByOwner
 	return s, nil
 }
 

@@ -23,6 +23,8 @@ var (
 		"For how long the oldest living zombie has been one, 0 if there is none.")
 	atRiskDesc = desc("tcp_connections_at_risk",
 		"Connections with a setting or a condition that makes a dead peer go unnoticed or hides it.", "risk")
+	atRiskByOwnerDesc = desc("tcp_at_risk_by_owner",
+		"Connections at risk, by risk and by the pod, container or unit that their socket was made in; at most 43, the rest as owner other.", "owner", "risk")
 	idleDesc = desc("tcp_connection_idle_seconds",
 		"Time since data last moved either way, of the established connections at the last census.")
 	probesSentDesc = desc("tcp_keepalive_probes_sent_total",
@@ -69,7 +71,7 @@ var (
 		"Whether the kernel program is attached.", "program")
 
 	descs = []*prometheus.Desc{
-		connectionsDesc, zombieOldestDesc, atRiskDesc, idleDesc, probesSentDesc, probesAnsweredDesc,
+		connectionsDesc, zombieOldestDesc, atRiskDesc, atRiskByOwnerDesc, idleDesc, probesSentDesc, probesAnsweredDesc,
 		retransmitsDesc, deathsDesc, zombieSecondsDesc, forecastErrorDesc, zombiesByOwnerDesc, troubleByOwnerDesc, eventsDesc,
 		eventsLostDesc, eventsSuppressedDesc, censusDurationDesc, censusSocketsDesc, censusIntervalDesc,
 		censusTimestampDesc, censusNamespacesDesc, censusUnvisitedDesc, censusOwnTablesDesc, watchedDesc, degradedDesc, attachedDesc,
@@ -77,15 +79,15 @@ var (
 )
 
 type metrics struct {
-	src              Source
-	zombies, trouble *ownerPlaces
+	src                      Source
+	zombies, trouble, atRisk *ownerPlaces
 }
 
 // NewMetrics makes a collector of the halfopen_* metrics in the source's Stats, which
 // it reads at every scrape. If it cannot read them, the scrape has an error and none of
 // these metrics.
 func NewMetrics(src Source) prometheus.Collector {
-	return metrics{src, newOwnerPlaces(1), newOwnerPlaces(2)}
+	return metrics{src, newOwnerPlaces(1), newOwnerPlaces(2), newOwnerPlaces(conn.Risks)}
 }
 
 // Describe implements prometheus.Collector.
@@ -131,6 +133,10 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	for o, n := range m.trouble.choose(stats.TroubleByOwner, now) {
 		gauge(troubleByOwnerDesc, float64(n), o.Name, o.RemotePort, o.Namespace, o.Pod, o.Container, o.Verdict)
+	}
+
+	for o, n := range m.atRisk.choose(stats.AtRiskByOwner, now) {
+		gauge(atRiskByOwnerDesc, float64(n), o.Name, o.Risk)
 	}
 
 	k := &stats.Kernel

@@ -15,8 +15,9 @@ import (
 )
 
 const (
-	// maxOwners is the largest number of series of halfopen_tcp_zombies_by_owner, and of
-	// halfopen_tcp_trouble_by_owner, with those that sum up the rest.
+	// maxOwners is the largest number of series of halfopen_tcp_zombies_by_owner, of
+	// halfopen_tcp_trouble_by_owner, and of halfopen_tcp_at_risk_by_owner, with those that sum
+	// up the rest.
 	maxOwners = 50
 	// placesEvery is the time in which at most ownerPlaces.most owners get a place, beyond
 	// the first ones.
@@ -25,14 +26,15 @@ const (
 
 // restOf returns the owner under which the owners without a place are summed up.
 func restOf(o conn.OwnerLabel) conn.OwnerLabel {
-	return conn.OwnerLabel{Name: "other", Verdict: o.Verdict}
+	return conn.OwnerLabel{Name: conn.OtherOwners, Verdict: o.Verdict, Risk: o.Risk}
 }
 
 // ownerPlaces chooses the owners that have a place, which is a series of their own, in one
 // metric. A user chooses the names of processes, and so can make owners without end: they
 // must neither take the series of others away nor make ever new ones, each of which
 // Prometheus keeps. So an owner with a connection that counts keeps its place. One without
-// keeps its place too until another owner needs it. An owner counts once for each verdict.
+// keeps its place too until another owner needs it. An owner counts once for each verdict or
+// risk.
 // It is safe for concurrent use.
 type ownerPlaces struct {
 	mu       sync.Mutex
@@ -41,10 +43,10 @@ type ownerPlaces struct {
 	new      *rate.Limiter                 // places given
 }
 
-// newOwnerPlaces makes the places of a metric in which connections of so many verdicts
-// count, each of which has a series of the rest.
-func newOwnerPlaces(verdicts int) *ownerPlaces {
-	most := maxOwners - verdicts
+// newOwnerPlaces makes the places of a metric in which connections of so many verdicts or
+// risks count, each of which has a series of the rest.
+func newOwnerPlaces(kinds int) *ownerPlaces {
+	most := maxOwners - kinds
 	return &ownerPlaces{
 		most:     most,
 		lastSeen: make(map[conn.OwnerLabel]time.Time),
@@ -78,7 +80,7 @@ func (p *ownerPlaces) choose(owners map[conn.OwnerLabel]int, now time.Time) map[
 	}
 	slices.SortFunc(waiting, func(a, b conn.OwnerLabel) int {
 		return cmp.Or(cmp.Compare(waitingCounts[b], waitingCounts[a]), cmp.Compare(a.Name, b.Name), cmp.Compare(a.RemotePort, b.RemotePort),
-			cmp.Compare(a.Container, b.Container), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Pod, b.Pod), cmp.Compare(a.Verdict, b.Verdict))
+			cmp.Compare(a.Container, b.Container), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Pod, b.Pod), cmp.Compare(a.Verdict, b.Verdict), cmp.Compare(a.Risk, b.Risk))
 	})
 	for _, o := range waiting {
 		if p.findPlace(series, now) {

@@ -119,3 +119,20 @@ func TestPlacesOfTwoVerdicts(t *testing.T) {
 		t.Errorf("%d series, rest %v, want 49 and [0 24]", len(series), rest)
 	}
 }
+
+// The rest of each risk has a series of its own, whatever the other risks have.
+func TestPlacesOfRisks(t *testing.T) {
+	s := newScrapes(t)
+	s.places = newOwnerPlaces(conn.Risks)
+	owners := make(map[conn.OwnerLabel]int)
+	for i := range 100 {
+		owners[conn.OwnerLabel{Name: fmt.Sprintf("app%05d.service", i), Risk: "no_keepalive"}] = 3
+		owners[conn.OwnerLabel{Name: fmt.Sprintf("app%05d.service", i), Risk: "close_wait_leak"}] = 2
+	}
+	owners[conn.OwnerLabel{Name: "other", Risk: "close_wait_leak"}] = 7 // of groups that were not counted
+	series := s.after(0, owners)
+	rest := [2]int{series[conn.OwnerLabel{Name: "other", Risk: "no_keepalive"}], series[conn.OwnerLabel{Name: "other", Risk: "close_wait_leak"}]}
+	if places := 50 - conn.Risks; rest != [2]int{3 * (100 - places), 207} || len(series) != places+2 {
+		t.Errorf("%d series, rest %v", len(series), rest)
+	}
+}

@@ -198,6 +198,11 @@ func fullStats() collector.Stats {
 	for i := range s.AtRisk {
 		s.AtRisk[i] = uint64(50 + i)
 	}
+	s.AtRiskByOwner = map[conn.OwnerLabel]int{
+		{Name: "shop/checkout-xhnvf", Risk: "no_keepalive"}: 61, {Name: "x.service", Risk: "no_keepalive"}: 62,
+		{Name: "x.service", Risk: "close_wait_leak"}: 63, {Name: hostileComm, Risk: "no_keepalive"}: 64,
+		{Risk: "no_keepalive"}: 65, {Name: "other", Risk: "no_keepalive"}: 66,
+	}
 	k := &s.Kernel
 	k.ProbesSent, k.ProbesAnswered = 2003, 1999
 	for i := range k.Deaths {

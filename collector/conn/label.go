@@ -4,14 +4,19 @@ package conn
 
 import "strconv"
 
-// OwnerLabel has the labels of one series of TrackerStats.ZombiesByOwner or TroubleByOwner.
+// OwnerLabel has the labels of one series of TrackerStats.ZombiesByOwner or TroubleByOwner, or
+// of the connections at risk by owner.
 type OwnerLabel struct {
 	Name       string // of the owner, any bytes; "": not known
 	RemotePort string // of a service, decimal; "": the peer is a client
 	// Namespace, Pod and Container are those of the owner's Cgroup.
 	Namespace, Pod, Container string
 	Verdict                   string // in TroubleByOwner, else ""
+	Risk                      string // of connections at risk, else ""
 }
+
+// OtherOwners is the name under which the owners without a series of their own are summed up.
+const OtherOwners = "other"
 
 // ephemeralFrom is the first port of Linux's default ip_local_port_range.
 const ephemeralFrom = 32768

@@ -47,6 +47,8 @@ func node() *builder {
 			query("sum by (state) ("+of("halfopen_tcp_connections")+")", "{{state}}")))).
 		WithPanel(graph("At risk", "Connections, also healthy ones, with a setting or a condition that hides a dead peer.", units.Short,
 			query("sum by (risk) ("+of("halfopen_tcp_connections_at_risk")+")", "{{risk}}"))).
+		WithPanel(stacked(graph("Whose keepalive is off", "Connections for which the kernel would never notice a dead peer while they are silent, by the unit or pod that made the socket.", units.Short,
+			query("sum by (owner) ("+of("halfopen_tcp_at_risk_by_owner", `risk=~"no_keepalive|half_closed_unguarded"`)+")", "{{owner}}")))).
 		WithPanel(idleness())
 
 	endings(d)

@@ -64,9 +64,13 @@ func (example) Stats() (collector.Stats, error) {
 				{Name: "nginx.service", RemotePort: "5432", Verdict: conn.Stuck.String()}:   1,
 			},
 		},
-		Attached:   map[string]bool{},
-		EventsLost: map[string]uint64{"undecodable": 0, "pass_failed": 0, "table_full": 0},
-		Idle:       conn.Histogram{Bounds: []float64{1}, Counts: []uint64{0, 0}},
+		AtRiskByOwner: make(map[conn.OwnerLabel]int),
+		Attached:      map[string]bool{},
+		EventsLost:    map[string]uint64{"undecodable": 0, "pass_failed": 0, "table_full": 0},
+		Idle:          conn.Histogram{Bounds: []float64{1}, Counts: []uint64{0, 0}},
+	}
+	for risk := range conn.Risk(conn.Risks) {
+		s.AtRiskByOwner[conn.OwnerLabel{Name: "nginx.service", Risk: risk.String()}] = 1
 	}
 	for _, name := range tracepoints {
 		s.Attached[name] = true
@@ -90,7 +94,7 @@ func registered() ([]*dto.MetricFamily, error) {
 
 // free has the labels whose values cannot be listed, each with its meaning.
 var free = map[string]string{
-	"owner":       "the first known name of the owner: a pod as NAMESPACE/NAME or else its UID, else a container's name or 12 digits of its id, else a systemd unit, else a process's name. It is escaped as in the table of `halfopen list`, and empty if no owner is known. At most 49 owners have a series of their own (48 of `halfopen_tcp_trouble_by_owner`, one for each verdict of an owner), and an owner keeps it while it has such connections. `other` sums up the owners without one. When another owner needs a series, the agent takes that of an owner without such connections, at most 49 times an hour",
+	"owner":       "the first known name of the owner: a pod as NAMESPACE/NAME or else its UID, else a container's name or 12 digits of its id, else a systemd unit, else a process's name (`halfopen_tcp_at_risk_by_owner` has none of a process). It is escaped as in the table of `halfopen list`, and empty if no owner is known. At most 49 owners have a series of their own (48 of `halfopen_tcp_trouble_by_owner`, one for each verdict of an owner, and 43 of `halfopen_tcp_at_risk_by_owner`, one for each risk), and an owner keeps it while it has such connections. `other` sums up the owners without one. When another owner needs a series, the agent takes that of an owner without such connections, at most 49 times an hour",
 	"namespace":   "the namespace of the owner's pod in Kubernetes; empty if there is none, or it is not known",
 	"pod":         "the name of the owner's pod; empty if there is none, or it is not known",
 	"container":   "the name of the owner's container; empty if there is none, or it is not known",

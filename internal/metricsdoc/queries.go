@@ -104,6 +104,10 @@ var queries = map[string]query{
 		"Agents with too many clients of the stream:",
 		`sum without (reason) (increase(halfopen_http_streams_refused_total[1h])) > 0`, "streams",
 	},
+	"halfopen_tcp_at_risk_by_owner": {
+		"Whose keepalive is off, over all nodes ([settings.md](settings.md#whose-keepalive-is-off) says who counts as the owner):",
+		`topk(20, sum by (owner) (halfopen_tcp_at_risk_by_owner{risk=~"no_keepalive|half_closed_unguarded"}))`, "connections",
+	},
 	"halfopen_tcp_connection_idle_seconds": {
 		"The share of established connections that have been idle for longer than 350 s, after which many middleboxes forget a flow (a histogram of the connections now: no `rate`; OpenMetrics writes the bound as `350.0`):",
 		`1 - sum without (le) (halfopen_tcp_connection_idle_seconds_bucket{le=~"350(\\.0)?"}) / halfopen_tcp_connection_idle_seconds_count`, "",
