@@ -29,7 +29,24 @@ func (c *Collector) CountConnections(ctx context.Context, q Query, by conn.Group
 	for parts := uint64(1); errors.Is(err, errGroups); parts *= 2 {
 		total, counts, err = c.countParts(ctx, &q, by, parts, limit)
 	}
+	if err == nil && by == conn.BySettings {
+		err = c.fillSysctls(ctx, counts)
+	}
 	return total, counts, err
+}
+
+// fillSysctls sets the sysctls of groups of connections by network namespace.
+func (c *Collector) fillSysctls(ctx context.Context, counts []conn.Count) error {
+	sysctls, err := c.kernel.Sysctls(ctx)
+	if err != nil {
+		return err
+	}
+	for i := range counts {
+		if s, ok := sysctls[counts[i].Netns]; ok {
+			counts[i].Settings.Sysctls = c.rules.Sysctls(&s)
+		}
+	}
+	return nil
 }
 
 // countParts counts the connections of all groups, a part at a time. It returns the worst
@@ -63,7 +80,7 @@ func (c *Collector) countPart(ctx context.Context, q *Query, by conn.Grouping, w
 	if by == conn.ByRemote {
 		l.listeners = make(map[conn.Listener]bool)
 	}
-	_, err = c.scan(ctx, &l, func(_ *abi.Conn, connection *conn.Connection) {
+	_, err = c.scan(ctx, &l, func(record *abi.Conn, connection *conn.Connection) {
 		k := conn.GroupKeyOf(connection, by, l.listeners)
 		if !wanted(k) {
 			return
@@ -80,6 +97,9 @@ func (c *Collector) countPart(ctx context.Context, q *Query, by conn.Grouping, w
 		t.Total++
 		if connection.Judged() {
 			t.Verdicts[connection.Verdict]++
+			if by == conn.BySettings {
+				t.Settings.Add(record)
+			}
 		}
 	})
 	if errors.Is(context.Cause(ctx), errGroups) {

@@ -35,6 +35,7 @@ type fakeKernel struct {
 	result  bpf.CensusResult
 	held    map[uint64][]abi.FDHolder
 	stats   bpf.Stats
+	sysctls map[uint32]abi.NetnsSysctls
 	cookies struct {
 		err   error
 		hangs time.Time
@@ -209,6 +210,10 @@ func (k *fakeKernel) census(ctx context.Context, visit func(*abi.Conn)) (bpf.Cen
 		visit(&sockets[i])
 	}
 	return res, nil
+}
+
+func (k *fakeKernel) Sysctls(context.Context) (map[uint32]abi.NetnsSysctls, error) {
+	return read(k, nil, func() map[uint32]abi.NetnsSysctls { return maps.Clone(k.sysctls) })
 }
 
 func (k *fakeKernel) FDHolders(cookies []uint64, visit func(*abi.FDHolder)) error {

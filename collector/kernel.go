@@ -32,6 +32,8 @@ type Kernel interface {
 	PeriodicCensus(ctx context.Context, selection *bpf.Selection, ownTables time.Duration, visit func(*abi.Conn)) (bpf.CensusResult, error)
 	// Find is a census that calls visit with the connection of that cookie, if there is one.
 	Find(ctx context.Context, cookie uint64, visit func(*abi.Conn)) (bpf.CensusResult, error)
+	// Sysctls returns the TCP sysctls of all network namespaces, by inode number.
+	Sysctls(ctx context.Context) (map[uint32]abi.NetnsSysctls, error)
 	// FDHolders calls visit with each descriptor that holds one of these sockets; with nil
 	// for cookies, one of all TCP sockets.
 	FDHolders(cookies []uint64, visit func(*abi.FDHolder)) error

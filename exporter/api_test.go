@@ -95,6 +95,15 @@ func TestGroupsAreListed(t *testing.T) {
 		{"remote", conn.Count{}, "{" + nothing},
 		{"verdict", conn.Count{GroupKey: conn.GroupKey{Judged: true, Verdict: conn.Active}}, `{"verdict":"active",` + nothing},
 		{"verdict", conn.Count{}, "{" + nothing},
+		{"netns", conn.Count{GroupKey: conn.GroupKey{Netns: 4026531840}}, `{"netns":4026531840,` + nothing},
+		{"netns&settings=false", conn.Count{GroupKey: conn.GroupKey{Netns: 4026531840}}, `{"netns":4026531840,` + nothing},
+		{"netns&settings=true", conn.Count{GroupKey: conn.GroupKey{Netns: 4026531840}, Settings: conn.Settings{
+			Sysctls: &conn.Sysctls{
+				KeepaliveTime: 2 * time.Hour, KeepaliveInterval: 75 * time.Second, KeepaliveProbes: 9, Retries2: 15, SynRetries: 6, OrphanRetries: 8, FinTimeout: time.Minute,
+			},
+			KeepaliveOn: 1, KeepaliveOff: 2, Own: 3, OwnTime: 4, OwnInterval: 5, OwnProbes: 6, UserTimeout: 7, OwnFinTimeout: 10,
+		}}, `{"netns":4026531840,` + strings.TrimSuffix(nothing, "}") + `,"settings":{"sysctls":{"keepalive_time_seconds":7200,"keepalive_interval_seconds":75,"keepalive_probes":9,` +
+			`"retries2":15,"syn_retries":6,"orphan_retries":8,"fin_timeout_seconds":60},"keepalive":{"on":1,"off":2,"own":3,"own_time":4,"own_interval":5,"own_probes":6},"user_timeout":7,"own_fin_timeout":10}}`},
 	} {
 		src := &fakeSource{total: 12, counts: []conn.Count{tt.tally}}
 		since := time.Now()
@@ -256,6 +265,9 @@ func TestWrongQueries(t *testing.T) {
 		"groups: a grouping nobody knows":           groups + "?by=port",
 		"groups: two groupings":                     groups + "?by=owner&by=remote",
 		"groups: a parameter nobody knows":          groups + "?by=owner&order=worst",
+		"groups: settings of owners":                groups + "?by=owner&settings=true",
+		"groups: settings that are no switch":       groups + "?by=netns&settings=yes",
+		"groups: settings twice":                    groups + "?by=netns&settings=true&settings=true",
 		"groups: a verdict nobody knows":            groups + "?by=owner&verdict=dead",
 		"groups: limit 0":                           groups + "?by=owner&limit=0",
 		"deaths: a parameter nobody knows":          deaths + "?causes=closed",

@@ -25,10 +25,11 @@ import (
 
 // list has the flags of the command.
 type list struct {
-	output  string
-	by      conn.Grouping
-	grouped bool        // --by was given
-	agent   *api.Client // nil: read the kernel ourselves
+	output   string
+	by       conn.Grouping
+	grouped  bool // --by was given
+	settings bool
+	agent    *api.Client // nil: read the kernel ourselves
 	peer
 	selection
 	thresholds
@@ -40,8 +41,10 @@ func listFlags(cmd *kingpin.CmdClause) action {
 		SetValue(&value[string]{flag: "output", parse: oneOf("table", "wide", "json"), into: &l.output})
 	l.selection.addFilters(cmd, func(*api.Filter[collector.Query]) bool { return true })
 	l.selection.causeFlag(cmd, "Show deaths of this cause, such as keepalive_timeout, instead of living connections; needs an agent, since only that remembers them.")
-	cmd.Flag("by", "Count connections in groups, worst first, instead of listing them: by owner, remote (address, and port of a service) or verdict.").PlaceHolder("WHAT").
+	cmd.Flag("by", "Count connections in groups, worst first, instead of listing them: by owner, remote (address, and port of a service), verdict or netns (network namespace).").PlaceHolder("WHAT").
 		IsSetByUser(&l.grouped).SetValue(&value[conn.Grouping]{flag: "by", parse: conn.ParseGrouping, into: &l.by})
+	cmd.Flag("settings", "With --by netns: show the sysctls of each namespace, and how many of its connections follow them or have settings of their own.").
+		BoolVar(&l.settings)
 	cmd.Flag("limit", "Print at most this many, 0: all.").Default("0").
 		SetValue(&value[int]{flag: "limit", parse: atLeast(0), into: &l.Limit})
 	l.peer.flags(cmd, "Ask")
@@ -53,10 +56,15 @@ func (l *list) run(ctx context.Context, stdout, stderr io.Writer) error {
 	switch {
 	case l.All && len(l.Verdicts)+len(l.Risks) > 0:
 		return usagef("--all cannot be combined with --verdict or --risk, which only connections have")
+	case l.settings && (!l.grouped || l.by != conn.ByNetns):
+		return usagef("--settings needs --by netns")
 	case l.grouped && l.output == "wide":
 		return usagef("--by has no wide table: leave out -o wide")
 	case len(l.deaths.Causes) > 0 && (l.filtered() || l.All || l.grouped):
 		return usagef("--cause cannot be combined with filters of connections, --all or --by")
+	}
+	if l.settings {
+		l.by = conn.BySettings
 	}
 	var err error
 	if l.agent, err = l.peer.agentSaying(ctx, l.thresholds.own(), stderr); err != nil {

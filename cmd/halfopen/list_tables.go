@@ -170,7 +170,11 @@ func connectionTable(connections []api.Connection, now time.Time, wide bool) *ta
 func groupTable(groups []api.Group, by conn.Grouping) *table {
 	type group = api.Group
 	fields := []field[group]{{column{title: "TOTAL", right: true}, false, func(g *group) string { return count(g.Total) }}}
-	if by != conn.ByVerdict {
+	switch by {
+	case conn.ByVerdict:
+	case conn.BySettings:
+		fields = append(fields, settingsFields...)
+	default:
 		for _, name := range conn.VerdictNames() {
 			fields = append(fields, field[group]{column{title: strings.ToUpper(name), right: true, rare: true, paint: func(n string) style {
 				if n == none {
@@ -196,9 +200,46 @@ func groupTable(groups []api.Group, by conn.Grouping) *table {
 			}
 			return endpoint(api.Endpoint{IP: g.Remote.IP, Port: *g.Remote.Port})
 		}},
-		conn.ByVerdict: {column{title: "VERDICT", paint: paintVerdict}, false, func(g *group) string { return text(g.Verdict) }},
+		conn.ByVerdict:  {column{title: "VERDICT", paint: paintVerdict}, false, func(g *group) string { return text(g.Verdict) }},
+		conn.ByNetns:    netnsField,
+		conn.BySettings: netnsField,
 	}[by])
 	return makeTable(fields, groups, false)
+}
+
+var netnsField = field[api.Group]{column{title: "NETNS"}, false, func(g *api.Group) string { return strconv.FormatUint(uint64(g.Netns), 10) }}
+
+// settingsFields are the columns about the settings of a network namespace.
+var settingsFields = []field[api.Group]{
+	settingsField("KEEPALIVE OFF", func(s *api.NetnsSettings) string { return some(s.Keepalive.Off) }),
+	settingsField("ON", func(s *api.NetnsSettings) string { return some(s.Keepalive.On) }),
+	settingsField("OWN", func(s *api.NetnsSettings) string { return some(s.Keepalive.Own) }),
+	settingsField("USER-TIMEOUT", func(s *api.NetnsSettings) string { return some(s.UserTimeout) }),
+	sysctlField("KEEPALIVE SYSCTLS", func(k *api.Sysctls) string {
+		return keepalive(&api.Keepalive{Enabled: true, TimeSeconds: k.KeepaliveTimeSeconds, IntervalSeconds: k.KeepaliveIntervalSeconds, Probes: k.KeepaliveProbes})
+	}),
+	sysctlField("RETRIES2", func(k *api.Sysctls) string { return strconv.Itoa(k.Retries2) }),
+	sysctlField("SYN-RETRIES", func(k *api.Sysctls) string { return strconv.Itoa(k.SynRetries) }),
+	sysctlField("ORPHAN-RETRIES", func(k *api.Sysctls) string { return strconv.Itoa(k.OrphanRetries) }),
+	sysctlField("FIN-TIMEOUT", func(k *api.Sysctls) string { return setting(duration(k.FinTimeoutSeconds)) }),
+}
+
+func settingsField(title string, cell func(*api.NetnsSettings) string) field[api.Group] {
+	return field[api.Group]{column{title: title, right: true}, false, func(g *api.Group) string {
+		if g.Settings == nil {
+			return none
+		}
+		return cell(g.Settings)
+	}}
+}
+
+func sysctlField(title string, cell func(*api.Sysctls) string) field[api.Group] {
+	return settingsField(title, func(s *api.NetnsSettings) string {
+		if s.Sysctls == nil {
+			return none
+		}
+		return cell(s.Sysctls)
+	})
 }
 
 // causeAndSimilar returns the cause of a death, with the number of deaths if it stands for

@@ -172,7 +172,7 @@ func FuzzTablesOfAStrangersAnswer(f *testing.F) {
 		}
 		prints(t, connectionTable(connections.Connections, noon, true), len(connections.Connections))
 		prints(t, deathTable(deaths.Deaths, true), len(deaths.Deaths))
-		for _, by := range []conn.Grouping{conn.ByOwner, conn.ByRemote, conn.ByVerdict} {
+		for _, by := range []conn.Grouping{conn.ByOwner, conn.ByRemote, conn.ByVerdict, conn.ByNetns, conn.BySettings} {
 			prints(t, groupTable(groups.Groups, by), len(groups.Groups))
 		}
 	})
@@ -340,6 +340,27 @@ func TestGroups(t *testing.T) {
 				"TOTAL  VERDICT\n" +
 				"    1  zombie\n",
 			"1 group, 1 connection: 1 zombie\n",
+		},
+		{
+			"by namespace", "--by=netns",
+			head + `1,"groups":[{"netns":4026531840,"total":15,` + verdicts + `}]}`,
+			"/api/v1/groups?by=netns&limit=2147483647",
+			"" +
+				"TOTAL  ZOMBIE  UNGUARDED  ACTIVE  NETNS\n" +
+				"   15       2         12       1  4026531840\n",
+			"1 group, 15 connections: 2 zombie, 12 unguarded, 1 active\n",
+		},
+		{
+			"the settings of namespaces", "--by=netns --settings",
+			head + `2,"groups":[{"netns":4026531840,"total":15,` + verdicts + `,"settings":{"sysctls":{"keepalive_time_seconds":7200,"keepalive_interval_seconds":75,"keepalive_probes":9,` +
+				`"retries2":15,"syn_retries":6,"orphan_retries":0,"fin_timeout_seconds":60},"keepalive":{"on":3,"off":12,"own":2,"own_time":2,"own_interval":1,"own_probes":0},"user_timeout":1,"own_fin_timeout":0}},` +
+				`{"netns":4026532000,"total":1,"verdicts":{"active":1},"settings":{"sysctls":null,"keepalive":{"on":1}}}]}`,
+			"/api/v1/groups?by=netns&limit=2147483647&settings=true",
+			"" +
+				"TOTAL  KEEPALIVE OFF  ON  OWN  USER-TIMEOUT  KEEPALIVE SYSCTLS  RETRIES2  SYN-RETRIES  ORPHAN-RETRIES  FIN-TIMEOUT  NETNS\n" +
+				"   15             12   3    2             1           2h/75s×9        15            6               0           1m  4026531840\n" +
+				"    1              -   1    -             -                  -         -            -               -            -  4026532000\n",
+			"2 groups, 16 connections: 2 zombie, 12 unguarded, 2 active\n",
 		},
 		{"none", "--by=verdict --risk=no_keepalive", head + `0,"groups":[]}`, "/api/v1/groups?by=verdict&limit=2147483647&risk=no_keepalive", "", "no connection matches\n"},
 	} {

@@ -16,12 +16,20 @@ const (
 	ByOwner Grouping = iota
 	ByRemote
 	ByVerdict
+	ByNetns
+	// BySettings is ByNetns, and has the settings of each namespace, too.
+	BySettings
 )
 
-var groupingNames = [...]string{ByOwner: "owner", ByRemote: "remote", ByVerdict: "verdict"}
+var groupingNames = [...]string{ByOwner: "owner", ByRemote: "remote", ByVerdict: "verdict", ByNetns: "netns"}
 
 // String returns the name of the grouping, as in `halfopen list --by`.
-func (g Grouping) String() string { return groupingNames[g] }
+func (g Grouping) String() string {
+	if g == BySettings {
+		g = ByNetns
+	}
+	return groupingNames[g]
+}
 
 // ParseGrouping is the reverse of String.
 func ParseGrouping(s string) (Grouping, error) {
@@ -64,6 +72,7 @@ type GroupKey struct {
 	Remote  netip.AddrPort
 	Judged  bool // the connections have a verdict: Verdict
 	Verdict Verdict
+	Netns   uint32 // inode number
 }
 
 // Count is the number of connections in a group.
@@ -71,6 +80,7 @@ type Count struct {
 	GroupKey
 	Total    int
 	Verdicts [Verdicts]int // listeners and stubs have no verdict, so the sum may be below Total
+	Settings Settings      // only BySettings
 }
 
 // GroupKeyOf returns the group of a connection. listeners has the listeners of the node;
@@ -91,6 +101,8 @@ func GroupKeyOf(connection *Connection, by Grouping, listeners map[Listener]bool
 		if k.Judged = connection.Judged(); k.Judged {
 			k.Verdict = connection.Verdict
 		}
+	case ByNetns, BySettings:
+		k.Netns = connection.Netns
 	}
 	return k
 }
@@ -111,7 +123,7 @@ func CompareCounts(a, b Count) int {
 		}
 	}
 	return cmp.Or(cmp.Compare(b.Total, a.Total), cmp.Compare(a.Owner, b.Owner), cmp.Compare(a.OwnerKind, b.OwnerKind),
-		a.Remote.Compare(b.Remote), cmp.Compare(b.Verdict, a.Verdict))
+		a.Remote.Compare(b.Remote), cmp.Compare(b.Verdict, a.Verdict), cmp.Compare(a.Netns, b.Netns))
 }
 
 // Listener is a port that a socket listens on.

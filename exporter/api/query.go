@@ -37,7 +37,7 @@ func ParseConnectionQuery(raw string) (q collector.Query, err error) {
 
 // ParseGroupQuery parses the query of /api/v1/groups.
 func ParseGroupQuery(raw string) (q collector.Query, by conn.Grouping, err error) {
-	params, err := ParseParameters(raw, append(names(Filters), "limit", "by")...)
+	params, err := ParseParameters(raw, append(names(Filters), "limit", "by", "settings")...)
 	if err != nil {
 		return q, by, err
 	}
@@ -46,6 +46,15 @@ func ParseGroupQuery(raw string) (q collector.Query, by conn.Grouping, err error
 	}
 	if by, err = conn.ParseGrouping(params.Get("by")); err != nil {
 		return q, by, fmt.Errorf("by: %w", err)
+	}
+	settings, err := ParseSwitch("settings", params["settings"])
+	switch {
+	case err != nil:
+		return q, by, err
+	case settings && by != conn.ByNetns:
+		return q, by, errors.New("settings needs by=netns")
+	case settings:
+		by = conn.BySettings
 	}
 	q, err = connectionQuery(params)
 	return q, by, err
@@ -83,6 +92,9 @@ func ConnectionParameters(q *collector.Query) url.Values {
 func GroupParameters(q *collector.Query, by conn.Grouping) url.Values {
 	params := ConnectionParameters(q)
 	params.Set("by", by.String())
+	if by == conn.BySettings {
+		params.Set("settings", "true")
+	}
 	return params
 }
 
