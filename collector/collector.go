@@ -55,6 +55,9 @@ type Options struct {
 	// [conn.DefaultMiddleboxTimeout]). The kernel programs find the connections at risk: give
 	// bpf.Options the same values.
 	Middleboxes conn.Middleboxes
+	// ExcludeOwners are the owners whose connections the shipped alerts leave out: they have
+	// series of their own.
+	ExcludeOwners conn.OwnerGlobs
 	// CensusInterval is the time between two censuses (default 15s).
 	CensusInterval time.Duration
 	// CensusCPU is the share of one core for the censuses and all else that the agent does
@@ -156,6 +159,7 @@ func New(k Kernel, opts Options) *Collector {
 	c.degraded.log = c.log
 	c.rules = opts.Rules(k.HZ())
 	c.tracker = conn.NewTracker(c.rules, c.publish)
+	c.tracker.ExcludeOwners(opts.ExcludeOwners)
 	c.census.Interval = opts.CensusInterval
 	c.budget.share, c.processCPU = opts.CensusCPU, processCPU
 	return c

@@ -180,7 +180,7 @@ func TestNamesOfContainers(t *testing.T) {
 		eventually(t, "zombies by owner", func() error {
 			m := a.metrics()
 			for _, r := range all {
-				labels := map[string]string{"owner": r.owner, "namespace": r.namespace, "pod": r.pod, "container": r.container, "remote_port": strconv.Itoa(droppedPort)}
+				labels := map[string]string{"owner": r.owner, "namespace": r.namespace, "pod": r.pod, "container": r.container, "remote_port": strconv.Itoa(droppedPort), "excluded": ""}
 				if r.name == "Docker" {
 					labels["container"] = r.owner // escaped
 				}

@@ -20,6 +20,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
+
+	"github.com/halfopen/halfopen/collector/conn"
 )
 
 func counterValue(t *testing.T, c prometheus.Counter) float64 {
@@ -294,8 +296,13 @@ func TestRefusalSaysWhenToAskAgain(t *testing.T) {
 	}
 }
 
+// panicking is a source that cannot be asked for deaths.
+type panicking struct{ fakeSource }
+
+func (*panicking) Deaths([]conn.Cause, int) (int, []conn.Death) { panic("no deaths") }
+
 func TestAPanicIsAnError(t *testing.T) {
-	h := newHandler(t, nil) // which the look-up finds out
+	h := newHandler(t, &panicking{})
 	wantError(t, request(t, h, "GET", "/api/v1/deaths"), http.StatusInternalServerError)
 }
 

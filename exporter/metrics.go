@@ -18,13 +18,13 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 
 var (
 	connectionsDesc = desc("tcp_connections",
-		"TCP sockets of this node, by state and verdict; the verdict is empty where it has no meaning.", "state", "verdict")
+		"TCP sockets of this node, by state and verdict; the verdict is empty where it has no meaning.", "state", "verdict", "excluded")
 	zombieOldestDesc = desc("tcp_zombie_oldest_seconds",
-		"For how long the oldest living zombie has been one, 0 if there is none.")
+		"For how long the oldest living zombie has been one, 0 if there is none.", "excluded")
 	atRiskDesc = desc("tcp_connections_at_risk",
 		"Connections with a setting or a condition that makes a dead peer go unnoticed or hides it.", "risk")
 	atRiskByOwnerDesc = desc("tcp_at_risk_by_owner",
-		"Connections at risk, by risk and by the pod, container or unit that their socket was made in; at most 43, the rest as owner other.", "owner", "risk")
+		"Connections at risk, by risk and by the pod, container or unit that their socket was made in; at most 50 series, the rest as owner other.", "owner", "risk")
 	idleDesc = desc("tcp_connection_idle_seconds",
 		"Time since data last moved either way, of the established connections at the last census.")
 	probesSentDesc = desc("tcp_keepalive_probes_sent_total",
@@ -40,9 +40,9 @@ var (
 	forecastErrorDesc = desc("tcp_forecast_error_seconds",
 		"By how much deaths missed their forecast, before or after it; 0 if within it.")
 	zombiesByOwnerDesc = desc("tcp_zombies_by_owner",
-		"Living zombies, by owner and the service's port; at most 49, the rest as owner other.", "owner", "remote_port", "namespace", "pod", "container")
+		"Living zombies, by owner and the service's port; at most 49, the rest as owner other.", "owner", "remote_port", "namespace", "pod", "container", "excluded")
 	troubleByOwnerDesc = desc("tcp_trouble_by_owner",
-		"Stuck and blocked connections, by owner, the service's port and verdict; at most 48, the rest as owner other.", "owner", "remote_port", "namespace", "pod", "container", "verdict")
+		"Stuck and blocked connections, by owner, the service's port and verdict; at most 48, the rest as owner other.", "owner", "remote_port", "namespace", "pod", "container", "verdict", "excluded")
 	eventsDesc = desc("events_total",
 		"Events the kernel programs wrote.", "type")
 	eventsLostDesc = desc("events_lost_total",
@@ -87,7 +87,11 @@ type metrics struct {
 // it reads at every scrape. If it cannot read them, the scrape has an error and none of
 // these metrics.
 func NewMetrics(src Source) prometheus.Collector {
-	return metrics{src, newOwnerPlaces(1), newOwnerPlaces(2), newOwnerPlaces(conn.Risks)}
+	both := 1 // the rest of the owners, and that of excluded ones
+	if len(src.Options().ExcludeOwners) > 0 {
+		both = 2
+	}
+	return metrics{src, newOwnerPlaces(both), newOwnerPlaces(2 * both), newOwnerPlaces(conn.Risks)}
 }
 
 // Describe implements prometheus.Collector.
@@ -111,16 +115,7 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
 	}
 
-	for s := conn.Established; int(s) < conn.States; s++ {
-		if !s.Judged() {
-			gauge(connectionsDesc, float64(stats.Unjudged[s]), s.String(), "")
-			continue
-		}
-		for v, n := range stats.Connections[s] {
-			gauge(connectionsDesc, float64(n), s.String(), conn.Verdict(v).String())
-		}
-	}
-	gauge(zombieOldestDesc, stats.ZombieOldest.Seconds())
+	m.collectConnections(&stats, gauge)
 	for r, n := range stats.AtRisk {
 		gauge(atRiskDesc, float64(n), conn.Risk(r).String())
 	}
@@ -129,10 +124,10 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 	ch <- histogram(forecastErrorDesc, stats.ForecastError)
 	now := time.Now()
 	for o, n := range m.zombies.choose(stats.ZombiesByOwner, now) {
-		gauge(zombiesByOwnerDesc, float64(n), o.Name, o.RemotePort, o.Namespace, o.Pod, o.Container)
+		gauge(zombiesByOwnerDesc, float64(n), o.Name, o.RemotePort, o.Namespace, o.Pod, o.Container, o.Excluded)
 	}
 	for o, n := range m.trouble.choose(stats.TroubleByOwner, now) {
-		gauge(troubleByOwnerDesc, float64(n), o.Name, o.RemotePort, o.Namespace, o.Pod, o.Container, o.Verdict)
+		gauge(troubleByOwnerDesc, float64(n), o.Name, o.RemotePort, o.Namespace, o.Pod, o.Container, o.Verdict, o.Excluded)
 	}
 
 	for o, n := range m.atRisk.choose(stats.AtRiskByOwner, now) {
@@ -181,6 +176,28 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 			v = 1
 		}
 		gauge(attachedDesc, v, program)
+	}
+}
+
+// collectConnections passes the numbers of connections to gauge, those of excluded owners apart.
+func (m metrics) collectConnections(stats *collector.Stats, gauge func(d *prometheus.Desc, v float64, labels ...string)) {
+	excludes := len(m.src.Options().ExcludeOwners) > 0
+	for s := conn.Established; int(s) < conn.States; s++ {
+		if !s.Judged() {
+			gauge(connectionsDesc, float64(stats.Unjudged[s]), s.String(), "", "")
+			continue
+		}
+		for v := range conn.Verdict(conn.Verdicts) {
+			excluded := stats.Excluded[s][v]
+			gauge(connectionsDesc, float64(stats.Connections[s][v]-excluded), s.String(), v.String(), "")
+			if excludes && v.Alerts() {
+				gauge(connectionsDesc, float64(excluded), s.String(), v.String(), conn.ExcludedOwner)
+			}
+		}
+	}
+	gauge(zombieOldestDesc, stats.ZombieOldest.Seconds(), "")
+	if excludes {
+		gauge(zombieOldestDesc, stats.ZombieOldestExcluded.Seconds(), conn.ExcludedOwner)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
@@ -135,13 +136,13 @@ func TestEverythingIsPresentAtZeroFromTheStart(t *testing.T) {
 	}
 	for _, state := range label("state", "established syn_sent fin_wait1 fin_wait2 close_wait last_ack closing") {
 		for _, verdict := range label("verdict", "active idle unguarded stalled suspect blocked stuck zombie") {
-			series("halfopen_tcp_connections", state+" "+verdict)
+			series("halfopen_tcp_connections", `excluded="" `+state+" "+verdict)
 		}
 	}
 	for _, state := range label("state", "syn_recv time_wait close listen") {
-		series("halfopen_tcp_connections", state+` verdict=""`)
+		series("halfopen_tcp_connections", `excluded="" `+state+` verdict=""`)
 	}
-	series("halfopen_tcp_zombie_oldest_seconds")
+	series("halfopen_tcp_zombie_oldest_seconds", `excluded=""`)
 	series("halfopen_tcp_connections_at_risk", label("risk", `no_keepalive keepalive_slower_than_middlebox
 		user_timeout_overrides_keepcnt keepalive_masked_by_unacked_data close_wait_leak
 		half_closed_unguarded one_probe_ends_it`)...)
@@ -181,10 +182,38 @@ func TestEverythingIsPresentAtZeroFromTheStart(t *testing.T) {
 	}
 }
 
+// The series of excluded owners are there from the start where there can be any, and add up
+// with the others to what there is.
+func TestExcludedOwnersHaveSeriesOfTheirOwn(t *testing.T) {
+	src := &fakeSource{excluded: conn.OwnerGlobs{"chaos"}}
+	src.stats.Connections[conn.Established][conn.Zombie] = 23
+	src.stats.Excluded[conn.Established][conn.Zombie] = 19
+	src.stats.ZombieOldest, src.stats.ZombieOldestExcluded = 3*time.Second, 5*time.Second
+	src.stats.ZombiesByOwner = map[conn.OwnerLabel]int{{Name: "chaos", Excluded: "true"}: 19, {Name: "api"}: 4}
+	got := parseText(t, request(t, newHandler(t, src), "GET", "/metrics").Body.Bytes())
+	for name, want := range map[string]float64{
+		`halfopen_tcp_connections excluded="" state="established" verdict="zombie"`:                                   4,
+		`halfopen_tcp_connections excluded="true" state="established" verdict="zombie"`:                               19,
+		`halfopen_tcp_connections excluded="true" state="close_wait" verdict="stuck"`:                                 0,
+		`halfopen_tcp_connections excluded="true" state="established" verdict="blocked"`:                              0,
+		`halfopen_tcp_zombie_oldest_seconds excluded=""`:                                                              3,
+		`halfopen_tcp_zombie_oldest_seconds excluded="true"`:                                                          5,
+		`halfopen_tcp_zombies_by_owner container="" excluded="" namespace="" owner="api" pod="" remote_port=""`:       4,
+		`halfopen_tcp_zombies_by_owner container="" excluded="true" namespace="" owner="chaos" pod="" remote_port=""`: 19,
+	} {
+		if n, has := got[name]; !has || n != want {
+			t.Errorf("%s: %v, %v, want %v", name, n, has, want)
+		}
+	}
+	if n, has := got[`halfopen_tcp_connections excluded="true" state="established" verdict="unguarded"`]; has {
+		t.Errorf("%v unguarded ones are excluded, whose owners are not known", n)
+	}
+}
+
 func TestHostileOwnerIsAValidLabel(t *testing.T) {
 	h := newHandler(t, &fakeSource{stats: fullStats()})
 	got := parseText(t, request(t, h, "GET", "/metrics").Body.Bytes())
-	name := fmt.Sprintf(`halfopen_tcp_zombies_by_owner container="" namespace="" owner=%q pod="" remote_port=%q`, `<img src=x>"\n\xff`, "443")
+	name := fmt.Sprintf(`halfopen_tcp_zombies_by_owner container="" excluded="" namespace="" owner=%q pod="" remote_port=%q`, `<img src=x>"\n\xff`, "443")
 	if got[name] != 1 {
 		t.Errorf("%s is %v, want 1", name, got[name])
 	}

@@ -26,7 +26,7 @@ const (
 
 // restOf returns the owner under which the owners without a place are summed up.
 func restOf(o conn.OwnerLabel) conn.OwnerLabel {
-	return conn.OwnerLabel{Name: conn.OtherOwners, Verdict: o.Verdict, Risk: o.Risk}
+	return conn.OwnerLabel{Name: conn.OtherOwners, Verdict: o.Verdict, Risk: o.Risk, Excluded: o.Excluded}
 }
 
 // ownerPlaces chooses the owners that have a place, which is a series of their own, in one
@@ -80,7 +80,7 @@ func (p *ownerPlaces) choose(owners map[conn.OwnerLabel]int, now time.Time) map[
 	}
 	slices.SortFunc(waiting, func(a, b conn.OwnerLabel) int {
 		return cmp.Or(cmp.Compare(waitingCounts[b], waitingCounts[a]), cmp.Compare(a.Name, b.Name), cmp.Compare(a.RemotePort, b.RemotePort),
-			cmp.Compare(a.Container, b.Container), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Pod, b.Pod), cmp.Compare(a.Verdict, b.Verdict), cmp.Compare(a.Risk, b.Risk))
+			cmp.Compare(a.Container, b.Container), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Pod, b.Pod), cmp.Compare(a.Verdict, b.Verdict), cmp.Compare(a.Risk, b.Risk), cmp.Compare(a.Excluded, b.Excluded))
 	})
 	for _, o := range waiting {
 		if p.findPlace(series, now) {

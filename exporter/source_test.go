@@ -24,6 +24,7 @@ import (
 // fakeSource returns the values that a test gives it, and records the queries.
 type fakeSource struct {
 	notReady bool
+	excluded conn.OwnerGlobs
 	stats    collector.Stats
 	conns    []conn.Connection
 	events   []conn.HistoryEntry
@@ -105,7 +106,7 @@ func (f *fakeSource) change(changes ...conn.RowChange) {
 }
 
 func (f *fakeSource) Options() collector.Options {
-	return collector.Options{IdleAfter: 5 * time.Minute, Middleboxes: conn.Middleboxes{
+	return collector.Options{IdleAfter: 5 * time.Minute, ExcludeOwners: f.excluded, Middleboxes: conn.Middleboxes{
 		Default: 350 * time.Second, To: map[netip.Prefix]time.Duration{netip.MustParsePrefix("10.0.0.0/8"): 240 * time.Second, netip.MustParsePrefix("fd00::/8"): time.Hour},
 	}}
 }

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/halfopen/halfopen/collector"
+	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/collector/recording"
 	"github.com/halfopen/halfopen/exporter"
 	"github.com/halfopen/halfopen/internal/escape"
@@ -39,6 +40,7 @@ type agent struct {
 	record       string  // a file for the facts; "": none
 	privileges   string
 	log          promslog.Config
+	excluded     []string // owners, or patterns of them
 }
 
 func agentFlags(cmd *kingpin.CmdClause) action {
@@ -59,6 +61,8 @@ func agentFlags(cmd *kingpin.CmdClause) action {
 		Default("25%").SetValue(&value[float64]{flag: "web.lookup-cpu", parse: parsePercent, into: &a.lookupCPU})
 	cmd.Flag("privileges", "What to do with privileges that nothing needs any more once the programs are loaded: drop, or keep.").
 		Default(dropPrivileges).SetValue(&value[string]{flag: "privileges", parse: oneOf(dropPrivileges, keepPrivileges), into: &a.privileges})
+	cmd.Flag("alert.exclude-owner", "An owner, or a pattern such as chaos-*, whose zombies, stuck and blocked connections raise no shipped alert: its series have excluded=\"true\". Repeatable.").
+		PlaceHolder("NAME").SetValue(&values[string]{"alert.exclude-owner", conn.ParseOwnerGlob, &a.excluded})
 	a.log = promslog.Config{Level: promslog.NewLevel(), Format: promslog.NewFormat()}
 	logFlag := func(name, help, def string, into kingpin.Value) {
 		set := func(s string) (string, error) { return s, into.Set(s) }
@@ -149,6 +153,7 @@ func (a *agent) run(ctx context.Context, _, stderr io.Writer) error {
 		defer recorder.Close()
 		opts.Record = recorder.Record
 	}
+	opts.ExcludeOwners = a.excluded
 	if h != nil {
 		opts.Privileged = h
 	}

@@ -71,6 +71,7 @@ func TestWrongUsageIsOneLineAndStatusTwo(t *testing.T) {
 		{"a namespace by name", "list --netns=blue", `halfopen: --netns: "blue" is not the inode number of a network namespace such as 4026531840 (see lsns -t net), try 'halfopen list --help'`},
 		{"an owner without a name", "list --owner=", "halfopen: --owner: the name is empty; - is for those that have none, try 'halfopen list --help'"},
 		{"thresholds for an agent that has its own", "list --url=http://h --idle-after=1s", "halfopen: --idle-after, --stalled-after, --zombie-unanswered, --zombie-silence and --middlebox-timeout cannot be combined with --url: the agent has its own, try 'halfopen list --help'"},
+		{"an owner that is no pattern", "agent --alert.exclude-owner=chaos[", `halfopen: --alert.exclude-owner: "chaos[" is not a pattern of names such as chaos-*: write \ before a [ or a \ of the name itself, try 'halfopen agent --help'`},
 		{"nothing to explain", "explain", "halfopen: no connection given, try 'halfopen explain --help'"},
 		{"two things to explain", "explain 1 2", "halfopen: unexpected 2, try 'halfopen explain --help'"},
 		{"an explanation as a table", "explain -o table 1", `halfopen: --output: "table" is none of text, json, try 'halfopen explain --help'`},

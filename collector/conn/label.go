@@ -13,7 +13,11 @@ type OwnerLabel struct {
 	Namespace, Pod, Container string
 	Verdict                   string // in TroubleByOwner, else ""
 	Risk                      string // of connections at risk, else ""
+	Excluded                  string // ExcludedOwner: see [Tracker.ExcludeOwners]; else ""
 }
+
+// ExcludedOwner is the value of the label of connections that alerts leave out.
+const ExcludedOwner = "true"
 
 // OtherOwners is the name under which the owners without a series of their own are summed up.
 const OtherOwners = "other"

@@ -55,6 +55,10 @@ func (v Verdict) Meaning() string { return verdictMeanings[v] }
 // blocked, stuck or zombie. The tracker follows these one by one.
 func (v Verdict) InTrouble() bool { return v > Unguarded }
 
+// Alerts reports whether the shipped alerts are about connections with the verdict one by
+// one, so that they count by owner: zombie, stuck or blocked.
+func (v Verdict) Alerts() bool { return v == Zombie || v == Stuck || v == Blocked }
+
 // Meaning returns what the risk is, in one or two sentences.
 func (r Risk) Meaning() string { return riskMeanings[r] }
 

@@ -14,15 +14,20 @@ var forecastBounds = []float64{0, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 60, 600}
 
 // TrackerStats are the numbers of a Tracker at one moment.
 type TrackerStats struct {
-	Connections    [States][Verdicts]uint64 // in states that are Judged
-	ZombieOldest   time.Duration            // age of the oldest zombie; 0: there is none
-	ZombiesByOwner map[OwnerLabel]int
-	TroubleByOwner map[OwnerLabel]int // of the verdicts blocked and stuck
-	ZombieSeconds  Histogram          // lives of the zombies that died or recovered
-	ForecastError  Histogram          // absolute errors of the deaths that had a forecast
-	Watched        int                // connections in trouble
-	Overflowed     uint64             // connections, histories and recoveries that there was no room for
-	Unseen         uint64             // deaths of connections in trouble that no program saw
+	Connections  [States][Verdicts]uint64 // in states that are Judged
+	ZombieOldest time.Duration            // age of the oldest zombie; 0: there is none
+	// Excluded are those of Connections with a verdict that [Verdict.Alerts], whose owner is
+	// excluded. ZombieOldestExcluded is the age of the oldest zombie of these, and ZombieOldest
+	// that of the others.
+	Excluded             [States][Verdicts]uint64
+	ZombieOldestExcluded time.Duration
+	ZombiesByOwner       map[OwnerLabel]int
+	TroubleByOwner       map[OwnerLabel]int // of the verdicts blocked and stuck
+	ZombieSeconds        Histogram          // lives of the zombies that died or recovered
+	ForecastError        Histogram          // absolute errors of the deaths that had a forecast
+	Watched              int                // connections in trouble
+	Overflowed           uint64             // connections, histories and recoveries that there was no room for
+	Unseen               uint64             // deaths of connections in trouble that no program saw
 }
 
 // Stats returns the numbers at that time. They share no memory with the tracker.
@@ -44,9 +49,19 @@ func (t *Tracker) Stats(now time.Time) TrackerStats {
 	for _, tc := range t.tracked {
 		label := tc.label
 		label.RemotePort = servicePort(tc.conn.Rport)
+		if tc.verdict.Alerts() && t.excluded.Match(label.Name) {
+			label.Excluded = ExcludedOwner
+			if k := tc.countKey(); s.Excluded[k.state][k.verdict] < s.Connections[k.state][k.verdict] {
+				s.Excluded[k.state][k.verdict]++
+			}
+		}
 		switch tc.verdict {
 		case Zombie:
-			s.ZombieOldest = max(s.ZombieOldest, now.Sub(tc.since))
+			oldest := &s.ZombieOldest
+			if label.Excluded != "" {
+				oldest = &s.ZombieOldestExcluded
+			}
+			*oldest = max(*oldest, now.Sub(tc.since))
 			s.ZombiesByOwner[label]++
 		case Stuck, Blocked:
 			label.Verdict = tc.verdict.String()

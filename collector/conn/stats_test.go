@@ -57,3 +57,32 @@ func TestZombiesAreCountedUnderTheNamesOfTheirContainer(t *testing.T) {
 		}
 	}
 }
+
+// The connections of excluded owners are counted as before, and apart from the others.
+func TestExcludedOwnersAreCountedApart(t *testing.T) {
+	r := newReplay(t)
+	r.ExcludeOwners(OwnerGlobs{"chaos*"})
+	owners := make(map[uint64]Ownership)
+	for i, unit := range []string{"chaos.service", "chaos-2.service", "api.service"} {
+		zombie := conntest.KeepaliveZombie()
+		zombie.Cookie, zombie.Rport = uint64(i+1), 443
+		r.solicit(time.Duration(i)*time.Second, zombie)
+		// A process can take any name: in a unit it does not count.
+		owners[zombie.Cookie] = Ownership{Process: &Process{PID: 7, Comm: "chaos"}, Cgroup: Cgroup{Unit: unit}}
+	}
+	r.Apply(&Fact{Kind: FactOwners, At: r.at(time.Minute), Owners: owners})
+	s := r.Stats(r.at(time.Minute))
+	want := map[OwnerLabel]int{
+		{Name: "chaos.service", RemotePort: "443", Excluded: "true"}: 1, {Name: "chaos-2.service", RemotePort: "443", Excluded: "true"}: 1,
+		{Name: "api.service", RemotePort: "443"}: 1,
+	}
+	if diff := cmp.Diff(want, s.ZombiesByOwner); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	if all, excluded := s.Connections[Established][Zombie], s.Excluded[Established][Zombie]; all != 3 || excluded != 2 {
+		t.Errorf("%d zombies, %d of them excluded, want 3 and 2", all, excluded)
+	}
+	if s.ZombieOldestExcluded-s.ZombieOldest != 2*time.Second {
+		t.Errorf("the oldest is %v, and %v of the excluded ones", s.ZombieOldest, s.ZombieOldestExcluded)
+	}
+}

@@ -94,6 +94,7 @@ type Tracker struct {
 	zombieSeconds Histogram
 	forecastError Histogram
 	rows          rows
+	excluded      OwnerGlobs
 	overflowed    uint64 // connections, histories and recoveries beyond the bounds
 	unseen        uint64 // deaths of connections in trouble that no program saw
 }
@@ -114,6 +115,9 @@ func NewTracker(rules Rules, notify func(Notice)) *Tracker {
 		forecastError: newHistogram(forecastBounds),
 	}
 }
+
+// ExcludeOwners has Stats count the connections of these owners apart. Call it before Apply.
+func (t *Tracker) ExcludeOwners(owners OwnerGlobs) { t.excluded = owners }
 
 // solicitation applies the event of a solicitation. at is the time of its record.
 // recheckAfter is that of [Tracker.Apply].
