@@ -257,8 +257,9 @@ func (p *population) compareCensus(t *testing.T, a *agent) (nodeSockets, error) 
 	if err := compareUnchanged(before, after, got); err != nil {
 		return before, err
 	}
+	// A connection in trouble that ends after the census is no longer counted by its state.
 	if all := int(m.value("halfopen_census_sockets")); all != total(got) {
-		t.Errorf("the census has %d sockets, and %d by state", all, total(got))
+		return before, fmt.Errorf("the census has %d sockets, and %d by state", all, total(got))
 	}
 	// There may be more, which only a connection keeps that its application has closed.
 	n, unvisited := int(m.value("halfopen_census_namespaces")), m.value("halfopen_census_namespaces_unvisited")
