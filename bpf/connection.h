@@ -117,14 +117,18 @@ static __always_inline bool has_local_peer(const struct tcp_sock *tp, const stru
 	struct dst_entry *dst;
 	__be32 address;
 
-	address = READ(how, sk, __sk_common.skc_daddr);
-	if (address) { /* IPv4, also on an IPv6 socket */
-		if (is_loopback(address) || address == READ(how, sk, __sk_common.skc_rcv_saddr))
-			return true;
-	} else {
+	/* Of an IPv6 socket only these count: an accepted one has 127.0.0.6 as skc_daddr. */
+	if (READ(how, sk, __sk_common.skc_family) == AF_INET6) {
 		BPF_CORE_READ_INTO(&local, sk, __sk_common.skc_v6_rcv_saddr);
 		BPF_CORE_READ_INTO(&remote, sk, __sk_common.skc_v6_daddr);
 		if (!((local[0] ^ remote[0]) | (local[1] ^ remote[1])))
+			return true;
+		if (!remote[0] && (__u32)remote[1] == __builtin_bswap32(0xffff) &&
+		    is_loopback(remote[1] >> 32))
+			return true;
+	} else {
+		address = READ(how, sk, __sk_common.skc_daddr);
+		if (is_loopback(address) || address == READ(how, sk, __sk_common.skc_rcv_saddr))
 			return true;
 	}
 	dst = READ(how, sk, sk_dst_cache);

@@ -29,6 +29,34 @@ func (a *agent) ofPort(n *network, port int) connection {
 	return conns[0]
 }
 
+// accepting returns what the agent says of the server's only connection on a port, the zero
+// value if there is none.
+func (a *agent) accepting(n *network, port int) connection {
+	a.t.Helper()
+	var doc struct{ Connections []connection }
+	if err := a.get(fmt.Sprintf("/api/v1/connections?port=%d&netns=%d", port, n.Server.Inode()), &doc); err != nil || len(doc.Connections) > 1 {
+		a.t.Fatalf("%d connections on port %d, error %v", len(doc.Connections), port, err)
+	}
+	if len(doc.Connections) == 0 {
+		return connection{}
+	}
+	return doc.Connections[0]
+}
+
+// checkAccepting returns an error while the server's end of a connection is active, and fails
+// the test unless it is unguarded after that. A local one is the client's own.
+func (a *agent) checkAccepting(n *network, addr netip.AddrPort, local bool) error {
+	a.t.Helper()
+	server := a.accepting(n, int(addr.Port()))
+	if server.Verdict == "active" {
+		return errors.New("the server's end is active")
+	}
+	if !local && (server.Verdict != "unguarded" || !slices.Equal(server.Risks, []string{"no_keepalive"})) {
+		a.t.Errorf("the server's end of the connection to %v is %s at risks %v", addr, server.Verdict, server.Risks)
+	}
+	return nil
+}
+
 // Nothing is on the way to a peer in the same network namespace, and it cannot vanish
 // unnoticed.
 func TestPeersInTheSameNamespaceAreNoRisk(t *testing.T) {
@@ -85,6 +113,9 @@ func TestPeersInTheSameNamespaceAreNoRisk(t *testing.T) {
 				c := a.ofPort(n, int(p.addr.Port()))
 				if c.Verdict == "active" {
 					return errors.New("it is active")
+				}
+				if err := a.checkAccepting(n, p.addr, p.local); err != nil {
+					return err
 				}
 				if c.Verdict != verdict || !slices.Equal(c.Risks, risks) && len(c.Risks)+len(risks) > 0 {
 					t.Errorf("the connection to %v is %s at risks %v, expected %s and %v", p.addr, c.Verdict, c.Risks, verdict, risks)
