@@ -45,6 +45,9 @@ type CensusResult struct {
 	// Err is the reason why the last of them could not be entered; nil if they went
 	// away or are hidden.
 	Err error
+	// Hosts is what a periodic census counted of the connections to the given remote addresses,
+	// without those in Unwalked.
+	Hosts map[abi.PeerHostKey]abi.PeerHost
 	// OwnTables are the inode numbers of the namespaces that have a hash table of
 	// their own, ascending. Unwalked are those whose table this census did not walk
 	// completely, for lack of CPU time; Late is the number of those whose last complete
@@ -106,7 +109,8 @@ func ClassesOf(classes ...uint8) (set Classes) {
 
 // Selection is the sockets of which a census writes out records.
 type Selection struct {
-	// Classes are the classes of the sockets. Those of ClassNone are not connections.
+	// Classes are the classes of the sockets. Those of ClassNone are not connections, and
+	// those of ClassOverflowed are listeners that have dropped a SYN or an ACK.
 	Classes Classes
 	// Idle is, for each class, how long a connection must have been without data, unless
 	// it is in trouble.
@@ -135,24 +139,25 @@ func (k *Kernel) Census(ctx context.Context, selection *Selection, visit func(*a
 
 // Find takes a census that calls visit only for the connection with that cookie.
 func (k *Kernel) Find(ctx context.Context, cookie uint64, visit func(*abi.Conn)) (CensusResult, error) {
-	return k.takeCensus(ctx, &censusRequest{selection: &Selection{Classes: ^ClassesOf(abi.ClassNone)}, cookie: cookie, ownTables: ownTablesCPU, visit: visit, aside: true})
+	return k.takeCensus(ctx, &censusRequest{selection: &Selection{Classes: ^ClassesOf(abi.ClassNone, abi.ClassOverflowed)}, cookie: cookie, ownTables: ownTablesCPU, visit: visit, aside: true})
 }
 
 // PeriodicCensus is [Kernel.Census] for a caller that takes one regularly. It walks hash
 // tables of single namespaces for ownTables of CPU time, the one with the oldest walk
 // first, and the next PeriodicCensus continues where this one stopped. Other censuses wait
-// until it ends.
-func (k *Kernel) PeriodicCensus(ctx context.Context, selection *Selection, ownTables time.Duration, visit func(*abi.Conn)) (CensusResult, error) {
-	return k.takeCensus(ctx, &censusRequest{selection: selection, ownTables: ownTables, visit: visit, resume: true})
+// until it ends. In addition, it counts the connections to these hosts, at most [HostsMost].
+func (k *Kernel) PeriodicCensus(ctx context.Context, selection *Selection, hosts []abi.PeerHostKey, ownTables time.Duration, visit func(*abi.Conn)) (CensusResult, error) {
+	return k.takeCensus(ctx, &censusRequest{selection: selection, hosts: hosts, ownTables: ownTables, visit: visit, resume: true})
 }
 
 // censusRequest says what a census writes out, and how it walks hash tables of single
 // namespaces.
 type censusRequest struct {
-	selection *Selection    // the sockets to write out
-	cookie    uint64        // if not 0, write out only the connection with this cookie
-	ownTables time.Duration // CPU time for tables of single namespaces
-	resume    bool          // continue unfinished walks of these tables, and leave off where time ends
+	selection *Selection        // the sockets to write out
+	hosts     []abi.PeerHostKey // if there are some, count the connections to these
+	cookie    uint64            // if not 0, write out only the connection with this cookie
+	ownTables time.Duration     // CPU time for tables of single namespaces
+	resume    bool              // continue unfinished walks of these tables, and leave off where time ends
 	visit     func(*abi.Conn)
 	aside     bool // call visit while other censuses may go on
 	// visited is the CPU time that calls of visit have taken, if aside is set.
@@ -175,6 +180,15 @@ func (k *Kernel) takeCensus(ctx context.Context, req *censusRequest) (res Census
 		return res, fmt.Errorf("list network namespaces: %w", err)
 	}
 	res.OwnTables = slices.Sorted(maps.Keys(k.ownTables))
+	if len(req.hosts) > 0 {
+		if err := k.setHosts(req.hosts); err != nil {
+			return res, err
+		}
+		defer func() {
+			hosts, failed := k.takeHosts()
+			res.Hosts, err = hosts, errors.Join(err, failed)
+		}()
+	}
 	if err := k.walkSharedTable(ctx, req, &res); err != nil {
 		return res, fmt.Errorf("census: %w", err)
 	}

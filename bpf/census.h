@@ -6,7 +6,9 @@
 #define HALFOPEN_CENSUS_H
 
 #include "cgroups.h"
+#include "listeners.h"
 #include "netns.h"
+#include "peerhosts.h"
 
 /*
  * The limits of one run of the walk. Most chains are empty. The next run continues a
@@ -131,11 +133,11 @@ static __always_inline bool classify(struct conn *c, const struct sock_common *s
 
 	*seen = NULL;
 	*again = false;
-	if (!tp || state == TCP_LISTEN || state == TCP_CLOSE) {
+	if (tp && state == TCP_LISTEN)
+		return classify_listener(c, tp, selected, how);
+	if (!tp || state == TCP_CLOSE) {
 		selected = selected && (census_write & (1 << CLASS_NONE)) && state != TCP_CLOSE;
-		if (selected && tp)
-			fill_listener(c, tp, how);
-		else if (selected)
+		if (selected)
 			fill_stub(c, skc, how);
 		c->class = CLASS_NONE;
 		return selected;
@@ -171,11 +173,12 @@ static __always_inline void count_socket(const struct conn *c, __u64 sk, __u64 c
 	if (!n)
 		return;
 	n->sockets[state][trouble ? CLASS_TROUBLE : c->class & (CLASS_SLOTS - 1)]++;
+	if (c->class != CLASS_NONE || state == TCP_LISTEN)
+		count_risks(n, c->risks);
 	if (c->class == CLASS_NONE)
 		return;
 	if (state == TCP_ESTABLISHED && c->idle != AGE_NONE)
 		count_idle(n, c->idle);
-	count_risks(n, c->risks);
 	if (c->risks && census_cgroups)
 		count_cgroup(cgroup_of((const void *)sk), c->risks);
 	if (seen && written) {
@@ -365,7 +368,9 @@ static __always_inline bool read_socket(struct walk_batch *s, const struct sock_
 	if (state == TCP_TIME_WAIT || state == TCP_NEW_SYN_RECV)
 		tp = NULL;
 	/* Without a cookie, user space could not recognise the socket. */
-	if (!cookie && ((tp && state != TCP_LISTEN) || (census_write & (1 << CLASS_NONE)))) {
+	if (!cookie && ((tp && state != TCP_LISTEN) || (census_write & (1 << CLASS_NONE)) ||
+			(tp && (census_write & (1 << CLASS_OVERFLOWED)) &&
+			 READ(how, tp, inet_conn.icsk_inet.sk.sk_drops.counter)))) {
 		net = READ(how, skc, skc_net.net);
 		netns = READ(how, net, ns.inum);
 		before = bpf_map_lookup_elem(&no_cookie, &netns);
@@ -388,6 +393,8 @@ static __always_inline bool read_socket(struct walk_batch *s, const struct sock_
 	if (again || (READ(how, skc, skc_state) & (TCP_MAX_STATES - 1)) != state)
 		return true;
 	count_socket(c, (__u64)skc, cookie, state, seen, write);
+	if (census_hosts && tp && c->class != CLASS_NONE)
+		count_host(c, skc, tp, seen, how);
 	if (write)
 		s->records = n + 1;
 	return false;

@@ -56,6 +56,7 @@ volatile __u32 census_write = 0; /* 1 << enum class: the classes to write out */
 volatile __u32 census_idle[CLASS_SLOTS] = {};
 volatile __u64 census_cookie = 0; /* if not 0, write out only this socket */
 volatile __u32 census_cgroups = 0; /* count the connections at risk by their control groups */
+volatile __u32 census_hosts = 0; /* count the connections to the addresses in peer_hosts */
 
 /*
  * When jiffy 0 would have begun, in ns of CLOCK_MONOTONIC. A jiffy is never early

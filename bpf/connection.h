@@ -143,13 +143,12 @@ static __always_inline bool may_be_forgotten(const struct tcp_sock *tp, __u32 fi
 					     const enum access how)
 {
 	const struct sock *sk = (const struct sock *)tp;
-	__u64 remote[2];
-	__be32 address;
+	__u64 remote[2] = {};
 
-	address = READ(how, sk, __sk_common.skc_daddr);
-	if (address) /* IPv4, also on an IPv6 socket */
-		return is_slow(first_probe, 0, 0xffff0000ULL | (__u64)address << 32);
-	BPF_CORE_READ_INTO(&remote, sk, __sk_common.skc_v6_daddr);
+	if (READ(how, sk, __sk_common.skc_family) == AF_INET6)
+		BPF_CORE_READ_INTO(&remote, sk, __sk_common.skc_v6_daddr);
+	else
+		remote[1] = 0xffff0000ULL | (__u64)READ(how, sk, __sk_common.skc_daddr) << 32;
 	return is_slow(first_probe, remote[0], remote[1]);
 }
 
@@ -379,17 +378,6 @@ static __always_inline void fill_stub(struct conn *c, const struct sock_common *
 	} else {
 		c->flags = CONN_UNACCEPTED;
 	}
-}
-
-/* Fills in the record of a listener. Its connections inherit some of the fields. */
-static __always_inline void fill_listener(struct conn *c, const struct tcp_sock *tp,
-					  const enum access how)
-{
-	describe(c, tp, NULL, how);
-	c->class = CLASS_NONE;
-	c->flags &= ~CONN_TROUBLE;
-	c->accept_queue = READ(how, tp, inet_conn.icsk_inet.sk.sk_ack_backlog);
-	c->accept_limit = READ(how, tp, inet_conn.icsk_inet.sk.sk_max_ack_backlog);
 }
 
 #endif /* HALFOPEN_CONNECTION_H */

@@ -141,7 +141,10 @@ func (s *cookieSearch) complete(res *CensusResult, noCookie map[uint32]uint32) {
 	s.noCookie = false
 	for netns, states := range noCookie {
 		if states&^stubStates == 0 {
-			continue // only a list of all sockets has them
+			// A list of all sockets has found them, or a periodic census a listener
+			// that has dropped something.
+			s.noCookie = s.noCookie || states&listenBit != 0
+			continue
 		}
 		s.noCookie = true
 		switch err, failed := s.failed[netns]; {

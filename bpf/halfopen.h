@@ -67,6 +67,7 @@ enum class {
 	CLASS_IDLE,
 	CLASS_UNGUARDED,
 	CLASS_TROUBLE, /* CONN_TROUBLE is set; only an index of struct census_counts */
+	CLASS_OVERFLOWED, /* a listener that has dropped a SYN or an ACK; only for census_write */
 	CLASS_MAX,
 };
 #define CLASS_SLOTS 8 /* a power of two */
@@ -81,6 +82,8 @@ enum risk {
 	RISK_CLOSE_WAIT_LEAK,
 	RISK_HALF_CLOSED_UNGUARDED,
 	RISK_ONE_PROBE_ENDS_IT,
+	RISK_ACCEPT_QUEUE_FULL, /* a listener */
+	RISK_PEER_HOST_SILENT, /* only user space knows */
 	RISK_MAX,
 };
 #define RISK_SLOTS 16 /* struct conn's risks has so many bits */
@@ -106,6 +109,8 @@ enum conn_flag {
 	CONN_THIN_SET = 1 << 14, /* TCP_THIN_LINEAR_TIMEOUTS is set */
 	CONN_BLOCKED = 1 << 15, /* the window is open, but the host does not send its packets */
 	CONN_LOCAL_PEER = 1 << 16, /* its peer is in the same network namespace */
+	CONN_NEVER_ACKED = 1 << 17, /* we connected it, and TCP accepted nothing of the peer after
+				       the SYN-ACK; set only with CONN_TROUBLE */
 };
 
 /* What the write timer is armed for. */
@@ -181,7 +186,7 @@ struct conn {
 	__u32 unread; /* jiffies since it last read, if it left some; AGE_NONE: it left none */
 	__u32 failing; /* jiffies since the first of the attempts; AGE_NONE: there are none */
 	__u32 srtt; /* us */
-	__u32 total_retrans;
+	__u32 total_retrans; /* listen: SYNs and ACKs that it dropped (sk_drops) */
 	__u32 accept_queue; /* listen: connections that wait to be accepted */
 	__u32 accept_limit; /* listen: the most that may wait */
 	__u16 retransmitted; /* bytes of data in the last retransmission; 0: unknown */
@@ -268,6 +273,22 @@ struct census_counts {
 	__u64 idle[IDLE_BUCKETS];
 	__u64 idle_sum; /* jiffies */
 };
+
+/* A remote address in a network namespace. */
+struct peer_host_key {
+	__u8 addr[16]; /* IPv4: mapped into IPv6 */
+	__u32 netns; /* inode number */
+};
+_Static_assert(sizeof(struct peer_host_key) == 20, "struct peer_host_key has holes");
+
+/* What a census finds of the connections to a remote address. */
+struct peer_host {
+	__u64 heard; /* when the last segment came on any of them, ns of CLOCK_MONOTONIC; 0: never
+		      */
+	__u32 connections;
+	__u32 exposed; /* those that are idle or unguarded, and not in trouble */
+};
+_Static_assert(sizeof(struct peer_host) == 16, "struct peer_host has holes");
 
 /* A file descriptor of a process that holds a wanted socket. */
 struct fd_holder {

@@ -27,6 +27,7 @@ const (
 	halfopenMapMiddleboxes           = "middleboxes"
 	halfopenMapNetnsList             = "netns_list"
 	halfopenMapNoCookie              = "no_cookie"
+	halfopenMapPeerHosts             = "peer_hosts"
 	halfopenMapPendingDeaths         = "pending_deaths"
 	halfopenMapPrimaryMarks          = "primary_marks"
 	halfopenMapRates                 = "rates"
@@ -62,6 +63,7 @@ const (
 	halfopenVarCasts                 = "casts"
 	halfopenVarCensusCgroups         = "census_cgroups"
 	halfopenVarCensusCookie          = "census_cookie"
+	halfopenVarCensusHosts           = "census_hosts"
 	halfopenVarCensusIdle            = "census_idle"
 	halfopenVarCensusWrite           = "census_write"
 	halfopenVarCookieHelper          = "cookie_helper"
@@ -178,6 +180,7 @@ type halfopenMapSpecs struct {
 	Middleboxes   *ebpf.MapSpec `ebpf:"middleboxes"`
 	NetnsList     *ebpf.MapSpec `ebpf:"netns_list"`
 	NoCookie      *ebpf.MapSpec `ebpf:"no_cookie"`
+	PeerHosts     *ebpf.MapSpec `ebpf:"peer_hosts"`
 	PendingDeaths *ebpf.MapSpec `ebpf:"pending_deaths"`
 	PrimaryMarks  *ebpf.MapSpec `ebpf:"primary_marks"`
 	Rates         *ebpf.MapSpec `ebpf:"rates"`
@@ -198,6 +201,7 @@ type halfopenVariableSpecs struct {
 	Casts              *ebpf.VariableSpec `ebpf:"casts"`
 	CensusCgroups      *ebpf.VariableSpec `ebpf:"census_cgroups"`
 	CensusCookie       *ebpf.VariableSpec `ebpf:"census_cookie"`
+	CensusHosts        *ebpf.VariableSpec `ebpf:"census_hosts"`
 	CensusIdle         *ebpf.VariableSpec `ebpf:"census_idle"`
 	CensusWrite        *ebpf.VariableSpec `ebpf:"census_write"`
 	CookieHelper       *ebpf.VariableSpec `ebpf:"cookie_helper"`
@@ -265,6 +269,7 @@ type halfopenMaps struct {
 	Middleboxes   *ebpf.Map `ebpf:"middleboxes"`
 	NetnsList     *ebpf.Map `ebpf:"netns_list"`
 	NoCookie      *ebpf.Map `ebpf:"no_cookie"`
+	PeerHosts     *ebpf.Map `ebpf:"peer_hosts"`
 	PendingDeaths *ebpf.Map `ebpf:"pending_deaths"`
 	PrimaryMarks  *ebpf.Map `ebpf:"primary_marks"`
 	Rates         *ebpf.Map `ebpf:"rates"`
@@ -289,6 +294,7 @@ func (m *halfopenMaps) Close() error {
 		m.Middleboxes,
 		m.NetnsList,
 		m.NoCookie,
+		m.PeerHosts,
 		m.PendingDeaths,
 		m.PrimaryMarks,
 		m.Rates,
@@ -310,6 +316,7 @@ type halfopenVariables struct {
 	Casts              *ebpf.Variable `ebpf:"casts"`
 	CensusCgroups      *ebpf.Variable `ebpf:"census_cgroups"`
 	CensusCookie       *ebpf.Variable `ebpf:"census_cookie"`
+	CensusHosts        *ebpf.Variable `ebpf:"census_hosts"`
 	CensusIdle         *ebpf.Variable `ebpf:"census_idle"`
 	CensusWrite        *ebpf.Variable `ebpf:"census_write"`
 	CookieHelper       *ebpf.Variable `ebpf:"cookie_helper"`

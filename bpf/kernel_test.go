@@ -660,7 +660,7 @@ func TestOtherCensusesRunWhileASocketIsVisited(t *testing.T) {
 		others++
 		res, err := k.Census(ctx, Select(), nil)
 		counts("another census", res, err)
-		res, err = k.PeriodicCensus(ctx, Select(), time.Second, nil)
+		res, err = k.PeriodicCensus(ctx, Select(), nil, time.Second, nil)
 		counts("a periodic census", res, err)
 	})
 	counts("the census", res, err)

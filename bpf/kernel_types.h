@@ -255,6 +255,7 @@ struct sock {
 	int sk_err_soft; /* the error of the last ICMP message */
 	__u32 sk_ack_backlog; /* listener: ss shows it as Recv-Q */
 	__u32 sk_max_ack_backlog; /* listener: ss shows it as Send-Q */
+	atomic_t sk_drops; /* listener: tcp_listendrop() counts here */
 	__u16 sk_protocol;
 	__u8 sk_shutdown;
 	struct sock_cgroup_data sk_cgrp_data; /* empty without CONFIG_SOCK_CGROUP_DATA */
@@ -297,6 +298,8 @@ struct tcp_sock {
 	__u32 rcv_tstamp; /* jiffies: when an ACK was last received */
 	__u32 segs_in; /* segments received, also those that were then dropped */
 	__u32 last_oow_ack_time; /* jiffies: when one of these was last answered; 0: never */
+	__u64 bytes_acked; /* the SYN counts as one */
+	__u64 bytes_received; /* of data */
 	__u32 packets_out;
 	__u32 mss_cache;
 	__u32 srtt_us; /* eight times the smoothed round-trip time */

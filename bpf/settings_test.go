@@ -62,7 +62,7 @@ func TestRisksByCgroup(t *testing.T) {
 		t.Helper()
 		selection := Select()
 		selection.CgroupRisks = cgroups
-		res, err := k.PeriodicCensus(t.Context(), selection, 0, nil)
+		res, err := k.PeriodicCensus(t.Context(), selection, nil, 0, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

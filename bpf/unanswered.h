@@ -197,6 +197,18 @@ static __always_inline __u32 unanswered_at_first(const struct conn *c, const str
 }
 
 /*
+ * Returns whether we connected a socket, and TCP has accepted nothing of the peer after its
+ * SYN-ACK: that acknowledged the SYN, and set both stamps in one jiffy (tcp_ack(),
+ * tcp_finish_connect()).
+ */
+static __always_inline bool never_acked(const struct tcp_sock *tp, const enum access how)
+{
+	__u32 made = READ(how, tp, inet_conn.icsk_ack.lrcvtime), ack = READ(how, tp, rcv_tstamp);
+
+	return READ(how, tp, bytes_acked) == 1 && !READ(how, tp, bytes_received) && made - ack <= 1;
+}
+
+/*
  * Fills in what is unanswered and unacknowledged, and for how long. fill_basic() calls it
  * after its first part, if something may be unanswered (has_outstanding) or the record is
  * written out.
@@ -284,6 +296,8 @@ static __always_inline void fill_unanswered(struct conn *c, const struct tcp_soc
 	if (c->unanswered || (c->flags & CONN_WINDOW_CLOSED) || c->unacknowledged >= events_from ||
 	    c->attempts >= events_from)
 		c->flags |= CONN_TROUBLE;
+	if ((c->flags & CONN_TROUBLE) && c->state != TCP_SYN_SENT && never_acked(tp, how))
+		c->flags |= CONN_NEVER_ACKED;
 	if (c->flags & CONN_WINDOW_CLOSED)
 		c->evidence = EVIDENCE_WINDOW_PROBE;
 	else if (!(c->flags & CONN_TROUBLE))

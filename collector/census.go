@@ -4,6 +4,7 @@ package collector
 
 import (
 	"context"
+	"net/netip"
 	"time"
 
 	"github.com/halfopen/halfopen/bpf"
@@ -46,7 +47,7 @@ func (c *Collector) checkEnvironment() {
 func (c *Collector) takeCensus(ctx context.Context, owners bool) (time.Duration, error) {
 	began := time.Now()
 	var troubled []conn.Observation
-	selection := bpf.Select(abi.ClassTrouble)
+	selection := bpf.Select(abi.ClassTrouble, abi.ClassOverflowed)
 	selection.CgroupRisks = owners
 	var worst *topN             // the connections that get rows; nil: no rows are wanted
 	var outline conn.Connection // one for all sockets: it escapes to the heap
@@ -55,7 +56,12 @@ func (c *Collector) takeCensus(ctx context.Context, owners bool) (time.Duration,
 		worst = &topN{limit: conn.MaxRows}
 	}
 	ownTables := time.Duration(ownTablesShare * c.opts.CensusCPU * float64(c.opts.CensusInterval))
-	res, err := c.kernel.PeriodicCensus(ctx, selection, ownTables, func(k *abi.Conn) {
+	c.drops.begin()
+	res, err := c.kernel.PeriodicCensus(ctx, selection, c.zombieHosts(), ownTables, func(k *abi.Conn) {
+		if k.Class == abi.ClassNone { // a listener that has dropped something
+			c.drops.observe(k.Cookie, k.ListenDrops())
+			return
+		}
 		if k.Flags&abi.ConnTrouble != 0 {
 			troubled = append(troubled, conn.Observation{Conn: *k, At: wall(k.At)})
 		}
@@ -68,6 +74,7 @@ func (c *Collector) takeCensus(ctx context.Context, owners bool) (time.Duration,
 	if err != nil {
 		return 0, err
 	}
+	c.drops.end()
 	ended := time.Now()
 	c.degraded.change(ended, func(s *situation) { s.census(&res) })
 	took := ended.Sub(began)
@@ -82,7 +89,7 @@ func (c *Collector) takeCensus(ctx context.Context, owners bool) (time.Duration,
 		c.atRiskByOwner = atRisk
 	}
 	c.apply(&conn.Fact{Kind: conn.FactCensus, At: ended, Census: &conn.Census{
-		Began: began, Counts: &res.Counts, Troubled: troubled, Unwalked: res.Unwalked, Rows: worst.observations(),
+		Began: began, Counts: &res.Counts, Troubled: troubled, Unwalked: res.Unwalked, Hosts: hostCounts(res.Hosts), Rows: worst.observations(),
 	}})
 	c.counts = res.Counts
 	c.census = CensusStats{
@@ -93,9 +100,36 @@ func (c *Collector) takeCensus(ctx context.Context, owners bool) (time.Duration,
 		Namespaces: res.Namespaces,
 		Unvisited:  res.Unvisited,
 		OwnTables:  len(res.OwnTables),
+		Overflows:  c.drops.total,
 	}
 	if !c.ready.Swap(true) {
 		c.log.Info("First census taken", "sockets", sockets, "namespaces", res.Namespaces, "duration", took)
 	}
 	return c.census.Interval, nil
+}
+
+// zombieHosts returns the remote addresses of zombies, to which a census counts all connections.
+func (c *Collector) zombieHosts() (keys []abi.PeerHostKey) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, h := range c.tracker.ZombieHosts(bpf.HostsMost) {
+		keys = append(keys, abi.PeerHostKey{Addr: h.Addr.As16(), Netns: h.Netns})
+	}
+	return keys
+}
+
+// hostCounts returns what a census counted in the form that the tracker needs.
+func hostCounts(hosts map[abi.PeerHostKey]abi.PeerHost) map[conn.HostKey]conn.HostCount {
+	if len(hosts) == 0 {
+		return nil
+	}
+	counts := make(map[conn.HostKey]conn.HostCount, len(hosts))
+	for key, h := range hosts {
+		count := conn.HostCount{Connections: int(h.Connections), Exposed: int(h.Exposed)}
+		if h.Heard > 0 {
+			count.HeardAt = wall(h.Heard)
+		}
+		counts[conn.HostKey{Netns: key.Netns, Addr: netip.AddrFrom16(key.Addr).Unmap()}] = count
+	}
+	return counts
 }

@@ -112,6 +112,7 @@ type Collector struct {
 	ready       atomic.Bool
 	// processCPU returns the CPU time that this process has used.
 	processCPU func() time.Duration
+	drops      listenDrops // of takeCensus
 
 	recheck         chan time.Duration // the time after which a watch pass is useful
 	ownersWanted    chan struct{}      // a search for owners is useful

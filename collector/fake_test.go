@@ -51,8 +51,9 @@ type fakeKernel struct {
 
 	// When each pass began.
 	watches, censuses, searches []time.Time
-	searched                    []int         // for how many sockets, 0 for all
-	ownTables                   time.Duration // of the last periodic census
+	searched                    []int             // for how many sockets, 0 for all
+	ownTables                   time.Duration     // of the last periodic census
+	hosts                       []abi.PeerHostKey // likewise
 	flushes                     int
 }
 
@@ -147,8 +148,8 @@ func (k *fakeKernel) Watch(visit func(*abi.Conn)) error {
 	return nil
 }
 
-func (k *fakeKernel) PeriodicCensus(ctx context.Context, selection *bpf.Selection, ownTables time.Duration, visit func(*abi.Conn)) (bpf.CensusResult, error) {
-	k.set(func() { k.censuses, k.ownTables = append(k.censuses, time.Now()), ownTables })
+func (k *fakeKernel) PeriodicCensus(ctx context.Context, selection *bpf.Selection, hosts []abi.PeerHostKey, ownTables time.Duration, visit func(*abi.Conn)) (bpf.CensusResult, error) {
+	k.set(func() { k.censuses, k.ownTables, k.hosts = append(k.censuses, time.Now()), ownTables, hosts })
 	return k.census(ctx, func(c *abi.Conn) {
 		if selects(selection, c) {
 			visit(c)
@@ -178,6 +179,9 @@ func (k *fakeKernel) Find(ctx context.Context, cookie uint64, visit func(*abi.Co
 // selects reports whether a census writes a socket out.
 func selects(s *bpf.Selection, c *abi.Conn) bool {
 	class := writtenAs(c)
+	if c.State == abi.StateListen && c.ListenDrops() > 0 && s.Classes&bpf.ClassesOf(abi.ClassOverflowed) != 0 {
+		return true
+	}
 	return s.Classes&bpf.ClassesOf(class) != 0 && (class == abi.ClassTrouble || time.Duration(c.Idle)*time.Second/conntest.HZ >= s.Idle[class])
 }
 

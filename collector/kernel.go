@@ -28,8 +28,9 @@ type Kernel interface {
 	// which visit may narrow.
 	Census(ctx context.Context, selection *bpf.Selection, visit func(*abi.Conn)) (bpf.CensusResult, error)
 	// PeriodicCensus is Census for who takes one regularly. Hash tables of single
-	// network namespaces may take ownTables of CPU time.
-	PeriodicCensus(ctx context.Context, selection *bpf.Selection, ownTables time.Duration, visit func(*abi.Conn)) (bpf.CensusResult, error)
+	// network namespaces may take ownTables of CPU time. In addition, it counts the connections
+	// to these hosts.
+	PeriodicCensus(ctx context.Context, selection *bpf.Selection, hosts []abi.PeerHostKey, ownTables time.Duration, visit func(*abi.Conn)) (bpf.CensusResult, error)
 	// Find is a census that calls visit with the connection of that cookie, if there is one.
 	Find(ctx context.Context, cookie uint64, visit func(*abi.Conn)) (bpf.CensusResult, error)
 	// Sysctls returns the TCP sysctls of all network namespaces, by inode number.

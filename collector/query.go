@@ -32,6 +32,19 @@ type Query struct {
 	Limit      int      // 0: no limit
 }
 
+// Listeners reports whether the query selects listeners: without All, it does so if it asks for
+// their state, or for the risk that only they have.
+func (q *Query) Listeners() bool {
+	if len(q.Risks) > 0 && !slices.Contains(q.Risks, conn.RiskAcceptQueueFull) ||
+		len(q.States) > 0 && !slices.Contains(q.States, conn.Listen) {
+		return false
+	}
+	return len(q.Verdicts) == 0 && (q.All || len(q.Risks)+len(q.States) > 0)
+}
+
+// stubs reports whether the query selects stubs, which have no verdict and no risk.
+func (q *Query) stubs() bool { return q.All && len(q.Verdicts)+len(q.Risks) == 0 }
+
 // everyConnection reports whether the query selects every connection, and nothing else.
 func (q *Query) everyConnection() bool {
 	return !q.All && !q.needsOwners() && len(q.Verdicts)+len(q.States)+len(q.Ports)+len(q.Remotes)+len(q.Risks)+len(q.Netns) == 0
@@ -50,7 +63,7 @@ func (q *Query) classes() bpf.Classes {
 			classes |= bpf.ClassesOf(class)
 		}
 	}
-	if q.All && len(q.Verdicts)+len(q.Risks) == 0 { // others have no verdict and no risk
+	if q.Listeners() || q.stubs() {
 		classes |= bpf.ClassesOf(abi.ClassNone)
 	}
 	return classes
@@ -65,7 +78,7 @@ type matcher struct {
 	remotes                 prefixes
 	namespaces, pods        set[string]
 	owners                  *conn.OwnerSet // nil: any
-	others                  bool           // also sockets of ClassNone
+	listeners, stubs        bool           // also these, which are of ClassNone
 }
 
 func (q *Query) matcher() *matcher {
@@ -73,7 +86,7 @@ func (q *Query) matcher() *matcher {
 		verdicts: bitsOf(q.Verdicts), states: bitsOf(q.States), risks: bitsOf(q.Risks),
 		ports: newSet(q.Ports), netns: newSet(q.Netns), pids: newSet(q.PIDs), remotes: newPrefixes(q.Remotes),
 		namespaces: newSet(q.Namespaces), pods: newSet(q.Pods),
-		others: q.classes()&bpf.ClassesOf(abi.ClassNone) != 0,
+		listeners: q.Listeners(), stubs: q.stubs(),
 	}
 	if len(q.Owners) > 0 {
 		m.owners = conn.NewOwnerSet(q.Owners)
@@ -81,23 +94,32 @@ func (q *Query) matcher() *matcher {
 	return m
 }
 
-// matches reports whether a socket matches all fields but Verdicts and those of matchesOwner,
-// which cannot be decided from its record alone.
+// matches reports whether a socket matches all fields but Verdicts, a risk that only the tracker
+// knows, and those of matchesOwner, which cannot be decided from its record alone.
 func (m *matcher) matches(k *abi.Conn) bool {
-	return (k.Class != abi.ClassNone || m.others) &&
+	return (k.Class != abi.ClassNone || m.matchesOther(k)) &&
 		(m.states == 0 || m.states&(1<<conn.StateOf(k.State)) != 0) &&
-		(m.risks == 0 || m.risks&uint64(k.Risks) != 0) &&
+		(m.risks == 0 || m.risks&uint64(k.Risks|1<<conn.RiskPeerHostSilent) != 0) &&
 		(m.netns == nil || m.netns.has(k.Netns)) &&
 		(m.ports == nil || m.ports.has(k.Lport) || m.ports.has(k.Rport)) &&
 		(m.remotes == nil || isRemote(k) && m.remotes.contain(k.Remote().Addr()))
 }
 
+// matchesOther reports whether a socket that is not a connection may match.
+func (m *matcher) matchesOther(k *abi.Conn) bool {
+	if conn.StateOf(k.State) == conn.Listen {
+		return m.listeners
+	}
+	return m.stubs
+}
+
 // isRemote reports whether a socket has a remote end. A listener has none.
 func isRemote(k *abi.Conn) bool { return conn.StateOf(k.State) != conn.Listen }
 
-// matchesVerdict reports whether a connection has one of the verdicts.
+// matchesVerdict reports whether a connection has one of the verdicts, and one of the risks.
 func (m *matcher) matchesVerdict(connection *conn.Connection) bool {
-	return m.verdicts == 0 || connection.Judged() && m.verdicts&(1<<connection.Verdict) != 0
+	return (m.verdicts == 0 || connection.Judged() && m.verdicts&(1<<connection.Verdict) != 0) &&
+		(m.risks == 0 || m.risks&bitsOf(connection.Risks) != 0)
 }
 
 // matchesOwner reports whether a connection has one of the owners. Its owner must be set.

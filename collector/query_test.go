@@ -105,7 +105,7 @@ func TestEveryFieldOfAQuerySelects(t *testing.T) {
 
 func TestOtherSocketsAreReadOnlyWithAll(t *testing.T) {
 	none := func(q scanQuery) bool { return q.classes()&bpf.ClassesOf(abi.ClassNone) != 0 }
-	if none(scanQuery{}) || none(scanQuery{Query: Query{States: []conn.State{conn.Listen}}}) {
+	if none(scanQuery{}) || none(scanQuery{Query: Query{States: []conn.State{conn.TimeWait, conn.FinWait2}}}) {
 		t.Error("though nobody said all")
 	}
 	if !none(scanQuery{Query: Query{All: true}}) {
@@ -117,6 +117,52 @@ func TestOtherSocketsAreReadOnlyWithAll(t *testing.T) {
 	for _, q := range []Query{{All: true, Verdicts: []conn.Verdict{conn.Active}}, {All: true, Risks: []conn.Risk{conn.RiskNoKeepalive}}} {
 		if none(scanQuery{Query: q}) || q.matcher().matches(&abi.Conn{Class: abi.ClassNone, State: abi.StateListen, Risks: 0xff}) {
 			t.Error("though it has neither verdict nor risk")
+		}
+	}
+}
+
+// The tracker adds a risk that no record has.
+func TestRiskThatOnlyTheTrackerKnows(t *testing.T) {
+	k := &abi.Conn{State: abi.StateEstablished, Class: abi.ClassIdle, Family: 2, Risks: 1 << abi.RiskNoKeepalive}
+	m := (&Query{Risks: []conn.Risk{conn.RiskPeerHostSilent}}).matcher()
+	risks := []conn.Risk{conn.RiskNoKeepalive}
+	if m.matches(k) && m.matchesVerdict(&conn.Connection{State: conn.Established, Risks: risks}) {
+		t.Error("it matches without the risk")
+	}
+	if !m.matches(k) || !m.matchesVerdict(&conn.Connection{State: conn.Established, Risks: append(risks, conn.RiskPeerHostSilent)}) {
+		t.Error("it does not match with the risk")
+	}
+}
+
+// Listeners are selected by their state, and by the risk that only they have. Stubs are not.
+func TestListenersAreSelected(t *testing.T) {
+	listens := &abi.Conn{State: abi.StateListen, Family: 2, Lport: 80}
+	full := &abi.Conn{State: abi.StateListen, Family: 2, Lport: 80, Risks: 1 << abi.RiskAcceptQueueFull}
+	stub := &abi.Conn{State: abi.StateTimeWait, Family: 2, Lport: 80, Rport: 40000}
+	states, risk := []conn.State{conn.Listen, conn.TimeWait}, []conn.Risk{conn.RiskNoKeepalive, conn.RiskAcceptQueueFull}
+	for name, tt := range map[string]struct {
+		q                   Query
+		listens, full, stub bool
+	}{
+		"connections":                        {Query{}, false, false, false},
+		"their state":                        {Query{States: states}, true, true, false},
+		"their state and all":                {Query{States: states, All: true}, true, true, true},
+		"their risk":                         {Query{Risks: risk}, false, true, false},
+		"their risk and all":                 {Query{Risks: risk, All: true}, false, true, false},
+		"their state and their risk":         {Query{States: states, Risks: risk}, false, true, false},
+		"their state and another risk":       {Query{States: states, Risks: risk[:1]}, false, false, false},
+		"another state and their risk":       {Query{States: []conn.State{conn.Established}, Risks: risk}, false, false, false},
+		"their state, risk and a verdict":    {Query{States: states, Risks: risk, Verdicts: []conn.Verdict{conn.Active}}, false, false, false},
+		"their state and another port":       {Query{States: states, Ports: []uint16{81}}, false, false, false},
+		"their state and a remote address":   {Query{States: states, Remotes: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}}, false, false, false},
+		"another state, though all are read": {Query{States: []conn.State{conn.TimeWait}, All: true}, false, false, true},
+	} {
+		m := tt.q.matcher()
+		if m.matches(listens) != tt.listens || m.matches(full) != tt.full || m.matches(stub) != tt.stub {
+			t.Errorf("%s: a listener is selected: %v, a full one: %v, a stub: %v", name, m.matches(listens), m.matches(full), m.matches(stub))
+		}
+		if read := tt.q.classes()&bpf.ClassesOf(abi.ClassNone) != 0; !read && (tt.listens || tt.full || tt.stub) {
+			t.Errorf("%s: they are not read", name)
 		}
 	}
 }
@@ -234,13 +280,13 @@ func TestNamesInKubernetes(t *testing.T) {
 func TestListenersAndStubsHaveOnlyWhatIsKnown(t *testing.T) {
 	r, start := testRules, time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
 	got := r.Describe(&abi.Conn{
-		Cookie: 7, Netns: 1, State: abi.StateListen, Class: abi.ClassNone, Family: 2, Lport: 22, AcceptQueue: 3, AcceptLimit: 128,
-		Flags: abi.ConnKeepalive | abi.ConnKeepaliveTimeSet, KeepaliveTime: 250 * 60, KeepaliveIntvl: 250 * 10, KeepaliveProbes: 6,
-		UserTimeout: 1500, UID: 5, Cgroup: 9, Risks: 0xff, SendQueue: 99, Idle: 250, Unanswered: 3,
+		Cookie: 7, Netns: 1, State: abi.StateListen, Class: abi.ClassNone, Family: 2, Lport: 22, AcceptQueue: 5, AcceptLimit: 4,
+		TotalRetrans: 36, Flags: abi.ConnKeepalive | abi.ConnKeepaliveTimeSet, KeepaliveTime: 250 * 60, KeepaliveIntvl: 250 * 10, KeepaliveProbes: 6,
+		UserTimeout: 1500, UID: 5, Cgroup: 9, Risks: 1 << abi.RiskAcceptQueueFull, SendQueue: 99, Idle: 250, Unanswered: 3,
 	}, start)
 	want := conn.Connection{
 		Cookie: 7, At: start, Netns: 1, State: conn.Listen, Local: netip.MustParseAddrPort("0.0.0.0:22"), Remote: netip.MustParseAddrPort("0.0.0.0:0"),
-		Idle: -1, Silent: -1, Accepted: true, AcceptQueue: 3, AcceptLimit: 128, UID: 5, CgroupID: 9, UserTimeout: 1500e6,
+		Idle: -1, Silent: -1, Accepted: true, AcceptQueue: 5, AcceptLimit: 4, ListenDrops: 36, Risks: []conn.Risk{conn.RiskAcceptQueueFull}, UID: 5, CgroupID: 9, UserTimeout: 1500e6,
 		Keepalive: conn.Keepalive{Enabled: true, Time: 60e9, Interval: 10e9, Probes: 6, PerSocket: true},
 	}
 	diff := func(want, got conn.Connection) string {

@@ -45,6 +45,9 @@ type CensusStats struct {
 	Namespaces int
 	Unvisited  int // namespaces with connections that got no cookie
 	OwnTables  int // namespaces with an own hash table of connections
+	// Overflows is how many SYNs, and ACKs that end a handshake, listeners have dropped since
+	// the first census.
+	Overflows uint64
 }
 
 // Stats returns the current values for the metrics. Its error is that of reading the kernel's
@@ -82,6 +85,7 @@ func (c *Collector) Stats() (Stats, error) {
 	}
 	copy(s.AtRisk[:], c.counts.Risks[:])
 	s.AtRiskByOwner = c.atRiskByOwner
+	s.AtRisk[conn.RiskPeerHostSilent] = uint64(s.PeerHostSilent)
 	return s, nil
 }
 

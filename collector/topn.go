@@ -26,6 +26,9 @@ type candidate struct {
 	verdict  conn.Verdict
 	evidence conn.Evidence
 	kind     uint8 // see kind
+	reason   conn.Reason
+	risks    []conn.Risk
+	peerHost *conn.PeerHost
 }
 
 // rank returns a candidate that can be compared. It has no record and no owner.
@@ -39,6 +42,7 @@ func rank(cookie uint64, connection *conn.Connection) candidate {
 func (r *candidate) complete(k *abi.Conn, connection *conn.Connection) {
 	r.record = *k
 	r.process = connection.Process
+	r.reason, r.risks, r.peerHost = connection.Reason, connection.Risks, connection.PeerHost
 	if connection.Cgroup.Path != "" {
 		r.cgroup = new(connection.Cgroup)
 	}
@@ -49,6 +53,7 @@ func (r *candidate) describe(rules *conn.Rules) conn.Connection {
 	connection := rules.Describe(&r.record, wall(r.record.At))
 	connection.Verdict, connection.Evidence, connection.Since = r.verdict, r.evidence, r.since
 	connection.Process = r.process
+	connection.Reason, connection.Risks, connection.PeerHost = r.reason, r.risks, r.peerHost
 	if r.cgroup != nil {
 		connection.Cgroup = *r.cgroup
 	}

@@ -105,10 +105,13 @@ func TestCandidateKeepsWhatIsKnown(t *testing.T) {
 	connection := testRules.Describe(&k, time.Now())
 	connection.Verdict, connection.Evidence, connection.Since = conn.Suspect, conn.EvidenceKeepalive, time.Now().Add(-time.Hour)
 	connection.Process, connection.Cgroup = &conn.Process{PID: 1}, conn.Cgroup{Unit: "x.service", Path: "/x.service"}
+	connection.Reason, connection.Risks = conn.Reason{Code: conn.ReasonNoRoute}, []conn.Risk{conn.RiskPeerHostSilent}
+	connection.PeerHost = &conn.PeerHost{Connections: 2}
 	w := topN{limit: 1}
 	w.add(&k, &connection)
 	got := w.sorted()[0].describe(&testRules)
-	if got.Verdict != connection.Verdict || got.Evidence != connection.Evidence || got.Since != connection.Since || got.Process != connection.Process || got.Cgroup != connection.Cgroup {
+	if got.Verdict != connection.Verdict || got.Evidence != connection.Evidence || got.Since != connection.Since || got.Process != connection.Process || got.Cgroup != connection.Cgroup ||
+		got.Reason != connection.Reason || got.PeerHost != connection.PeerHost || !slices.Equal(got.Risks, connection.Risks) {
 		t.Errorf("%+v, was %+v", got, connection)
 	}
 }

@@ -68,6 +68,8 @@ type socketObject struct {
 	AcceptQueue *struct {
 		Length int `json:"length"`
 		Limit  int `json:"limit"`
+
+		Overflows int `json:"overflows"`
 	} `json:"accept_queue"`
 	Unit        *string `json:"unit"`
 	ContainerID *string `json:"container_id"`

@@ -22,9 +22,15 @@ var (
 	zombieOldestDesc = desc("tcp_zombie_oldest_seconds",
 		"For how long the oldest living zombie has been one, 0 if there is none.", "excluded")
 	atRiskDesc = desc("tcp_connections_at_risk",
-		"Connections with a setting or a condition that makes a dead peer go unnoticed or hides it.", "risk")
+		"Connections with a setting or a condition that makes a dead peer go unnoticed or hides it; of accept_queue_full, listeners.", "risk")
 	atRiskByOwnerDesc = desc("tcp_at_risk_by_owner",
 		"Connections at risk, by risk and by the pod, container or unit that their socket was made in; at most 50 series, the rest as owner other.", "owner", "risk")
+	listenersDesc = desc("tcp_listeners",
+		"Listeners of this node.")
+	listenersFullDesc = desc("tcp_listeners_full",
+		"Listeners whose accept queue is full: they lose new connections.")
+	listenOverflowsDesc = desc("tcp_listen_overflows_total",
+		"SYNs and ACKs of handshakes that listeners dropped, nearly always since their accept queue was full.")
 	idleDesc = desc("tcp_connection_idle_seconds",
 		"Time since data last moved either way, of the established connections at the last census.")
 	probesSentDesc = desc("tcp_keepalive_probes_sent_total",
@@ -71,7 +77,7 @@ var (
 		"Whether the kernel program is attached.", "program")
 
 	descs = []*prometheus.Desc{
-		connectionsDesc, zombieOldestDesc, atRiskDesc, atRiskByOwnerDesc, idleDesc, probesSentDesc, probesAnsweredDesc,
+		connectionsDesc, zombieOldestDesc, atRiskDesc, atRiskByOwnerDesc, listenersDesc, listenersFullDesc, listenOverflowsDesc, idleDesc, probesSentDesc, probesAnsweredDesc,
 		retransmitsDesc, deathsDesc, zombieSecondsDesc, forecastErrorDesc, zombiesByOwnerDesc, troubleByOwnerDesc, eventsDesc,
 		eventsLostDesc, eventsSuppressedDesc, censusDurationDesc, censusSocketsDesc, censusIntervalDesc,
 		censusTimestampDesc, censusNamespacesDesc, censusUnvisitedDesc, censusOwnTablesDesc, watchedDesc, degradedDesc, attachedDesc,
@@ -119,6 +125,9 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 	for r, n := range stats.AtRisk {
 		gauge(atRiskDesc, float64(n), conn.Risk(r).String())
 	}
+	gauge(listenersDesc, float64(stats.Unjudged[conn.Listen]))
+	gauge(listenersFullDesc, float64(stats.AtRisk[conn.RiskAcceptQueueFull]))
+	counter(listenOverflowsDesc, stats.Census.Overflows)
 	ch <- histogram(idleDesc, stats.Idle)
 	ch <- histogram(zombieSecondsDesc, stats.ZombieSeconds)
 	ch <- histogram(forecastErrorDesc, stats.ForecastError)

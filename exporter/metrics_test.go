@@ -145,7 +145,10 @@ func TestEverythingIsPresentAtZeroFromTheStart(t *testing.T) {
 	series("halfopen_tcp_zombie_oldest_seconds", `excluded=""`)
 	series("halfopen_tcp_connections_at_risk", label("risk", `no_keepalive keepalive_slower_than_middlebox
 		user_timeout_overrides_keepcnt keepalive_masked_by_unacked_data close_wait_leak
-		half_closed_unguarded one_probe_ends_it`)...)
+		half_closed_unguarded one_probe_ends_it accept_queue_full peer_host_silent`)...)
+	series("halfopen_tcp_listeners")
+	series("halfopen_tcp_listeners_full")
+	series("halfopen_tcp_listen_overflows_total")
 	series("halfopen_tcp_connection_idle_seconds")
 	series("halfopen_tcp_keepalive_probes_sent_total")
 	series("halfopen_tcp_keepalive_probes_answered_total")

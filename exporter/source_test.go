@@ -183,7 +183,7 @@ func fullStats() collector.Stats {
 		Idle: conn.Histogram{Bounds: []float64{1, 60, 350}, Counts: []uint64{2, 3, 5, 7}, Sum: 9876.5},
 		Census: collector.CensusStats{
 			At: noon, Duration: 23 * time.Millisecond, Interval: 15 * time.Second,
-			Sockets: 200003, Namespaces: 29, Unvisited: 1, OwnTables: 2,
+			Sockets: 200003, Namespaces: 29, Unvisited: 1, OwnTables: 2, Overflows: 47,
 		},
 		Missed:     map[string]uint64{"set_state": 31, "retransmit_skb": 6},
 		Attached:   map[string]bool{"set_state": true, "retransmit_skb": false},

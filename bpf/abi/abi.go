@@ -142,6 +142,22 @@ type RiskCounts struct {
 	Risks [16]uint32
 }
 
+// PeerHostKey is a remote address in a network namespace. An IPv4 address is mapped into IPv6.
+type PeerHostKey struct {
+	_     structs.HostLayout
+	Addr  [16]uint8
+	Netns uint32
+}
+
+// PeerHost is what a census finds of the connections to a remote address. Heard is in ns of
+// CLOCK_MONOTONIC.
+type PeerHost struct {
+	_           structs.HostLayout
+	Heard       uint64
+	Connections uint32
+	Exposed     uint32
+}
+
 // Cursor is a position in a hash table of sockets. The address in it is for the programs
 // only.
 type Cursor struct {
@@ -280,11 +296,12 @@ const (
 
 // Values of [Conn].Class, and second indices of [CensusCounts].Sockets.
 const (
-	ClassNone      uint8 = 0
-	ClassActive    uint8 = 1
-	ClassIdle      uint8 = 2
-	ClassUnguarded uint8 = 3
-	ClassTrouble   uint8 = 4
+	ClassNone       uint8 = 0
+	ClassActive     uint8 = 1
+	ClassIdle       uint8 = 2
+	ClassUnguarded  uint8 = 3
+	ClassTrouble    uint8 = 4
+	ClassOverflowed uint8 = 5
 )
 
 // Indices of [CensusCounts].Risks; 1 << these are the bits of [Conn].Risks.
@@ -296,7 +313,9 @@ const (
 	RiskCloseWaitLeak                int = 4
 	RiskHalfClosedUnguarded          int = 5
 	RiskOneProbeEndsIt               int = 6
-	Risks                            int = 7 // how many there are
+	RiskAcceptQueueFull              int = 7
+	RiskPeerHostSilent               int = 8
+	Risks                            int = 9 // how many there are
 )
 
 // Bits of [Conn].Flags.
@@ -318,6 +337,7 @@ const (
 	ConnThinSet            uint32 = 16384
 	ConnBlocked            uint32 = 32768
 	ConnLocalPeer          uint32 = 65536
+	ConnNeverAcked         uint32 = 131072
 )
 
 // Special values of the ages of a [Conn].

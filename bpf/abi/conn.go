@@ -26,6 +26,10 @@ func (c *Conn) Local() netip.AddrPort { return addrPort(c.Family, &c.Laddr, c.Lp
 // Remote returns the peer's address and port, as [Conn.Local] does.
 func (c *Conn) Remote() netip.AddrPort { return addrPort(c.Family, &c.Raddr, c.Rport) }
 
+// ListenDrops returns how many SYNs, and ACKs that end a handshake, a listener has dropped
+// (modulo 1<<32).
+func (c *Conn) ListenDrops() uint32 { return c.TotalRetrans }
+
 func addrPort(family uint16, a *[16]uint8, port uint16) netip.AddrPort {
 	switch family {
 	case FamilyInet:

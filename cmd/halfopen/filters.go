@@ -82,8 +82,8 @@ func (s *selection) onlyCounted() string {
 	switch {
 	case slices.ContainsFunc(s.deaths.Causes, conn.Cause.IsOrderly):
 		return ": orderly ends (closed) are only counted, unless the connection was in trouble, by the metric halfopen_tcp_deaths_total"
-	case !s.All && slices.ContainsFunc(s.States, func(st conn.State) bool { return !st.Judged() }):
-		return ": sockets in listen, syn_recv and time_wait are not connections: list them with --all"
+	case !s.All && slices.ContainsFunc(s.States, func(st conn.State) bool { return !st.Judged() && st != conn.Listen }):
+		return ": sockets in syn_recv and time_wait are not connections: list them with --all"
 	}
 	return ""
 }

@@ -55,7 +55,7 @@ func listFlags(cmd *kingpin.CmdClause) action {
 func (l *list) run(ctx context.Context, stdout, stderr io.Writer) error {
 	switch {
 	case l.All && len(l.Verdicts)+len(l.Risks) > 0:
-		return usagef("--all cannot be combined with --verdict or --risk, which only connections have")
+		return usagef("--all cannot be combined with --verdict or --risk: leave out --all")
 	case l.settings && (!l.grouped || l.by != conn.ByNetns):
 		return usagef("--settings needs --by netns")
 	case l.grouped && l.output == "wide":
@@ -242,7 +242,7 @@ func (l *list) passOn(ctx context.Context, what string, query url.Values, stdout
 
 // thing returns the noun for what is listed or counted.
 func (l *list) thing() string {
-	if l.All {
+	if l.All || l.Listeners() {
 		return "socket"
 	}
 	return "connection"

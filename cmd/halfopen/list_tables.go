@@ -47,11 +47,32 @@ const (
 	runsInTitle = "RUNS IN"
 )
 
+// acceptQueueFields are the columns about the accept queues of listeners.
+func acceptQueueFields(spare int) []field[api.Connection] {
+	return []field[api.Connection]{
+		{column{title: "ACCEPT-Q", right: true, spare: spare, rare: true}, false, func(c *api.Connection) string {
+			if c.AcceptQueue == nil {
+				return none
+			}
+			return fmt.Sprintf("%d/%d", c.AcceptQueue.Length, c.AcceptQueue.Limit)
+		}},
+		{column{title: "OVERFLOWS", right: true, spare: spare, rare: true}, false, func(c *api.Connection) string {
+			if c.AcceptQueue == nil || c.AcceptQueue.Overflows == 0 {
+				return none
+			}
+			return strconv.FormatUint(uint64(c.AcceptQueue.Overflows), 10)
+		}},
+	}
+}
+
 // connectionTable makes a table of connections. Ages in it are relative to now.
 func connectionTable(connections []api.Connection, now time.Time, wide bool) *table {
 	type conn = api.Connection
 	// For sockets that are not connections, the state is the most important column.
-	spareState, spareGivesUp := 5, 6
+	spareState, spareGivesUp, spareQueue := 5, 6, 0
+	if slices.ContainsFunc(connections, func(c conn) bool { return c.AcceptQueue == nil }) {
+		spareQueue = 1
+	}
 	if slices.ContainsFunc(connections, func(c conn) bool { return c.Verdict == nil }) {
 		spareState, spareGivesUp = 0, 5
 	}
@@ -93,6 +114,9 @@ func connectionTable(connections []api.Connection, now time.Time, wide bool) *ta
 			}
 			return endpoint(c.Remote)
 		}},
+	}
+	fields = append(fields, acceptQueueFields(spareQueue)...)
+	fields = append(fields, []field[conn]{
 		{column{title: "KEEPALIVE", spare: 1, rare: true}, false, set(func(c *conn) string { return keepalive(&c.Keepalive) })},
 		{column{title: ownerTitle}, false, func(c *conn) string {
 			if c.Verdict == nil && c.UID == nil && c.Accepted == nil {
@@ -101,7 +125,7 @@ func connectionTable(connections []api.Connection, now time.Time, wide bool) *ta
 			return owner(&c.Ownership)
 		}},
 		{column{title: runsInTitle, spare: 4, rare: true}, false, func(c *conn) string { return runsIn(&c.Ownership) }},
-	}
+	}...)
 	if wide {
 		at := func(title string) *field[conn] {
 			return &fields[slices.IndexFunc(fields, func(f field[conn]) bool { return f.title == title })]
@@ -147,12 +171,6 @@ func connectionTable(connections []api.Connection, now time.Time, wide bool) *ta
 				return size(c.SendQueueBytes)
 			})},
 			{column{title: "WINDOW", right: true, rare: true}, true, of(func(c *conn) string { return size(c.SendWindowBytes) })},
-			{column{title: "ACCEPT-Q", right: true, rare: true}, true, func(c *conn) string {
-				if c.AcceptQueue == nil {
-					return none
-				}
-				return fmt.Sprintf("%d/%d", c.AcceptQueue.Length, c.AcceptQueue.Limit)
-			}},
 			{column{title: "NETNS"}, true, func(c *conn) string { return strconv.FormatUint(uint64(c.Netns), 10) }},
 			{column{title: "COOKIE"}, true, func(c *conn) string { return text(&c.Cookie) }},
 			{column{title: "RISKS", rare: true}, true, func(c *conn) string {

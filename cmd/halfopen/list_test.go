@@ -235,7 +235,7 @@ func others() []api.Connection {
 		socket(conn.Connection{
 			Cookie: 5, State: conn.Listen, Local: netip.MustParseAddrPort("[::]:22"), Remote: netip.MustParseAddrPort("[::]:0"),
 			Keepalive: conn.Keepalive{Enabled: true, Time: time.Minute, Interval: 10 * time.Second, Probes: 6, PerSocket: true},
-			Accepted:  true, AcceptQueue: 3, AcceptLimit: 128, Process: &conn.Process{PID: 9, Comm: "sshd", FD: 3},
+			Accepted:  true, AcceptQueue: 5, AcceptLimit: 4, ListenDrops: 36, Process: &conn.Process{PID: 9, Comm: "sshd", FD: 3},
 			Cgroup: conn.Cgroup{Unit: "ssh.service"},
 		}),
 		socket(conn.Connection{
@@ -270,8 +270,8 @@ func TestTableOfAllSockets(t *testing.T) {
 		},
 		{
 			"columns that have nothing to show are left out", others()[1:2], 80, "" +
-				"STATE   LOCAL    KEEPALIVE  OWNER    RUNS IN\n" +
-				"listen  [::]:22  1m/10s×6   sshd[9]  ssh.service\n",
+				"STATE   LOCAL    ACCEPT-Q  OVERFLOWS  KEEPALIVE  OWNER    RUNS IN\n" +
+				"listen  [::]:22       5/4         36  1m/10s×6   sshd[9]  ssh.service\n",
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -285,8 +285,8 @@ func TestTableOfAllSockets(t *testing.T) {
 		})
 	}
 	const want = "" +
-		"STATE      LOCAL        REMOTE          KEEPALIVE     OWNER    RUNS IN      FD  UID  ACCEPT-Q  NETNS  COOKIE\n" +
-		"listen     [::]:22      -               1m/10s×6 own  sshd[9]  ssh.service   3    0     3/128  0      5\n"
+		"STATE      LOCAL        REMOTE          ACCEPT-Q  OVERFLOWS  KEEPALIVE     OWNER    RUNS IN      FD  UID  NETNS  COOKIE\n" +
+		"listen     [::]:22      -                    5/4         36  1m/10s×6 own  sshd[9]  ssh.service   3    0  0      5\n"
 	var b bytes.Buffer
 	connectionTable([]api.Connection{others()[1], others()[3]}, noon, true).write(&b, false)
 	if !strings.HasPrefix(b.String(), want) {
@@ -383,8 +383,8 @@ func TestGroups(t *testing.T) {
 
 func TestWhatContradictsIsWrongUsage(t *testing.T) {
 	for args, want := range map[string]string{
-		"--all --verdict=zombie":    "--all cannot be combined with --verdict or --risk, which only connections have",
-		"--all --risk=no_keepalive": "--all cannot be combined with --verdict or --risk, which only connections have",
+		"--all --verdict=zombie":    "--all cannot be combined with --verdict or --risk: leave out --all",
+		"--all --risk=no_keepalive": "--all cannot be combined with --verdict or --risk: leave out --all",
 		"--by=owner -o wide":        "--by has no wide table: leave out -o wide",
 	} {
 		status, stdout, stderr := halfopen(t, append([]string{"list"}, strings.Fields(args)...)...)
@@ -421,11 +421,13 @@ func TestNothingToListIsASentence(t *testing.T) {
 		"--cause=aborted":  "no death matches\n",
 		"--cause=aborted --cause=closed": "no death matches: orderly ends (closed) are only counted, unless the connection was in trouble, " +
 			"by the metric halfopen_tcp_deaths_total\n",
-		"--state=close_wait --state=listen": "no connection matches: sockets in listen, syn_recv and time_wait are not connections: " +
+		"--state=close_wait --state=time_wait": "no connection matches: sockets in syn_recv and time_wait are not connections: " +
 			"list them with --all\n",
-		"--all --state=listen": "no socket matches\n",
-		"--all":                "no sockets\n",
-		"--remote=::1":         "no connection matches\n",
+		"--state=listen":           "no socket matches\n",
+		"--risk=accept_queue_full": "no socket matches\n",
+		"--all --state=listen":     "no socket matches\n",
+		"--all":                    "no sockets\n",
+		"--remote=::1":             "no connection matches\n",
 	} {
 		status, stdout, stderr := halfopen(t, append([]string{"list", "--url", url}, strings.Fields(args)...)...)
 		if status != exitDone || stdout != "" || stderr != want {

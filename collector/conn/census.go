@@ -43,6 +43,7 @@ func (t *Tracker) census(census *Census, ended time.Time) {
 			t.missedByCensus(cookie, tc, census, ended)
 		}
 	}
+	t.setHosts(census.Hosts, ended)
 	t.rows.census(census, t.describeRow)
 	clear(t.recovered)
 	t.forgetHistories(ended)

@@ -182,7 +182,7 @@ func ParseCause(s string) (Cause, error) {
 func CauseNames() []string { return slices.Clone(causeNames[:]) }
 
 // Risk is a reason why a healthy connection may become a zombie, or why a zombie may go
-// unnoticed.
+// unnoticed; or why a listener loses connections.
 type Risk uint8
 
 // The risks.
@@ -194,6 +194,8 @@ const (
 	RiskCloseWaitLeak                = Risk(abi.RiskCloseWaitLeak)
 	RiskHalfClosedUnguarded          = Risk(abi.RiskHalfClosedUnguarded)
 	RiskOneProbeEndsIt               = Risk(abi.RiskOneProbeEndsIt)
+	RiskAcceptQueueFull              = Risk(abi.RiskAcceptQueueFull)
+	RiskPeerHostSilent               = Risk(abi.RiskPeerHostSilent)
 
 	Risks = abi.Risks
 )
@@ -206,6 +208,8 @@ var riskNames = [Risks]string{
 	RiskCloseWaitLeak:                "close_wait_leak",
 	RiskHalfClosedUnguarded:          "half_closed_unguarded",
 	RiskOneProbeEndsIt:               "one_probe_ends_it",
+	RiskAcceptQueueFull:              "accept_queue_full",
+	RiskPeerHostSilent:               "peer_host_silent",
 }
 
 // String returns the risk's name in the contract.
@@ -367,11 +371,13 @@ type Connection struct {
 	SRTT                  time.Duration
 	GivesUp               Forecast // when the kernel gives the connection up by itself
 	Risks                 []Risk
-	Stub                  bool   // a stub: only its identity and state are known
-	AcceptQueue           uint32 // of a listener: connections that wait to be accepted
-	AcceptLimit           uint32 // of a listener: the most connections that can wait
-	Orphaned              bool   // its application has closed the socket
-	Accepted              bool   // an application has accepted it, or made it
+	Stub                  bool      // a stub: only its identity and state are known
+	AcceptQueue           uint32    // of a listener: connections that wait to be accepted
+	AcceptLimit           uint32    // of a listener: it is full when more than these wait
+	ListenDrops           uint32    // of a listener: SYNs, and ACKs that end a handshake, that it has dropped
+	PeerHost              *PeerHost // of a zombie; nil: no census has counted it yet
+	Orphaned              bool      // its application has closed the socket
+	Accepted              bool      // an application has accepted it, or made it
 	UID                   uint32
 	CgroupID              uint64   // id in the cgroup v2 hierarchy, 0: none
 	Process               *Process // nil: no process holds it, or not searched for

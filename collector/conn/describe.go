@@ -40,8 +40,14 @@ func (r *Rules) Outline(c *abi.Conn, at time.Time) Connection {
 	connection.Keepalive = r.keepalive(c)
 	connection.UserTimeout = time.Duration(c.UserTimeout) * time.Millisecond
 	connection.UID, connection.CgroupID = c.UID, c.Cgroup
+	for risk := range Risk(Risks) {
+		if c.Risks&(1<<risk) != 0 {
+			connection.Risks = append(connection.Risks, risk)
+		}
+	}
 	if c.Class == abi.ClassNone {
 		connection.AcceptQueue, connection.AcceptLimit = c.AcceptQueue, c.AcceptLimit
+		connection.ListenDrops = c.ListenDrops()
 		return connection
 	}
 	connection.SegmentsIn, connection.Attempts = c.SegmentsIn, int(c.Attempts)
@@ -57,11 +63,6 @@ func (r *Rules) Outline(c *abi.Conn, at time.Time) Connection {
 	}
 	if c.Evidence == abi.EvidenceKeepalive {
 		connection.Keepalive.ProbesOut = int(c.Unanswered)
-	}
-	for risk := range Risk(Risks) {
-		if c.Risks&(1<<risk) != 0 {
-			connection.Risks = append(connection.Risks, risk)
-		}
 	}
 	connection.Verdict, connection.Evidence = r.Judge(c)
 	r.giveReason(&connection, c)

@@ -64,6 +64,9 @@ type Census struct {
 	// network namespaces in Unwalked.
 	Troubled []Observation
 	Unwalked []uint32 // inode numbers of network namespaces
+	// Hosts has, for addresses of [Tracker.ZombieHosts], all connections to them, except those
+	// in the hash tables of Unwalked.
+	Hosts map[HostKey]HostCount
 	// Rows are the connections that get a row: the worst ones, at most [MaxRows]. It is
 	// nil if the census only counts. A recording leaves them out.
 	Rows []Observation

@@ -23,6 +23,8 @@ var (
 		RiskCloseWaitLeak:                "The peer closed the connection long ago (--idle-after), the application has not, and no data has moved since.",
 		RiskHalfClosedUnguarded:          "The application has shut its side down and waits for the peer to close the other, with keepalive off: a dead peer is never noticed.",
 		RiskOneProbeEndsIt:               "TCP_USER_TIMEOUT is not longer than the keepalive time and interval together, so a single lost probe ends a healthy connection.",
+		RiskAcceptQueueFull:              "A listener: more connections wait to be accepted than its accept queue has room for, so its kernel drops new ones.",
+		RiskPeerHostSilent:               "The connection is idle or unguarded, another to the same address is a zombie, and nothing was heard from that address since.",
 	}
 	causeMeanings = [Causes]string{
 		CauseUnknown:            "None of the other causes could be shown.",

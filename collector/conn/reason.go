@@ -17,6 +17,13 @@ const (
 	ReasonPathMTU ReasonCode = "path_mtu"
 	// ReasonOneWay: what this host sends is lost, and what the peer sends arrives.
 	ReasonOneWay ReasonCode = "one_way"
+	// ReasonNeverAccepted: the peer acknowledged the SYN, and nothing since: the listener there
+	// does not accept the connection.
+	ReasonNeverAccepted ReasonCode = "never_accepted"
+	// ReasonPeerHostAlive: other connections to the address of a zombie were heard since.
+	ReasonPeerHostAlive ReasonCode = "peer_host_alive"
+	// ReasonPeerHostSilent: no other connection to the address of a zombie was heard since.
+	ReasonPeerHostSilent ReasonCode = "peer_host_silent"
 	// ReasonLocalAddressGone: no device of the network namespace has the local address.
 	ReasonLocalAddressGone ReasonCode = "local_address_gone"
 	// ReasonNoRoute: the network namespace has no route to the peer, or one that refuses.
@@ -34,7 +41,7 @@ const mostOptions = 40
 // Reason says why a connection has its verdict.
 type Reason struct {
 	Code   ReasonCode // "": unknown
-	Detail string     // one sentence
+	Detail string     // in sentences
 }
 
 // reason returns the reason for a verdict on a connection with the record c.
@@ -42,10 +49,14 @@ type Reason struct {
 // If full-sized segments are not acknowledged, the way loses either these, or everything
 // that this host sends. In the latter case the peer does not get the acknowledgements of
 // what it sends, and sends it again: that is out of the window, so the newest sign of life
-// is a segment that TCP did not accept.
+// is a segment that TCP did not accept. If TCP accepted nothing since the handshake, the peer
+// sends its SYN-ACK again.
 func (r *Rules) reason(c *abi.Conn, v Verdict) Reason {
 	if v != Stuck {
 		return Reason{}
+	}
+	if repeatsHandshake(c) {
+		return Reason{ReasonNeverAccepted, "Segments of the peer arrive here, but since the handshake it has acknowledged nothing: its listener does not accept the connection, which is so while its accept queue is full; or the way loses all that this host sends after its SYN."}
 	}
 	oneWay := Reason{ReasonOneWay, "The segments of the peer arrive here, but nothing that this host sends is acknowledged."}
 	switch {

@@ -56,7 +56,7 @@ func synchronized(c *abi.Conn) bool {
 func (r *Rules) Judge(c *abi.Conn) (Verdict, Evidence) {
 	due := r.due(c)
 	switch {
-	case synchronized(c) && due >= r.ZombieUnanswered && r.Age(c.Silent) >= r.ZombieSilence:
+	case synchronized(c) && due >= r.ZombieUnanswered && r.Age(c.Silent) >= r.ZombieSilence && !r.neverAccepted(c):
 		return Zombie, Evidence(c.Evidence)
 	case int(c.Attempts) >= r.ZombieUnanswered && r.Age(c.Failing) >= r.ZombieSilence:
 		return Blocked, Evidence(c.Evidence)
@@ -70,15 +70,34 @@ func (r *Rules) Judge(c *abi.Conn) (Verdict, Evidence) {
 	return VerdictOfClass(c.Class), NoEvidence
 }
 
+// repeatsHandshake reports whether segments of the peer came after the handshake of a
+// connection that we made, and TCP accepted none of them: the peer sends its SYN-ACK again.
+// It allows for a jiffy, since the times are rounded to jiffies.
+func repeatsHandshake(c *abi.Conn) bool {
+	return c.Flags&abi.ConnNeverAcked != 0 && c.Silent != abi.AgeNone && uint64(c.Silent)+1 < uint64(Accepted(c))
+}
+
+// handshakeLasts is how long after the handshake a peer that is there may not answer, if its
+// listener does not accept the connection. With Linux's defaults (tcp_synack_retries 5) it
+// sends its SYN-ACK for 63 s, at waits that double. Then it forgets the handshake, and answers
+// the next retransmission by a reset, which may take as long again.
+const handshakeLasts = 126 * time.Second
+
+// neverAccepted reports whether the listener of the peer does not accept a connection, so that
+// silence is no sign that the peer is gone.
+func (r *Rules) neverAccepted(c *abi.Conn) bool {
+	return repeatsHandshake(c) && r.Age(Accepted(c)) < handshakeLasts
+}
+
 // stuck reports whether a connection is stuck, unless it is a zombie: enough
 // solicitations are not acknowledged for long enough, although the peer was heard since
-// the first of them.
+// the first of them, or has not accepted the connection.
 func (r *Rules) stuck(c *abi.Conn) bool {
 	if !synchronized(c) || int(c.Unacknowledged) < r.ZombieUnanswered || c.Silent == abi.AgeNone {
 		return false
 	}
 	since := r.UnacknowledgedFor(c)
-	return since >= r.ZombieSilence && r.Age(c.Silent) < since
+	return since >= r.ZombieSilence && (r.Age(c.Silent) < since || r.neverAccepted(c))
 }
 
 // UnacknowledgedFor returns how long ago the first of the solicitations was sent that the
@@ -175,33 +194,35 @@ func (r *Rules) waited(c *abi.Conn, n int) time.Duration {
 // leastRTO is TCP_RTO_MIN (include/net/tcp.h).
 const leastRTO = 200 * time.Millisecond
 
+// askedFor returns how long ago the n-th unanswered solicitation of the streak was sent, or -1
+// if unknown.
+func (r *Rules) askedFor(c *abi.Conn, n int) time.Duration {
+	age := r.solicited(c)
+	if age < 0 || int(c.Unanswered) < n {
+		return -1
+	}
+	for i := 1; i <= int(c.Unanswered)-n; i++ {
+		age += r.waited(c, i)
+	}
+	return age
+}
+
 // began returns how long ago a verdict began, derived from the times and timers of the
 // socket, or -1 if unknown.
 func (r *Rules) began(c *abi.Conn, v Verdict) time.Duration {
-	// nth returns how long ago the n-th unanswered solicitation of the streak was sent.
-	nth := func(n int) time.Duration {
-		age := r.solicited(c)
-		if age < 0 || int(c.Unanswered) < n {
-			return -1
-		}
-		for i := 1; i <= int(c.Unanswered)-n; i++ {
-			age += r.waited(c, i)
-		}
-		return age
-	}
 	switch v {
 	case Idle, Unguarded:
 		return max(r.Duration(c.Idle)-r.IdleAfter, 0)
 	case Stalled:
 		return max(r.Duration(c.WindowClosed)-r.StalledAfter, 0)
 	case Suspect:
-		return max(nth(1)-answerGrace, nth(2))
+		return max(r.askedFor(c, 1)-answerGrace, r.askedFor(c, 2))
 	case Blocked:
 		return max(r.Age(c.Failing)-r.ZombieSilence, 0)
 	case Stuck:
 		return max(r.UnacknowledgedFor(c)-r.ZombieSilence, 0)
 	case Zombie:
-		return min(r.Duration(c.Silent)-r.ZombieSilence, nth(r.ZombieUnanswered))
+		return min(r.Duration(c.Silent)-r.ZombieSilence, r.askedFor(c, r.ZombieUnanswered))
 	}
 	return -1
 }

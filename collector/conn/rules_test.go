@@ -48,6 +48,16 @@ func satellite(silent time.Duration, unanswered uint16, srtt, rto time.Duration)
 	return c
 }
 
+// unaccepted returns the record of a connection that was made that long ago, and of which TCP
+// accepted nothing since; segments came at silent. That many retransmissions are not
+// acknowledged, unanswered of them since, and the first of them that long ago.
+func unaccepted(made, silent, since time.Duration, unacknowledged, unanswered uint16) *abi.Conn {
+	c := stuckFor(abi.EvidenceRetransmit, unacknowledged, since, silent)
+	c.Flags |= abi.ConnNeverAcked
+	c.Accepted, c.Unanswered, c.Solicited = conntest.Ago(made), unanswered, conntest.Ago(3*time.Second)
+	return c
+}
+
 func TestJudge(t *testing.T) {
 	for name, test := range map[string]struct {
 		conn     *abi.Conn
@@ -229,6 +239,38 @@ func TestJudge(t *testing.T) {
 				return c
 			}(), Active, NoEvidence,
 		},
+		"its listener does not accept it, and was heard since the first retransmission": {
+			unaccepted(20*time.Second, 5*time.Second, 15*time.Second, 6, 2), Stuck, EvidenceRetransmit,
+		},
+		"it was heard before that only, when it repeated the handshake": {
+			unaccepted(50*time.Second, 20*time.Second, 15*time.Second, 5, 5), Stuck, EvidenceRetransmit,
+		},
+		"for less than ten seconds": {
+			unaccepted(50*time.Second, 20*time.Second, 9900*time.Millisecond, 5, 5), Suspect, EvidenceRetransmit,
+		},
+		"it has been silent for long, but will answer the next retransmission": {
+			unaccepted(125*time.Second, 94*time.Second, 120*time.Second, 9, 4), Stuck, EvidenceRetransmit,
+		},
+		"it would have answered that by now": {
+			unaccepted(126*time.Second, 95*time.Second, 120*time.Second, 9, 4), Zombie, EvidenceRetransmit,
+		},
+		"it was not heard after the handshake": {
+			unaccepted(20*time.Second, 20*time.Second, 15*time.Second, 5, 5), Zombie, EvidenceRetransmit,
+		},
+		"nor a jiffy after it, which may be rounded": {
+			func() *abi.Conn {
+				c := unaccepted(20*time.Second, 20*time.Second, 15*time.Second, 5, 5)
+				c.Accepted++
+				return c
+			}(), Zombie, EvidenceRetransmit,
+		},
+		"it has acknowledged something before": {
+			func() *abi.Conn {
+				c := unaccepted(50*time.Second, 20*time.Second, 15*time.Second, 5, 5)
+				c.Flags &^= abi.ConnNeverAcked
+				return c
+			}(), Zombie, EvidenceRetransmit,
+		},
 		"this host failed to send three for ten seconds": {
 			blockedFor(3, 10*time.Second), Blocked, EvidenceKeepalive,
 		},
@@ -314,13 +356,16 @@ func TestReason(t *testing.T) {
 		conn *abi.Conn
 		want ReasonCode
 	}{
-		"full-sized segments":                    {retransmitted(1448), ReasonPathMTU},
-		"full-sized but for TCP's options":       {retransmitted(1408), ReasonPathMTU},
-		"smaller segments":                       {retransmitted(1407), ReasonOneWay},
-		"it is not known how large they were":    {retransmitted(0), ""},
-		"keepalive probes, which are small":      {stuckFor(abi.EvidenceKeepalive, 20, time.Minute, time.Second), ReasonOneWay},
-		"a zombie needs no reason":               {conntest.Silent(abi.EvidenceRetransmit, 5, time.Minute), ""},
-		"a blocked connection's is not searched": {blockedFor(5, time.Minute), ""},
+		"full-sized segments":                          {retransmitted(1448), ReasonPathMTU},
+		"full-sized but for TCP's options":             {retransmitted(1408), ReasonPathMTU},
+		"smaller segments":                             {retransmitted(1407), ReasonOneWay},
+		"it is not known how large they were":          {retransmitted(0), ""},
+		"keepalive probes, which are small":            {stuckFor(abi.EvidenceKeepalive, 20, time.Minute, time.Second), ReasonOneWay},
+		"nothing was accepted since the handshake":     {unaccepted(50*time.Second, 20*time.Second, 15*time.Second, 5, 5), ReasonNeverAccepted},
+		"the listener is heard after a very long time": {unaccepted(10*time.Minute, 2*time.Second, 5*time.Minute, 9, 0), ReasonNeverAccepted},
+		"it became a zombie":                           {unaccepted(126*time.Second, 95*time.Second, 120*time.Second, 9, 4), ""},
+		"a zombie needs no reason":                     {conntest.Silent(abi.EvidenceRetransmit, 5, time.Minute), ""},
+		"a blocked connection's is not searched":       {blockedFor(5, time.Minute), ""},
 		"full-sized, and the peer sends again what it did not get acknowledged": {
 			func() *abi.Conn {
 				c := retransmitted(1448)

@@ -23,6 +23,7 @@ type TrackerStats struct {
 	ZombieOldestExcluded time.Duration
 	ZombiesByOwner       map[OwnerLabel]int
 	TroubleByOwner       map[OwnerLabel]int // of the verdicts blocked and stuck
+	PeerHostSilent       int                // connections with the risk of that name
 	ZombieSeconds        Histogram          // lives of the zombies that died or recovered
 	ForecastError        Histogram          // absolute errors of the deaths that had a forecast
 	Watched              int                // connections in trouble
@@ -35,6 +36,7 @@ func (t *Tracker) Stats(now time.Time) TrackerStats {
 	s := TrackerStats{
 		ZombiesByOwner: make(map[OwnerLabel]int),
 		TroubleByOwner: make(map[OwnerLabel]int),
+		PeerHostSilent: t.exposed(),
 		ZombieSeconds:  t.zombieSeconds.clone(),
 		ForecastError:  t.forecastError.clone(),
 		Watched:        len(t.tracked),

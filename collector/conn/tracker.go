@@ -91,6 +91,7 @@ type Tracker struct {
 	// counts has the counts of the last census, updated as connections in trouble change
 	// and die.
 	counts        [States][Verdicts]int64
+	hosts         map[HostKey]*peerHost // the remote addresses of zombies, at the last census
 	zombieSeconds Histogram
 	forecastError Histogram
 	rows          rows

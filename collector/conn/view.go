@@ -67,6 +67,7 @@ func (t *Tracker) complete(c *Connection, record *abi.Conn, tc *tracked) {
 			}
 		}
 	}
+	t.askHost(c, record)
 	if row := t.rows.current[c.Cookie]; row != nil && c.Held() {
 		c.setOwner(row.owner())
 	}

@@ -13,16 +13,30 @@ import (
 func (x *explainer) adviseStuck() (string, []Advice) {
 	assessment := "The peer is there, so keepalive would change nothing: look at the path to it."
 	var advice []Advice
-	if x.conn.Reason.Code != conn.ReasonOneWay {
-		advice = append(advice, x.advisePathMTU()...)
-	}
-	if x.conn.Reason.Code != conn.ReasonPathMTU {
-		advice = append(advice, x.adviseOneWay()...)
+	switch x.conn.Reason.Code {
+	case conn.ReasonNeverAccepted:
+		assessment = "The peer is there, so keepalive would change nothing: look at its listener first, then at the path to it."
+		advice = append(x.adviseNeverAccepted(), x.adviseOneWay()...)
+	case conn.ReasonOneWay:
+		advice = x.adviseOneWay()
+	case conn.ReasonPathMTU:
+		advice = x.advisePathMTU()
+	default:
+		advice = append(x.advisePathMTU(), x.adviseOneWay()...)
 	}
 	if x.conn.Evidence == conn.EvidenceRetransmit && x.retransmitsFor() > soon {
 		advice = append(advice, x.boundRetransmission()[0])
 	}
 	return assessment, advice
+}
+
+// adviseNeverAccepted advises on a connection that the peer's listener does not accept.
+func (x *explainer) adviseNeverAccepted() []Advice {
+	port := x.conn.Remote.Port()
+	return []Advice{{
+		Text: fmt.Sprintf("On the peer's host, see whether the accept queue of the listener on port %d is full (Recv-Q above Send-Q), and whether ListenOverflows grows. If so, its application accepts too slowly, or not at all: find out what it waits for, or restart it. A longer queue (the backlog of listen(2), up to net.core.somaxconn) helps only against bursts.", port),
+		How:  []string{fmt.Sprintf("ss -ltn sport = :%d", port), "nstat -az TcpExtListenOverflows TcpExtListenDrops", "halfopen list --risk accept_queue_full"},
+	}}
 }
 
 // advisePathMTU advises on a path that loses large segments.

@@ -156,7 +156,11 @@ func (x *explainer) judged() string {
 	unanswered := humanize.Plural(x.conn.Unanswered, x.conn.Evidence.Solicitation())
 	switch x.conn.Verdict {
 	case conn.Zombie:
-		return fmt.Sprintf("Verdict: zombie. %s in a row went unanswered: the peer is most likely gone, and the kernel still waits.", unanswered) + x.because()
+		peer := "the peer is most likely gone"
+		if x.conn.Reason.Code == conn.ReasonPeerHostAlive {
+			peer = "the peer does not answer on this connection"
+		}
+		return fmt.Sprintf("Verdict: zombie. %s in a row went unanswered: %s, and the kernel still waits.", unanswered, peer) + x.because()
 	case conn.Stuck:
 		return fmt.Sprintf("Verdict: stuck. %s in a row are not acknowledged, although the peer is heard: it is there, and something on the way, or its kernel, does not let these through.", unanswered) + x.because()
 	case conn.Blocked:

@@ -723,6 +723,19 @@ func TestExplainStuckAndBlocked(t *testing.T) {
 			"The segments of the peer arrive here, but nothing that this host sends is acknowledged.", "An acknowledgement sets all of this back",
 			"look at the path to it.", []string{tcpdump, getRoute + "; nft list ruleset", userTimeout90},
 		},
+		"the listener of the peer does not accept": {
+			func() *abi.Conn {
+				c := stuck(func(c *abi.Conn) { c.Flags |= abi.ConnNeverAcked })
+				c.Accepted = conntest.Ago(20 * time.Second)
+				return unanswered(c)
+			}(),
+			"since the handshake it has acknowledged nothing: its listener does not accept the connection", "An acknowledgement sets all of this back",
+			"look at its listener first, then at the path to it.",
+			[]string{
+				"ss -ltn sport = :5432; nstat -az TcpExtListenOverflows TcpExtListenDrops; halfopen list --risk accept_queue_full",
+				tcpdump, getRoute + "; nft list ruleset", userTimeout90,
+			},
+		},
 		"the reason is not known": {
 			unanswered(stuck(func(c *abi.Conn) { c.Retransmitted = 0 })),
 			"does not let these through.", "An acknowledgement sets all of this back",
@@ -774,6 +787,21 @@ func TestExplainStuckAndBlocked(t *testing.T) {
 				t.Errorf("advice (-want +got)\n%s", diff)
 			}
 		})
+	}
+}
+
+// A zombie whose address answers others is not called gone.
+func TestExplainZombieOfAnAddressThatAnswers(t *testing.T) {
+	c := conntest.KeepaliveZombie()
+	connection := testRules.Describe(c, explainedAt)
+	for code, want := range map[conn.ReasonCode]string{
+		conn.ReasonPeerHostAlive:  "the peer does not answer on this connection, and the kernel still waits. Others were heard.",
+		conn.ReasonPeerHostSilent: "the peer is most likely gone, and the kernel still waits. Others were heard.",
+	} {
+		connection.Reason = conn.Reason{Code: code, Detail: "Others were heard."}
+		if e := Explain(&testRules, c, &connection, Netns{Host: true}); !strings.Contains(strings.Join(e.Doing, " "), want) {
+			t.Errorf("%s: %q has no %q", code, e.Doing, want)
+		}
 	}
 }
 

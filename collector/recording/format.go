@@ -133,6 +133,15 @@ type census struct {
 	Counts   abi.CensusCounts `json:"counts"`
 	Troubled []observation    `json:"troubled,omitempty"`
 	Unwalked []uint32         `json:"unwalked,omitempty"`
+	Hosts    []host           `json:"hosts,omitempty"`
+}
+
+type host struct {
+	Netns       uint32     `json:"netns"`
+	Addr        netip.Addr `json:"addr"`
+	Connections int        `json:"connections"`
+	Exposed     int        `json:"exposed,omitempty"`
+	HeardAt     time.Time  `json:"heard_at,omitzero"`
 }
 
 type observation struct {
@@ -186,6 +195,10 @@ func entryOf(f *conn.Fact) (*entry, error) {
 			o := &f.Census.Troubled[i]
 			e.Census.Troubled = append(e.Census.Troubled, observation{o.At.UTC(), record(o.Conn)})
 		}
+		for k, n := range f.Census.Hosts {
+			e.Census.Hosts = append(e.Census.Hosts, host{k.Netns, k.Addr, n.Connections, n.Exposed, n.HeardAt.UTC()})
+		}
+		slices.SortFunc(e.Census.Hosts, func(a, b host) int { return cmp.Or(cmp.Compare(a.Netns, b.Netns), a.Addr.Compare(b.Addr)) })
 	case conn.FactOwners:
 		for cookie, o := range f.Owners {
 			e.Owners = append(e.Owners, owner{cookie, (*process)(o.Process), cgroup(o.Cgroup)})
@@ -235,6 +248,12 @@ func (e *entry) fact() (*conn.Fact, error) {
 		for i := range e.Census.Troubled {
 			o := &e.Census.Troubled[i]
 			f.Census.Troubled = append(f.Census.Troubled, conn.Observation{Conn: abi.Conn(o.Conn), At: o.At})
+		}
+		for _, h := range e.Census.Hosts {
+			if f.Census.Hosts == nil {
+				f.Census.Hosts = make(map[conn.HostKey]conn.HostCount)
+			}
+			f.Census.Hosts[conn.HostKey{Netns: h.Netns, Addr: h.Addr}] = conn.HostCount{Connections: h.Connections, Exposed: h.Exposed, HeardAt: h.HeardAt}
 		}
 	case conn.FactOwners:
 		f.Owners = make(map[uint64]conn.Ownership, len(e.Owners))

@@ -72,6 +72,16 @@ func (m *masker) entry(e *entry) error {
 			records = append(records, &e.Census.Troubled[i].Conn)
 		}
 	}
+	if e.Census != nil {
+		for i := range e.Census.Hosts {
+			h := &e.Census.Hosts[i]
+			masked, err := m.address(h.Addr)
+			if err != nil {
+				return err
+			}
+			h.Addr = masked
+		}
+	}
 	for _, r := range records {
 		for _, a := range []*[16]uint8{&r.Laddr, &r.Raddr} {
 			masked, err := m.address(addressOf(*a, r.Family))

@@ -46,6 +46,9 @@ func fill(t *testing.T, v reflect.Value) {
 	case reflect.TypeFor[time.Time]():
 		v.Set(reflect.ValueOf(noon.Add(time.Hour)))
 		return
+	case reflect.TypeFor[netip.Addr]():
+		v.Set(reflect.ValueOf(netip.MustParseAddr("2001:db8::7")))
+		return
 	case reflect.TypeFor[[16]uint8](): // an address
 		v.Set(reflect.ValueOf([16]uint8{0x20, 1, 0xd, 0xb8, 15: 7}))
 		return
@@ -453,7 +456,8 @@ func TestMask(t *testing.T) {
 	}
 	facts = append(facts,
 		&conn.Fact{Kind: conn.FactEvent, At: noon, Event: &abi.Event{Conn: *conns[0]}},
-		&conn.Fact{Kind: conn.FactCensus, At: noon, Census: &conn.Census{Began: noon, Counts: new(abi.CensusCounts), Troubled: []conn.Observation{{Conn: *conns[0], At: noon}}}})
+		&conn.Fact{Kind: conn.FactCensus, At: noon, Census: &conn.Census{Began: noon, Counts: new(abi.CensusCounts), Troubled: []conn.Observation{{Conn: *conns[0], At: noon}},
+			Hosts: map[conn.HostKey]conn.HostCount{{Netns: 1, Addr: netip.MustParseAddr("93.184.216.34")}: {Connections: 3, Exposed: 2, HeardAt: noon}}}})
 	whose := func(comm, path string) conn.Ownership {
 		return conn.Ownership{Process: &conn.Process{PID: 812, Comm: comm, FD: 9}, Cgroup: conn.ParseCgroup(path)}
 	}
@@ -502,6 +506,10 @@ func TestMask(t *testing.T) {
 	}
 	check(&got[len(conns)].Event.Conn, want[0], conns[0])
 	check(&got[len(conns)+1].Census.Troubled[0].Conn, want[0], conns[0])
+	wantHosts := map[conn.HostKey]conn.HostCount{{Netns: 1, Addr: netip.MustParseAddr(want[0][1])}: {Connections: 3, Exposed: 2, HeardAt: noon}}
+	if d := cmp.Diff(wantHosts, got[len(conns)+1].Census.Hosts, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
+		t.Errorf("hosts (-want +got)\n%s", d)
+	}
 	owners := got[len(got)-1].Owners
 	wantOwners := map[uint64]conn.Ownership{
 		1: {Process: &conn.Process{PID: 812, Comm: "process-1", FD: 9}, Cgroup: conn.Cgroup{Path: "/group-1", Unit: "unit-1.service"}},

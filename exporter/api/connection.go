@@ -37,14 +37,25 @@ type Connection struct {
 	RTOSeconds         float64      `json:"rto_seconds"` // the retransmission timeout, with its backoff
 	GivesUp            *GivesUp     `json:"gives_up"`    // null: the kernel never will
 	Risks              []string     `json:"risks"`
-	AcceptQueue        *AcceptQueue `json:"accept_queue,omitempty"` // of a listener, or left out
+	AcceptQueue        *AcceptQueue `json:"accept_queue"` // of a listener; null: it is none
+	PeerHost           *PeerHost    `json:"peer_host"`    // of a zombie; null: it is none, or not counted yet
 	Ownership
 }
 
-// AcceptQueue is a listener's queue of connections that wait to be accepted.
+// PeerHost is what the last census found of all connections to the remote address of a zombie,
+// in its network namespace.
+type PeerHost struct {
+	Connections  int      `json:"connections"`
+	Zombies      int      `json:"zombies"`
+	HeardSeconds *float64 `json:"heard_seconds"` // since anything was heard on any of them; null: never
+}
+
+// AcceptQueue is a listener's queue of connections that wait to be accepted. It is full if
+// Length is above Limit.
 type AcceptQueue struct {
-	Length uint32 `json:"length"`
-	Limit  uint32 `json:"limit"`
+	Length    uint32 `json:"length"`
+	Limit     uint32 `json:"limit"`
+	Overflows uint32 `json:"overflows"` // SYNs, and ACKs that end a handshake, that it has dropped
 }
 
 // Reason is why a connection has its verdict. A client shows a code that it does not know
@@ -164,7 +175,10 @@ func NewConnection(c *conn.Connection) Connection {
 	}
 	out.GivesUp = givesUp(c.GivesUp, c.At)
 	if c.State == conn.Listen {
-		out.AcceptQueue = &AcceptQueue{Length: c.AcceptQueue, Limit: c.AcceptLimit}
+		out.AcceptQueue = &AcceptQueue{Length: c.AcceptQueue, Limit: c.AcceptLimit, Overflows: c.ListenDrops}
+	}
+	if h := c.PeerHost; h != nil {
+		out.PeerHost = &PeerHost{Connections: h.Connections, Zombies: h.Zombies, HeardSeconds: age(h.Heard)}
 	}
 	for _, r := range c.Risks {
 		out.Risks = append(out.Risks, r.String())

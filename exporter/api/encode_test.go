@@ -35,7 +35,7 @@ const contractJSON = `{"cookie":"1a2b","family":"ipv4","local":{"ip":"10.0.0.1",
 	`"user_timeout_seconds":0,"retransmits":{"unanswered":0,"total":5},` +
 	`"unacked_segments":0,"send_queue_bytes":0,"receive_queue_bytes":7,"send_window_bytes":64256,"srtt_seconds":0.0004,"rto_seconds":0.204,` +
 	`"gives_up":{"at":"2025-11-21T12:07:43.123456789Z","in_seconds":450,"latest_in_seconds":460,"by":"keepalive_timeout"},` +
-	`"risks":["keepalive_slower_than_middlebox"],` +
+	`"risks":["keepalive_slower_than_middlebox"],"accept_queue":null,"peer_host":null,` +
 	`"process":{"pid":812,"comm":"postgres","fd":9},"uid":1000,"cgroup":"/system.slice/x.service","namespace":null,"pod":null,"container":null,"container_id":null,"pod_uid":null,"unit":"x.service"}`
 
 const contractDeathJSON = `{"cookie":"1a2b","family":"ipv4","local":{"ip":"10.0.0.1","port":37024},"remote":{"ip":"10.0.0.2","port":5432},` +
@@ -87,20 +87,32 @@ func TestConnectionIsEncodedAsInTheContract(t *testing.T) {
 	}
 }
 
+func TestPeerHostIsEncoded(t *testing.T) {
+	c := apitest.Connection()
+	c.PeerHost = &conn.PeerHost{Connections: 40, Zombies: 3, Heard: 812 * time.Second}
+	if got, want := encode(t, NewConnection(&c)), `"peer_host":{"connections":40,"zombies":3,"heard_seconds":812}`; !strings.Contains(got, want) {
+		t.Errorf("%s has no %s", got, want)
+	}
+	c.PeerHost.Heard = -1
+	if got, want := encode(t, NewConnection(&c)), `"heard_seconds":null}`; !strings.Contains(got, want) {
+		t.Errorf("%s has no %s", got, want)
+	}
+}
+
 func TestWhatIsNoConnection(t *testing.T) {
 	listener := conn.Connection{
 		State: conn.Listen, Local: netip.MustParseAddrPort("0.0.0.0:22"), Remote: netip.MustParseAddrPort("0.0.0.0:0"),
-		Idle: -1, Silent: -1, Accepted: true, AcceptQueue: 3, AcceptLimit: 128,
+		Idle: -1, Silent: -1, Accepted: true, AcceptQueue: 5, AcceptLimit: 4, ListenDrops: 36, Risks: []conn.Risk{conn.RiskAcceptQueueFull},
 	}
 	if got := encode(t, NewConnection(&listener)); !strings.Contains(got, `"state":"listen","verdict":null,`) ||
-		!strings.Contains(got, `"accept_queue":{"length":3,"limit":128},"process":null,"uid":0`) {
+		!strings.Contains(got, `"risks":["accept_queue_full"],"accept_queue":{"length":5,"limit":4,"overflows":36},"peer_host":null,"process":null,"uid":0`) {
 		t.Errorf("a listener: %s", got)
 	}
 	stub := conn.Connection{
 		State: conn.FinWait2, Stub: true, Local: netip.MustParseAddrPort("10.0.0.1:22"), Remote: netip.MustParseAddrPort("10.0.0.2:50000"),
 		Idle: -1, Silent: -1, Orphaned: true, Accepted: true,
 	}
-	if got := encode(t, NewConnection(&stub)); !strings.Contains(got, `"state":"fin_wait2","verdict":null,`) || strings.Contains(got, "accept_queue") {
+	if got := encode(t, NewConnection(&stub)); !strings.Contains(got, `"state":"fin_wait2","verdict":null,`) || !strings.Contains(got, `"accept_queue":null`) {
 		t.Errorf("a stub: %s", got)
 	}
 }

@@ -15,6 +15,8 @@ const shortRisks = {
   close_wait_leak: 'close_wait leak',
   half_closed_unguarded: 'half-closed',
   one_probe_ends_it: 'one probe',
+  accept_queue_full: 'accept queue',
+  peer_host_silent: 'silent host',
 };
 
 const byCount = ([, a], [, b]) => b - a;

@@ -41,7 +41,8 @@ func TestGoStructsHaveTheLayoutOfTheObject(t *testing.T) {
 	types := object(t)
 	all := []any{
 		abi.Conn{}, abi.Event{}, abi.FDHolder{}, abi.Holder{}, abi.Counters{}, abi.CensusCounts{}, abi.Destination{}, abi.RiskCounts{},
-		abi.Cursor{}, abi.OwnTable{}, abi.WalkBatch{}, abi.NetnsSysctls{}, abi.NetnsList{}, abi.Batch{}, abi.Watch{}, abi.PendingDeath{},
+		abi.PeerHostKey{}, abi.PeerHost{}, abi.Cursor{}, abi.OwnTable{}, abi.WalkBatch{}, abi.NetnsSysctls{}, abi.NetnsList{}, abi.Batch{},
+		abi.Watch{}, abi.PendingDeath{},
 	}
 	if len(all) != len(structs) {
 		t.Fatalf("%d structs are compared, %d are generated", len(all), len(structs))

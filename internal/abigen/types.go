@@ -30,6 +30,11 @@ idle times of established connections. IdleSum is in jiffies.`},
 Destination is a prefix of an address: the first Bits bits of Address.`},
 	{"risk_counts", `
 RiskCounts are the numbers of connections at each risk, of one control group.`},
+	{"peer_host_key", `
+PeerHostKey is a remote address in a network namespace. An IPv4 address is mapped into IPv6.`},
+	{"peer_host", `
+PeerHost is what a census finds of the connections to a remote address. Heard is in ns of
+CLOCK_MONOTONIC.`},
 	{"cursor", `
 Cursor is a position in a hash table of sockets. The address in it is for the programs
 only.`},

@@ -136,6 +136,18 @@ var queries = map[string]query{
 		"Probes per second:",
 		`rate(halfopen_tcp_keepalive_probes_sent_total[5m])`, "probes",
 	},
+	"halfopen_tcp_listen_overflows_total": {
+		"Nodes whose listeners lost connections in the last hour, and how many segments (the kernel counts a segment that it drops for each listener, `d` in `ss -ltm`, whatever the reason: `nstat TcpExtListenOverflows` in the network namespace has those of full accept queues alone; of a listener that ends, the last seconds are missing):",
+		`increase(halfopen_tcp_listen_overflows_total[1h]) > 0`, "segments",
+	},
+	"halfopen_tcp_listeners": {
+		"Listeners of each node:",
+		`halfopen_tcp_listeners`, "sockets",
+	},
+	"halfopen_tcp_listeners_full": {
+		"Nodes with applications that accept no connections, or too slowly (`halfopen list --risk accept_queue_full` names them):",
+		`halfopen_tcp_listeners_full > 0`, "sockets",
+	},
 	"halfopen_tcp_retransmits_total": {
 		"Retransmissions per second because no answer came at all:",
 		`rate(halfopen_tcp_retransmits_total{type="timeout"}[5m])`, "retransmissions",
