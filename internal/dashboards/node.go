@@ -49,6 +49,9 @@ func node() *builder {
 			query("sum by (risk) ("+of("halfopen_tcp_connections_at_risk")+")", "{{risk}}"))).
 		WithPanel(stacked(graph("Whose keepalive is off", "Connections for which the kernel would never notice a dead peer while they are silent, by the unit or pod that made the socket.", units.Short,
 			query("sum by (owner) ("+of("halfopen_tcp_at_risk_by_owner", `risk=~"no_keepalive|half_closed_unguarded"`)+")", "{{owner}}")))).
+		WithPanel(graph("Accept queues", "Listeners whose application does not accept, and segments of handshakes that listeners dropped in 5 minutes.", units.Short,
+			query("sum("+of("halfopen_tcp_listeners_full")+")", "full"),
+			query("sum(increase("+of("halfopen_tcp_listen_overflows_total")+"[5m]))", "dropped"))).
 		WithPanel(idleness())
 
 	endings(d)
