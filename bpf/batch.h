@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Programs that user space runs twice a second, over some entries of a map in each run:
- * to read the watched sockets, and to resolve pending deaths.
+ * Programs that user space runs over some entries of a map in each run: twice a second to
+ * read the watched sockets and to resolve pending deaths, and after a census to find the
+ * sockets whose data is unread no more.
  */
 #ifndef HALFOPEN_BATCH_H
 #define HALFOPEN_BATCH_H
@@ -12,8 +13,8 @@
 _Static_assert((BATCH_MAX & (BATCH_MAX - 1)) == 0, "an index is masked with BATCH_MAX - 1");
 
 /*
- * The input and output of one run: user space writes the keys of entries of watched or
- * pending_deaths, runs the program, and reads the records. One run at a time.
+ * The input and output of one run: user space writes the keys of entries of watched,
+ * unread_sockets or pending_deaths, runs the program, and reads the records. One run at a time.
  */
 struct batch {
 	__u32 keys;
@@ -123,6 +124,64 @@ static __always_inline int watch_batch(void)
 		if (i >= b->keys)
 			break;
 		watch_one_at(i);
+	}
+	return 0;
+}
+
+/*
+ * Reads a socket that a census reported as unread into c. Returns whether its application
+ * has read since.
+ */
+static __always_inline bool unread_one(struct conn *c, __u64 key)
+{
+	const struct tcp_sock *tp = (const void *)key;
+	struct unread *value = bpf_map_lookup_elem(&unread_sockets, &key), entry;
+	struct watch seen;
+
+	if (!value || !value->reported)
+		return false;
+	entry = *value;
+	describe(c, tp, watched_as(tp, entry.cookie, &seen), PROBE);
+	/* Another socket may have got the memory while it was read. */
+	if (COOKIE(PROBE, tp) != entry.cookie || c->cookie != entry.cookie ||
+	    c->state == TCP_CLOSE) {
+		bpf_map_delete_elem(&unread_sockets, &key);
+		return false;
+	}
+	if (c->flags & CONN_UNREAD)
+		return false;
+	entry.reported = 0;
+	bpf_map_update_elem(&unread_sockets, &key, &entry, BPF_EXIST);
+	return true;
+}
+
+/* Handles key i. Not inlined, so that the verifier checks it only once. */
+__attribute__((noinline)) int unread_one_at(__u32 i)
+{
+	__u32 zero = 0, n;
+	struct batch *b = bpf_map_lookup_elem(&batch, &zero);
+
+	if (!b || i >= BATCH_MAX)
+		return 0;
+	n = b->records;
+	if (unread_one(&b->record[n & (BATCH_MAX - 1)], b->key[i]))
+		b->records = n + 1;
+	return 0;
+}
+
+/* Reads the sockets whose keys user space has written, and writes out those read since. */
+static __always_inline int unread_batch(void)
+{
+	__u32 zero = 0, i;
+	struct batch *b = bpf_map_lookup_elem(&batch, &zero);
+
+	if (!b)
+		return 0;
+	b->records = 0;
+	for (i = 0; i < BATCH_MAX; i++) {
+		if (i >= b->keys)
+			break;
+		unread_one_at(i);
 	}
 	return 0;
 }

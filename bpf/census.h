@@ -128,8 +128,10 @@ static __always_inline bool classify(struct conn *c, const struct sock_common *s
 				     struct watch **seen, bool complete, bool *again,
 				     const enum access how)
 {
-	bool selected = !census_cookie || census_cookie == cookie, written, trouble;
+	bool selected = !census_cookie || census_cookie == cookie, written;
 	struct watch *copy = *seen;
+	__u32 copied;
+	__u8 class;
 
 	*seen = NULL;
 	*again = false;
@@ -142,16 +144,19 @@ static __always_inline bool classify(struct conn *c, const struct sock_common *s
 		c->class = CLASS_NONE;
 		return selected;
 	}
-	complete = complete || has_outstanding(tp, how);
+	complete = complete || has_outstanding(tp, how) || has_unread(tp, how);
 	if (complete)
 		*seen = watched_as(tp, cookie, copy);
 	fill_basic(c, tp, *seen, complete, how);
-	trouble = c->flags & CONN_TROUBLE;
-	written = selected && (census_write & (1 << (trouble ? CLASS_TROUBLE : c->class))) &&
-		  (trouble || c->idle >= census_idle[c->class & (CLASS_SLOTS - 1)]);
+	copied = complete ? fill_unread(c, tp, how) : 0;
+	class = counted_in(c);
+	written = selected && (census_write & (1 << class)) &&
+		  c->idle >= census_idle[class & (CLASS_SLOTS - 1)];
 	*again = !complete && (written || probe_is_overdue(c, tp, how));
 	if (*again)
 		return false;
+	if (c->unread != AGE_NONE && c->cookie)
+		remember_unread(c, (__u64)tp, copied);
 	if (written)
 		fill_detail(c, tp, how);
 	return written;
@@ -172,7 +177,7 @@ static __always_inline void count_socket(const struct conn *c, __u64 sk, __u64 c
 	n = bpf_map_lookup_elem(&census_counts, &zero);
 	if (!n)
 		return;
-	n->sockets[state][trouble ? CLASS_TROUBLE : c->class & (CLASS_SLOTS - 1)]++;
+	n->sockets[state][counted_in(c) & (CLASS_SLOTS - 1)]++;
 	if (c->class != CLASS_NONE || state == TCP_LISTEN)
 		count_risks(n, c->risks);
 	if (c->class == CLASS_NONE)

@@ -25,6 +25,7 @@ volatile __u32 idle_after = 0; /* jiffies */
 /* The shortest and the longest time for which a middlebox remembers a silent flow; jiffies. */
 volatile __u32 middlebox_least = 0;
 volatile __u32 middlebox_most = 0;
+volatile __u32 unread_after = 0; /* jiffies */
 volatile __u32 events_from = 0; /* unanswered solicitations from which each is an event */
 volatile __u32 idle_bounds[IDLE_BUCKETS] = {}; /* jiffies, ascending */
 

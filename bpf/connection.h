@@ -5,7 +5,7 @@
 #ifndef HALFOPEN_CONNECTION_H
 #define HALFOPEN_CONNECTION_H
 
-#include "unanswered.h"
+#include "unread.h"
 
 #define COOKIE(how, tp) \
 	((__u64)READ(how, tp, inet_conn.icsk_inet.sk.__sk_common.skc_cookie.counter))
@@ -77,6 +77,16 @@ __attribute__((noinline)) int class_of(__u32 flags, __u32 idle, __u32 send_queue
 	if ((flags & (CONN_KEEPALIVE | CONN_ORPHAN | CONN_LOCAL_PEER)) || send_queue)
 		return CLASS_IDLE;
 	return CLASS_UNGUARDED;
+}
+
+/* Returns the class that a socket is counted in. */
+static __always_inline __u8 counted_in(const struct conn *c)
+{
+	if (c->class == CLASS_NONE)
+		return CLASS_NONE;
+	if (c->flags & CONN_TROUBLE)
+		return CLASS_TROUBLE;
+	return c->flags & CONN_UNREAD ? CLASS_UNREAD : c->class;
 }
 
 /* Returns those risks that follow from these fields of struct conn alone. */
@@ -194,6 +204,7 @@ static __always_inline void fill_state(struct conn *c, const struct tcp_sock *tp
 	__builtin_memset(c, 0, sizeof(*c));
 	c->cookie = COOKIE(how, tp);
 	c->state = STATE(how, tp);
+	c->unread = AGE_NONE;
 	heard_data = READ(how, tp, inet_conn.icsk_ack.lrcvtime);
 	sent = READ(how, tp, lsndtime);
 	flags = READ(how, tp, inet_conn.icsk_inet.sk.__sk_common.skc_flags);
@@ -305,11 +316,8 @@ static __always_inline void fill_detail(struct conn *c, const struct tcp_sock *t
 	c->total_retrans = READ(how, tp, total_retrans);
 	c->segments_in = READ(how, tp, segs_in);
 	c->mss = READ(how, tp, mss_cache);
-	/* tcp_inq(): the peer's FIN counts as one byte */
-	c->receive_queue = READ(how, tp, rcv_nxt) - READ(how, tp, copied_seq);
-	if (c->receive_queue &&
-	    (READ(how, tp, inet_conn.icsk_inet.sk.__sk_common.skc_flags) & (1 << SOCK_DONE)))
-		c->receive_queue--;
+	if (c->unread == AGE_NONE)
+		c->receive_queue = receive_queue_of(tp, READ(how, tp, copied_seq), how);
 
 	v = READ(how, tp, keepalive_intvl);
 	if (v)
@@ -355,6 +363,7 @@ static __always_inline void describe(struct conn *c, const struct tcp_sock *tp,
 				     const struct watch *seen, const enum access how)
 {
 	fill_basic(c, tp, seen, true, how);
+	fill_unread(c, tp, how);
 	fill_detail(c, tp, how);
 }
 

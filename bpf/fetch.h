@@ -106,6 +106,7 @@ static __always_inline void fetch_socket(__u64 sk)
 
 	if (state == TCP_TIME_WAIT || state == TCP_NEW_SYN_RECV)
 		return;
+	FETCH(tp, inet_conn.icsk_inet.sk.sk_receive_queue.qlen);
 	FETCH(tp, inet_conn.icsk_inet.sk.sk_wmem_queued);
 	FETCH(tp, inet_conn.icsk_ack.lrcvtime);
 	FETCH(tp, inet_conn.icsk_user_timeout);

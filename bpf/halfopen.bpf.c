@@ -12,12 +12,13 @@
  *         ... set_state(CLOSE) ...    inet_sock_set_state    cookie, death
  *     timer_expire_exit   compares
  *
- *   run by user space (BPF_PROG_TEST_RUN): walk, netns_list, watch, resolve_pending
+ *   run by user space (BPF_PROG_TEST_RUN): walk, netns_list, watch, unread, resolve_pending
  *   read by user space (iter/task, iter/task_file): owners, cookies, netns, learn
  *
  * Two rules. For a healthy connection the programs count, but send no event and insert
- * nothing into a map. And the programs do not guess: a solicitation is the growth of a
- * socket's counter while its timer ran; the cause of a death is what ran at that moment.
+ * nothing into a map, unless the census finds data in its receive queue. And the programs do
+ * not guess: a solicitation is the growth of a socket's counter while its timer ran; the
+ * cause of a death is what ran at that moment.
  */
 #include "kernel_types.h"
 #include "kernel_compat.h"
@@ -92,6 +93,12 @@ SEC("raw_tp")
 int watch_run(void *ctx)
 {
 	return watch_batch();
+}
+
+SEC("raw_tp")
+int unread_run(void *ctx)
+{
+	return unread_batch();
 }
 
 SEC("raw_tp")

@@ -33,6 +33,7 @@ enum evidence {
 	EVIDENCE_KEEPALIVE,
 	EVIDENCE_RETRANSMIT,
 	EVIDENCE_WINDOW_PROBE,
+	EVIDENCE_RECEIVE_QUEUE, /* not a solicitation: of the verdict unread, in user space */
 };
 
 /* Why a connection ended; contract: cause. */
@@ -57,9 +58,9 @@ enum cause {
 _Static_assert(CAUSE_MAX <= CAUSE_SLOTS, "struct counters has no room for every cause");
 
 /*
- * The class that the census counts a socket in. Only trouble depends on history, which
- * user space keeps. The other classes follow from the fields of the socket alone, so
- * that the kernel can count them.
+ * The class that the census counts a socket in. Trouble and unread data depend on history,
+ * so user space follows those sockets one by one. The other classes follow from the fields
+ * of the socket alone, so that the kernel can count them.
  */
 enum class {
 	CLASS_NONE, /* not a connection: listen, close, and stubs (time_wait, syn_recv) */
@@ -68,6 +69,7 @@ enum class {
 	CLASS_UNGUARDED,
 	CLASS_TROUBLE, /* CONN_TROUBLE is set; only an index of struct census_counts */
 	CLASS_OVERFLOWED, /* a listener that has dropped a SYN or an ACK; only for census_write */
+	CLASS_UNREAD, /* CONN_UNREAD is set, and not CONN_TROUBLE; only such an index, too */
 	CLASS_MAX,
 };
 #define CLASS_SLOTS 8 /* a power of two */
@@ -111,6 +113,7 @@ enum conn_flag {
 	CONN_LOCAL_PEER = 1 << 16, /* its peer is in the same network namespace */
 	CONN_NEVER_ACKED = 1 << 17, /* we connected it, and TCP accepted nothing of the peer after
 				       the SYN-ACK; set only with CONN_TROUBLE */
+	CONN_UNREAD = 1 << 18, /* its application has left data for unread_after */
 };
 
 /* What the write timer is armed for. */
@@ -150,7 +153,7 @@ struct conn {
 	__u16 risks; /* 1 << enum risk */
 	__u16 into_jiffy; /* us from the beginning of that jiffy to at */
 	__u8 state; /* enum tcp_state */
-	__u8 class; /* enum class, never CLASS_TROUBLE */
+	__u8 class; /* enum class, never CLASS_TROUBLE or CLASS_UNREAD */
 	__u8 evidence; /* enum evidence */
 	__u8 probes_out; /* the kernel's icsk_probes_out */
 	__u8 retransmits; /* the kernel's icsk_retransmits */
@@ -183,7 +186,7 @@ struct conn {
 	__u32 send_queue; /* bytes that are not acknowledged or not sent */
 	__u32 send_window; /* bytes */
 	__u32 receive_queue; /* bytes that the application has not read */
-	__u32 unread; /* jiffies since it last read, if it left some; AGE_NONE: it left none */
+	__u32 unread; /* jiffies that it has left these, or longer; AGE_NONE: there are none */
 	__u32 failing; /* jiffies since the first of the attempts; AGE_NONE: there are none */
 	__u32 srtt; /* us */
 	__u32 total_retrans; /* listen: SYNs and ACKs that it dropped (sk_drops) */

@@ -34,6 +34,7 @@ const (
 	halfopenMapResets                = "resets"
 	halfopenMapStreaksRecord         = "streaks_record"
 	halfopenMapTimerSlots            = "timer_slots"
+	halfopenMapUnreadSockets         = "unread_sockets"
 	halfopenMapWalkBatch             = "walk_batch"
 	halfopenMapWanted                = "wanted"
 	halfopenMapWatched               = "watched"
@@ -56,6 +57,7 @@ const (
 	halfopenProgTcpSendReset2        = "tcp_send_reset_2"
 	halfopenProgTimerExpireEntry     = "timer_expire_entry"
 	halfopenProgTimerExpireExit      = "timer_expire_exit"
+	halfopenProgUnreadRun            = "unread_run"
 	halfopenProgWalkRun              = "walk_run"
 	halfopenProgWatchRun             = "watch_run"
 	halfopenVarAbi                   = "abi"
@@ -94,6 +96,7 @@ const (
 	halfopenVarSearch                = "search"
 	halfopenVarSharedInfo            = "shared_info"
 	halfopenVarSocketOps             = "socket_ops"
+	halfopenVarUnreadAfter           = "unread_after"
 	halfopenVarWalkAt                = "walk_at"
 	halfopenVarWalkTable             = "walk_table"
 	halfopenVarWantedBits            = "wanted_bits"
@@ -161,6 +164,7 @@ type halfopenProgramSpecs struct {
 	TcpSendReset2        *ebpf.ProgramSpec `ebpf:"tcp_send_reset_2"`
 	TimerExpireEntry     *ebpf.ProgramSpec `ebpf:"timer_expire_entry"`
 	TimerExpireExit      *ebpf.ProgramSpec `ebpf:"timer_expire_exit"`
+	UnreadRun            *ebpf.ProgramSpec `ebpf:"unread_run"`
 	WalkRun              *ebpf.ProgramSpec `ebpf:"walk_run"`
 	WatchRun             *ebpf.ProgramSpec `ebpf:"watch_run"`
 }
@@ -187,6 +191,7 @@ type halfopenMapSpecs struct {
 	Resets        *ebpf.MapSpec `ebpf:"resets"`
 	StreaksRecord *ebpf.MapSpec `ebpf:"streaks_record"`
 	TimerSlots    *ebpf.MapSpec `ebpf:"timer_slots"`
+	UnreadSockets *ebpf.MapSpec `ebpf:"unread_sockets"`
 	WalkBatch     *ebpf.MapSpec `ebpf:"walk_batch"`
 	Wanted        *ebpf.MapSpec `ebpf:"wanted"`
 	Watched       *ebpf.MapSpec `ebpf:"watched"`
@@ -232,6 +237,7 @@ type halfopenVariableSpecs struct {
 	Search             *ebpf.VariableSpec `ebpf:"search"`
 	SharedInfo         *ebpf.VariableSpec `ebpf:"shared_info"`
 	SocketOps          *ebpf.VariableSpec `ebpf:"socket_ops"`
+	UnreadAfter        *ebpf.VariableSpec `ebpf:"unread_after"`
 	WalkAt             *ebpf.VariableSpec `ebpf:"walk_at"`
 	WalkTable          *ebpf.VariableSpec `ebpf:"walk_table"`
 	WantedBits         *ebpf.VariableSpec `ebpf:"wanted_bits"`
@@ -276,6 +282,7 @@ type halfopenMaps struct {
 	Resets        *ebpf.Map `ebpf:"resets"`
 	StreaksRecord *ebpf.Map `ebpf:"streaks_record"`
 	TimerSlots    *ebpf.Map `ebpf:"timer_slots"`
+	UnreadSockets *ebpf.Map `ebpf:"unread_sockets"`
 	WalkBatch     *ebpf.Map `ebpf:"walk_batch"`
 	Wanted        *ebpf.Map `ebpf:"wanted"`
 	Watched       *ebpf.Map `ebpf:"watched"`
@@ -301,6 +308,7 @@ func (m *halfopenMaps) Close() error {
 		m.Resets,
 		m.StreaksRecord,
 		m.TimerSlots,
+		m.UnreadSockets,
 		m.WalkBatch,
 		m.Wanted,
 		m.Watched,
@@ -347,6 +355,7 @@ type halfopenVariables struct {
 	Search             *ebpf.Variable `ebpf:"search"`
 	SharedInfo         *ebpf.Variable `ebpf:"shared_info"`
 	SocketOps          *ebpf.Variable `ebpf:"socket_ops"`
+	UnreadAfter        *ebpf.Variable `ebpf:"unread_after"`
 	WalkAt             *ebpf.Variable `ebpf:"walk_at"`
 	WalkTable          *ebpf.Variable `ebpf:"walk_table"`
 	WantedBits         *ebpf.Variable `ebpf:"wanted_bits"`
@@ -376,6 +385,7 @@ type halfopenPrograms struct {
 	TcpSendReset2        *ebpf.Program `ebpf:"tcp_send_reset_2"`
 	TimerExpireEntry     *ebpf.Program `ebpf:"timer_expire_entry"`
 	TimerExpireExit      *ebpf.Program `ebpf:"timer_expire_exit"`
+	UnreadRun            *ebpf.Program `ebpf:"unread_run"`
 	WalkRun              *ebpf.Program `ebpf:"walk_run"`
 	WatchRun             *ebpf.Program `ebpf:"watch_run"`
 }
@@ -401,6 +411,7 @@ func (p *halfopenPrograms) Close() error {
 		p.TcpSendReset2,
 		p.TimerExpireEntry,
 		p.TimerExpireExit,
+		p.UnreadRun,
 		p.WalkRun,
 		p.WatchRun,
 	)

@@ -147,8 +147,8 @@ func cookieOf(t *testing.T, c syscall.Conn) (cookie uint64, fd uint32) {
 }
 
 func TestWhatAConnectionLooksLike(t *testing.T) {
-	k := load(t, Options{})
-	client, _ := pair(t)
+	k := load(t, Options{UnreadAfter: 100 * time.Millisecond})
+	client, server := pair(t)
 	cookie, fd := cookieOf(t, client)
 	var found []abi.Conn
 	if _, err := k.Find(context.Background(), cookie, func(c *abi.Conn) { found = append(found, *c) }); err != nil {
@@ -187,6 +187,81 @@ func TestWhatAConnectionLooksLike(t *testing.T) {
 	var left uint64
 	if err := k.objs.Wanted.NextKey(nil, &left); !errors.Is(err, ebpf.ErrKeyNotExist) {
 		t.Errorf("cookie %#x is still asked for: %v", left, err)
+	}
+	checkUnread(t, k, client, server)
+}
+
+// checkUnread leaves data that the server sends, although it goes on sending, then a part of it,
+// and at last reads it all, and checks what the programs say of the client's end.
+func checkUnread(t *testing.T, k *Kernel, client, server *net.TCPConn) {
+	t.Helper()
+	cookie, _ := cookieOf(t, client)
+	look := func() (c abi.Conn) {
+		t.Helper()
+		if _, err := k.Find(t.Context(), cookie, func(found *abi.Conn) { c = *found }); err != nil || c.Cookie != cookie {
+			t.Fatalf("connection %x is not found: %v", cookie, err)
+		}
+		return c
+	}
+	expect := func(when string, bytes uint32, unread bool, ages ...uint32) {
+		t.Helper()
+		if c := look(); c.ReceiveQueue != bytes || c.Flags&abi.ConnUnread != 0 != unread || len(ages) > 0 && !slices.Contains(ages, c.Unread) {
+			t.Errorf("%s: %d of %d bytes, unread %d, flags %#x", when, c.ReceiveQueue, bytes, c.Unread, c.Flags)
+		}
+	}
+	readOn := func(bytes uint32) {
+		t.Helper()
+		if _, err := io.ReadFull(client, make([]byte, bytes)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	expect("without data", 0, false, abi.AgeNone)
+	sent := leave(t, server, look)
+	expect("data is left", sent, true)
+	expectReadAgain(t, k, "while data is left", cookie, 0)
+	readOn(6)
+	expect("a part is read", sent-6, false, 0)
+	readOn(sent - 6)
+	expectReadAgain(t, k, "all is read", cookie, 1)
+	expectReadAgain(t, k, "after that", cookie, 0)
+	if err := server.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	for late := time.Now().Add(time.Minute); look().State != abi.StateCloseWait; {
+		if time.Now().After(late) {
+			t.Fatal("the FIN did not come")
+		}
+	}
+	time.Sleep(150 * time.Millisecond) // longer than UnreadAfter
+	expect("a FIN alone", 0, false)
+}
+
+// leave has the server send until the client's end, which look returns, is unread. It returns
+// how many bytes it has sent.
+func leave(t *testing.T, server *net.TCPConn, look func() abi.Conn) (sent uint32) {
+	t.Helper()
+	for late := time.Now().Add(time.Minute); ; {
+		if _, err := server.Write([]byte("unread")); err != nil || time.Now().After(late) {
+			t.Fatalf("it is never unread: %+v, error %v", look(), err)
+		}
+		sent += 6
+		if look().Flags&abi.ConnUnread != 0 {
+			return sent
+		}
+		time.Sleep(20 * time.Millisecond) // a peer that sends all the time hides nothing
+	}
+}
+
+// expectReadAgain expects so many records of a connection, whose application has read again.
+func expectReadAgain(t *testing.T, k *Kernel, when string, cookie uint64, want int) {
+	t.Helper()
+	got := 0
+	if err := k.ReadAgain(func(c *abi.Conn) {
+		if c.Cookie == cookie {
+			got++
+		}
+	}); err != nil || got != want {
+		t.Errorf("%s: it is read again %d times, want %d, error %v", when, got, want, err)
 	}
 }
 

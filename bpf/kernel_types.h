@@ -245,8 +245,13 @@ struct sock_cgroup_data {
 
 struct socket;
 
+struct sk_buff_head {
+	__u32 qlen;
+};
+
 struct sock {
 	struct sock_common __sk_common;
+	struct sk_buff_head sk_receive_queue; /* what the application has not read */
 	struct dst_entry *sk_dst_cache; /* NULL: the next segment looks for a route */
 	struct socket *sk_socket; /* NULL: orphaned, or not accepted yet */
 	unsigned long sk_tsq_flags; /* bits of enum tsq_enum */
@@ -291,6 +296,9 @@ struct tcp_sock {
 	struct inet_connection_sock inet_conn;
 	__u32 copied_seq; /* what the application has read up to */
 	__u32 rcv_nxt;
+	struct {
+		__u64 time; /* us of CLOCK_MONOTONIC: when the application last read, or earlier */
+	} rcvq_space;
 	__u32 snd_una;
 	__u32 write_seq;
 	__u32 snd_wnd;

@@ -41,6 +41,9 @@ type Options struct {
 	// [MostMiddleboxes]: the longest prefix of a remote address counts.
 	MiddleboxTimeout  time.Duration
 	MiddleboxTimeouts map[netip.Prefix]time.Duration
+	// UnreadAfter is how long an application may leave received data before the
+	// connection is unread (default 30s).
+	UnreadAfter time.Duration
 	// EventsFrom is the number of unanswered solicitations in a row from which each
 	// of them is an event (default 2: nearly always the first is answered).
 	EventsFrom uint32
@@ -66,6 +69,9 @@ func (o *Options) setDefaults() error {
 	}
 	if o.MiddleboxTimeout == 0 {
 		o.MiddleboxTimeout = 350 * time.Second
+	}
+	if o.UnreadAfter == 0 {
+		o.UnreadAfter = 30 * time.Second
 	}
 	if o.EventsFrom == 0 {
 		o.EventsFrom = 2
@@ -266,6 +272,7 @@ func (k *Kernel) configure(opts Options) error {
 	return errors.Join(
 		k.objs.IdleAfter.Set(k.jiffies(opts.IdleAfter)),
 		k.setMiddleboxes(&opts),
+		k.objs.UnreadAfter.Set(k.jiffies(opts.UnreadAfter)),
 		k.objs.EventsFrom.Set(opts.EventsFrom),
 		k.objs.IdleBounds.Set(bounds),
 		k.objs.Hz.Set(k.hz),

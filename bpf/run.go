@@ -59,6 +59,16 @@ func (k *Kernel) Watch(visit func(*abi.Conn)) error {
 	return nil
 }
 
+// ReadAgain calls visit for each socket that a census reported with [abi.ConnUnread], and
+// whose application has read since. It is the last such record of the socket, until a census
+// reports it again. visit must not keep its argument.
+func (k *Kernel) ReadAgain(visit func(*abi.Conn)) error {
+	if err := runBatches[abi.Unread](k, k.objs.UnreadSockets, k.objs.UnreadRun, visit); err != nil {
+		return fmt.Errorf("read sockets with unread data: %w", err)
+	}
+	return nil
+}
+
 // resolvePending has the programs count those pending deaths whose cause is certain,
 // since no event can change it any more.
 func (k *Kernel) resolvePending() error {

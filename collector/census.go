@@ -47,7 +47,7 @@ func (c *Collector) checkEnvironment() {
 func (c *Collector) takeCensus(ctx context.Context, owners bool) (time.Duration, error) {
 	began := time.Now()
 	var troubled []conn.Observation
-	selection := bpf.Select(abi.ClassTrouble, abi.ClassOverflowed)
+	selection := bpf.Select(abi.ClassTrouble, abi.ClassUnread, abi.ClassOverflowed)
 	selection.CgroupRisks = owners
 	var worst *topN             // the connections that get rows; nil: no rows are wanted
 	var outline conn.Connection // one for all sockets: it escapes to the heap
@@ -62,7 +62,7 @@ func (c *Collector) takeCensus(ctx context.Context, owners bool) (time.Duration,
 			c.drops.observe(k.Cookie, k.ListenDrops())
 			return
 		}
-		if k.Flags&abi.ConnTrouble != 0 {
+		if conn.Followed(k) {
 			troubled = append(troubled, conn.Observation{Conn: *k, At: wall(k.At)})
 		}
 		if worst != nil {
@@ -72,6 +72,9 @@ func (c *Collector) takeCensus(ctx context.Context, owners bool) (time.Duration,
 		}
 	})
 	if err != nil {
+		return 0, err
+	}
+	if err := c.readAgain(); err != nil {
 		return 0, err
 	}
 	c.drops.end()
@@ -132,4 +135,25 @@ func hostCounts(hosts map[abi.PeerHostKey]abi.PeerHost) map[conn.HostKey]conn.Ho
 		counts[conn.HostKey{Netns: key.Netns, Addr: netip.AddrFrom16(key.Addr).Unmap()}] = count
 	}
 	return counts
+}
+
+// readAgain has the tracker end what is not unread any more, if it follows any such connection.
+// The census does not report these: to it they are as all others.
+func (c *Collector) readAgain() error {
+	c.mu.Lock()
+	follows := c.tracker.FollowsUnread()
+	c.mu.Unlock()
+	if !follows {
+		return nil
+	}
+	var ended []abi.Conn
+	if err := c.kernel.ReadAgain(func(k *abi.Conn) { ended = append(ended, *k) }); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i := range ended {
+		c.apply(&conn.Fact{Kind: conn.FactWatch, At: wall(ended[i].At), Conn: &ended[i]})
+	}
+	return nil
 }

@@ -58,6 +58,9 @@ type Options struct {
 	// ExcludeOwners are the owners whose connections the shipped alerts leave out: they have
 	// series of their own.
 	ExcludeOwners conn.OwnerGlobs
+	// UnreadAfter is how long an application may leave received data before the connection is
+	// unread (default 30s). The kernel programs find these: give bpf.Options the same value.
+	UnreadAfter time.Duration
 	// CensusInterval is the time between two censuses (default 15s).
 	CensusInterval time.Duration
 	// CensusCPU is the share of one core for the censuses and all else that the agent does
@@ -77,6 +80,7 @@ func (o *Options) setDefaults() {
 	o.ZombieUnanswered = cmp.Or(o.ZombieUnanswered, 3)
 	o.ZombieSilence = cmp.Or(o.ZombieSilence, 10*time.Second)
 	o.Middleboxes.Default = cmp.Or(o.Middleboxes.Default, conn.DefaultMiddleboxTimeout)
+	o.UnreadAfter = cmp.Or(o.UnreadAfter, 30*time.Second)
 	o.CensusInterval = cmp.Or(o.CensusInterval, 15*time.Second)
 	o.CensusCPU = cmp.Or(o.CensusCPU, 0.01)
 	if o.Logger == nil {
@@ -94,11 +98,12 @@ func (o Options) Rules(hz int) conn.Rules {
 		ZombieUnanswered: o.ZombieUnanswered,
 		ZombieSilence:    o.ZombieSilence,
 		Middleboxes:      o.Middleboxes,
+		UnreadAfter:      o.UnreadAfter,
 		HZ:               hz,
 	}
 }
 
-// Collector follows every connection in trouble, and reads all others when it is asked. It
+// Collector follows every connection in trouble or with unread data, and reads all others when it is asked. It
 // is safe for concurrent use.
 type Collector struct {
 	kernel  Kernel

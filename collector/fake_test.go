@@ -31,6 +31,7 @@ type fakeKernel struct {
 	closed  bool
 
 	watched []abi.Conn // what the watch pass finds, as it is when it does
+	again   []abi.Conn // what ReadAgain finds, once
 	sockets []abi.Conn // what a census finds, as it is when it does
 	result  bpf.CensusResult
 	held    map[uint64][]abi.FDHolder
@@ -148,6 +149,19 @@ func (k *fakeKernel) Watch(visit func(*abi.Conn)) error {
 	return nil
 }
 
+func (k *fakeKernel) ReadAgain(visit func(*abi.Conn)) error {
+	again, _ := read(k, nil, func() []abi.Conn {
+		again := k.again
+		k.again = nil
+		return again
+	})
+	for i := range again {
+		again[i].At = monotonic(time.Now())
+		visit(&again[i])
+	}
+	return nil
+}
+
 func (k *fakeKernel) PeriodicCensus(ctx context.Context, selection *bpf.Selection, hosts []abi.PeerHostKey, ownTables time.Duration, visit func(*abi.Conn)) (bpf.CensusResult, error) {
 	k.set(func() { k.censuses, k.ownTables, k.hosts = append(k.censuses, time.Now()), ownTables, hosts })
 	return k.census(ctx, func(c *abi.Conn) {
@@ -187,8 +201,11 @@ func selects(s *bpf.Selection, c *abi.Conn) bool {
 
 // writtenAs is the class that decides whether a census writes a socket out.
 func writtenAs(c *abi.Conn) uint8 {
-	if c.Flags&abi.ConnTrouble != 0 {
+	switch {
+	case c.Flags&abi.ConnTrouble != 0:
 		return abi.ClassTrouble
+	case c.Flags&abi.ConnUnread != 0:
+		return abi.ClassUnread
 	}
 	return c.Class
 }

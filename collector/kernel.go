@@ -24,6 +24,9 @@ type Kernel interface {
 	Flush() error
 	// Watch calls visit with a record of each watched socket.
 	Watch(visit func(*abi.Conn)) error
+	// ReadAgain calls visit with a record of each socket that a census reported with
+	// [abi.ConnUnread], and whose application has read since.
+	ReadAgain(visit func(*abi.Conn)) error
 	// Census counts all sockets, and calls visit with a record of each in the selection,
 	// which visit may narrow.
 	Census(ctx context.Context, selection *bpf.Selection, visit func(*abi.Conn)) (bpf.CensusResult, error)

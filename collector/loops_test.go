@@ -20,6 +20,7 @@ import (
 	"github.com/halfopen/halfopen/bpf"
 	"github.com/halfopen/halfopen/bpf/abi"
 	"github.com/halfopen/halfopen/collector/conn"
+	"github.com/halfopen/halfopen/collector/conn/conntest"
 )
 
 // deadCookies returns the cookies of the deaths that the collector lists, newest first.
@@ -272,6 +273,42 @@ func TestWatchPassFindsWhatNoEventTold(t *testing.T) {
 		expect("an event that comes after the death was recorded")
 		if s, err := c.Stats(); err != nil || s.Unseen != 1 || s.Kernel.Deaths[abi.CauseUnknown] != 1 || s.Watched != 0 {
 			t.Errorf("%d unseen, %d counted as unknown, %d watched, error %v", s.Unseen, s.Kernel.Deaths[abi.CauseUnknown], s.Watched, err)
+		}
+	})
+}
+
+// Only a census finds unread data, and asks for its end. It follows from no watch pass.
+func TestCensusFindsUnreadDataAndItsEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newFakeKernel()
+		k.sockets = []abi.Conn{healthy(1), healthy(2)}
+		c := collect(t, k, Options{CensusInterval: 15 * time.Second})
+		events := c.Subscribe(9)
+		want := func(when string, unread, active uint64) {
+			t.Helper()
+			if got := verdicts(t, c); got[conn.Unread] != unread || got[conn.Active] != active {
+				t.Errorf("%s: %d unread and %d active, want %d and %d", when, got[conn.Unread], got[conn.Active], unread, active)
+			}
+		}
+		want("at first", 0, 2)
+		left := *conntest.Leave(new(healthy(1)), 100, time.Minute)
+		k.set(func() { k.sockets[0] = left })
+		time.Sleep(16 * time.Second)
+		want("after a census", 1, 1)
+		time.Sleep(time.Minute)
+		want("while it lasts", 1, 1)
+		k.set(func() { k.sockets[0], k.again = healthy(1), []abi.Conn{healthy(1)} })
+		time.Sleep(15 * time.Second)
+		want("after the application has read", 0, 2)
+		for _, verdict := range []conn.Verdict{conn.Unread, conn.Active} {
+			select {
+			case n := <-events.C:
+				if n.Kind != conn.NoticeVerdict || n.Connection.Verdict != verdict || n.Connection.Cookie != 1 {
+					t.Errorf("a notice of %+v", n)
+				}
+			default:
+				t.Errorf("no notice of %v", verdict)
+			}
 		}
 	})
 }

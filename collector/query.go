@@ -57,7 +57,7 @@ func (q *Query) needsOwners() bool {
 
 // classes returns the classes of sockets that the query can select.
 func (q *Query) classes() bpf.Classes {
-	classes := bpf.ClassesOf(abi.ClassTrouble)
+	classes := bpf.ClassesOf(abi.ClassTrouble, abi.ClassUnread)
 	for _, class := range []uint8{abi.ClassActive, abi.ClassIdle, abi.ClassUnguarded} {
 		if len(q.Verdicts) == 0 || slices.Contains(q.Verdicts, conn.VerdictOfClass(class)) {
 			classes |= bpf.ClassesOf(class)

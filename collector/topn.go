@@ -84,7 +84,7 @@ func (w *topN) add(k *abi.Conn, connection *conn.Connection) {
 }
 
 // narrow leaves out of a selection the connections that add would drop, since limit worse
-// ones are kept. Of connections in trouble it leaves out none.
+// ones are kept. It leaves out none of those that a tracker follows: in trouble, or unread.
 func (w *topN) narrow(selection *bpf.Selection) {
 	if w.limit == 0 || len(w.candidates) < w.limit || w.candidates[0].kind > 0 {
 		return

@@ -20,6 +20,7 @@ var testRules = conn.Rules{
 	ZombieUnanswered: 3,
 	ZombieSilence:    10 * time.Second,
 	Middleboxes:      conn.Middleboxes{Default: 350 * time.Second},
+	UnreadAfter:      30 * time.Second,
 	HZ:               250,
 }
 

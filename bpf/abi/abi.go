@@ -219,8 +219,8 @@ type NetnsList struct {
 	Sysctls    [512]NetnsSysctls
 }
 
-// Batch is the input and output of one run over watched sockets or pending deaths: Keys
-// entries of Key, and Records entries of Record.
+// Batch is the input and output of one run over watched sockets, unread ones or pending
+// deaths: Keys entries of Key, and Records entries of Record.
 type Batch struct {
 	_       structs.HostLayout
 	Keys    uint32
@@ -253,6 +253,16 @@ type Watch struct {
 	Pad           [4]uint8
 }
 
+// Unread is what the census remembers of a socket with data in its receive queue.
+type Unread struct {
+	_        structs.HostLayout
+	Cookie   uint64
+	Copied   uint32
+	Since    uint32
+	Reported uint8
+	Pad      [7]uint8
+}
+
 // PendingDeath is a death whose cause is not certain yet.
 type PendingDeath struct {
 	_     structs.HostLayout
@@ -269,10 +279,11 @@ const (
 
 // Values of [Conn].Evidence and [Event].During.
 const (
-	EvidenceNone        uint8 = 0
-	EvidenceKeepalive   uint8 = 1
-	EvidenceRetransmit  uint8 = 2
-	EvidenceWindowProbe uint8 = 3
+	EvidenceNone         uint8 = 0
+	EvidenceKeepalive    uint8 = 1
+	EvidenceRetransmit   uint8 = 2
+	EvidenceWindowProbe  uint8 = 3
+	EvidenceReceiveQueue uint8 = 4
 )
 
 // Values of [Event].Cause, and indices of [Counters].Deaths.
@@ -302,6 +313,7 @@ const (
 	ClassUnguarded  uint8 = 3
 	ClassTrouble    uint8 = 4
 	ClassOverflowed uint8 = 5
+	ClassUnread     uint8 = 6
 )
 
 // Indices of [CensusCounts].Risks; 1 << these are the bits of [Conn].Risks.
@@ -338,6 +350,7 @@ const (
 	ConnBlocked            uint32 = 32768
 	ConnLocalPeer          uint32 = 65536
 	ConnNeverAcked         uint32 = 131072
+	ConnUnread             uint32 = 262144
 )
 
 // Special values of the ages of a [Conn].

@@ -46,6 +46,7 @@ func (t *Tracker) census(census *Census, ended time.Time) {
 	t.setHosts(census.Hosts, ended)
 	t.rows.census(census, t.describeRow)
 	clear(t.recovered)
+	t.counted = true
 	t.forgetHistories(ended)
 }
 
@@ -75,7 +76,7 @@ func (t *Tracker) observeTroubled(troubled []Observation) (seen map[uint64]bool)
 		}
 		if tc := t.tracked[c.Cookie]; tc != nil {
 			t.count(tc.countKey())
-		} else if len(t.tracked) >= maxTracked {
+		} else if !t.hasRoom(c) {
 			verdict, _ := t.rules.Judge(c)
 			t.count(countKey{StateOf(c.State), verdict})
 			continue
@@ -87,13 +88,14 @@ func (t *Tracker) observeTroubled(troubled []Observation) (seen map[uint64]bool)
 	return seen
 }
 
-// missedByCensus counts, or forgets, a connection in trouble that the census did not
-// report as such.
+// missedByCensus counts, or forgets, a connection that is followed and that the census did not
+// report. Only censuses report those that are not in trouble and have unread data.
 func (t *Tracker) missedByCensus(cookie uint64, tc *tracked, census *Census, ended time.Time) {
-	fresh := ended.Sub(tc.at) < watchedFor
+	watched := tc.conn.Flags&abi.ConnTrouble != 0
+	fresh := watched && ended.Sub(tc.at) < watchedFor
 	switch {
-	case fresh && slices.Contains(census.Unwalked, tc.conn.Netns):
-		// The census read no connection in trouble there.
+	case (fresh || !watched) && slices.Contains(census.Unwalked, tc.conn.Netns):
+		// The census read no such connection there.
 		t.count(tc.countKey())
 	case tc.at.After(census.Began):
 		// The census read it before its trouble began, and counted it by its class.
@@ -102,8 +104,8 @@ func (t *Tracker) missedByCensus(cookie uint64, tc *tracked, census *Census, end
 		// A watch pass read it, though the census cannot enter its network namespace.
 		t.count(tc.countKey())
 	case tc.gone.IsZero():
-		// It has recovered or died. No event reported that, since the kernel had no room
-		// to watch it.
+		// It has recovered or died. No event reported that: the kernel had no room to watch
+		// it, or it was unread, and ended in order.
 		if tc.verdict == Zombie {
 			t.zombieSeconds.observe(ended.Sub(tc.since))
 		}

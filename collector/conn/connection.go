@@ -26,6 +26,9 @@ const (
 	// Unguarded: no data has moved for Rules.IdleAfter, and keepalive is off, so the
 	// kernel would never notice a dead peer.
 	Unguarded
+	// Unread: bytes wait for this host's application, which has read nothing for
+	// Rules.UnreadAfter.
+	Unread
 	// Stalled: the peer answers, but its receive window has been closed for
 	// Rules.StalledAfter.
 	Stalled
@@ -48,6 +51,7 @@ var verdictNames = [Verdicts]string{
 	Active:    "active",
 	Idle:      "idle",
 	Unguarded: "unguarded",
+	Unread:    "unread",
 	Stalled:   "stalled",
 	Suspect:   "suspect",
 	Blocked:   "blocked",
@@ -72,7 +76,8 @@ func VerdictNames() []string {
 	return names
 }
 
-// Evidence is the kind of solicitation that was not answered.
+// Evidence is the kind of solicitation that was not answered or, of Unread, the queue that is
+// not read.
 type Evidence uint8
 
 // The kinds of evidence.
@@ -81,12 +86,15 @@ const (
 	EvidenceKeepalive   = Evidence(abi.EvidenceKeepalive)
 	EvidenceRetransmit  = Evidence(abi.EvidenceRetransmit)
 	EvidenceWindowProbe = Evidence(abi.EvidenceWindowProbe)
+	// EvidenceReceiveQueue is not a solicitation.
+	EvidenceReceiveQueue = Evidence(abi.EvidenceReceiveQueue)
 )
 
 var evidenceNames = [...]string{
-	EvidenceKeepalive:   "keepalive",
-	EvidenceRetransmit:  "retransmit",
-	EvidenceWindowProbe: "window_probe",
+	EvidenceKeepalive:    "keepalive",
+	EvidenceRetransmit:   "retransmit",
+	EvidenceWindowProbe:  "window_probe",
+	EvidenceReceiveQueue: "receive_queue",
 }
 
 // String returns the name in the contract, "" for NoEvidence.
@@ -349,8 +357,9 @@ type Connection struct {
 	State         State
 	Verdict       Verdict
 	Since         time.Time // when this verdict began; zero: unknown
-	Evidence      Evidence  // of Stalled, Suspect, Blocked, Stuck and Zombie
+	Evidence      Evidence  // of Unread, Stalled, Suspect, Blocked, Stuck and Zombie
 	Reason        Reason    // of the verdict; zero: unknown
+	Also          []Verdict // others whose conditions hold: Stalled, Unread
 	// Unanswered is how many solicitations in a row the peer has not answered or, if the
 	// connection is stuck, not acknowledged.
 	Unanswered int

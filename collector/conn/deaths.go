@@ -22,7 +22,7 @@ func (t *Tracker) death(e *abi.Event, at time.Time) {
 	tc := t.tracked[cookie]
 	connection := t.rules.Outline(&e.Conn, at) // a dead connection has no forecast
 	t.complete(&connection, &e.Conn, tc)
-	if tc != nil && connection.Unanswered == 0 {
+	if tc != nil && tc.verdict != Unread && connection.Unanswered == 0 {
 		// Either the peer was heard, or the kernel cleared the count as it ended the
 		// connection.
 		if heardSince(&tc.conn, &e.Conn) {

@@ -75,6 +75,7 @@ func (r *Rules) Outline(c *abi.Conn, at time.Time) Connection {
 // giveReason sets the fields that depend on the verdict, of which the record is c.
 func (r *Rules) giveReason(connection *Connection, c *abi.Conn) {
 	connection.Reason = r.reason(c, connection.Verdict)
+	connection.Also = r.also(c, connection.Verdict)
 	connection.Unanswered = int(c.Unanswered)
 	if connection.Verdict == Stuck {
 		connection.Unanswered = int(c.Unacknowledged)

@@ -16,7 +16,7 @@ const (
 	// FactEvent is an event that the kernel sent.
 	FactEvent FactKind = iota
 	// FactWatch is one record of a watch pass, which reads the sockets that the kernel
-	// watches.
+	// watches; or of a socket that was unread, whose application has read since.
 	FactWatch
 	// FactSweep ends a watch pass. The tracker then records the deaths of sockets that a
 	// watch pass did not find a while ago, and whose deaths no event reported.
@@ -60,8 +60,8 @@ type Observation struct {
 type Census struct {
 	Began  time.Time
 	Counts *abi.CensusCounts
-	// Troubled has every connection in trouble, except those in the hash tables of the
-	// network namespaces in Unwalked.
+	// Troubled has every connection that a tracker follows (see [Followed]), except those in
+	// the hash tables of the network namespaces in Unwalked.
 	Troubled []Observation
 	Unwalked []uint32 // inode numbers of network namespaces
 	// Hosts has, for addresses of [Tracker.ZombieHosts], all connections to them, except those

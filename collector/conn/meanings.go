@@ -9,6 +9,7 @@ var (
 		Active:    "The connection was made, or data moved, lately (--idle-after), and nothing is overdue.",
 		Idle:      "No data has moved for long (--idle-after), but keepalive is on, so that the kernel will notice a dead peer; or the peer is in the same network namespace, where it cannot vanish unnoticed.",
 		Unguarded: "No data has moved for long (--idle-after), and keepalive is off: a dead peer is not noticed until the application sends.",
+		Unread:    "Data has arrived that this host's application has left in the receive queue for long (--unread-after): the application does not read.",
 		Stalled:   "The peer answers, but its receive window has been closed for long (--stalled-after).",
 		Suspect:   "A probe or a retransmission is unanswered, which is not enough for a zombie.",
 		Blocked:   "This host fails to send: several probes or retransmissions in a row (--zombie-unanswered), for long (--zombie-silence), never left it. That says nothing about the peer.",
@@ -43,23 +44,24 @@ var (
 		CauseClosed:             "Both ends closed it in order.",
 	}
 	solicitations = [...]string{
-		NoEvidence:          "solicitation",
-		EvidenceKeepalive:   "keepalive probe",
-		EvidenceRetransmit:  "retransmission",
-		EvidenceWindowProbe: "window probe",
+		NoEvidence:           "solicitation",
+		EvidenceKeepalive:    "keepalive probe",
+		EvidenceRetransmit:   "retransmission",
+		EvidenceWindowProbe:  "window probe",
+		EvidenceReceiveQueue: "receive queue",
 	}
 )
 
 // Meaning returns what the verdict says about a connection, in one or two sentences.
 func (v Verdict) Meaning() string { return verdictMeanings[v] }
 
-// InTrouble reports whether a connection with the verdict is in trouble: stalled, suspect,
-// blocked, stuck or zombie. The tracker follows these one by one.
+// InTrouble reports whether a connection with the verdict is in trouble: unread, stalled,
+// suspect, blocked, stuck or zombie. The tracker follows these one by one.
 func (v Verdict) InTrouble() bool { return v > Unguarded }
 
 // Alerts reports whether the shipped alerts are about connections with the verdict one by
-// one, so that they count by owner: zombie, stuck or blocked.
-func (v Verdict) Alerts() bool { return v == Zombie || v == Stuck || v == Blocked }
+// one, so that they count by owner: zombie, stuck, blocked or unread.
+func (v Verdict) Alerts() bool { return v == Zombie || v == Stuck || v == Blocked || v == Unread }
 
 // Meaning returns what the risk is, in one or two sentences.
 func (r Risk) Meaning() string { return riskMeanings[r] }
@@ -74,5 +76,6 @@ func ParseEvidence(s string) (Evidence, error) {
 }
 
 // Solicitation returns what was sent to the peer, as a noun: keepalive probe,
-// retransmission or window probe; solicitation for NoEvidence.
+// retransmission or window probe; solicitation for NoEvidence, and receive queue for
+// EvidenceReceiveQueue, of which nothing was sent.
 func (e Evidence) Solicitation() string { return nameOf(solicitations[:], uint8(e)) }

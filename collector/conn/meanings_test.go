@@ -33,7 +33,7 @@ func TestReadmeHasTheMeanings(t *testing.T) {
 }
 
 func TestEveryEvidenceHasANoun(t *testing.T) {
-	for name, want := range map[string]string{"keepalive": "keepalive probe", "retransmit": "retransmission", "window_probe": "window probe", "": "solicitation", "new": "solicitation"} {
+	for name, want := range map[string]string{"keepalive": "keepalive probe", "retransmit": "retransmission", "window_probe": "window probe", "receive_queue": "receive queue", "": "solicitation", "new": "solicitation"} {
 		e, err := ParseEvidence(name)
 		if got := e.Solicitation(); got != want || (err == nil) != (want != "solicitation") {
 			t.Errorf("%q is a %s, want %s: %v", name, got, want, err)

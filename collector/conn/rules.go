@@ -22,8 +22,9 @@ type Rules struct {
 	StalledAfter     time.Duration
 	ZombieUnanswered int
 	ZombieSilence    time.Duration
-	Middleboxes      Middleboxes // as configured in the kernel
-	HZ               int         // jiffies a second
+	Middleboxes      Middleboxes   // as configured in the kernel
+	UnreadAfter      time.Duration // as configured in the kernel
+	HZ               int           // jiffies a second
 }
 
 // Duration returns how long a number of jiffies is.
@@ -60,12 +61,14 @@ func (r *Rules) Judge(c *abi.Conn) (Verdict, Evidence) {
 		return Zombie, Evidence(c.Evidence)
 	case int(c.Attempts) >= r.ZombieUnanswered && r.Age(c.Failing) >= r.ZombieSilence:
 		return Blocked, Evidence(c.Evidence)
-	case due == 0 && c.Flags&abi.ConnWindowClosed != 0 && r.Age(c.WindowClosed) >= r.StalledAfter:
+	case due == 0 && r.windowClosed(c):
 		return Stalled, EvidenceWindowProbe
 	case r.stuck(c):
 		return Stuck, Evidence(c.Evidence)
 	case due > 0:
 		return Suspect, Evidence(c.Evidence)
+	case c.Flags&abi.ConnUnread != 0:
+		return Unread, EvidenceReceiveQueue
 	}
 	return VerdictOfClass(c.Class), NoEvidence
 }
@@ -88,6 +91,26 @@ const handshakeLasts = 126 * time.Second
 func (r *Rules) neverAccepted(c *abi.Conn) bool {
 	return repeatsHandshake(c) && r.Age(Accepted(c)) < handshakeLasts
 }
+
+// windowClosed reports whether the peer's window has been closed for StalledAfter.
+func (r *Rules) windowClosed(c *abi.Conn) bool {
+	return c.Flags&abi.ConnWindowClosed != 0 && r.Age(c.WindowClosed) >= r.StalledAfter
+}
+
+// also returns the verdicts other than v whose conditions hold, too, worst first.
+func (r *Rules) also(c *abi.Conn, v Verdict) (others []Verdict) {
+	if v != Stalled && r.due(c) == 0 && r.windowClosed(c) {
+		others = append(others, Stalled)
+	}
+	if v != Unread && c.Flags&abi.ConnUnread != 0 {
+		others = append(others, Unread)
+	}
+	return others
+}
+
+// Followed reports whether a [Tracker] follows the connection with the record c one by one:
+// it is in trouble, or its application has left data for UnreadAfter.
+func Followed(c *abi.Conn) bool { return c.Flags&(abi.ConnTrouble|abi.ConnUnread) != 0 }
 
 // stuck reports whether a connection is stuck, unless it is a zombie: enough
 // solicitations are not acknowledged for long enough, although the peer was heard since
@@ -213,6 +236,8 @@ func (r *Rules) began(c *abi.Conn, v Verdict) time.Duration {
 	switch v {
 	case Idle, Unguarded:
 		return max(r.Duration(c.Idle)-r.IdleAfter, 0)
+	case Unread:
+		return max(r.Age(c.Unread)-r.UnreadAfter, 0)
 	case Stalled:
 		return max(r.Duration(c.WindowClosed)-r.StalledAfter, 0)
 	case Suspect:

@@ -3,6 +3,7 @@
 package conn
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -16,6 +17,7 @@ var testRules = Rules{
 	ZombieUnanswered: 3,
 	ZombieSilence:    10 * time.Second,
 	Middleboxes:      Middleboxes{Default: 350 * time.Second},
+	UnreadAfter:      30 * time.Second,
 	HZ:               conntest.HZ,
 }
 
@@ -136,6 +138,28 @@ func TestJudge(t *testing.T) {
 		},
 		"three unanswered and silent for ten seconds": {
 			conntest.Silent(abi.EvidenceKeepalive, 3, 10*time.Second), Zombie, EvidenceKeepalive,
+		},
+		"data that the application has left": {
+			conntest.Leave(conntest.Unguarded(), 11584, 30*time.Second), Unread, EvidenceReceiveQueue,
+		},
+		"data that the application has left for less than --unread-after, by the kernel's count": {
+			func() *abi.Conn {
+				c := conntest.Leave(conntest.Unguarded(), 11584, 29*time.Second)
+				c.Flags &^= abi.ConnUnread
+				return c
+			}(), Unguarded, NoEvidence,
+		},
+		"unread, and the first probe is out": {
+			conntest.Leave(conntest.Silent(abi.EvidenceKeepalive, 1, time.Minute), 1, time.Minute), Unread, EvidenceReceiveQueue,
+		},
+		"unread, and a zombie": {
+			conntest.Leave(conntest.Silent(abi.EvidenceKeepalive, 3, time.Minute), 1, time.Minute), Zombie, EvidenceKeepalive,
+		},
+		"unread, and a suspect": {
+			conntest.Leave(conntest.Silent(abi.EvidenceRetransmit, 2, time.Minute), 1, time.Minute), Suspect, EvidenceRetransmit,
+		},
+		"both ends stop reading": {
+			conntest.Leave(conntest.ClosedWindow(func(*abi.Conn) {}), 600000, time.Minute), Stalled, EvidenceWindowProbe,
 		},
 		"window probes unanswered": {
 			conntest.Silent(abi.EvidenceWindowProbe, 5, time.Minute), Zombie, EvidenceWindowProbe,
@@ -378,6 +402,36 @@ func TestReason(t *testing.T) {
 			got := testRules.Describe(test.conn, time.Now())
 			if got.Reason.Code != test.want || (got.Reason.Detail == "") != (test.want == "") {
 				t.Errorf("a %v connection has reason %+v, expected %q", got.Verdict, got.Reason, test.want)
+			}
+		})
+	}
+}
+
+// Also has what a worse verdict hides.
+func TestAlso(t *testing.T) {
+	for name, test := range map[string]struct {
+		conn *abi.Conn
+		want []Verdict
+	}{
+		"a healthy connection": {conntest.Idle(func(*abi.Conn) {}), nil},
+		"a zombie":             {conntest.KeepaliveZombie(), nil},
+		"an unread one":        {conntest.Leave(conntest.Unguarded(), 1, time.Minute), nil},
+		"an unread zombie":     {conntest.Leave(conntest.KeepaliveZombie(), 1, time.Minute), []Verdict{Unread}},
+		"a stalled one":        {conntest.ClosedWindow(func(*abi.Conn) {}), nil},
+		"both ends stop reading": {
+			conntest.Leave(conntest.ClosedWindow(func(*abi.Conn) {}), 600000, time.Minute), []Verdict{Unread},
+		},
+		"unread, stuck": {
+			conntest.Leave(stuckFor(abi.EvidenceRetransmit, 3, 10*time.Second, time.Second), 1, time.Minute), []Verdict{Unread},
+		},
+		"unread, with a closed window, and this host sends no probe": {
+			conntest.Leave(conntest.ClosedWindow(func(c *abi.Conn) { c.Attempts, c.Failing = 3, conntest.Ago(time.Minute) }), 1, time.Minute),
+			[]Verdict{Stalled, Unread},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := testRules.Describe(test.conn, time.Now()); !slices.Equal(got.Also, test.want) {
+				t.Errorf("a %v connection is also %v, expected %v", got.Verdict, got.Also, test.want)
 			}
 		})
 	}

@@ -22,7 +22,7 @@ type TrackerStats struct {
 	Excluded             [States][Verdicts]uint64
 	ZombieOldestExcluded time.Duration
 	ZombiesByOwner       map[OwnerLabel]int
-	TroubleByOwner       map[OwnerLabel]int // of the verdicts blocked and stuck
+	TroubleByOwner       map[OwnerLabel]int // of the verdicts unread, blocked and stuck
 	PeerHostSilent       int                // connections with the risk of that name
 	ZombieSeconds        Histogram          // lives of the zombies that died or recovered
 	ForecastError        Histogram          // absolute errors of the deaths that had a forecast
@@ -65,7 +65,7 @@ func (t *Tracker) Stats(now time.Time) TrackerStats {
 			}
 			*oldest = max(*oldest, now.Sub(tc.since))
 			s.ZombiesByOwner[label]++
-		case Stuck, Blocked:
+		case Stuck, Blocked, Unread:
 			label.Verdict = tc.verdict.String()
 			s.TroubleByOwner[label]++
 		}

@@ -27,7 +27,7 @@ const (
 	watchedFor = 4 * WatchInterval
 )
 
-// tracked is a connection in trouble.
+// tracked is a connection in trouble, or with unread data.
 type tracked struct {
 	conn     abi.Conn  // its newest record
 	at       time.Time // the time of conn
@@ -92,6 +92,7 @@ type Tracker struct {
 	// and die.
 	counts        [States][Verdicts]int64
 	hosts         map[HostKey]*peerHost // the remote addresses of zombies, at the last census
+	counted       bool                  // by a census
 	zombieSeconds Histogram
 	forecastError Histogram
 	rows          rows
@@ -175,10 +176,11 @@ func (t *Tracker) observe(c *abi.Conn, at time.Time) {
 		if oldVerdict == Zombie {
 			t.zombieSeconds.observe(at.Sub(oldSince))
 		}
-		// If no event reported how the trouble began, it did not begin now.
-		t.changedVerdict(tc, oldVerdict, created && c.Solicited == abi.AgeNone)
+		// If no event reported how the trouble began, it did not begin now. That data is
+		// unread, only a census reports.
+		t.changedVerdict(tc, oldVerdict, created && c.Solicited == abi.AgeNone && (tc.verdict != Unread || !t.counted))
 	}
-	if c.Flags&abi.ConnTrouble == 0 {
+	if !Followed(c) {
 		t.endTrouble(c)
 	}
 }
@@ -198,11 +200,12 @@ func (t *Tracker) judge(tc *tracked, c *abi.Conn) (Verdict, Evidence) {
 // initial is true if the verdict began before the connection was first seen.
 func (t *Tracker) changedVerdict(tc *tracked, from Verdict, initial bool) {
 	tc.since = tc.at
-	if initial {
+	if initial || tc.verdict == Unread && !from.InTrouble() { // the census comes late
 		if began := t.rules.began(&tc.conn, tc.verdict); began >= 0 {
 			tc.since = tc.at.Add(-began)
 		}
-	} else {
+	}
+	if !initial {
 		t.appendHistory(tc.conn.Cookie, HistoryEntry{
 			At: tc.at, Kind: HistoryVerdict, Evidence: tc.evidence, Unanswered: int(tc.conn.Unanswered), From: from, To: tc.verdict,
 		})
@@ -212,16 +215,36 @@ func (t *Tracker) changedVerdict(tc *tracked, from Verdict, initial bool) {
 	})
 }
 
-// track begins to follow the connection with the record c. It returns nil if the
-// connection is not in trouble, if the record is out of date, or if there is no room.
+// FollowsUnread reports whether the tracker follows a connection that has unread data and is
+// not in trouble.
+func (t *Tracker) FollowsUnread() bool {
+	for _, tc := range t.tracked {
+		if tc.conn.Flags&abi.ConnTrouble == 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// hasRoom reports whether the tracker can begin to follow the connection with the record c.
+// Those that only have unread data get half of the room, since a user can make many.
+func (t *Tracker) hasRoom(c *abi.Conn) bool {
+	if c.Flags&abi.ConnTrouble == 0 {
+		return len(t.tracked) < maxTracked/2
+	}
+	return len(t.tracked) < maxTracked
+}
+
+// track begins to follow the connection with the record c. It returns nil if the connection
+// is not to be followed, if the record is out of date, or if there is no room.
 func (t *Tracker) track(c *abi.Conn, at time.Time) *tracked {
-	if c.Flags&abi.ConnTrouble == 0 || c.At < t.recovered[c.Cookie] {
+	if !Followed(c) || c.At < t.recovered[c.Cookie] {
 		return nil
 	}
 	if t.dead.has(c.Cookie) {
 		return nil
 	}
-	if len(t.tracked) >= maxTracked {
+	if !t.hasRoom(c) {
 		t.overflowed++
 		return nil
 	}

@@ -51,6 +51,23 @@ func (t *Tracker) describeRow(o *Observation) (c Connection, ok bool) {
 	return t.Describe(&o.Conn, o.At), true
 }
 
+// OtherEnd returns the other end of the connection c, if it is on this node and its application
+// does not read. It returns nil if the tracker follows no such connection, or more than one: any
+// network namespace may have these addresses.
+func (t *Tracker) OtherEnd(c *Connection) (other *Connection) {
+	for _, tc := range t.tracked {
+		r := &tc.conn
+		if r.Flags&abi.ConnUnread == 0 || r.Cookie == c.Cookie || r.Rport != c.Local.Port() || r.Local() != c.Remote || r.Remote() != c.Local {
+			continue
+		}
+		if other != nil {
+			return nil
+		}
+		other = new(t.describeTracked(r, tc.at, tc))
+	}
+	return other
+}
+
 // complete adds to the description of a record what the tracker knows of the connection.
 // tc is nil if the connection is not in trouble.
 func (t *Tracker) complete(c *Connection, record *abi.Conn, tc *tracked) {

@@ -44,6 +44,7 @@ type Rules struct {
 	MiddleboxTimeout seconds `json:"middlebox_timeout_seconds"`
 	// MiddleboxTimeouts are exceptions by destination. A masked recording has none.
 	MiddleboxTimeouts map[netip.Prefix]seconds `json:"middlebox_timeouts_seconds,omitempty"`
+	UnreadAfter       seconds                  `json:"unread_after_seconds,omitempty"` // 0: of an older version
 }
 
 type seconds float64
@@ -56,6 +57,7 @@ func NewRules(r *conn.Rules) Rules {
 	rules := Rules{
 		HZ: r.HZ, IdleAfter: secondsOf(r.IdleAfter), StalledAfter: secondsOf(r.StalledAfter), ZombieUnanswered: r.ZombieUnanswered,
 		ZombieSilence: secondsOf(r.ZombieSilence), MiddleboxTimeout: secondsOf(r.Middleboxes.Default),
+		UnreadAfter: secondsOf(r.UnreadAfter),
 	}
 	for prefix, timeout := range r.Middleboxes.To {
 		if rules.MiddleboxTimeouts == nil {
@@ -70,7 +72,8 @@ func NewRules(r *conn.Rules) Rules {
 func (r *Rules) Conn() conn.Rules {
 	rules := conn.Rules{
 		IdleAfter: r.IdleAfter.duration(), StalledAfter: r.StalledAfter.duration(), ZombieUnanswered: r.ZombieUnanswered,
-		ZombieSilence: r.ZombieSilence.duration(), Middleboxes: conn.Middleboxes{Default: r.MiddleboxTimeout.duration()}, HZ: r.HZ,
+		ZombieSilence: r.ZombieSilence.duration(), Middleboxes: conn.Middleboxes{Default: r.MiddleboxTimeout.duration()},
+		UnreadAfter: r.UnreadAfter.duration(), HZ: r.HZ,
 	}
 	for prefix, timeout := range r.MiddleboxTimeouts {
 		if rules.Middleboxes.To == nil {
@@ -95,6 +98,9 @@ func (r *Rules) check() error {
 		if !(s > 0 && s < longest) {
 			return fmt.Errorf("its rules have a duration of %v s", float64(s))
 		}
+	}
+	if !(r.UnreadAfter >= 0 && r.UnreadAfter < longest) {
+		return fmt.Errorf("its rules have a duration of %v s", float64(r.UnreadAfter))
 	}
 	return nil
 }

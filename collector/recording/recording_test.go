@@ -32,7 +32,7 @@ var rules = conn.Rules{
 	ZombieSilence: 10*time.Second + time.Nanosecond, Middleboxes: conn.Middleboxes{
 		Default: 350 * time.Second,
 		To:      map[netip.Prefix]time.Duration{netip.MustParsePrefix("10.0.0.0/8"): time.Minute, netip.MustParsePrefix("2001:db8::/32"): time.Hour},
-	}, HZ: conntest.HZ,
+	}, UnreadAfter: 30 * time.Second, HZ: conntest.HZ,
 }
 
 func header() Header {

@@ -42,7 +42,7 @@ func TestGoStructsHaveTheLayoutOfTheObject(t *testing.T) {
 	all := []any{
 		abi.Conn{}, abi.Event{}, abi.FDHolder{}, abi.Holder{}, abi.Counters{}, abi.CensusCounts{}, abi.Destination{}, abi.RiskCounts{},
 		abi.PeerHostKey{}, abi.PeerHost{}, abi.Cursor{}, abi.OwnTable{}, abi.WalkBatch{}, abi.NetnsSysctls{}, abi.NetnsList{}, abi.Batch{},
-		abi.Watch{}, abi.PendingDeath{},
+		abi.Watch{}, abi.Unread{}, abi.PendingDeath{},
 	}
 	if len(all) != len(structs) {
 		t.Fatalf("%d structs are compared, %d are generated", len(all), len(structs))

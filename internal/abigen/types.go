@@ -49,10 +49,12 @@ NetnsSysctls are the TCP sysctls of a network namespace. Times are in jiffies.`}
 NetnsList is what one run of the list of network namespaces writes: Tables entries of
 Table, and Namespaces entries of Sysctls.`},
 	{"batch", `
-Batch is the input and output of one run over watched sockets or pending deaths: Keys
-entries of Key, and Records entries of Record.`},
+Batch is the input and output of one run over watched sockets, unread ones or pending
+deaths: Keys entries of Key, and Records entries of Record.`},
 	{"watch", `
 Watch is what the programs remember of a socket that they watch.`},
+	{"unread", `
+Unread is what the census remembers of a socket with data in its receive queue.`},
 	{"pending_death", `
 PendingDeath is a death whose cause is not certain yet.`},
 }

@@ -129,7 +129,7 @@ func (s *sample) take(l look, atLeast int) error {
 
 // census is the look that the agent takes every 15 s.
 func (v *view) census() (int, error) {
-	res, err := v.kernel.Census(context.Background(), bpf.Select(abi.ClassTrouble), func(*abi.Conn) {})
+	res, err := v.kernel.Census(context.Background(), bpf.Select(abi.ClassTrouble, abi.ClassUnread), func(*abi.Conn) {})
 	v.namespaces = res.Namespaces
 	return int(res.Counts.Total()), err
 }
@@ -152,7 +152,7 @@ func (v *view) ss(flags string) look {
 // everybody finds every connection and the process that holds it, as `ss -p` does.
 func (v *view) everybody() (int, error) {
 	var cookies []uint64
-	everything := bpf.Select(abi.ClassTrouble, abi.ClassActive, abi.ClassIdle, abi.ClassUnguarded)
+	everything := bpf.Select(abi.ClassTrouble, abi.ClassUnread, abi.ClassActive, abi.ClassIdle, abi.ClassUnguarded)
 	if _, err := v.kernel.Census(context.Background(), everything, func(c *abi.Conn) {
 		cookies = append(cookies, c.Cookie)
 	}); err != nil {

@@ -21,7 +21,7 @@ func Ago(d time.Duration) uint32 { return uint32(d * HZ / time.Second) }
 func With(f func(*abi.Conn)) *abi.Conn {
 	c := &abi.Conn{
 		Cookie: 0x1a2b, State: abi.StateEstablished, Class: abi.ClassActive, Flags: abi.ConnKeepalive,
-		Idle: Ago(time.Second), Silent: Ago(time.Second), Solicited: abi.AgeNone, WindowClosed: abi.AgeNone,
+		Idle: Ago(time.Second), Silent: Ago(time.Second), Solicited: abi.AgeNone, WindowClosed: abi.AgeNone, Unread: abi.AgeNone,
 		KeepaliveTime: Ago(2 * time.Hour), KeepaliveIntvl: Ago(75 * time.Second), KeepaliveProbes: 9,
 	}
 	f(c)
@@ -172,6 +172,14 @@ func Orphan(f func(*abi.Conn)) *abi.Conn {
 	})
 }
 
+// Leave makes a connection one whose application has left that many bytes for so long, which is
+// unread. It returns c.
+func Leave(c *abi.Conn, bytes uint32, unread time.Duration) *abi.Conn {
+	c.Flags |= abi.ConnUnread
+	c.ReceiveQueue, c.Unread = bytes, Ago(unread)
+	return c
+}
+
 // FromBytes returns the record that begins with these bytes; missing bytes are 0.
 func FromBytes(data []byte) abi.Conn {
 	var c abi.Conn
@@ -205,5 +213,7 @@ func Seeds() []*abi.Conn {
 		Orphan(func(*abi.Conn) {}),
 		Unanswer(KeepaliveZombie(), abi.EvidenceKeepalive, 4),
 		Unguarded(),
+		Leave(Unguarded(), 11584, time.Minute),
+		Leave(ClosedWindow(func(*abi.Conn) {}), 600000, time.Minute),
 	}
 }
