@@ -30,6 +30,7 @@ func (c *Collector) Connection(ctx context.Context, cookie uint64) (*Detail, err
 	c.awaitEvents()
 	var d *Detail
 	var found abi.Conn
+	var otherEnd *conn.Connection // of a stalled one, if it is here and does not read
 	res, err := c.kernel.Find(ctx, cookie, func(k *abi.Conn) {
 		found = *k
 		d = new(Detail)
@@ -37,6 +38,9 @@ func (c *Collector) Connection(ctx context.Context, cookie uint64) (*Detail, err
 		defer c.mu.Unlock()
 		d.Connection = c.tracker.Describe(k, wall(k.At))
 		d.History = c.tracker.History(cookie)
+		if d.Verdict == conn.Stalled {
+			otherEnd = c.tracker.OtherEnd(&d.Connection)
+		}
 	})
 	if err == nil && d == nil && len(res.Unwalked) > 0 {
 		c.recordUnwalked(&res)
@@ -45,8 +49,14 @@ func (c *Collector) Connection(ctx context.Context, cookie uint64) (*Detail, err
 	if err != nil || d == nil {
 		return nil, err
 	}
+	one := []conn.Connection{d.Connection}
+	err = c.fillOwners(one, nil)
+	d.Connection = one[0]
 	ref, host := c.kernel.FindNetns(found.Netns)
 	d.Explanation = explain.Explain(&c.rules, &found, &d.Connection, explain.Netns{Path: ref.ShellPath(), Host: host})
+	if otherEnd != nil {
+		d.Explanation.Doing = append(d.Explanation.Doing, explain.OtherEnd(otherEnd))
+	}
 	flow := conn.Flow{Cookie: cookie, Local: d.Local, Remote: d.Remote}
 	var unknown error
 	if c.detailPaths.Allow() {
@@ -55,9 +65,6 @@ func (c *Collector) Connection(ctx context.Context, cookie uint64) (*Detail, err
 		unknown = fmt.Errorf("more than %d such questions a second: %w", flowPathsPerSecond/2, unix.EBUSY)
 	}
 	d.Explanation.Path = explain.Path(&flow, d.Path, unknown)
-	one := []conn.Connection{d.Connection}
-	err = c.fillOwners(one, nil)
-	d.Connection = one[0]
 	return d, err
 }
 

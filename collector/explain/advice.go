@@ -4,6 +4,7 @@ package explain
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/halfopen/halfopen/bpf/abi"
@@ -12,7 +13,7 @@ import (
 )
 
 // Advice is one thing to do so that the kernel notices a dead peer sooner or, if the
-// connection is stuck or blocked, to find and mend what holds it up.
+// connection is stuck, blocked or unread, to find and mend what holds it up.
 type Advice struct {
 	Text string   // what to do, by whom, and what comes of it
 	How  []string // the exact calls or commands
@@ -65,6 +66,9 @@ func rearm(c *abi.Conn) {
 // make it sooner.
 func (x *explainer) advise() (assessment string, advice []Advice) {
 	assessment, advice = x.assess()
+	if slices.Contains(x.conn.Also, conn.Unread) && x.conn.Accepted {
+		advice = append(advice, x.adviseReading()...)
+	}
 	if x.conn.Verdict == conn.Zombie && x.conn.State.Judged() {
 		effect := " The application gets ECONNABORTED."
 		if x.conn.Orphaned { // bac76cf89816 "tcp: fix forever orphan socket caused by tcp_abort"
@@ -84,6 +88,8 @@ func (x *explainer) assess() (assessment string, advice []Advice) {
 		return x.adviseStuck()
 	case x.conn.Verdict == conn.Blocked && !x.conn.Orphaned:
 		return x.adviseBlocked()
+	case x.conn.Verdict == conn.Unread && x.conn.Accepted:
+		return "The data is here, so keepalive would change nothing: find out why the application does not read.", x.adviseReading()
 	case x.conn.State == conn.SynSent:
 		return x.adviseConnecting()
 	case x.conn.State == conn.SynRecv:

@@ -23,8 +23,14 @@ func (x *explainer) doing() []string {
 	if s := x.queued(); s != "" {
 		says = append(says, s)
 	}
+	if s := x.unread(); s != "" {
+		says = append(says, s)
+	}
 	if s := x.judged(); s != "" {
 		says = append(says, s)
+	}
+	for _, v := range x.conn.Also {
+		says = append(says, "It is "+v.String()+", too.")
 	}
 	return says
 }
@@ -107,10 +113,7 @@ func since(d time.Duration) string {
 // queued says what is in flight and in the send queue; "" while the connection is made.
 func (x *explainer) queued() string {
 	c := x.c
-	bytes := humanize.Size(c.SendQueue) + " bytes"
-	if c.SendQueue < 1024 {
-		bytes = humanize.Plural(int(c.SendQueue), "byte")
-	}
+	bytes := inBytes(c.SendQueue)
 	switch {
 	case x.connecting():
 		return ""
@@ -130,6 +133,34 @@ func (x *explainer) queued() string {
 		return bytes + " wait in the send queue, and nothing is in flight."
 	}
 	return "Nothing is in flight, and nothing waits to be sent."
+}
+
+// unread says what waits for the application; "" if nothing does, or is not due yet.
+func (x *explainer) unread() string {
+	if !x.flag(abi.ConnUnread) {
+		return ""
+	}
+	have := "have"
+	if x.c.ReceiveQueue == 1 {
+		have = "has"
+	}
+	return fmt.Sprintf("%s %s arrived and %s not been read for %s%s.", inBytes(x.c.ReceiveQueue), have, have, humanize.Age(x.rules.Age(x.c.Unread)), x.heldBy())
+}
+
+// heldBy names the process that has the socket, after a colon; "" if it is not known.
+func (x *explainer) heldBy() string {
+	if p := x.conn.Process; p != nil {
+		return fmt.Sprintf(": process %d holds the socket, as descriptor %d", p.PID, p.FD)
+	}
+	return ""
+}
+
+// inBytes returns a number of bytes in words.
+func inBytes(n uint32) string {
+	if n < 1024 {
+		return humanize.Plural(int(n), "byte")
+	}
+	return humanize.Size(n) + " bytes"
 }
 
 // are returns "1 segment is" or "2 segments are".
@@ -172,6 +203,8 @@ func (x *explainer) judged() string {
 		return fmt.Sprintf("Verdict: suspect. %s in a row went unanswered, which is not enough yet to call it a zombie.", unanswered)
 	case conn.Stalled:
 		return "Verdict: stalled. The peer answers, but has not made room for " + humanize.Age(x.rules.Age(x.c.WindowClosed)) + "."
+	case conn.Unread:
+		return "Verdict: unread. The peer and the way to it are well: the application of this host does not read. When its receive buffer is full, the peer can send no more."
 	case conn.Unguarded:
 		return "Verdict: unguarded. No data for " + humanize.Setting(x.rules.IdleAfter) + " or more, and keepalive is off: nothing would notice that the peer is gone."
 	case conn.Idle:

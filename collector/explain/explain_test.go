@@ -24,6 +24,7 @@ var testRules = conn.Rules{
 	ZombieUnanswered: 3,
 	ZombieSilence:    10 * time.Second,
 	Middleboxes:      conn.Middleboxes{Default: 350 * time.Second},
+	UnreadAfter:      30 * time.Second,
 	HZ:               conntest.HZ,
 }
 
@@ -802,6 +803,82 @@ func TestExplainZombieOfAnAddressThatAnswers(t *testing.T) {
 		if e := Explain(&testRules, c, &connection, Netns{Host: true}); !strings.Contains(strings.Join(e.Doing, " "), want) {
 			t.Errorf("%s: %q has no %q", code, e.Doing, want)
 		}
+	}
+}
+
+func TestExplainOtherEnd(t *testing.T) {
+	c := conn.Connection{Cookie: 0x1a2c, ReceiveQueue: 600000}
+	if got, want := OtherEnd(&c), "The other end is on this machine, too: its application has left 585K bytes there, see connection 1a2c."; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	c.Process = &conn.Process{PID: 813, Comm: "worker"}
+	if got, want := OtherEnd(&c), "The other end is on this machine, too: process 813 has left 585K bytes there, see connection 1a2c."; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+func TestExplainUnread(t *testing.T) {
+	const stacks, gdb = "cat /proc/812/task/*/stack", "gdb -p 812 -batch -ex 'thread apply all bt'"
+	for name, test := range map[string]struct {
+		conn        *abi.Conn
+		process     *conn.Process
+		doing, says string // parts of the texts
+		how         []string
+		text        string // a part of the last advice
+	}{
+		"by a process that is known": {
+			conntest.Leave(conntest.Unguarded(), 11584, 47*time.Second), &conn.Process{PID: 812, Comm: "worker", FD: 9},
+			"11K bytes have arrived and have not been read for 47s: process 812 holds the socket, as descriptor 9. Verdict: unread. The peer and the way to it are well: the application of this host does not read.",
+			"keepalive would change nothing", []string{stacks + "; " + gdb, "close(fd)"}, "has to close it",
+		},
+		"by a process that is not known": {
+			conntest.Leave(conntest.Unguarded(), 1, 47*time.Second), nil,
+			"1 byte has arrived and has not been read for 47s. Verdict: unread.",
+			"keepalive would change nothing", []string{strings.ReplaceAll(stacks+"; "+gdb, "812", "PID"), "close(fd)"}, "has to close it",
+		},
+		"after the peer's FIN": {
+			func() *abi.Conn {
+				c := conntest.Leave(conntest.Unguarded(), 24, time.Hour)
+				c.State = abi.StateCloseWait
+				return c
+			}(), &conn.Process{PID: 812, FD: 9},
+			"24 bytes have arrived", "find out why the application does not read", []string{stacks + "; " + gdb, "close(fd)"}, "The peer has closed its side.",
+		},
+		"both ends stop reading": {
+			conntest.Leave(conntest.ClosedWindow(func(*abi.Conn) {}), 600000, time.Minute), &conn.Process{PID: 812, FD: 9},
+			"Verdict: stalled. The peer answers, but has not made room for 20s. It is unread, too.",
+			"A peer that answers without ever reading is waited for without end", []string{"setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, 300000)", stacks + "; " + gdb, "close(fd)"}, "has to close it",
+		},
+		"not accepted": {
+			func() *abi.Conn {
+				c := conntest.Leave(conntest.Idle(func(*abi.Conn) {}), 24, time.Hour)
+				c.Flags |= abi.ConnUnaccepted
+				return c
+			}(), nil,
+			"No application has accepted it yet", "Nobody has accepted the connection", []string{"accept(listener, ...)"}, "has to accept",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			connection := testRules.Describe(test.conn, explainedAt)
+			connection.Process = test.process
+			e := Explain(&testRules, test.conn, &connection, Netns{Host: true})
+			if doing := strings.Join(e.Doing, " "); !strings.Contains(doing, test.doing) {
+				t.Errorf("%q\nhas no\n%q", doing, test.doing)
+			}
+			if !strings.Contains(e.Assessment, test.says) {
+				t.Errorf("%q\nhas no\n%q", e.Assessment, test.says)
+			}
+			var how []string
+			for _, a := range e.Advice {
+				how = append(how, strings.Join(a.How, "; "))
+			}
+			if diff := cmp.Diff(test.how, how); diff != "" {
+				t.Errorf("advice (-want +got)\n%s", diff)
+			}
+			if last := e.Advice[len(e.Advice)-1].Text; !strings.Contains(last, test.text) {
+				t.Errorf("%q has no %q", last, test.text)
+			}
+		})
 	}
 }
 
