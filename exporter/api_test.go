@@ -80,8 +80,8 @@ func TestGroupsAreListed(t *testing.T) {
 			Verdicts: [conn.Verdicts]int{conn.Zombie: 1, conn.Suspect: 2, conn.Stalled: 3, conn.Unguarded: 0, conn.Idle: 1, conn.Active: 1},
 		}
 	}
-	const verdicts = `"total":9,"verdicts":{"active":1,"blocked":0,"idle":1,"stalled":3,"stuck":0,"suspect":2,"unguarded":0,"zombie":1}}`
-	const nothing = `"total":0,"verdicts":{"active":0,"blocked":0,"idle":0,"stalled":0,"stuck":0,"suspect":0,"unguarded":0,"zombie":0}}`
+	const verdicts = `"total":9,"verdicts":{"active":1,"blocked":0,"idle":1,"stalled":3,"stuck":0,"suspect":2,"unguarded":0,"unread":0,"zombie":1}}`
+	const nothing = `"total":0,"verdicts":{"active":0,"blocked":0,"idle":0,"stalled":0,"stuck":0,"suspect":0,"unguarded":0,"unread":0,"zombie":0}}`
 	for _, tt := range []struct {
 		by    string
 		tally conn.Count

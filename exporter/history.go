@@ -125,6 +125,7 @@ func (l *Live) history() []byte {
 		h.Blocked = append(h.Blocked, m.verdicts[conn.Blocked])
 		h.Suspect = append(h.Suspect, m.verdicts[conn.Suspect])
 		h.Stalled = append(h.Stalled, m.verdicts[conn.Stalled])
+		h.Unread = append(h.Unread, m.verdicts[conn.Unread])
 		h.Unguarded = append(h.Unguarded, m.verdicts[conn.Unguarded])
 		h.AtRisk = append(h.AtRisk, m.risks)
 		h.Deaths = append(h.Deaths, deaths)

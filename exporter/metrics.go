@@ -48,7 +48,7 @@ var (
 	zombiesByOwnerDesc = desc("tcp_zombies_by_owner",
 		"Living zombies, by owner and the service's port; at most 49, the rest as owner other.", "owner", "remote_port", "namespace", "pod", "container", "excluded")
 	troubleByOwnerDesc = desc("tcp_trouble_by_owner",
-		"Stuck and blocked connections, by owner, the service's port and verdict; at most 48, the rest as owner other.", "owner", "remote_port", "namespace", "pod", "container", "verdict", "excluded")
+		"Stuck, blocked and unread connections, by owner, the service's port and verdict; at most 47, the rest as owner other.", "owner", "remote_port", "namespace", "pod", "container", "verdict", "excluded")
 	eventsDesc = desc("events_total",
 		"Events the kernel programs wrote.", "type")
 	eventsLostDesc = desc("events_lost_total",
@@ -97,7 +97,7 @@ func NewMetrics(src Source) prometheus.Collector {
 	if len(src.Options().ExcludeOwners) > 0 {
 		both = 2
 	}
-	return metrics{src, newOwnerPlaces(both), newOwnerPlaces(2 * both), newOwnerPlaces(conn.Risks)}
+	return metrics{src, newOwnerPlaces(both), newOwnerPlaces(3 * both), newOwnerPlaces(conn.Risks)}
 }
 
 // Describe implements prometheus.Collector.

@@ -135,7 +135,7 @@ func TestEverythingIsPresentAtZeroFromTheStart(t *testing.T) {
 		return out
 	}
 	for _, state := range label("state", "established syn_sent fin_wait1 fin_wait2 close_wait last_ack closing") {
-		for _, verdict := range label("verdict", "active idle unguarded stalled suspect blocked stuck zombie") {
+		for _, verdict := range label("verdict", "active idle unguarded unread stalled suspect blocked stuck zombie") {
 			series("halfopen_tcp_connections", `excluded="" `+state+" "+verdict)
 		}
 	}

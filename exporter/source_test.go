@@ -176,6 +176,7 @@ func fullStats() collector.Stats {
 			TroubleByOwner: map[conn.OwnerLabel]int{
 				{Name: "postgres", RemotePort: "5432", Verdict: "stuck"}:   8,
 				{Name: "postgres", RemotePort: "5432", Verdict: "blocked"}: 9,
+				{Name: "postgres", RemotePort: "5432", Verdict: "unread"}:  7,
 				{Name: "other", Verdict: "blocked"}:                        10,
 			},
 			Watched: 19,

@@ -28,7 +28,7 @@ func newSummary(src Source, stats *collector.Stats, node string) api.Summary {
 		Settings: api.Settings{
 			IdleAfterSeconds: opts.IdleAfter.Seconds(), StalledAfterSeconds: opts.StalledAfter.Seconds(),
 			ZombieUnanswered: opts.ZombieUnanswered, ZombieSilenceSeconds: opts.ZombieSilence.Seconds(),
-			MiddleboxTimeoutSeconds: opts.Middleboxes.Default.Seconds(),
+			MiddleboxTimeoutSeconds: opts.Middleboxes.Default.Seconds(), UnreadAfterSeconds: opts.UnreadAfter.Seconds(),
 		},
 	}
 	for prefix, timeout := range opts.Middleboxes.To {

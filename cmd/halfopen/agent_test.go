@@ -10,7 +10,7 @@ import (
 func TestAgentHasTheFlagsOfTheContract(t *testing.T) {
 	_, stdout, _ := halfopen(t, "agent", "--help")
 	for _, flag := range []string{
-		"--idle-after=5m", "--stalled-after=10s", "--zombie-unanswered=3", "--zombie-silence=10s",
+		"--idle-after=5m", "--stalled-after=10s", "--unread-after=30s", "--zombie-unanswered=3", "--zombie-silence=10s",
 		"--middlebox-timeout=350s", "--census-interval=15s", "--census-cpu=1%", "--web.listen-address=127.0.0.1:9839",
 		`--web.config.file=""`, "--log.level=info", "--log.format=logfmt",
 	} {

@@ -275,7 +275,7 @@ func (r *report) look(ctx context.Context, k *bpf.Kernel) {
 
 	found := false
 	began := time.Now()
-	res, err := k.Census(ctx, bpf.Select(abi.ClassActive, abi.ClassTrouble, abi.ClassIdle, abi.ClassUnguarded), func(c *abi.Conn) {
+	res, err := k.Census(ctx, bpf.Select(abi.ClassActive, abi.ClassTrouble, abi.ClassUnread, abi.ClassIdle, abi.ClassUnguarded), func(c *abi.Conn) {
 		found = found || c.Cookie == cookie
 	})
 	took := time.Since(began)

@@ -305,7 +305,8 @@ func explanation(d *api.ConnectionDetail, room int, p palette) string {
 
 // adviceTitle is the title of the advice for a connection with a verdict.
 func adviceTitle(verdict string) string {
-	if verdict == conn.Stuck.String() || verdict == conn.Blocked.String() {
+	switch verdict {
+	case conn.Stuck.String(), conn.Blocked.String(), conn.Unread.String():
 		return "WHAT TO DO"
 	}
 	return "NOTICING SOONER"

@@ -108,13 +108,13 @@ func oneOf(words ...string) func(string) (string, error) {
 
 // thresholds are the flags that define the verdicts and the census.
 type thresholds struct {
-	idleAfter, stalledAfter, zombieSilence, census time.Duration
-	zombieUnanswered                               int
-	middleboxes                                    conn.Middleboxes
-	censusCPU                                      float64 // of one core
-	eventsBytes                                    uint32  // 0: the default
-	set                                            [5]bool // by the user: which of verdictFlags
-	censusSet                                      [2]bool // by the user: which of censusFlags
+	idleAfter, stalledAfter, unreadAfter, zombieSilence, census time.Duration
+	zombieUnanswered                                            int
+	middleboxes                                                 conn.Middleboxes
+	censusCPU                                                   float64 // of one core
+	eventsBytes                                                 uint32  // 0: the default
+	set                                                         [6]bool // by the user: which of verdictFlags
+	censusSet                                                   [2]bool // by the user: which of censusFlags
 }
 
 // verdictFlags adds the flags that a single census needs.
@@ -127,6 +127,7 @@ func (t *thresholds) verdictFlags(cmd *kingpin.CmdClause) {
 	cmd.Flag("zombie-unanswered", "How many probes or retransmissions in a row must be unanswered to make a connection a zombie ...").
 		Default("3").IsSetByUser(&t.set[2]).SetValue(&value[int]{flag: "zombie-unanswered", parse: atLeast(1), into: &t.zombieUnanswered})
 	duration(3, "zombie-silence", "10s", "... and for how long the peer must have been silent.", &t.zombieSilence)
+	duration(5, "unread-after", "30s", "How long an application must leave data that has arrived to make a connection unread.", &t.unreadAfter)
 	cmd.Flag("middlebox-timeout", "After how long a NAT or load balancer on the way forgets a silent connection: a time, the name of a well-known one ("+
 		strings.Join(conn.MiddleboxPresets(), ", ")+"), or a list by destination such as 10.0.0.0/8=350s,default=azure-lb.").
 		Default("350s").IsSetByUser(&t.set[4]).
@@ -141,11 +142,11 @@ func (t *thresholds) censusFlags(cmd *kingpin.CmdClause) {
 		Default("1%").IsSetByUser(&t.censusSet[1]).SetValue(&value[float64]{flag: "census-cpu", parse: parsePercent, into: &t.censusCPU})
 }
 
-var errAgentDecides = usagef("--idle-after, --stalled-after, --zombie-unanswered, --zombie-silence and --middlebox-timeout cannot be combined with --url: the agent has its own")
+var errAgentDecides = usagef("--idle-after, --stalled-after, --unread-after, --zombie-unanswered, --zombie-silence and --middlebox-timeout cannot be combined with --url: the agent has its own")
 
 // own returns errAgentDecides if the user set one of verdictFlags, else nil.
 func (t *thresholds) own() error {
-	if t.set != [5]bool{} {
+	if t.set != [6]bool{} {
 		return errAgentDecides
 	}
 	return nil
@@ -161,6 +162,7 @@ func (t *thresholds) load(eventsFrom uint32, h *helper.Helper) (*bpf.Kernel, err
 		IdleAfter:         t.idleAfter,
 		MiddleboxTimeout:  t.middleboxes.Default,
 		MiddleboxTimeouts: t.middleboxes.To,
+		UnreadAfter:       t.unreadAfter,
 		IdleBounds:        collector.IdleBounds,
 		EventsBytes:       t.eventsBytes,
 	}
@@ -196,6 +198,7 @@ func (t *thresholds) options(logger *slog.Logger) collector.Options {
 		ZombieUnanswered: t.zombieUnanswered,
 		ZombieSilence:    t.zombieSilence,
 		Middleboxes:      t.middleboxes,
+		UnreadAfter:      t.unreadAfter,
 		CensusInterval:   t.census,
 		CensusCPU:        t.censusCPU,
 		Logger:           logger,

@@ -167,6 +167,21 @@ func some(n int) string {
 	return count(n)
 }
 
+func someBytes(n uint32) string {
+	if n == 0 {
+		return none
+	}
+	return size(n)
+}
+
+// listed returns names in one word.
+func listed(names []string) string {
+	if len(names) == 0 {
+		return none
+	}
+	return escape.Text(strings.Join(names, ","))
+}
+
 func duration(seconds float64) time.Duration {
 	return time.Duration(math.Round(seconds * float64(time.Second)))
 }

@@ -11,7 +11,6 @@ import (
 
 	"github.com/halfopen/halfopen/collector/conn"
 	"github.com/halfopen/halfopen/exporter/api"
-	"github.com/halfopen/halfopen/internal/escape"
 )
 
 // field is a column of a table with one T for each row.
@@ -46,6 +45,9 @@ const (
 	ownerTitle  = "OWNER"
 	runsInTitle = "RUNS IN"
 )
+
+// receiveQueue is the evidence of an unread connection.
+var receiveQueue = conn.EvidenceReceiveQueue.String()
 
 // acceptQueueFields are the columns about the accept queues of listeners.
 func acceptQueueFields(spare int) []field[api.Connection] {
@@ -135,12 +137,16 @@ func connectionTable(connections []api.Connection, now time.Time, wide bool) *ta
 			if c.Evidence == nil {
 				return none
 			}
+			if *c.Evidence == receiveQueue { // nothing was asked
+				return receiveQueue
+			}
 			return count(c.Unanswered) + " " + text(c.Evidence)
 		})
 		at("KEEPALIVE").cell = set(func(c *conn) string { return keepaliveOf(&c.Keepalive) })
 		at(runsInTitle).cell = func(c *conn) string { return runsInAll(&c.Ownership) }
 		fields = append(fields, []field[conn]{
 			{column{title: "ATTEMPTS", right: true, rare: true}, true, of(func(c *conn) string { return some(c.Attempts) })},
+			{column{title: "ALSO", rare: true}, true, of(func(c *conn) string { return listed(c.Also) })},
 			{column{title: "REASON", rare: true}, true, of(func(c *conn) string {
 				if c.Reason == nil {
 					return none
@@ -164,21 +170,12 @@ func connectionTable(connections []api.Connection, now time.Time, wide bool) *ta
 			{column{title: "RTT", right: true, rare: true}, true, of(func(c *conn) string { return moment(duration(c.SRTTSeconds)) })},
 			{column{title: "RETRANS", right: true, rare: true}, true, of(func(c *conn) string { return some(c.Retransmits.Total) })},
 			{column{title: "UNACKED", right: true, rare: true}, true, of(func(c *conn) string { return some(int(c.UnackedSegments)) })},
-			{column{title: "SEND-Q", right: true, rare: true}, true, of(func(c *conn) string {
-				if c.SendQueueBytes == 0 {
-					return none
-				}
-				return size(c.SendQueueBytes)
-			})},
+			{column{title: "SEND-Q", right: true, rare: true}, true, of(func(c *conn) string { return someBytes(c.SendQueueBytes) })},
+			{column{title: "RECV-Q", right: true, rare: true}, true, of(func(c *conn) string { return someBytes(c.ReceiveQueueBytes) })},
 			{column{title: "WINDOW", right: true, rare: true}, true, of(func(c *conn) string { return size(c.SendWindowBytes) })},
 			{column{title: "NETNS"}, true, func(c *conn) string { return strconv.FormatUint(uint64(c.Netns), 10) }},
 			{column{title: "COOKIE"}, true, func(c *conn) string { return text(&c.Cookie) }},
-			{column{title: "RISKS", rare: true}, true, func(c *conn) string {
-				if len(c.Risks) == 0 {
-					return none
-				}
-				return escape.Text(strings.Join(c.Risks, ","))
-			}},
+			{column{title: "RISKS", rare: true}, true, func(c *conn) string { return listed(c.Risks) }},
 		}...)
 	}
 	return makeTable(fields, connections, wide)

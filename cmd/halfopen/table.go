@@ -169,7 +169,7 @@ func paintVerdict(verdict string) style {
 		return yellow
 	case "stuck", "blocked":
 		return orange
-	case "stalled":
+	case "stalled", "unread":
 		return purple
 	case "idle", "active":
 		return faint

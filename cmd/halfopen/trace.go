@@ -327,7 +327,7 @@ func why(c *api.Connection, from string) string {
 		v, err := conn.ParseVerdict(verdict)
 		return verdict != "" && (err != nil || v >= conn.Suspect)
 	}
-	stuck, blocked, stalled := conn.Stuck.String(), conn.Blocked.String(), conn.Stalled.String()
+	stuck, blocked, stalled, unread := conn.Stuck.String(), conn.Blocked.String(), conn.Stalled.String(), conn.Unread.String()
 	switch {
 	case word(c.Verdict) == stuck:
 		return plural(c.Unanswered, solicitation(word(c.Evidence))) + " not acknowledged, the peer last heard " + ageOf(c.SilentSeconds) + " ago" + inBrackets(c.Reason)
@@ -337,6 +337,8 @@ func why(c *api.Connection, from string) string {
 		return plural(c.Unanswered, solicitation(word(c.Evidence))) + " unanswered" + silent(c)
 	case word(c.Verdict) == stalled:
 		return "the peer answers, but its window is closed"
+	case word(c.Verdict) == unread:
+		return size(c.ReceiveQueueBytes) + " bytes wait, and its application does not read"
 	case from == stuck:
 		return "the peer has acknowledged something"
 	case from == blocked:
@@ -345,6 +347,8 @@ func why(c *api.Connection, from string) string {
 		return "the peer has answered"
 	case from == stalled:
 		return "the peer's window is open again"
+	case from == unread:
+		return "its application has read"
 	}
 	return "no data for " + ageOf(c.IdleSeconds)
 }

@@ -68,6 +68,12 @@ func TestWords(t *testing.T) {
 		{"a window open again", notice(conn.NoticeVerdict, func(n *conn.Notice) {
 			n.From, n.Connection.Verdict = conn.Stalled, conn.Active
 		}), "active, was stalled: the peer's window is open again"},
+		{"data that is not read", notice(conn.NoticeVerdict, func(n *conn.Notice) {
+			n.Connection.Verdict, n.Connection.ReceiveQueue = conn.Unread, 11584
+		}), "unread, was active: 11K bytes wait, and its application does not read"},
+		{"data that is read late", notice(conn.NoticeVerdict, func(n *conn.Notice) {
+			n.From, n.Connection.Verdict = conn.Unread, conn.Active
+		}), "active, was unread: its application has read"},
 		{"stuck", notice(conn.NoticeVerdict, func(n *conn.Notice) {
 			n.From, n.Connection.Verdict, n.Connection.Evidence = conn.Suspect, conn.Stuck, conn.EvidenceRetransmit
 			n.Connection.Unanswered, n.Connection.Silent, n.Connection.Reason = 5, 400*time.Millisecond, conn.Reason{Code: conn.ReasonPathMTU, Detail: "…"}

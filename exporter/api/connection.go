@@ -37,6 +37,7 @@ type Connection struct {
 	RTOSeconds         float64      `json:"rto_seconds"` // the retransmission timeout, with its backoff
 	GivesUp            *GivesUp     `json:"gives_up"`    // null: the kernel never will
 	Risks              []string     `json:"risks"`
+	Also               []string     `json:"also"`         // verdicts other than Verdict whose conditions hold
 	AcceptQueue        *AcceptQueue `json:"accept_queue"` // of a listener; null: it is none
 	PeerHost           *PeerHost    `json:"peer_host"`    // of a zombie; null: it is none, or not counted yet
 	Ownership
@@ -168,6 +169,7 @@ func NewConnection(c *conn.Connection) Connection {
 		SRTTSeconds:        float64(c.SRTT.Microseconds()) / 1e6,
 		RTOSeconds:         seconds(c.RTO),
 		Risks:              make([]string, 0, len(c.Risks)),
+		Also:               make([]string, 0, len(c.Also)),
 		Ownership:          ownership(c),
 	}
 	if !c.Since.IsZero() {
@@ -182,6 +184,9 @@ func NewConnection(c *conn.Connection) Connection {
 	}
 	for _, r := range c.Risks {
 		out.Risks = append(out.Risks, r.String())
+	}
+	for _, v := range c.Also {
+		out.Also = append(out.Also, v.String())
 	}
 	return out
 }

@@ -35,7 +35,7 @@ const contractJSON = `{"cookie":"1a2b","family":"ipv4","local":{"ip":"10.0.0.1",
 	`"user_timeout_seconds":0,"retransmits":{"unanswered":0,"total":5},` +
 	`"unacked_segments":0,"send_queue_bytes":0,"receive_queue_bytes":7,"send_window_bytes":64256,"srtt_seconds":0.0004,"rto_seconds":0.204,` +
 	`"gives_up":{"at":"2025-11-21T12:07:43.123456789Z","in_seconds":450,"latest_in_seconds":460,"by":"keepalive_timeout"},` +
-	`"risks":["keepalive_slower_than_middlebox"],"accept_queue":null,"peer_host":null,` +
+	`"risks":["keepalive_slower_than_middlebox"],"also":[],"accept_queue":null,"peer_host":null,` +
 	`"process":{"pid":812,"comm":"postgres","fd":9},"uid":1000,"cgroup":"/system.slice/x.service","namespace":null,"pod":null,"container":null,"container_id":null,"pod_uid":null,"unit":"x.service"}`
 
 const contractDeathJSON = `{"cookie":"1a2b","family":"ipv4","local":{"ip":"10.0.0.1","port":37024},"remote":{"ip":"10.0.0.2","port":5432},` +
@@ -105,7 +105,7 @@ func TestWhatIsNoConnection(t *testing.T) {
 		Idle: -1, Silent: -1, Accepted: true, AcceptQueue: 5, AcceptLimit: 4, ListenDrops: 36, Risks: []conn.Risk{conn.RiskAcceptQueueFull},
 	}
 	if got := encode(t, NewConnection(&listener)); !strings.Contains(got, `"state":"listen","verdict":null,`) ||
-		!strings.Contains(got, `"risks":["accept_queue_full"],"accept_queue":{"length":5,"limit":4,"overflows":36},"peer_host":null,"process":null,"uid":0`) {
+		!strings.Contains(got, `"risks":["accept_queue_full"],"also":[],"accept_queue":{"length":5,"limit":4,"overflows":36},"peer_host":null,"process":null,"uid":0`) {
 		t.Errorf("a listener: %s", got)
 	}
 	stub := conn.Connection{
@@ -186,6 +186,9 @@ func TestConnectionFields(t *testing.T) {
 		},
 		"no risks are an empty list": {
 			func(c *conn.Connection) { c.Risks = nil }, risks, `"risks":[],`,
+		},
+		"other verdicts hold, too": {
+			func(c *conn.Connection) { c.Also = []conn.Verdict{conn.Stalled, conn.Unread} }, `"also":[]`, `"also":["stalled","unread"]`,
 		},
 		"a state that is not judged has no verdict": {
 			func(c *conn.Connection) { c.State = conn.SynRecv },

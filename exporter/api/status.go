@@ -81,6 +81,7 @@ type CensusSummary struct {
 type Settings struct {
 	IdleAfterSeconds        float64 `json:"idle_after_seconds"`
 	StalledAfterSeconds     float64 `json:"stalled_after_seconds"`
+	UnreadAfterSeconds      float64 `json:"unread_after_seconds"`
 	ZombieUnanswered        int     `json:"zombie_unanswered"`
 	ZombieSilenceSeconds    float64 `json:"zombie_silence_seconds"`
 	MiddleboxTimeoutSeconds float64 `json:"middlebox_timeout_seconds"`
@@ -98,6 +99,7 @@ type History struct {
 	Blocked   []uint64 `json:"blocked"`
 	Suspect   []uint64 `json:"suspect"`
 	Stalled   []uint64 `json:"stalled"`
+	Unread    []uint64 `json:"unread"`
 	Unguarded []uint64 `json:"unguarded"`
 	AtRisk    []uint64 `json:"at_risk"` // the sum of all risks
 	Deaths    []uint64 `json:"deaths"`
