@@ -22,7 +22,7 @@ const figureEnv = `
 	const all = new rows.Rows(), now = 1_000_000_000;
 	const fill = (list) => all.apply({ all: true, rows: list.map((r, i) => ({ cookie: String(i), local: 'a:1', remote: 'b:2', ...r })), gone: [] });
 	const ago = (seconds) => now - seconds * 1000;
-	let summary = { verdicts: { zombie: 21, stuck: 25, blocked: 26, suspect: 22, stalled: 23, unguarded: 24 }, deaths: {}, deaths_since: new Date(ago(3600)).toISOString() };
+	let summary = { verdicts: { zombie: 21, stuck: 25, blocked: 26, suspect: 22, stalled: 23, unread: 27, unguarded: 24 }, deaths: {}, deaths_since: new Date(ago(3600)).toISOString() };
 	const figuresNow = () => figures.tileFigures(all, summary, now);
 `
 
@@ -32,33 +32,33 @@ func TestPageCountsForItsTiles(t *testing.T) {
 		name, steps string
 		want        map[string]figure
 	}{
-		{"nothing", ``, map[string]figure{"zombie": {}, "stuck": {}, "blocked": {}, "suspect": {}, "stalled": {}, "unguarded": {}, "at_risk": {}, "deaths": {Title: nothing}}},
+		{"nothing", ``, map[string]figure{"zombie": {}, "stuck": {}, "blocked": {}, "suspect": {}, "stalled": {}, "unread": {}, "unguarded": {}, "at_risk": {}, "deaths": {Title: nothing}}},
 		{"each kind of trouble", `fill([
 			{ verdict: 'zombie', since: ago(17) }, { verdict: 'zombie', since: ago(95) }, { verdict: 'zombie' },
 			{ verdict: 'suspect', evidence: 'keepalive' }, { verdict: 'suspect', evidence: 'window_probe' }, { verdict: 'suspect', evidence: 'keepalive' },
 			{ verdict: 'stuck', since: ago(31) }, { verdict: 'stuck', since: ago(30) }, { verdict: 'blocked', since: ago(12) },
-			{ verdict: 'stalled', since: ago(20) },
+			{ verdict: 'stalled', since: ago(20) }, { verdict: 'unread', since: ago(40) },
 			{ verdict: 'unguarded', since: ago(5), data_at: ago(7200) }, { verdict: 'unguarded' },
 			{ verdict: 'active' }, { verdict: 'idle', since: ago(99999) }])`,
 			map[string]figure{
 				"zombie": {Number: 3, Text: "oldest 1m35s"}, "suspect": {Number: 3, Text: "2 keepalive, 1 window probe"},
 				"stuck": {Number: 2, Text: "oldest 31s"}, "blocked": {Number: 1, Text: "oldest 12s"},
-				"stalled": {Number: 1, Text: "longest 20s"}, "unguarded": {Number: 2, Text: "idle up to 2h"},
+				"stalled": {Number: 1, Text: "longest 20s"}, "unread": {Number: 1, Text: "longest 40s"}, "unguarded": {Number: 2, Text: "idle up to 2h"},
 				"at_risk": {}, "deaths": {Title: nothing},
 			}},
 		{"risks", `fill([
 			{ verdict: 'idle', risks: ['close_wait_leak', 'no_keepalive'] }, { verdict: 'active', risks: ['no_keepalive'] }, { verdict: 'active', risks: [] }])`,
-			map[string]figure{"zombie": {}, "stuck": {}, "blocked": {}, "suspect": {}, "stalled": {}, "unguarded": {}, "at_risk": {Number: 2, Text: "2 no keepalive"}, "deaths": {Title: nothing}}},
+			map[string]figure{"zombie": {}, "stuck": {}, "blocked": {}, "suspect": {}, "stalled": {}, "unread": {}, "unguarded": {}, "at_risk": {Number: 2, Text: "2 no keepalive"}, "deaths": {Title: nothing}}},
 		{"deaths", `summary = { ...summary, deaths: { closed: 9000, refused: 1, keepalive_timeout: 1200, aborted: 3, destroyed: 0 }, deaths_since: new Date(ago(600)).toISOString() }`,
-			map[string]figure{"zombie": {}, "stuck": {}, "blocked": {}, "suspect": {}, "stalled": {}, "unguarded": {}, "at_risk": {}, "deaths": {
+			map[string]figure{"zombie": {}, "stuck": {}, "blocked": {}, "suspect": {}, "stalled": {}, "unread": {}, "unguarded": {}, "at_risk": {}, "deaths": {
 				Number: 1204, Text: "1,200 keepalive timeout\n3 aborted",
 				Title: "Connections that ended other than by an orderly close: 1,200 keepalive timeout, 3 aborted, 1 refused. Press to list the timeouts only.",
 			}}},
 		{"no deaths since the agent started", `summary = { ...summary, deaths: { closed: 5 }, deaths_since: new Date(ago(125)).toISOString() }`,
-			map[string]figure{"zombie": {}, "stuck": {}, "blocked": {}, "suspect": {}, "stalled": {}, "unguarded": {}, "at_risk": {}, "deaths": {Text: "in 2m5s", Title: nothing}}},
+			map[string]figure{"zombie": {}, "stuck": {}, "blocked": {}, "suspect": {}, "stalled": {}, "unread": {}, "unguarded": {}, "at_risk": {}, "deaths": {Text: "in 2m5s", Title: nothing}}},
 		{"the worst ten thousand of more", `fill(Array.from({ length: 10000 }, (_, i) => ({ verdict: i ? 'unguarded' : 'zombie', risks: ['no_keepalive'], data_at: ago(9) })))`,
 			map[string]figure{
-				"zombie": {Number: 21}, "stuck": {Number: 25}, "blocked": {Number: 26}, "suspect": {Number: 22}, "stalled": {Number: 23}, "unguarded": {Number: 24, Text: "idle up to 9s"},
+				"zombie": {Number: 21}, "stuck": {Number: 25}, "blocked": {Number: 26}, "suspect": {Number: 22}, "stalled": {Number: 23}, "unread": {Number: 27}, "unguarded": {Number: 24, Text: "idle up to 9s"},
 				"at_risk": {Number: 10000, AtLeast: true, Text: "10,000 no keepalive"}, "deaths": {Title: nothing},
 			}},
 	} {

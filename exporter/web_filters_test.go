@@ -172,7 +172,7 @@ func TestPageSortsRows(t *testing.T) {
 		{"cookie": "c", "local": "10.0.0.1:443", "remote": "10.0.0.9:8080", "verdict": "zombie", "state": "established", "heard_at": 1000, "data_at": 6000, "unanswered": 5, "gives_up_at": 8000, "group": "a.service"},
 		{"cookie": "d", "local": "10.0.0.1:444", "remote": "10.0.0.9:8080", "verdict": "suspect", "state": "syn_sent", "unanswered": 1, "held": "orphaned"},
 	}
-	for verdict, want := range map[string]string{"zombie": "q p", "stuck": "q p", "blocked": "q p", "suspect": "q p", "stalled": "p q", "unguarded": "p q", "idle": "p q", "active": "p q"} {
+	for verdict, want := range map[string]string{"zombie": "q p", "stuck": "q p", "blocked": "q p", "suspect": "q p", "stalled": "p q", "unread": "p q", "unguarded": "p q", "idle": "p q", "active": "p q"} {
 		got := pagetest.Eval[string](page, "[{ cookie: 'p', verdict: %[1]s, heard_at: 2, data_at: 1 }, { cookie: 'q', verdict: %[1]s, heard_at: 1, data_at: 2 }].sort(columns.comparator('verdict')).map((row) => row.cookie).join(' ')", verdict)
 		if got != want { // zombies and suspects by how long they are silent, others by how long they are idle
 			t.Errorf("%s: %s, want %s", verdict, got, want)

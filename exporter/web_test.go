@@ -151,7 +151,7 @@ func checkVerdictNames(t *testing.T, verdicts []nameEntry) {
 	}
 	for _, v := range verdicts {
 		verdict, err := conn.ParseVerdict(v.Name)
-		if err != nil || v.Meaning == "" || v.Meaning != verdict.Meaning() || v.Trouble != slices.Contains([]string{"zombie", "stuck", "blocked", "suspect", "stalled"}, v.Name) {
+		if err != nil || v.Meaning == "" || v.Meaning != verdict.Meaning() || v.Trouble != slices.Contains([]string{"zombie", "stuck", "blocked", "suspect", "stalled", "unread"}, v.Name) {
 			t.Errorf("%+v: %v", v, err)
 		}
 	}

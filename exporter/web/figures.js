@@ -29,7 +29,7 @@ export function tileFigures(rows, summary, now) {
   const complete = rows.size < maxRows;
   const counts = Object.fromEntries(verdicts.map((v) => [v.name, 0]));
   const suspectEvidence = {}, riskCounts = {};
-  const earliest = { zombie: Infinity, stuck: Infinity, blocked: Infinity, stalled: Infinity, unguarded: Infinity };
+  const earliest = { zombie: Infinity, stuck: Infinity, blocked: Infinity, stalled: Infinity, unread: Infinity, unguarded: Infinity };
   let atRisk = 0;
   for (const row of rows.values()) {
     counts[row.verdict]++;
@@ -50,6 +50,7 @@ export function tileFigures(rows, summary, now) {
     blocked: { number: number('blocked'), text: lasting('oldest', earliest.blocked) },
     suspect: { number: number('suspect'), text: Object.entries(suspectEvidence).map(([evidence, n]) => `${n} ${spaced(evidence)}`).join(', ') },
     stalled: { number: number('stalled'), text: lasting('longest', earliest.stalled) },
+    unread: { number: number('unread'), text: lasting('longest', earliest.unread) },
     unguarded: { number: number('unguarded'), text: lasting('idle up to', earliest.unguarded) },
     at_risk: { number: atRisk, atLeast: !complete, text: commonest ? `${count(commonest[1])} ${shortRisks[commonest[0]] ?? spaced(commonest[0])}` : '' },
     deaths: deathFigures(summary, now),

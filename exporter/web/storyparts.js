@@ -30,6 +30,7 @@ export function factsOf(c, owner, tick, now) {
         ? fact('Kernel gives up', tick(figure(''), () => givesUpText(c.gives_up, now())), spaced(c.gives_up.by))
         : fact('Kernel gives up', figure('never'), 'No timer of the kernel will end this connection'),
       fact('Send queue', figure(c.send_queue_bytes ? bytes(c.send_queue_bytes) : '–'), 'Data that is not acknowledged, or not sent yet'),
+      fact('Receive queue', figure(c.receive_queue_bytes ? bytes(c.receive_queue_bytes) : '–'), 'Data that the application of this host has not read'),
       fact('Round trip', figure(c.srtt_seconds ? `${(c.srtt_seconds * 1000).toPrecision(2) * 1} ms` : '–'), 'Smoothed round-trip time')),
   };
 }

@@ -56,4 +56,4 @@ export function unansweredText({ verdict, evidence, unanswered: n, attempts }) {
 }
 
 // adviceTitle is the title of the advice for a connection with a verdict.
-export const adviceTitle = (verdict) => (verdict === 'stuck' || verdict === 'blocked' ? 'What to do' : 'How to notice a dead peer sooner');
+export const adviceTitle = (verdict) => (['stuck', 'blocked', 'unread'].includes(verdict) ? 'What to do' : 'How to notice a dead peer sooner');

@@ -18,7 +18,7 @@ export class Tiles {
   // change takes new values of filters, by name; filters returns them as they are.
   constructor(filters, change) {
     const pressVerdict = (name) => () => change({ verdict: toggled(filters().verdict, name), risk: [] });
-    for (const [name, title] of Object.entries({ zombie: 'Zombies', stuck: 'Stuck', blocked: 'Blocked', suspect: 'Suspects', stalled: 'Stalled', unguarded: 'Unguarded' })) {
+    for (const [name, title] of Object.entries({ zombie: 'Zombies', stuck: 'Stuck', blocked: 'Blocked', suspect: 'Suspects', stalled: 'Stalled', unread: 'Unread', unguarded: 'Unguarded' })) {
       this.#add(name, title, meanings[name], pressVerdict(name));
     }
     this.#add('at_risk', 'At risk', atRiskMeaning, () => change({ risk: filters().risk.length ? [] : [anyRisk], verdict: [] }));
