@@ -44,6 +44,7 @@ func fleet() *builder {
 				perNode + of("halfopen_tcp_connections", `verdict="suspect"`) + ")",
 				perNode + of("halfopen_tcp_connections", `verdict="stuck"`) + ")",
 				perNode + of("halfopen_tcp_connections", `verdict="blocked"`) + ")",
+				perNode + of("halfopen_tcp_connections", `verdict="unread"`) + ")",
 				perNode + of("halfopen_tcp_connections", `verdict="unguarded"`) + ")",
 				perNode + "increase(" + of("halfopen_tcp_deaths_total", timeouts) + "[1h]))",
 			},
@@ -51,8 +52,8 @@ func fleet() *builder {
 				{field: "cluster", name: "Cluster"}, {field: "instance", name: "Node", link: nodeLink},
 				{field: "Value #A", name: "Zombies"}, {field: "Value #B", name: "Oldest", unit: units.Seconds},
 				{field: "Value #C", name: "Suspects"}, {field: "Value #D", name: "Stuck"}, {field: "Value #E", name: "Blocked"},
-				{field: "Value #F", name: "Unguarded"},
-				{field: "Value #G", name: "Timeouts, last hour", unit: units.Short},
+				{field: "Value #F", name: "Unread"}, {field: "Value #G", name: "Unguarded"},
+				{field: "Value #H", name: "Timeouts, last hour", unit: units.Short},
 			}, "Zombies", false).Span(2 * graphWidth)).
 		WithPanel(list("Owners", "The owners of zombies, and the port of the remote service, if the peer is a service.",
 			[]string{

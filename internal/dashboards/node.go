@@ -24,6 +24,8 @@ func node() *builder {
 			connections(`verdict="suspect"`), steps(green, from(10, yellow)))).
 		WithPanel(number("Stalled", "The peer answers, but takes no data.", units.Short,
 			connections(`verdict="stalled"`), steps(green, from(1, yellow)))).
+		WithPanel(number("Unread", "Data waits, and the application does not read.", units.Short,
+			connections(`verdict="unread"`), steps(green, from(1, yellow)))).
 		WithPanel(number("Unguarded", "Idle without keepalive: the kernel will not notice a dead peer.", units.Short,
 			connections(`verdict="unguarded"`), steps(blue))).
 		WithPanel(number("Timeouts, last hour", "Connections that TCP gave up by itself.", units.Short,
@@ -35,11 +37,11 @@ func node() *builder {
 			steps(green, from(1, red))))
 
 	d.WithRow(dashboard.NewRowBuilder("Connections")).
-		WithPanel(graph("In trouble", "Zombies, stuck and blocked connections, suspects and stalled ones.", units.Short,
-			query("sum by (verdict) ("+of("halfopen_tcp_connections", `verdict=~"zombie|stuck|blocked|suspect|stalled"`)+")", "{{verdict}}"))).
+		WithPanel(graph("In trouble", "Zombies, stuck and blocked connections, suspects, stalled and unread ones.", units.Short,
+			query("sum by (verdict) ("+of("halfopen_tcp_connections", `verdict=~"zombie|stuck|blocked|suspect|stalled|unread"`)+")", "{{verdict}}"))).
 		WithPanel(stacked(graph("Zombies by owner", "With the port of the remote service, if the peer is a service.", units.Short,
 			query("sum by (owner, remote_port) ("+of("halfopen_tcp_zombies_by_owner", `owner=~"$owner"`)+")", "{{owner}} {{remote_port}}")))).
-		WithPanel(stacked(graph("Stuck and blocked by owner", "With the port of the remote service, if the peer is a service.", units.Short,
+		WithPanel(stacked(graph("Stuck, blocked and unread by owner", "With the port of the remote service, if the peer is a service.", units.Short,
 			query("sum by (owner, remote_port, verdict) ("+of("halfopen_tcp_trouble_by_owner", `owner=~"$owner"`)+")", "{{verdict}}: {{owner}} {{remote_port}}")))).
 		WithPanel(stacked(graph("Not in trouble", "Active, idle (keepalive will notice a dead peer) and unguarded (the kernel will not notice one).", units.Short,
 			query("sum by (verdict) ("+of("halfopen_tcp_connections", `verdict=~"active|idle|unguarded"`)+")", "{{verdict}}")))).

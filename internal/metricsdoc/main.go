@@ -64,6 +64,7 @@ func (example) Stats() (collector.Stats, error) {
 			TroubleByOwner: map[conn.OwnerLabel]int{
 				{Name: "nginx.service", RemotePort: "5432", Verdict: conn.Blocked.String()}: 1,
 				{Name: "nginx.service", RemotePort: "5432", Verdict: conn.Stuck.String()}:   1,
+				{Name: "nginx.service", RemotePort: "5432", Verdict: conn.Unread.String()}:  1,
 			},
 		},
 		AtRiskByOwner: make(map[conn.OwnerLabel]int),
@@ -96,11 +97,11 @@ func registered() ([]*dto.MetricFamily, error) {
 
 // free has the labels whose values cannot be listed, each with its meaning.
 var free = map[string]string{
-	"owner":       "the first known name of the owner: a pod as NAMESPACE/NAME or else its UID, else a container's name or 12 digits of its id, else a systemd unit, else a process's name (`halfopen_tcp_at_risk_by_owner` has none of a process). It is escaped as in the table of `halfopen list`, and empty if no owner is known. At most 49 owners have a series of their own (48 of `halfopen_tcp_trouble_by_owner`, one for each verdict of an owner, and about 40 of `halfopen_tcp_at_risk_by_owner`, one for each risk; with `--alert.exclude-owner` some fewer), and an owner keeps it while it has such connections. `other` sums up the owners without one. When another owner needs a series, the agent takes that of an owner without such connections, at most 49 times an hour",
+	"owner":       "the first known name of the owner: a pod as NAMESPACE/NAME or else its UID, else a container's name or 12 digits of its id, else a systemd unit, else a process's name (`halfopen_tcp_at_risk_by_owner` has none of a process). It is escaped as in the table of `halfopen list`, and empty if no owner is known. At most 49 owners have a series of their own (47 of `halfopen_tcp_trouble_by_owner`, one for each verdict of an owner, and about 40 of `halfopen_tcp_at_risk_by_owner`, one for each risk; with `--alert.exclude-owner` some fewer), and an owner keeps it while it has such connections. `other` sums up the owners without one. When another owner needs a series, the agent takes that of an owner without such connections, at most 49 times an hour",
 	"namespace":   "the namespace of the owner's pod in Kubernetes; empty if there is none, or it is not known",
 	"pod":         "the name of the owner's pod; empty if there is none, or it is not known",
 	"container":   "the name of the owner's container; empty if there is none, or it is not known",
-	"excluded":    "`true` for the zombies, stuck and blocked connections of owners that `--alert.exclude-owner` names, which the shipped alerts leave out; else empty. Without that flag no series has `true`",
+	"excluded":    "`true` for the zombies, stuck, blocked and unread connections of owners that `--alert.exclude-owner` names, which the shipped alerts leave out; else empty. Without that flag no series has `true`",
 	"remote_port": "the port of the service that the peer is; empty if the peer is a client",
 	"program":     "the tracepoint, as the kernel names it",
 	"version":     "", "revision": "", "branch": "", "goversion": "", "goos": "", "goarch": "", "tags": "",

@@ -80,7 +80,7 @@ func reasons() []meaning {
 var values = map[string][]meaning{
 	"halfopen_tcp_connections state":        states,
 	"halfopen_tcp_connections verdict":      verdicts,
-	"halfopen_tcp_trouble_by_owner verdict": verdicts[conn.Blocked : conn.Stuck+1],
+	"halfopen_tcp_trouble_by_owner verdict": {verdicts[conn.Unread], verdicts[conn.Blocked], verdicts[conn.Stuck]},
 	"halfopen_tcp_connections_at_risk risk": risks,
 	"halfopen_tcp_at_risk_by_owner risk":    risks,
 	"halfopen_tcp_deaths_total cause":       causes,
