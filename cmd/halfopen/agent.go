@@ -61,7 +61,7 @@ func agentFlags(cmd *kingpin.CmdClause) action {
 		Default("25%").SetValue(&value[float64]{flag: "web.lookup-cpu", parse: parsePercent, into: &a.lookupCPU})
 	cmd.Flag("privileges", "What to do with privileges that nothing needs any more once the programs are loaded: drop, or keep.").
 		Default(dropPrivileges).SetValue(&value[string]{flag: "privileges", parse: oneOf(dropPrivileges, keepPrivileges), into: &a.privileges})
-	cmd.Flag("alert.exclude-owner", "An owner, or a pattern such as chaos-*, whose zombies, stuck and blocked connections raise no shipped alert: its series have excluded=\"true\". Repeatable.").
+	cmd.Flag("alert.exclude-owner", "An owner, or a pattern such as chaos-*, whose zombies, stuck, blocked and unread connections raise no shipped alert: its series have excluded=\"true\". Repeatable.").
 		PlaceHolder("NAME").SetValue(&values[string]{"alert.exclude-owner", conn.ParseOwnerGlob, &a.excluded})
 	a.log = promslog.Config{Level: promslog.NewLevel(), Format: promslog.NewFormat()}
 	logFlag := func(name, help, def string, into kingpin.Value) {
