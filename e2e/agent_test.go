@@ -143,6 +143,7 @@ type connection struct {
 	ReceiveQueue    int      `json:"receive_queue_bytes"`
 	SendWindowBytes int      `json:"send_window_bytes"`
 	Risks           []string `json:"risks"`
+	Also            []string `json:"also"`
 	Process         *struct {
 		PID  int    `json:"pid"`
 		Comm string `json:"comm"`
