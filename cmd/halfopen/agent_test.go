@@ -5,6 +5,9 @@ package main
 import (
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/alecthomas/kingpin/v2"
 )
 
 func TestAgentHasTheFlagsOfTheContract(t *testing.T) {
@@ -16,6 +19,26 @@ func TestAgentHasTheFlagsOfTheContract(t *testing.T) {
 	} {
 		if !strings.Contains(stdout, " "+flag+" ") {
 			t.Errorf("no %s in\n%s", flag, stdout)
+		}
+	}
+}
+
+func TestUnreadAfterFollowsAShorterIdleAfter(t *testing.T) {
+	for line, want := range map[string]time.Duration{
+		"":                                   30 * time.Second,
+		"--idle-after=1h":                    30 * time.Second,
+		"--idle-after=5s":                    5 * time.Second,
+		"--unread-after=1m":                  time.Minute,
+		"--idle-after=5s --unread-after=30s": 30 * time.Second,
+	} {
+		var given thresholds
+		app := kingpin.New("halfopen", "")
+		given.verdictFlags(app.Command("agent", ""))
+		if _, err := app.Parse(append([]string{"agent"}, strings.Fields(line)...)); err != nil {
+			t.Fatal(err)
+		}
+		if got := given.options(nil).UnreadAfter; got != want {
+			t.Errorf("with %q it is %v, expected %v", line, got, want)
 		}
 	}
 }

@@ -127,7 +127,7 @@ func (t *thresholds) verdictFlags(cmd *kingpin.CmdClause) {
 	cmd.Flag("zombie-unanswered", "How many probes or retransmissions in a row must be unanswered to make a connection a zombie ...").
 		Default("3").IsSetByUser(&t.set[2]).SetValue(&value[int]{flag: "zombie-unanswered", parse: atLeast(1), into: &t.zombieUnanswered})
 	duration(3, "zombie-silence", "10s", "... and for how long the peer must have been silent.", &t.zombieSilence)
-	duration(5, "unread-after", "30s", "How long an application must leave data that has arrived to make a connection unread.", &t.unreadAfter)
+	duration(5, "unread-after", "30s", "How long an application must leave data that has arrived to make a connection unread. Unless you set it, it is not longer than --idle-after.", &t.unreadAfter)
 	cmd.Flag("middlebox-timeout", "After how long a NAT or load balancer on the way forgets a silent connection: a time, the name of a well-known one ("+
 		strings.Join(conn.MiddleboxPresets(), ", ")+"), or a list by destination such as 10.0.0.0/8=350s,default=azure-lb.").
 		Default("350s").IsSetByUser(&t.set[4]).
@@ -152,6 +152,15 @@ func (t *thresholds) own() error {
 	return nil
 }
 
+// unread returns how long an application must leave data to make a connection unread. With a
+// shorter --idle-after the default follows that: such a connection is not idle, it is not read.
+func (t *thresholds) unread() time.Duration {
+	if t.set[5] {
+		return t.unreadAfter
+	}
+	return min(t.unreadAfter, t.idleAfter)
+}
+
 // load loads the kernel programs. They send an event from that many unanswered
 // solicitations on; 0: they do not observe, and a census is all they can do. With a helper
 // (it may be nil) this process can give its privileges up afterwards.
@@ -162,7 +171,7 @@ func (t *thresholds) load(eventsFrom uint32, h *helper.Helper) (*bpf.Kernel, err
 		IdleAfter:         t.idleAfter,
 		MiddleboxTimeout:  t.middleboxes.Default,
 		MiddleboxTimeouts: t.middleboxes.To,
-		UnreadAfter:       t.unreadAfter,
+		UnreadAfter:       t.unread(),
 		IdleBounds:        collector.IdleBounds,
 		EventsBytes:       t.eventsBytes,
 	}
@@ -198,7 +207,7 @@ func (t *thresholds) options(logger *slog.Logger) collector.Options {
 		ZombieUnanswered: t.zombieUnanswered,
 		ZombieSilence:    t.zombieSilence,
 		Middleboxes:      t.middleboxes,
-		UnreadAfter:      t.unreadAfter,
+		UnreadAfter:      t.unread(),
 		CensusInterval:   t.census,
 		CensusCPU:        t.censusCPU,
 		Logger:           logger,
