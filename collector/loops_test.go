@@ -277,6 +277,25 @@ func TestWatchPassFindsWhatNoEventTold(t *testing.T) {
 	})
 }
 
+// A death whose event waits to be read is not one that no program saw, though the reader comes
+// late.
+func TestADeathAwaitsItsEvent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newFakeKernel()
+		c := collect(t, k, Options{})
+		k.set(func() { k.watched = []abi.Conn{zombie(1)} })
+		time.Sleep(conn.WatchInterval)
+		gone := zombie(1)
+		gone.Flags, gone.Cause = abi.ConnGone, abi.CauseUnknown
+		k.set(func() { k.watched, k.slow = []abi.Conn{gone}, 700*time.Millisecond })
+		k.emit(solicitation(zombie(2)), solicitation(zombie(2)), death(1, abi.CauseKeepaliveTimeout))
+		time.Sleep(10 * time.Second)
+		if s, err := c.Stats(); err != nil || s.Unseen != 0 || s.Watched != 1 {
+			t.Errorf("%d deaths unseen, %d watched, error %v", s.Unseen, s.Watched, err)
+		}
+	})
+}
+
 // Only a census finds unread data, and asks for its end. It follows from no watch pass.
 func TestCensusFindsUnreadDataAndItsEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -51,7 +51,6 @@ func (c *Collector) watch() (recheckAfter time.Duration, err error) {
 	}
 	now := time.Now()
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	for i := range connections {
 		at := now
 		if connections[i].At != 0 {
@@ -61,6 +60,13 @@ func (c *Collector) watch() (recheckAfter time.Duration, err error) {
 			recheckAfter = after
 		}
 	}
+	gone := c.tracker.AwaitsDeaths()
+	c.mu.Unlock()
+	if gone {
+		c.awaitEvents() // on a busy host the reader may come seconds late
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.apply(&conn.Fact{Kind: conn.FactSweep, At: now})
 	return recheckAfter, nil
 }

@@ -54,6 +54,17 @@ func (t *Tracker) watchedGone(c *abi.Conn, at time.Time) {
 	}
 }
 
+// AwaitsDeaths reports whether a watch pass did not find a socket whose death no event has
+// reported yet.
+func (t *Tracker) AwaitsDeaths() bool {
+	for _, tc := range t.tracked {
+		if !tc.gone.IsZero() {
+			return true
+		}
+	}
+	return false
+}
+
 // sweep records the deaths of connections in trouble whose sockets are gone and whose
 // deaths no event reported.
 func (t *Tracker) sweep(now time.Time) {
