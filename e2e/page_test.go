@@ -288,7 +288,7 @@ func TestPageFiltersAreInItsAddress(t *testing.T) {
 	verdicts := `[...new Set([...document.querySelectorAll('#table tr[data-cookie]')].map((r) => r.dataset.verdict))].join()`
 	search := "location.search"
 	shown := `document.getElementById('shown').textContent`
-	b.is("worst first", `document.querySelector('#table tr[data-cookie]').dataset.verdict === 'zombie'`)
+	b.is("worst first", `document.querySelector('#table tr[data-cookie]')?.dataset.verdict === 'zombie'`)
 	b.do(chromedp.Click(chromedp.CSS(`.tile[data-name="zombie"]`)))
 	b.is("only zombies", verdicts+` === 'zombie'`)
 	b.is("the address has it", search+` === '?verdict=zombie'`)
