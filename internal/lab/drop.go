@@ -147,6 +147,11 @@ func (n *Namespace) lose(r Rule, why *Unreachable, link string) (undo func() err
 			return nil, err
 		}
 	}
+	return n.addRule(nftables.ChainHookInput, r.exprs(link, why))
+}
+
+// addRule adds a chain with these rules to a hook of the namespace.
+func (n *Namespace) addRule(hook *nftables.ChainHook, rules [][]expr.Any) (undo func() error, err error) {
 	n.mu.Lock()
 	n.drops++
 	name := fmt.Sprintf("drop%d", n.drops)
@@ -157,13 +162,13 @@ func (n *Namespace) lose(r Rule, why *Unreachable, link string) (undo func() err
 		Name:     name,
 		Table:    table,
 		Type:     nftables.ChainTypeFilter,
-		Hooknum:  nftables.ChainHookInput,
+		Hooknum:  hook,
 		Priority: nftables.ChainPriorityFilter,
 	}
 	err = n.nft(func(conn *nftables.Conn) {
 		conn.AddTable(table)
 		conn.AddChain(chain)
-		for _, exprs := range r.exprs(link, why) {
+		for _, exprs := range rules {
 			conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: exprs})
 		}
 	})
