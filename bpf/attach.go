@@ -14,7 +14,7 @@ import (
 )
 
 // Tracepoints returns the names of the tracepoints that [Load] attaches to, sorted,
-// whether or not this kernel has them.
+// whether or not this kernel has them. [Kernel.WatchDrops] attaches to another one.
 func Tracepoints() ([]string, error) {
 	spec, err := readObject(nil)
 	if err != nil {
@@ -22,7 +22,7 @@ func Tracepoints() ([]string, error) {
 	}
 	var names []string
 	for _, prog := range spec.Programs {
-		if prog.AttachType == ebpf.AttachTraceRawTp {
+		if prog.AttachType == ebpf.AttachTraceRawTp && prog.AttachTo != dropsTracepoint {
 			names = append(names, prog.AttachTo)
 		}
 	}

@@ -65,6 +65,8 @@ static __always_inline bool watch_one(struct conn *c, __u64 key)
 		return seen.reported;
 	}
 	trouble = c->flags & CONN_TROUBLE;
+	if (!trouble && c->attempts && !seen.reported)
+		return false; /* a single one: nothing was asked, so nothing is answered */
 	if (!trouble) {
 		c->flags |= CONN_ANSWERED;
 		if (seen.evidence == EVIDENCE_KEEPALIVE)
@@ -88,6 +90,9 @@ static __always_inline bool watch_one(struct conn *c, __u64 key)
 	next.baseline = counted;
 	next.acknowledged = counted - c->unacknowledged;
 	next.extra = 0;
+	next.attempts = c->attempts;
+	next.drop = c->drop;
+	next.congested = !!(c->flags & CONN_CONGESTED);
 	next.reported = trouble;
 	if (!trouble) {
 		next.sent = 0;

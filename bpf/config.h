@@ -59,6 +59,9 @@ volatile __u64 census_cookie = 0; /* if not 0, write out only this socket */
 volatile __u32 census_cgroups = 0; /* count the connections at risk by their control groups */
 volatile __u32 census_hosts = 0; /* count the connections to the addresses in peer_hosts */
 
+/* User space sets it while the program of kfree_skb is attached. */
+volatile __u32 drops_watched = 0;
+
 /*
  * When jiffy 0 would have begun, in ns of CLOCK_MONOTONIC. A jiffy is never early
  * (tick_do_update_jiffies64), and timers run right after it begins, so this is the

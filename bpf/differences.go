@@ -56,7 +56,7 @@ type variant struct {
 	here, lost   string    // see Difference
 }
 
-var differences = []*difference{cookies, {
+var differences = []*difference{cookies, dropReasons, {
 	// 08dfe370239e "tcp: introduce icsk->icsk_keepalive_timer". sk_timer is still
 	// there, but is another timer.
 	name: "keepalive timer",
@@ -153,6 +153,19 @@ var cookies = &difference{
 	variants: []variant{
 		{has: []feature{function("bpf_get_socket_ptr_cookie")}, since: "5.12", here: "given by our programs"},
 		{until: "5.12", here: "given by sock_diag, and to new connections by a program of the root cgroup"},
+	},
+}
+
+// dropReasons: c504e5c2f964 "net: skb: introduce kfree_skb_reason()", 5.17; those of what a host
+// sends are of 5.18.
+var dropReasons = &difference{
+	name:  "reasons of drops",
+	first: "drop_reasons",
+	variants: []variant{
+		{has: []feature{argument{"kfree_skb", 3}, field("skb_drop_reason"),
+			enumerator{"skb_drop_reason", "SKB_DROP_REASON_NETFILTER_DROP"}}, since: "5.18", here: "reported by kfree_skb"},
+		{until: "5.18", here: "not reported by kfree_skb",
+			lost: "of a connection that this host blocks by an output filter, no reason is known"},
 	},
 }
 

@@ -12,6 +12,8 @@
  *         ... set_state(CLOSE) ...    inet_sock_set_state    cookie, death
  *     timer_expire_exit   compares
  *
+ *   kfree_skb, attached only at times    remembers why the host dropped what a timer sent
+ *
  *   run by user space (BPF_PROG_TEST_RUN): walk, netns_list, watch, unread, resolve_pending
  *   read by user space (iter/task, iter/task_file): owners, cookies, netns, learn
  *
@@ -71,6 +73,16 @@ SEC("tp_btf/timer_expire_exit")
 int BPF_PROG(timer_expire_exit, struct timer_list *timer)
 {
 	return timer_exit(timer);
+}
+
+/*
+ * Since 2.6. User space attaches it only while this host may fail to send on a connection. A
+ * nested drop on the same CPU is not seen, which no timer of TCP causes.
+ */
+SEC("tp_btf/kfree_skb")
+int BPF_PROG(kfree_skb, struct sk_buff *skb)
+{
+	return dropped(ctx, skb);
 }
 
 /*

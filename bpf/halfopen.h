@@ -114,6 +114,23 @@ enum conn_flag {
 	CONN_NEVER_ACKED = 1 << 17, /* we connected it, and TCP accepted nothing of the peer after
 				       the SYN-ACK; set only with CONN_TROUBLE */
 	CONN_UNREAD = 1 << 18, /* its application has left data for unread_after */
+	CONN_CONGESTED = 1 << 19, /* the device did not take the newest attempt (NET_XMIT_DROP), so
+				     the kernel tries again after half a second */
+};
+
+/*
+ * What became of the segment that a timer sent last, if a program was attached to kfree_skb
+ * then. From DROP_FILTER on, this host dropped it.
+ */
+enum drop {
+	DROP_UNKNOWN, /* no program was attached */
+	DROP_NONE, /* this host did not drop it */
+	DROP_FILTER, /* netfilter did */
+	DROP_CGROUP, /* a BPF program of a control group */
+	DROP_NO_ROUTE,
+	DROP_QUEUE, /* the queueing discipline of a device */
+	DROP_TC, /* a filter or BPF program at the egress of a device */
+	DROP_OTHER, /* the reason is none of these, or this kernel has no reasons */
 };
 
 /* What the write timer is armed for. */
@@ -167,7 +184,8 @@ struct conn {
 	__u8 cause; /* CONN_GONE: enum cause, if known; evidence is that of the death then */
 	__u8 retries2; /* the sysctl tcp_retries2, in any state */
 	__u8 attempts; /* the newest solicitations, all of which this host failed to send */
-	__u8 pad2[3];
+	__u8 drop; /* enum drop, of the last solicitation or attempt */
+	__u8 pad2[2];
 	__u32 idle; /* jiffies since data was sent or received */
 	__u32 silent; /* jiffies since any segment of the peer came in */
 	__u32 accepted; /* jiffies since TCP accepted a segment of the peer; at least silent */
@@ -263,6 +281,7 @@ struct counters {
 	__u64 suppressed[EVENT_SLOTS]; /* over the rate limit */
 	__u64 faults[FAULT_SLOTS];
 	__u64 fallbacks[HOOK_SLOTS]; /* the fallback ran, since the kernel skipped the primary */
+	__u64 drops; /* packets dropped while the program of kfree_skb was attached, estimated */
 };
 
 #define IDLE_BUCKETS 24
@@ -329,6 +348,7 @@ union abi {
 	struct holder holder;
 	enum event_type event_type;
 	enum evidence evidence;
+	enum drop drop;
 	enum cause cause;
 	enum class class;
 	enum risk risk;

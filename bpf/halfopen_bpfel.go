@@ -41,6 +41,7 @@ const (
 	halfopenProgCookiesPass          = "cookies_pass"
 	halfopenProgInetSockSetState     = "inet_sock_set_state"
 	halfopenProgInetSockSetState2    = "inet_sock_set_state_2"
+	halfopenProgKfreeSkb             = "kfree_skb"
 	halfopenProgLearnPass            = "learn_pass"
 	halfopenProgNetnsFilePass        = "netns_file_pass"
 	halfopenProgNetnsListRun         = "netns_list_run"
@@ -69,6 +70,8 @@ const (
 	halfopenVarCensusIdle            = "census_idle"
 	halfopenVarCensusWrite           = "census_write"
 	halfopenVarCookieHelper          = "cookie_helper"
+	halfopenVarDropReasons           = "drop_reasons"
+	halfopenVarDropsWatched          = "drops_watched"
 	halfopenVarEhash                 = "ehash"
 	halfopenVarEhashChains           = "ehash_chains"
 	halfopenVarEventsFrom            = "events_from"
@@ -148,6 +151,7 @@ type halfopenProgramSpecs struct {
 	CookiesPass          *ebpf.ProgramSpec `ebpf:"cookies_pass"`
 	InetSockSetState     *ebpf.ProgramSpec `ebpf:"inet_sock_set_state"`
 	InetSockSetState2    *ebpf.ProgramSpec `ebpf:"inet_sock_set_state_2"`
+	KfreeSkb             *ebpf.ProgramSpec `ebpf:"kfree_skb"`
 	LearnPass            *ebpf.ProgramSpec `ebpf:"learn_pass"`
 	NetnsFilePass        *ebpf.ProgramSpec `ebpf:"netns_file_pass"`
 	NetnsListRun         *ebpf.ProgramSpec `ebpf:"netns_list_run"`
@@ -210,6 +214,8 @@ type halfopenVariableSpecs struct {
 	CensusIdle         *ebpf.VariableSpec `ebpf:"census_idle"`
 	CensusWrite        *ebpf.VariableSpec `ebpf:"census_write"`
 	CookieHelper       *ebpf.VariableSpec `ebpf:"cookie_helper"`
+	DropReasons        *ebpf.VariableSpec `ebpf:"drop_reasons"`
+	DropsWatched       *ebpf.VariableSpec `ebpf:"drops_watched"`
 	Ehash              *ebpf.VariableSpec `ebpf:"ehash"`
 	EhashChains        *ebpf.VariableSpec `ebpf:"ehash_chains"`
 	EventsFrom         *ebpf.VariableSpec `ebpf:"events_from"`
@@ -328,6 +334,8 @@ type halfopenVariables struct {
 	CensusIdle         *ebpf.Variable `ebpf:"census_idle"`
 	CensusWrite        *ebpf.Variable `ebpf:"census_write"`
 	CookieHelper       *ebpf.Variable `ebpf:"cookie_helper"`
+	DropReasons        *ebpf.Variable `ebpf:"drop_reasons"`
+	DropsWatched       *ebpf.Variable `ebpf:"drops_watched"`
 	Ehash              *ebpf.Variable `ebpf:"ehash"`
 	EhashChains        *ebpf.Variable `ebpf:"ehash_chains"`
 	EventsFrom         *ebpf.Variable `ebpf:"events_from"`
@@ -369,6 +377,7 @@ type halfopenPrograms struct {
 	CookiesPass          *ebpf.Program `ebpf:"cookies_pass"`
 	InetSockSetState     *ebpf.Program `ebpf:"inet_sock_set_state"`
 	InetSockSetState2    *ebpf.Program `ebpf:"inet_sock_set_state_2"`
+	KfreeSkb             *ebpf.Program `ebpf:"kfree_skb"`
 	LearnPass            *ebpf.Program `ebpf:"learn_pass"`
 	NetnsFilePass        *ebpf.Program `ebpf:"netns_file_pass"`
 	NetnsListRun         *ebpf.Program `ebpf:"netns_list_run"`
@@ -395,6 +404,7 @@ func (p *halfopenPrograms) Close() error {
 		p.CookiesPass,
 		p.InetSockSetState,
 		p.InetSockSetState2,
+		p.KfreeSkb,
 		p.LearnPass,
 		p.NetnsFilePass,
 		p.NetnsListRun,

@@ -37,6 +37,8 @@ type Kernel struct {
 	fdOnly    []abi.Holder
 	fdOnlyDue time.Time // the next search for fdOnly, see namespaces
 
+	drops dropsLink // see WatchDrops
+
 	batching sync.Mutex // one run over watched sockets or deaths at a time; guards batch
 	batch    *abi.Batch
 	owners   sync.Mutex // one search for owners at a time: they share the map of cookies
@@ -72,7 +74,7 @@ func (k *Kernel) Close() error {
 		if k.events != nil {
 			errs = append(errs, k.events.Close())
 		}
-		errs = append(errs, k.Detach())
+		errs = append(errs, k.drops.close(k), k.Detach())
 		for _, it := range k.iters {
 			errs = append(errs, it.Close())
 		}

@@ -38,6 +38,24 @@ static __always_inline int retransmit_error_of(const unsigned long long *ctx)
 }
 
 /*
+ * The tracepoint kfree_skb has the reason of a drop as a third argument: c504e5c2f964 "net:
+ * skb: introduce kfree_skb_reason()", 5.17. Those of what a host sends are of 5.18. Set before the
+ * programs are loaded.
+ */
+const volatile bool drop_reasons = false;
+
+static __always_inline __u32 drop_reason_of(const unsigned long long *ctx)
+{
+	return drop_reasons ? (__u32)ctx[2] : 0;
+}
+
+/* Later kernels have more reasons, and other numbers for them. */
+#define DROPPED_FOR(reason, name)                                                    \
+	(drop_reasons &&                                                             \
+	 bpf_core_enum_value_exists(enum skb_drop_reason, SKB_DROP_REASON_##name) && \
+	 (reason) == (__u32)bpf_core_enum_value(enum skb_drop_reason, SKB_DROP_REASON_##name))
+
+/*
  * The keepalive timer has its own field: 08dfe370239e "tcp: introduce
  * icsk->icsk_keepalive_timer", 6.19, and in 6.1.y, 6.12.y. Before, it was sk_timer, which
  * still exists as another timer: so look for the new field first.

@@ -106,6 +106,17 @@ enum tsq_enum {
 	TCP_WRITE_TIMER_DEFERRED = 3,
 };
 
+/* include/net/dropreason-core.h; likewise. See DROPPED_FOR(). */
+enum skb_drop_reason {
+	SKB_DROP_REASON_NETFILTER_DROP = 1,
+	SKB_DROP_REASON_BPF_CGROUP_EGRESS,
+	SKB_DROP_REASON_IP_OUTNOROUTES,
+	SKB_DROP_REASON_TC_EGRESS,
+	SKB_DROP_REASON_QDISC_DROP,
+	SKB_DROP_REASON_QDISC_OVERLIMIT,
+	SKB_DROP_REASON_QDISC_CONGESTED,
+};
+
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
 struct hlist_node {
@@ -325,6 +336,7 @@ struct tcp_sock {
 struct request_sock;
 
 struct sk_buff {
+	struct sock *sk; /* of a packet that a socket sends: this socket, until a device has it */
 	unsigned int len; /* bytes of data, without headers where TCP keeps it */
 };
 

@@ -5,39 +5,10 @@
 #ifndef HALFOPEN_TIMERS_H
 #define HALFOPEN_TIMERS_H
 
-#include "connection.h"
+#include "timer_slot.h"
 
 /* Room in each map of sockets about which an event is remembered for the next one. */
 #define REMEMBER_MAX 4096
-
-/*
- * The TCP timer that is running on this CPU, and its socket as it was before the timer:
- * when the socket dies, the kernel clears fields that show the cause
- * (tcp_write_queue_purge).
- */
-struct timer_slot {
-	__u64 timer; /* address; 0: no TCP timer is running */
-	__u64 sk; /* address of the socket */
-	__u64 cookie;
-	__u64 fn; /* the timer's function */
-	__u32 snd_wnd;
-	__u32 total_retrans;
-	__u8 pending;
-	__u8 probes_out;
-	__u8 retransmits;
-	__u8 dead; /* the socket went to CLOSE while the timer ran */
-	__u8 reset; /* the timer sent a reset */
-	__u8 sent; /* the timer sent a retransmission */
-	__u16 size; /* bytes of data in it */
-	struct conn before; /* cookie 0: nothing was unanswered, and it is not set */
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct timer_slot);
-} timer_slots SEC(".maps");
 
 /*
  * A write timer that found its socket locked by a process. The kernel defers its work to
@@ -61,23 +32,6 @@ struct {
 	__type(key, __u64);
 	__type(value, struct deferred);
 } deferred SEC(".maps");
-
-static __always_inline struct timer_slot *timer_slot(void)
-{
-	__u32 zero = 0;
-
-	return bpf_map_lookup_elem(&timer_slots, &zero);
-}
-
-/* Returns the slot if a timer of this socket is running on this CPU, or NULL. */
-static __always_inline struct timer_slot *running_timer(const void *sk)
-{
-	struct timer_slot *slot = timer_slot();
-
-	if (!slot || !slot->timer || slot->sk != (__u64)sk)
-		return NULL;
-	return slot;
-}
 
 /*
  * Room for the record that streaks_of() fills in, which the stack does not have. Softirqs are
@@ -113,13 +67,14 @@ __attribute__((noinline)) int streaks_of(__u64 sk)
  * Handles a solicitation: a socket has just sent something that a live peer must answer.
  * The first of a streak only starts a watch, since nearly always the peer answers it
  * within a round trip. size: bytes of data in a retransmission. extra: neither
- * icsk_probes_out nor icsk_retransmits includes this solicitation. unsent: one of them does,
- * but this host has not sent it. Not inlined, so that the verifier does not check it for each
+ * icsk_probes_out nor icsk_retransmits includes this solicitation. outcome: enum outcome, and
+ * enum drop in the upper half. Not inlined, so that the verifier does not check it for each
  * kind of solicitation.
  */
 __attribute__((noinline)) int solicited(__u64 sk, __u32 evidence, __u32 size, __u32 extra,
-					__u32 unsent)
+					__u32 outcome)
 {
+	bool unsent = outcome & UNSENT;
 	const struct tcp_sock *tp = (const void *)sk;
 	__u32 jiffies = (__u32)bpf_jiffies64(), silent, streak, streaks;
 	__u32 counted = (__u32)READ(PROBE, tp, inet_conn.icsk_probes_out) +
@@ -133,7 +88,9 @@ __attribute__((noinline)) int solicited(__u64 sk, __u32 evidence, __u32 size, __
 		.retransmitted = size,
 		.sent = 1,
 		.evidence = evidence,
-		.extra = extra,
+		.extra = extra && !unsent,
+		.drop = outcome >> 16,
+		.congested = !!(outcome & CONGESTED),
 	};
 	struct watch copy, *seen;
 	struct event *e;
@@ -156,7 +113,7 @@ __attribute__((noinline)) int solicited(__u64 sk, __u32 evidence, __u32 size, __
 			next.acknowledged = counted - !extra;
 		if (seen->accepted == next.accepted && seen->segments_in == next.segments_in) {
 			next.baseline = counted < seen->baseline ? 0 : seen->baseline;
-			if (seen->extra < 255 - extra)
+			if (seen->extra < 255 - next.extra)
 				next.extra += seen->extra;
 		} else { /* the first of a new streak */
 			next.baseline = counted - !extra;
@@ -169,12 +126,16 @@ __attribute__((noinline)) int solicited(__u64 sk, __u32 evidence, __u32 size, __
 			next.acknowledged = counted - (streaks >> 16);
 	}
 	if (unsent) {
-		next.baseline++;
-		next.acknowledged++;
+		next.baseline += !extra;
+		next.acknowledged += !extra;
 		next.sent = seen && seen->sent;
 		next.solicited = seen ? seen->solicited : 0;
-		next.attempts = seen && seen->attempts < 255 ? seen->attempts + 1 : 1;
-		next.failing = next.attempts > 1 ? seen->failing : jiffies;
+		next.attempts = 1;
+		next.failing = jiffies;
+		if (seen && seen->attempts) {
+			next.attempts = seen->attempts < 255 ? seen->attempts + 1 : 255;
+			next.failing = seen->failing;
+		}
 	}
 	streak = counted - next.baseline + next.extra;
 	next.reported |= streak >= events_from;
@@ -222,6 +183,7 @@ static __always_inline int timer_entry(struct timer_list *timer)
 		/* The deferred work of an earlier one is done by now. */
 		key = (__u64)tp;
 		bpf_map_delete_elem(&deferred, &key);
+		slot->backoff = READ(PROBE, tp, inet_conn.icsk_backoff);
 	}
 	slot->timer = (__u64)timer;
 	slot->sk = (__u64)tp;
@@ -230,6 +192,7 @@ static __always_inline int timer_entry(struct timer_list *timer)
 	slot->reset = 0;
 	slot->sent = 0;
 	slot->size = 0;
+	slot->drop = 0;
 	slot->cookie = COOKIE(PROBE, tp);
 	slot->pending = pending;
 	slot->probes_out = READ(PROBE, tp, inet_conn.icsk_probes_out);
@@ -254,7 +217,8 @@ static __always_inline int timer_exit(struct timer_list *timer)
 	struct timer_slot *slot = timer_slot();
 	__u8 evidence = EVIDENCE_NONE;
 	const struct tcp_sock *tp;
-	bool extra = false, unsent = false;
+	bool extra = false;
+	__u32 outcome;
 
 	if (!slot || slot->timer != (__u64)timer)
 		return 0;
@@ -264,17 +228,16 @@ static __always_inline int timer_exit(struct timer_list *timer)
 		return 0;
 
 	if (READ(PROBE, tp, inet_conn.icsk_probes_out) > slot->probes_out) {
-		evidence = EVIDENCE_WINDOW_PROBE;
-		if (slot->fn == keepalive_timer_fn) {
-			evidence = EVIDENCE_KEEPALIVE;
-			COUNT(probes_sent);
-		}
+		evidence = slot->fn == keepalive_timer_fn ? EVIDENCE_KEEPALIVE :
+							    EVIDENCE_WINDOW_PROBE;
 	} else if (slot->fn != write_timer_fn) {
+		if (probe_congested(slot, tp))
+			solicited(slot->sk, EVIDENCE_KEEPALIVE, 0, true,
+				  UNSENT | CONGESTED | (__u32)slot->drop << 16);
 		return 0;
 	} else if (slot->pending == PENDING_RETRANSMIT &&
 		   READ(PROBE, tp, inet_conn.icsk_retransmits) > slot->retransmits) {
 		evidence = EVIDENCE_RETRANSMIT;
-		unsent = !slot->sent;
 	} else if (slot->pending == PENDING_RETRANSMIT && slot->sent &&
 		   READ(PROBE, tp, total_retrans) != slot->total_retrans) {
 		/* The window closed while data was in flight: a retransmission probes it,
@@ -293,8 +256,12 @@ static __always_inline int timer_exit(struct timer_list *timer)
 		if (bpf_map_update_elem(&deferred, &slot->sk, &d, BPF_ANY))
 			COUNT(faults[FAULT_REMEMBER_FULL]);
 	}
-	if (evidence != EVIDENCE_NONE)
-		solicited(slot->sk, evidence, slot->size, extra, unsent);
+	if (evidence != EVIDENCE_NONE) {
+		outcome = outcome_of(slot, tp, evidence);
+		if (evidence == EVIDENCE_KEEPALIVE && !(outcome & UNSENT))
+			COUNT(probes_sent);
+		solicited(slot->sk, evidence, slot->size, extra, outcome);
+	}
 	return 0;
 }
 
@@ -389,7 +356,7 @@ static __always_inline int retransmitted(const struct sock *sk, const struct sk_
 		return 0;
 	extra = !d.snd_wnd && !tp->inet_conn.icsk_retransmits; /* see timer_exit() */
 	solicited(number_of(sk), extra ? EVIDENCE_WINDOW_PROBE : EVIDENCE_RETRANSMIT, size, extra,
-		  false);
+		  0);
 	return 0;
 }
 

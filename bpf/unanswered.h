@@ -232,8 +232,17 @@ static __always_inline void fill_unanswered(struct conn *c, const struct tcp_soc
 	c->accepted = accepted ? age(now, accepted) : AGE_NONE;
 	c->silent = silent_for(tp, seen, accepted, c->segments_in, now, how);
 	c->solicited = seen && seen->sent ? age(now, seen->solicited) : AGE_NONE;
-	c->attempts = seen ? seen->attempts : 0;
-	c->failing = c->attempts ? age(now, seen->failing) : AGE_NONE;
+	c->failing = AGE_NONE;
+	/* An answer ends the attempts; while data is retransmitted, only an ACK of it does. */
+	if (seen && (accepted == seen->accepted ||
+		     (seen->evidence == EVIDENCE_RETRANSMIT && c->retransmits))) {
+		c->attempts = seen->attempts;
+		c->drop = seen->drop;
+		if (seen->attempts)
+			c->failing = age(now, seen->failing);
+		if (seen->congested)
+			c->flags |= CONN_CONGESTED;
+	}
 	c->retransmitted = seen ? seen->retransmitted : 0;
 
 	/*
@@ -271,6 +280,8 @@ static __always_inline void fill_unanswered(struct conn *c, const struct tcp_soc
 		c->flags |= CONN_BLOCKED;
 		c->attempts = probes;
 		c->failing = window_closed ? age(now, window_closed) : AGE_NONE;
+		if (!READ(how, tp, inet_conn.icsk_backoff)) /* tcp_send_probe0() */
+			c->flags |= CONN_CONGESTED;
 		probes = 0;
 	}
 	if (probes && !seen && !probing)

@@ -30,7 +30,9 @@ struct watch {
 	__u8 dead; /* the socket died, and its event could not be sent */
 	__u8 cause; /* of that death */
 	__u8 during; /* of that death */
-	__u8 pad[4];
+	__u8 drop; /* enum drop, of the last solicitation or attempt */
+	__u8 congested; /* the device did not take the last attempt, see CONN_CONGESTED */
+	__u8 pad[2];
 };
 
 /*

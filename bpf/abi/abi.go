@@ -43,7 +43,8 @@ type Conn struct {
 	Cause            uint8
 	Retries2         uint8
 	Attempts         uint8
-	Pad2             [3]uint8
+	Drop             uint8
+	Pad2             [2]uint8
 	Idle             uint32
 	Silent           uint32
 	Accepted         uint32
@@ -117,6 +118,7 @@ type Counters struct {
 	Suppressed     [4]uint64
 	Faults         [8]uint64
 	Fallbacks      [8]uint64
+	Drops          uint64
 }
 
 // CensusCounts are the results of one census: sockets by state and class, risks, and the
@@ -250,7 +252,9 @@ type Watch struct {
 	Dead          uint8
 	Cause         uint8
 	During        uint8
-	Pad           [4]uint8
+	Drop          uint8
+	Congested     uint8
+	Pad           [2]uint8
 }
 
 // Unread is what the census remembers of a socket with data in its receive queue.
@@ -351,6 +355,19 @@ const (
 	ConnLocalPeer          uint32 = 65536
 	ConnNeverAcked         uint32 = 131072
 	ConnUnread             uint32 = 262144
+	ConnCongested          uint32 = 524288
+)
+
+// Values of [Conn].Drop.
+const (
+	DropUnknown uint8 = 0
+	DropNone    uint8 = 1
+	DropFilter  uint8 = 2
+	DropCgroup  uint8 = 3
+	DropNoRoute uint8 = 4
+	DropQueue   uint8 = 5
+	DropTc      uint8 = 6
+	DropOther   uint8 = 7
 )
 
 // Special values of the ages of a [Conn].

@@ -82,6 +82,8 @@ Values of [Conn].Class, and second indices of [CensusCounts].Sockets.`},
 Indices of [CensusCounts].Risks; 1 << these are the bits of [Conn].Risks.`},
 	{"conn_flag", "CONN_", "Conn", "uint32", "", `
 Bits of [Conn].Flags.`},
+	{"drop", "DROP_", "Drop", "uint8", "", `
+Values of [Conn].Drop.`},
 	{"age", "AGE_", "Age", "uint32", "", `
 Special values of the ages of a [Conn].`},
 	{"tcp_state", "TCP_", "State", "uint8", "", `
