@@ -32,7 +32,8 @@ const (
 	// Stalled: the peer answers, but its receive window has been closed for
 	// Rules.StalledAfter.
 	Stalled
-	// Suspect: at least one solicitation is unanswered, which is not enough for a zombie.
+	// Suspect: at least one solicitation is unanswered, or was not sent, which is not enough for a
+	// zombie or a blocked connection.
 	Suspect
 	// Blocked: this host failed to send Rules.ZombieUnanswered solicitations in a row, for
 	// Rules.ZombieSilence, and none left meanwhile. It says nothing about the peer.

@@ -29,6 +29,7 @@ func (t *Tracker) death(e *abi.Event, at time.Time) {
 			connection.Evidence = NoEvidence
 		} else {
 			t.rules.giveReason(&connection, &tc.conn)
+			tc.blame(&connection, &tc.conn)
 		}
 	}
 	t.recordDeath(cookie, tc, Death{

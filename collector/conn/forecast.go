@@ -35,15 +35,25 @@ func (f Forecast) miss(died time.Time) time.Duration {
 // that every timer fires in the jiffy of its bucket in the timer wheel, Latest that
 // each one is Lateness late. Latest is after At by at most the granularities of all
 // these buckets, plus 1 % of the time until At.
+//
+// While ICMP errors answer the retransmissions, it is not known whether that of the last one is
+// still to come: At assumes that it is, Latest that it is not, and may be later.
 func (r *Rules) Forecast(c *abi.Conn, at time.Time) Forecast {
-	early := Timers{C: c, Hz: uint64(r.HZ)}
-	late := Timers{C: c, Hz: uint64(r.HZ), Late: Lateness}
+	reverting := RTOReverting(c) && c.Backoff > 0
+	early := Timers{C: c, Hz: uint64(r.HZ), Reverted: reverting}
+	late := Timers{C: c, Hz: uint64(r.HZ), Late: Lateness, Reverted: reverting}
 	first, by := early.GivesUp()
 	if by == CauseUnknown || first < c.Jiffies { // no kernel has such a clock
 		return Forecast{}
 	}
 	last, _ := late.GivesUp()
-	return r.Between(c, at, first, min(max(first, last), first+early.slack), by)
+	last = min(max(first, last), first+early.slack)
+	if reverting {
+		late.Reverted = false
+		unreverted, _ := late.GivesUp()
+		last = max(last, unreverted)
+	}
+	return r.Between(c, at, first, last, by)
 }
 
 // Between returns a forecast that begins with the jiffy first and ends with the jiffy

@@ -115,6 +115,36 @@ func TestForecast(t *testing.T) {
 				c.WriteExpires, c.WriteLevel = conntest.Arm(c, 408*time.Millisecond)
 			}), CauseRetransmitTimeout, 924600 * time.Millisecond, 45 * second,
 		},
+		"a device that does not take what is in flight": {
+			conntest.InFlight(func(c *abi.Conn) {
+				c.Flags, c.Retries, c.Retransmits, c.Retransmitting = abi.ConnCongested, 6, 3, conntest.Ago(2*second)
+			}), CauseRetransmitTimeout, 23400 * time.Millisecond, 600 * time.Millisecond,
+		},
+		"a device that does not take what is in flight, tcp_retries2 is 15": {
+			conntest.InFlight(func(c *abi.Conn) {
+				c.Flags, c.Retransmits, c.Retransmitting = abi.ConnCongested, 1, 0
+			}), CauseRetransmitTimeout, 924600 * time.Millisecond, 600 * time.Millisecond,
+		},
+		"a device that does not take what was never sent": {
+			conntest.Timed(func(c *abi.Conn) {
+				c.Flags, c.SendQueue, c.Pending, c.ProbesOut = abi.ConnBlocked|abi.ConnCongested, 100, abi.PendingWindowProbe, 1
+				c.WriteExpires, c.WriteLevel = conntest.Arm(c, second/2)
+			}), CauseRetransmitTimeout, 7500 * time.Millisecond, 15 * 32 * time.Millisecond,
+		},
+		"a device that does not take what was never sent, with TCP_USER_TIMEOUT": {
+			conntest.Timed(func(c *abi.Conn) {
+				c.Flags, c.SendQueue, c.Pending, c.ProbesOut = abi.ConnBlocked|abi.ConnCongested, 100, abi.PendingWindowProbe, 1
+				c.UserTimeout, c.Failing = 3000, conntest.Ago(second)
+				c.WriteExpires, c.WriteLevel = conntest.Arm(c, second/2)
+			}), CauseUserTimeout, 2 * second, 5 * 32 * time.Millisecond,
+		},
+		"a device that does not take keepalive probes, after one of them was sent, with TCP_USER_TIMEOUT": {
+			conntest.Idle(func(c *abi.Conn) {
+				c.Flags |= abi.ConnCongested
+				c.KeepaliveTime, c.Silent, c.ProbesOut, c.UserTimeout = conntest.Ago(10*second), conntest.Ago(15*second), 1, 20000
+				c.KeepaliveExpires, c.KeepaliveLevel = conntest.Arm(c, second/2)
+			}), CauseUserTimeout, 5 * second, 600 * time.Millisecond,
+		},
 		"a child of TCP Fast Open whose SYN-ACK is not acknowledged": {
 			conntest.InFlight(func(c *abi.Conn) {
 				c.State, c.Rto, c.Retries, c.UserTimeout = abi.StateSynRecv, conntest.Ago(second), 6, 1500
@@ -163,6 +193,11 @@ func TestForecastIsAsNarrowAsTheTimers(t *testing.T) {
 
 func TestForecastNever(t *testing.T) {
 	for name, c := range map[string]*abi.Conn{
+		"a device does not take keepalive probes": conntest.Idle(func(c *abi.Conn) {
+			c.Flags |= abi.ConnCongested
+			c.KeepaliveTime, c.Silent = conntest.Ago(time.Second), conntest.Ago(5*time.Second)
+			c.KeepaliveExpires, c.KeepaliveLevel = conntest.Arm(c, time.Second/2)
+		}),
 		"idle without keepalive": conntest.Timed(func(c *abi.Conn) { c.Flags = 0 }),
 		"a keepalive timer left over after SO_KEEPALIVE was switched off": conntest.Idle(func(c *abi.Conn) { c.Flags = 0 }),
 		"a write timer left over after everything was acknowledged": conntest.Timed(func(c *abi.Conn) {
@@ -172,6 +207,30 @@ func TestForecastNever(t *testing.T) {
 		if f := testRules.Forecast(c, time.Now()); f.Ever() {
 			t.Errorf("%s: by %v at %v", name, f.By, f.At)
 		}
+	}
+}
+
+// While ICMP errors answer the retransmissions, the kernel takes half of the timeout back some
+// time after each of them. A forecast from before and one from after hold the same end.
+func TestForecastHoldsWhileErrorsAnswer(t *testing.T) {
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	rto := 26 * time.Second
+	reverted := func(backoff uint8, rto time.Duration) *abi.Conn { // sent a second ago
+		return conntest.Timed(func(c *abi.Conn) {
+			c.Flags = abi.ConnSoftError
+			c.PacketsOut, c.SendQueue, c.Pending = 1, 100, abi.PendingRetransmit
+			c.Retransmits, c.Backoff, c.Retransmitting = 9, backoff, conntest.Ago(100*time.Second)
+			c.Rto = conntest.Ago(rto)
+			c.WriteExpires, c.WriteLevel = conntest.Arm(c, rto-time.Second)
+		})
+	}
+	after := testRules.Forecast(reverted(0, rto), at)
+	before := testRules.Forecast(reverted(1, 2*rto), at)
+	if before.At.After(after.At.Add(300*time.Millisecond)) || before.Latest.Before(after.Latest) || before.By != after.By {
+		t.Errorf("before the error %+v, after it %+v", before, after)
+	}
+	if w := before.Latest.Sub(before.At); w > 2*rto+rto/2 {
+		t.Errorf("the forecast is %v wide", w)
 	}
 }
 

@@ -11,7 +11,7 @@ var (
 		Unguarded: "No data has moved for long (--idle-after), and keepalive is off: a dead peer is not noticed until the application sends.",
 		Unread:    "Data has arrived that this host's application has left in the receive queue for long (--unread-after): the application does not read.",
 		Stalled:   "The peer answers, but its receive window has been closed for long (--stalled-after).",
-		Suspect:   "A probe or a retransmission is unanswered, which is not enough for a zombie.",
+		Suspect:   "A probe or a retransmission is unanswered, or was not sent, which is not enough for a zombie.",
 		Blocked:   "This host fails to send: several probes or retransmissions in a row (--zombie-unanswered), for long (--zombie-silence), never left it. That says nothing about the peer.",
 		Stuck:     "Several probes or retransmissions in a row (--zombie-unanswered) are not acknowledged, for long (--zombie-silence), although something comes from the peer: the way loses them, or its kernel does not accept them.",
 		Zombie:    "Several probes or retransmissions in a row are unanswered (--zombie-unanswered), and nothing at all has come from the peer for long (--zombie-silence): it is most likely gone.",

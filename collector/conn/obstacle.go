@@ -93,26 +93,70 @@ func (t *Tracker) setObstacles(obstacles map[uint64]*Reason, at time.Time) {
 	}
 }
 
-// withObstacle returns the verdict of a connection whose path has an obstacle, where the
-// rules have v. Solicitations that could not leave, or whose answers cannot arrive, say
-// nothing about the peer. But a zombie stays one: it was asked before. And a neighbour that
-// does not answer may be the peer itself.
-func (tc *tracked) withObstacle(v Verdict) Verdict {
-	if v != Zombie || tc.asked || tc.obstacle.Code == "" || tc.obstacle.Code == ReasonNeighbourFailed {
-		return v
+// DropsInDoubt reports whether it is useful to see why this host drops packets: something is
+// unanswered, or failed to be sent, its path shows no reason or the host has dropped it, and no
+// program has seen that a solicitation left.
+func (t *Tracker) DropsInDoubt() bool {
+	for _, tc := range t.tracked {
+		if c := &tc.conn; (c.Unanswered > 0 || c.Attempts > 0) && !tc.sent && (!tc.obstructed() || tc.dropped) {
+			return true
+		}
 	}
-	return Blocked
+	return false
+}
+
+// obstructed reports whether the path has an obstacle that is not the peer's. A neighbour that
+// does not answer may be the peer itself.
+func (tc *tracked) obstructed() bool {
+	return tc.obstacle.Code != "" && tc.obstacle.Code != ReasonNeighbourFailed
+}
+
+// withObstacle returns the verdict of a connection with the record c, where the rules have v.
+// Solicitations that this host dropped, or that could not leave, or whose answers cannot arrive,
+// say nothing about the peer. But a zombie stays one if it was asked before.
+func (tc *tracked) withObstacle(v Verdict, c *abi.Conn) Verdict {
+	dropped := tc.dropped || c.Drop >= abi.DropFilter
+	if v == Zombie && (tc.obstructed() && !tc.asked || dropped && !tc.sent) {
+		return Blocked
+	}
+	return v
 }
 
 // blame completes the description of a connection, whose record is c, by the obstacle on its
-// path.
+// path, which says more than the reason of a drop.
 func (tc *tracked) blame(connection *Connection, c *abi.Conn) {
-	if tc.obstacle.Code == "" || connection.Verdict != Blocked && connection.Verdict != Zombie {
+	v := connection.Verdict
+	if v != Blocked && v != Zombie && v != Suspect {
 		return
 	}
-	connection.Reason = tc.obstacle
-	if connection.Verdict == Blocked {
+	if tc.obstructed() || connection.Reason.Code == "" {
+		connection.Reason = tc.obstacle
+	}
+	if v == Blocked {
 		connection.Attempts = max(int(c.Attempts), int(c.Unanswered))
 		connection.Unanswered = 0
 	}
+}
+
+// dropReason returns why this host dropped what it tried to send last on a connection with the
+// record c; the zero value if that was not seen.
+func dropReason(c *abi.Conn) Reason {
+	congested := Congested(c)
+	switch {
+	case c.Drop == abi.DropFilter && congested:
+		return Reason{ReasonEgressDrop, "A netfilter rule at the egress hook of the device (nftables, table netdev) drops what this connection sends."}
+	case c.Drop == abi.DropFilter:
+		return Reason{ReasonOutputFilter, "A netfilter rule (nftables, iptables) in the output or postrouting hook drops what this connection sends."}
+	case c.Drop == abi.DropCgroup:
+		return Reason{ReasonOutputFilter, "A BPF program of a control group (cgroup_skb/egress, such as IPAddressDeny= of systemd) drops what this connection sends."}
+	case c.Drop == abi.DropNoRoute:
+		return Reason{ReasonNoRoute, fmt.Sprintf("The kernel finds no route to %s.", c.Remote().Addr())}
+	case c.Drop == abi.DropTc:
+		return Reason{ReasonEgressDrop, "A filter or BPF program at the egress of the device (tc) drops what this connection sends."}
+	case c.Drop == abi.DropQueue:
+		return Reason{ReasonEgressDrop, "The queueing discipline of the device (tc qdisc) drops what this connection sends."}
+	case congested:
+		return Reason{ReasonEgressDrop, "The device does not take what this connection sends: its queue, or a filter at its egress (tc, nftables), drops it."}
+	}
+	return Reason{}
 }

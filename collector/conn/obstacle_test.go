@@ -99,3 +99,73 @@ func TestFlowsInDoubt(t *testing.T) {
 		t.Errorf("%+v after a while", again)
 	}
 }
+
+// A program that sees what this host drops decides who is to blame, whatever the path shows.
+func TestDropsDecideWhoIsToBlame(t *testing.T) {
+	free := Reason{}
+	silent := func(n uint16, d time.Duration, drop uint8) *abi.Conn {
+		c := conntest.Silent(abi.EvidenceKeepalive, n, d)
+		c.Jiffies, c.Drop = uint64(conntest.Ago(time.Hour+d)), drop
+		return c
+	}
+	for name, tt := range map[string]struct {
+		first, second uint8 // of the solicitations after 2 and after 10 seconds
+		flags         uint32
+		path          Reason
+		want          Verdict
+		code          ReasonCode
+	}{
+		"nobody looked":                   {want: Zombie},
+		"they left":                       {first: abi.DropNone, second: abi.DropNone, want: Zombie},
+		"a filter from the beginning":     {first: abi.DropFilter, second: abi.DropFilter, want: Blocked, code: ReasonOutputFilter},
+		"a filter only later":             {first: abi.DropNone, second: abi.DropFilter, want: Zombie, code: ReasonOutputFilter},
+		"a control group":                 {first: abi.DropCgroup, second: abi.DropCgroup, want: Blocked, code: ReasonOutputFilter},
+		"a queue":                         {first: abi.DropQueue, second: abi.DropQueue, want: Blocked, code: ReasonEgressDrop},
+		"tc":                              {first: abi.DropTc, second: abi.DropTc, want: Blocked, code: ReasonEgressDrop},
+		"a filter of the device":          {first: abi.DropFilter, second: abi.DropFilter, flags: abi.ConnCongested, want: Blocked, code: ReasonEgressDrop},
+		"the kernel does not say":         {first: abi.DropOther, second: abi.DropOther, want: Blocked},
+		"it does not, but tries at once":  {first: abi.DropOther, second: abi.DropOther, flags: abi.ConnCongested, want: Blocked, code: ReasonEgressDrop},
+		"no route, and the path shows it": {first: abi.DropNoRoute, second: abi.DropNoRoute, path: Reason{ReasonInterfaceDown, "x"}, want: Blocked, code: ReasonInterfaceDown},
+		"no route any more":               {first: abi.DropNoRoute, second: abi.DropNoRoute, want: Blocked, code: ReasonNoRoute},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newReplay(t)
+			r.solicit(2*time.Second, silent(2, 2*time.Second, tt.first))
+			r.Apply(&Fact{Kind: FactObstacles, At: r.at(2 * time.Second), Obstacles: map[uint64]*Reason{0x1a2b: &free}})
+			if doubt := r.DropsInDoubt(); doubt == (tt.first == abi.DropNone) {
+				t.Errorf("the drops are in doubt: %v", doubt)
+			}
+			r.Apply(&Fact{Kind: FactObstacles, At: r.at(8 * time.Second), Obstacles: map[uint64]*Reason{0x1a2b: &tt.path}})
+			if doubt := r.DropsInDoubt(); doubt == (tt.first == abi.DropNone) {
+				t.Errorf("with the path, the drops are in doubt: %v", doubt)
+			}
+			c := silent(11, 12*time.Second, tt.second)
+			c.Flags |= tt.flags
+			r.solicit(12*time.Second, c)
+			got := r.Describe(c, r.at(12*time.Second))
+			if got.Verdict != tt.want || got.Reason.Code != tt.code || (got.Reason.Detail == "") != (tt.code == "") {
+				t.Errorf("%v for %+v, expected %v for %q", got.Verdict, got.Reason, tt.want, tt.code)
+			}
+		})
+	}
+}
+
+// A reason stands beside a suspect as soon as it is seen, and a death keeps that of a blocked
+// connection.
+func TestReasonsBesideSuspectsAndDeaths(t *testing.T) {
+	r := newReplay(t)
+	failed := func(n uint8, d time.Duration) *abi.Conn {
+		c := conntest.Silent(abi.EvidenceRetransmit, 0, d)
+		c.Jiffies, c.Attempts, c.Failing, c.Drop = uint64(conntest.Ago(time.Hour+d)), n, conntest.Ago(d), abi.DropFilter
+		return c
+	}
+	r.watched(stamp(failed(2, time.Second), time.Second), r.at(time.Second))
+	if got := r.Describe(stamp(failed(2, time.Second), time.Second), r.at(time.Second)); got.Verdict != Suspect || got.Reason.Code != ReasonOutputFilter || got.Attempts != 2 {
+		t.Errorf("%v for %+v, %d attempts", got.Verdict, got.Reason, got.Attempts)
+	}
+	r.watched(stamp(failed(6, 12*time.Second), 12*time.Second), r.at(12*time.Second))
+	r.die(13*time.Second, CauseRetransmitTimeout, failed(0, 13*time.Second))
+	if d := r.lastDeath(); d.Verdict != Blocked || d.Reason.Code != ReasonOutputFilter || d.Attempts != 6 {
+		t.Errorf("it died as %v for %+v, %d attempts", d.Verdict, d.Reason, d.Attempts)
+	}
+}

@@ -30,6 +30,10 @@ const (
 	ReasonNoRoute ReasonCode = "no_route"
 	// ReasonInterfaceDown: the device of the route is switched off, or has no carrier.
 	ReasonInterfaceDown ReasonCode = "interface_down"
+	// ReasonOutputFilter: netfilter, or a BPF program of a control group, drops what is sent.
+	ReasonOutputFilter ReasonCode = "output_filter"
+	// ReasonEgressDrop: the queue of the device, or a filter at its egress, drops what is sent.
+	ReasonEgressDrop ReasonCode = "egress_drop"
 	// ReasonNeighbourFailed: the next hop does not answer ARP or neighbour discovery.
 	ReasonNeighbourFailed ReasonCode = "neighbour_failed"
 )
@@ -52,7 +56,11 @@ type Reason struct {
 // is a segment that TCP did not accept. If TCP accepted nothing since the handshake, the peer
 // sends its SYN-ACK again.
 func (r *Rules) reason(c *abi.Conn, v Verdict) Reason {
-	if v != Stuck {
+	switch v {
+	case Blocked, Zombie, Suspect:
+		return dropReason(c)
+	case Stuck:
+	default:
 		return Reason{}
 	}
 	if repeatsHandshake(c) {

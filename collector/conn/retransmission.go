@@ -19,6 +19,7 @@ type retransmission struct {
 	base        uint64 // the first wait in the kernel's model of the retries limit
 	rtoMax      uint64
 	rto         uint64
+	firstRTO    uint64
 	retransmits int
 	started     uint64 // the jiffy of the first retransmission; 0: not sent yet
 }
@@ -37,6 +38,10 @@ func (t *Timers) newRetransmission() retransmission {
 		rto:         uint64(c.Rto),
 		retransmits: int(c.Retransmits),
 	}
+	if t.Reverted {
+		r.rto /= 2
+	}
+	r.firstRTO = r.rto
 	r.connecting = r.state == SynSent || r.state == SynRecv
 	r.windowProbe = c.SendWindow == 0 && !r.orphan && !r.connecting
 	if r.connecting {
@@ -60,6 +65,10 @@ func (t *Timers) retransmissions() (jiffy uint64, by Cause) {
 			return now, by
 		}
 		r.retransmit(now)
+		if Congested(r.C) {
+			now = t.arm(now, t.resourceProbe())
+			continue
+		}
 		r.rto = r.nextRTO()
 		now = t.arm(now, r.nextWait(now))
 	}
@@ -72,6 +81,9 @@ func (r *retransmission) firstFires() uint64 {
 	c := r.C
 	now := r.FiresAt(c.WriteExpires, c.WriteLevel)
 	if c.Pending != abi.PendingTailLossProbe && c.Pending != abi.PendingReorder {
+		if r.Reverted {
+			now = max(c.WriteExpires-min(r.firstRTO, c.WriteExpires), c.Jiffies)
+		}
 		return now
 	}
 	// The armed timer is another one. When it fires, the kernel sends a segment and arms
@@ -162,7 +174,7 @@ func (r *retransmission) nextRTO() uint64 {
 	case r.state == Established && c.ThinRto > 0 && r.retransmits <= thinLinearRetries:
 		return uint64(c.ThinRto)
 	case RTOReverting(c): // the kernel arms it again when the ICMP error comes, for what is left
-		return max(uint64(c.Rto), 2) - 1
+		return max(r.firstRTO, 2) - 1
 	case r.state == SynSent && r.retransmits <= int(c.SynLinear):
 		return r.rto
 	}

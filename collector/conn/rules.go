@@ -65,7 +65,7 @@ func (r *Rules) Judge(c *abi.Conn) (Verdict, Evidence) {
 		return Stalled, EvidenceWindowProbe
 	case r.stuck(c):
 		return Stuck, Evidence(c.Evidence)
-	case due > 0:
+	case due > 0, c.Attempts > 0 && c.Flags&abi.ConnTrouble != 0:
 		return Suspect, Evidence(c.Evidence)
 	case c.Flags&abi.ConnUnread != 0:
 		return Unread, EvidenceReceiveQueue

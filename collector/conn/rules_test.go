@@ -299,10 +299,10 @@ func TestJudge(t *testing.T) {
 			blockedFor(3, 10*time.Second), Blocked, EvidenceKeepalive,
 		},
 		"it failed to send two": {
-			blockedFor(2, time.Minute), Active, NoEvidence,
+			blockedFor(2, time.Minute), Suspect, EvidenceKeepalive,
 		},
 		"it failed to send three for less than ten seconds": {
-			blockedFor(3, 9900*time.Millisecond), Active, NoEvidence,
+			blockedFor(3, 9900*time.Millisecond), Suspect, EvidenceKeepalive,
 		},
 		"it fails to send SYNs": {
 			func() *abi.Conn {

@@ -11,10 +11,13 @@ import (
 // Timers replays the timers of one connection. All times are in jiffies. A method may
 // add to the slack, so a value serves for one replay.
 type Timers struct {
-	C     *abi.Conn
-	Hz    uint64 // jiffies a second
-	Late  uint64 // delay of every timer
-	slack uint64 // sum of the granularities of the timers so far
+	C    *abi.Conn
+	Hz   uint64 // jiffies a second
+	Late uint64 // delay of every timer
+	// Reverted assumes that an ICMP error is still to answer the last retransmission, and
+	// takes back its doubling of the timeout.
+	Reverted bool
+	slack    uint64 // sum of the granularities of the timers so far
 }
 
 // GiveUpPath says which timer ends a connection if nothing more is heard from its peer.
@@ -61,8 +64,17 @@ func (t *Timers) GivesUp() (jiffy uint64, by Cause) {
 	return 0, CauseUnknown
 }
 
-// maxSteps bounds a replay: no timer of a real socket fires so often.
-const maxSteps = 1000
+// maxSteps bounds a replay. Where a device takes no segment, the kernel tries every half second
+// for as long as tcp_retries2 says, which is at most eight hours.
+const maxSteps = 1 << 16
+
+// Congested reports whether a device did not take what the kernel tried to send last. The
+// kernel then tries again after half a second (TCP_RESOURCE_PROBE_INTERVAL), does not back off,
+// and does not count a keepalive probe.
+func Congested(c *abi.Conn) bool { return c.Flags&abi.ConnCongested != 0 }
+
+// resourceProbe returns TCP_RESOURCE_PROBE_INTERVAL.
+func (t *Timers) resourceProbe() uint64 { return t.Hz / 2 }
 
 // keepalive replays tcp_keepalive_timer().
 func (t *Timers) keepalive() (jiffy uint64, by Cause) {
@@ -83,6 +95,13 @@ func (t *Timers) keepalive() (jiffy uint64, by Cause) {
 		if timeout == 0 && probes >= int(c.KeepaliveProbes) {
 			return now, CauseKeepaliveTimeout
 		}
+		if Congested(c) {
+			if timeout == 0 || probes == 0 {
+				return 0, CauseUnknown // none is counted, so this goes on for ever
+			}
+			now = t.arm(now, t.resourceProbe())
+			continue
+		}
 		probes++
 		now = t.arm(now, interval)
 	}
@@ -97,8 +116,12 @@ func (t *Timers) windowProbes() (jiffy uint64, by Cause) {
 	probes, backoff := int(c.ProbesOut), int(c.Backoff)
 	rtoMax := uint64(c.RtoMax)
 	var started uint64 // the jiffy of the first probe; 0: not sent yet
-	if c.WindowClosed != abi.AgeNone {
-		started = c.Jiffies - uint64(c.WindowClosed)
+	since := c.WindowClosed
+	if c.Flags&abi.ConnBlocked != 0 {
+		since = c.Failing
+	}
+	if since != abi.AgeNone {
+		started = c.Jiffies - uint64(since)
 	}
 	now := t.FiresAt(c.WriteExpires, c.WriteLevel)
 	for range maxSteps {
@@ -122,12 +145,15 @@ func (t *Timers) windowProbes() (jiffy uint64, by Cause) {
 			return now, by
 		}
 		probes++
-		if backoff < int(c.Retries2) {
-			backoff++
+		wait := t.resourceProbe()
+		if !Congested(c) {
+			if backoff < int(c.Retries2) {
+				backoff++
+			}
+			// tcp_probe0_when()
+			shift := min(backoff, log2(rtoMax/(t.Hz/5))+1)
+			wait = min(max(uint64(c.Rto), t.Hz/5)<<shift, rtoMax)
 		}
-		// tcp_probe0_when()
-		shift := min(backoff, log2(rtoMax/(t.Hz/5))+1)
-		wait := min(max(uint64(c.Rto), t.Hz/5)<<shift, rtoMax)
 		if timeout > 0 { // tcp_clamp_probe0_to_user_timeout()
 			wait = uint64(min(max(int64(timeout)-int64(now-started), 2), int64(wait)))
 		}

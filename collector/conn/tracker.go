@@ -43,7 +43,10 @@ type tracked struct {
 	obstacle     Reason
 	pathSearched time.Time
 	asked        bool
-	gone         time.Time // when a watch pass did not find its socket; zero: it did
+	// sent is true if a program has seen that an unanswered solicitation left this host,
+	// dropped if it has seen that this host dropped one.
+	sent, dropped bool
+	gone          time.Time // when a watch pass did not find its socket; zero: it did
 	// forecast is the first one since the peer was last heard, with this cause and
 	// these settings. A death is compared with it.
 	forecast      Forecast
@@ -161,11 +164,13 @@ func (t *Tracker) observe(c *abi.Conn, at time.Time) {
 	oldKey, oldVerdict, oldSince := tc.countKey(), tc.verdict, tc.since
 	tc.forecast = t.forecast(tc, c, at)
 	if heardSince(&tc.conn, c) {
-		tc.asked = false
+		tc.asked, tc.sent, tc.dropped = false, false, false
 		if tc.conn.Silent != abi.AgeNone {
 			tc.gap = max(tc.gap, t.rules.Duration(heardAt(c)-heardAt(&tc.conn)))
 		}
 	}
+	tc.sent = tc.sent || c.Drop == abi.DropNone && c.Unanswered > 0
+	tc.dropped = tc.dropped || c.Drop >= abi.DropFilter
 	tc.verdict, tc.evidence = t.judge(tc, c)
 	tc.conn, tc.at, tc.gone = *c, at, time.Time{}
 	t.move(oldKey, tc.countKey())
@@ -193,7 +198,7 @@ func (t *Tracker) judge(tc *tracked, c *abi.Conn) (Verdict, Evidence) {
 	if v == Zombie && tc.verdict == Stuck && t.rules.Age(c.Silent) < 2*tc.gap {
 		v = Stuck
 	}
-	return tc.withObstacle(v), evidence
+	return tc.withObstacle(v, c), evidence
 }
 
 // changedVerdict records and reports that the verdict of a connection has changed.
@@ -278,12 +283,13 @@ func (t *Tracker) answer(tc *tracked, c *abi.Conn, at time.Time) (e HistoryEntry
 
 // forecast returns the forecast of the connection, of which c is the new record. It is
 // the old forecast as long as that holds: until the peer is heard, an ICMP error reports
-// it, the settings change, or another timer takes over.
+// it, the settings change, another timer takes over, or a device begins or ceases to take
+// what the kernel sends.
 func (t *Tracker) forecast(tc *tracked, c *abi.Conn, at time.Time) Forecast {
 	f := t.rules.Forecast(c, at)
 	old := &tc.conn
 	switch {
-	case tc.forecast.By != f.By, heardSince(old, c), c.Backoff < old.Backoff, RTOReverting(c),
+	case tc.forecast.By != f.By, heardSince(old, c), c.Backoff < old.Backoff, RTOReverting(c), Congested(c) != Congested(old),
 		c.KeepaliveTime != old.KeepaliveTime, c.KeepaliveIntvl != old.KeepaliveIntvl,
 		c.KeepaliveProbes != old.KeepaliveProbes, c.UserTimeout != old.UserTimeout, c.Retries != old.Retries:
 		return f
