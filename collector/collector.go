@@ -186,6 +186,7 @@ func (c *Collector) Run(parent context.Context) error {
 	g.Go(func() error { return c.watchLoop(ctx) })
 	g.Go(func() error { return c.ownersLoop(ctx) })
 	g.Go(func() error { return c.obstaclesLoop(ctx) })
+	g.Go(func() error { return c.dropsLoop(ctx) })
 	g.Go(func() error { return c.censusLoop(ctx) })
 	err := g.Wait()
 	c.endAwaiting()

@@ -29,6 +29,7 @@ const (
 	ReasonPassHangs
 	ReasonPassFails
 	ReasonTablesLate
+	ReasonDropsUnwatched
 
 	// Reasons is the number of reasons.
 	Reasons = iota
@@ -157,6 +158,17 @@ var reasons = [Reasons]struct {
 			return fmt.Sprintf("%d of %d hash tables of single network namespaces take too long to walk%s", s.late, s.tables, s.lateOnes), false
 		},
 	},
+	ReasonDropsUnwatched: {
+		code: "drops_unwatched",
+		lost: "keepalive probes that this host itself drops count as sent, and it is not known why a connection is blocked",
+		mend: "find out which packets the host drops in such numbers (perf trace -e skb:kfree_skb); or, if it is not that, give the agent CAP_BPF and CAP_PERFMON",
+		holds: func(s *situation) (string, bool) {
+			if s.dropsErr == nil {
+				return "", false
+			}
+			return detailOf("the program that sees drops is not attached", s.dropsErr), false
+		},
+	},
 }
 
 // detailOf appends an error to a text, if there is one.
@@ -228,6 +240,7 @@ type situation struct {
 	lateOnes                               string    // names one of them, or ""
 	unlisted                               int       // own hash tables that the last query did not walk
 	unlistedAt                             time.Time // the time of that query
+	dropsErr                               error     // why drops are not watched, though they should be
 	censusErr                              error     // another error of the last census: sockets may be missing
 
 	environment

@@ -55,6 +55,7 @@ func TestReasonsFollowFromTheSituation(t *testing.T) {
 		{"a census goes on with a hash table later", census(bpf.CensusResult{Namespaces: 5, OwnTables: []uint32{7, 8}, Unwalked: []uint32{8}}), ""},
 		{"a list left out a hash table just now", situation{now: aMoment, unlisted: 1, unlistedAt: ago(time.Second)}, "tables_late"},
 		{"a list left out a hash table long ago", situation{now: aMoment, unlisted: 1, unlistedAt: ago(time.Hour)}, ""},
+		{"this host drops too much", situation{dropsErr: errors.New("this host drops 200000 packets a second")}, "drops_unwatched"},
 		{"sockets of a namespace get no cookies", census(bpf.CensusResult{Namespaces: 20, Err: errors.New("give sockets cookies: no memory")}), "pass_fails"},
 		{"a pid namespace of its own that holds most", situation{environment: environment{privatePIDs: true, threads: 60, allThreads: 100}}, "processes_hidden"},
 		{"a pid namespace of its own that holds little", situation{environment: environment{privatePIDs: true, threads: 9, allThreads: 100}}, "processes_hidden!"},

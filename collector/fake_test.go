@@ -42,6 +42,14 @@ type fakeKernel struct {
 		hangs time.Time
 	}
 
+	drops struct {
+		watched  bool
+		rate     float64 // a second, while they are watched
+		since    time.Time
+		err      error // of WatchDrops
+		attached int   // how often
+	}
+
 	onFlushed func()        // before ReadEvent returns ErrFlushed
 	slow      time.Duration // how long ReadEvent takes to return an event
 	onWatch   func() error
@@ -134,6 +142,26 @@ func read[T any](k *fakeKernel, hook func() error, f func() T) (T, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return f(), err
+}
+
+func (k *fakeKernel) WatchDrops(on bool) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if on && k.drops.err != nil {
+		return k.drops.err
+	}
+	if on && !k.drops.watched {
+		k.drops.attached++
+		k.drops.since = time.Now()
+	}
+	k.drops.watched = on
+	return nil
+}
+
+func (k *fakeKernel) Drops() (uint64, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return uint64(k.drops.rate * time.Since(k.drops.since).Seconds()), nil
 }
 
 func (k *fakeKernel) Watch(visit func(*abi.Conn)) error {

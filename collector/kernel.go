@@ -44,6 +44,11 @@ type Kernel interface {
 	// FindNetns returns a way into a network namespace, and whether it is the machine's
 	// own, into which a shell needs none.
 	FindNetns(inode uint32) (ref bpf.NetnsRef, host bool)
+	// WatchDrops attaches the program that sees why this host drops what TCP's timers send, or
+	// detaches it.
+	WatchDrops(on bool) error
+	// Drops returns how many packets the host has dropped while it was attached.
+	Drops() (uint64, error)
 	// Stats returns what the programs counted.
 	Stats() (bpf.Stats, error)
 	// CookieStatus returns since when the search for sockets without a cookie hangs, the

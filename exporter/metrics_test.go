@@ -179,7 +179,7 @@ func TestEverythingIsPresentAtZeroFromTheStart(t *testing.T) {
 	series("halfopen_http_streams")
 	series("halfopen_http_streams_refused_total", label("reason", "client all")...)
 	series("halfopen_degraded", label("reason", `namespaces_refused namespaces_hidden processes_hidden
-		descriptors_refused cgroups_refused cookies_missing pass_hangs pass_fails tables_late`)...)
+		descriptors_refused cgroups_refused cookies_missing pass_hangs pass_fails tables_late drops_unwatched`)...)
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("the scrape does not have the series that this test lists (-list +scrape)\n%s", diff)
 	}
