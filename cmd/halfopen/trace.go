@@ -331,7 +331,7 @@ func why(c *api.Connection, from string) string {
 	switch {
 	case word(c.Verdict) == stuck:
 		return plural(c.Unanswered, solicitation(word(c.Evidence))) + " not acknowledged, the peer last heard " + ageOf(c.SilentSeconds) + " ago" + inBrackets(c.Reason)
-	case word(c.Verdict) == blocked:
+	case word(c.Verdict) == blocked, troubled(word(c.Verdict)) && c.Unanswered == 0 && c.Attempts > 0:
 		return "this host failed to send " + plural(c.Attempts, solicitation(word(c.Evidence))) + " in a row" + inBrackets(c.Reason)
 	case troubled(word(c.Verdict)):
 		return plural(c.Unanswered, solicitation(word(c.Evidence))) + " unanswered" + silent(c)

@@ -71,12 +71,23 @@ func (x *explainer) adviseOneWay() []Advice {
 // adviseBlocked advises on a connection of which this host lets nothing out.
 func (x *explainer) adviseBlocked() (string, []Advice) {
 	local, remote := x.conn.Local.Addr(), x.conn.Remote.Addr()
-	return "This host sends nothing, so no setting of the connection changes anything: find what keeps the segments back here.", []Advice{
-		x.inside(Advice{
-			Text: fmt.Sprintf("Is there a route to %s, does this host still have the address %s, and is the link up?", remote, local),
-		}, fmt.Sprintf("ip route get %s from %s", remote, local), "ip addr", "ip -s link"),
-		x.inside(Advice{
-			Text: "Does an output filter drop the segments, or the queue of the device?",
-		}, "nft list ruleset", "tc -s qdisc"),
+	path := x.inside(Advice{
+		Text: fmt.Sprintf("Is there a route to %s, does this host still have the address %s, and is the link up?", remote, local),
+	}, fmt.Sprintf("ip route get %s from %s", remote, local), "ip addr", "ip -s link")
+	advice := []Advice{path, x.inside(Advice{
+		Text: "Does an output filter drop the segments, or the queue of the device?",
+	}, "nft list ruleset", "tc -s qdisc")}
+	switch x.conn.Reason.Code {
+	case conn.ReasonNoRoute, conn.ReasonLocalAddressGone, conn.ReasonInterfaceDown:
+		advice = []Advice{path}
+	case conn.ReasonOutputFilter:
+		advice = []Advice{x.inside(Advice{
+			Text: "Find the rule that drops the segments: in a chain of the hook output or postrouting, or in a BPF program of a control group.",
+		}, "nft list ruleset", "bpftool cgroup tree")}
+	case conn.ReasonEgressDrop:
+		advice = []Advice{x.inside(Advice{
+			Text: "Look at the device of the route: its queueing discipline drops the segments (`dropped` grows), or a filter or BPF program at its egress does.",
+		}, fmt.Sprintf("ip route get %s from %s", remote, local), "tc -s qdisc", "bpftool net", "nft list ruleset netdev")}
 	}
+	return "This host sends nothing, so no setting of the connection changes anything: find what keeps the segments back here.", advice
 }

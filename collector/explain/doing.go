@@ -123,6 +123,9 @@ func (x *explainer) queued() string {
 		return fmt.Sprintf("%s wait to be sent, and the peer has room for them, but nothing goes out: something on this host keeps them back, such as an output filter or a missing route.", bytes)
 	case x.closedWindow():
 		return fmt.Sprintf("%s wait to be sent, and nothing is in flight: the peer's window (%s) is too small for them.", bytes, humanize.Plural(int(c.SendWindow), "byte"))
+	case c.PacketsOut > 0 && c.Retransmits > 0 && c.Attempts > 0:
+		return fmt.Sprintf("%s not acknowledged; this host has tried to send the oldest again %s, and the newest %s failed (%s in the send queue).",
+			are(int(c.PacketsOut), "segment"), times(int(c.Retransmits)), humanize.Plural(int(c.Attempts), "attempt"), bytes)
 	case c.PacketsOut == 1 && c.Retransmits > 0:
 		return fmt.Sprintf("1 segment is not acknowledged, and has been sent again %s (%s in the send queue).", times(int(c.Retransmits)), bytes)
 	case c.PacketsOut > 0 && c.Retransmits > 0:
@@ -179,6 +182,17 @@ func (x *explainer) because() string {
 	return " " + x.conn.Reason.Detail
 }
 
+// suspected says why the connection is a suspect.
+func (x *explainer) suspected(unanswered string) string {
+	switch {
+	case x.conn.Unanswered == 0:
+		return fmt.Sprintf("This host has failed to send %s, which is not enough yet to call it blocked.", humanize.Plural(x.conn.Attempts, x.conn.Evidence.Solicitation()))
+	case x.conn.State == conn.SynSent:
+		return unanswered + " in a row went unanswered: there may be nobody at that address, or something on the way drops the packets."
+	}
+	return unanswered + " in a row went unanswered, which is not enough yet to call it a zombie."
+}
+
 // judged says why the connection has its verdict; "" if it has none.
 func (x *explainer) judged() string {
 	if !x.conn.State.Judged() {
@@ -197,10 +211,7 @@ func (x *explainer) judged() string {
 	case conn.Blocked:
 		return fmt.Sprintf("Verdict: blocked. This host has failed to send %s in a row: nothing was asked, so this says nothing about the peer.", humanize.Plural(x.conn.Attempts, x.conn.Evidence.Solicitation())) + x.because()
 	case conn.Suspect:
-		if x.conn.State == conn.SynSent {
-			return fmt.Sprintf("Verdict: suspect. %s in a row went unanswered: there may be nobody at that address, or something on the way drops the packets.", unanswered)
-		}
-		return fmt.Sprintf("Verdict: suspect. %s in a row went unanswered, which is not enough yet to call it a zombie.", unanswered)
+		return "Verdict: suspect. " + x.suspected(unanswered) + x.because()
 	case conn.Stalled:
 		return "Verdict: stalled. The peer answers, but has not made room for " + humanize.Age(x.rules.Age(x.c.WindowClosed)) + "."
 	case conn.Unread:

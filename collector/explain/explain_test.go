@@ -765,10 +765,53 @@ func TestExplainStuckAndBlocked(t *testing.T) {
 		},
 		"this host fails to send data": {
 			blocked(conntest.Unacknowledged(func(*abi.Conn) {})),
-			"Verdict: blocked. This host has failed to send 4 retransmissions in a row",
-			"The kernel goes on trying to send. If this host sends nothing until then, the kernel gives up in 15m (retransmit_timeout)",
+			"1 segment is not acknowledged; this host has tried to send the oldest again 6 times, and the newest 4 attempts failed (14 bytes in the send queue). Verdict: blocked. This host has failed to send 4 retransmissions in a row",
+			"The kernel goes on trying to send, at growing intervals. If this host sends nothing until then, the kernel gives up in 15m (retransmit_timeout)",
 			"find what keeps the segments back here",
 			[]string{"ip route get 10.0.0.2 from 10.0.0.1; ip addr; ip -s link", "nft list ruleset; tc -s qdisc"},
+		},
+		"the first attempts failed": {
+			func() *abi.Conn {
+				c := blocked(conntest.Unacknowledged(func(*abi.Conn) {}))
+				c.Attempts, c.Failing, c.Drop = 2, conntest.Ago(time.Second), abi.DropFilter
+				return c
+			}(),
+			"Verdict: suspect. This host has failed to send 2 retransmissions, which is not enough yet to call it blocked. A netfilter rule (nftables, iptables) in the output or postrouting hook drops what this connection sends.",
+			"The kernel goes on trying to send, at growing intervals.", "",
+			[]string{userTimeout90, "sysctl -w net.ipv4.tcp_retries2=8"},
+		},
+		"an output filter drops what this host sends": {
+			func() *abi.Conn {
+				c := blocked(conntest.Unacknowledged(func(*abi.Conn) {}))
+				c.Drop = abi.DropFilter
+				return c
+			}(),
+			"in the output or postrouting hook drops what this connection sends.", "at growing intervals",
+			"find what keeps the segments back here",
+			[]string{"nft list ruleset; bpftool cgroup tree"},
+		},
+		"a device does not take what this host sends": {
+			func() *abi.Conn {
+				c := blocked(conntest.Unacknowledged(func(*abi.Conn) {}))
+				c.Flags |= abi.ConnCongested
+				return c
+			}(),
+			"The device does not take what this connection sends",
+			"The kernel goes on trying to send, every half second, since the device does not take it.",
+			"find what keeps the segments back here",
+			[]string{"ip route get 10.0.0.2 from 10.0.0.1; tc -s qdisc; bpftool net; nft list ruleset netdev"},
+		},
+		"a device does not take keepalive probes": {
+			func() *abi.Conn {
+				c := blocked(conntest.KeepaliveZombie())
+				c.Evidence, c.ProbesOut, c.Drop = abi.EvidenceKeepalive, 0, abi.DropQueue
+				c.Flags |= abi.ConnCongested
+				return c
+			}(),
+			"Verdict: blocked. This host has failed to send 4 keepalive probes in a row: nothing was asked, so this says nothing about the peer. The queueing discipline of the device (tc qdisc) drops what this connection sends.",
+			"Never, as long as this host drops its keepalive probes: the kernel tries again every half second, and counts none of them.",
+			"find what keeps the segments back here",
+			[]string{"ip route get 10.0.0.2 from 10.0.0.1; tc -s qdisc; bpftool net; nft list ruleset netdev"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

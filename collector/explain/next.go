@@ -33,7 +33,7 @@ func (x *explainer) next() []string {
 		says = append(says, x.probing())
 	case conn.ByWindowProbe:
 		if x.flag(abi.ConnBlocked) {
-			says = append(says, "The kernel tries to send again at growing intervals.")
+			says = append(says, "The kernel tries to send again "+x.intervals()+".")
 		} else {
 			says = append(says, "The kernel goes on asking the peer for room. "+x.answering())
 		}
@@ -56,8 +56,8 @@ func (x *explainer) retransmitting() []string {
 		what = "the SYN"
 	}
 	switch {
-	case x.conn.Verdict == conn.Blocked:
-		return []string{"The kernel goes on trying to send."}
+	case x.conn.Verdict == conn.Blocked, x.c.Attempts > 0:
+		return []string{"The kernel goes on trying to send, " + x.intervals() + "."}
 	case x.closedWindow():
 		return []string{"The kernel goes on asking the peer for room. " + x.answering()}
 	case x.c.Retransmits > 0:
@@ -66,9 +66,19 @@ func (x *explainer) retransmitting() []string {
 	return nil
 }
 
+// intervals says how the kernel tries again to send.
+func (x *explainer) intervals() string {
+	if conn.Congested(x.c) {
+		return "every half second, since the device does not take it"
+	}
+	return "at growing intervals"
+}
+
 // never says why the kernel will not notice that the peer is gone.
 func (x *explainer) never() string {
 	switch {
+	case conn.Congested(x.c) && !x.waiting():
+		return "Never, as long as this host drops its keepalive probes: the kernel tries again every half second, and counts none of them."
 	case x.waiting():
 		return "No timer is running at this very moment: data is just being sent or acknowledged. Look again."
 	case x.conn.State == conn.FinWait2:

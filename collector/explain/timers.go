@@ -88,6 +88,8 @@ func (x *explainer) keepaliveThen() string {
 		return "Gives the connection up: TCP_USER_TIMEOUT has passed."
 	case timeout == 0 && c.ProbesOut >= c.KeepaliveProbes:
 		return fmt.Sprintf("Gives the connection up: %s unanswered.", all(int(c.KeepaliveProbes), "probe"))
+	case conn.Congested(c):
+		return "Tries again to send a probe; the next wait is half a second, as long as the device takes nothing."
 	case timeout > 0:
 		return fmt.Sprintf("Sends probe %d, and looks again %s later whether TCP_USER_TIMEOUT has passed.", c.ProbesOut+1, humanize.Setting(r.Duration(c.KeepaliveIntvl)))
 	}
@@ -131,10 +133,10 @@ func (x *explainer) writeTimer() Timer {
 		t.Then = "Sends again what is lost by then, and sets the retransmission timer."
 	case c.Pending == abi.PendingWindowProbe:
 		t.Name, t.Purpose = "window_probe", "Asks a peer that has closed its window whether there is room again."
+		t.Then = fmt.Sprintf("Sends a window probe; the next wait is twice as long, %s at most.", humanize.Setting(x.rules.Duration(c.RtoMax)))
 		if x.flag(abi.ConnBlocked) {
 			t.Purpose = "Tries again what this host has not let out."
 		}
-		t.Then = fmt.Sprintf("Sends a window probe; the next wait is twice as long, %s at most.", humanize.Setting(x.rules.Duration(c.RtoMax)))
 	case c.Pending != abi.PendingRetransmit:
 		return t
 	case x.conn.State == conn.SynSent:
@@ -146,6 +148,9 @@ func (x *explainer) writeTimer() Timer {
 	default:
 		t.Then = fmt.Sprintf("Sends the oldest segment again (retransmission %d in a row); the next wait is longer, %s at most.",
 			c.Retransmits+1, humanize.Setting(x.rules.Duration(c.RtoMax)))
+	}
+	if conn.Congested(c) {
+		t.Then = "Tries again; the next wait is half a second, as long as the device takes nothing."
 	}
 	if givesUp {
 		t.Then = "Gives the connection up, unless the peer is heard before."

@@ -51,7 +51,7 @@ export function eventText(e) {
 // unansweredText says of a connection or row how many solicitations the peer has not
 // answered, or not acknowledged: 3 keepalive probes unanswered. '' if there are none.
 export function unansweredText({ verdict, evidence, unanswered: n, attempts }) {
-  if (verdict === 'blocked' && attempts) return `${plural(attempts, solicitation(evidence))} that this host failed to send`;
+  if (attempts && (verdict === 'blocked' || !n)) return `${plural(attempts, solicitation(evidence))} that this host failed to send`;
   return evidence && n ? `${plural(n, solicitation(evidence))} ${verdict === 'stuck' ? 'not acknowledged' : 'unanswered'}` : '';
 }
 
