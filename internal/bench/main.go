@@ -87,6 +87,7 @@ func benchmark(ctx context.Context) error {
 		{"forecast", (*bench).forecast},
 		{"events", (*bench).events},
 		{"timers", (*bench).timers},
+		{"drops", (*bench).drops},
 		{"storm", (*bench).storm},
 		{"pages", (*bench).pages},
 	}
