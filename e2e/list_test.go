@@ -402,7 +402,7 @@ func newMixedLab(t *testing.T) *mixedLab {
 	dying, living := n.dial(droppedPort, m.zombies), n.dial(servedPort, m.live)
 	n.greet(dying)
 	n.greet(living)
-	n.keepalive(dying, time.Second, time.Second, 127)
+	n.keepalive(dying, time.Second, 3*time.Second, 127) // a hundred lists that load the programs take minutes
 	n.cut(droppedPort)
 	eventually(t, "zombies", func() error { return all(m.agent.connections(n, droppedPort, ""), m.zombies, "zombie") })
 	return m

@@ -52,7 +52,7 @@ func TestZombieAlerts(t *testing.T) { // not parallel: other tests have zombies
 	n.serve(servedPort, echo)
 	victims, dying, neighbours := n.dial(pooled, many), n.dial(doomed, 5), n.dial(servedPort, many)
 	n.greet(slices.Concat(victims, dying, neighbours))
-	n.keepalive(slices.Concat(victims, neighbours), 2*time.Second, time.Second, 120)
+	n.keepalive(slices.Concat(victims, neighbours), 2*time.Second, 2*time.Second, 120)
 	n.keepalive(dying, 2*time.Second, time.Second, 13)
 	// Others may have zombies here, for which the alert on the node fires, too.
 	ofOthers := func() bool { return a.metrics().zombiesOfOthers(pooled, doomed) > 0 }

@@ -178,7 +178,7 @@ func topTraffic(t *testing.T) (n *network, a *agent) {
 	eventually(t, "there are zombies", func() error {
 		return all(a.connections(n, droppedPort, ""), 2, "zombie")
 	})
-	n.keepalive(conns, time.Second, 20*time.Second, 120) // subtests may wait for others for minutes: they outlive them
+	n.keepalive(conns, time.Second, 20*time.Second, 120) // subtests may wait for other tests for minutes
 	return n, a
 }
 
