@@ -119,7 +119,7 @@ func bodyOf(path, name string) string {
 		return goBody(src, name)
 	case ".c", ".h":
 		q := regexp.QuoteMeta(name)
-		return regexp.MustCompile(`(?ms)^TP_WITH_FALLBACK\(` + q + `,.*?\)$|` +
+		return regexp.MustCompile(`(?ms)^TP_WITH_FALLBACK\(` + q + `,.*?\)$|^int BPF_PROG\(` + q + `,.*?^\}|` +
 			`^(?:static|int|__attribute__)\b[^;{}]*\b` + q + `\([^;{}]*\)\n\{.*?^\}`).FindString(string(src))
 	case ".js":
 		return jsBody(string(src), name)

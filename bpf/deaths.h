@@ -254,8 +254,9 @@ static __always_inline bool make_pending(const struct sock *sk, const struct tcp
 }
 
 /* Handles the end of a connection. */
-static __always_inline void died(const struct sock *sk, const struct tcp_sock *tp, int oldstate)
+static __always_inline int died(const struct sock *sk, int oldstate)
 {
+	const struct tcp_sock *tp = bpf_skc_to_tcp_sock((void *)sk);
 	struct timer_slot *slot = running_timer(sk);
 	__u64 key = (__u64)sk;
 	struct watch copy, *seen;
@@ -263,6 +264,8 @@ static __always_inline void died(const struct sock *sk, const struct tcp_sock *t
 	__u8 during = EVIDENCE_NONE;
 	__u32 cause;
 
+	if (!tp)
+		return 0;
 	if (!sk->__sk_common.skc_cookie.counter) /* by TCP Fast Open, or older than the agent */
 		give_cookie(sk);
 	cause = cause_of(sk, tp, oldstate, &during);
@@ -275,7 +278,7 @@ static __always_inline void died(const struct sock *sk, const struct tcp_sock *t
 		if (make_pending(sk, tp, oldstate, seen)) {
 			if (seen)
 				bpf_map_delete_elem(&watched, &key);
-			return;
+			return 0;
 		}
 		cause = CAUSE_UNKNOWN;
 	}
@@ -286,13 +289,13 @@ static __always_inline void died(const struct sock *sk, const struct tcp_sock *t
 	if (cause == CAUSE_CLOSED) {
 		/* The orderly end of a healthy connection is not an event. */
 		if (!seen)
-			return;
+			return 0;
 		/* watch_run reports it, unless reset_in_answer() comes next. */
 		if (!slot && oldstate == TCP_FIN_WAIT2) {
 			seen->cause = cause;
 			seen->dead = 1;
 			rewatch(key, seen);
-			return;
+			return 0;
 		}
 	}
 	e = within_rate(cause, EVENT_DEATH) ? reserve(EVENT_DEATH) : NULL;
@@ -303,7 +306,7 @@ static __always_inline void died(const struct sock *sk, const struct tcp_sock *t
 			seen->dead = 1;
 			rewatch(key, seen);
 		}
-		return;
+		return 0;
 	}
 	e->cause = cause;
 	e->during = cause == CAUSE_USER_TIMEOUT ? during : EVIDENCE_NONE;
@@ -316,28 +319,20 @@ static __always_inline void died(const struct sock *sk, const struct tcp_sock *t
 	bpf_ringbuf_submit(e, 0);
 	if (seen)
 		bpf_map_delete_elem(&watched, &key);
+	return 0;
 }
 
 /*
- * The hot path: every state change of every connection. A connection gets its cookie
- * here, because a program in timer context cannot give it one.
+ * The hot path: every state change of every connection. Returns whether the connection has died.
+ * A connection gets its cookie here, because a program in timer context cannot give it one.
  */
-static __always_inline int state_changed(const struct sock *sk, int oldstate, int newstate)
+static __always_inline bool state_changed(const struct sock *sk, int oldstate, int newstate)
 {
-	const struct tcp_sock *tp;
-
 	if (sk->sk_protocol != IPPROTO_TCP)
-		return 0;
-	if (newstate == TCP_ESTABLISHED || newstate == TCP_SYN_SENT || newstate == TCP_LISTEN) {
+		return false;
+	if (newstate == TCP_ESTABLISHED || newstate == TCP_SYN_SENT || newstate == TCP_LISTEN)
 		give_cookie(sk);
-		return 0;
-	}
-	if (newstate != TCP_CLOSE || oldstate == TCP_LISTEN || oldstate == TCP_CLOSE)
-		return 0;
-	tp = bpf_skc_to_tcp_sock((void *)sk);
-	if (tp)
-		died(sk, tp, oldstate);
-	return 0;
+	return newstate == TCP_CLOSE && oldstate != TCP_LISTEN && oldstate != TCP_CLOSE;
 }
 
 /* Remembers a received reset, which is also an event if the socket is closed already. */
@@ -360,7 +355,7 @@ static __always_inline int reset_received(const struct sock *sk)
  * `aborted`. If the death is not pending, it has been counted as `closed`, since it looked
  * like the change to a time_wait socket (tcp_rcv_state_process in FIN_WAIT1).
  */
-static __always_inline void reset_in_answer(const struct sock *sk)
+static __always_inline int reset_in_answer(const struct sock *sk)
 {
 	const struct tcp_sock *tp;
 	__u64 key = (__u64)sk;
@@ -368,18 +363,20 @@ static __always_inline void reset_in_answer(const struct sock *sk)
 	struct pending_death *u;
 	struct event *e;
 
+	if (!sk) /* never: for the verifier */
+		return 0;
 	tp = bpf_skc_to_tcp_sock((void *)sk);
 	if (!tp || sk->__sk_common.skc_state != TCP_CLOSE)
-		return;
+		return 0;
 	u = bpf_map_lookup_elem(&pending_deaths, &key);
 	if (u && u->event.conn.cookie == (__u64)sk->__sk_common.skc_cookie.counter) {
 		resolve(u, &key, CAUSE_ABORTED);
-		return;
+		return 0;
 	}
 	if (u) /* of an earlier socket at this address */
 		resolve(u, &key, CAUSE_RESET_BY_PEER);
 	if (sk->sk_err || tp->linger2 < 0 || !(sk->__sk_common.skc_flags & (1 << SOCK_DEAD)))
-		return;
+		return 0;
 	COUNT(not_closed);
 	COUNT(deaths[CAUSE_ABORTED]);
 	seen = bpf_map_lookup_elem(&watched, &key);
@@ -393,7 +390,7 @@ static __always_inline void reset_in_answer(const struct sock *sk)
 			copy.cause = CAUSE_ABORTED;
 			rewatch(key, &copy);
 		}
-		return;
+		return 0;
 	}
 	if (seen)
 		bpf_map_delete_elem(&watched, &key);
@@ -401,21 +398,23 @@ static __always_inline void reset_in_answer(const struct sock *sk)
 	describe(&e->conn, tp, NULL, DIRECT);
 	e->conn.state = TCP_FIN_WAIT2;
 	bpf_ringbuf_submit(e, 0);
+	return 0;
 }
 
-/* Handles a reset that the host sends; skb is the segment that it answers, or NULL. */
-static __always_inline int reset_sent(const struct sock *sk, const struct sk_buff *skb)
+/*
+ * Handles a reset that the host sends; skb is the segment that it answers, or NULL. Returns
+ * whether there is more to do: reset_in_answer().
+ */
+static __always_inline bool reset_sent(const struct sock *sk, const struct sk_buff *skb)
 {
 	struct timer_slot *slot;
 
 	if (!sk)
-		return 0;
+		return false;
 	slot = running_timer(sk);
 	if (slot)
 		slot->reset = 1;
-	else if (skb)
-		reset_in_answer(sk);
-	return 0;
+	return !slot && skb;
 }
 
 #endif /* HALFOPEN_DEATHS_H */

@@ -88,4 +88,27 @@ static __always_inline bool primary_skipped(__u32 hook, __u64 of)
 		return 0;                                     \
 	}
 
+/*
+ * Large programs with which both programs of a tracepoint go on, so that the verifier checks them
+ * only once. User space inserts each in its map before it attaches the two.
+ */
+#define CONTINUATION(map)                              \
+	struct {                                       \
+		__uint(type, BPF_MAP_TYPE_PROG_ARRAY); \
+		__uint(max_entries, 1);                \
+		__type(key, __u32);                    \
+		__type(value, __u32);                  \
+	} map SEC(".maps")
+
+CONTINUATION(on_death);
+CONTINUATION(on_retransmission);
+CONTINUATION(on_reset);
+
+/* Goes on with the program of a map, if the condition holds. It comes last: it does not return. */
+#define GO_ON(map, condition)                          \
+	do {                                           \
+		if (condition)                         \
+			bpf_tail_call(ctx, &(map), 0); \
+	} while (0)
+
 #endif /* HALFOPEN_FALLBACK_H */

@@ -72,6 +72,19 @@ __attribute__((noinline)) int fetch_heads(__u64 head, __u32 first)
 	return 0;
 }
 
+/* Follows each chain by a socket: fetch_next(). Not inlined, for the same reason. */
+__attribute__((noinline)) int fetch_deeper(__u32 chains)
+{
+	__u32 first;
+
+	for (first = 0; first < FETCH_MAX; first += FETCH_PART) {
+		if (first >= chains)
+			break;
+		fetch_next(first);
+	}
+	return 0;
+}
+
 /*
  * Gets what the walk of so many chains reads of a socket to come to the next one. head: the
  * address of the first chain.
@@ -86,13 +99,8 @@ static __always_inline void fetch_chains(__u64 head, __u32 chains)
 		fetch_heads(head + (__u64)first * bpf_core_type_size(struct inet_ehash_bucket),
 			    first);
 	}
-	for (depth = 0; depth < FETCH_DEPTH; depth++) {
-		for (first = 0; first < FETCH_MAX; first += FETCH_PART) {
-			if (first >= chains)
-				break;
-			fetch_next(first);
-		}
-	}
+	for (depth = 0; depth < FETCH_DEPTH; depth++)
+		fetch_deeper(chains);
 }
 
 /*
@@ -164,7 +172,9 @@ static __always_inline void fetch_ahead(const struct task_struct *task, __u32 fd
 	if (!casts)
 		return;
 	files = (__u64)task->files;
-	if (!files || (files == fetched_files && fd < fetched_fds))
+	if (!files)
+		return;
+	if (files == fetched_files && fd < fetched_fds && fd + FETCH_FILES >= fetched_fds)
 		return;
 	table = read_ptr(files + bpf_core_field_offset(struct files_struct, fdt));
 	most = AS(struct fdtable, table)->max_fds;

@@ -38,17 +38,29 @@
 #include "owners.h"
 #include "netns.h"
 #include "cgroups.h"
-#include "census.h"
+#include "walk.h"
 #include "learn.h"
 
 /* Since 4.16. The only hook that has both the new state and the error of a socket. */
-TP_WITH_FALLBACK(inet_sock_set_state, HOOK_SET_STATE, sk, state_changed(sk, oldstate, newstate),
-		 const struct sock *sk, int oldstate, int newstate)
+TP_WITH_FALLBACK(inet_sock_set_state, HOOK_SET_STATE, sk,
+		 GO_ON(on_death, state_changed(sk, oldstate, newstate)), const struct sock *sk,
+		 int oldstate, int newstate)
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(connection_died, const struct sock *sk, int oldstate)
+{
+	return died(sk, oldstate);
+}
 
 /* Since 4.15. */
-TP_WITH_FALLBACK(tcp_retransmit_skb, HOOK_RETRANSMIT_SKB, sk,
-		 retransmitted(sk, skb, retransmit_error_of(ctx)), const struct sock *sk,
-		 const struct sk_buff *skb)
+TP_WITH_FALLBACK(tcp_retransmit_skb, HOOK_RETRANSMIT_SKB, sk, GO_ON(on_retransmission, true),
+		 const struct sock *sk)
+
+SEC("tp_btf/tcp_retransmit_skb")
+int BPF_PROG(segment_retransmitted, const struct sock *sk, const struct sk_buff *skb)
+{
+	return retransmitted(sk, skb, retransmit_error_of(ctx));
+}
 
 /* Since 4.15. sk is the listener, or a socket that TCP Fast Open made. */
 TP_WITH_FALLBACK(tcp_retransmit_synack, HOOK_RETRANSMIT_SYNACK, req, synack_retransmitted(sk),
@@ -59,8 +71,15 @@ TP_WITH_FALLBACK(tcp_receive_reset, HOOK_RECEIVE_RESET, sk, reset_received(sk),
 		 const struct sock *sk)
 
 /* Since 4.15. sk or skb may be NULL. */
-TP_WITH_FALLBACK(tcp_send_reset, HOOK_SEND_RESET, sk ? (__u64)sk : (__u64)skb, reset_sent(sk, skb),
-		 const struct sock *sk, const struct sk_buff *skb)
+TP_WITH_FALLBACK(tcp_send_reset, HOOK_SEND_RESET, sk ? (__u64)sk : (__u64)skb,
+		 GO_ON(on_reset, reset_sent(sk, skb)), const struct sock *sk,
+		 const struct sk_buff *skb)
+
+SEC("tp_btf/tcp_send_reset")
+int BPF_PROG(reset_answered, const struct sock *sk)
+{
+	return reset_in_answer(sk);
+}
 
 /* Since 2.6. The next two programs run in the softirq of the timer wheel. */
 SEC("tp_btf/timer_expire_entry")

@@ -27,6 +27,9 @@ const (
 	halfopenMapMiddleboxes           = "middleboxes"
 	halfopenMapNetnsList             = "netns_list"
 	halfopenMapNoCookie              = "no_cookie"
+	halfopenMapOnDeath               = "on_death"
+	halfopenMapOnReset               = "on_reset"
+	halfopenMapOnRetransmission      = "on_retransmission"
 	halfopenMapPeerHosts             = "peer_hosts"
 	halfopenMapPendingDeaths         = "pending_deaths"
 	halfopenMapPrimaryMarks          = "primary_marks"
@@ -38,6 +41,7 @@ const (
 	halfopenMapWalkBatch             = "walk_batch"
 	halfopenMapWanted                = "wanted"
 	halfopenMapWatched               = "watched"
+	halfopenProgConnectionDied       = "connection_died"
 	halfopenProgCookiesPass          = "cookies_pass"
 	halfopenProgInetSockSetState     = "inet_sock_set_state"
 	halfopenProgInetSockSetState2    = "inet_sock_set_state_2"
@@ -47,7 +51,9 @@ const (
 	halfopenProgNetnsListRun         = "netns_list_run"
 	halfopenProgNetnsTaskPass        = "netns_task_pass"
 	halfopenProgOwnersPass           = "owners_pass"
+	halfopenProgResetAnswered        = "reset_answered"
 	halfopenProgResolvePendingRun    = "resolve_pending_run"
+	halfopenProgSegmentRetransmitted = "segment_retransmitted"
 	halfopenProgTcpReceiveReset      = "tcp_receive_reset"
 	halfopenProgTcpReceiveReset2     = "tcp_receive_reset_2"
 	halfopenProgTcpRetransmitSkb     = "tcp_retransmit_skb"
@@ -94,7 +100,6 @@ const (
 	halfopenVarNetnsRestarts         = "netns_restarts"
 	halfopenVarNetnsWithSysctls      = "netns_with_sysctls"
 	halfopenVarOnlyNoCookie          = "only_no_cookie"
-	halfopenVarReadInFull            = "read_in_full"
 	halfopenVarRetransmitError       = "retransmit_error"
 	halfopenVarSearch                = "search"
 	halfopenVarSharedInfo            = "shared_info"
@@ -148,6 +153,7 @@ type halfopenSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type halfopenProgramSpecs struct {
+	ConnectionDied       *ebpf.ProgramSpec `ebpf:"connection_died"`
 	CookiesPass          *ebpf.ProgramSpec `ebpf:"cookies_pass"`
 	InetSockSetState     *ebpf.ProgramSpec `ebpf:"inet_sock_set_state"`
 	InetSockSetState2    *ebpf.ProgramSpec `ebpf:"inet_sock_set_state_2"`
@@ -157,7 +163,9 @@ type halfopenProgramSpecs struct {
 	NetnsListRun         *ebpf.ProgramSpec `ebpf:"netns_list_run"`
 	NetnsTaskPass        *ebpf.ProgramSpec `ebpf:"netns_task_pass"`
 	OwnersPass           *ebpf.ProgramSpec `ebpf:"owners_pass"`
+	ResetAnswered        *ebpf.ProgramSpec `ebpf:"reset_answered"`
 	ResolvePendingRun    *ebpf.ProgramSpec `ebpf:"resolve_pending_run"`
+	SegmentRetransmitted *ebpf.ProgramSpec `ebpf:"segment_retransmitted"`
 	TcpReceiveReset      *ebpf.ProgramSpec `ebpf:"tcp_receive_reset"`
 	TcpReceiveReset2     *ebpf.ProgramSpec `ebpf:"tcp_receive_reset_2"`
 	TcpRetransmitSkb     *ebpf.ProgramSpec `ebpf:"tcp_retransmit_skb"`
@@ -177,28 +185,31 @@ type halfopenProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type halfopenMapSpecs struct {
-	Batch         *ebpf.MapSpec `ebpf:"batch"`
-	CensusCounts  *ebpf.MapSpec `ebpf:"census_counts"`
-	CgroupRisks   *ebpf.MapSpec `ebpf:"cgroup_risks"`
-	Counts        *ebpf.MapSpec `ebpf:"counts"`
-	Deferred      *ebpf.MapSpec `ebpf:"deferred"`
-	Events        *ebpf.MapSpec `ebpf:"events"`
-	Fetch         *ebpf.MapSpec `ebpf:"fetch"`
-	Found         *ebpf.MapSpec `ebpf:"found"`
-	Middleboxes   *ebpf.MapSpec `ebpf:"middleboxes"`
-	NetnsList     *ebpf.MapSpec `ebpf:"netns_list"`
-	NoCookie      *ebpf.MapSpec `ebpf:"no_cookie"`
-	PeerHosts     *ebpf.MapSpec `ebpf:"peer_hosts"`
-	PendingDeaths *ebpf.MapSpec `ebpf:"pending_deaths"`
-	PrimaryMarks  *ebpf.MapSpec `ebpf:"primary_marks"`
-	Rates         *ebpf.MapSpec `ebpf:"rates"`
-	Resets        *ebpf.MapSpec `ebpf:"resets"`
-	StreaksRecord *ebpf.MapSpec `ebpf:"streaks_record"`
-	TimerSlots    *ebpf.MapSpec `ebpf:"timer_slots"`
-	UnreadSockets *ebpf.MapSpec `ebpf:"unread_sockets"`
-	WalkBatch     *ebpf.MapSpec `ebpf:"walk_batch"`
-	Wanted        *ebpf.MapSpec `ebpf:"wanted"`
-	Watched       *ebpf.MapSpec `ebpf:"watched"`
+	Batch            *ebpf.MapSpec `ebpf:"batch"`
+	CensusCounts     *ebpf.MapSpec `ebpf:"census_counts"`
+	CgroupRisks      *ebpf.MapSpec `ebpf:"cgroup_risks"`
+	Counts           *ebpf.MapSpec `ebpf:"counts"`
+	Deferred         *ebpf.MapSpec `ebpf:"deferred"`
+	Events           *ebpf.MapSpec `ebpf:"events"`
+	Fetch            *ebpf.MapSpec `ebpf:"fetch"`
+	Found            *ebpf.MapSpec `ebpf:"found"`
+	Middleboxes      *ebpf.MapSpec `ebpf:"middleboxes"`
+	NetnsList        *ebpf.MapSpec `ebpf:"netns_list"`
+	NoCookie         *ebpf.MapSpec `ebpf:"no_cookie"`
+	OnDeath          *ebpf.MapSpec `ebpf:"on_death"`
+	OnReset          *ebpf.MapSpec `ebpf:"on_reset"`
+	OnRetransmission *ebpf.MapSpec `ebpf:"on_retransmission"`
+	PeerHosts        *ebpf.MapSpec `ebpf:"peer_hosts"`
+	PendingDeaths    *ebpf.MapSpec `ebpf:"pending_deaths"`
+	PrimaryMarks     *ebpf.MapSpec `ebpf:"primary_marks"`
+	Rates            *ebpf.MapSpec `ebpf:"rates"`
+	Resets           *ebpf.MapSpec `ebpf:"resets"`
+	StreaksRecord    *ebpf.MapSpec `ebpf:"streaks_record"`
+	TimerSlots       *ebpf.MapSpec `ebpf:"timer_slots"`
+	UnreadSockets    *ebpf.MapSpec `ebpf:"unread_sockets"`
+	WalkBatch        *ebpf.MapSpec `ebpf:"walk_batch"`
+	Wanted           *ebpf.MapSpec `ebpf:"wanted"`
+	Watched          *ebpf.MapSpec `ebpf:"watched"`
 }
 
 // halfopenVariableSpecs contains global variables before they are loaded into the kernel.
@@ -238,7 +249,6 @@ type halfopenVariableSpecs struct {
 	NetnsRestarts      *ebpf.VariableSpec `ebpf:"netns_restarts"`
 	NetnsWithSysctls   *ebpf.VariableSpec `ebpf:"netns_with_sysctls"`
 	OnlyNoCookie       *ebpf.VariableSpec `ebpf:"only_no_cookie"`
-	ReadInFull         *ebpf.VariableSpec `ebpf:"read_in_full"`
 	RetransmitError    *ebpf.VariableSpec `ebpf:"retransmit_error"`
 	Search             *ebpf.VariableSpec `ebpf:"search"`
 	SharedInfo         *ebpf.VariableSpec `ebpf:"shared_info"`
@@ -270,28 +280,31 @@ func (o *halfopenObjects) Close() error {
 //
 // It can be passed to loadHalfopenObjects or ebpf.CollectionSpec.LoadAndAssign.
 type halfopenMaps struct {
-	Batch         *ebpf.Map `ebpf:"batch"`
-	CensusCounts  *ebpf.Map `ebpf:"census_counts"`
-	CgroupRisks   *ebpf.Map `ebpf:"cgroup_risks"`
-	Counts        *ebpf.Map `ebpf:"counts"`
-	Deferred      *ebpf.Map `ebpf:"deferred"`
-	Events        *ebpf.Map `ebpf:"events"`
-	Fetch         *ebpf.Map `ebpf:"fetch"`
-	Found         *ebpf.Map `ebpf:"found"`
-	Middleboxes   *ebpf.Map `ebpf:"middleboxes"`
-	NetnsList     *ebpf.Map `ebpf:"netns_list"`
-	NoCookie      *ebpf.Map `ebpf:"no_cookie"`
-	PeerHosts     *ebpf.Map `ebpf:"peer_hosts"`
-	PendingDeaths *ebpf.Map `ebpf:"pending_deaths"`
-	PrimaryMarks  *ebpf.Map `ebpf:"primary_marks"`
-	Rates         *ebpf.Map `ebpf:"rates"`
-	Resets        *ebpf.Map `ebpf:"resets"`
-	StreaksRecord *ebpf.Map `ebpf:"streaks_record"`
-	TimerSlots    *ebpf.Map `ebpf:"timer_slots"`
-	UnreadSockets *ebpf.Map `ebpf:"unread_sockets"`
-	WalkBatch     *ebpf.Map `ebpf:"walk_batch"`
-	Wanted        *ebpf.Map `ebpf:"wanted"`
-	Watched       *ebpf.Map `ebpf:"watched"`
+	Batch            *ebpf.Map `ebpf:"batch"`
+	CensusCounts     *ebpf.Map `ebpf:"census_counts"`
+	CgroupRisks      *ebpf.Map `ebpf:"cgroup_risks"`
+	Counts           *ebpf.Map `ebpf:"counts"`
+	Deferred         *ebpf.Map `ebpf:"deferred"`
+	Events           *ebpf.Map `ebpf:"events"`
+	Fetch            *ebpf.Map `ebpf:"fetch"`
+	Found            *ebpf.Map `ebpf:"found"`
+	Middleboxes      *ebpf.Map `ebpf:"middleboxes"`
+	NetnsList        *ebpf.Map `ebpf:"netns_list"`
+	NoCookie         *ebpf.Map `ebpf:"no_cookie"`
+	OnDeath          *ebpf.Map `ebpf:"on_death"`
+	OnReset          *ebpf.Map `ebpf:"on_reset"`
+	OnRetransmission *ebpf.Map `ebpf:"on_retransmission"`
+	PeerHosts        *ebpf.Map `ebpf:"peer_hosts"`
+	PendingDeaths    *ebpf.Map `ebpf:"pending_deaths"`
+	PrimaryMarks     *ebpf.Map `ebpf:"primary_marks"`
+	Rates            *ebpf.Map `ebpf:"rates"`
+	Resets           *ebpf.Map `ebpf:"resets"`
+	StreaksRecord    *ebpf.Map `ebpf:"streaks_record"`
+	TimerSlots       *ebpf.Map `ebpf:"timer_slots"`
+	UnreadSockets    *ebpf.Map `ebpf:"unread_sockets"`
+	WalkBatch        *ebpf.Map `ebpf:"walk_batch"`
+	Wanted           *ebpf.Map `ebpf:"wanted"`
+	Watched          *ebpf.Map `ebpf:"watched"`
 }
 
 func (m *halfopenMaps) Close() error {
@@ -307,6 +320,9 @@ func (m *halfopenMaps) Close() error {
 		m.Middleboxes,
 		m.NetnsList,
 		m.NoCookie,
+		m.OnDeath,
+		m.OnReset,
+		m.OnRetransmission,
 		m.PeerHosts,
 		m.PendingDeaths,
 		m.PrimaryMarks,
@@ -358,7 +374,6 @@ type halfopenVariables struct {
 	NetnsRestarts      *ebpf.Variable `ebpf:"netns_restarts"`
 	NetnsWithSysctls   *ebpf.Variable `ebpf:"netns_with_sysctls"`
 	OnlyNoCookie       *ebpf.Variable `ebpf:"only_no_cookie"`
-	ReadInFull         *ebpf.Variable `ebpf:"read_in_full"`
 	RetransmitError    *ebpf.Variable `ebpf:"retransmit_error"`
 	Search             *ebpf.Variable `ebpf:"search"`
 	SharedInfo         *ebpf.Variable `ebpf:"shared_info"`
@@ -374,6 +389,7 @@ type halfopenVariables struct {
 //
 // It can be passed to loadHalfopenObjects or ebpf.CollectionSpec.LoadAndAssign.
 type halfopenPrograms struct {
+	ConnectionDied       *ebpf.Program `ebpf:"connection_died"`
 	CookiesPass          *ebpf.Program `ebpf:"cookies_pass"`
 	InetSockSetState     *ebpf.Program `ebpf:"inet_sock_set_state"`
 	InetSockSetState2    *ebpf.Program `ebpf:"inet_sock_set_state_2"`
@@ -383,7 +399,9 @@ type halfopenPrograms struct {
 	NetnsListRun         *ebpf.Program `ebpf:"netns_list_run"`
 	NetnsTaskPass        *ebpf.Program `ebpf:"netns_task_pass"`
 	OwnersPass           *ebpf.Program `ebpf:"owners_pass"`
+	ResetAnswered        *ebpf.Program `ebpf:"reset_answered"`
 	ResolvePendingRun    *ebpf.Program `ebpf:"resolve_pending_run"`
+	SegmentRetransmitted *ebpf.Program `ebpf:"segment_retransmitted"`
 	TcpReceiveReset      *ebpf.Program `ebpf:"tcp_receive_reset"`
 	TcpReceiveReset2     *ebpf.Program `ebpf:"tcp_receive_reset_2"`
 	TcpRetransmitSkb     *ebpf.Program `ebpf:"tcp_retransmit_skb"`
@@ -401,6 +419,7 @@ type halfopenPrograms struct {
 
 func (p *halfopenPrograms) Close() error {
 	return _HalfopenClose(
+		p.ConnectionDied,
 		p.CookiesPass,
 		p.InetSockSetState,
 		p.InetSockSetState2,
@@ -410,7 +429,9 @@ func (p *halfopenPrograms) Close() error {
 		p.NetnsListRun,
 		p.NetnsTaskPass,
 		p.OwnersPass,
+		p.ResetAnswered,
 		p.ResolvePendingRun,
+		p.SegmentRetransmitted,
 		p.TcpReceiveReset,
 		p.TcpReceiveReset2,
 		p.TcpRetransmitSkb,

@@ -5,7 +5,7 @@
 #ifndef HALFOPEN_LEARN_H
 #define HALFOPEN_LEARN_H
 
-#include "census.h"
+#include "walk.h"
 
 volatile __u64 learn_cookie = 0; /* of the socket, set by user space */
 volatile __u32 learn_keepalive_time = 0; /* its TCP_KEEPIDLE in jiffies */

@@ -4,11 +4,15 @@ package bpf
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
+	"runtime"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -18,6 +22,7 @@ import (
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/ringbuf"
 	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/halfopen/halfopen/bpf/abi"
@@ -94,24 +99,11 @@ func Load(opts Options) (_ *Kernel, err error) {
 	if err := opts.setDefaults(); err != nil {
 		return nil, err
 	}
-	cache := btf.NewCache()
-	kernel, err := kernelTypes(cache)
-	if err != nil {
-		return nil, err
-	}
-	spec, noCookieHelper, err := prepare(&opts, kernel)
-	if err != nil {
-		return nil, err
-	}
-	if err := rlimit.RemoveMemlock(); err != nil && !errors.Is(err, unix.EPERM) {
-		return nil, fmt.Errorf("raise memlock limit: %w", err)
-	}
 	k := &Kernel{
-		noCookieHelper: noCookieHelper,
-		giveCookies:    opts.GiveCookies,
-		links:          make(map[string][]link.Link),
-		missed:         make(map[string]*monotonic),
-		iters:          make(map[string]*link.Iter),
+		giveCookies: opts.GiveCookies,
+		links:       make(map[string][]link.Link),
+		missed:      make(map[string]*monotonic),
+		iters:       make(map[string]*link.Iter),
 	}
 	k.ctx, k.cancel = context.WithCancel(context.Background())
 	defer func() {
@@ -119,16 +111,8 @@ func Load(opts Options) (_ *Kernel, err error) {
 			k.Close()
 		}
 	}()
-	// Otherwise the library reads the kernel's types once more, and those of all modules.
-	types := ebpf.CollectionOptions{Programs: ebpf.ProgramOptions{KernelTypes: kernel}, Cache: cache}
-	if err := spec.LoadAndAssign(&k.objs, &types); err != nil {
-		if errors.Is(err, unix.EPERM) {
-			return nil, fmt.Errorf("%w (%w)", ErrPrivileges, err)
-		}
-		if lockedDown() {
-			return nil, ErrLockdown
-		}
-		return nil, fmt.Errorf("load BPF programs: %w", err)
+	if err := k.loadObject(&opts); err != nil {
+		return nil, err
 	}
 	if err := k.openIterators(); err != nil {
 		return nil, err
@@ -159,6 +143,120 @@ func Load(opts Options) (_ *Kernel, err error) {
 	return k, nil
 }
 
+// loadObject loads the maps and programs. Much of that is work of this process, so that it does
+// at once what it can.
+func (k *Kernel) loadObject(opts *Options) error {
+	var (
+		g      errgroup.Group
+		cache  = btf.NewCache()
+		kernel *btf.Spec
+		spec   *ebpf.CollectionSpec
+	)
+	g.Go(func() (err error) {
+		kernel, err = kernelTypes(cache)
+		return err
+	})
+	g.Go(func() (err error) {
+		spec, err = readObject(opts.object)
+		return err
+	})
+	err := g.Wait()
+	if err != nil {
+		return err
+	}
+	if k.noCookieHelper, err = prepare(opts, spec, kernel); err != nil {
+		return err
+	}
+	if err := rlimit.RemoveMemlock(); err != nil && !errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("raise memlock limit: %w", err)
+	}
+	g.Go(func() error { return checkNeeds(spec, kernel) })
+	// Otherwise the library reads the kernel's types once more, and those of all modules.
+	types := ebpf.CollectionOptions{Programs: ebpf.ProgramOptions{KernelTypes: kernel}, Cache: cache}
+	objs, err := loadMaps(spec, types)
+	if objs != nil {
+		defer objs.Close() // what k does not take
+	}
+	if lacking := g.Wait(); lacking != nil {
+		return lacking
+	}
+	if !opts.Observe {
+		stubTracepoints(spec)
+	}
+	if err == nil {
+		err = loadPrograms(spec, types, objs)
+	}
+	if err == nil {
+		err = objs.Assign(&k.objs)
+	}
+	if err == nil {
+		const only = uint32(0)
+		err = errors.Join(k.objs.OnDeath.Put(only, k.objs.ConnectionDied),
+			k.objs.OnRetransmission.Put(only, k.objs.SegmentRetransmitted), k.objs.OnReset.Put(only, k.objs.ResetAnswered))
+	}
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.EPERM):
+		return fmt.Errorf("%w (%w)", ErrPrivileges, err)
+	case lockedDown():
+		return ErrLockdown
+	}
+	return fmt.Errorf("load BPF programs: %w", err)
+}
+
+// loadMaps loads the maps of an object and its variables.
+func loadMaps(spec *ebpf.CollectionSpec, opts ebpf.CollectionOptions) (*ebpf.Collection, error) {
+	part := *spec
+	part.Programs = nil
+	return ebpf.NewCollectionWithOptions(&part, opts)
+}
+
+// loadPrograms loads the programs of an object on all CPUs at once, since it takes the kernel
+// long to verify them, and adds them to objs, which has the maps.
+func loadPrograms(spec *ebpf.CollectionSpec, opts ebpf.CollectionOptions, objs *ebpf.Collection) error {
+	opts.MapReplacements = objs.Maps
+	parts := divide(spec.Programs, runtime.GOMAXPROCS(0))
+	loaded := make([]*ebpf.Collection, len(parts))
+	var g errgroup.Group
+	for i := range parts {
+		g.Go(func() (err error) {
+			part := *spec
+			part.Programs, part.Variables = parts[i], nil
+			loaded[i], err = ebpf.NewCollectionWithOptions(&part, opts)
+			return err
+		})
+	}
+	err := g.Wait()
+	objs.Programs = make(map[string]*ebpf.Program)
+	for _, c := range loaded {
+		if c != nil {
+			maps.Copy(objs.Programs, c.Programs)
+			c.Programs = nil
+			c.Close() // its references to the maps
+		}
+	}
+	return err
+}
+
+// divide divides programs into n parts that are about equally large.
+func divide(programs map[string]*ebpf.ProgramSpec, n int) []map[string]*ebpf.ProgramSpec {
+	parts := make([]map[string]*ebpf.ProgramSpec, n)
+	sizes := make([]int, n)
+	for i := range parts {
+		parts[i] = make(map[string]*ebpf.ProgramSpec)
+	}
+	names := slices.SortedFunc(maps.Keys(programs), func(a, b string) int {
+		return cmp.Or(len(programs[b].Instructions)-len(programs[a].Instructions), strings.Compare(a, b))
+	})
+	for _, name := range names {
+		least := slices.Index(sizes, slices.Min(sizes))
+		parts[least][name] = programs[name]
+		sizes[least] += len(programs[name].Instructions)
+	}
+	return parts
+}
+
 // probe reads a map and runs a program. The library finds out how the kernel does that
 // when it is needed first, by loading programs and making maps of its own. Later this
 // process may not be allowed to.
@@ -174,23 +272,16 @@ func (k *Kernel) probe() error {
 	return nil
 }
 
-// prepare reads the object and adapts it to the options and the running kernel. It
-// returns an error if the kernel lacks something that the programs need.
+// prepare adapts the object to the options and the running kernel, but for stubTracepoints.
 // noCookieHelper reports whether our programs cannot give a socket its cookie.
-func prepare(opts *Options, kernel *btf.Spec) (spec *ebpf.CollectionSpec, noCookieHelper bool, err error) {
-	if spec, err = readObject(opts.object); err != nil {
-		return nil, false, err
-	}
+func prepare(opts *Options, spec *ebpf.CollectionSpec, kernel *btf.Spec) (noCookieHelper bool, err error) {
 	noCookieHelper = opts.noCookieHelper || !cookies.isFirst(kernel)
 	if noCookieHelper {
 		stub(spec.Programs["cookies_pass"])
 	}
-	if err := checkNeeds(spec, kernel); err != nil {
-		return nil, false, err
-	}
 	cpus, err := ebpf.PossibleCPU()
 	if err != nil {
-		return nil, false, fmt.Errorf("count CPUs: %w", err)
+		return false, fmt.Errorf("count CPUs: %w", err)
 	}
 	sizeLRU(spec, cpus)
 	for _, d := range differences {
@@ -199,16 +290,13 @@ func prepare(opts *Options, kernel *btf.Spec) (spec *ebpf.CollectionSpec, noCook
 		}
 		first := d.isFirst(kernel) && (d != cookies || !opts.noCookieHelper)
 		if err := spec.Variables[d.first].Set(first); err != nil {
-			return nil, false, fmt.Errorf("set up BPF object: %w", err)
+			return false, fmt.Errorf("set up BPF object: %w", err)
 		}
-	}
-	if !opts.Observe {
-		stubTracepoints(spec)
 	}
 	if opts.EventsBytes != 0 {
 		spec.Maps["events"].MaxEntries = opts.EventsBytes
 	}
-	return spec, noCookieHelper, nil
+	return noCookieHelper, nil
 }
 
 // readObject reads an object, or the embedded one if object is nil.
