@@ -129,6 +129,7 @@ func (a *agent) run(ctx context.Context, _, stderr io.Writer) error {
 	defer k.Close()
 	maps := k.MapBytes()
 	group, heap := limitMemory(maps)
+	trimMemory()
 	if a.socket != "" && !exporter.HasSocket(listeners) {
 		var remove func(device, inode uint64) error
 		if h != nil {

@@ -40,6 +40,20 @@ func limitMemory(maps int64) (group, heap int64) {
 	return group, debug.SetMemoryLimit(-1)
 }
 
+// heapGrowth is by how many percent the heap may grow over what was in use after the last
+// garbage collection. The agent makes little garbage but for large answers, and a node has
+// less memory to spare than the few milliseconds that Go's default of 100 would save.
+const heapGrowth = 40
+
+// trimMemory gives back the memory that loading the programs took, and keeps the heap small
+// from now on, unless GOGC is set.
+func trimMemory() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(heapGrowth)
+	}
+	debug.FreeOSMemory()
+}
+
 // logMemory logs the limits that limitMemory has found and set.
 func logMemory(logger *slog.Logger, maps, group, heap int64) {
 	mebibytes := func(n int64) string {
