@@ -527,56 +527,107 @@ func restartAgent(t testing.TB, old *agent) {
 	a.ready()
 }
 
+// With $HALFOPEN_SCREENSHOTS this also takes the pictures of the README, into that folder.
 func TestPageIsAccessible(t *testing.T) {
-	t.Parallel()
+	pictures := os.Getenv("HALFOPEN_SCREENSHOTS")
+	if pictures == "" {
+		t.Parallel() // else what other tests do would be on them
+	}
 	n := newNetwork(t, "ipv4")
-	a := startAgent(t)
+	a := startAgent(t, "--idle-after=25s")
 	scene(t, n)
 	// Those of 6379 have data in flight: the kernel keeps them for a quarter of an hour.
 	eventually(t, "zombies", func() error {
 		return all(a.connections(n, 6379, ""), 3, "zombie")
 	})
+	if pictures != "" {
+		eventually(t, "all that the pictures are to show", func() error {
+			if len(a.connections(n, 27017, "verdict=suspect")) == 0 || len(a.connections(n, 9092, "verdict=unguarded")) == 0 {
+				return errors.New("no suspect, or nothing unguarded yet")
+			}
+			return all(a.connections(n, 5432, "verdict=zombie"), 5, "zombie")
+		})
+	}
 	cookie := a.connections(n, 6379, "")[0].Cookie
+	b := browse(t, 1440, 900, 1)
 	for _, view := range []struct {
 		name, theme, query string
 		width, height      int64
+		scale              float64
+		picture            string
 	}{
-		{"light", "light", "", 1440, 900},
-		{"dark", "dark", "", 1440, 900},
-		{"story", "light", "?conn=" + cookie, 1440, 900},
-		{"dark story", "dark", "?verdict=zombie&risk=any&conn=" + cookie, 1440, 900},
-		{"phone", "light", "", 390, 844},
-		{"phone story", "light", "?conn=" + cookie, 390, 844},
+		{"light", "light", "", 1440, 900, 1, "page-light"},
+		{"dark", "dark", "", 1440, 900, 1, "page-dark"},
+		{"story", "light", "?conn=" + cookie, 1440, 1000, 1, "story-light"},
+		{"dark story", "dark", "?conn=" + cookie, 1440, 1000, 1, "story-dark"},
+		{"dark story, filtered", "dark", "?verdict=zombie&risk=any&conn=" + cookie, 1440, 900, 1, ""},
+		{"phone", "light", "", 390, 844, 2, "page-phone"},
+		{"phone story", "light", "?conn=" + cookie, 390, 844, 2, ""},
 	} {
 		t.Run(view.name, func(t *testing.T) {
-			b := browse(t, view.width, view.height, 1)
+			b.t = t
+			b.do(chromedp.EmulateViewport(view.width, view.height, chromedp.EmulateScale(view.scale)))
 			b.theme(view.theme)
 			b.open(a, view.query)
 			b.is("what is covered cannot have the focus", fmt.Sprintf("document.querySelector('main').inert === %v", view.name == "phone story"))
 			b.is("there are rows", `document.querySelectorAll('#table tr[data-cookie]').length > 0`)
+			b.is("there are deaths", `document.querySelectorAll('#feed li').length > 0`)
 			if strings.Contains(view.query, "conn=") {
 				b.is("there is a story", `document.querySelector('#story .advice')`)
 			}
-			// Not by the page, whose policy would not let it.
-			if res, err := chromedp.Call(b.ctx, runtime.Evaluate, runtime.EvaluateParams{Expression: axe}); err != nil || res.ExceptionDetails != nil {
-				t.Fatal(err, res.ExceptionDetails)
+			if view.picture != "" {
+				b.takePicture(view.picture, view.width, view.scale, pictures)
 			}
-			found := eval[[]struct {
-				ID, Impact, Help string
-				Nodes            []struct{ HTML, FailureSummary string }
-			}](b, `axe.run().then((r) => r.violations)`)
-			for _, v := range found {
-				t.Logf("%s (%s): %s", v.ID, v.Impact, v.Help)
-				if v.Impact == "serious" || v.Impact == "critical" {
-					for _, node := range v.Nodes {
-						t.Errorf("%s: %s\n%s", v.ID, node.HTML, node.FailureSummary)
-					}
-				}
-			}
-			if rules := eval[int](b, `axe.run().then((r) => r.passes.length)`); rules < 20 {
-				t.Errorf("only %d rules had anything to look at", rules)
-			}
+			b.accessible()
 		})
+	}
+	b.t = t
+}
+
+// accessible holds the page against the rules of axe-core.
+func (b *browser) accessible() {
+	b.t.Helper()
+	type finding struct {
+		ID, Impact, Help string
+		Nodes            []struct{ HTML, FailureSummary string }
+	}
+	// Not by the page, whose policy would not let it.
+	if res, err := chromedp.Call(b.ctx, runtime.Evaluate, runtime.EvaluateParams{Expression: axe}); err != nil || res.ExceptionDetails != nil {
+		b.t.Fatal(err, res.ExceptionDetails)
+	}
+	found := eval[struct {
+		Violations []finding
+		Passes     int
+	}](b, `axe.run().then((r) => ({violations: r.violations, passes: r.passes.length}))`)
+	for _, v := range found.Violations {
+		b.t.Logf("%s (%s): %s", v.ID, v.Impact, v.Help)
+		if v.Impact == "serious" || v.Impact == "critical" {
+			for _, node := range v.Nodes {
+				b.t.Errorf("%s: %s\n%s", v.ID, node.HTML, node.FailureSummary)
+			}
+		}
+	}
+	if found.Passes < 20 {
+		b.t.Errorf("only %d rules had anything to look at", found.Passes)
+	}
+}
+
+// takePicture takes a picture of what can be seen of the page, and keeps it in a folder, if
+// there is one.
+func (b *browser) takePicture(name string, width int64, scale float64, dir string) {
+	b.t.Helper()
+	picture, err := chromedp.Run(b.ctx, chromedp.CaptureScreenshot())
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	if img, err := png.DecodeConfig(bytes.NewReader(picture)); err != nil || img.Width != int(float64(width)*scale) {
+		b.t.Errorf("%s: %v, %v", name, img, err)
+	}
+	if dir == "" {
+		return
+	}
+	if err := os.WriteFile(filepath.Join(dir, name+".png"), picture, 0o644); err != nil {
+		b.t.Fatal(err)
 	}
 }
 
@@ -663,60 +714,5 @@ func stall(t testing.TB, n *network) {
 	}
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Fatal(err)
-	}
-}
-
-// The screenshots of the README are taken here: into $HALFOPEN_SCREENSHOTS, or
-// else only to see that they can be.
-func TestPageScreenshots(t *testing.T) {
-	dir := os.Getenv("HALFOPEN_SCREENSHOTS")
-	if dir == "" {
-		t.Parallel() // else what other tests do would be on them
-		dir = t.TempDir()
-	}
-	n := newNetwork(t, "ipv4")
-	a := startAgent(t, "--idle-after=25s")
-	scene(t, n)
-	eventually(t, "all zombies", func() error {
-		if err := all(a.connections(n, 5432, "verdict=zombie"), 5, "zombie"); err != nil {
-			return err
-		}
-		if len(a.connections(n, 27017, "verdict=suspect")) == 0 || len(a.connections(n, 9092, "verdict=unguarded")) == 0 {
-			return errors.New("no suspect, or nothing unguarded yet")
-		}
-		return all(a.connections(n, 6379, "verdict=zombie"), 3, "zombie")
-	})
-	cookie := a.connections(n, 6379, "verdict=zombie")[0].Cookie
-	for _, shot := range []struct {
-		name, theme, query string
-		width, height      int64
-		scale              float64
-	}{
-		{"page-light", "light", "", 1440, 900, 1},
-		{"page-dark", "dark", "", 1440, 900, 1},
-		{"story-light", "light", "?conn=" + cookie, 1440, 1000, 1},
-		{"story-dark", "dark", "?conn=" + cookie, 1440, 1000, 1},
-		{"page-phone", "light", "", 390, 844, 2},
-	} {
-		t.Run(shot.name, func(t *testing.T) {
-			b := browse(t, shot.width, shot.height, shot.scale)
-			b.theme(shot.theme)
-			b.open(a, shot.query)
-			b.is("there are rows", `document.querySelectorAll('#table tr[data-cookie]').length > 5`)
-			b.is("there are deaths", `document.querySelectorAll('#feed li').length > 0`)
-			if shot.query != "" {
-				b.is("there is a story", `document.querySelector('#story .advice')`)
-			}
-			picture, err := chromedp.Run(b.ctx, chromedp.CaptureScreenshot())
-			if err != nil {
-				t.Fatal(err)
-			}
-			if img, err := png.DecodeConfig(bytes.NewReader(picture)); err != nil || img.Width != int(float64(shot.width)*shot.scale) {
-				t.Errorf("%s: %v, %v", shot.name, img, err)
-			}
-			if err := os.WriteFile(filepath.Join(dir, shot.name+".png"), picture, 0o644); err != nil {
-				t.Fatal(err)
-			}
-		})
 	}
 }

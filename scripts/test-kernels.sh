@@ -257,7 +257,7 @@ if [[ -n ${KERNEL_IMAGE:-} ]]; then
     wait $! || status=1
     exit $status
 fi
-read -ra kernels <<<"${KERNELS:-5.10 6.1 6.12 7 arm64 lockdown}"
+read -ra kernels <<<"${KERNELS:-7 6.12 5.10 6.1 arm64 lockdown}" # the slowest first, so that the last ends soon
 running=0
 for kernel in "${kernels[@]}"; do
     [[ -n ${suites[$kernel]:-} ]] || die "no kernel $kernel; there are: ${!suites[*]}"
@@ -277,6 +277,7 @@ while ((running > 0)); do
     running=$((running - 1))
 done
 if [[ $status == 0 && -z ${KERNELS:-}${TESTS:-}${QUICK:-} ]]; then
+    mapfile -t kernels < <(printf '%s\n' "${kernels[@]}" | sort -V)
     scripts/vm/table "${kernels[@]}" >"$tmp/table"
     mv "$tmp/table" docs/kernel-support.md
 fi
