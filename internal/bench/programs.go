@@ -105,7 +105,7 @@ func ownPrograms(names ...string) (found programs, err error) {
 	for _, name := range names {
 		for _, file := range files {
 			info, err := os.ReadFile(file)
-			if err != nil || !bytes.Contains(info, []byte("prog_type:")) {
+			if err != nil || !bytes.Contains(info, []byte("\nprog_type:")) {
 				continue
 			}
 			id, err := sumOf(bytes.NewReader(info), "prog_id:", 1)
