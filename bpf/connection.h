@@ -259,7 +259,7 @@ static __always_inline void fill_retries(struct conn *c, const struct tcp_sock *
 		else
 			c->retries = READ(how, net, ipv4.sysctl_tcp_syn_retries);
 		c->syn_linear = syn_linear(net);
-	} else if (c->flags & CONN_ORPHAN) {
+	} else if (c->flags & (CONN_ORPHAN | CONN_LINGERING)) {
 		c->retries = READ(how, net, ipv4.sysctl_tcp_orphan_retries);
 	} else {
 		c->retries = c->retries2;
@@ -339,6 +339,7 @@ static __always_inline void fill_detail(struct conn *c, const struct tcp_sock *t
 	c->keepalive_expires = expires_at(tp, keepalive_timer_offset(), &c->keepalive_level);
 	c->write_expires = expires_at(tp, write_timer_offset(), &c->write_level);
 	c->retries2 = READ(how, net, ipv4.sysctl_tcp_retries2);
+	fill_linger(c, (const struct sock *)tp, how);
 	fill_retries(c, tp, net, how);
 
 	if (BPF_CORE_READ_BITFIELD_PROBED(tp, thin_lto))

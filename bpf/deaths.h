@@ -332,6 +332,8 @@ static __always_inline bool state_changed(const struct sock *sk, int oldstate, i
 		return false;
 	if (newstate == TCP_ESTABLISHED || newstate == TCP_SYN_SENT || newstate == TCP_LISTEN)
 		give_cookie(sk);
+	else if (newstate == TCP_FIN_WAIT1 || newstate == TCP_LAST_ACK || newstate == TCP_CLOSING)
+		close_began(sk, oldstate, newstate);
 	return newstate == TCP_CLOSE && oldstate != TCP_LISTEN && oldstate != TCP_CLOSE;
 }
 

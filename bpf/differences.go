@@ -128,6 +128,13 @@ var differences = []*difference{cookies, dropReasons, {
 		{has: []feature{field("net.count")}, until: "5.11", here: "net.count"},
 	},
 }, {
+	// 90ee6ed776c0 "fs: port files to file_ref".
+	name: "references to files",
+	variants: []variant{
+		{has: []feature{field("file.f_ref")}, since: "6.13", here: "file.f_ref"},
+		{has: []feature{field("file.f_count")}, until: "6.13", here: "file.f_count"},
+	},
+}, {
 	// fbb8295248e1 "tcp: allocate tcp_death_row outside of struct netns_ipv4",
 	// e9bd0cca09d1 "tcp: Don't allocate tcp_death_row outside of struct netns_ipv4."
 	name: "way to the hash tables",

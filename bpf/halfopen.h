@@ -116,6 +116,7 @@ enum conn_flag {
 	CONN_UNREAD = 1 << 18, /* its application has left data for unread_after */
 	CONN_CONGESTED = 1 << 19, /* the device did not take the newest attempt (NET_XMIT_DROP), so
 				     the kernel tries again after half a second */
+	CONN_LINGERING = 1 << 20, /* close(2) waits (SO_LINGER), and makes an orphan then */
 };
 
 /*
@@ -179,7 +180,8 @@ struct conn {
 	__u8 keepalive_probes; /* in force: TCP_KEEPCNT or the sysctl */
 	__u8 keepalive_level; /* level of the timer wheel that the keepalive timer is in */
 	__u8 write_level; /* likewise, of the write timer */
-	__u8 retries; /* in force: the limit for data, for SYNs, or for orphans */
+	__u8 retries; /* in force: the limit for data, for SYNs, or for orphans, which also counts
+			 once close(2) waits */
 	__u8 syn_linear; /* SYN retransmissions before their interval doubles */
 	__u8 cause; /* CONN_GONE: enum cause, if known; evidence is that of the death then */
 	__u8 retries2; /* the sysctl tcp_retries2, in any state */
@@ -212,8 +214,10 @@ struct conn {
 	__u32 accept_limit; /* listen: the most that may wait */
 	__u16 retransmitted; /* bytes of data in the last retransmission; 0: unknown */
 	__u16 mss; /* the most bytes of data in a segment */
+	__u32 linger; /* jiffies that close(2) waits at most, if CONN_LINGERING is set */
+	__u32 lingering; /* jiffies that it has waited; AGE_NONE: unknown */
 };
-_Static_assert(sizeof(struct conn) == 224, "struct conn has holes");
+_Static_assert(sizeof(struct conn) == 232, "struct conn has holes");
 
 enum event_type {
 	EVENT_SOLICITATION,
@@ -232,7 +236,7 @@ struct event {
 	__u16 err; /* death: the errno that the application gets; 0: none */
 	struct conn conn; /* at that moment; for a death, just before it */
 };
-_Static_assert(sizeof(struct event) == 232, "struct event has holes");
+_Static_assert(sizeof(struct event) == 240, "struct event has holes");
 
 enum retransmit_type {
 	RETRANSMIT_TIMEOUT,

@@ -19,6 +19,7 @@ const (
 	halfopenMapBatch                 = "batch"
 	halfopenMapCensusCounts          = "census_counts"
 	halfopenMapCgroupRisks           = "cgroup_risks"
+	halfopenMapClosings              = "closings"
 	halfopenMapCounts                = "counts"
 	halfopenMapDeferred              = "deferred"
 	halfopenMapEvents                = "events"
@@ -188,6 +189,7 @@ type halfopenMapSpecs struct {
 	Batch            *ebpf.MapSpec `ebpf:"batch"`
 	CensusCounts     *ebpf.MapSpec `ebpf:"census_counts"`
 	CgroupRisks      *ebpf.MapSpec `ebpf:"cgroup_risks"`
+	Closings         *ebpf.MapSpec `ebpf:"closings"`
 	Counts           *ebpf.MapSpec `ebpf:"counts"`
 	Deferred         *ebpf.MapSpec `ebpf:"deferred"`
 	Events           *ebpf.MapSpec `ebpf:"events"`
@@ -283,6 +285,7 @@ type halfopenMaps struct {
 	Batch            *ebpf.Map `ebpf:"batch"`
 	CensusCounts     *ebpf.Map `ebpf:"census_counts"`
 	CgroupRisks      *ebpf.Map `ebpf:"cgroup_risks"`
+	Closings         *ebpf.Map `ebpf:"closings"`
 	Counts           *ebpf.Map `ebpf:"counts"`
 	Deferred         *ebpf.Map `ebpf:"deferred"`
 	Events           *ebpf.Map `ebpf:"events"`
@@ -312,6 +315,7 @@ func (m *halfopenMaps) Close() error {
 		m.Batch,
 		m.CensusCounts,
 		m.CgroupRisks,
+		m.Closings,
 		m.Counts,
 		m.Deferred,
 		m.Events,

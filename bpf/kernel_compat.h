@@ -189,6 +189,33 @@ static __always_inline __u64 cgroup_of(const struct tcp_sock *tp)
 }
 
 /*
+ * The number of references to a file: 90ee6ed776c0 "fs: port files to file_ref", 6.13. Before,
+ * it is f_count.
+ */
+struct file_references {
+	atomic64_t refcnt; /* negative: there is none any more */
+};
+
+struct file___ref {
+	struct file_references f_ref;
+};
+
+struct file___count {
+	atomic64_t f_count;
+};
+
+/* Returns whether the last descriptor of a file has been closed. */
+static __always_inline bool is_released(const struct file *file)
+{
+	const struct file___ref *ref = (const void *)file;
+	const struct file___count *count = (const void *)file;
+
+	if (bpf_core_field_exists(ref->f_ref))
+		return BPF_CORE_READ(ref, f_ref.refcnt.counter) < 0;
+	return !BPF_CORE_READ(count, f_count.counter);
+}
+
+/*
  * The number of references to a network namespace has another place since 024596a4e280 "ns:
  * rename to __ns_ref", 6.18, and 8b8f3e666fc6 "net: Use generic ns_common::count", 5.11.
  */

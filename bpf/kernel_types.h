@@ -92,9 +92,11 @@ enum tcp_state {
 #define SOCK_DEAD 0
 #define SOCK_DONE 1
 #define SOCK_KEEPOPEN 3
+#define SOCK_LINGER 4
 
-/* include/net/sock.h, bit of sk_shutdown */
+/* include/net/sock.h, sk_shutdown */
 #define RCV_SHUTDOWN 1
+#define SHUTDOWN_MASK 3 /* both directions */
 
 /* include/net/inet_connection_sock.h, values of icsk_pending; 5.10 to 7.x alike. */
 #define ICSK_TIME_RETRANS 1
@@ -275,6 +277,7 @@ struct sock {
 	atomic_t sk_drops; /* listener: tcp_listendrop() counts here */
 	__u16 sk_protocol;
 	__u8 sk_shutdown;
+	unsigned long sk_lingertime; /* jiffies that close(2) may wait, if SOCK_LINGER is set */
 	struct sock_cgroup_data sk_cgrp_data; /* empty without CONFIG_SOCK_CGROUP_DATA */
 	kuid_t sk_uid;
 };
@@ -366,6 +369,7 @@ struct rb_node {
 };
 
 struct socket {
+	struct file *file;
 	struct sock *sk;
 };
 

@@ -5,7 +5,7 @@
 #ifndef HALFOPEN_UNREAD_H
 #define HALFOPEN_UNREAD_H
 
-#include "unanswered.h"
+#include "linger.h"
 
 #define UNREAD_MAX 32768
 

@@ -71,6 +71,8 @@ type Conn struct {
 	AcceptLimit      uint32
 	Retransmitted    uint16
 	Mss              uint16
+	Linger           uint32
+	Lingering        uint32
 }
 
 // Event is a record of the ring buffer: a solicitation that stayed unanswered, or a
@@ -356,6 +358,7 @@ const (
 	ConnNeverAcked         uint32 = 131072
 	ConnUnread             uint32 = 262144
 	ConnCongested          uint32 = 524288
+	ConnLingering          uint32 = 1048576
 )
 
 // Values of [Conn].Drop.

@@ -37,23 +37,37 @@ func (f Forecast) miss(died time.Time) time.Duration {
 // these buckets, plus 1 % of the time until At.
 //
 // While ICMP errors answer the retransmissions, it is not known whether that of the last one is
-// still to come: At assumes that it is, Latest that it is not, and may be later.
+// still to come: At assumes that it is, Latest that it is not, and may be later. Likewise, while
+// close(2) waits (SO_LINGER), it is not known exactly when it ceases to.
 func (r *Rules) Forecast(c *abi.Conn, at time.Time) Forecast {
 	reverting := RTOReverting(c) && c.Backoff > 0
-	early := Timers{C: c, Hz: uint64(r.HZ), Reverted: reverting}
-	late := Timers{C: c, Hz: uint64(r.HZ), Late: Lateness, Reverted: reverting}
-	first, by := early.GivesUp()
+	orphanFirst, orphanLast := lingersUntil(c)
+	first, last, by := r.replay(c, reverting, orphanFirst)
 	if by == CauseUnknown || first < c.Jiffies { // no kernel has such a clock
 		return Forecast{}
 	}
-	last, _ := late.GivesUp()
-	last = min(max(first, last), first+early.slack)
 	if reverting {
-		late.Reverted = false
-		unreverted, _ := late.GivesUp()
+		_, unreverted, _ := r.replay(c, false, orphanFirst)
 		last = max(last, unreverted)
 	}
+	if orphanFirst != orphanLast { // tcp_retries2 may end it before, or sooner than an orphan
+		earlier, later, other := r.replay(c, false, orphanLast)
+		if other != CauseUnknown && earlier < first {
+			first, by = earlier, other
+		}
+		last = max(last, later)
+	}
 	return r.Between(c, at, first, last, by)
+}
+
+// replay returns the jiffies between which the kernel gives a connection up, and the cause;
+// CauseUnknown means never. The arguments are those of [Timers].
+func (r *Rules) replay(c *abi.Conn, reverted bool, orphanFrom uint64) (first, last uint64, by Cause) {
+	early := Timers{C: c, Hz: uint64(r.HZ), Reverted: reverted, OrphanFrom: orphanFrom}
+	late := Timers{C: c, Hz: uint64(r.HZ), Late: Lateness, Reverted: reverted, OrphanFrom: orphanFrom}
+	first, by = early.GivesUp()
+	last, _ = late.GivesUp()
+	return first, min(max(first, last), first+early.slack), by
 }
 
 // Between returns a forecast that begins with the jiffy first and ends with the jiffy

@@ -73,6 +73,25 @@ func TestForecast(t *testing.T) {
 			conntest.InFlight(func(c *abi.Conn) { c.State, c.Flags, c.Retries = abi.StateFinWait1, abi.ConnOrphan, 0 }),
 			CauseOrphanTimeout, 102200 * time.Millisecond, 10 * second,
 		},
+		// It retransmits after 13 s, is an orphan after 15 s, and ends as such 26 s later.
+		"close(2) waits": {
+			conntest.Lingering(func(c *abi.Conn) { c.Retries = 3 }), CauseOrphanTimeout, 39 * second, 2 * 2048 * time.Millisecond,
+		},
+		"close(2) waits for longer than tcp_retries2 lets data be retransmitted": {
+			conntest.Lingering(func(c *abi.Conn) { c.Retries2 = 5 }), CauseRetransmitTimeout, 13 * second, 2048 * time.Millisecond,
+		},
+		"close(2) waits with a closed window": {
+			conntest.Lingering(func(c *abi.Conn) { c.SendWindow, c.Retries = 0, 3 }), CauseOrphanTimeout, 39 * second, 2 * 2048 * time.Millisecond,
+		},
+		"close(2) waits, with TCP_USER_TIMEOUT": {
+			conntest.Lingering(func(c *abi.Conn) { c.UserTimeout = 20000 }), CauseUserTimeout, 13 * second, 2048 * time.Millisecond,
+		},
+		"close(2) waits with data that was never sent": {
+			conntest.Lingering(func(c *abi.Conn) {
+				c.PacketsOut, c.Pending, c.SendWindow, c.Retries, c.Backoff, c.ProbesOut = 0, abi.PendingWindowProbe, 0, 3, 4, 5
+				c.Rto = conntest.Ago(204 * time.Millisecond)
+			}), CauseOrphanTimeout, (1 + 32 + 64) * 204 * time.Millisecond, 600 * time.Millisecond,
+		},
 		"thin stream with linear timeouts": {
 			conntest.InFlight(func(c *abi.Conn) { c.ThinRto = conntest.Ago(204 * time.Millisecond) }), CauseRetransmitTimeout, 924600 * time.Millisecond, 125 * second,
 		},
@@ -169,6 +188,29 @@ func TestForecast(t *testing.T) {
 				t.Errorf("the interval is %v wide", width)
 			}
 		})
+	}
+}
+
+// If no program saw close(2) begin to wait, the forecast holds the end whenever it ceases to.
+func TestForecastHoldsHoweverLongCloseHasWaited(t *testing.T) {
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for _, retries := range []uint8{0, 3, 7} { // tcp_orphan_retries
+		for _, retries2 := range []uint8{4, 6, 15} {
+			linger := func(f func(*abi.Conn)) Forecast {
+				return testRules.Forecast(conntest.Lingering(func(c *abi.Conn) {
+					c.Retries, c.Retries2 = retries, retries2
+					f(c)
+				}), at)
+			}
+			unknown := linger(func(c *abi.Conn) { c.Lingering = abi.AgeNone })
+			for waited := range uint32(20) {
+				f := linger(func(c *abi.Conn) { c.Lingering = conntest.Ago(time.Duration(waited) * time.Second) })
+				orphan := linger(func(c *abi.Conn) { c.Flags ^= abi.ConnLingering | abi.ConnOrphan })
+				if f.At.Before(unknown.At) || orphan.At.Before(unknown.At) || f.At.After(unknown.Latest) {
+					t.Errorf("tcp_orphan_retries %d, tcp_retries2 %d: after %d s %+v, as an orphan %+v, if it is unknown %+v", retries, retries2, waited, f, orphan, unknown)
+				}
+			}
+		}
 	}
 }
 

@@ -13,8 +13,6 @@ type retransmission struct {
 	*Timers
 	state       State
 	connecting  bool   // the retransmission is that of a SYN or SYN-ACK
-	orphan      bool   // the application has closed the socket
-	windowProbe bool   // the window is closed: it probes with the oldest segment in flight
 	timeout     uint64 // TCP_USER_TIMEOUT; 0: none that the timer looks at
 	base        uint64 // the first wait in the kernel's model of the retries limit
 	rtoMax      uint64
@@ -31,7 +29,6 @@ func (t *Timers) newRetransmission() retransmission {
 	r := retransmission{
 		Timers:      t,
 		state:       StateOf(c.State),
-		orphan:      c.Flags&abi.ConnOrphan != 0,
 		timeout:     t.MsecsToJiffies(c.UserTimeout),
 		base:        t.Hz / 5, // TCP_RTO_MIN, whatever the route or the socket say
 		rtoMax:      uint64(c.RtoMax),
@@ -43,7 +40,6 @@ func (t *Timers) newRetransmission() retransmission {
 	}
 	r.firstRTO = r.rto
 	r.connecting = r.state == SynSent || r.state == SynRecv
-	r.windowProbe = c.SendWindow == 0 && !r.orphan && !r.connecting
 	if r.connecting {
 		r.base = t.Hz // TCP_TIMEOUT_INIT
 	}
@@ -103,10 +99,16 @@ func (r *retransmission) gaveUp(now uint64) Cause {
 	if r.started != 0 {
 		lasting = now - r.started
 	}
-	if r.windowProbe {
+	if r.windowProbe(now) {
 		return r.windowProbeGaveUp(now, lasting)
 	}
-	return r.writeTimeout(lasting)
+	return r.writeTimeout(now, lasting)
+}
+
+// windowProbe reports whether the kernel, in the jiffy now, probes a closed window with the
+// oldest segment in flight.
+func (r *retransmission) windowProbe(now uint64) bool {
+	return r.C.SendWindow == 0 && !r.orphanAt(now) && !r.connecting
 }
 
 // windowProbeGaveUp replays tcp_rtx_probe0_timed_out().
@@ -122,12 +124,12 @@ func (r *retransmission) windowProbeGaveUp(now, lasting uint64) Cause {
 }
 
 // writeTimeout replays tcp_write_timeout().
-func (r *retransmission) writeTimeout(lasting uint64) Cause {
-	limit, by := int(r.C.Retries), CauseRetransmitTimeout
+func (r *retransmission) writeTimeout(now, lasting uint64) Cause {
+	limit, by := r.retries(), CauseRetransmitTimeout
 	if r.connecting && r.retransmits >= limit+r.linearSYNs() {
 		return CauseConnectTimeout
 	}
-	if r.orphan {
+	if r.orphanAt(now) {
 		limit, by = r.OrphanRetries(r.rto < r.rtoMax), CauseOrphanTimeout
 	}
 	if r.connecting {
@@ -157,7 +159,7 @@ func (r *retransmission) linearSYNs() int {
 // retransmit notes that the kernel sends again in the jiffy now. Probes of a closed
 // window do not count as retransmissions.
 func (r *retransmission) retransmit(now uint64) {
-	if !r.windowProbe {
+	if !r.windowProbe(now) {
 		r.retransmits++
 	}
 	if r.started == 0 {

@@ -17,7 +17,40 @@ type Timers struct {
 	// Reverted assumes that an ICMP error is still to answer the last retransmission, and
 	// takes back its doubling of the timeout.
 	Reverted bool
-	slack    uint64 // sum of the granularities of the timers so far
+	// OrphanFrom is the jiffy from which the socket is an orphan whose close(2) waits now.
+	OrphanFrom uint64
+	slack      uint64 // sum of the granularities of the timers so far
+}
+
+// Lingering reports whether close(2) waits until the peer has acknowledged everything.
+func Lingering(c *abi.Conn) bool { return c.Flags&abi.ConnLingering != 0 }
+
+// lingersUntil returns the jiffies between which close(2) ceases to wait; both are 0 if it does
+// not wait. If no program saw it begin to, it may cease at any time. What comes in wakes it,
+// and then it waits for the rest.
+func lingersUntil(c *abi.Conn) (first, last uint64) {
+	switch {
+	case !Lingering(c):
+		return 0, 0
+	case c.Lingering == abi.AgeNone:
+		return c.Jiffies, fires(c.Jiffies, c.Jiffies+uint64(c.Linger)) + Lateness
+	}
+	began := c.Jiffies - uint64(c.Lingering)
+	until := began + uint64(c.Linger)
+	return until, fires(began, until) + Lateness
+}
+
+// orphanAt reports whether the socket is an orphan in the jiffy now.
+func (t *Timers) orphanAt(now uint64) bool {
+	return t.C.Flags&abi.ConnOrphan != 0 || Lingering(t.C) && now >= t.OrphanFrom
+}
+
+// retries returns how often the kernel sends again what is not an orphan's.
+func (t *Timers) retries() int {
+	if Lingering(t.C) {
+		return int(t.C.Retries2)
+	}
+	return int(t.C.Retries)
 }
 
 // GiveUpPath says which timer ends a connection if nothing more is heard from its peer.
@@ -111,7 +144,6 @@ func (t *Timers) keepalive() (jiffy uint64, by Cause) {
 // windowProbes replays tcp_probe_timer().
 func (t *Timers) windowProbes() (jiffy uint64, by Cause) {
 	c := t.C
-	orphan := c.Flags&abi.ConnOrphan != 0
 	timeout := t.MsecsToJiffies(c.UserTimeout)
 	probes, backoff := int(c.ProbesOut), int(c.Backoff)
 	rtoMax := uint64(c.RtoMax)
@@ -130,11 +162,11 @@ func (t *Timers) windowProbes() (jiffy uint64, by Cause) {
 		} else if timeout > 0 && now-started >= timeout {
 			return now, CauseUserTimeout
 		}
-		limit, by := int(c.Retries), CauseWindowProbeTimeout
+		limit, by := t.retries(), CauseWindowProbeTimeout
 		if c.Flags&abi.ConnBlocked != 0 {
 			by = CauseRetransmitTimeout
 		}
-		if orphan {
+		if t.orphanAt(now) {
 			alive := min(uint64(c.Rto)<<min(backoff, 32), rtoMax) < rtoMax
 			limit, by = t.OrphanRetries(alive), CauseOrphanTimeout
 			if !alive && backoff >= limit {

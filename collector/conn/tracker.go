@@ -48,7 +48,8 @@ type tracked struct {
 	sent, dropped bool
 	gone          time.Time // when a watch pass did not find its socket; zero: it did
 	// forecast is the first one since the peer was last heard, with this cause and
-	// these settings. A death is compared with it.
+	// these settings. A death is compared with it. It stays when close(2) has waited for
+	// long enough (SO_LINGER), and leaves an orphan.
 	forecast      Forecast
 	owner         Ownership
 	ownerSearched time.Time // the beginning of the last search for its owner
@@ -283,18 +284,26 @@ func (t *Tracker) answer(tc *tracked, c *abi.Conn, at time.Time) (e HistoryEntry
 
 // forecast returns the forecast of the connection, of which c is the new record. It is
 // the old forecast as long as that holds: until the peer is heard, an ICMP error reports
-// it, the settings change, another timer takes over, or a device begins or ceases to take
-// what the kernel sends.
+// it, the settings change, another timer takes over, a device begins or ceases to take
+// what the kernel sends, or a signal ends a close(2) that waits.
 func (t *Tracker) forecast(tc *tracked, c *abi.Conn, at time.Time) Forecast {
 	f := t.rules.Forecast(c, at)
 	old := &tc.conn
 	switch {
 	case tc.forecast.By != f.By, heardSince(old, c), c.Backoff < old.Backoff, RTOReverting(c), Congested(c) != Congested(old),
 		c.KeepaliveTime != old.KeepaliveTime, c.KeepaliveIntvl != old.KeepaliveIntvl,
-		c.KeepaliveProbes != old.KeepaliveProbes, c.UserTimeout != old.UserTimeout, c.Retries != old.Retries:
+		c.KeepaliveProbes != old.KeepaliveProbes, c.UserTimeout != old.UserTimeout, c.Retries != old.Retries,
+		interrupted(old, c):
 		return f
 	}
 	return tc.forecast
+}
+
+// interrupted reports whether close(2) waited at the time of old (SO_LINGER), and had ceased to
+// before its time at that of now.
+func interrupted(old, now *abi.Conn) bool {
+	first, _ := lingersUntil(old)
+	return Lingering(old) && !Lingering(now) && old.Lingering != abi.AgeNone && now.Jiffies < first
 }
 
 // heardSince reports whether the peer was heard between two records of a connection. It

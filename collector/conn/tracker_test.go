@@ -230,6 +230,33 @@ func TestTrackerForecastError(t *testing.T) {
 	}
 }
 
+// The death of an orphan is compared with what was said while close(2) waited. It is not if a
+// signal ended that wait.
+func TestTrackerForecastErrorOfAnOrphan(t *testing.T) {
+	die := func(orphan, died time.Duration) Death {
+		r := newReplay(t)
+		c := conntest.Lingering(func(c *abi.Conn) { c.Retries = 3 }) // an orphan after 15 s, dead after 40
+		r.solicit(0, c)
+		later := *c
+		later.Flags ^= abi.ConnLingering | abi.ConnOrphan
+		later.Jiffies += uint64(conntest.Ago(orphan))
+		later.Silent += conntest.Ago(orphan)
+		later.WriteExpires, later.WriteLevel = conntest.Arm(&later, died-orphan)
+		r.solicit(orphan, &later)
+		r.die(died, CauseOrphanTimeout, &later)
+		return r.lastDeath()
+	}
+	if d := die(15100*time.Millisecond, 41*time.Second); !d.Forecast.Ever() || d.ForecastError != 0 {
+		t.Errorf("expected no error: forecast %+v, error %v", d.Forecast, d.ForecastError)
+	}
+	if d := die(15100*time.Millisecond, 20*time.Second); d.ForecastError > -19*time.Second || d.ForecastError < -23*time.Second {
+		t.Errorf("expected 19 s early: error %v", d.ForecastError)
+	}
+	if d := die(6*time.Second, 13*time.Second); !d.Forecast.Ever() || d.ForecastError.Abs() > 500*time.Millisecond {
+		t.Errorf("after a signal, expected no error but that of the timer wheel: forecast %+v, error %v", d.Forecast, d.ForecastError)
+	}
+}
+
 func TestTrackerTroubleBeforeItWasFirstSeen(t *testing.T) {
 	r := newReplay(t)
 	c := conntest.Silent(abi.EvidenceKeepalive, 9, time.Minute)

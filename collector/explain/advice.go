@@ -73,6 +73,8 @@ func (x *explainer) advise() (assessment string, advice []Advice) {
 		effect := " The application gets ECONNABORTED."
 		if x.conn.Orphaned { // bac76cf89816 "tcp: fix forever orphan socket caused by tcp_abort"
 			effect = " Kernels before 6.11 may do nothing about a closed socket."
+		} else if conn.Lingering(x.c) {
+			effect = " close(2) then returns."
 		}
 		advice = append(advice, x.inside(Advice{
 			Text: "To end this one now, as root in " + x.namespace() + " (where the kernel has CONFIG_INET_DIAG_DESTROY)." + effect,
@@ -94,7 +96,7 @@ func (x *explainer) assess() (assessment string, advice []Advice) {
 		return x.adviseConnecting()
 	case x.conn.State == conn.SynRecv:
 		return "Nothing needs changing: the kernel sees to it that this ends.", nil
-	case x.conn.Orphaned:
+	case x.closed():
 		return x.adviseOrphan()
 	case !x.conn.Accepted:
 		return x.adviseUnaccepted()
@@ -139,7 +141,10 @@ func (x *explainer) adviseConnecting() (string, []Advice) {
 
 // adviseOrphan advises on a connection that its application has closed.
 func (x *explainer) adviseOrphan() (string, []Advice) {
-	const nobody = "No application waits for this: it costs the kernel some memory, and ends by itself."
+	nobody := "No application waits for this: it costs the kernel some memory, and ends by itself."
+	if conn.Lingering(x.c) {
+		nobody = "A thread waits in close(2), until the peer has acknowledged everything or the time is over; then the kernel treats it as any closed socket."
+	}
 	c := x.c
 	switch {
 	case x.orphanedFinWait2():

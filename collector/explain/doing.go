@@ -14,6 +14,9 @@ import (
 // doing says what the socket is doing.
 func (x *explainer) doing() []string {
 	says := []string{x.inState()}
+	if conn.Lingering(x.c) {
+		says = append(says, "close(2) waits until the peer has acknowledged everything"+x.waits()+" (SO_LINGER).")
+	}
 	if !x.conn.Accepted {
 		says = append(says, "No application has accepted it yet: it waits in the queue of its listener, and nobody reads what arrives.")
 	}
@@ -66,7 +69,19 @@ func (x *explainer) whoClosed() string {
 	if x.conn.Orphaned {
 		return "The application has closed it, and no process holds it any more."
 	}
+	if conn.Lingering(x.c) {
+		return "The application has closed it."
+	}
 	return "The application has closed its sending side (shutdown), and still holds the socket."
+}
+
+// waits says for how long close(2) waits, and has waited.
+func (x *explainer) waits() string {
+	s := ", for up to " + humanize.Setting(x.rules.Duration(x.c.Linger))
+	if x.c.Lingering != abi.AgeNone {
+		s += ", of which " + humanize.Age(x.rules.Duration(x.c.Lingering)) + " are over"
+	}
+	return s
 }
 
 // resent says how often the SYN has been sent again.

@@ -76,6 +76,9 @@ func (x *explainer) connecting() bool {
 	return x.conn.State == conn.SynSent || x.conn.State == conn.SynRecv
 }
 
+// closed reports whether the application has closed the socket.
+func (x *explainer) closed() bool { return x.conn.Orphaned || conn.Lingering(x.c) }
+
 // orphanedFinWait2 reports whether the connection is in fin_wait2 without an application.
 // Only there the keepalive timer ends a connection without keepalive.
 func (x *explainer) orphanedFinWait2() bool {
@@ -90,7 +93,7 @@ func (x *explainer) retransmitsFor() time.Duration {
 		return x.conn.UserTimeout
 	}
 	retries := int(c.Retries)
-	if x.conn.Orphaned {
+	if x.closed() {
 		retries = x.t.OrphanRetries(true)
 	}
 	return x.rules.Duration64(conn.RetransmitTime(retries, x.t.Hz/5, uint64(c.RtoMax)))

@@ -298,6 +298,21 @@ func TestExplain(t *testing.T) {
 			how:        []string{"sysctl -w net.ipv4.tcp_orphan_retries=3", killNow},
 			then:       []time.Duration{13 * time.Second, 0},
 		},
+		"close(2) waits": {
+			conn:       conntest.Lingering(func(*abi.Conn) {}),
+			doing:      "The application has closed it. The peer has not acknowledged that yet. close(2) waits until the peer has acknowledged everything, for up to 20s, of which 5s are over (SO_LINGER).",
+			next:       "(orphan_timeout): no application is told.",
+			assessment: "A thread waits in close(2), until the peer has acknowledged everything or the time is over; then the kernel treats it as any closed socket.",
+			how:        []string{"sysctl -w net.ipv4.tcp_orphan_retries=3", killNow},
+			then:       []time.Duration{39 * time.Second, 0},
+		},
+		"close(2) waits, and no program saw it begin": {
+			conn:       conntest.Lingering(func(c *abi.Conn) { c.State, c.Lingering, c.Retries = abi.StateLastAck, abi.AgeNone, 1 }),
+			doing:      "Both ends have closed it; the peer has not acknowledged our end yet. close(2) waits until the peer has acknowledged everything, for up to 20s (SO_LINGER).",
+			assessment: "A thread waits in close(2), until the peer has acknowledged everything or the time is over; then the kernel treats it as any closed socket. No setting needs changing.",
+			how:        []string{killNow},
+			then:       []time.Duration{0},
+		},
 		"closed, and the namespace is strict with such": {
 			conn:       conntest.Orphan(func(c *abi.Conn) { c.Retries = 1 }),
 			assessment: "No application waits for this: it costs the kernel some memory, and ends by itself. No setting needs changing.",

@@ -134,6 +134,8 @@ func (x *explainer) answering() string {
 	switch {
 	case x.conn.Orphaned:
 		return "No application waits for it."
+	case conn.Lingering(x.c):
+		return "It becomes an orphan when close(2) returns."
 	case x.conn.UserTimeout > 0:
 		return "TCP_USER_TIMEOUT ends it even if the peer answers."
 	case x.conn.Verdict >= conn.Suspect:
@@ -156,7 +158,7 @@ var endings = [conn.Causes]string{
 func (x *explainer) end(f conn.Forecast) string {
 	then := endings[f.By]
 	switch {
-	case x.conn.Orphaned:
+	case x.closed():
 		then = endings[conn.CauseOrphanTimeout]
 	case x.connecting():
 		then = endings[conn.CauseConnectTimeout]

@@ -147,7 +147,7 @@ func (x *explainer) retrySettings() []Setting {
 				Means:  "Of the SYN a second apart, on top of the others",
 			})
 		}
-	case x.conn.Orphaned:
+	case x.closed():
 		all = append(all, Setting{
 			Sysctl: "net.ipv4.tcp_orphan_retries", Value: n, Unit: "retransmissions", Source: sourceOf(false, n, defaultOrphanRetries),
 			Means: "Of what a closed socket left behind, before it gives up; 0 means 8" + x.overridden(),

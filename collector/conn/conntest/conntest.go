@@ -172,6 +172,16 @@ func Orphan(f func(*abi.Conn)) *abi.Conn {
 	})
 }
 
+// Lingering returns the record of a connection in FIN_WAIT1 whose close(2) has waited for 5 s of
+// 20, changed by f.
+func Lingering(f func(*abi.Conn)) *abi.Conn {
+	return Orphan(func(c *abi.Conn) {
+		c.Flags ^= abi.ConnOrphan | abi.ConnLingering
+		c.Linger, c.Lingering = Ago(20*time.Second), Ago(5*time.Second)
+		f(c)
+	})
+}
+
 // Leave makes a connection one whose application has left that many bytes for so long, which is
 // unread. It returns c.
 func Leave(c *abi.Conn, bytes uint32, unread time.Duration) *abi.Conn {
@@ -211,6 +221,8 @@ func Seeds() []*abi.Conn {
 		ClosedWindow(func(*abi.Conn) {}),
 		Connecting(func(*abi.Conn) {}),
 		Orphan(func(*abi.Conn) {}),
+		Lingering(func(*abi.Conn) {}),
+		Lingering(func(c *abi.Conn) { c.Lingering = abi.AgeNone }),
 		Unanswer(KeepaliveZombie(), abi.EvidenceKeepalive, 4),
 		Unguarded(),
 		Leave(Unguarded(), 11584, time.Minute),
