@@ -363,6 +363,13 @@ func (e *endpoint) Close() error {
 	return e.TCPConn.Close()
 }
 
+// awaitForks waits until no child that is just being made has the descriptors of this process. A
+// close(2) that may wait for seconds must not hold the lock, as Close does.
+func awaitForks() {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+}
+
 func (t *scenarioRun) endpoint(c *net.TCPConn, d *lab.Diag) *endpoint {
 	t.undo = append(t.undo, func() { c.Close() })
 	cookie, err := lab.Cookie(c)

@@ -60,6 +60,10 @@ var scenarios = []scenario{
 	{"orphan in fin_wait1", orphanFinWait1, false},
 	{"orphan in fin_wait1 answered by ICMP", orphanRejected, false},
 	{"orphan in last_ack", orphanLastAck, false},
+	{"orphan that close waited for", orphanAfterLinger, false},
+	{"orphan that close waited for, in last_ack", orphanLastAckAfterLinger, false},
+	{"orphan that close waited for, window closed", orphanWindowAfterLinger, false},
+	{"retransmit while close waits", retransmitWhileLingering, false},
 	{"orphan, window closed", orphanWindow, false},
 	{"orphan, window closed, peer gone", orphanWindowSilent, false},
 	{"reset", reset, false},
@@ -770,6 +774,63 @@ func orphanLastAck(t *scenarioRun) {
 	c.Close()
 	c.disappears("orphan_timeout", "", "ETIMEDOUT", "last_ack")
 	p.abort("fin_wait2")
+}
+
+// lingers closes with SO_LINGER.
+func (e *endpoint) lingers(seconds int) (waited time.Duration) {
+	e.t.must(e.SetLinger(seconds))
+	awaitForks()
+	before := time.Now()
+	e.TCPConn.Close()
+	return time.Since(before)
+}
+
+// becomesOrphan closes with SO_LINGER, and checks that close(2) waits for so long.
+func (e *endpoint) becomesOrphan(seconds int) {
+	if waited := e.lingers(seconds); waited < time.Duration(seconds)*time.Second {
+		e.t.fail("close(2) waited for %v", waited)
+	}
+}
+
+func orphanAfterLinger(t *scenarioRun) {
+	c, p := t.pair()
+	c.class(vanishes)
+	if t.rng.IntN(2) == 0 {
+		c.write(1)
+	}
+	c.becomesOrphan(1 + t.rng.IntN(2))
+	c.disappears("orphan_timeout", "", "ETIMEDOUT", "fin_wait1")
+	p.abort("established")
+}
+
+func orphanLastAckAfterLinger(t *scenarioRun) {
+	c, p := t.pair()
+	p.hasClosed(c)
+	c.class(vanishes)
+	c.becomesOrphan(2)
+	c.disappears("orphan_timeout", "", "ETIMEDOUT", "last_ack")
+	p.abort("fin_wait2")
+}
+
+func orphanWindowAfterLinger(t *scenarioRun) {
+	c, p := t.pairNarrow()
+	c.windowCloses()
+	c.class(vanishes)
+	c.becomesOrphan(1)
+	c.disappears("orphan_timeout", "", "ETIMEDOUT", "fin_wait1")
+	p.abort("established")
+}
+
+// The kernel gives it up while close(2) waits, by the rules for a socket that is no orphan.
+func retransmitWhileLingering(t *scenarioRun) {
+	c, p := t.pair()
+	c.class(vanishes)
+	c.write(1)
+	if waited := c.lingers(60); waited > 50*time.Second {
+		t.fail("close(2) waited for %v", waited)
+	}
+	c.disappears("retransmit_timeout", "", "ETIMEDOUT", "fin_wait1")
+	p.abort("established")
 }
 
 // The peer answers every probe. The kernel gives up the orphan all the same, when the time
