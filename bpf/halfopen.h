@@ -117,6 +117,8 @@ enum conn_flag {
 	CONN_CONGESTED = 1 << 19, /* the device did not take the newest attempt (NET_XMIT_DROP), so
 				     the kernel tries again after half a second */
 	CONN_LINGERING = 1 << 20, /* close(2) waits (SO_LINGER), and makes an orphan then */
+	CONN_RTO_REVERTED = 1 << 21, /* an ICMP error answered the last retransmission, and took
+					back a doubling of the timeout (tcp_ld_RTO_revert) */
 };
 
 /*

@@ -91,6 +91,7 @@ __attribute__((noinline)) int solicited(__u64 sk, __u32 evidence, __u32 size, __
 		.extra = extra && !unsent,
 		.drop = outcome >> 16,
 		.congested = !!(outcome & CONGESTED),
+		.backoff = READ(PROBE, tp, inet_conn.icsk_backoff),
 	};
 	struct watch copy, *seen;
 	struct event *e;

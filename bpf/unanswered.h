@@ -243,6 +243,9 @@ static __always_inline void fill_unanswered(struct conn *c, const struct tcp_soc
 		if (seen->congested)
 			c->flags |= CONN_CONGESTED;
 	}
+	if (seen && seen->evidence == EVIDENCE_RETRANSMIT && c->retransmits &&
+	    READ(how, tp, inet_conn.icsk_backoff) < seen->backoff)
+		c->flags |= CONN_RTO_REVERTED;
 	c->retransmitted = seen ? seen->retransmitted : 0;
 
 	/*

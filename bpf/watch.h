@@ -32,7 +32,8 @@ struct watch {
 	__u8 during; /* of that death */
 	__u8 drop; /* enum drop, of the last solicitation or attempt */
 	__u8 congested; /* the device did not take the last attempt, see CONN_CONGESTED */
-	__u8 pad[2];
+	__u8 backoff; /* the kernel's icsk_backoff after the last solicitation */
+	__u8 pad;
 };
 
 /*

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/halfopen/halfopen/internal/lab"
 )
 
@@ -397,5 +399,72 @@ func TestForecastsHold(t *testing.T) {
 				t.Errorf("%s missed its forecast by %v s", d.Cause, *d.ForecastErrorSeconds)
 			}
 		}
+	})
+}
+
+// The errors of a neighbour that is gone come some time after each retransmission, and take back one
+// doubling of the timeout (over IPv4). Each forecast since the first of them holds the end.
+func TestForecastsHoldWhileErrorsComeLate(t *testing.T) {
+	families(t, func(t *testing.T, n *network) {
+		a := sharedAgent(t)
+		neigh := "net." + n.family + ".neigh.eth0."
+		sysctls(t, n.Client, map[string]string{
+			"net.ipv4.tcp_retries2": "5", neigh + "base_reachable_time_ms": "2000", neigh + "delay_first_probe_time": "1", neigh + "retrans_time_ms": "300",
+		})
+		n.serve(servedPort, echo)
+		conns := n.dial(servedPort, 1)
+		c := conns[0]
+		n.greet(conns)
+		if err := n.Server.Do(func() error {
+			eth0, err := netlink.LinkByName("eth0")
+			gone := n.subnet()
+			gone.IP = n.server(0).Addr().AsSlice()
+			return errors.Join(err, netlink.AddrDel(eth0, &netlink.Addr{IPNet: gone}))
+		}); err != nil {
+			t.Fatal(err)
+		}
+		n.write(c)
+		cookie, died := cookieOf(t, c), make(chan time.Time, 1)
+		go func() {
+			_, _ = c.Read(make([]byte, 1))
+			died <- time.Now()
+		}()
+
+		type look struct {
+			forecast
+			reverted bool
+		}
+		var looks []look
+		var dead time.Time
+		for reverted := false; dead.IsZero(); {
+			if info, err := lab.Info(c); err == nil && info.Backoff < info.Retransmits {
+				reverted = true
+			}
+			var now blockedForecast
+			if err := a.get("/api/v1/connections/"+cookie, &now); err == nil && now.GivesUp != nil {
+				looks = append(looks, look{*now.GivesUp, reverted})
+			}
+			select {
+			case dead = <-died:
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
+		since := 0
+		for _, f := range looks {
+			room := 50 * time.Millisecond // both CPUs may be busy
+			if f.reverted {
+				since++
+			} else {
+				room = 500 * time.Millisecond // the errors to come round the timers in another way
+			}
+			latest := f.At.Add(time.Duration((f.LatestInSeconds - f.InSeconds) * float64(time.Second)))
+			if f.At.After(dead.Add(room)) || latest.Before(dead.Add(-room)) {
+				t.Errorf("%.1f s before the end, at %v, it was forecast for %v to %v; after the first error: %t", f.InSeconds, dead, f.At, latest, f.reverted)
+			}
+		}
+		if t.Logf("%d looks, %d of them after the first error", len(looks), since); len(looks) == 0 || n.family == "ipv4" && since == 0 {
+			t.Error("too few")
+		}
+		checkDeaths(t, a, n, servedPort, 1, "retransmit_timeout", "", "EHOSTUNREACH")
 	})
 }

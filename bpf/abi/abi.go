@@ -256,7 +256,8 @@ type Watch struct {
 	During        uint8
 	Drop          uint8
 	Congested     uint8
-	Pad           [2]uint8
+	Backoff       uint8
+	Pad           uint8
 }
 
 // Unread is what the census remembers of a socket with data in its receive queue.
@@ -359,6 +360,7 @@ const (
 	ConnUnread             uint32 = 262144
 	ConnCongested          uint32 = 524288
 	ConnLingering          uint32 = 1048576
+	ConnRtoReverted        uint32 = 2097152
 )
 
 // Values of [Conn].Drop.

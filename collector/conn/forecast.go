@@ -36,26 +36,28 @@ func (f Forecast) miss(died time.Time) time.Duration {
 // each one is Lateness late. Latest is after At by at most the granularities of all
 // these buckets, plus 1 % of the time until At.
 //
-// While ICMP errors answer the retransmissions, it is not known whether that of the last one is
-// still to come: At assumes that it is, Latest that it is not, and may be later. Likewise, while
-// close(2) waits (SO_LINGER), it is not known exactly when it ceases to.
+// While ICMP errors answer the retransmissions, it is not known when that of the last one comes, if
+// it has not: the interval holds the end if it comes now, and if it does not. Likewise, while close(2)
+// waits (SO_LINGER), it is not known exactly when it ceases to.
 func (r *Rules) Forecast(c *abi.Conn, at time.Time) Forecast {
-	reverting := RTOReverting(c) && c.Backoff > 0
+	reverting := RTOReverting(c) && c.Backoff > 0 && c.Flags&abi.ConnRtoReverted == 0
 	orphanFirst, orphanLast := lingersUntil(c)
 	first, last, by := r.replay(c, reverting, orphanFirst)
 	if by == CauseUnknown || first < c.Jiffies { // no kernel has such a clock
 		return Forecast{}
 	}
-	if reverting {
-		_, unreverted, _ := r.replay(c, false, orphanFirst)
-		last = max(last, unreverted)
-	}
-	if orphanFirst != orphanLast { // tcp_retries2 may end it before, or sooner than an orphan
-		earlier, later, other := r.replay(c, false, orphanLast)
+	widen := func(reverted bool, orphanFrom uint64) {
+		earlier, later, other := r.replay(c, reverted, orphanFrom)
 		if other != CauseUnknown && earlier < first {
 			first, by = earlier, other
 		}
 		last = max(last, later)
+	}
+	if reverting { // without the error, the timer fires later, and may give up at once
+		widen(false, orphanFirst)
+	}
+	if orphanFirst != orphanLast { // tcp_retries2 may end it before, or sooner than an orphan
+		widen(false, orphanLast)
 	}
 	return r.Between(c, at, first, last, by)
 }

@@ -271,6 +271,23 @@ func TestForecastHoldsWhileErrorsAnswer(t *testing.T) {
 	if before.At.After(after.At.Add(300*time.Millisecond)) || before.Latest.Before(after.Latest) || before.By != after.By {
 		t.Errorf("before the error %+v, after it %+v", before, after)
 	}
+	// If a program saw the error, the timer only fires when it says.
+	known := reverted(1, 2*rto)
+	known.Flags |= abi.ConnRtoReverted
+	if f := testRules.Forecast(known, at); f.At.Before(at.Add(2*rto-2*time.Second)) || f.Latest.Sub(f.At) > rto/2 {
+		t.Errorf("after an error that a program saw: %+v", f)
+	}
+	// Without the error, the timer gives up when it fires; with it, the kernel sends once more.
+	last := func(flags uint32) Forecast {
+		return testRules.Forecast(conntest.InFlight(func(c *abi.Conn) {
+			c.Flags, c.Retries, c.Retransmits, c.Backoff = abi.ConnSoftError|flags, 5, 6, 4
+			c.Rto, c.Retransmitting = conntest.Ago(1300*time.Millisecond), conntest.Ago(11500*time.Millisecond)
+		}), at)
+	}
+	seen, unseen := last(abi.ConnRtoReverted), last(0)
+	if seen.At.Before(unseen.At) || !seen.At.Before(unseen.Latest) {
+		t.Errorf("the error came %+v, or is still to come %+v", seen, unseen)
+	}
 	if w := before.Latest.Sub(before.At); w > 2*rto+rto/2 {
 		t.Errorf("the forecast is %v wide", w)
 	}
