@@ -39,13 +39,17 @@ var scenarios = []scenario{
 	{"keepalive answered by ICMP", keepaliveRejected, false},
 	{"user timeout, keepalive", userTimeoutKeepalive, false},
 	{"user timeout, data in flight", userTimeoutRetransmit, false},
+	{"user timeout, data after a longer silence", userTimeoutAfterSilence, false},
+	{"user timeout, data in flight, keepalive", userTimeoutMasksKeepalive, false},
 	{"user timeout, data answered by ICMP", userTimeoutRejected, false},
 	{"user timeout, data in flight, in use", userTimeoutInUse, true},
 	{"user timeout, window closed", userTimeoutWindow, false},
 	{"user timeout, window closed, peer gone", userTimeoutWindowSilent, false},
+	{"user timeout, window closed, peer gone, keepalive", userTimeoutWindowKeepalive, false},
 	{"user timeout, connecting", userTimeoutConnecting, false},
 	{"user timeout, orphan", userTimeoutOrphan, false},
 	{"retransmit", retransmitFails, false},
+	{"retransmit, keepalive", retransmitMasksKeepalive, false},
 	{"retransmit in close_wait", retransmitFailsInCloseWait, false},
 	{"retransmit answered by ICMP", retransmitRejected, false},
 	{"retransmit, ICMP comes late", retransmitRevert, false},
@@ -66,6 +70,7 @@ var scenarios = []scenario{
 	{"retransmit while close waits", retransmitWhileLingering, false},
 	{"orphan, window closed", orphanWindow, false},
 	{"orphan, window closed, peer gone", orphanWindowSilent, false},
+	{"orphan, window closed, only the FIN is left, peer gone", orphanWindowFIN, false},
 	{"reset", reset, false},
 	{"reset in close_wait", resetInCloseWait, false},
 	{"reset in fin_wait1", resetInFinWait1, false},
@@ -424,6 +429,32 @@ func userTimeoutRetransmit(t *scenarioRun) {
 	p.abort("established")
 }
 
+// TCP_USER_TIMEOUT counts from the first retransmission: a silence that is longer ends nothing
+// without keepalive.
+func userTimeoutAfterSilence(t *scenarioRun) {
+	c, p := t.pair()
+	c.class(vanishes)
+	timeout := t.between(time.Second, 2*time.Second)
+	c.userTimeout(timeout)
+	t.until("the silence is longer", func() bool {
+		return time.Duration(c.info().Last_ack_recv)*time.Millisecond > timeout+time.Second/2
+	})
+	c.write(1)
+	c.dies("user_timeout", "retransmit", "ETIMEDOUT", "established")
+	p.abort("established")
+}
+
+// While data is in flight, keepalive counts nothing.
+func userTimeoutMasksKeepalive(t *scenarioRun) {
+	c, p := t.pair()
+	c.class(vanishes)
+	c.userTimeout(t.between(2500*time.Millisecond, 4*time.Second))
+	c.keepalive(1)
+	c.write(1 + t.rng.IntN(5000))
+	c.dies("user_timeout", "retransmit", "ETIMEDOUT", "established")
+	p.abort("established")
+}
+
 // refusal returns a random class of refused packets.
 func (t *scenarioRun) refusal() uint8 {
 	return netUnreachable + 4*uint8(t.rng.IntN(len(refusals)))
@@ -496,6 +527,27 @@ func userTimeoutWindowSilent(t *scenarioRun) {
 	c.class(vanishes)
 	c.userTimeout(t.between(500*time.Millisecond, 1000*time.Millisecond))
 	c.dies("user_timeout", "window_probe", "ETIMEDOUT", "established")
+	p.abort("established")
+}
+
+// While data waits for the window, keepalive counts nothing.
+func userTimeoutWindowKeepalive(t *scenarioRun) {
+	c, p := t.pairNarrow()
+	c.windowCloses()
+	c.class(vanishes)
+	c.userTimeout(t.between(2200*time.Millisecond, 2800*time.Millisecond))
+	c.keepalive(1)
+	c.dies("user_timeout", "window_probe", "ETIMEDOUT", "established")
+	p.abort("established")
+}
+
+// While data is in flight, keepalive ends nothing, though it would have sooner.
+func retransmitMasksKeepalive(t *scenarioRun) {
+	c, p := t.pair()
+	c.class(vanishes)
+	c.keepalive(1)
+	c.write(1)
+	c.dies("retransmit_timeout", "", "ETIMEDOUT", "established")
 	p.abort("established")
 }
 
@@ -849,6 +901,22 @@ func orphanWindow(t *scenarioRun) {
 func orphanWindowSilent(t *scenarioRun) {
 	c, p := t.pairNarrow()
 	c.windowCloses()
+	c.class(vanishes)
+	c.Close()
+	c.disappears("orphan_timeout", "", "ETIMEDOUT", "fin_wait1")
+	p.abort("established")
+}
+
+// All data is acknowledged, and the window has no room for the FIN: the kernel probes with it.
+func orphanWindowFIN(t *scenarioRun) {
+	c, p := t.pairNarrow()
+	t.until("the window is full", func() bool {
+		info := c.info()
+		if info.Unacked == 0 && info.Snd_wnd > 0 {
+			c.write(int(info.Snd_wnd))
+		}
+		return info.Unacked == 0 && info.Notsent_bytes == 0 && info.Snd_wnd == 0
+	})
 	c.class(vanishes)
 	c.Close()
 	c.disappears("orphan_timeout", "", "ETIMEDOUT", "fin_wait1")
