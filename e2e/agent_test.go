@@ -85,6 +85,7 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		status := m.Run()
+		stopChromium()
 		if a := shared.agent; a != nil {
 			if code := a.stop(); code != 0 {
 				fmt.Fprintf(os.Stderr, "the agent's exit status is %d: %s\n", code, a.log)

@@ -51,27 +51,63 @@ type browser struct {
 // browsers are places for browsers: each takes much of the machine.
 var browsers = make(chan struct{}, 2)
 
-// startBrowser starts Debian's chromium for as long as the test runs.
-func startBrowser(t testing.TB, width, height int64, flags ...chromedp.ExecAllocatorOption) *browser {
+// chromium is Debian's, for all tests: to start it takes much longer than to open a page.
+var chromium struct {
+	once sync.Once
+	ctx  context.Context
+	err  error
+	stop func()
+}
+
+// startChromium starts it. It runs until stopChromium.
+func startChromium() {
+	dir, err := os.MkdirTemp("", "halfopen-chromium-")
+	if err != nil {
+		chromium.err = err
+		return
+	}
+	opts := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath("chromium"),
+		chromedp.NoSandbox, // it does not work for root; the pages are our own
+		chromedp.Flag("disable-dev-shm-usage", true), chromedp.UserDataDir(dir),
+		chromedp.Flag("host-resolver-rules", "MAP *.example 127.0.0.1")) // the sites of TestPageIsClosedToOtherSites
+	allocator, end := chromedp.NewExecAllocator(context.Background(), opts...)
+	ctx, cancel := chromedp.NewContext(allocator)
+	chromium.ctx = ctx
+	chromium.stop = func() {
+		cancel()
+		end()
+		os.RemoveAll(dir)
+	}
+	_, chromium.err = chromedp.Call(ctx, web.Enable, web.EnableParams{}) // which starts it
+}
+
+func stopChromium() {
+	if chromium.stop != nil {
+		chromium.stop()
+	}
+}
+
+// startBrowser opens a window with a profile of its own for as long as the test runs.
+func startBrowser(t testing.TB, width, height int64) *browser {
 	t.Helper()
 	browsers <- struct{}{}
 	t.Cleanup(func() { <-browsers })
-	opts := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath("chromium"),
-		chromedp.NoSandbox, // it does not work for root; the page is our own
-		chromedp.Flag("disable-dev-shm-usage", true),
-		chromedp.UserDataDir(t.TempDir()), chromedp.WindowSize(int(width), int(height)))
-	ctx, cancel := chromedp.NewExecAllocator(context.Background(), append(opts, flags...)...)
+	chromium.once.Do(startChromium)
+	if chromium.err != nil {
+		t.Fatal(chromium.err)
+	}
+	ctx, cancel := chromedp.NewContext(chromium.ctx, chromedp.WithNewBrowserContext())
 	t.Cleanup(cancel)
-	ctx, cancel = chromedp.NewContext(ctx)
-	t.Cleanup(cancel)
-	if _, err := chromedp.Call(ctx, web.Enable, web.EnableParams{}); err != nil { // which starts it
+	if _, err := chromedp.Call(ctx, web.Enable, web.EnableParams{}); err != nil { // which opens it
 		t.Fatal(err)
 	}
-	return &browser{t: t, ctx: ctx}
+	b := &browser{t: t, ctx: ctx}
+	b.do(chromedp.EmulateViewport(width, height))
+	return b
 }
 
 // browse starts a browser for the live page, in which nothing may go wrong.
-func browse(t testing.TB, width, height int64, scale float64) *browser {
+func browse(t testing.TB, width, height int64) *browser {
 	t.Helper()
 	b := startBrowser(t, width, height)
 	ctx := b.ctx
@@ -81,9 +117,6 @@ func browse(t testing.TB, width, height int64, scale float64) *browser {
 	for _, enable := range []func() error{
 		func() error { _, err := chromedp.Call(ctx, console.Enable, cdp.Empty{}); return err },
 		func() error { _, err := chromedp.Call(ctx, runtime.Enable, cdp.Empty{}); return err },
-		func() error {
-			return chromedp.Do(ctx, chromedp.EmulateViewport(width, height, chromedp.EmulateScale(scale)))
-		},
 	} {
 		if err := enable(); err != nil {
 			t.Fatal(err)
@@ -219,7 +252,7 @@ const (
 func TestPageShowsAZombieComeAndGo(t *testing.T) { // not parallel: it looks at the clock
 	n := newNetwork(t, "ipv4")
 	a := startAgent(t)
-	b := browse(t, 1440, 900, 1)
+	b := browse(t, 1440, 900)
 	n.serve(droppedPort, echo)
 	client := newController(t).start(hostile, n.Client.Path())
 	cookie := client.must(command{Do: "connect", Addr: n.server(droppedPort), Options: keepaliveEach(2, 1, 30)}).Cookie
@@ -283,7 +316,7 @@ func TestPageFiltersAreInItsAddress(t *testing.T) {
 	n.cut(droppedPort)
 	eventually(t, "all zombies", func() error { return all(a.connections(n, droppedPort, ""), many, "zombie") })
 
-	b := browse(t, 1440, 900, 1)
+	b := browse(t, 1440, 900)
 	b.open(a, "")
 	verdicts := `[...new Set([...document.querySelectorAll('#table tr[data-cookie]')].map((r) => r.dataset.verdict))].join()`
 	search := "location.search"
@@ -329,7 +362,7 @@ func TestPageTakesAnyAddress(t *testing.T) {
 	a := startAgent(t)
 	n.serve(anyAddressPort, echo)
 	n.dial(anyAddressPort, many)
-	b := browse(t, 1440, 900, 1)
+	b := browse(t, 1440, 900)
 	for _, query := range []string{
 		"?sort=constructor", "?sort=-", "?sort=--silent", "?verdict=constructor", "?risk=toString", "?cause=nothing", "?cause=constructor", "?conn=%3Cb%3E", "?verdict=%00&q=%20&nothing=1",
 	} {
@@ -343,7 +376,7 @@ func TestPageTakesAnyAddress(t *testing.T) {
 func TestPageIsLeft(t *testing.T) {
 	t.Parallel()
 	a := startAgent(t)
-	b := browse(t, 1440, 900, 1)
+	b := browse(t, 1440, 900)
 	const often = 10
 	for i := range often {
 		b.open(a, fmt.Sprintf("?q=%d", i))
@@ -387,7 +420,7 @@ func TestPageHasAPassword(t *testing.T) {
 		}
 		return nil
 	})
-	b := browse(t, 1440, 900, 1)
+	b := browse(t, 1440, 900)
 	b.open(a, "?conn="+a.connections(n, passwordPort, "")[0].Cookie)
 	b.is("there is a story", `document.querySelector('#story .settings')`)
 	b.is("there are deaths", `document.getElementById('feed').textContent.includes('refused')`)
@@ -405,7 +438,7 @@ func TestPageTellsTheStoryOfAConnection(t *testing.T) {
 	eventually(t, "a zombie", func() error { return all(a.connections(n, droppedPort, ""), 1, "zombie") })
 	cookie := a.connections(n, droppedPort, "")[0].Cookie
 
-	b := browse(t, 1440, 900, 1)
+	b := browse(t, 1440, 900)
 	b.open(a, "?conn="+cookie)
 	text := `document.getElementById('story').textContent`
 	b.is("it is a zombie", `document.querySelector('#story .badge')?.textContent === 'zombie'`)
@@ -464,7 +497,7 @@ func TestPageSaysWhenTheStreamIsLost(t *testing.T) {
 	a := startAgent(t)
 	n.serve(streamPort, echo)
 	n.dial(streamPort, many)
-	b := browse(t, 1440, 900, 1)
+	b := browse(t, 1440, 900)
 	b.open(a, fmt.Sprintf("?q=:%d", streamPort))
 	rows := `document.querySelectorAll('#table tr[data-cookie]').length`
 	b.is("there are rows", rows+" > 0")
@@ -498,7 +531,7 @@ func TestPageShowsTenThousand(t *testing.T) {
 	each := scaled(4500) // two ends each, with some room for what else this machine has
 	clients.must(command{Do: "connect many", Addr: n.server(tenThousandPort), Paths: []string{n.Client.Path(), n.Server.Path()}, Count: each})
 	a := startAgent(t)
-	b := browse(t, 1440, 900, 1)
+	b := browse(t, 1440, 900)
 	b.open(a, fmt.Sprintf("?q=:%d", tenThousandPort))
 	b.is("all are there", fmt.Sprintf(`document.getElementById('table').ariaRowCount === '%d' || document.getElementById('table').getAttribute('aria-rowcount') === '%d'`, 2*each+1, 2*each+1))
 	b.do(chromedp.Evaluate[chromedp.Void](`
@@ -549,7 +582,7 @@ func TestPageIsAccessible(t *testing.T) {
 		})
 	}
 	cookie := a.connections(n, 6379, "")[0].Cookie
-	b := browse(t, 1440, 900, 1)
+	b := browse(t, 1440, 900)
 	for _, view := range []struct {
 		name, theme, query string
 		width, height      int64

@@ -34,7 +34,7 @@ func TestPageIsClosedToOtherSites(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := startBrowser(t, 1440, 900, chromedp.Flag("host-resolver-rules", "MAP *.example 127.0.0.1"))
+	b := startBrowser(t, 1440, 900)
 
 	rebound := "http://evil.example:" + u.Port()
 	b.do(chromedp.Navigate(rebound + "/"))
