@@ -163,7 +163,9 @@ func (c *closing) checkEnd(t *testing.T, a *agent, n *network, f forecast) {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
-	const busy = 50 * time.Millisecond // both CPUs may be
+	// Each retransmission that a busy machine sends late puts off all that follow. One more or one
+	// less of them makes a difference of a second.
+	const busy = 500 * time.Millisecond
 	latest := f.At.Add(time.Duration((f.LatestInSeconds - f.InSeconds) * float64(time.Second)))
 	if gone := time.Now(); f.At.After(gone.Add(busy)) || latest.Before(alive.Add(-busy)) {
 		t.Errorf("ss saw it until %v, and not at %v: the forecast was %v to %v", alive, gone, f.At, latest)
@@ -175,7 +177,9 @@ func (c *closing) checkEnd(t *testing.T, a *agent, n *network, f forecast) {
 	if d.State != c.state {
 		t.Errorf("it died in %s", d.State)
 	}
-	if d.ForecastErrorSeconds == nil || math.Abs(*d.ForecastErrorSeconds) > busy.Seconds() {
-		t.Errorf("it missed the forecast by %v", d.ForecastErrorSeconds)
+	if missed := d.ForecastErrorSeconds; missed == nil {
+		t.Error("its death has no forecast")
+	} else if math.Abs(*missed) > busy.Seconds() {
+		t.Errorf("it missed the forecast by %.3f s", *missed)
 	}
 }
