@@ -212,11 +212,15 @@ func loadMaps(spec *ebpf.CollectionSpec, opts ebpf.CollectionOptions) (*ebpf.Col
 	return ebpf.NewCollectionWithOptions(&part, opts)
 }
 
-// loadPrograms loads the programs of an object on all CPUs at once, since it takes the kernel
+// loaders is the most CPUs that load programs at once. The largest program takes about a quarter
+// of the time, and each loader needs descriptors of all maps.
+const loaders = 4
+
+// loadPrograms loads the programs of an object on several CPUs at once, since it takes the kernel
 // long to verify them, and adds them to objs, which has the maps.
 func loadPrograms(spec *ebpf.CollectionSpec, opts ebpf.CollectionOptions, objs *ebpf.Collection) error {
 	opts.MapReplacements = objs.Maps
-	parts := divide(spec.Programs, runtime.GOMAXPROCS(0))
+	parts := divide(spec.Programs, min(runtime.GOMAXPROCS(0), loaders))
 	loaded := make([]*ebpf.Collection, len(parts))
 	var g errgroup.Group
 	for i := range parts {
