@@ -255,7 +255,7 @@ func TestPageShowsAZombieComeAndGo(t *testing.T) { // not parallel: it looks at 
 	b := browse(t, 1440, 900)
 	n.serve(droppedPort, echo)
 	client := newController(t).start(hostile, n.Client.Path())
-	cookie := client.must(command{Do: "connect", Addr: n.server(droppedPort), Options: keepaliveEach(2, 1, 30)}).Cookie
+	cookie := client.must(command{Do: "connect", Addr: n.server(droppedPort), Options: keepaliveEach(2, 1, 15)}).Cookie
 	b.open(a, "?verdict=zombie&verdict=suspect&cause=refused")
 	n.cut(droppedPort)
 

@@ -300,6 +300,17 @@ func (m *terminal) restored(before, command, state string) {
 	}
 }
 
+// ended waits until a process has ended.
+func (m *terminal) ended(pid int) {
+	m.t.Helper()
+	eventually(m.t, "the process ends", func() error {
+		if err := syscall.Kill(pid, 0); !errors.Is(err, syscall.ESRCH) {
+			return fmt.Errorf("process %d is still there: %v", pid, err)
+		}
+		return nil
+	})
+}
+
 // restoredAnd is restored, but that it was said why.
 func (m *terminal) restoredAnd(before, command, state string, says []string) {
 	m.t.Helper()
@@ -336,7 +347,7 @@ func TestTopLeavesTheTerminalAsItWas(t *testing.T) {
 		"by itself, terminated":          {"--url=none --port " + strconv.Itoa(droppedPort), syscall.SIGTERM, false, nil},
 		"terminated, where it draws":     {"--url " + a.url, syscall.SIGTERM, true, nil},
 		"killed":                         {"--url " + a.url, syscall.SIGKILL, true, []string{"halfopen: top was ended: signal: killed"}},
-		"killed, where it does not draw": {"--url " + a.url, syscall.SIGKILL, false, []string{"Killed"}},
+		"killed, where it does not draw": {"--url " + a.url, syscall.SIGKILL, false, []string{}},
 		"crashed":                        {"--url " + a.url, syscall.SIGABRT, true, []string{"SIGABRT: abort", "goroutine ", "halfopen: top was ended: exit status 2; please report this and the text above"}},
 		"by itself, crashed":             {"--url=none --port " + strconv.Itoa(droppedPort), syscall.SIGSEGV, true, []string{"SIGSEGV", "please report this and the text above"}},
 		"terminated, and shows no color": {"--url " + a.url, syscall.SIGTERM, false, nil},
@@ -367,19 +378,19 @@ func TestTopLeavesTheTerminalAsItWas(t *testing.T) {
 			if err := syscall.Kill(pid, test.signal); err != nil {
 				t.Fatal(err)
 			}
+			if pid != inner && test.signal == syscall.SIGKILL {
+				// The shell may write its prompt before the other process shows the
+				// shell's screen again, and so to a screen that is gone.
+				m.ended(inner)
+				m.presses("Enter")
+			}
 			if test.says == nil {
 				m.restored(before, command, state)
 			} else {
 				m.restoredAnd(before, command, state, test.says)
 			}
-			for _, p := range []int{pid, inner} {
-				eventually(t, "its processes end", func() error {
-					if err := syscall.Kill(p, 0); !errors.Is(err, syscall.ESRCH) {
-						return fmt.Errorf("process %d is still there: %v", p, err)
-					}
-					return nil
-				})
-			}
+			m.ended(pid)
+			m.ended(inner)
 		})
 	}
 }
