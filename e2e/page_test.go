@@ -208,7 +208,7 @@ func (b *browser) is(what, js string) {
 func (b *browser) when(what, js string) time.Time {
 	b.t.Helper()
 	ms := eval[float64](b, fmt.Sprintf(`new Promise((done) => {
-		const look = () => ((%s) ? done(Date.now()) : Date.now() < %d ? setTimeout(look, 20) : done(0));
+		const look = () => ((%s) ? done(Date.now()) : Date.now() < %d ? setTimeout(look, 100) : done(0));
 		look();
 	})`, js, time.Now().Add(generous).UnixMilli()))
 	if ms == 0 {

@@ -406,7 +406,7 @@ func TestPrivileges(t *testing.T) {
 			s := newOlderSockets(t)
 			r.examine(t)
 			addr := freeAddr(t)
-			cmd := r.command("agent", "--web.listen-address="+addr, "--web.socket=none", "--census-interval=500ms", "--census-cpu=100%")
+			cmd := r.command("agent", "--web.listen-address="+addr, "--web.socket=none", "--census-interval=100ms", "--census-cpu=100%")
 			a := launch(t, addr, cmd, cmd.Start)
 			t.Cleanup(func() {
 				if a.stop(); a.late {
