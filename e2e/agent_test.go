@@ -339,8 +339,13 @@ func (a *agent) stop() int {
 	case <-a.done:
 	case <-time.After(generous):
 		a.late = true
-		_ = a.cmd.Process.Kill()
-		<-a.done
+		_ = a.cmd.Process.Signal(syscall.SIGQUIT) // it logs what each goroutine does
+		select {
+		case <-a.done:
+		case <-time.After(10 * time.Second):
+			_ = a.cmd.Process.Kill()
+			<-a.done
+		}
 	}
 	return a.cmd.ProcessState.ExitCode()
 }

@@ -48,8 +48,19 @@ type browser struct {
 	mayBreak bool     // the agent is stopped: requests fail
 }
 
-// browsers are places for browsers: each takes much of the machine.
-var browsers = make(chan struct{}, 2)
+// browsers has room for so many browsers: each takes much of the machine.
+var browsers = make(chan struct{}, 4)
+
+// A browserRoom is room for the browser of a test, which waits for it before it begins
+// anything that does not wait.
+type browserRoom struct{ t testing.TB }
+
+func newRoom(t testing.TB) browserRoom {
+	t.Helper()
+	browsers <- struct{}{}
+	t.Cleanup(func() { <-browsers })
+	return browserRoom{t}
+}
 
 // chromium is Debian's, for all tests: to start it takes much longer than to open a page.
 var chromium struct {
@@ -87,11 +98,10 @@ func stopChromium() {
 	}
 }
 
-// startBrowser opens a window with a profile of its own for as long as the test runs.
-func startBrowser(t testing.TB, width, height int64) *browser {
+// start opens a window with a profile of its own for as long as the test runs.
+func (r browserRoom) start(width, height int64) *browser {
+	t := r.t
 	t.Helper()
-	browsers <- struct{}{}
-	t.Cleanup(func() { <-browsers })
 	chromium.once.Do(startChromium)
 	if chromium.err != nil {
 		t.Fatal(chromium.err)
@@ -107,9 +117,10 @@ func startBrowser(t testing.TB, width, height int64) *browser {
 }
 
 // browse starts a browser for the live page, in which nothing may go wrong.
-func browse(t testing.TB, width, height int64) *browser {
+func (r browserRoom) browse(width, height int64) *browser {
+	t := r.t
 	t.Helper()
-	b := startBrowser(t, width, height)
+	b := r.start(width, height)
 	ctx := b.ctx
 	if err := chromedp.Listen(ctx, b.listen); err != nil {
 		t.Fatal(err)
@@ -250,9 +261,10 @@ const (
 )
 
 func TestPageShowsAZombieComeAndGo(t *testing.T) { // not parallel: it looks at the clock
+	room := newRoom(t)
 	n := newNetwork(t, "ipv4")
 	a := startAgent(t)
-	b := browse(t, 1440, 900)
+	b := room.browse(1440, 900)
 	n.serve(droppedPort, echo)
 	client := newController(t).start(hostile, n.Client.Path())
 	cookie := client.must(command{Do: "connect", Addr: n.server(droppedPort), Options: keepaliveEach(2, 1, 15)}).Cookie
@@ -301,6 +313,7 @@ func TestPageShowsAZombieComeAndGo(t *testing.T) { // not parallel: it looks at 
 
 func TestPageFiltersAreInItsAddress(t *testing.T) {
 	t.Parallel()
+	room := newRoom(t)
 	n := newNetwork(t, "ipv4")
 	a := startAgent(t, "--idle-after=2s")
 	n.serve(droppedPort, echo)
@@ -316,7 +329,7 @@ func TestPageFiltersAreInItsAddress(t *testing.T) {
 	n.cut(droppedPort)
 	eventually(t, "all zombies", func() error { return all(a.connections(n, droppedPort, ""), many, "zombie") })
 
-	b := browse(t, 1440, 900)
+	b := room.browse(1440, 900)
 	b.open(a, "")
 	verdicts := `[...new Set([...document.querySelectorAll('#table tr[data-cookie]')].map((r) => r.dataset.verdict))].join()`
 	search := "location.search"
@@ -358,11 +371,12 @@ func TestPageFiltersAreInItsAddress(t *testing.T) {
 // An address that means nothing does no harm.
 func TestPageTakesAnyAddress(t *testing.T) {
 	t.Parallel()
+	room := newRoom(t)
 	n := newNetwork(t, "ipv4")
 	a := startAgent(t)
 	n.serve(anyAddressPort, echo)
 	n.dial(anyAddressPort, many)
-	b := browse(t, 1440, 900)
+	b := room.browse(1440, 900)
 	for _, query := range []string{
 		"?sort=constructor", "?sort=-", "?sort=--silent", "?verdict=constructor", "?risk=toString", "?cause=nothing", "?cause=constructor", "?conn=%3Cb%3E", "?verdict=%00&q=%20&nothing=1",
 	} {
@@ -375,8 +389,9 @@ func TestPageTakesAnyAddress(t *testing.T) {
 // has few: the next could not be loaded.
 func TestPageIsLeft(t *testing.T) {
 	t.Parallel()
+	room := newRoom(t)
 	a := startAgent(t)
-	b := browse(t, 1440, 900)
+	b := room.browse(1440, 900)
 	const often = 10
 	for i := range often {
 		b.open(a, fmt.Sprintf("?q=%d", i))
@@ -398,6 +413,7 @@ func TestPageIsLeft(t *testing.T) {
 // A password in the address must not keep the page from asking the agent.
 func TestPageHasAPassword(t *testing.T) {
 	t.Parallel()
+	room := newRoom(t)
 	n := newNetwork(t, "ipv6")
 	config := filepath.Join(t.TempDir(), "web.yml")
 	// It is "secret", at bcrypt's lowest cost.
@@ -420,7 +436,7 @@ func TestPageHasAPassword(t *testing.T) {
 		}
 		return nil
 	})
-	b := browse(t, 1440, 900)
+	b := room.browse(1440, 900)
 	b.open(a, "?conn="+a.connections(n, passwordPort, "")[0].Cookie)
 	b.is("there is a story", `document.querySelector('#story .settings')`)
 	b.is("there are deaths", `document.getElementById('feed').textContent.includes('refused')`)
@@ -428,6 +444,7 @@ func TestPageHasAPassword(t *testing.T) {
 
 func TestPageTellsTheStoryOfAConnection(t *testing.T) {
 	t.Parallel()
+	room := newRoom(t)
 	n := newNetwork(t, "ipv4")
 	a := startAgent(t)
 	n.serve(droppedPort, echo)
@@ -438,7 +455,7 @@ func TestPageTellsTheStoryOfAConnection(t *testing.T) {
 	eventually(t, "a zombie", func() error { return all(a.connections(n, droppedPort, ""), 1, "zombie") })
 	cookie := a.connections(n, droppedPort, "")[0].Cookie
 
-	b := browse(t, 1440, 900)
+	b := room.browse(1440, 900)
 	b.open(a, "?conn="+cookie)
 	text := `document.getElementById('story').textContent`
 	b.is("it is a zombie", `document.querySelector('#story .badge')?.textContent === 'zombie'`)
@@ -493,11 +510,12 @@ func TestPageTellsTheStoryOfAConnection(t *testing.T) {
 
 func TestPageSaysWhenTheStreamIsLost(t *testing.T) {
 	t.Parallel()
+	room := newRoom(t)
 	n := newNetwork(t, "ipv4")
 	a := startAgent(t)
 	n.serve(streamPort, echo)
 	n.dial(streamPort, many)
-	b := browse(t, 1440, 900)
+	b := room.browse(1440, 900)
 	b.open(a, fmt.Sprintf("?q=:%d", streamPort))
 	rows := `document.querySelectorAll('#table tr[data-cookie]').length`
 	b.is("there are rows", rows+" > 0")
@@ -526,12 +544,13 @@ func TestPageSaysWhenTheStreamIsLost(t *testing.T) {
 // can be got to.
 func TestPageShowsTenThousand(t *testing.T) {
 	t.Parallel()
+	room := newRoom(t)
 	n := newNetwork(t, "ipv4")
 	clients := newController(t).start("bulk", "")
 	each := scaled(4500) // two ends each, with some room for what else this machine has
 	clients.must(command{Do: "connect many", Addr: n.server(tenThousandPort), Paths: []string{n.Client.Path(), n.Server.Path()}, Count: each})
 	a := startAgent(t)
-	b := browse(t, 1440, 900)
+	b := room.browse(1440, 900)
 	b.open(a, fmt.Sprintf("?q=:%d", tenThousandPort))
 	b.is("all are there", fmt.Sprintf(`document.getElementById('table').ariaRowCount === '%d' || document.getElementById('table').getAttribute('aria-rowcount') === '%d'`, 2*each+1, 2*each+1))
 	b.do(chromedp.Evaluate[chromedp.Void](`
@@ -562,6 +581,7 @@ func restartAgent(t testing.TB, old *agent) {
 
 // With $HALFOPEN_SCREENSHOTS this also takes the pictures of the README, into that folder.
 func TestPageIsAccessible(t *testing.T) {
+	room := newRoom(t)
 	pictures := os.Getenv("HALFOPEN_SCREENSHOTS")
 	if pictures == "" {
 		t.Parallel() // else what other tests do would be on them
@@ -582,7 +602,7 @@ func TestPageIsAccessible(t *testing.T) {
 		})
 	}
 	cookie := a.connections(n, 6379, "")[0].Cookie
-	b := browse(t, 1440, 900)
+	b := room.browse(1440, 900)
 	for _, view := range []struct {
 		name, theme, query string
 		width, height      int64

@@ -102,29 +102,26 @@ type retransmitting struct {
 	situation
 	networks []*network
 	agent    *agent
-	tracer   *referenceTracer
+	tracers  retransmissionTracers
 	before   retransmissions // the agent's
-	hidden   int             // by the tracer
+	hidden   int             // by the tracers
 	skipped  float64
-	// Those of others are counted as well; of their SYN-ACKs no more is known
-	// than what the host's own network namespace counts.
-	others func() int
-	host   map[string]int
+	others   func() int // those of others are counted as well
 }
 
 // prepare makes the networks and reads the counters.
-func (s situation) prepare(t *testing.T, a *agent, w *referenceTracer) *retransmitting {
+func (s situation) prepare(t *testing.T, a *agent, w retransmissionTracers) *retransmitting {
 	t.Helper()
 	a.waitForLeftovers()
-	r := &retransmitting{situation: s, agent: a, tracer: w, skipped: a.settled(t, time.Second).skipped()}
+	r := &retransmitting{situation: s, agent: a, tracers: w, skipped: a.settled(t, time.Second).skipped()}
 	for _, family := range []string{"ipv4", "ipv6"} {
 		n := newNetwork(t, family)
 		oneSegmentABuffer(t, n)
 		r.networks = append(r.networks, n)
 	}
-	r.others, r.host = w.countOthers(t), netstat(t, nil)
+	r.others = w.countOthers(t)
 	r.before = a.retransmissions()
-	r.hidden, _ = w.hiddenRetransmissions(t)
+	r.hidden = w.hidden(t)
 	return r
 }
 
@@ -171,9 +168,8 @@ func (r *retransmitting) compare(t *testing.T) error {
 		return err
 	}
 	got := r.agent.retransmissions().since(r.before)
-	hidden, _ := r.tracer.hiddenRetransmissions(t)
-	expected.forgive(got, untried, hidden-r.hidden)
-	foreign := r.others() + grown(t, nil, r.host)["TcpExtTCPSynRetrans"]
+	expected.forgive(got, untried, r.tracers.hidden(t)-r.hidden)
+	foreign := r.others()
 	surplus := 0
 	for kind, n := range expected {
 		surplus += got[kind] - n
@@ -215,7 +211,10 @@ var situations = []situation{
 // namespaces. Not parallel: the agent's counters are of the whole node.
 func TestRetransmissionsAreCountedExactlyByType(t *testing.T) {
 	a := startAgent(t)
-	w := startTracer(t, tcpRetransmissions, labAddress)
+	var w retransmissionTracers
+	for i, p := range []tracepoint{tcpRetransmissions, tcpSynackRetransmissions} {
+		w[i] = startTracer(t, p, labAddress)
+	}
 	for _, s := range situations {
 		t.Run(s.name, func(t *testing.T) {
 			r := s.prepare(t, a.of(t), w)
@@ -227,6 +226,26 @@ func TestRetransmissionsAreCountedExactlyByType(t *testing.T) {
 			eventually(t, "the counters agree", func() error { return r.compare(t) })
 		})
 	}
+}
+
+// retransmissionTracers trace what is retransmitted: SYN-ACKs have a tracepoint of their own.
+type retransmissionTracers [2]*referenceTracer
+
+// hidden is how many of those that were sent so far no program saw.
+func (w retransmissionTracers) hidden(t *testing.T) (n int) {
+	t.Helper()
+	for _, tracer := range w {
+		sent, _ := tracer.hiddenRetransmissions(t)
+		n += sent
+	}
+	return n
+}
+
+// countOthers returns a function that counts those of others since now.
+func (w retransmissionTracers) countOthers(t *testing.T) func() int {
+	t.Helper()
+	others := [len(w)]func() int{w[0].countOthers(t), w[1].countOthers(t)}
+	return func() int { return others[0]() + others[1]() }
 }
 
 // hiddenRetransmissions is how many so far no program saw: of those that were sent, and of

@@ -34,7 +34,7 @@ func TestPageIsClosedToOtherSites(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := startBrowser(t, 1440, 900)
+	b := newRoom(t).start(1440, 900)
 
 	rebound := "http://evil.example:" + u.Port()
 	b.do(chromedp.Navigate(rebound + "/"))

@@ -71,8 +71,9 @@ type tracepoint struct {
 const tcpClose = 7 // include/net/tcp_states.h
 
 var (
-	tcpDeaths          = tracepoint{"sock", "inet_sock_set_state", fmt.Sprintf("newstate == %d && protocol == %d", tcpClose, unix.IPPROTO_TCP)}
-	tcpRetransmissions = tracepoint{group: "tcp", event: "tcp_retransmit_skb"}
+	tcpDeaths                = tracepoint{"sock", "inet_sock_set_state", fmt.Sprintf("newstate == %d && protocol == %d", tcpClose, unix.IPPROTO_TCP)}
+	tcpRetransmissions       = tracepoint{group: "tcp", event: "tcp_retransmit_skb"}
+	tcpSynackRetransmissions = tracepoint{group: "tcp", event: "tcp_retransmit_synack"}
 )
 
 const tracefs = "/sys/kernel/tracing"
