@@ -71,21 +71,26 @@ static __always_inline bool primary_skipped(__u32 hook, __u64 of)
 	return true;
 }
 
-/* The two programs of a tracepoint. `of` is a value that identifies an event. */
-#define TP_WITH_FALLBACK(tracepoint, hook, of, work, args...) \
-	SEC("tp_btf/" #tracepoint)                            \
-	int BPF_PROG(tracepoint, args)                        \
-	{                                                     \
-		mark_primary(hook, (__u64)(of));              \
-		work;                                         \
-		return 0;                                     \
-	}                                                     \
-	SEC("tp_btf/" #tracepoint)                            \
-	int BPF_PROG(tracepoint##_2, args)                    \
-	{                                                     \
-		if (primary_skipped(hook, (__u64)(of)))       \
-			work;                                 \
-		return 0;                                     \
+/*
+ * The two programs of a tracepoint. matters: whether an event needs anything of us, which must not
+ * depend on what the primary does; `of` is a value that identifies an event.
+ */
+#define TP_WITH_FALLBACK(tracepoint, hook, matters, of, work, args...) \
+	SEC("tp_btf/" #tracepoint)                                     \
+	int BPF_PROG(tracepoint, args)                                 \
+	{                                                              \
+		if (!(matters))                                        \
+			return 0;                                      \
+		mark_primary(hook, (__u64)(of));                       \
+		work;                                                  \
+		return 0;                                              \
+	}                                                              \
+	SEC("tp_btf/" #tracepoint)                                     \
+	int BPF_PROG(tracepoint##_2, args)                             \
+	{                                                              \
+		if ((matters) && primary_skipped(hook, (__u64)(of)))   \
+			work;                                          \
+		return 0;                                              \
 	}
 
 /*

@@ -37,16 +37,21 @@ static __always_inline bool may_linger(const struct sock *sk, const enum access 
 }
 
 /*
- * Remembers when close(2) began. tcp_close_state() sets the state of every socket that it
- * closes, also if that stays the same; the peer's FIN changes FIN_WAIT1 to CLOSING.
+ * Returns whether a state change is the beginning of a close(2) that waits. tcp_close_state()
+ * sets the state of every socket that it closes, also if that stays the same; the peer's FIN
+ * changes FIN_WAIT1 to CLOSING.
  */
-static __always_inline void close_began(const struct sock *sk, int oldstate, int newstate)
+static __always_inline bool close_begins(const struct sock *sk, int oldstate, int newstate)
+{
+	return may_linger(sk, DIRECT) && (newstate != TCP_CLOSING || oldstate == newstate);
+}
+
+/* Remembers when close(2) began. */
+static __always_inline void close_began(const struct sock *sk)
 {
 	struct closing c = {};
 	__u64 key = (__u64)sk;
 
-	if (!may_linger(sk, DIRECT) || (newstate == TCP_CLOSING && oldstate != newstate))
-		return;
 	if (!sk->__sk_common.skc_cookie.counter) /* older than the agent */
 		give_cookie(sk);
 	c.cookie = sk->__sk_common.skc_cookie.counter;
