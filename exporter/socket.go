@@ -14,12 +14,13 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/halfopen/halfopen/internal/rundir"
 )
 
 // SocketPath is where the agent of a machine listens for the other commands. Root and
@@ -33,7 +34,6 @@ const (
 	socketMode = 0o660
 	// rootSocketMode is the mode of a socket without a group.
 	rootSocketMode = 0o600
-	socketDirMode  = 0o755
 	// socketTimeout is how long to wait for another agent that makes its socket, or
 	// that should answer on it.
 	socketTimeout = time.Second
@@ -49,7 +49,7 @@ var ErrSocketInUse = errors.New("another agent listens there")
 // calls remove or, if that is nil, [RemoveSocket]. Errors are one line.
 func ListenSocket(path string, remove func(device, inode uint64) error, logger *slog.Logger) (net.Listener, error) {
 	gid := socketGroupID()
-	dir, err := openSocketDir(filepath.Dir(path), gid)
+	dir, err := rundir.Open(filepath.Dir(path), gid)
 	if err != nil {
 		return nil, err
 	}
@@ -134,73 +134,6 @@ func socketGroupID() int {
 		return -1
 	}
 	return id
-}
-
-// openSocketDir opens a directory. If it is missing, it makes it, with that group. It
-// follows no symbolic link, and passes only through directories in which no other user
-// can have put the next one.
-func openSocketDir(path string, gid int) (*os.File, error) {
-	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
-	at, err := unix.Open("/", unix.O_PATH|flags, 0)
-	if err != nil {
-		return nil, fmt.Errorf("open /: %w", err)
-	}
-	names := strings.Split(strings.Trim(path, "/"), "/")
-	walked := ""
-	for i, name := range names {
-		last := i == len(names)-1
-		walked += "/" + name
-		mode, made := flags|unix.O_PATH, false
-		if last {
-			mode = flags
-			err := unix.Mkdirat(at, name, socketDirMode)
-			if made = err == nil; err != nil && !errors.Is(err, fs.ErrExist) {
-				unix.Close(at)
-				return nil, fmt.Errorf("make the directory %s: %w", walked, err)
-			}
-		}
-		next, err := unix.Openat(at, name, mode, 0)
-		unix.Close(at)
-		if err != nil {
-			return nil, directoryError(walked, err)
-		}
-		at = next
-		if made {
-			if err := unix.Fchmod(at, socketDirMode); err == nil && gid >= 0 {
-				_ = unix.Fchown(at, -1, gid) // the group of the directory is information only
-			}
-		}
-		var st unix.Stat_t
-		if err := unix.Fstat(at, &st); err != nil {
-			unix.Close(at)
-			return nil, directoryError(walked, err)
-		}
-		if why := untrusted(&st, !last); why != "" {
-			unix.Close(at)
-			return nil, fmt.Errorf("the directory %s %s: make it root's and writable by root alone", walked, why)
-		}
-	}
-	return os.NewFile(uintptr(at), path), nil
-}
-
-func directoryError(path string, err error) error {
-	if errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.ELOOP) {
-		return fmt.Errorf("%s is a symbolic link, or no directory: give the path without", path)
-	}
-	return fmt.Errorf("open the directory %s: %w", path, err)
-}
-
-// untrusted returns why another user could have made what is in a directory, "" if no
-// other user could. On the way a sticky directory is enough: no user can replace
-// another's entry there, and the next directory is checked as well.
-func untrusted(st *unix.Stat_t, onTheWay bool) string {
-	switch {
-	case st.Uid != 0 && st.Uid != uint32(os.Geteuid()):
-		return fmt.Sprintf("belongs to user %d", st.Uid)
-	case st.Mode&0o022 != 0 && (!onTheWay || st.Mode&unix.S_ISVTX == 0):
-		return "can be written to by others"
-	}
-	return ""
 }
 
 // lockSocketDir keeps two agents that start at once from removing each other's socket.
