@@ -54,7 +54,10 @@ func synchronized(c *abi.Conn) bool {
 }
 
 // Judge returns the verdict of a connection and the evidence for it.
-func (r *Rules) Judge(c *abi.Conn) (Verdict, Evidence) {
+func (r *Rules) Judge(c *abi.Conn) (Verdict, Evidence) { return r.judge(c, r.stuck(c)) }
+
+// judge is Judge for a connection that is stuck, unless it is worse, or is not.
+func (r *Rules) judge(c *abi.Conn, stuck bool) (Verdict, Evidence) {
 	due := r.due(c)
 	switch {
 	case synchronized(c) && due >= r.ZombieUnanswered && r.Age(c.Silent) >= r.ZombieSilence && !r.neverAccepted(c):
@@ -63,7 +66,7 @@ func (r *Rules) Judge(c *abi.Conn) (Verdict, Evidence) {
 		return Blocked, Evidence(c.Evidence)
 	case due == 0 && r.windowClosed(c):
 		return Stalled, EvidenceWindowProbe
-	case r.stuck(c):
+	case stuck:
 		return Stuck, Evidence(c.Evidence)
 	case due > 0, c.Attempts > 0 && c.Flags&abi.ConnTrouble != 0:
 		return Suspect, Evidence(c.Evidence)
@@ -206,6 +209,8 @@ func (r *Rules) solicited(c *abi.Conn) time.Duration {
 func (r *Rules) waited(c *abi.Conn, n int) time.Duration {
 	wait := r.Duration(c.Rto)
 	switch {
+	case Evidence(c.Evidence) == EvidenceKeepalive && c.Flags&abi.ConnKeepalive == 0:
+		return askedSpacing
 	case Evidence(c.Evidence) == EvidenceKeepalive:
 		return r.Duration(c.KeepaliveIntvl)
 	case c.PacketsOut == 0: // tcp_probe0_when()
@@ -213,6 +218,9 @@ func (r *Rules) waited(c *abi.Conn, n int) time.Duration {
 	}
 	return wait >> n
 }
+
+// askedSpacing is the time between two keepalive probes of `halfopen probe`.
+const askedSpacing = 3 * time.Second
 
 // leastRTO is TCP_RTO_MIN (include/net/tcp.h).
 const leastRTO = 200 * time.Millisecond

@@ -37,6 +37,9 @@ type tracked struct {
 	// gap is the longest time between two signs of life of the peer since the tracker
 	// follows the connection.
 	gap time.Duration
+	// refused is the jiffy in which the first keepalive probe was sent that the peer has not
+	// acknowledged, as far as records since then show; 0: it has acknowledged all.
+	refused uint64
 	// obstacle is what its path showed at the last look, which began at pathSearched; zero:
 	// nothing, or nobody has looked. asked is true if a look showed no obstacle while a
 	// solicitation was unanswered: then the silence is the peer's.
@@ -172,6 +175,7 @@ func (t *Tracker) observe(c *abi.Conn, at time.Time) {
 	}
 	tc.sent = tc.sent || c.Drop == abi.DropNone && c.Unanswered > 0
 	tc.dropped = tc.dropped || c.Drop >= abi.DropFilter
+	tc.refused = t.rules.refused(tc.refused, c)
 	tc.verdict, tc.evidence = t.judge(tc, c)
 	tc.conn, tc.at, tc.gone = *c, at, time.Time{}
 	t.move(oldKey, tc.countKey())
@@ -195,11 +199,27 @@ func (t *Tracker) observe(c *abi.Conn, at time.Time) {
 // that is stuck becomes a zombie only when its peer has been silent for twice as long as
 // between any two signs of life before: between them nothing has changed.
 func (t *Tracker) judge(tc *tracked, c *abi.Conn) (Verdict, Evidence) {
-	v, evidence := t.rules.Judge(c)
+	refused := t.rules.refused(tc.refused, c)
+	heard := c.Silent != abi.AgeNone && c.Jiffies-uint64(c.Silent) > refused
+	v, evidence := t.rules.judge(c, t.rules.stuck(c) && heard)
 	if v == Zombie && tc.verdict == Stuck && t.rules.Age(c.Silent) < 2*tc.gap {
 		v = Stuck
 	}
 	return tc.withObstacle(v, c), evidence
+}
+
+// refused returns tracked.refused, of which the old value is old, with the record c. The
+// settings in a record, from which UnacknowledgedFor works out when keepalive probes were sent, may
+// not be those with which they were: `halfopen probe` changes them while the kernel sends one.
+func (r *Rules) refused(old uint64, c *abi.Conn) uint64 {
+	if c.Unacknowledged == 0 || Evidence(c.Evidence) != EvidenceKeepalive {
+		return 0
+	}
+	since := r.UnacknowledgedFor(c)
+	if since < 0 {
+		return old
+	}
+	return max(old, c.Jiffies-min(uint64(since*time.Duration(r.HZ)/time.Second), c.Jiffies))
 }
 
 // changedVerdict records and reports that the verdict of a connection has changed.

@@ -537,3 +537,60 @@ func TestTrackerStuckBetweenHeartbeats(t *testing.T) {
 	r.expect("1m14s stuck to active")
 	r.counted(map[Verdict]int64{Active: 1})
 }
+
+// halfopen probe has the kernel send three probes, three seconds apart, on a connection without
+// keepalive. While it sends one, the settings are others, as the record of the event shows.
+func TestTrackerOfAConnectionThatWasAsked(t *testing.T) {
+	// asked returns the record of the connection after that many probes, the last of them that long
+	// ago, whose peer was last heard at heard.
+	asked := func(at, heard, last time.Duration, probes uint16) *abi.Conn {
+		c := conntest.Silent(abi.EvidenceKeepalive, probes, at-heard)
+		c.Jiffies = conntest.Jiffies + uint64(conntest.Ago(at))
+		c.Class, c.Flags = abi.ClassUnguarded, c.Flags&^abi.ConnKeepalive
+		c.Unacknowledged, c.ProbesOut = probes, uint8(probes)
+		c.Accepted, c.Solicited = c.Silent, conntest.Ago(last)
+		return c
+	}
+	sending := func(c *abi.Conn) *abi.Conn {
+		c.Flags |= abi.ConnKeepalive
+		c.KeepaliveTime, c.KeepaliveIntvl, c.KeepaliveProbes, c.Solicited = conntest.Ago(time.Second), conntest.Ago(32767*time.Second), 127, 0
+		return c
+	}
+	for name, test := range map[string]struct {
+		heard time.Duration // before the first probe, at 0
+		want  []string
+	}{
+		"it was silent for long": {-time.Hour, []string{
+			"2s unguarded to suspect", "3s 2 unanswered", "6s 3 unanswered", "6.1s suspect to zombie",
+		}},
+		"it was heard just before": {-2 * time.Second, []string{
+			"2s unguarded to suspect", "3s 2 unanswered", "6s 3 unanswered", "8s suspect to zombie",
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newReplay(t)
+			r.census(&Census{Counts: census(0, 0, 1), Began: r.at(-2 * time.Minute)}, r.at(-2*time.Minute))
+			watch := func(after time.Duration, c *abi.Conn) {
+				r.Apply(&Fact{Kind: FactWatch, At: r.at(after), Conn: stamp(c, time.Hour+after)})
+			}
+			var sent uint16
+			for after := time.Duration(0); after <= 30*time.Minute; after += 100 * time.Millisecond {
+				if after%(3*time.Second) == 0 && sent < 3 {
+					if sent++; sent > 1 { // the first sends no event
+						r.Apply(&Fact{Kind: FactEvent, At: r.at(after), Event: &abi.Event{
+							Type: abi.EventSolicitation, Conn: *stamp(sending(asked(after, test.heard, 0, sent)), time.Hour+after),
+						}})
+					}
+				} else {
+					watch(after, asked(after, test.heard, after-time.Duration(sent-1)*3*time.Second, sent))
+				}
+			}
+			r.expect(test.want...) // and it stays one
+			answered := conntest.Unguarded()
+			answered.Jiffies = conntest.Jiffies + uint64(conntest.Ago(time.Hour))
+			answered.Silent = conntest.Ago(time.Second)
+			watch(time.Hour, answered)
+			r.expect("1h0m0s zombie to unguarded")
+		})
+	}
+}
