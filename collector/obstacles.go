@@ -43,10 +43,9 @@ func (c *Collector) findObstacles(ctx context.Context, now time.Time) {
 	obstacles := make(map[uint64]*conn.Reason)
 	for i := range flows {
 		f := &flows[i]
-		ref, _ := c.kernel.FindNetns(f.Netns)
 		var obstacle *conn.Reason // nil: the socket or its namespace may be gone
-		if path, err := c.cgroups.from.FlowPath(ctx, ref, f.Flow); err == nil {
-			obstacle = new(path.Obstacle(&f.Flow))
+		if o, err := c.Obstacle(ctx, f.Netns, f.Flow); err == nil {
+			obstacle = &o
 		}
 		for _, cookie := range f.Cookies {
 			obstacles[cookie] = obstacle
@@ -58,4 +57,15 @@ func (c *Collector) findObstacles(ctx context.Context, now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.apply(&conn.Fact{Kind: conn.FactObstacles, At: now, Obstacles: obstacles})
+}
+
+// Obstacle returns what keeps this host from sending on a flow in a network namespace, of which
+// netns is the inode number; the zero value if its path shows nothing.
+func (c *Collector) Obstacle(ctx context.Context, netns uint32, f conn.Flow) (conn.Reason, error) {
+	ref, _ := c.kernel.FindNetns(netns)
+	path, err := c.cgroups.from.FlowPath(ctx, ref, f)
+	if err != nil {
+		return conn.Reason{}, err
+	}
+	return path.Obstacle(&f), nil
 }

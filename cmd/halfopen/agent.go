@@ -53,7 +53,7 @@ func agentFlags(cmd *kingpin.CmdClause) action {
 		PlaceHolder("FILE").SetValue(&value[string]{flag: "debug.record", parse: parseFile, into: &a.record})
 	a.web = kingpinflag.AddFlags(cmd, defaultAddress)
 	cmd.GetFlag("web.listen-address").Help("Where to listen for HTTP, such as :9839 or [::1]:9839. Repeatable.") // ours does not mention vsock
-	cmd.Flag("web.socket", "Unix socket on which list, explain, top and trace ask the agent of this machine; root and the group "+exporter.SocketGroup+" may connect. none: no socket.").
+	cmd.Flag("web.socket", "Unix socket on which list, explain, probe, top and trace ask the agent of this machine; root and the group "+exporter.SocketGroup+" may connect. none: no socket.").
 		Default(exporter.SocketPath).PlaceHolder("PATH").SetValue(&value[string]{flag: "web.socket", parse: parseSocket, into: &a.socket})
 	cmd.Flag("web.allowed-host", "Another host name of this agent that requests may use, such as the name of a proxy, besides its addresses, localhost and the node's name. Repeatable.").
 		PlaceHolder("NAME").SetValue(&values[string]{"web.allowed-host", exporter.ParseHostName, &a.allowedHosts})
@@ -137,7 +137,7 @@ func (a *agent) run(ctx context.Context, _, stderr io.Writer) error {
 		}
 		socket, err := exporter.ListenSocket(a.socket, remove, logger)
 		if err != nil {
-			logger.Warn("Running without a socket: list, explain, top and trace do not find this agent without --url", "err", err)
+			logger.Warn("Running without a socket: list, explain, probe, top and trace do not find this agent without --url", "err", err)
 		} else {
 			listeners = append(listeners, socket)
 		}
@@ -159,6 +159,7 @@ func (a *agent) run(ctx context.Context, _, stderr io.Writer) error {
 		opts.Privileged = h
 	}
 	c := collector.New(k, opts)
+	recoverAsked(ctx, here{c}, logger)
 	live := exporter.NewLive(c, logger)
 	guard := exporter.NewGuard(*a.web.WebListenAddresses, a.allowedHosts)
 	connections := exporter.NewConnLimit(logger)

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -27,6 +28,15 @@ import (
 type place struct {
 	url  *url.URL // nil: --url was not given, or is none
 	none bool
+}
+
+// here reports whether an agent at this place runs on this machine, as far as the URL shows.
+func (p *place) here() bool {
+	if p.url == nil || p.url.Scheme == "unix" || p.url.Hostname() == "localhost" {
+		return true
+	}
+	addr, err := netip.ParseAddr(p.url.Hostname())
+	return err == nil && addr.Unmap().IsLoopback()
 }
 
 // peer is the agent that a command asks: --url and --web.client-config.

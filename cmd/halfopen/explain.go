@@ -151,9 +151,23 @@ func (e *explainCommand) run(ctx context.Context, stdout, stderr io.Writer) erro
 type looker interface {
 	// withPort returns the connections that have the port at either end.
 	withPort(ctx context.Context, port uint16) ([]api.Connection, error)
+	detailer
+}
+
+type detailer interface {
 	// detail returns everything known of a connection as the API has it, nil
 	// if there is none.
 	detail(ctx context.Context, cookie string) ([]byte, error)
+}
+
+// detailOf returns everything known of a connection, nil if there is none.
+func detailOf(ctx context.Context, from detailer, cookie string) (*api.ConnectionDetail, error) {
+	body, err := from.detail(ctx, cookie)
+	if err != nil || body == nil {
+		return nil, err
+	}
+	d := new(api.ConnectionDetail)
+	return d, json.Unmarshal(body, d)
 }
 
 // here reads the kernel of this node.

@@ -42,17 +42,18 @@ func (v *value[T]) Set(s string) error {
 
 func (v *value[T]) String() string { return v.text }
 
-// values is the value of a flag that can be given several times.
+// values is the value of a flag or an argument that can be given several times.
 type values[T any] struct {
-	flag  string
+	flag  string // "": an argument
 	parse func(string) (T, error)
 	into  *[]T
 }
 
 func (v *values[T]) Set(s string) error {
-	x, err := v.parse(s)
-	if err != nil {
-		return fmt.Errorf("--%s: %w", v.flag, err)
+	var x T
+	one := value[T]{flag: v.flag, parse: v.parse, into: &x}
+	if err := one.Set(s); err != nil {
+		return err
 	}
 	*v.into = append(*v.into, x)
 	return nil

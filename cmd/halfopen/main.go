@@ -6,7 +6,7 @@
 // Each command has a file of its own, which adds the flags of the command and returns
 // its action. The exit status is 0 if the command is done, 1 if it failed (one line on
 // stderr says why, and what to do about it), 2 if it was used wrongly, and 3 if `check`
-// found what it looks for.
+// found what it looks for, or not every peer answered a `probe`.
 package main
 
 import (
@@ -24,6 +24,7 @@ import (
 	"github.com/alecthomas/kingpin/v2"
 	"github.com/cilium/ebpf"
 
+	"github.com/halfopen/halfopen/internal/ask"
 	"github.com/halfopen/halfopen/internal/escape"
 	"github.com/halfopen/halfopen/internal/helper"
 )
@@ -32,12 +33,17 @@ const (
 	exitDone   = 0
 	exitFailed = 1
 	exitUsage  = 2
-	exitFound  = 3
+	exitOther  = 3
 )
 
 func main() {
-	if len(os.Args) > 1 && os.Args[1] == helper.Argument {
-		os.Exit(helper.Main(os.Args[2:]))
+	if len(os.Args) > 1 {
+		switch os.Args[1] {
+		case helper.Argument:
+			os.Exit(helper.Main(os.Args[2:]))
+		case ask.Argument:
+			os.Exit(ask.Main())
+		}
 	}
 	// Without this, a write to a pipe that no process reads would end this process: an
 	// agent would die with the reader of its log. With it, the write returns an error.
@@ -60,6 +66,7 @@ var commands = []struct {
 	{"list", "List the TCP connections of this node, worst first, or count them in groups.", listFlags},
 	{"check", "List the connections that match, and exit with status 3 if there are any, for scripts: did the change of a setting help?", checkFlags},
 	{"explain", "Explain one connection: what it is doing, which timers apply, what is next, and what would make a dead peer be noticed sooner.", explainFlags},
+	{"probe", "Ask the peers of connections for a sign of life now, by the kernel's own keepalive probe, also where the application has not turned keepalive on.", probeFlags},
 	{"top", "Watch the connections full-screen, worst first, as they change.", topFlags},
 	{"trace", "Print what happens to connections as it happens.", traceFlags},
 	{"replay", "Print what the agent said that made a recording (agent --debug.record).", replayFlags},
@@ -80,6 +87,9 @@ var (
 	errReported = errors.New("already reported")
 	// errFound is the error of a check that found connections. It is not printed.
 	errFound = errors.New("found what it looks for")
+	// errNotAnswered is the error of a probe that not every peer has answered. It is not
+	// printed.
+	errNotAnswered = errors.New("not every peer has answered")
 )
 
 // run runs halfopen with these arguments, and returns the exit status.
@@ -105,8 +115,8 @@ func exitCode(err error, command string, stderr io.Writer) int {
 		return exitDone
 	case errors.Is(err, errReported):
 		return exitFailed
-	case errors.Is(err, errFound):
-		return exitFound
+	case errors.Is(err, errFound), errors.Is(err, errNotAnswered):
+		return exitOther
 	case errors.As(err, new(usageError)):
 		fmt.Fprintf(stderr, "halfopen: %s, try '%s --help'\n", oneLine(err), command)
 		return exitUsage
@@ -219,7 +229,7 @@ var kingpinMessages = strings.NewReplacer(
 )
 
 const usageTemplate = `{{with .Context.SelectedCommand -}}
-usage: halfopen {{.}} [<flags>]{{range .Args}} {{if .Required}}<{{.Name}}>{{else}}[<{{.Name}}>]{{end}}{{end}}
+usage: halfopen {{.}} [<flags>]{{range .Args}} {{if .Required}}<{{.Name}}>{{else}}[<{{.Name}}>]{{end}}{{if .Value|IsCumulative}}...{{end}}{{end}}
 
 {{.Help|Wrap 0}}
 {{- if .Args}}

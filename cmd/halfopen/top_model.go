@@ -5,7 +5,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"net/netip"
 	"slices"
 	"time"
@@ -148,15 +147,6 @@ func (m screen) look() (screen, tea.Cmd) {
 		msg.took = msg.at.Sub(began)
 		return msg
 	}
-}
-
-func detailOf(ctx context.Context, src source, cookie string) (*api.ConnectionDetail, error) {
-	body, err := src.detail(ctx, cookie)
-	if err != nil || body == nil {
-		return nil, err
-	}
-	d := new(api.ConnectionDetail)
-	return d, json.Unmarshal(body, d)
 }
 
 // take applies the result of a look.

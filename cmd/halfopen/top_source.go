@@ -29,9 +29,7 @@ type source interface {
 	// look returns the connections that a query selects, and how the node is. It sets
 	// the limit of the query.
 	look(ctx context.Context, q collector.Query) (*reading, error)
-	// detail returns everything known of a connection as the API has it, nil
-	// if there is none.
-	detail(ctx context.Context, cookie string) ([]byte, error)
+	detailer
 	// String returns the name of the agent or the node, for the title.
 	String() string
 }

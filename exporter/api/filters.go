@@ -43,7 +43,7 @@ const MaxValues = 64
 
 var errValues = fmt.Errorf("a filter takes at most %d values", MaxValues)
 
-// Filters are the filters of connections. The flags of list, check and top, the filter line
+// Filters are the filters of connections. The flags of list, check, probe and top, the filter line
 // of top, the client and the API follow from an entry here. "Add a filter" in CONTRIBUTING.md
 // lists the other places that a new filter needs.
 var Filters = []Filter[collector.Query]{
