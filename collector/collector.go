@@ -111,6 +111,7 @@ type Collector struct {
 	// detailPaths leaves half of the questions about paths to obstaclesLoop, however many
 	// connections are asked for.
 	detailPaths *rate.Limiter
+	lookedOnce  bool // by LookOnce
 	opts        Options
 	rules       conn.Rules
 	log         *slog.Logger

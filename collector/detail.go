@@ -36,7 +36,7 @@ func (c *Collector) Connection(ctx context.Context, cookie uint64) (*Detail, err
 		d = new(Detail)
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		d.Connection = c.tracker.Describe(k, wall(k.At))
+		d.Connection = c.withoutSince(c.tracker.Describe(k, wall(k.At)))
 		d.History = c.tracker.History(cookie)
 		if d.Verdict == conn.Stalled {
 			otherEnd = c.tracker.OtherEnd(&d.Connection)

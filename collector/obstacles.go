@@ -35,8 +35,26 @@ func (c *Collector) obstaclesLoop(ctx context.Context) error {
 	}
 }
 
-// findObstacles looks at the paths that the tracker doubts, at most obstaclesAtOnce.
-func (c *Collector) findObstacles(ctx context.Context, now time.Time) {
+// LookOnce is for a collector that does not run, as in a command that looks once: it takes a
+// census, and looks at the paths of connections in trouble, of at most flowPathsAtOnce/2 pairs of
+// addresses. The queries that follow know what keeps this host from sending, but not since when.
+func (c *Collector) LookOnce(ctx context.Context) error {
+	c.lookedOnce = true
+	if _, err := c.takeCensus(ctx, false); err != nil {
+		return err
+	}
+	now := time.Now()
+	for looked := 0; looked < flowPathsAtOnce/2; looked += obstaclesAtOnce {
+		if !c.findObstacles(ctx, now) {
+			break
+		}
+	}
+	return nil
+}
+
+// findObstacles looks at the paths that the tracker doubts, at most obstaclesAtOnce. It reports
+// whether there were any.
+func (c *Collector) findObstacles(ctx context.Context, now time.Time) bool {
 	c.mu.Lock()
 	flows := c.tracker.FlowsInDoubt(now, obstaclesAtOnce)
 	c.mu.Unlock()
@@ -52,11 +70,12 @@ func (c *Collector) findObstacles(ctx context.Context, now time.Time) {
 		}
 	}
 	if len(obstacles) == 0 {
-		return
+		return false
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.apply(&conn.Fact{Kind: conn.FactObstacles, At: now, Obstacles: obstacles})
+	return true
 }
 
 // Obstacle returns what keeps this host from sending on a flow in a network namespace, of which

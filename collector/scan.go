@@ -174,5 +174,13 @@ func (c *Collector) outline(k *abi.Conn) conn.Connection {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.tracker.Outline(k, at)
+	return c.withoutSince(c.tracker.Outline(k, at))
+}
+
+// withoutSince takes back the time since when a connection is blocked if that is not known.
+func (c *Collector) withoutSince(connection conn.Connection) conn.Connection {
+	if c.lookedOnce && connection.Verdict == conn.Blocked {
+		connection.Since = time.Time{}
+	}
+	return connection
 }

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os/exec"
 	"slices"
 	"strings"
 	"sync"
@@ -89,9 +90,30 @@ func TestBlockedHostIsToBlame(t *testing.T) { // not parallel: the agent looks a
 							t.Errorf("it was a zombie at %v", e.At)
 						}
 					}
+					blockedAtOneLook(t, n, cookie, reason)
 				})
 			}
 		}
+	}
+}
+
+// blockedAtOneLook checks that commands that look once, without an agent, do not blame the peer
+// either.
+func blockedAtOneLook(t *testing.T, n *network, cookie, reason string) {
+	t.Helper()
+	stdout, stderr, status := run(t, exec.Command(binary, "list", "--url=none", "--zombie-silence=6s", "-o", "json", fmt.Sprintf("--netns=%d", n.Client.Inode())))
+	var list struct{ Connections []connection }
+	if err := json.Unmarshal([]byte(stdout), &list); err != nil || status != 0 {
+		t.Fatalf("list: exit status %d, %v: %s", status, err, stderr)
+	}
+	if !slices.ContainsFunc(list.Connections, func(c connection) bool {
+		return c.Cookie == cookie && c.Verdict == "blocked" && c.Reason != nil && c.Reason.Code == reason
+	}) {
+		t.Errorf("list does not say that it is blocked by %s: %s", reason, stdout)
+	}
+	stdout, stderr, _ = run(t, exec.Command(binary, "explain", "--url=none", "--zombie-silence=6s", cookie))
+	if !strings.Contains(strings.Join(strings.Fields(stdout), " "), "Verdict: blocked. ") {
+		t.Errorf("explain does not say that it is blocked: %s%s", stdout, stderr)
 	}
 }
 

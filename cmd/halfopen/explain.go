@@ -117,7 +117,11 @@ func (e *explainCommand) run(ctx context.Context, stdout, stderr io.Writer) erro
 			return err
 		}
 		defer k.Close()
-		look = here{collector.New(k, e.thresholds.options(nil))}
+		c := collector.New(k, e.thresholds.options(nil))
+		if err := c.LookOnce(ctx); err != nil {
+			return err
+		}
+		look = here{c}
 	}
 	cookie := e.target.cookie
 	if e.target.port != 0 {

@@ -101,6 +101,9 @@ func (l *list) connections(ctx context.Context, stdout, stderr io.Writer) (total
 	}
 	defer k.Close()
 	c := collector.New(k, l.thresholds.options(nil))
+	if err := c.LookOnce(ctx); err != nil {
+		return 0, err
+	}
 	total, connections, err := c.Connections(ctx, l.Query)
 	if err != nil {
 		return 0, err
@@ -206,7 +209,11 @@ func (l *list) groups(ctx context.Context, stdout, stderr io.Writer) error {
 			return err
 		}
 		defer k.Close()
-		total, counts, err := collector.New(k, l.thresholds.options(nil)).CountConnections(ctx, l.Query, l.by)
+		c := collector.New(k, l.thresholds.options(nil))
+		if err := c.LookOnce(ctx); err != nil {
+			return err
+		}
+		total, counts, err := c.CountConnections(ctx, l.Query, l.by)
 		if err != nil {
 			return err
 		}

@@ -72,7 +72,11 @@ func (p *probe) run(ctx context.Context, stdout, stderr io.Writer) error {
 			return err
 		}
 		defer k.Close()
-		look = here{collector.New(k, p.thresholds.options(nil))}
+		c := collector.New(k, p.thresholds.options(nil))
+		if err := c.LookOnce(ctx); err != nil {
+			return err
+		}
+		look = here{c}
 	}
 	total, connections, err := p.find(ctx, look)
 	if err != nil {

@@ -105,7 +105,7 @@ func (x *explainer) probing() string {
 	switch {
 	case x.conn.Verdict == conn.Blocked:
 		return fmt.Sprintf("The kernel goes on trying to send keepalive probes. It counts %d as unanswered, although this host failed to send the newest %d, and %s.",
-			c.ProbesOut, c.Attempts, limit)
+			c.ProbesOut, x.conn.Attempts, limit)
 	case c.ProbesOut > 0:
 		silent := "stays silent"
 		if x.conn.Verdict == conn.Stuck {
