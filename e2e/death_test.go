@@ -177,54 +177,57 @@ func TestResetByPeerAndAborted(t *testing.T) {
 }
 
 // Health checks that end with resets push no timeout out of the agent's memory.
-func TestManyResetsPushOutNoTimeout(t *testing.T) {
-	families(t, func(t *testing.T, n *network) {
-		a := startAgent(t)
-		n.serve(droppedPort, echo)
-		lost := n.dial(droppedPort, 1)
-		n.greet(lost)
-		n.keepalive(lost, time.Second, time.Second, 2)
-		n.cut(droppedPort)
-		if errno := readErrno(t, lost[0]); errno != syscall.ETIMEDOUT {
-			t.Fatalf("the application got %v", errno)
-		}
-		timeout := checkDeaths(t, a, n, droppedPort, 1, "keepalive_timeout", "", "ETIMEDOUT")[0]
+func TestManyResetsPushOutNoTimeout(t *testing.T) { // not parallel: every agent of the node forgets older resets
+	for _, family := range []string{"ipv4", "ipv6"} {
+		t.Run(family, func(t *testing.T) {
+			n := newNetwork(t, family)
+			a := startAgent(t)
+			n.serve(droppedPort, echo)
+			lost := n.dial(droppedPort, 1)
+			n.greet(lost)
+			n.keepalive(lost, time.Second, time.Second, 2)
+			n.cut(droppedPort)
+			if errno := readErrno(t, lost[0]); errno != syscall.ETIMEDOUT {
+				t.Fatalf("the application got %v", errno)
+			}
+			timeout := checkDeaths(t, a, n, droppedPort, 1, "keepalive_timeout", "", "ETIMEDOUT")[0]
 
-		n.serve(servedPort, func(c *net.TCPConn) {
-			_ = c.SetLinger(0)
-			c.Close()
-		})
-		began := time.Now()
-		var similar int
-		resets := 0
-		for similar == 0 {
-			if resets >= 50000 {
-				t.Fatalf("after %d resets the agent has forgotten none of them", resets)
-			}
-			for range 500 {
-				// The reset may come before connect returns.
-				if c, err := n.Client.Dial(t.Context(), n.server(servedPort)); err == nil {
-					_, _ = c.Read(make([]byte, 1))
-					c.Close()
+			n.serve(servedPort, func(c *net.TCPConn) {
+				_ = c.SetLinger(0)
+				c.Close()
+			})
+			began := time.Now()
+			var similar int
+			resets := 0
+			for similar == 0 {
+				if resets >= 50000 {
+					t.Fatalf("after %d resets the agent has forgotten none of them", resets)
 				}
-				resets++
-			}
-			for _, d := range a.deaths(n, servedPort) {
-				if d.Similar > 0 {
-					similar = d.Similar
-					if d.Cause != "reset_by_peer" || d.SimilarSince == nil || d.SimilarSince.Before(began) || d.SimilarSince.After(d.At) {
-						t.Errorf("wrong: %+v", d)
+				for range 500 {
+					// The reset may come before connect returns.
+					if c, err := n.Client.Dial(t.Context(), n.server(servedPort)); err == nil {
+						_, _ = c.Read(make([]byte, 1))
+						c.Close()
+					}
+					resets++
+				}
+				for _, d := range a.deaths(n, servedPort) {
+					if d.Similar > 0 {
+						similar = d.Similar
+						if d.Cause != "reset_by_peer" || d.SimilarSince == nil || d.SimilarSince.Before(began) || d.SimilarSince.After(d.At) {
+							t.Errorf("wrong: %+v", d)
+						}
 					}
 				}
 			}
-		}
-		if similar > resets {
-			t.Errorf("%d resets are counted, there were %d", similar, resets)
-		}
-		if kept := a.deaths(n, droppedPort); len(kept) != 1 || kept[0].Cookie != timeout.Cookie {
-			t.Errorf("after %d resets the agent lists %+v, expected %+v", resets, kept, timeout)
-		}
-	})
+			if similar > resets {
+				t.Errorf("%d resets are counted, there were %d", similar, resets)
+			}
+			if kept := a.deaths(n, droppedPort); len(kept) != 1 || kept[0].Cookie != timeout.Cookie {
+				t.Errorf("after %d resets the agent lists %+v, expected %+v", resets, kept, timeout)
+			}
+		})
+	}
 }
 
 func TestRefused(t *testing.T) {
