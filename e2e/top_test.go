@@ -197,7 +197,7 @@ func TestTop(t *testing.T) {
 	m.types(command)
 	m.presses("Enter")
 	zombie, other := n.server(droppedPort).String(), n.server(servedPort).String()
-	screen := m.shows("the connections", "halfopen top", "healthy", " zombie  ", zombie, other, "5 connections", "/"+only)
+	screen := m.shows("the connections", "halfopen top", "running for", " zombie  ", zombie, other, "5 connections", "/"+only)
 	if row := firstRow(screen); !strings.HasPrefix(row, "zombie ") || !strings.Contains(row, zombie) || !strings.Contains(row, "e2e.test[") {
 		t.Errorf("the first is not a zombie with its owner: %q", row)
 	}
@@ -277,7 +277,7 @@ func TestTop(t *testing.T) {
 	m.shows("the agent is lost", "Lost at ", "trying again", "refused", zombie)
 	start(t, "agent", "--web.socket=none", "--zombie-silence=1s", "--zombie-unanswered=2", "--web.listen-address="+strings.TrimPrefix(a.url, "http://"))
 	m.lacks("the agent is back", "Lost at ")
-	m.shows("and what it sees", "healthy", zombie)
+	m.shows("and what it sees", "running for", zombie)
 
 	m.presses("q")
 	m.restored(before, command, state)
@@ -363,7 +363,7 @@ func TestTopLeavesTheTerminalAsItWas(t *testing.T) {
 			command := binary + " top " + test.args
 			m.types(command)
 			m.presses("Enter")
-			m.shows("the connections", "zombie ", "q quit", "healthy")
+			m.shows("the connections", "zombie ", "q quit", "running for")
 			if m.state() == state {
 				t.Errorf("it draws, and the terminal is as before: %s", state)
 			}
