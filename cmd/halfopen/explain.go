@@ -112,15 +112,11 @@ func (e *explainCommand) run(ctx context.Context, stdout, stderr io.Writer) erro
 	if agent != nil {
 		look = asked{agent}
 	} else {
-		k, err := e.thresholds.load(0, nil)
+		c, unload, err := e.thresholds.lookOnce(ctx)
 		if err != nil {
 			return err
 		}
-		defer k.Close()
-		c := collector.New(k, e.thresholds.options(nil))
-		if err := c.LookOnce(ctx); err != nil {
-			return err
-		}
+		defer unload()
 		look = here{c}
 	}
 	cookie := e.target.cookie

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -160,6 +161,20 @@ func (t *thresholds) unread() time.Duration {
 		return t.unreadAfter
 	}
 	return min(t.unreadAfter, t.idleAfter)
+}
+
+// lookOnce loads the programs for a command that looks once, without an agent, and has the
+// collector look. unload unloads the programs.
+func (t *thresholds) lookOnce(ctx context.Context) (c *collector.Collector, unload func(), err error) {
+	k, err := t.load(0, nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	c = collector.New(k, t.options(nil))
+	if err := c.LookOnce(ctx); err != nil {
+		return nil, nil, errors.Join(err, k.Close())
+	}
+	return c, func() { _ = k.Close() }, nil
 }
 
 // load loads the kernel programs. They send an event from that many unanswered

@@ -95,15 +95,11 @@ func (l *list) connections(ctx context.Context, stdout, stderr io.Writer) (total
 		}
 		return answer.Head.Total, l.table(&answer.Head, answer.All(), stdout, stderr)
 	}
-	k, err := l.thresholds.load(0, nil)
+	c, unload, err := l.thresholds.lookOnce(ctx)
 	if err != nil {
 		return 0, err
 	}
-	defer k.Close()
-	c := collector.New(k, l.thresholds.options(nil))
-	if err := c.LookOnce(ctx); err != nil {
-		return 0, err
-	}
+	defer unload()
 	total, connections, err := c.Connections(ctx, l.Query)
 	if err != nil {
 		return 0, err
@@ -204,15 +200,11 @@ func (l *list) groups(ctx context.Context, stdout, stderr io.Writer) error {
 		}
 		doc = *answer
 	default:
-		k, err := l.thresholds.load(0, nil)
+		c, unload, err := l.thresholds.lookOnce(ctx)
 		if err != nil {
 			return err
 		}
-		defer k.Close()
-		c := collector.New(k, l.thresholds.options(nil))
-		if err := c.LookOnce(ctx); err != nil {
-			return err
-		}
+		defer unload()
 		total, counts, err := c.CountConnections(ctx, l.Query, l.by)
 		if err != nil {
 			return err

@@ -67,15 +67,11 @@ func (p *probe) run(ctx context.Context, stdout, stderr io.Writer) error {
 	}
 	var look finder = asked{agent}
 	if agent == nil {
-		k, err := p.thresholds.load(0, nil)
+		c, unload, err := p.thresholds.lookOnce(ctx)
 		if err != nil {
 			return err
 		}
-		defer k.Close()
-		c := collector.New(k, p.thresholds.options(nil))
-		if err := c.LookOnce(ctx); err != nil {
-			return err
-		}
+		defer unload()
 		look = here{c}
 	}
 	total, connections, err := p.find(ctx, look)

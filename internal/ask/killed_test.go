@@ -281,8 +281,8 @@ func recoverAll(t *testing.T, dir string) *Recovery {
 	return r.Recovered
 }
 
-// The descriptor of a journal is closed, or another one: whoever asks finds out where the socket
-// is, or that it is gone.
+// If the descriptor of a journal is closed, or belongs to another file now, the command finds the
+// socket at another descriptor, or finds that the socket is gone.
 func TestRecoverWhereTheDescriptorHasMoved(t *testing.T) {
 	client, _, target := pair(t)
 	fd := fdOf(t, client)
