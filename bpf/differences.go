@@ -150,7 +150,7 @@ var differences = []*difference{cookies, dropReasons, {
 		{has: []feature{field("inet_hashinfo.listening_hash")}, until: "5.19", here: "inet_hashinfo.listening_hash"},
 		{has: []feature{field("inet_hashinfo.lhash2"), field("inet_hashinfo.lhash2_mask")}, since: "5.19", here: "inet_hashinfo.lhash2"},
 	},
-}, ownTables, silentReceivers}
+}, ownTables, silentReceivers, privateStacks}
 
 // cookies: c5dbb89fc2ac "bpf: Expose bpf_get_socket_cookie to tracing programs". We cannot
 // look for the helper's number, since that is older. See cookie.go.
@@ -194,6 +194,16 @@ var silentReceivers = &difference{
 		{has: []feature{enumerator{"inet_csk_ack_state_t", "ICSK_ACK_NOMEM"}}, since: "6.6", here: "close their window"},
 		{until: "6.6", here: "may drop data in silence",
 			lost: "their senders on this host are called zombies, and the kernel gives them up, though the receiver is there"},
+	},
+}
+
+// privateStacks: a76ab5731e32 "bpf: Find eligible subprogs for private stack support". A program
+// that interrupts itself then writes over what it has on its stack.
+var privateStacks = &difference{
+	name: "stacks of programs",
+	variants: []variant{
+		{has: []feature{function("bpf_jit_supports_private_stack")}, since: "6.13", here: "one for each program and CPU"},
+		{until: "6.13", here: "the kernel's"},
 	},
 }
 

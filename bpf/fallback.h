@@ -72,48 +72,50 @@ static __always_inline bool primary_skipped(__u32 hook, __u64 of)
 }
 
 /*
- * The two programs of a tracepoint. matters: whether an event needs anything of us, which must not
- * depend on what the primary does; `of` is a value that identifies an event.
- */
-#define TP_WITH_FALLBACK(tracepoint, hook, matters, of, work, args...) \
-	SEC("tp_btf/" #tracepoint)                                     \
-	int BPF_PROG(tracepoint, args)                                 \
-	{                                                              \
-		if (!(matters))                                        \
-			return 0;                                      \
-		mark_primary(hook, (__u64)(of));                       \
-		work;                                                  \
-		return 0;                                              \
-	}                                                              \
-	SEC("tp_btf/" #tracepoint)                                     \
-	int BPF_PROG(tracepoint##_2, args)                             \
-	{                                                              \
-		if ((matters) && primary_skipped(hook, (__u64)(of)))   \
-			work;                                          \
-		return 0;                                              \
-	}
-
-/*
- * Large programs with which both programs of a tracepoint go on, so that the verifier checks them
- * only once. User space inserts each in its map before it attaches the two.
+ * A large program with which the two programs of a tracepoint go on. User space inserts it before
+ * it attaches them: the same program for both or, where a program has a stack of its own on each
+ * CPU, a copy for the fallback. The fallback's may interrupt the primary's, and with one program it
+ * would write over that stack: of a program that a tail call runs, the kernel does not prevent that
+ * it interrupts itself.
  */
 #define CONTINUATION(map)                              \
 	struct {                                       \
 		__uint(type, BPF_MAP_TYPE_PROG_ARRAY); \
-		__uint(max_entries, 1);                \
+		__uint(max_entries, 2);                \
 		__type(key, __u32);                    \
 		__type(value, __u32);                  \
 	} map SEC(".maps")
+
+enum { OF_PRIMARY, OF_FALLBACK }; /* keys of a continuation */
 
 CONTINUATION(on_death);
 CONTINUATION(on_retransmission);
 CONTINUATION(on_reset);
 
-/* Goes on with the program of a map, if the condition holds. It comes last: it does not return. */
-#define GO_ON(map, condition)                          \
-	do {                                           \
-		if (condition)                         \
-			bpf_tail_call(ctx, &(map), 0); \
-	} while (0)
+/*
+ * The two programs of a tracepoint. matters: whether an event needs anything of us, which must not
+ * depend on what the primary does; `of` is a value that identifies an event; work handles it. If
+ * work is true, the continuation `then` goes on, or none if that is NULL.
+ */
+#define TP_WITH_FALLBACK(tracepoint, hook, matters, of, work, then, args...)            \
+	SEC("tp_btf/" #tracepoint)                                                      \
+	int BPF_PROG(tracepoint, args)                                                  \
+	{                                                                               \
+		void *next_ = (then);                                                   \
+		if (!(matters))                                                         \
+			return 0;                                                       \
+		mark_primary(hook, (__u64)(of));                                        \
+		if ((work) && next_)                                                    \
+			bpf_tail_call(ctx, next_, OF_PRIMARY);                          \
+		return 0;                                                               \
+	}                                                                               \
+	SEC("tp_btf/" #tracepoint)                                                      \
+	int BPF_PROG(tracepoint##_2, args)                                              \
+	{                                                                               \
+		void *next_ = (then);                                                   \
+		if ((matters) && primary_skipped(hook, (__u64)(of)) && (work) && next_) \
+			bpf_tail_call(ctx, next_, OF_FALLBACK);                         \
+		return 0;                                                               \
+	}
 
 #endif /* HALFOPEN_FALLBACK_H */

@@ -43,7 +43,7 @@
 
 /* Since 4.16. The only hook that has both the new state and the error of a socket. */
 TP_WITH_FALLBACK(inet_sock_set_state, HOOK_SET_STATE, change_matters(sk, oldstate, newstate), sk,
-		 GO_ON(on_death, state_changed(sk, oldstate, newstate)), const struct sock *sk,
+		 state_changed(sk, oldstate, newstate), &on_death, const struct sock *sk,
 		 int oldstate, int newstate)
 
 SEC("tp_btf/inet_sock_set_state")
@@ -53,7 +53,7 @@ int BPF_PROG(connection_died, const struct sock *sk, int oldstate)
 }
 
 /* Since 4.15. */
-TP_WITH_FALLBACK(tcp_retransmit_skb, HOOK_RETRANSMIT_SKB, true, sk, GO_ON(on_retransmission, true),
+TP_WITH_FALLBACK(tcp_retransmit_skb, HOOK_RETRANSMIT_SKB, true, sk, true, &on_retransmission,
 		 const struct sock *sk)
 
 SEC("tp_btf/tcp_retransmit_skb")
@@ -64,16 +64,15 @@ int BPF_PROG(segment_retransmitted, const struct sock *sk, const struct sk_buff 
 
 /* Since 4.15. sk is the listener, or a socket that TCP Fast Open made. */
 TP_WITH_FALLBACK(tcp_retransmit_synack, HOOK_RETRANSMIT_SYNACK, true, req, synack_retransmitted(sk),
-		 const struct sock *sk, const struct request_sock *req)
+		 NULL, const struct sock *sk, const struct request_sock *req)
 
 /* Since 4.15. The socket may be closed already; then no death follows. */
-TP_WITH_FALLBACK(tcp_receive_reset, HOOK_RECEIVE_RESET, true, sk, reset_received(sk),
+TP_WITH_FALLBACK(tcp_receive_reset, HOOK_RECEIVE_RESET, true, sk, reset_received(sk), NULL,
 		 const struct sock *sk)
 
 /* Since 4.15. sk or skb may be NULL. */
 TP_WITH_FALLBACK(tcp_send_reset, HOOK_SEND_RESET, true, sk ? (__u64)sk : (__u64)skb,
-		 GO_ON(on_reset, reset_sent(sk, skb)), const struct sock *sk,
-		 const struct sk_buff *skb)
+		 reset_sent(sk, skb), &on_reset, const struct sock *sk, const struct sk_buff *skb)
 
 SEC("tp_btf/tcp_send_reset")
 int BPF_PROG(reset_answered, const struct sock *sk)

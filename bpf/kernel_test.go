@@ -21,6 +21,7 @@ import (
 	"unsafe"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -741,5 +742,26 @@ func TestOtherCensusesRunWhileASocketIsVisited(t *testing.T) {
 	counts("the census", res, err)
 	if len(seen) != many || others < many/300 {
 		t.Errorf("%d of %d listeners are visited, with %d other censuses meanwhile", len(seen), many, others)
+	}
+}
+
+// Where a program has a stack of its own, a continuation that interrupts itself would write over it.
+func TestFallbackHasContinuationsOfItsOwn(t *testing.T) {
+	k := load(t, Options{Observe: true})
+	kernel, err := kernelTypes(btf.NewCache())
+	if err != nil {
+		t.Fatal(err)
+	}
+	apart := privateStacks.isFirst(kernel)
+	for name, place := range map[string]*ebpf.Map{
+		"on_death": k.objs.OnDeath, "on_retransmission": k.objs.OnRetransmission, "on_reset": k.objs.OnReset,
+	} {
+		var primary, fallback uint32 // identities of programs
+		if err := errors.Join(place.Lookup(uint32(0), &primary), place.Lookup(uint32(1), &fallback)); err != nil {
+			t.Fatal(err)
+		}
+		if primary == 0 || (primary != fallback) != apart {
+			t.Errorf("%s: program %d of the primary and %d of the fallback; expected two programs: %v", name, primary, fallback, apart)
+		}
 	}
 }

@@ -182,17 +182,17 @@ func (k *Kernel) loadObject(opts *Options) error {
 	}
 	if !opts.Observe {
 		stubTracepoints(spec)
+	} else if privateStacks.isFirst(kernel) {
+		copyContinuations(spec)
 	}
 	if err == nil {
 		err = loadPrograms(spec, types, objs)
 	}
 	if err == nil {
-		err = objs.Assign(&k.objs)
+		err = insertContinuations(objs)
 	}
 	if err == nil {
-		const only = uint32(0)
-		err = errors.Join(k.objs.OnDeath.Put(only, k.objs.ConnectionDied),
-			k.objs.OnRetransmission.Put(only, k.objs.SegmentRetransmitted), k.objs.OnReset.Put(only, k.objs.ResetAnswered))
+		err = objs.Assign(&k.objs)
 	}
 	switch {
 	case err == nil:
@@ -203,6 +203,40 @@ func (k *Kernel) loadObject(opts *Options) error {
 		return ErrLockdown
 	}
 	return fmt.Errorf("load BPF programs: %w", err)
+}
+
+// continuations has the programs with which those of a tracepoint go on, by their maps (fallback.h).
+var continuations = map[string]string{
+	"on_death":          "connection_died",
+	"on_retransmission": "segment_retransmitted",
+	"on_reset":          "reset_answered",
+}
+
+// forFallback ends the name of the copy of a continuation.
+const forFallback = "_2"
+
+// copyContinuations gives the fallbacks continuations of their own.
+func copyContinuations(spec *ebpf.CollectionSpec) {
+	for _, name := range continuations {
+		program := spec.Programs[name].Copy()
+		program.Name += forFallback
+		spec.Programs[program.Name] = program
+	}
+}
+
+// insertContinuations lets the programs of the tracepoints go on. The maps keep the programs.
+func insertContinuations(objs *ebpf.Collection) error {
+	for place, name := range continuations {
+		primary, fallback := objs.Programs[name], objs.Programs[name+forFallback]
+		if fallback == nil {
+			fallback = primary
+		}
+		const ofPrimary, ofFallback = uint32(0), uint32(1)
+		if err := errors.Join(objs.Maps[place].Put(ofPrimary, primary), objs.Maps[place].Put(ofFallback, fallback)); err != nil {
+			return fmt.Errorf("insert program %s: %w", name, err)
+		}
+	}
+	return nil
 }
 
 // loadMaps loads the maps of an object and its variables.
